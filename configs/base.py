@@ -1,0 +1,70 @@
+"""Every field there is, with its unit and default. Other configs change lines.
+
+Nothing runs from here: see configs/quickstart.py for a recipe.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # model, data order, augmentation and composites follow from it
+  c.num_epochs = 10.0
+  c.batch_size = 128  # images over all devices
+  c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = "context_digits"  # a key of gc_jax.data.DATASETS
+  c.data.dir = ""  # TFDS directory; "" = TFDS's own default
+  c.data.image_size = 64  # pixels, square
+  c.data.background_frac = 0.5  # context digits: how often the background is
+  #   the photograph that belongs to the class, the rest uniform over all
+  c.data.train_split = "train"
+  c.data.eval_split = "test"  # tune on "validation"
+  c.data.crop_padding_px = 0  # random shift: pad by this much, crop back
+  c.data.flip = False  # random horizontal flip
+  c.data.num_workers = 0  # decoding processes; 0 = threads of this one
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = "resnet18"  # a key of gc_jax.MODELS
+
+  c.loss = ml_collections.ConfigDict()
+  c.loss.classification_weight = 1.0  # release: 80 for multi-label BCE
+  # λ. With reduction "mean" on 14x14 cells, 25 (the release on ImageNet)
+  # equals 25 / 196 = 0.1276 with "sum".
+  c.loss.consistency_weight = 25.0  # 0 = plain training, no composites made
+  c.loss.reduction = "mean"  # mean (release) | sum (eq. 5), over map cells
+  c.loss.stop_gradient = False  # True: the composite chases a fixed target
+  c.loss.ramp_epochs = 0.0  # λ rises linearly from 0; 0 = off (release)
+  c.loss.target_draw = "category"  # multi-label: category (paper) uniform over
+  #   present classes | instance (release) in proportion to their objects
+
+  c.compose = ml_collections.ConfigDict()
+  c.compose.mode = "packed"  # packed | independent (paper)
+  c.compose.groups = 0  # images mix within one group; 0 = one per device
+
+  c.optim = ml_collections.ConfigDict()
+  c.optim.lr_per_256 = 0.1  # learning rate = lr_per_256 * batch_size / 256
+  c.optim.momentum = 0.9
+  c.optim.weight_decay = 1e-4  # on every parameter, as torch.optim.SGD
+  c.optim.schedule = "step"  # step | cosine
+  c.optim.step_epochs = (30, 60)  # "step": multiply by step_factor here
+  c.optim.step_factor = 0.1
+  c.optim.warmup_epochs = 0.0  # linear, from 0
+  c.optim.clip_norm = 0.0  # global gradient norm; 0 = off
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.batch_size = 100
+  c.eval.every_epochs = 1.0  # classification only, for the curve and "best"
+  c.eval.protocol = "paper"  # annotation and map at the image's own size
+  c.eval.tolerance_px = 15.0  # at 224 pixels; scaled to data.image_size
+  c.eval.spg_samples = 100  # stochastic pointing game: points per run
+  c.eval.spg_runs = 5
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every_epochs = 1.0
+  c.checkpoint.keep = 2  # last ones; the best is kept beside them
+
+  c.log = ml_collections.ConfigDict()
+  c.log.every_steps = 20
+  return c

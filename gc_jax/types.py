@@ -1,0 +1,52 @@
+"""The words every part shares: axis letters, batches, metric sums.
+
+Axes, in jaxtyping strings everywhere:
+  B images in a batch      H W pixels        h w cells of the feature grid
+  D feature channels       K classes         P explained classes of an image
+  M composites             C colour channels
+"""
+
+from typing import NotRequired, TypedDict
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+# name -> (sum over examples, number of examples). Means are taken once, when
+# printed: means of means would weigh a short last batch too much.
+Metrics = dict[str, tuple[Array, Array]]
+
+
+class Batch(TypedDict):
+  """What the data pipeline hands to a step.
+
+  Keys:
+    image: uint8 `[B H W 3]`, RGB.
+    label: int32 `[B]`, the class. Single-label sets only.
+    labels: int32 `[B K]`, how many objects of each class the image holds.
+      Multi-label sets only; `labels > 0` is the usual multi-hot vector.
+    mask: float32 `[B]`, 1 for a real example, 0 for padding.
+  """
+
+  image: Array
+  mask: Array
+  label: NotRequired[Array]
+  labels: NotRequired[Array]
+
+
+class EvalBatch(Batch):
+  """A `Batch` with what localisation needs: up to P explained classes.
+
+  Keys:
+    target: int32 `[B P]`, the ground-truth classes of the image, ascending.
+    target_mask: float32 `[B P]`, 0 where an image has fewer than P classes,
+      and for padding.
+    object_mask: bool `[B P H W]`, pixels of any object of that class.
+    index: int32 `[B]`, position of the example in its split (-1 = padding).
+  """
+
+  target: Array
+  target_mask: Array
+  object_mask: Array
+  index: Array
