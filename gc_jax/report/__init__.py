@@ -1,0 +1,4 @@
+"""What people look at: metrics, progress, overlays, tables, the HTML page.
+
+Reads and writes the files of a run's workdir; imports no model and no jax.
+"""

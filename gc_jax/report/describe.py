@@ -1,0 +1,154 @@
+"""What a run is, in words: a sentence, a short name, what sets it apart."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gc_jax.report.run import Run
+
+_ARCHITECTURES = {"alexnet": "AlexNet", "resnet": "ResNet", "vgg": "VGG"}
+_DATA = {
+  "context_digits": "context digits",
+  "oxford_iiit_pet": "Oxford-IIIT Pet",
+  "imagenet": "ImageNet",
+  "coco": "MS-COCO",
+}
+# Settings that do not make another model: not part of what a run is.
+_NO_PART = {
+  "seed",
+  "data.dir",
+  "data.num_workers",
+  "eval.batch_size",
+  "log.every_steps",
+}
+# Settings without effect where the consistency loss is off.
+_CONSISTENCY = {
+  "loss.reduction",
+  "loss.stop_gradient",
+  "loss.ramp_epochs",
+  "loss.target_draw",
+}
+
+
+def architecture(run: Run) -> str:
+  """Returns "ResNet18": the model's name without its pooling."""
+  name = str(run.setting("model.name") or "model").removesuffix("-gmp")
+  for start, written in _ARCHITECTURES.items():
+    if name.startswith(start):
+      return written + name.removeprefix(start)
+  return name
+
+
+def data_name(run: Run) -> str:
+  """Returns the data set as one writes it."""
+  name = str(run.setting("data.name") or "unknown data")
+  return _DATA.get(name, name.replace("_", " "))
+
+
+def is_consistent(run: Run) -> bool:
+  """Returns whether the run trained with the consistency loss."""
+  return (run.setting("loss.consistency_weight") or 0) > 0
+
+
+def short_name(run: Run) -> str:
+  """Returns the paper's name: Baseline, GC, GMP or GMP+GC."""
+  gmp = str(run.setting("model.name")).endswith("-gmp")
+  parts = ["GMP"] * gmp + ["GC"] * is_consistent(run)
+  return "+".join(parts) or "Baseline"
+
+
+def sentence(run: Run) -> str:
+  """Returns the configuration in one English sentence."""
+  model = architecture(run)
+  name = str(run.setting("model.name"))
+  if name.endswith("-gmp"):
+    model += " with global max pooling"
+  elif name.startswith("resnet"):
+    model += " with global average pooling"
+  parts = [model + ","]
+  epochs = run.setting("num_epochs")
+  if epochs is not None:
+    plural = "epoch" if epochs == 1 else "epochs"
+    parts.append(f"trained for {epochs:g} {plural}")
+  else:
+    parts.append("trained")
+  parts.append(f"on {data_name(run)}{_data_details(run)}")
+  if is_consistent(run):
+    parts.append("with the Grad-CAM consistency loss,")
+    parts.append(f"λ = {run.setting('loss.consistency_weight'):g},")
+    if run.setting("compose.mode"):
+      parts.append(f"{run.setting('compose.mode')} composites,")
+  else:
+    parts.append("without the consistency loss,")
+  parts.append(f"seed {run.setting('seed')}.")
+  return " ".join(parts)
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+  """Returns label to runs; the runs of a label differ by seed only.
+
+  A label is the paper's name, with the architecture where runs differ in it
+  and every other setting that the names do not tell apart.
+  """
+  groups: dict[str, list[Run]] = {}
+  for run in runs:
+    groups.setdefault(json.dumps(_identity(run)), []).append(run)
+  firsts = [group[0] for group in groups.values()]
+  return dict(zip(_labels(firsts), groups.values(), strict=True))
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+  identities = [_identity(run) for run in runs]
+  one_model = len({architecture(run) for run in runs}) == 1
+  paths = sorted({path for identity in identities for path in identity})
+  labels = []
+  for run, identity in zip(runs, identities, strict=True):
+    label = short_name(run)
+    if not one_model:
+      label = f"{architecture(run)} {label}"
+    for path in paths:
+      others = [i[path] for i in identities if path in i]
+      if path == "model.name" or path not in identity:
+        continue
+      if any(other != identity[path] for other in others):
+        value = identity[path]
+        value = f"{value:g}" if isinstance(value, float) else value
+        name = "λ" if path == "loss.consistency_weight" else path
+        label += f", {name}={value}"
+    labels.append(label)
+  return labels
+
+
+def _identity(run: Run) -> dict[str, Any]:
+  """Returns the flat settings that make the model."""
+  flat = dict(sorted(_flatten(run.config).items()))
+  ignored = set(_NO_PART)
+  if run.setting("data.name") in ("folder", "image_folder"):
+    ignored.discard("data.dir")  # there, the folder is the data
+  if not is_consistent(run):
+    ignored |= _CONSISTENCY | {"loss.consistency_weight"}
+    ignored |= {path for path in flat if path.startswith("compose.")}
+  return {path: v for path, v in flat.items() if path not in ignored}
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _data_details(run: Run) -> str:
+  details = []
+  size = run.setting("data.image_size")
+  if size:
+    details.append(f"{size}×{size}")
+  frac = run.setting("data.background_frac")
+  if frac is not None and "digits" in str(run.setting("data.name")):
+    details.append(
+      f"background follows the class {100 * frac:.0f}% of the time"
+    )
+  return f" ({', '.join(details)})" if details else ""

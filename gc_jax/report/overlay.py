@@ -1,0 +1,122 @@
+"""Pictures of maps: heat over an image, outlines, frames, data URIs.
+
+Small images are enlarged by whole factors, so that their pixels stay crisp.
+"""
+
+import base64
+import io
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image
+
+DISPLAY_PX = 256  # enlarge until the shorter side is about this long
+COLORMAP = "plasma"
+OUTLINE_COLOR = (0, 245, 255)
+FRAME_COLOR = (0, 245, 255)
+_MAX_ALPHA = 0.8
+
+
+def display_scale(height: int, width: int) -> int:
+  """Returns the whole factor by which to enlarge an image for the screen."""
+  return max(1, DISPLAY_PX // min(height, width))
+
+
+def enlarge_image(
+  image: UInt8[np.ndarray, "H W 3"], scale: int
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Repeats every pixel `scale` times both ways."""
+  return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def enlarge_map(
+  cam: Float[np.ndarray, "h w"], height: int, width: int
+) -> Float32[np.ndarray, "H W"]:
+  """Enlarges a map bilinearly; cell centres at half cells, edges clamped."""
+  # Pillow works in mode F (float32), without rounding.
+  picture = Image.fromarray(np.asarray(cam, np.float32))
+  picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+  return np.asarray(picture)
+
+
+def heat_overlay(
+  image: UInt8[np.ndarray, "H W 3"],
+  cam: Float[np.ndarray, "h w"],
+  scale: int = 1,
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Returns the image with the map over it, hot where the map is high.
+
+  heat = enlarged map / its maximum, as in the paper's figures; colour and
+  opacity both follow the heat, so the image shows where the map is empty.
+
+  Args:
+    image: RGB.
+    cam: a map >= 0 in any unit. All zero: the image comes back bare.
+    scale: whole factor of enlargement.
+  """
+  image = enlarge_image(image, scale)
+  heat = enlarge_map(cam, *image.shape[:2])
+  peak = float(heat.max())
+  if peak <= 0.0:
+    return image
+  heat = np.clip(heat / peak, 0.0, 1.0)
+  colors = matplotlib.colormaps[COLORMAP](heat)[..., :3] * 255.0
+  alpha = _MAX_ALPHA * heat[..., None]
+  return np.rint((1 - alpha) * image + alpha * colors).astype(np.uint8)
+
+
+def border(object_mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+  """Returns the pixels outside the mask that touch it, corners included."""
+  padded = np.pad(object_mask, 1)
+  height, width = object_mask.shape
+  grown = np.zeros_like(object_mask)
+  for dy in range(3):
+    for dx in range(3):
+      grown |= padded[dy : dy + height, dx : dx + width]
+  return grown & ~object_mask
+
+
+def draw_outline(
+  picture: UInt8[np.ndarray, "sH sW 3"],
+  object_mask: Bool[np.ndarray, "H W"],
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Returns the picture with the mask's border drawn.
+
+  Args:
+    picture: the image the mask belongs to, enlarged by a whole factor.
+    object_mask: at the image's own size.
+  """
+  scale = picture.shape[0] // object_mask.shape[0]
+  line = border(object_mask).repeat(scale, axis=0).repeat(scale, axis=1)
+  picture = picture.copy()
+  picture[line] = OUTLINE_COLOR
+  return picture
+
+
+def draw_frame(
+  composite: UInt8[np.ndarray, "sH2 sW2 3"], cell: int, width_px: int = 4
+) -> UInt8[np.ndarray, "sH2 sW2 3"]:
+  """Returns the composite with a frame inside one cell (0..3, row-major)."""
+  height, width = composite.shape[0] // 2, composite.shape[1] // 2
+  top, left = cell // 2 * height, cell % 2 * width
+  composite = composite.copy()
+  inside = composite[top : top + height, left : left + width]
+  frame = np.ones((height, width), bool)
+  frame[width_px:-width_px, width_px:-width_px] = False
+  inside[frame] = FRAME_COLOR
+  return composite
+
+
+def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+  """Returns the picture as a PNG file."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+  return buffer.getvalue()
+
+
+def data_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
+  """Returns the picture as a PNG in a data URI, for a page without files."""
+  return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode(
+    "ascii"
+  )
