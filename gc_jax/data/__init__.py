@@ -1,0 +1,54 @@
+"""Data sets by name. Batches of them: `gc_jax.data.pipeline`.
+
+Each entry imports its builder when called, so that importing this package
+costs nothing.
+"""
+
+import functools
+from collections.abc import Callable
+
+import ml_collections
+
+from gc_jax.data.dataset import Dataset, unknown_name_message
+
+__all__ = ["DATASETS", "Dataset", "load"]
+
+
+def _context_digits(
+  config_data: ml_collections.ConfigDict, split: str, *, multi_label: bool
+) -> Dataset:
+  from gc_jax.data import context_digits
+
+  return context_digits.load(
+    split,
+    data_dir=config_data.dir,
+    image_size=config_data.image_size,
+    background_frac=config_data.background_frac,
+    multi_label=multi_label,
+  )
+
+
+# name -> (config.data, split) -> Dataset
+DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
+  "context_digits": functools.partial(_context_digits, multi_label=False),
+  "context_digits_multi": functools.partial(_context_digits, multi_label=True),
+}
+
+
+def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
+  """Returns a split of the data set `config_data.name`, prepared if need be.
+
+  Args:
+    config_data: `config.data` of configs/base.py.
+    split: a split's name, or a part of one in the notation of TFDS:
+      "train[:100]", "train[:10%]".
+
+  Raises:
+    ValueError: if there is no such data set or split, or a field of
+      `config_data` is out of range.
+  """
+  if config_data.name not in DATASETS:
+    raise ValueError(
+      unknown_name_message("--config.data.name", config_data.name, DATASETS)
+    )
+  return DATASETS[config_data.name](config_data, split)

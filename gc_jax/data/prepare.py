@@ -1,0 +1,90 @@
+"""Prepares a TFDS builder once, whole or not at all, whoever asks for it.
+
+TFDS writes into a folder `incomplete.*` and renames it when it is finished, so
+that a folder under the final name is complete. What is added here: processes
+that want the same data wait for the first instead of repeating its work, the
+folders of killed ones are removed, and nothing is printed but one line.
+"""
+
+import contextlib
+import fcntl
+import io
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import tensorflow_datasets as tfds
+
+
+def prepare(
+  make_builder: Callable[[], tfds.core.DatasetBuilder],
+) -> tfds.core.DatasetBuilder:
+  """Returns a builder whose data is on disk.
+
+  Args:
+    make_builder: makes the builder. It is called again once the data is
+      there: a builder reads its splits from disk when it is made.
+
+  Raises:
+    ValueError: if the TFDS directory cannot be written to.
+  """
+  builder = make_builder()
+  final = pathlib.Path(builder.data_path)
+  if final.exists():
+    return builder
+  try:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = final.parent / f".{final.name}.lock"
+    lock_path.touch()
+  except OSError as error:
+    raise ValueError(
+      f"{builder.name} must be prepared in {final.parent}, which cannot be "
+      f"written to ({error.strerror}); set --config.data.dir to a folder "
+      "that can."
+    ) from error
+  with _lock(lock_path) as locked:
+    if not final.exists():
+      if locked:  # then whoever made these is dead
+        for stale in final.parent.glob(f"incomplete.*_{final.name}"):
+          shutil.rmtree(stale)
+      _prepare(builder, final)
+  return make_builder()
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[bool]:
+  """Waits until no other process holds the lock; the kernel frees it on exit.
+
+  Yields False on file systems without locks (some cluster mounts). Then two
+  processes may prepare side by side, and the second to finish is in vain.
+  """
+  with path.open() as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX)
+      locked = True
+    except OSError:
+      locked = False
+    yield locked
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, final: pathlib.Path) -> None:
+  start = time.monotonic()
+  tfds.disable_progress_bar()  # builders bring one that knows its total
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  except OSError:
+    # The rename fails where another process, without a lock, was faster.
+    if not final.exists():
+      raise
+  finally:
+    tfds.enable_progress_bar()
+  secs = time.monotonic() - start
+  count = sum(split.num_examples for split in builder.info.splits.values())
+  print(
+    f"Prepared {count:,} images of {builder.name}/{builder.builder_config.name}"
+    f" in {final}: {secs:.1f} s",
+    file=sys.stderr,
+  )
