@@ -1,0 +1,101 @@
+"""Grad-CAM, its element-wise variant, and the distribution made of a map.
+
+The class score is differentiated with respect to the last convolutional
+activations through the head alone, so the trunk runs once. Everything here is
+differentiable: a loss on a map trains the model through it (a gradient of a
+gradient).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Added to the sum, and once more after the division, as the release does: an
+# all-zero map becomes 1e-8 everywhere, never NaN.
+EPSILON = 1e-8
+
+
+def class_gradients(
+  classify: Callable[[Float[Array, "B h w D"]], Float[Array, "B K"]],
+  features: Float[Array, "B h w D"],
+  target: Int[Array, "B P"],
+) -> Float[Array, "B P h w D"]:
+  """Returns d logit[target] / d features, for every target.
+
+  Args:
+    classify: the head, as a pure function that treats each example alone.
+    features: activations of the explained layer.
+    target: P classes to explain in each example.
+
+  Returns:
+    Gradients in logits per unit of activation, float32.
+  """
+  features = features.astype(jnp.float32)
+
+  def scores(features, target):
+    logits = classify(features)
+    # The examples are independent: the gradient of the sum holds each one's.
+    return jnp.take_along_axis(logits, target[:, None], axis=1).sum()
+
+  over_targets = jax.vmap(jax.grad(scores), in_axes=(None, 1), out_axes=1)
+  return over_targets(features, target)
+
+
+def grad_cam(
+  features: Float[Array, "*B h w D"], weights: Float[Array, "*B D"]
+) -> Float[Array, "*B h w"]:
+  """Returns the class-discriminative map of each example.
+
+  cam[b,i,j] = relu( sum_d weights[b,d] * features[b,i,j,d] )
+
+  Args:
+    features: activations of the explained layer, after its nonlinearity.
+    weights: d logit / d features, averaged over h w.
+
+  Returns:
+    Maps >= 0 in logit units, not normalised.
+
+  Source: Selvaraju et al. 2017, arXiv:1610.02391, eq. 2; the paper's eq. 1-2.
+  Differs: none.
+  """
+  return elementwise_grad_cam(features, weights[..., None, None, :])
+
+
+def elementwise_grad_cam(
+  features: Float[Array, "*B h w D"], gradients: Float[Array, "*B i j D"]
+) -> Float[Array, "*B h w"]:
+  """Returns the map that weighs every cell by its own gradient.
+
+  cam[b,i,j] = relu( sum_d gradients[b,i,j,d] * features[b,i,j,d] )
+
+  Args:
+    features: activations of the explained layer, after its nonlinearity.
+    gradients: d logit / d features, cell by cell. Axes of size 1 (i, j) mean
+      the same weight in every cell, which is `grad_cam`.
+
+  Returns:
+    Maps >= 0 in logit units, not normalised. Under average pooling and a
+    linear head they equal `grad_cam`'s; under maximum pooling they do not.
+
+  Source: Pillai & Pirsiavash 2021, eq. 3.
+  Differs: none.
+  """
+  cam = (gradients * features.astype(jnp.float32)).sum(-1)
+  return jax.nn.relu(cam)
+
+
+def normalize_cam(cam: Float[Array, "*B h w"]) -> Float[Array, "*B h w"]:
+  """Returns the map as a distribution over cells.
+
+  g / (sum(g) + 1e-8) + 1e-8
+
+  Args:
+    cam: maps >= 0.
+
+  Source: Pillai & Pirsiavash 2021, section 3.
+  Differs: the epsilons, which the paper leaves out, are the release's.
+  """
+  total = cam.sum((-2, -1), keepdims=True)
+  return cam / (total + EPSILON) + EPSILON

@@ -1,0 +1,155 @@
+"""2x2 composites: which images fill which cells, and the putting together.
+
+A `Layout` is drawn first, from classes alone; `assemble` then gathers the
+images, and `expected_cam` says what the map of a perfectly consistent model
+would be. Cells are numbered row-major:
+
+  0 1
+  2 3
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+class Layout(NamedTuple):
+  """M composites of four images, and the P explained images in each.
+
+  Attributes:
+    tiles: `[M 4]`, position in the batch of the image in each cell.
+    cell: `[M P]`, where each explained image sits.
+    mask: `[M P]`, 1 where none of the other three images holds the explained
+      class, 0 where one does: such a pair must not count.
+  """
+
+  tiles: Int[Array, "M 4"]
+  cell: Int[Array, "M P"]
+  mask: Float[Array, "M P"]
+
+  @property
+  def explained(self) -> Int[Array, "M P"]:
+    """Returns the position in the batch of each explained image."""
+    return jnp.take_along_axis(self.tiles, self.cell, axis=1)
+
+
+def independent(
+  key: PRNGKeyArray,
+  contains: Bool[Array, "B K"],
+  target: Int[Array, "B"],
+  mask: Float[Array, "B"],
+) -> Layout:
+  """Draws one composite for each image (M = B, P = 1).
+
+  The image sits in a uniformly random cell; the rest are three different
+  images that do not hold its target, or fewer, repeated, where the batch has
+  no three. An image with none at all is masked.
+
+  Args:
+    key: the draw is a function of it.
+    contains: classes each image holds.
+    target: class explained in each image.
+    mask: 1 for real examples; padding is neither explained nor a distractor.
+
+  Source: Pillai & Pirsiavash 2021, section 3.
+  Differs: distractors come from the batch, not from the whole training set.
+  """
+  batch_size = target.shape[0]
+  key_cell, key_order = jax.random.split(key)
+  allowed = ~contains[:, target].T & (mask > 0)  # [explained, distractor]
+  # A random order of the allowed ones: the forbidden are sorted to the end.
+  order = jax.random.uniform(key_order, allowed.shape)
+  order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)
+  num_allowed = allowed.sum(1, keepdims=True)
+  pick = jnp.arange(3) % jnp.maximum(num_allowed, 1)
+  distractors = jnp.take_along_axis(order, pick, axis=1)
+
+  cell = jax.random.randint(key_cell, (batch_size, 1), 0, 4)
+  # Cell c holds the image; the cells before and after, distractors in order.
+  cells = jnp.arange(4)
+  slot = jnp.clip(cells - (cells > cell), 0, 2)
+  tiles = jnp.where(
+    cells == cell,
+    jnp.arange(batch_size)[:, None],
+    jnp.take_along_axis(distractors, slot, axis=1),
+  )
+  valid = (num_allowed > 0) & (mask[:, None] > 0)
+  return Layout(tiles, cell, valid.astype(jnp.float32))
+
+
+def packed(
+  key: PRNGKeyArray,
+  contains: Bool[Array, "B K"],
+  target: Int[Array, "B"],
+  mask: Float[Array, "B"],
+) -> Layout:
+  """Draws B/4 composites in which all four images are explained (P = 4).
+
+  A random permutation of the batch, taken four at a time: each image is a
+  positive once and a distractor for three others. A pair whose class also
+  occurs among its three neighbours is masked. Given that a pair is valid, its
+  distractors have the law of `independent`; the forward pass costs a quarter.
+
+  Args:
+    key: the draw is a function of it.
+    contains: classes each image holds. B must be divisible by 4.
+    target: class explained in each image.
+    mask: 1 for real examples.
+
+  Source: none; ours.
+  """
+  tiles = jax.random.permutation(key, target.shape[0]).reshape(-1, 4)
+  cell = jnp.broadcast_to(jnp.arange(4), tiles.shape)
+  # clash[m, p, c]: the image in cell c holds the class explained in cell p.
+  clash = contains[tiles[:, None, :], target[tiles][:, :, None]]
+  clash &= ~jnp.eye(4, dtype=bool)
+  real = mask[tiles]
+  valid = ~clash.any(-1) & (real > 0) & (real.min(1, keepdims=True) > 0)
+  return Layout(tiles, cell, valid.astype(jnp.float32))
+
+
+# name in --config.compose.mode -> layout
+MODES = {"independent": independent, "packed": packed}
+
+
+def place(tiles: Array) -> Array:
+  """Returns each row of four tiles as one 2x2 composite.
+
+  Args:
+    tiles: `[M 4 H W *rest]`: images, or maps when nothing follows W.
+
+  Returns:
+    `[M 2H 2W *rest]`.
+  """
+  num, _, height, width, *rest = tiles.shape
+  grid = tiles.reshape(num, 2, 2, height, width, *rest)
+  # [m, row, column, y, x, ...] -> [m, row, y, column, x, ...]
+  return grid.swapaxes(2, 3).reshape(num, 2 * height, 2 * width, *rest)
+
+
+def assemble(
+  layout: Layout, images: Float[Array, "B H W C"]
+) -> Float[Array, "M H2 W2 C"]:
+  """Returns the composite images, twice as high and wide as the originals."""
+  return place(images[layout.tiles])
+
+
+def expected_cam(
+  layout: Layout, cam: Float[Array, "B h w"]
+) -> Float[Array, "M P h2 w2"]:
+  """Returns the map a consistent model has on each composite.
+
+  The image's own map in its cell, exactly zero in the other three.
+
+  Args:
+    layout: where images sit.
+    cam: map of each image alone, for its target.
+
+  Source: Pillai & Pirsiavash 2021, eq. 4.
+  """
+  own = cam[layout.explained]  # [M P h w]
+  in_cell = jax.nn.one_hot(layout.cell, 4, dtype=cam.dtype)  # [M P 4]
+  tiles = own[:, :, None] * in_cell[..., None, None]  # [M P 4 h w]
+  return jax.vmap(place)(tiles)

@@ -1,0 +1,40 @@
+"""The architectures, by name. A `-gmp` suffix pools by the global maximum."""
+
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+
+from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+
+_ARCHITECTURES = {
+  # One block a stage and a quarter of the width, for pictures of 64 pixels:
+  # an 8x8 feature grid.
+  "resnet8-small": partial(
+    ResNet, (1, 1, 1), BasicBlock, width=32, stem="small"
+  ),
+  "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
+  "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
+  "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
+  "resnet101": partial(ResNet, (3, 4, 23, 3), Bottleneck),
+}
+
+# name -> constructor(num_classes, *, dtype, rngs)
+MODELS = {
+  **{k: partial(v, pooling="average") for k, v in _ARCHITECTURES.items()},
+  **{f"{k}-gmp": partial(v, pooling="max") for k, v in _ARCHITECTURES.items()},
+}
+
+
+def create(
+  name: str, num_classes: int, *, dtype: jnp.dtype = jnp.float32, seed: int = 0
+) -> nnx.Module:
+  """Returns a freshly initialised model.
+
+  Args:
+    name: a key of `MODELS`.
+    num_classes: K.
+    dtype: of activations; parameters are float32.
+    seed: initialisation is a function of it.
+  """
+  return MODELS[name](num_classes, dtype=dtype, rngs=nnx.Rngs(seed))
