@@ -84,6 +84,32 @@ def sentence(run: Run) -> str:
   return " ".join(parts)
 
 
+def check_comparable(runs: Sequence[Run]) -> None:
+  """Checks that the runs were evaluated on the same data in the same way.
+
+  Raises:
+    ValueError: they were not; their numbers do not compare.
+  """
+  for path in ("data.name", "data.eval_split", "eval.protocol"):
+    values = {str(run.workdir): run.setting(path) for run in runs}
+    _check_equal(f"--config.{path}", values)
+  counts = {
+    str(run.workdir): run.results["val/num_examples"]
+    for run in runs
+    if run.results.get("val/num_examples") is not None
+  }
+  _check_equal("the number of evaluated images", counts)
+
+
+def _check_equal(what: str, values: dict[str, Any]) -> None:
+  if len(set(values.values())) > 1:
+    listed = ", ".join(f"{name}: {value!r}" for name, value in values.items())
+    raise ValueError(
+      f"Runs must share {what} for their numbers to compare. Got {listed}. "
+      "Compare runs on the same data."
+    )
+
+
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
   """Returns label to runs; the runs of a label differ by seed only.
 
@@ -92,7 +118,11 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
   """
   groups: dict[str, list[Run]] = {}
   for run in runs:
-    groups.setdefault(json.dumps(_identity(run)), []).append(run)
+    identity = {
+      path: float(v) if type(v) is int else v  # 25 and 25.0 are one setting
+      for path, v in _identity(run).items()
+    }
+    groups.setdefault(json.dumps(identity), []).append(run)
   firsts = [group[0] for group in groups.values()]
   return dict(zip(_labels(firsts), groups.values(), strict=True))
 
@@ -121,7 +151,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def _identity(run: Run) -> dict[str, Any]:
   """Returns the flat settings that make the model."""
-  flat = dict(sorted(_flatten(run.config).items()))
+  flat = dict(sorted(flatten(run.config).items()))
   ignored = set(_NO_PART)
   if run.setting("data.name") in ("folder", "image_folder"):
     ignored.discard("data.dir")  # there, the folder is the data
@@ -131,11 +161,12 @@ def _identity(run: Run) -> dict[str, Any]:
   return {path: v for path, v in flat.items() if path not in ignored}
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns "loss.reduction" to value, in the order of the configuration."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
+      flat |= flatten(value, f"{prefix}{name}.")
     else:
       flat[prefix + name] = value
   return flat
