@@ -100,6 +100,10 @@ def curves(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
         y = np.where(y > 0, y, np.nan)
       if np.isfinite(y).any():
         series[word] = (x, y)
+    if panel.scale == "log" and len(panel.series) == 1:
+      values = next(iter(series.values()))[1] if series else np.zeros(0)
+      if np.nanmin(values, initial=np.inf) == np.nanmax(values, initial=0.0):
+        continue  # a constant weight: the page's first sentence names it
     if series:
       svg = _draw(panel, series, "epoch" if in_epochs else "step")
       charts.append(Chart(panel.title, panel.unit, svg))
@@ -146,7 +150,7 @@ def _draw(
     "ytick.labelcolor": _TEXT,
   }
   with matplotlib.rc_context(settings):
-    figure = Figure(figsize=(4.2, 2.5), layout="constrained", facecolor="none")
+    figure = Figure(figsize=(3.7, 2.3), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     for position, (word, (x, y)) in enumerate(series.items()):
       axes.plot(

@@ -13,8 +13,8 @@ from PIL import Image
 
 DISPLAY_PX = 256  # enlarge until the shorter side is about this long
 COLORMAP = "plasma"
-OUTLINE_COLOR = (0, 245, 255)
-FRAME_COLOR = (0, 245, 255)
+LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap
+LINE_PX = 2  # on the screen, whatever the size of the image
 _MAX_ALPHA = 0.8
 
 
@@ -66,36 +66,42 @@ def heat_overlay(
   return np.rint((1 - alpha) * image + alpha * colors).astype(np.uint8)
 
 
-def border(object_mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-  """Returns the pixels outside the mask that touch it, corners included."""
-  padded = np.pad(object_mask, 1)
-  height, width = object_mask.shape
-  grown = np.zeros_like(object_mask)
-  for dy in range(3):
-    for dx in range(3):
-      grown |= padded[dy : dy + height, dx : dx + width]
-  return grown & ~object_mask
+def border(
+  object_mask: Bool[np.ndarray, "H W"], width_px: int = 1
+) -> Bool[np.ndarray, "H W"]:
+  """Returns the pixels outside the mask, at most `width_px` away from it.
+
+  Outside, so that thin objects stay visible within their outline. Away both
+  ways at once: corners count.
+  """
+  padded = np.pad(object_mask, width_px)
+  windows = np.lib.stride_tricks.sliding_window_view(
+    padded, (2 * width_px + 1, 2 * width_px + 1)
+  )
+  return windows.any(axis=(2, 3)) & ~object_mask
 
 
 def draw_outline(
   picture: UInt8[np.ndarray, "sH sW 3"],
   object_mask: Bool[np.ndarray, "H W"],
 ) -> UInt8[np.ndarray, "sH sW 3"]:
-  """Returns the picture with the mask's border drawn.
+  """Returns the picture with the mask's border drawn, finer than its pixels.
 
   Args:
     picture: the image the mask belongs to, enlarged by a whole factor.
     object_mask: at the image's own size.
   """
   scale = picture.shape[0] // object_mask.shape[0]
-  line = border(object_mask).repeat(scale, axis=0).repeat(scale, axis=1)
+  enlarged = object_mask.repeat(scale, axis=0).repeat(scale, axis=1)
   picture = picture.copy()
-  picture[line] = OUTLINE_COLOR
+  picture[border(enlarged, LINE_PX)] = LINE_COLOR
   return picture
 
 
 def draw_frame(
-  composite: UInt8[np.ndarray, "sH2 sW2 3"], cell: int, width_px: int = 4
+  composite: UInt8[np.ndarray, "sH2 sW2 3"],
+  cell: int,
+  width_px: int = 2 * LINE_PX,
 ) -> UInt8[np.ndarray, "sH2 sW2 3"]:
   """Returns the composite with a frame inside one cell (0..3, row-major)."""
   height, width = composite.shape[0] // 2, composite.shape[1] // 2
@@ -104,7 +110,7 @@ def draw_frame(
   inside = composite[top : top + height, left : left + width]
   frame = np.ones((height, width), bool)
   frame[width_px:-width_px, width_px:-width_px] = False
-  inside[frame] = FRAME_COLOR
+  inside[frame] = LINE_COLOR
   return composite
 
 
@@ -117,6 +123,9 @@ def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 def data_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
   """Returns the picture as a PNG in a data URI, for a page without files."""
-  return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode(
-    "ascii"
-  )
+  return as_data_uri(png_bytes(picture))
+
+
+def as_data_uri(png: bytes) -> str:
+  """Returns a PNG file as a data URI."""
+  return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -78,7 +78,7 @@ def _context(run: Run, other: Run | None) -> dict[str, Any]:
   kinds = [k for k in _KINDS if k in shown and not (k == "fixed" and pairs)]
   return {
     "name": run.workdir.resolve().name,
-    "title": describe.short_name(run),
+    "title": f"{describe.architecture(run)} {describe.short_name(run)}",
     "sentence": describe.sentence(run),
     "is_consistent": describe.is_consistent(run),
     "headlines": summary.headlines(run, other),

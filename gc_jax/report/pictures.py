@@ -81,7 +81,10 @@ def pairs(run: Run, other: Run, limit: int = 12) -> list[Card]:
         target=run.class_name(example.target),
         predicted=run.class_name(example.predicted),
         is_correct=example.predicted == example.target,
-        facts=(("CH", f"{change:+.1f} points"), ("image", str(example.index))),
+        facts=(
+          ("CH", f"{change:+.1f} points".replace("-", "−")),
+          ("image", str(example.index)),
+        ),
         pictures=(
           _image(run, example, "Image, object outlined"),
           _heat(other, before, f"Before: CH {before.content_heatmap:.1f}"),

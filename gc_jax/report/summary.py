@@ -61,7 +61,7 @@ def headlines(run: Run, other: Run | None = None) -> list[Headline]:
       run,
       other,
       f"val/{METHOD}/content_heatmap",
-      "Map on the object",
+      "On the object",
       "CH",
       "On average {:.1f}% of what the explanation highlights is the object "
       "itself.",
@@ -74,7 +74,7 @@ def headlines(run: Run, other: Run | None = None) -> list[Headline]:
       run,
       other,
       f"val/{METHOD}/negative_quadrants_heatmap",
-      "Map on other images",
+      "On other images",
       "NQH",
       "Beside three images without the class, {:.1f}% of the explanation "
       "falls on those three.",
@@ -145,6 +145,7 @@ def _headline(
     delta = round(value, 1) - round(before, 1)  # as the reader would subtract
     delta = round(delta, 1) + 0.0
     change = f"{delta:+.1f} against {describe.short_name(other)}"
+    change = change.replace("-", "−", 1) if delta < 0 else change
     if delta:
       is_better = (delta > 0) == higher_is_better
   return Headline(

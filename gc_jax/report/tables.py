@@ -101,14 +101,16 @@ class Table:
     """Returns whether no other model does better under the row's method.
 
     Numbers that print the same count as the same. Never a control row, and
-    never where there is nothing to compare with.
+    never where all rows are the same: there is nothing to choose.
     """
     rivals = [
       round(r.cells[column.key].mean, 1)
       for r in self.rows
       if r.method == row.method and column.key in r.cells
     ]
-    if row.is_control or column.key not in row.cells or len(rivals) < 2:
+    if row.is_control or column.key not in row.cells:
+      return False
+    if len(set(rivals)) < 2:
       return False
     best = max(rivals) if column.higher_is_better else min(rivals)
     return round(row.cells[column.key].mean, 1) == best
