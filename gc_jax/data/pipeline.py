@@ -7,6 +7,7 @@ alone; neither depends on how many processes, workers or threads read it.
 import dataclasses
 import functools
 import io
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,9 +19,12 @@ from jaxtyping import Bool, UInt8
 from gc_jax.data.dataset import Dataset
 from gc_jax.types import Batch, EvalBatch
 
-# A unit of work is a whole batch. Two more than are decoded at a time keep a
-# slow one from stopping the step.
-_READ_OPTIONS = grain.ReadOptions(num_threads=4, prefetch_buffer_size=6)
+# A unit of work is a whole batch, made by one thread. More threads than cores
+# only wait for each other. Two batches in reserve cover a slow one.
+_NUM_THREADS = min(8, os.cpu_count() or 1)
+_READ_OPTIONS = grain.ReadOptions(
+  num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
+)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

@@ -79,6 +79,7 @@ def _prepare(builder: tfds.core.DatasetBuilder, final: pathlib.Path) -> None:
     # The rename fails where another process, without a lock, was faster.
     if not final.exists():
       raise
+    return
   finally:
     tfds.enable_progress_bar()
   secs = time.monotonic() - start

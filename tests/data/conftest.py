@@ -1,0 +1,33 @@
+"""Small prepared sets, made once for all tests of the data layer."""
+
+import pytest
+from absl import flags
+
+from gc_jax.data import context_digits
+
+# (train, validation, test): the last is no multiple of any batch size used.
+NUM_EXAMPLES = (40, 20, 23)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_flags():
+  """Grain's workers read absl flags, which pytest does not parse."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="session")
+def load_small(data_dir):
+  """Loads a split of a small variant."""
+
+  def load(split, **config):
+    return context_digits.load(
+      split, data_dir=data_dir, num_examples=NUM_EXAMPLES, **config
+    )
+
+  return load

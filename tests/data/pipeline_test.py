@@ -1,0 +1,363 @@
+import dataclasses
+import io
+import itertools
+import math
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from gc_jax.data import Dataset, pipeline
+
+SIZES = {"batch_size": 8, "image_size": 64}
+
+
+def png(pixels):
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, format="png")
+  return buffer.getvalue()
+
+
+def dataset_of(records, multi_label=True, slots=3):
+  return Dataset(
+    source=records,
+    class_names=tuple("abcdef"),
+    multi_label=multi_label,
+    max_classes_per_image=slots,
+    name="hand-made",
+    license="",
+  )
+
+
+def train(dataset, count=3, **kwargs):
+  kwargs = {"seed": 0, "start_step": 0, **SIZES, **kwargs}
+  return list(
+    itertools.islice(pipeline.train_batches(dataset, **kwargs), count)
+  )
+
+
+def assert_same(batches, others):
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def joined(*shares):
+  """The shares of each step in the order of the processes."""
+  return [
+    {key: np.concatenate([b[key] for b in step]) for key in step[0]}
+    for step in zip(*shares, strict=True)
+  ]
+
+
+def test_train_batches_are_what_types_say(load_small):
+  (batch,) = train(load_small("train"), 1)
+  assert batch["image"].shape == (8, 64, 64, 3)
+  assert batch["image"].dtype == np.uint8
+  assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
+  assert batch["mask"].dtype == np.float32 and batch["mask"].all()
+  assert batch.keys() == {"image", "label", "mask"}
+
+
+def test_multi_label_batches_count_the_objects(load_small):
+  dataset = load_small("train", multi_label=True)
+  records = {r["image"]: r for r in dataset.source}
+  by_pixels = {
+    pipeline.decode_image(image, 64).tobytes(): record["labels"]
+    for image, record in records.items()
+  }
+  counts = []
+  for batch in train(dataset, 5):
+    assert batch.keys() == {"image", "labels", "mask"}
+    assert batch["labels"].shape == (8, 10)
+    assert batch["labels"].dtype == np.int32
+    for image, row in zip(batch["image"], batch["labels"], strict=True):
+      labels = by_pixels[image.tobytes()]
+      assert row.tolist() == [list(labels).count(k) for k in range(10)]
+      counts.append(row.max())
+  assert set(counts) >= {1, 2}, "two digits of one class are among them"
+
+
+def test_an_epoch_shows_every_example_once_and_each_is_shuffled_anew(
+  load_small,
+):
+  dataset = load_small("train")
+  batches = train(dataset, 10)  # two epochs of 40
+  epochs = [
+    [image.tobytes() for b in part for image in b["image"]]
+    for part in (batches[:5], batches[5:])
+  ]
+  assert len(set(epochs[0])) == 40
+  assert set(epochs[0]) == set(epochs[1])
+  assert epochs[0] != epochs[1]
+  in_order = [
+    pipeline.decode_image(r["image"], 64).tobytes() for r in dataset.source
+  ]
+  assert epochs[0] != in_order
+
+
+AUGMENTED = {"crop_padding_px": 4, "flip": True}
+
+
+def test_starting_at_a_step_is_skipping_to_it(load_small):
+  dataset = load_small("train")
+  batches = train(dataset, 9, **AUGMENTED)
+  for start_step in (1, 7):  # 7 is in the second epoch
+    later = train(dataset, 9 - start_step, start_step=start_step, **AUGMENTED)
+    assert_same(batches[start_step:], later)
+
+
+def test_another_seed_is_another_order_and_other_augmentation(load_small):
+  dataset = load_small("train")
+  (a,), (b,) = train(dataset, 1), train(dataset, 1, seed=1)
+  assert (a["image"] != b["image"]).mean() > 0.5
+  same = dataset_of([dataset.source[0]] * 8)
+  (a,), (b,) = train(same, 1, **AUGMENTED), train(same, 1, seed=1, **AUGMENTED)
+  assert (a["image"] != b["image"]).any()
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_shares_of_any_number_of_processes_join_to_one_batch(
+  load_small, process_count
+):
+  dataset = load_small("train")
+  shares = [
+    train(
+      dataset,
+      7,
+      start_step=2,
+      process_index=i,
+      process_count=process_count,
+      **AUGMENTED,
+    )
+    for i in range(process_count)
+  ]
+  assert shares[0][0]["image"].shape[0] == 8 // process_count
+  assert_same(joined(*shares), train(dataset, 7, start_step=2, **AUGMENTED))
+
+
+@pytest.mark.slow  # workers are spawned and import everything: 10 s
+def test_workers_change_nothing(load_small):
+  dataset = load_small("train")
+  for kwargs in (
+    {},
+    {"start_step": 3, "process_index": 1, "process_count": 2},
+  ):
+    kwargs |= AUGMENTED
+    assert_same(
+      train(dataset, 7, **kwargs), train(dataset, 7, num_workers=2, **kwargs)
+    )
+
+
+def test_augmentation_shifts_and_mirrors_and_nothing_else():
+  pixels = np.random.default_rng(0).integers(
+    0, 256, (64, 64, 3), dtype=np.uint8
+  )
+  dataset = dataset_of([{"image": png(pixels), "labels": [0]}] * 8)
+  padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge")
+  variants = {}
+  for y, x in itertools.product(range(5), repeat=2):
+    crop = padded[y : y + 64, x : x + 64]
+    variants[crop.tobytes()] = y, x, False
+    variants[crop[:, ::-1].tobytes()] = y, x, True
+  found = [
+    variants[image.tobytes()]
+    for batch in train(dataset, 100, crop_padding_px=2, flip=True)
+    for image in batch["image"]
+  ]
+  counts = [found.count(variant) for variant in variants.values()]
+  # 800 draws of 50 variants, 16 each: all occur (chance of a miss 5e-6), none
+  # more than five standard deviations too often.
+  assert min(counts) > 0 and max(counts) < 16 + 5 * 4
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+@pytest.mark.parametrize("batch_size", [8, 24, 32])
+def test_evaluation_shows_every_example_once_in_order(
+  load_small, batch_size, process_count
+):
+  dataset = load_small("test")  # 23 examples
+  shares = [
+    list(
+      pipeline.eval_batches(
+        dataset,
+        batch_size=batch_size,
+        image_size=64,
+        process_index=i,
+        process_count=process_count,
+      )
+    )
+    for i in range(process_count)
+  ]
+  assert len({len(share) for share in shares}) == 1
+  batches = joined(*shares)
+  assert len(batches) == math.ceil(23 / batch_size)
+  whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  padding = len(whole["mask"]) - 23
+  assert whole["index"].tolist() == [*range(23), *[-1] * padding]
+  assert whole["mask"].tolist() == [1] * 23 + [0] * padding
+  for key in whole.keys() - {"index"}:
+    assert not whole[key][23:].any(), f"{key} of padding is 0"
+  for index, record in enumerate(dataset.source):
+    np.testing.assert_array_equal(
+      whole["image"][index], pipeline.decode_image(record["image"], 64)
+    )
+    assert whole["label"][index] == record["labels"][0]
+
+
+def test_eval_batches_are_what_types_say(load_small):
+  for multi_label, slots in ((False, 1), (True, 3)):
+    dataset = load_small("test", multi_label=multi_label)
+    batch = next(pipeline.eval_batches(dataset, **SIZES))
+    shapes = {k: (v.shape, v.dtype.name) for k, v in batch.items()}
+    labels = {"labels": ((8, 10), "int32")}
+    assert shapes == {
+      "image": ((8, 64, 64, 3), "uint8"),
+      "mask": ((8,), "float32"),
+      "target": ((8, slots), "int32"),
+      "target_mask": ((8, slots), "float32"),
+      "object_mask": ((8, slots, 64, 64), "bool"),
+      "index": ((8,), "int32"),
+      **(labels if multi_label else {"label": ((8,), "int32")}),
+    }
+
+
+def test_targets_are_the_classes_ascending_with_the_union_of_their_masks():
+  def mask(*corner):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[corner] = 255
+    return pixels
+
+  record = {
+    "image": png(np.zeros((8, 8, 3), np.uint8)),
+    "labels": [4, 1, 4],
+    "objects": {
+      "label": [4, 1, 4],
+      "bbox": [(0, 0, 1, 1)] * 3,
+      "difficult": [False] * 3,
+      "mask": [png(mask(0, 0)), png(mask(3, 5)), png(mask(7, 7))],
+    },
+  }
+  (batch,) = pipeline.eval_batches(
+    dataset_of([record]), batch_size=1, image_size=8
+  )
+  assert batch["target"].tolist() == [[1, 4, 0]]
+  assert batch["target_mask"].tolist() == [[1, 1, 0]]
+  assert batch["labels"].tolist() == [[0, 1, 0, 0, 2, 0]]
+  assert np.argwhere(batch["object_mask"][0]).tolist() == [
+    [0, 3, 5],
+    [1, 0, 0],
+    [1, 7, 7],
+  ]
+
+
+def test_an_object_without_a_mask_is_its_filled_box():
+  for masks in ({}, {"mask": [b""]}):
+    record = {
+      "image": png(np.zeros((40, 80, 3), np.uint8)),
+      "labels": [2],
+      # In the image rows 10..19, columns 40..59.
+      "objects": {"label": [2], "bbox": [(0.25, 0.5, 0.5, 0.75)], **masks},
+    }
+    (batch,) = pipeline.eval_batches(
+      dataset_of([record]), batch_size=1, image_size=40
+    )
+    rows, columns = np.nonzero(batch["object_mask"][0, 0])
+    # The centre square is columns 20..59 of the image.
+    assert (rows.min(), rows.max()) == (10, 19)
+    assert (columns.min(), columns.max()) == (20, 39)
+    assert len(rows) == 10 * 20
+
+
+def test_a_split_without_objects_has_targets_and_empty_masks():
+  record = {"image": png(np.zeros((8, 8, 3), np.uint8)), "labels": [5]}
+  (batch,) = pipeline.eval_batches(
+    dataset_of([record], multi_label=False, slots=1), batch_size=1, image_size=8
+  )
+  assert batch["target"].tolist() == [[5]]
+  assert not batch["object_mask"].any()
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
+def test_images_of_other_sizes_are_scaled_and_cropped_with_their_masks(shape):
+  # A picture that is its own mask: a bright ellipse, a little off the centre.
+  y, x = np.mgrid[: shape[0], : shape[1]] / min(shape)
+  y, x = y - shape[0] / min(shape) / 2, x - shape[1] / min(shape) / 2
+  ellipse = ((y - 0.1) ** 2 + (x * 2) ** 2 < 0.09).astype(np.uint8) * 255
+  record = {
+    "image": png(np.repeat(ellipse[..., None], 3, -1)),
+    "labels": [0],
+    "objects": {"label": [0], "bbox": [(0, 0, 1, 1)], "mask": [png(ellipse)]},
+  }
+  (batch,) = pipeline.eval_batches(
+    dataset_of([record]), batch_size=1, image_size=64
+  )
+  np.testing.assert_array_equal(
+    batch["image"][0, ..., 0] >= 128, batch["object_mask"][0, 0]
+  )
+  rows, columns = np.nonzero(batch["object_mask"][0, 0])
+  # Pixels of the 64; half a pixel of the coarsest source is 1 of them.
+  assert abs(rows.mean() - (31.5 + 6.4)) < 1
+  assert abs(columns.mean() - 31.5) < 1
+  assert abs(rows.max() - rows.min() + 1 - 0.6 * 64) <= 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_every_colour_mode_becomes_rgb(mode, encoding):
+  if encoding == "jpeg" and mode in ("P", "RGBA", "1"):
+    pytest.skip("JPEG has no such mode")
+  if encoding == "png" and mode == "CMYK":
+    pytest.skip("PNG has no such mode")
+  red = PIL.Image.new("RGB", (16, 16), (255, 0, 0)).convert(mode)
+  buffer = io.BytesIO()
+  red.save(buffer, format=encoding)
+  decoded = pipeline.decode_image(buffer.getvalue(), 16)
+  assert decoded.shape == (16, 16, 3) and decoded.dtype == np.uint8
+  if mode not in ("L", "1"):
+    # JPEG's own rounding.
+    assert np.abs(decoded[8, 8].astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(load_small):
+  dataset = load_small("test")
+  message = r"batch_size=8 must be divisible by 3 processes.*; use 9."
+  sizes = {**SIZES, "process_count": 3}
+  with pytest.raises(ValueError, match=message):
+    pipeline.train_batches(dataset, seed=0, start_step=0, **sizes)
+  with pytest.raises(ValueError, match=message):
+    pipeline.eval_batches(dataset, **sizes)
+  with pytest.raises(ValueError, match=r"process_index=3 must be in 0..2"):
+    pipeline.eval_batches(dataset, **sizes, process_index=3)
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"start_step": -1}, {"crop_padding_px": -1}, {"num_workers": -1}]
+)
+def test_negative_numbers_are_refused(load_small, wrong):
+  with pytest.raises(ValueError, match="must be at least 0"):
+    train(load_small("train"), **wrong)
+
+
+def test_an_empty_split_is_refused():
+  with pytest.raises(ValueError, match="hand-made must have examples"):
+    train(dataset_of([]))
+
+
+def test_records_that_contradict_the_dataset_are_refused(load_small):
+  multi = load_small("train", multi_label=True)
+  with pytest.raises(ValueError, match="is single-label.*load it as multi"):
+    train(dataclasses.replace(multi, multi_label=False), 1)
+  too_few = dataclasses.replace(multi, max_classes_per_image=1)
+  with pytest.raises(ValueError, match="raise max_classes_per_image"):
+    next(pipeline.eval_batches(too_few, **SIZES))
+
+
+def test_steps_per_epoch_are_whole_batches():
+  assert pipeline.steps_per_epoch(4_000, 128) == 31
+  assert pipeline.steps_per_epoch(128, 128) == 1
+  with pytest.raises(
+    ValueError, match=r"--config.batch_size=128 must be at most the 127 exampl"
+  ):
+    pipeline.steps_per_epoch(127, 128)

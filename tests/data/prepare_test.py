@@ -1,0 +1,157 @@
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gc_jax.data import context_digits
+
+SMALL = {"image_size": 32, "num_examples": (30, 10, 10)}
+
+PROGRAM = """
+import os, signal, sys
+from gc_jax.data import context_digits
+
+draw_example = context_digits.draw_example
+
+def draw_or_die(config, split, index):
+  if f"{split}-{index}" == sys.argv[2]:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return draw_example(config, split, index)
+
+context_digits.draw_example = draw_or_die
+print("start", flush=True)
+dataset = context_digits.load(
+  "test", data_dir=sys.argv[1], image_size=32, num_examples=(30, 10, 10)
+)
+assert len([record["image"] for record in dataset.source]) == 10
+"""
+
+
+def start(data_dir, die_at="never"):
+  return subprocess.Popen(
+    [sys.executable, "-c", PROGRAM, str(data_dir), die_at],
+    env={**os.environ, "PYTHONPATH": os.getcwd()},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def folders(data_dir):
+  return sorted(
+    path.name
+    for path in data_dir.glob("context_digits/*/*")
+    if not path.name.startswith(".")
+  )
+
+
+def digest(data_dir):
+  """Of every byte and name that was written."""
+  whole = hashlib.sha256()
+  (final,) = data_dir.glob("context_digits/*/1.0.0")
+  for path in sorted(final.iterdir()):
+    whole.update(path.name.encode() + b"\0" + path.read_bytes())
+  return whole.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  data_dir = tmp_path_factory.mktemp("uninterrupted")
+  context_digits.load("test", data_dir=data_dir, **SMALL)
+  return data_dir
+
+
+@pytest.mark.parametrize("die_at", ["train-7", "test-9"])
+def test_a_killed_preparation_is_done_again_from_the_start(
+  die_at, tmp_path, uninterrupted
+):
+  child = start(tmp_path, die_at)
+  child.communicate(timeout=60)
+  assert child.returncode == -signal.SIGKILL
+  (left,) = folders(tmp_path)
+  assert left.startswith("incomplete.")
+
+  context_digits.load("test", data_dir=tmp_path, **SMALL)
+  assert folders(tmp_path) == ["1.0.0"]
+  assert digest(tmp_path) == digest(uninterrupted)
+
+
+def test_of_two_preparations_at_once_one_waits_for_the_other(
+  tmp_path, uninterrupted
+):
+  name = context_digits.ContextDigitsConfig(**SMALL).name
+  folder = tmp_path / "context_digits" / name
+  folder.mkdir(parents=True)
+  with folder.joinpath(".1.0.0.lock").open("w") as lock:
+    # Hold both back until both are under way.
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    children = [start(tmp_path), start(tmp_path)]
+    for child in children:
+      assert child.stdout.readline() == "start\n"
+    time.sleep(0.5)
+    assert not folders(tmp_path), "somebody did not wait"
+  errors = [child.communicate(timeout=60)[1] for child in children]
+  assert [child.returncode for child in children] == [0, 0], errors
+  assert sum("Prepared 50 images" in error for error in errors) == 1
+  assert folders(tmp_path) == ["1.0.0"]
+  assert digest(tmp_path) == digest(uninterrupted)
+
+
+def test_without_locks_the_slower_of_two_takes_the_copy_of_the_faster(
+  tmp_path, uninterrupted, monkeypatch, capsys
+):
+  def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", no_locks)
+  name = context_digits.ContextDigitsConfig(**SMALL).name
+  draw_example = context_digits.draw_example
+
+  def overtaken(config, split, index):
+    if (split, index) == ("test", 5):
+      shutil.copytree(
+        uninterrupted / "context_digits" / name / "1.0.0",
+        tmp_path / "context_digits" / name / "1.0.0",
+      )
+    return draw_example(config, split, index)
+
+  monkeypatch.setattr(context_digits, "draw_example", overtaken)
+  dataset = context_digits.load("test", data_dir=tmp_path, **SMALL)
+  assert len(dataset.source) == 10
+  assert folders(tmp_path) == ["1.0.0"]
+  assert "Prepared" not in capsys.readouterr().err
+
+
+def test_finished_data_is_not_prepared_again(uninterrupted, monkeypatch):
+  def never(*_):
+    raise AssertionError("drawn again")
+
+  monkeypatch.setattr(context_digits, "draw_example", never)
+  dataset = context_digits.load("train", data_dir=uninterrupted, **SMALL)
+  assert len(dataset.source) == 30
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+  file = tmp_path / "file"
+  file.write_text("not a folder")
+  with pytest.raises(
+    ValueError, match=r"context_digits must be prepared in .*file.*--config.dat"
+  ):
+    context_digits.load("test", data_dir=file, **SMALL)
+
+
+def test_other_failures_are_passed_on(tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(context_digits, "draw_example", full)
+  with pytest.raises(OSError, match="No space left"):
+    context_digits.load("test", data_dir=tmp_path, **SMALL)
+  assert not folders(tmp_path)
