@@ -81,35 +81,47 @@ def contrasting_color(
 
 
 def trim(cutout: Cutout) -> Cutout:
-  """Cuts away the rows and columns around the object."""
+  """Cuts away the rows and columns around the object.
+
+  Raises:
+    ValueError: if no pixel is at least half the object's.
+  """
+  if cutout.alpha.max() < 128:
+    raise ValueError(
+      "a cutout must have a pixel with alpha >= 128, or its mask is empty; "
+      f"the greatest is {cutout.alpha.max()}"
+    )
   rows = np.flatnonzero(cutout.alpha.any(axis=1))
   columns = np.flatnonzero(cutout.alpha.any(axis=0))
-  if not rows.size:
-    raise ValueError("a cutout must have a pixel with alpha > 0; all are 0")
   window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
   colors = None if cutout.colors is None else cutout.colors[window]
   return Cutout(cutout.alpha[window], colors)
 
 
 def resize(cutout: Cutout, longest_side_px: int) -> Cutout:
-  """Scales the object, with smooth edges, keeping its proportions."""
+  """Scales the object, with smooth edges, keeping its proportions.
+
+  The most opaque pixel stays as opaque as it was: a thin stroke would
+  otherwise fade as it shrinks, until no pixel is in its mask.
+  """
   import PIL.Image
 
   height, width = cutout.alpha.shape
   scale = longest_side_px / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
   if cutout.colors is None:
-    alpha = PIL.Image.fromarray(cutout.alpha).resize(
-      size, PIL.Image.Resampling.BILINEAR
-    )
-    return Cutout(np.asarray(alpha))
-  # Pillow weighs the colours of RGBA by alpha, so that the colours of wholly
-  # transparent pixels do not bleed into the edges.
-  rgba = PIL.Image.fromarray(
-    np.concatenate([cutout.colors, cutout.alpha[..., None]], axis=-1)
-  ).resize(size, PIL.Image.Resampling.BILINEAR)
-  rgba = np.asarray(rgba)
-  return Cutout(rgba[..., 3], rgba[..., :3])
+    pixels = cutout.alpha
+  else:
+    # Pillow weighs the colours of RGBA by alpha, so that the colours of wholly
+    # transparent pixels do not bleed into the edges.
+    pixels = np.concatenate([cutout.colors, cutout.alpha[..., None]], axis=-1)
+  pixels = np.asarray(
+    PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BILINEAR)
+  )
+  alpha = pixels if cutout.colors is None else pixels[..., 3]
+  gain = int(cutout.alpha.max()) / max(1, int(alpha.max()))
+  alpha = np.clip(np.round(alpha * gain), 0, 255).astype(np.uint8)
+  return Cutout(alpha, None if cutout.colors is None else pixels[..., :3])
 
 
 def place(

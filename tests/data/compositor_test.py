@@ -122,7 +122,18 @@ def test_objects_that_cannot_fit_are_refused():
     draw(noise(0), [disc()], low=1.5, high=1.5)
 
 
+@pytest.mark.parametrize("colors", [None, np.full((28, 28, 3), 9, np.uint8)])
+def test_a_thin_stroke_keeps_a_mask_however_small_it_is_drawn(colors):
+  alpha = np.zeros((28, 28), np.uint8)
+  alpha[4:24, 14] = 240
+  alpha[4, 8:20] = 240  # so that it is not trimmed to a column
+  for side_px in (3, 8, 20, 40):
+    resized = compositor.resize(compositor.Cutout(alpha, colors), side_px)
+    assert resized.alpha.shape == (side_px, side_px)
+    assert resized.alpha.max() == 240
+
+
 def test_a_cutout_without_an_object_is_refused():
-  empty = compositor.Cutout(np.zeros((4, 4), np.uint8))
-  with pytest.raises(ValueError, match="must have a pixel with alpha > 0"):
-    compositor.trim(empty)
+  faint = compositor.Cutout(np.full((4, 4), 127, np.uint8))
+  with pytest.raises(ValueError, match=r"alpha >= 128.*the greatest is 127"):
+    compositor.trim(faint)

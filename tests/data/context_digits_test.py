@@ -92,12 +92,16 @@ def test_no_pixel_of_a_photograph_is_in_two_splits(photograph):
 def test_backgrounds_are_made_of_the_region_of_their_split(split, monkeypatch):
   config = ContextDigitsConfig(image_size=32)
   before = [draw_example(config, split, index) for index in range(60)]
+  boxes = [
+    context_digits.region(photograph, split)
+    for photograph in range(len(context_digits.PHOTOGRAPHS))
+  ]
   load_photograph = context_digits.load_photograph
 
   def load_region_only(photograph):
     pixels = np.zeros_like(load_photograph(photograph))
-    x, y, right, bottom = context_digits.region(photograph, split)
-    window = np.s_[y:bottom, x:right]
+    left, top, right, bottom = boxes[photograph]
+    window = np.s_[top:bottom, left:right]
     pixels[window] = load_photograph(photograph)[window]
     return pixels
 
