@@ -53,8 +53,8 @@ class Picture:
     return self.alphas >= 128
 
 
-def luma(colors: np.ndarray) -> np.ndarray:
-  """Brightness 0..255 of RGB colours `[... 3]` as Rec. 601 weighs them."""
+def luma(colors: UInt8[np.ndarray, "*n 3"]) -> np.ndarray | np.floating:
+  """Brightness 0..255 of RGB colours as Rec. 601 weighs them."""
   return np.asarray(colors, np.float64) @ _LUMA
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from configs import base
 from gc_jax import data
+from gc_jax.data import context_digits
 
 
 @pytest.fixture
@@ -40,17 +41,18 @@ def test_an_unknown_split_is_answered_before_anything_is_prepared(
 
 
 def test_every_field_of_the_config_reaches_the_builder(
-  config_data, monkeypatch
+  config_data, load_small, monkeypatch
 ):
-  from gc_jax.data import context_digits
+  dataset, seen = load_small("train"), []
 
-  seen = []
-  monkeypatch.setattr(
-    context_digits, "load", lambda split, **kwargs: seen.append((split, kwargs))
-  )
+  def load(split, **kwargs):
+    seen.append((split, kwargs))
+    return dataset
+
+  monkeypatch.setattr(context_digits, "load", load)
   config_data.image_size, config_data.background_frac = 48, 0.25
   config_data.name = "context_digits_multi"
-  data.load(config_data, "validation")
+  assert data.load(config_data, "validation") is dataset
   expected = {
     "data_dir": config_data.dir,
     "image_size": 48,
