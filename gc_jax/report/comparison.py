@@ -60,6 +60,8 @@ def compare(
   notes = table_formats.notes(table)
   figure, remarks = draw_figure({k: group[0] for k, group in groups.items()})
 
+  remarks = _same_seeds(groups) + remarks
+
   written = {}
   text = table_formats.to_markdown(table)
   text += "".join(f"\n{note}\n" for note in notes)
@@ -69,7 +71,11 @@ def compare(
     "comparison.html",
     data_name=describe.data_name(runs[0]),
     groups=[
-      (label, describe.sentence(group[0]), [str(r.workdir) for r in group])
+      (
+        label,
+        describe.sentence(group[0], group),
+        [str(r.workdir) for r in group],
+      )
       for label, group in groups.items()
     ],
     table=markupsafe.Markup(table_formats.to_html(table)),
@@ -117,9 +123,10 @@ def draw_figure(
 
   rows, columns = len(common), 1 + len(shown)
   figure = Figure(
-    figsize=(1.7 * columns, 1.7 * rows + 0.35),
+    figsize=(1.7 * columns, 1.62 * rows + 0.35),
     layout="constrained",
     facecolor="white",
+    dpi=160,
   )
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
   grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
@@ -134,12 +141,34 @@ def draw_figure(
       axes.set_xticks([])
       axes.set_yticks([])
       axes.spines[:].set_visible(False)
-    grid[row, 0].set_ylabel(first_run.class_name(first.target), fontsize=9)
+    grid[row, 0].set_ylabel(
+      first_run.class_name(first.target),
+      fontsize=9,
+      rotation=0,
+      ha="right",
+      va="center",
+    )
   for axes, heading in zip(grid[0], ["Image", *shown], strict=True):
     axes.set_title(heading.replace(", ", "\n"), fontsize=9)
   buffer = io.BytesIO()
   FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
   return buffer.getvalue(), remarks
+
+
+def _same_seeds(groups: dict[str, list[Run]]) -> list[str]:
+  """Returns a remark on runs of one configuration that share a seed."""
+  remarks = []
+  for label, group in groups.items():
+    seeds = [run.setting("seed") for run in group]
+    if len(set(seeds)) < len(seeds):
+      listed = ", ".join(
+        f"{run.workdir} ({seed})"
+        for run, seed in zip(group, seeds, strict=True)
+      )
+      remarks.append(
+        f"Runs of {label} share a seed, so their ± says too little: {listed}."
+      )
+  return remarks
 
 
 def _check_out(out: pathlib.Path) -> None:

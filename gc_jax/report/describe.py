@@ -57,8 +57,13 @@ def short_name(run: Run) -> str:
   return "+".join(parts) or "Baseline"
 
 
-def sentence(run: Run) -> str:
-  """Returns the configuration in one English sentence."""
+def sentence(run: Run, others: Sequence[Run] = ()) -> str:
+  """Returns the configuration in one English sentence.
+
+  Args:
+    run: the run described.
+    others: runs that differ from it by seed only.
+  """
   model = architecture(run)
   name = str(run.setting("model.name"))
   if name.endswith("-gmp"):
@@ -80,7 +85,11 @@ def sentence(run: Run) -> str:
       parts.append(f"{run.setting('compose.mode')} composites,")
   else:
     parts.append("without the consistency loss,")
-  parts.append(f"seed {run.setting('seed')}.")
+  seeds = sorted({str(r.setting("seed")) for r in [run, *others]})
+  if len(seeds) == 1:
+    parts.append(f"seed {seeds[0]}.")
+  else:
+    parts.append(f"seeds {', '.join(seeds[:-1])} and {seeds[-1]}.")
   return " ".join(parts)
 
 

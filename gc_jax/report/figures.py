@@ -150,8 +150,8 @@ def _draw(
     "ytick.labelcolor": _TEXT,
   }
   with matplotlib.rc_context(settings):
-    figure = Figure(figsize=(3.7, 2.3), layout="constrained", facecolor="none")
-    axes = figure.add_subplot(facecolor="none")
+    figure = Figure(figsize=(3.7, 2.3), facecolor="none")
+    axes = figure.add_axes((0.13, 0.19, 0.85, 0.68), facecolor="none")
     for position, (word, (x, y)) in enumerate(series.items()):
       axes.plot(
         x,

@@ -117,7 +117,7 @@ def draw_frame(
 def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
   """Returns the picture as a PNG file."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+  Image.fromarray(picture).save(buffer, format="PNG")
   return buffer.getvalue()
 
 

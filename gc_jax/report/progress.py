@@ -1,9 +1,10 @@
 """How far training is: a bar on a terminal, plain lines elsewhere."""
 
+import io
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import tqdm
 
@@ -32,7 +33,7 @@ class Progress:
     total_steps: int,
     start_step: int = 0,
     enabled: bool = True,
-    stream: TextIO | None = None,
+    stream: io.TextIOBase | None = None,
   ):
     self._total_steps = total_steps
     self._stream = sys.stderr if stream is None else stream
@@ -104,7 +105,7 @@ class Progress:
     print(text, file=self._stream, flush=True)
 
 
-def format_secs(secs: float) -> str:
+def format_secs(secs: int | float) -> str:
   """Returns a duration a person reads at a glance: 48s, 12m 05s, 3h 20m."""
   secs = round(secs)
   if secs < 60:

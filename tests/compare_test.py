@@ -1,0 +1,121 @@
+"""python -m gc_jax.compare, end to end."""
+
+import csv
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from gc_jax import compare
+from tests.report import workdirs
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = ["comparison.csv", "comparison.html", "comparison.md", "figure.png"]
+
+
+def _compare(*args):
+  return subprocess.run(
+    [sys.executable, "-W", "error", "-m", "gc_jax.compare", *map(str, args)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture
+def runs(tmp_path):
+  off = {"loss__consistency_weight": 0.0}
+  return [
+    workdirs.write_finished(tmp_path / "base", ch=13.0, **off),
+    workdirs.write_finished(tmp_path / "gc", ch=20.0),
+    workdirs.write_finished(tmp_path / "gc-1", ch=22.0, seed=1),
+    workdirs.write_finished(
+      tmp_path / "gmp", ch=17.0, model__name="resnet10-gmp", **off
+    ),
+  ]
+
+
+def test_runs_become_a_table_and_a_figure(tmp_path, runs):
+  out = tmp_path / "out"
+  done = _compare(*runs, f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  assert sorted(path.name for path in out.iterdir()) == FILES
+  assert all(f"wrote {out / name}" in done.stdout for name in FILES)
+  markdown = (out / "comparison.md").read_text()
+  assert "| GC | Grad-CAM, element-wise | 2 | " in markdown
+  assert "**21.0 ± 1.4**" in markdown
+  text = (out / "comparison.csv").read_text()
+  lines = list(csv.DictReader(text.splitlines()))
+  assert [line["model"] for line in lines[:3]] == ["Baseline", "GC", "GMP"]
+  page = (out / "comparison.html").read_text()
+  assert "3 models on context digits" in page
+  assert 'src="data:image/png;base64,' in page and "http" not in page
+  assert "seeds 0 and 1." in page
+  with Image.open(out / "figure.png") as figure:
+    width, height = figure.size
+  assert width / height == pytest.approx(4 / 2, rel=0.15)  # 1 + 3 by 2 images
+
+  again = _compare(*runs[:2], f"--out={out}")  # over an earlier comparison
+  assert again.returncode == 0, again.stderr
+  assert "2 models" in (out / "comparison.html").read_text()
+
+
+def test_help_says_what_is_written():
+  done = _compare("--help")
+  assert done.returncode == 0
+  for word in ["RUN", "--out DIR", *FILES]:
+    assert word in done.stdout
+
+
+def test_a_folder_of_another_kind_is_not_overwritten(tmp_path, runs):
+  done = _compare(*runs, f"--out={runs[0]}")
+  assert done.returncode == 2
+  assert "--out must be a new folder" in done.stderr
+  assert "holds config.json, gallery.npz, metrics.jsonl" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (runs[0] / "comparison.md").exists()
+
+
+def test_an_unfinished_run_writes_nothing_and_says_what_to_do(tmp_path, runs):
+  (runs[1] / "results.json").unlink()
+  done = _compare(*runs, f"--out={tmp_path / 'out'}")
+  assert done.returncode == 2
+  assert "gc' has no results.json. Give its training command again" in (
+    done.stderr
+  )
+  assert not (tmp_path / "out").exists()
+
+
+def test_runs_on_different_data_are_refused(tmp_path, runs, capsys):
+  other = workdirs.write_finished(tmp_path / "coco", data__name="coco")
+  status = compare.main(
+    [str(arg) for arg in [runs[0], other, f"--out={tmp_path / 'out'}"]]
+  )
+  assert status == 2
+  assert "Runs must share --config.data.name" in capsys.readouterr().err
+
+
+def test_runs_without_galleries_are_compared_without_a_figure(
+  tmp_path, runs, capsys
+):
+  for run in runs:
+    (run / "gallery.npz").unlink()
+  out = tmp_path / "out"
+  status = compare.main([str(arg) for arg in [*runs, f"--out={out}"]])
+  assert status == 0
+  printed = capsys.readouterr().out
+  assert "note: Baseline is not in the figure" in printed
+  assert "No figure" in printed
+  assert sorted(path.name for path in out.iterdir()) == FILES[:3]
+
+
+def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
+  twin = workdirs.write_finished(tmp_path / "twin")
+  status = compare.main(
+    [str(arg) for arg in [runs[1], twin, f"--out={tmp_path / 'out'}"]]
+  )
+  printed = capsys.readouterr().out
+  assert "note: Runs of GC share a seed" in printed

@@ -1,0 +1,79 @@
+"""Metric lines: appended, resumed, torn, not finite."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gc_jax.report.metrics_writer import MetricsWriter, read_metrics
+
+
+def _write(workdir, steps, start_step=0):
+  writer = MetricsWriter(workdir, start_step)
+  for step in steps:
+    writer.write(step, {"train/loss": 1.0 / step})
+  writer.close()
+
+
+def _steps(workdir):
+  return [line["step"] for line in read_metrics(workdir / "metrics.jsonl")]
+
+
+def test_each_write_is_one_json_line_readable_at_once(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  writer.write(3, {"train/loss": 0.5, "epoch": np.float32(0.25)})
+  text = (tmp_path / "metrics.jsonl").read_text()
+  writer.close()
+  assert json.loads(text) == {"step": 3, "train/loss": 0.5, "epoch": 0.25}
+  assert text.endswith("\n")
+
+
+def test_resuming_removes_the_lines_of_replayed_steps(tmp_path):
+  _write(tmp_path, [1, 2, 3, 4])
+  _write(tmp_path, [3, 4, 5], start_step=2)
+  assert _steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_beginning_anew_leaves_no_line_of_an_earlier_run(tmp_path):
+  _write(tmp_path, [1, 2])
+  _write(tmp_path, [1], start_step=0)
+  assert _steps(tmp_path) == [1]
+
+
+def test_a_torn_last_line_is_dropped_and_the_run_goes_on(tmp_path):
+  _write(tmp_path, [1, 2])
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "train/lo')
+  assert _steps(tmp_path) == [1, 2]
+  _write(tmp_path, [3], start_step=2)
+  assert _steps(tmp_path) == [1, 2, 3]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_naming_the_line(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+  with pytest.raises(ValueError, match=r"Line 2 is 'not json'\. Remove"):
+    read_metrics(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf])
+def test_a_number_that_is_not_finite_is_null(tmp_path, value):
+  writer = MetricsWriter(tmp_path)
+  writer.write(1, {"train/loss": value, "train/lr": 0.1})
+  writer.close()
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert json.loads(text, parse_constant=pytest.fail)["train/loss"] is None
+  assert read_metrics(tmp_path / "metrics.jsonl")[0]["train/lr"] == 0.1
+
+
+def test_tensorboard_events_lie_in_the_workdir(tmp_path):
+  _write(tmp_path, [1, 2])
+  (events,) = tmp_path.glob("events.out.tfevents.*")
+  assert b"train/loss" in events.read_bytes()
+
+
+def test_other_processes_write_nothing(tmp_path):
+  writer = MetricsWriter(tmp_path / "run", enabled=False)
+  writer.write(1, {"train/loss": 1.0})
+  writer.close()
+  assert list(tmp_path.iterdir()) == []
