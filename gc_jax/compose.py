@@ -32,7 +32,7 @@ class Layout(NamedTuple):
   @property
   def explained(self) -> Int[Array, "M P"]:
     """Returns the position in the batch of each explained image."""
-    return jnp.take_along_axis(self.tiles, self.cell, axis=1)
+    return jnp.take_along_axis(self.tiles, self.cell, axis=-1)
 
 
 def independent(
@@ -96,7 +96,7 @@ def packed(
     key: the draw is a function of it.
     contains: classes each image holds. B must be divisible by 4.
     target: class explained in each image.
-    mask: 1 for real examples.
+    mask: 1 where the image is to be explained; the others are neighbours only.
 
   Source: none; ours.
   """
@@ -105,8 +105,7 @@ def packed(
   # clash[m, p, c]: the image in cell c holds the class explained in cell p.
   clash = contains[tiles[:, None, :], target[tiles][:, :, None]]
   clash &= ~jnp.eye(4, dtype=bool)
-  real = mask[tiles]
-  valid = ~clash.any(-1) & (real > 0) & (real.min(1, keepdims=True) > 0)
+  valid = ~clash.any(-1) & (mask[tiles] > 0)
   return Layout(tiles, cell, valid.astype(jnp.float32))
 
 

@@ -1,9 +1,11 @@
 """The architectures, by name. A `-gmp` suffix pools by the global maximum."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array
 
 from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -38,3 +40,15 @@ def create(
     seed: initialisation is a function of it.
   """
   return MODELS[name](num_classes, dtype=dtype, rngs=nnx.Rngs(seed))
+
+
+def pure_head(model: nnx.Module) -> Callable[[Array], Array]:
+  """Returns `model.classify` as a pure function of the features.
+
+  Differentiating the method itself inside an outer gradient would mutate the
+  module's random state (dropout) at another trace level, which NNX refuses.
+  """
+  graphdef, state = nnx.split(model)
+  return lambda features: nnx.merge(graphdef, state, copy=True).classify(
+    features
+  )

@@ -145,7 +145,9 @@ class ResNet(nnx.Module):
     """
     return normalize_pixels(images).astype(self.dtype)
 
-  def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+  def features(
+    self, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w D"]:
     """Returns the last convolutional activations, after their ReLU.
 
     Args:
@@ -169,10 +171,12 @@ def _shortcut(in_channels, out_channels, stride, make_conv, make_norm):
   """Returns a 1x1 convolution and its norm where the shape changes."""
   if stride == 1 and in_channels == out_channels:
     return nnx.List([])
-  return nnx.List([
-    make_conv(in_channels, out_channels, 1, stride),
-    make_norm(out_channels),
-  ])
+  return nnx.List(
+    [
+      make_conv(in_channels, out_channels, 1, stride),
+      make_norm(out_channels),
+    ]
+  )
 
 
 def _apply(layers: nnx.List, x: jax.Array) -> jax.Array:

@@ -1,0 +1,158 @@
+"""How well a map points at the object: PG, SPG, CH and NQH.
+
+A map is a distribution over pixels or cells (`as_distribution`); every metric
+is a fraction in [0, 1], one an example, and defined for every input.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+def upsample(
+  cam: Float[Array, "*P h w"], height: int, width: int
+) -> Float[Array, "*P H W"]:
+  """Returns the map bilinearly enlarged, pixel centres aligned as in OpenCV."""
+  shape = (*cam.shape[:-2], height, width)
+  # antialias only matters when shrinking, where OpenCV and PyTorch do without.
+  return jax.image.resize(cam, shape, "bilinear", antialias=False)
+
+
+def is_empty(cam: Float[Array, "*P h w"]) -> Bool[Array, "*P"]:
+  """Returns True for maps without any mass, or with values not finite."""
+  total = cam.sum((-2, -1))
+  return ~((total > 0) & jnp.isfinite(total))
+
+
+def as_distribution(cam: Float[Array, "*P h w"]) -> Float[Array, "*P h w"]:
+  """Returns the map divided by its sum; an empty one becomes uniform.
+
+  That is what an empty map scores in the release, whose epsilon fills it.
+  """
+  height, width = cam.shape[-2:]
+  empty = is_empty(cam)[..., None, None]
+  total = jnp.where(empty, 1.0, cam.sum((-2, -1), keepdims=True))
+  return jnp.where(empty, 1 / (height * width), cam / total)
+
+
+def dilate(
+  object_mask: Bool[Array, "*P H W"], tolerance_px: float
+) -> Bool[Array, "*P H W"]:
+  """Returns the pixels nearer to the mask than a tolerance.
+
+  dilated[p] = min over m in mask of |m - p|^2 < tolerance_px^2
+
+  Args:
+    object_mask: pixels of the object.
+    tolerance_px: Euclidean, strict: at 15, distance 14 is in and 15 is out.
+
+  Source: the release; the paper's section 4 says "15 pixels".
+  """
+  limit = tolerance_px**2
+  reach = math.ceil(tolerance_px) - 1
+  height = object_mask.shape[-2]
+  planes = object_mask.reshape(-1, *object_mask.shape[-2:])
+  dilated = jnp.zeros_like(planes)
+  # The disc, row by row: a horizontal window, shifted up or down.
+  for dy in range(-reach, reach + 1):
+    half_width = math.ceil(math.sqrt(limit - dy**2)) - 1
+    rows = _dilate_rows(planes, half_width)
+    above, below = max(dy, 0), max(-dy, 0)
+    rows = jnp.pad(rows, ((0, 0), (above, below), (0, 0)))
+    dilated |= rows[:, below : below + height]
+  return dilated.reshape(object_mask.shape)
+
+
+def _dilate_rows(planes: Bool[Array, "N H W"], half_width: int) -> Array:
+  return jax.lax.reduce_window(
+    planes,
+    False,
+    jax.lax.bitwise_or,
+    window_dimensions=(1, 1, 2 * half_width + 1),
+    window_strides=(1, 1, 1),
+    padding="SAME",
+  )
+
+
+def pointing_game(
+  cam: Float[Array, "*P H W"], dilated: Bool[Array, "*P H W"]
+) -> Float[Array, "*P"]:
+  """Returns 1 where the map's first maximum falls on the dilated mask.
+
+  Source: Zhang et al. 2018, arXiv:1608.00507; Pillai & Pirsiavash 2021, 4.
+  """
+  point = jnp.argmax(_flat(cam), -1)[..., None]
+  hit = jnp.take_along_axis(_flat(dilated), point, -1)[..., 0]
+  return hit.astype(jnp.float32)
+
+
+def stochastic_pointing_game(
+  key: PRNGKeyArray,
+  cam: Float[Array, "*P H W"],
+  dilated: Bool[Array, "*P H W"],
+  num_samples: int,
+) -> Float[Array, "*P"]:
+  """Returns the share of points drawn from the map that hit the dilated mask.
+
+  Args:
+    key: the points are a function of it.
+    cam: a distribution over pixels.
+    dilated: the object's mask, dilated by the tolerance.
+    num_samples: points drawn, with replacement.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  cumulative = jnp.cumsum(_flat(cam), -1)
+  uniform = jax.random.uniform(key, (*cumulative.shape[:-1], num_samples))
+  # Scaled by the last sum, so that rounding never draws past the end.
+  level = uniform * cumulative[..., -1:]
+  search = jnp.vectorize(
+    lambda c, u: jnp.searchsorted(c, u, side="right"),
+    signature="(n),(s)->(s)",
+  )
+  point = jnp.minimum(search(cumulative, level), cumulative.shape[-1] - 1)
+  hits = jnp.take_along_axis(_flat(dilated), point, -1)
+  return hits.astype(jnp.float32).mean(-1)
+
+
+def content_heatmap(
+  cam: Float[Array, "*P H W"], object_mask: Bool[Array, "*P H W"]
+) -> Float[Array, "*P"]:
+  """Returns the mass of the map inside the mask.
+
+  On the dilated mask it is `stochastic_pointing_game_exact`: the expectation
+  of the stochastic pointing game.
+
+  Args:
+    cam: a distribution over pixels.
+    object_mask: pixels of the object.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  return (cam * object_mask).sum((-2, -1))
+
+
+def negative_quadrants_heatmap(
+  cam: Float[Array, "*P h2 w2"], cell: Int[Array, "*P"]
+) -> Float[Array, "*P"]:
+  """Returns the mass of a composite's map outside the explained cell.
+
+  A uniform map scores 3/4.
+
+  Args:
+    cam: a distribution over the composite's cells (its feature grid: enlarged
+      maps bleed across the border of the quadrants).
+    cell: quadrant of the explained image, 0..3, row-major.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  *batch, height, width = cam.shape
+  quadrants = cam.reshape(*batch, 2, height // 2, 2, width // 2).sum((-3, -1))
+  own = jnp.take_along_axis(_flat(quadrants), cell[..., None], -1)[..., 0]
+  return 1 - own
+
+
+def _flat(planes: Array) -> Array:
+  return planes.reshape(*planes.shape[:-2], -1)

@@ -1,0 +1,59 @@
+"""What training carries from step to step, and how it is made."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+
+
+@struct.dataclass
+class TrainState:
+  """Everything a checkpoint must hold to go on exactly.
+
+  Attributes:
+    step: completed updates.
+    params: trainable parameters, float32.
+    batch_stats: all other model state: BatchNorm's running statistics.
+    opt_state: the optimizer's.
+  """
+
+  step: jax.Array
+  params: nnx.State
+  batch_stats: nnx.State
+  opt_state: optax.OptState
+
+
+def create(
+  make_model: Callable[[], nnx.Module],
+  tx: optax.GradientTransformation,
+  sharding: jax.sharding.Sharding,
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Returns the model's structure and the state of step 0.
+
+  The state is made in place on the devices of `sharding`: no host ever holds
+  a second copy.
+
+  Args:
+    make_model: builds the freshly initialised model.
+    tx: the optimizer.
+    sharding: of every leaf.
+  """
+  graphdef, _, _ = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
+
+  def init():
+    _, params, batch_stats = nnx.split(make_model(), nnx.Param, ...)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=tx.init(params),
+    )
+
+  return graphdef, jax.jit(init, out_shardings=sharding)()
+
+
+def num_params(state: TrainState) -> int:
+  """Returns the number of trainable scalars."""
+  return sum(leaf.size for leaf in jax.tree.leaves(state.params))
