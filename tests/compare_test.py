@@ -114,7 +114,7 @@ def test_runs_without_galleries_are_compared_without_a_figure(
 
 def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
   twin = workdirs.write_finished(tmp_path / "twin")
-  status = compare.main(
+  compare.main(
     [str(arg) for arg in [runs[1], twin, f"--out={tmp_path / 'out'}"]]
   )
   printed = capsys.readouterr().out

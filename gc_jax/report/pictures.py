@@ -21,11 +21,15 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """One example: its words and its pictures."""
+  """One example: its words and its pictures.
+
+  `is_correct` is None for multi-label data, where another class may well be
+  the first and the target be found.
+  """
 
   target: str
   predicted: str
-  is_correct: bool
+  is_correct: bool | None
   facts: tuple[tuple[str, str], ...]
   pictures: tuple[Picture, ...]
 
@@ -47,7 +51,7 @@ def card(run: Run, example: GalleryExample) -> Card:
   return Card(
     target=target,
     predicted=run.class_name(example.predicted),
-    is_correct=example.predicted == example.target,
+    is_correct=_is_correct(run, example),
     facts=(("CH", ch), ("NQH", nqh), ("image", str(example.index))),
     pictures=(
       _image(run, example, "Image, object outlined"),
@@ -80,7 +84,7 @@ def pairs(run: Run, other: Run, limit: int = 12) -> list[Card]:
       Card(
         target=run.class_name(example.target),
         predicted=run.class_name(example.predicted),
-        is_correct=example.predicted == example.target,
+        is_correct=_is_correct(run, example),
         facts=(
           ("CH", f"{change:+.1f} points".replace("-", "−")),
           ("image", str(example.index)),
@@ -114,6 +118,12 @@ def explained(example: GalleryExample):
   scale = overlay.display_scale(*example.image.shape[:2])
   heat = overlay.heat_overlay(example.image, example.cam, scale)
   return overlay.draw_outline(heat, example.object_mask)
+
+
+def _is_correct(run: Run, example: GalleryExample) -> bool | None:
+  if example.predicted == example.target:
+    return True
+  return None if "val/f1_overall" in run.results else False
 
 
 def _image(run: Run, example: GalleryExample, caption: str) -> Picture:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorboardX
 
 from gc_jax.report.metrics_writer import MetricsWriter, read_metrics
 
@@ -70,6 +71,22 @@ def test_tensorboard_events_lie_in_the_workdir(tmp_path):
   _write(tmp_path, [1, 2])
   (events,) = tmp_path.glob("events.out.tfevents.*")
   assert b"train/loss" in events.read_bytes()
+
+
+def test_tensorboard_hides_the_replayed_steps(tmp_path, monkeypatch):
+  class Board:
+    def __init__(self, logdir, purge_step):
+      purged.append(purge_step)
+
+    def close(self):
+      pass
+
+  purged = []
+  _write(tmp_path, [1, 2, 3])
+  monkeypatch.setattr(tensorboardX, "SummaryWriter", Board)
+  _write(tmp_path, [], start_step=2)
+  _write(tmp_path, [])
+  assert purged == [3, 0]
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -173,8 +173,13 @@ def test_multi_label_results_show_f1(tmp_path):
   )
   del results["val/top1"]
   results["val/a/new/kind"] = {"of": ["result"]}
-  path = workdirs.write(tmp_path / "run", workdirs.config(), results)
+  examples = [workdirs.example(1, "worst")]
+  path = workdirs.write(
+    tmp_path / "run", workdirs.config(), results, [], examples
+  )
   page, _ = _load(write_report(path))
+  assert "scored highest: two <&>" in page.text
+  assert "✗" not in page.text
   assert "F1-Overall ↑" in page.text and "66.6" in page.text
   assert "Top-1" not in page.text
 
