@@ -1,0 +1,75 @@
+"""Is the class right? Top-1 and top-5, or F1 per class and overall."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gc_jax import losses
+from gc_jax.types import Batch, Metrics
+
+
+def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
+  """Returns the sums of one batch; add them up over batches.
+
+  Args:
+    logits: predictions.
+    batch: with `label` or `labels`; padding counts nowhere.
+  """
+  mask = batch["mask"]
+  if "labels" in batch:
+    present = batch["labels"] > 0
+    predicted = logits > 0  # probability above 1/2
+    weight = mask[:, None]
+    return {
+      "loss": _total(
+        losses.binary_cross_entropy(logits, batch["labels"]), mask
+      ),
+      "true_positives": ((present & predicted) * weight).sum(0),
+      "false_positives": ((~present & predicted) * weight).sum(0),
+      "false_negatives": ((present & ~predicted) * weight).sum(0),
+    }
+  label = batch["label"]
+  own = jnp.take_along_axis(logits, label[:, None], axis=1)
+  # Rank of the label; classes of equal logit count as better, except earlier
+  # ids: then NaN or constant logits are not taken for right.
+  classes = jnp.arange(logits.shape[-1])
+  better = (logits > own) | ((logits == own) & (classes < label[:, None]))
+  rank = jnp.where(jnp.isfinite(own[:, 0]), better.sum(1), logits.shape[-1])
+  return {
+    "loss": _total(losses.cross_entropy(logits, label), mask),
+    "top1": _total(rank < 1, mask),
+    "top5": _total(rank < 5, mask),
+  }
+
+
+def summarize(totals: Metrics) -> dict[str, float]:
+  """Returns percent (and `loss` in nats) from sums over the whole split.
+
+  `f1_per_class` is the mean over classes of each one's F1, 0 for a class
+  without a true positive; `f1_overall` is the F1 of the pooled counts (the
+  release's C-F1 and O-F1, with a logit above 0 as a detection).
+  """
+  totals = dict(totals)
+  loss, weight = totals.pop("loss")
+  results = {"loss": float(loss / weight)}
+  if "true_positives" not in totals:
+    for name, (value, weight) in totals.items():
+      results[name] = float(100 * value / weight)
+    return results
+  hits, alarms, misses = (
+    np.asarray(totals[f"{name}"], np.float64)
+    for name in ("true_positives", "false_positives", "false_negatives")
+  )
+  results["f1_per_class"] = float(100 * _f1(hits, alarms, misses).mean())
+  results["f1_overall"] = float(
+    100 * _f1(hits.sum(), alarms.sum(), misses.sum())
+  )
+  return results
+
+
+def _f1(hits, alarms, misses):
+  return 2 * hits / np.maximum(2 * hits + alarms + misses, 1)
+
+
+def _total(values, mask):
+  return (values * mask).sum(), mask.sum()
