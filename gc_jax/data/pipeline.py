@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 import PIL.Image
+from absl import flags
 from jaxtyping import Bool, UInt8
 
 from gc_jax.data.dataset import Dataset
@@ -101,6 +102,9 @@ def train_batches(
   batches = batches[start_step * process_count + process_index :: process_count]
   batches = batches.to_iter_dataset(_READ_OPTIONS)
   if num_workers:
+    # Grain hands absl flags to its workers. A notebook never parses them.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=num_workers)
     )

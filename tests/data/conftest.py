@@ -1,19 +1,11 @@
 """Small prepared sets, made once for all tests of the data layer."""
 
 import pytest
-from absl import flags
 
 from gc_jax.data import context_digits
 
 # (train, validation, test): the last is no multiple of any batch size used.
 NUM_EXAMPLES = (40, 20, 23)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def parsed_flags():
-  """Grain's workers read absl flags, which pytest does not parse."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="session")
