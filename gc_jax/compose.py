@@ -63,12 +63,12 @@ def independent(
   order = jax.random.uniform(key_order, allowed.shape)
   order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)
   num_allowed = allowed.sum(1, keepdims=True)
-  pick = jnp.arange(3) % jnp.maximum(num_allowed, 1)
+  pick = jnp.arange(3)[None] % jnp.maximum(num_allowed, 1)
   distractors = jnp.take_along_axis(order, pick, axis=1)
 
   cell = jax.random.randint(key_cell, (batch_size, 1), 0, 4)
   # Cell c holds the image; the cells before and after, distractors in order.
-  cells = jnp.arange(4)
+  cells = jnp.arange(4)[None]
   slot = jnp.clip(cells - (cells > cell), 0, 2)
   tiles = jnp.where(
     cells == cell,
@@ -104,7 +104,7 @@ def packed(
   cell = jnp.broadcast_to(jnp.arange(4), tiles.shape)
   # clash[m, p, c]: the image in cell c holds the class explained in cell p.
   clash = contains[tiles[:, None, :], target[tiles][:, :, None]]
-  clash &= ~jnp.eye(4, dtype=bool)
+  clash &= ~jnp.eye(4, dtype=bool)[None]
   valid = ~clash.any(-1) & (mask[tiles] > 0)
   return Layout(tiles, cell, valid.astype(jnp.float32))
 

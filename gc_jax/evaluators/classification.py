@@ -32,7 +32,7 @@ def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
   own = jnp.take_along_axis(logits, label[:, None], axis=1)
   # Rank of the label; classes of equal logit count as better, except earlier
   # ids: then NaN or constant logits are not taken for right.
-  classes = jnp.arange(logits.shape[-1])
+  classes = jnp.arange(logits.shape[-1])[None]
   better = (logits > own) | ((logits == own) & (classes < label[:, None]))
   rank = jnp.where(jnp.isfinite(own[:, 0]), better.sum(1), logits.shape[-1])
   return {

@@ -72,7 +72,7 @@ def sums(
       ]
     )
     totals[f"{name}/stochastic_pointing_game"] = (
-      (runs * mask).sum((1, 2)),
+      (runs * mask[None]).sum((1, 2)),
       mask.sum(),
     )
   totals["num_pairs"] = (mask.sum(), jnp.ones(()))

@@ -107,5 +107,5 @@ def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
   """
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 255
-  mean, std = jnp.array(RGB_MEAN), jnp.array(RGB_STD)
+  mean, std = jnp.array(RGB_MEAN, ndmin=4), jnp.array(RGB_STD, ndmin=4)
   return (images.astype(jnp.float32) - mean) / std
