@@ -20,7 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.background_frac = 0.5  # context digits: how often the background is
   #   the photograph that belongs to the class, the rest uniform over all
   c.data.train_split = "train"
-  c.data.eval_split = "test"  # tune on "validation"
+  c.data.val_split = "validation"  # while training: the curve, and "best"
+  c.data.eval_split = "test"  # once, at the end: results.json and the report
   c.data.crop_padding_px = 0  # random shift: pad by this much, crop back
   c.data.flip = False  # random horizontal flip
   c.data.num_workers = 0  # decoding processes; 0 = threads of this one
@@ -54,8 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.optim.clip_norm = 0.0  # global gradient norm; 0 = off
 
   c.eval = ml_collections.ConfigDict()
-  c.eval.batch_size = 100
-  c.eval.every_epochs = 1.0  # classification only, for the curve and "best"
+  c.eval.batch_size = 100  # rounded up to a multiple of the devices
+  c.eval.every_epochs = 1.0  # on val_split, classification only
   c.eval.protocol = "paper"  # annotation and map at the image's own size
   c.eval.tolerance_px = 15.0  # at 224 pixels; scaled to data.image_size
   c.eval.spg_samples = 100  # stochastic pointing game: points per run
@@ -63,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_epochs = 1.0
-  c.checkpoint.keep = 2  # last ones; the best is kept beside them
+  c.checkpoint.keep = 2  # last ones; the best on val_split is kept too
 
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20

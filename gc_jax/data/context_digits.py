@@ -61,7 +61,7 @@ STROKES = {
 }
 
 MIN_CROP_PX, MAX_CROP_PX = 64, 128  # side of a background, in the photograph
-SIDE_FRAC = (0.30, 0.55)  # longer side of a digit / side of the image
+SIDE_FRAC = (0.45, 0.75)  # longer side of a digit / side of the image
 MULTI_SIDE_FRAC = (0.25, 0.42)  # three of these still fit without overlap
 MULTI_OBJECTS = (2, 3)
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -116,6 +116,7 @@ def eval_batches(
   *,
   batch_size: int,
   image_size: int,
+  indices: Sequence[int] | None = None,
   process_index: int = 0,
   process_count: int = 1,
 ) -> Iterator[EvalBatch]:
@@ -128,6 +129,7 @@ def eval_batches(
     dataset: the split to evaluate on.
     batch_size: images of all processes.
     image_size: side of the images and object masks, in pixels.
+    indices: only these examples, in this order.
     process_index: which share.
     process_count: of how many.
 
@@ -135,11 +137,14 @@ def eval_batches(
     ValueError: if the batch cannot be shared evenly.
   """
   local_batch_size = _local_batch_size(batch_size, process_index, process_count)
-  num_batches = -(-len(dataset.source) // batch_size)
+  if indices is None:
+    indices = range(len(dataset.source))
+  num_batches = -(-len(indices) // batch_size)
   starts = range(
     process_index * local_batch_size, num_batches * batch_size, batch_size
   )
-  batches = grain.MapDataset.source(starts).map(
+  shares = [indices[start : start + local_batch_size] for start in starts]
+  batches = grain.MapDataset.source(shares).map(
     functools.partial(_eval_batch, dataset, local_batch_size, image_size)
   )
   return iter(batches.to_iter_dataset(_READ_OPTIONS))
@@ -266,9 +271,12 @@ class _Augment:
 
 
 def _eval_batch(
-  dataset: Dataset, local_batch_size: int, image_size: int, start: int
+  dataset: Dataset,
+  local_batch_size: int,
+  image_size: int,
+  indices: Sequence[int],
 ) -> EvalBatch:
-  """Makes the batch of the examples from `start` on, padded at the end."""
+  """Makes the batch of these examples, padded at the end."""
   count, slots = local_batch_size, dataset.max_classes_per_image
   batch = {
     "image": np.zeros((count, image_size, image_size, 3), np.uint8),
@@ -283,9 +291,7 @@ def _eval_batch(
   else:
     batch["label"] = np.zeros(count, np.int32)
 
-  for row, index in enumerate(
-    range(start, min(start + count, len(dataset.source)))
-  ):
+  for row, index in enumerate(indices):
     record = dataset.source[index]
     labels = np.asarray(record["labels"])
     targets = np.unique(labels)

@@ -10,10 +10,9 @@ from jaxtyping import Array
 from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 _ARCHITECTURES = {
-  # One block a stage and a quarter of the width, for pictures of 64 pixels:
-  # an 8x8 feature grid.
-  "resnet8-small": partial(
-    ResNet, (1, 1, 1), BasicBlock, width=32, stem="small"
+  # For pictures of 64 pixels: two stages, an 8x8 feature grid.
+  "resnet10-small": partial(
+    ResNet, (2, 2), BasicBlock, width=32, stem_kernel=3
   ),
   "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
   "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),

@@ -98,8 +98,8 @@ class ResNet(nnx.Module):
     block: `BasicBlock` or `Bottleneck`.
     num_classes: K, logits of the head.
     width: channels of the first stage (before the block's expansion).
-    stem: "imagenet" (7x7 convolution and max-pool, stride 4 in all) or "small"
-      (3x3 convolution, stride 2) for pictures of 32 to 96 pixels.
+    stem_kernel: side of the first convolution: 7, or 3 for pictures of 32 to
+      96 pixels. A max-pool follows; the stem's stride is 4 in all.
     pooling: "average" or "max", over all cells. The paper's GMP is "max".
     dtype: of activations. Parameters and BatchNorm statistics are float32.
     rngs: initialises the parameters.
@@ -112,16 +112,14 @@ class ResNet(nnx.Module):
     num_classes: int,
     *,
     width: int = 64,
-    stem: str = "imagenet",
+    stem_kernel: int = 7,
     pooling: str = "average",
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.stem = stem
     self.pooling = pooling
     self.dtype = dtype
-    kernel_size = {"imagenet": 7, "small": 3}[stem]
-    self.conv1 = conv(3, width, kernel_size, 2, dtype=dtype, rngs=rngs)
+    self.conv1 = conv(3, width, stem_kernel, 2, dtype=dtype, rngs=rngs)
     self.bn1 = BatchNorm(width, dtype=dtype, rngs=rngs)
     self.num_stages = len(stage_sizes)
     in_channels = width
@@ -154,8 +152,7 @@ class ResNet(nnx.Module):
       images: as `normalize` returns them; any H and W.
     """
     x = nnx.relu(self.bn1(self.conv1(images)))
-    if self.stem == "imagenet":
-      x = max_pool(x, 3, 2, padding=1)
+    x = max_pool(x, 3, 2, padding=1)
     for stage in range(self.num_stages):
       for block in getattr(self, f"layer{stage + 1}"):
         x = block(x)

@@ -1,0 +1,1 @@
+"""Image classifiers whose explanations can be trusted, trained in JAX."""

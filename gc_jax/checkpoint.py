@@ -1,0 +1,183 @@
+"""Checkpoints: saved in the background, the last and the best kept.
+
+A checkpoint holds the whole `TrainState` and a little JSON. The position in
+the data is the step itself: batches are a function of (seed, step).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from gc_jax.state import TrainState
+
+FOLDER = "checkpoints"
+
+_BEST = "best"  # the metric by which the best is known
+
+
+_logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written or read; says which and what to do."""
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    workdir: of the run; they lie in its folder `checkpoints`.
+    keep: how many of the last to keep, besides the best.
+  """
+
+  def __init__(self, workdir: Path, keep: int):
+    self._folder = (workdir / FOLDER).absolute()
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    last = checkpoint_managers.LatestN(self._keep)
+    best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
+    return ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=_best_metric,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+          [
+            last,
+            best,
+          ]
+        ),
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(self, state: TrainState, meta: dict[str, Any], best: float) -> None:
+    """Starts to save, without waiting for the disk.
+
+    Args:
+      state: at some step; a step that is saved already is not saved again.
+      meta: plain values to find again after `restore`.
+      best: higher is better; the highest checkpoint is kept.
+
+    Raises:
+      CheckpointError: this or the previous save failed, a full disk say.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_named_leaves(state)),
+          meta=ocp.args.JsonSave(meta),
+        ),
+        metrics={_BEST: float(best)},
+      )
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def wait(self) -> None:
+    """Returns when everything is on the disk.
+
+    Raises:
+      CheckpointError: a save failed.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the last readable checkpoint, or `like` itself where none is.
+
+    One that cannot be read is moved aside and the one before it is tried,
+    loudly.
+
+    Args:
+      like: a state of the same shapes, on the devices to restore to.
+
+    Returns:
+      The state, and what was saved as `meta` (empty where none is).
+
+    Raises:
+      CheckpointError: there are checkpoints, and none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        state, meta = self._restore(step, like)
+      except Exception as error:
+        self._set_aside(step, error)
+        continue
+      return state, meta
+    if steps:
+      raise CheckpointError(
+        f"None of the checkpoints {sorted(steps)} of {self._folder} could be "
+        "read; they were moved aside within it. To start from scratch, use "
+        "another --workdir."
+      )
+    return like, {}
+
+  def _restore(self, step: int, like: TrainState):
+    leaves = _named_leaves(like)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(
+          jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+        ),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    ordered = [restored["state"][name] for name in leaves]
+    state = jax.tree.unflatten(jax.tree.structure(like), ordered)
+    return state, restored["meta"]
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    aside = self._folder.parent / f"unreadable_checkpoint_{step}"
+    _logger.error(
+      "The checkpoint of step %d cannot be read (%s: %s). It is moved to %s, "
+      "and the one before it is used.",
+      step,
+      type(error).__name__,
+      str(error).splitlines()[0] if str(error) else "no message",
+      aside,
+    )
+    self._manager.close()
+    (self._folder / str(step)).rename(aside)
+    self._manager = self._open()
+
+  def _save_error(self, error: Exception) -> CheckpointError:
+    steps = sorted(self._manager.all_steps())
+    last = f"step {steps[-1]}" if steps else "none"
+    return CheckpointError(
+      f"Could not save a checkpoint to {self._folder}: {error}. The last good "
+      f"one: {last}. Make room or mend the cause, then run the same command "
+      "again to go on from there."
+    )
+
+  def close(self) -> None:
+    """Waits for the disk and lets go of it.
+
+    Raises:
+      CheckpointError: a save failed.
+    """
+    self.wait()
+    self._manager.close()
+
+
+def _best_metric(metrics: dict[str, float]) -> float:
+  return metrics[_BEST]
+
+
+def _named_leaves(state: TrainState) -> dict[str, jax.Array]:
+  """Returns every array of the state under a readable, unique name."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  return {name(path): leaf for path, leaf in leaves}

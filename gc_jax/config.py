@@ -1,0 +1,211 @@
+"""What a config must satisfy, and whether two of them are the same run."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gc_jax import compose, losses, optim
+from gc_jax.data import DATASETS
+from gc_jax.data.dataset import unknown_name_message
+from gc_jax.models import MODELS
+
+FILENAME = "config.json"
+
+DTYPES = ("auto", "float32", "bfloat16")
+PROTOCOLS = ("paper",)
+TARGET_DRAWS = ("category", "instance")
+
+# Fields that say where and how a run happens, not what it computes: a run may
+# be continued with others.
+_NOT_THE_RUN = (
+  "data.dir",
+  "data.num_workers",
+  "eval.batch_size",
+  "log.every_steps",
+  "checkpoint.keep",
+)
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+  """Checks what can be known before any data is read or code compiled.
+
+  Args:
+    config: resolved, overrides included.
+    num_devices: over which a batch is divided.
+
+  Raises:
+    ValueError: names the field, what it must be, what it is, what to do.
+  """
+  _one_of("model.name", config.model.name, MODELS)
+  _one_of("data.name", config.data.name, DATASETS)
+  _one_of("compute_dtype", config.compute_dtype, DTYPES)
+  _one_of("compose.mode", config.compose.mode, compose.MODES)
+  _one_of("loss.reduction", config.loss.reduction, losses.REDUCTIONS)
+  _one_of("loss.target_draw", config.loss.target_draw, TARGET_DRAWS)
+  _one_of("optim.schedule", config.optim.schedule, optim.SCHEDULES)
+  _one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
+
+  for field in (
+    "num_epochs",
+    "batch_size",
+    "optim.lr_per_256",
+    "data.image_size",
+    "eval.batch_size",
+    "eval.every_epochs",
+    "eval.tolerance_px",
+    "eval.spg_samples",
+    "eval.spg_runs",
+    "checkpoint.every_epochs",
+    "checkpoint.keep",
+    "log.every_steps",
+  ):
+    _at_least(config, field, 0, exclusive=True)
+  for field in (
+    "loss.consistency_weight",
+    "loss.classification_weight",
+    "loss.ramp_epochs",
+    "optim.momentum",
+    "optim.weight_decay",
+    "optim.warmup_epochs",
+    "optim.clip_norm",
+    "compose.groups",
+    "data.crop_padding_px",
+    "data.num_workers",
+  ):
+    _at_least(config, field, 0)
+  _validate_batch(config, num_devices)
+
+
+def _validate_batch(config: ConfigDict, num_devices: int) -> None:
+  batch_size = config.batch_size
+  if batch_size % num_devices:
+    raise ValueError(
+      f"--config.batch_size={batch_size} must be divisible by {num_devices} "
+      f"devices; use {_neighbours(batch_size, num_devices)}."
+    )
+  if not config.loss.consistency_weight:
+    return
+  groups = compose_groups(config, num_devices)
+  if groups % num_devices:
+    raise ValueError(
+      f"--config.compose.groups={groups} must be a multiple of {num_devices} "
+      "devices, so that no image crosses from one to another; use "
+      f"{_neighbours(groups, num_devices)}, or 0 for one group a device."
+    )
+  share = 4 * groups if config.compose.mode == "packed" else groups
+  if batch_size % share:
+    packed = " by 4 images a composite" if share != groups else ""
+    raise ValueError(
+      f"--config.batch_size={batch_size} must be divisible by {groups} groups"
+      f"{packed} under --config.compose.mode={config.compose.mode!r}; use "
+      f"{_neighbours(batch_size, share)}."
+    )
+
+
+def validate_data(
+  config: ConfigDict, class_names: Iterable[str], num_examples: int
+) -> None:
+  """Checks the config against the data that was found.
+
+  Args:
+    config: resolved.
+    class_names: of the training split.
+    num_examples: in the training split.
+
+  Raises:
+    ValueError: names what must hold, what came, what to do.
+  """
+  num_classes = len(tuple(class_names))
+  if num_classes < 2:
+    raise ValueError(
+      f"--config.data.name={config.data.name!r} must have at least two "
+      f"classes, so that there is something to tell apart; it has "
+      f"{num_classes}."
+    )
+  if config.batch_size > num_examples:
+    raise ValueError(
+      f"--config.batch_size={config.batch_size} must be at most the "
+      f"{num_examples} examples of --config.data.train_split="
+      f"{config.data.train_split!r}."
+    )
+
+
+def compose_groups(config: ConfigDict, num_devices: int) -> int:
+  """Returns the number of groups within which composites mix images."""
+  return config.compose.groups or num_devices
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+  """Returns the config as nested plain values, just as JSON gives them back."""
+  return json.loads(config.to_json_best_effort())
+
+
+def differences(
+  saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+  """Returns a line for each field in which two configs are another run."""
+  lines = []
+  for name in sorted(saved.keys() | now.keys()):
+    path = f"{prefix}{name}"
+    before, after = saved.get(name), now.get(name)
+    if isinstance(before, dict) and isinstance(after, dict):
+      lines += differences(before, after, f"{path}.")
+    elif before != after and path not in _NOT_THE_RUN:
+      lines.append(f"--config.{path}: {before!r} there, {after!r} now")
+  return lines
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+  """Checks that `workdir` is empty of other runs.
+
+  Raises:
+    ValueError: it holds a different configuration; says what differs.
+  """
+  path = workdir / FILENAME
+  if not path.exists():
+    return
+  try:
+    saved = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f"{path} must be the configuration of a run; it is not JSON ({error}). "
+      "Use another --workdir."
+    ) from error
+  lines = differences(saved, to_dict(config))
+  if lines:
+    raise ValueError(
+      f"--workdir={workdir} holds a run with another configuration, and "
+      "nothing of it was touched. Use another --workdir, or the same "
+      "configuration to continue that run. What differs:\n  "
+      + "\n  ".join(lines)
+    )
+
+
+def _one_of(field: str, value: str, known: Iterable[str]) -> None:
+  if value not in known:
+    raise ValueError(unknown_name_message(f"--config.{field}", value, known))
+
+
+def _at_least(
+  config: ConfigDict, field: str, bound: float, exclusive: bool = False
+) -> None:
+  value = config
+  for name in field.split("."):
+    value = value[name]
+  ok = value > bound if exclusive else value >= bound
+  if not ok or not math.isfinite(value):
+    relation = "above" if exclusive else "at least"
+    raise ValueError(
+      f"--config.{field}={value} must be a finite number {relation} {bound}."
+    )
+
+
+def _neighbours(value: int, divisor: int) -> str:
+  """Returns the multiples of `divisor` on either side, as advice."""
+  below = value // divisor * divisor
+  above = below + divisor
+  return f"{below} or {above}" if below else f"{above}"

@@ -1,0 +1,73 @@
+"""The mesh, what lies where on it, and which process this is.
+
+The one file that asks which process runs: everything else computes the same
+on all of them, and lets `is_main` decide who writes.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+  """Returns all devices on one axis; a batch is divided along it.
+
+  The axis is `Auto` (the compiler propagates shardings): optax's losses do
+  not accept explicit ones.
+  """
+  return jax.make_mesh((jax.device_count(),), (AXIS,), (AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of state: a copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def divided(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: equal shares of the first axis."""
+  return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+  """Returns the global batch made of each process's share.
+
+  Args:
+    batch: numpy arrays, this process's share.
+    mesh: from `make_mesh`.
+  """
+  sharding = divided(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def fetch(tree: Any) -> Any:
+  """Returns global arrays as numpy, whole, on every process."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.tree.map(np.asarray, tree)
+
+
+def process() -> tuple[int, int]:
+  """Returns (index of this process, number of processes)."""
+  return jax.process_index(), jax.process_count()
+
+
+def is_main() -> bool:
+  """Returns True on the one process that writes."""
+  return jax.process_index() == 0
+
+
+def describe() -> str:
+  """Returns a line on the devices, for the start of a log."""
+  device = jax.devices()[0]
+  index, count = process()
+  return (
+    f"jax {jax.__version__} on {jax.device_count()} {device.device_kind} "
+    f"device(s), process {index + 1} of {count}"
+  )
