@@ -5,6 +5,7 @@ from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -28,7 +29,7 @@ MODELS = {
 
 
 def create(
-  name: str, num_classes: int, *, dtype: jnp.dtype = jnp.float32, seed: int = 0
+  name: str, num_classes: int, *, dtype: DTypeLike = jnp.float32, seed: int = 0
 ) -> nnx.Module:
   """Returns a freshly initialised model.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 # Mean and standard deviation of ImageNet's RGB pixels in [0, 1], which every
@@ -22,7 +23,7 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   *,
-  dtype: jnp.dtype,
+  dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
   """Returns a square convolution without bias, padded by (kernel - 1) / 2.
@@ -65,7 +66,7 @@ class BatchNorm(nnx.BatchNorm):
   Flax's momentum of 0.9 is PyTorch's 0.1. Running statistics are float32.
   """
 
-  def __init__(self, num_features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     super().__init__(
       num_features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs
     )

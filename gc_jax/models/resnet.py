@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gc_jax.models.layers import (
@@ -34,7 +35,7 @@ class BasicBlock(nnx.Module):
     channels: int,
     stride: int,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     make_conv = partial(conv, dtype=dtype, rngs=rngs)
@@ -65,7 +66,7 @@ class Bottleneck(nnx.Module):
     channels: int,
     stride: int,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     make_conv = partial(conv, dtype=dtype, rngs=rngs)
@@ -114,7 +115,7 @@ class ResNet(nnx.Module):
     width: int = 64,
     stem_kernel: int = 7,
     pooling: str = "average",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.pooling = pooling
