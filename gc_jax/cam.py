@@ -44,8 +44,8 @@ def class_gradients(
 
 
 def grad_cam(
-  features: Float[Array, "*B h w D"], weights: Float[Array, "*B D"]
-) -> Float[Array, "*B h w"]:
+  features: Float[Array, "*#B h w D"], weights: Float[Array, "*#B D"]
+) -> Float[Array, "*#B h w"]:
   """Returns the class-discriminative map of each example.
 
   cam[b,i,j] = relu( sum_d weights[b,d] * features[b,i,j,d] )
@@ -64,8 +64,8 @@ def grad_cam(
 
 
 def elementwise_grad_cam(
-  features: Float[Array, "*B h w D"], gradients: Float[Array, "*B i j D"]
-) -> Float[Array, "*B h w"]:
+  features: Float[Array, "*#B h w D"], gradients: Float[Array, "*#B i j D"]
+) -> Float[Array, "*#B h w"]:
   """Returns the map that weighs every cell by its own gradient.
 
   cam[b,i,j] = relu( sum_d gradients[b,i,j,d] * features[b,i,j,d] )
