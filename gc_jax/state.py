@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jaxtyping import PRNGKeyArray
 
 
 @struct.dataclass
@@ -26,9 +27,10 @@ class TrainState:
 
 
 def create(
-  make_model: Callable[[], nnx.Module],
+  make_model: Callable[[PRNGKeyArray], nnx.Module],
   tx: optax.GradientTransformation,
   sharding: jax.sharding.Sharding,
+  key: PRNGKeyArray,
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Returns the model's structure and the state of step 0.
 
@@ -36,14 +38,15 @@ def create(
   a second copy.
 
   Args:
-    make_model: builds the freshly initialised model.
+    make_model: builds the model, initialised from a key.
     tx: the optimizer.
     sharding: of every leaf.
+    key: from `models.init_key`.
   """
-  graphdef, _, _ = nnx.split(nnx.eval_shape(make_model), nnx.Param, ...)
+  graphdef, _, _ = nnx.split(nnx.eval_shape(make_model, key), nnx.Param, ...)
 
-  def init():
-    _, params, batch_stats = nnx.split(make_model(), nnx.Param, ...)
+  def init(key):
+    _, params, batch_stats = nnx.split(make_model(key), nnx.Param, ...)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -51,7 +54,7 @@ def create(
       opt_state=tx.init(params),
     )
 
-  return graphdef, jax.jit(init, out_shardings=sharding)()
+  return graphdef, jax.jit(init, out_shardings=sharding)(key)
 
 
 def num_params(state: TrainState) -> int:

@@ -73,11 +73,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   with jax.set_mesh(mesh):
     graphdef, state = states.create(
-      lambda: models.create(
-        config.model.name, num_classes, dtype=dtype, seed=config.seed
+      lambda key: models.create(
+        config.model.name, num_classes, dtype=dtype, key=key
       ),
       tx,
       parallel.replicated(mesh),
+      models.init_key(config.seed),
     )
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
