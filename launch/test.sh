@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Lints and tests, in an environment of its own.
+#
+#   launch/test.sh                 everything that must pass
+#   launch/test.sh tests/cam_test.py -k closed    as `pytest`, without the lint
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+ensure_environment tests/requirements.txt
+
+if (($# == 0)); then
+  ruff check
+  ruff format --check
+  set -- tests --durations=15
+fi
+# The tests make their own devices, on any machine.
+export JAX_PLATFORMS=cpu
+exec python -m pytest -c tests/pytest.ini "$@"
