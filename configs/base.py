@@ -69,3 +69,32 @@ def get_config() -> ml_collections.ConfigDict:
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20
   return c
+
+
+def parse_variant(
+  variant: str, known: tuple[str, ...], default: str
+) -> tuple[str, bool]:
+  """Returns (name, whether it is to be shrunk) of "name", "name,smoke"."""
+  words = [word for word in variant.split(",") if word]
+  smoke = "smoke" in words
+  names = [word for word in words if word != "smoke"] or [default]
+  if len(names) > 1 or names[0] not in known:
+    raise ValueError(
+      f"Unknown config variant {variant!r}. Known: {', '.join(known)}, each "
+      "also with ',smoke'; or 'smoke' alone."
+    )
+  return names[0], smoke
+
+
+def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the config shrunk to seconds on a CPU: the same code, few steps."""
+  c.num_epochs = 2.0
+  c.batch_size = 16
+  c.eval.batch_size = 16
+  c.data.train_split = "train[:64]"
+  c.data.val_split = "validation[:20]"
+  c.data.eval_split = "test[:40]"
+  c.optim.warmup_epochs = min(c.optim.warmup_epochs, 1.0)
+  c.loss.ramp_epochs = min(c.loss.ramp_epochs, 1.0)
+  c.log.every_steps = 2
+  return c

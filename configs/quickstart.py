@@ -1,20 +1,38 @@
-"""Context digits, trained in minutes on two CPU cores.
+"""Context digits: small digits on photographs that give their class away.
 
-python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/gc
+  python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/gc
+
+Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM
+consistency loss), `gmp` (global max pooling), `gmp_gc` (both). A second word,
+`smoke`, shrinks any of them to seconds: `configs/quickstart.py:gmp,smoke`.
+
+Hyper-parameters were chosen on the validation split, by the classification
+alone for `ce` and `gmp`; the table in the README is of the test split.
 """
 
 import ml_collections
 
 from configs import base
 
-VARIANTS = ("ce", "gc", "gmp", "gmp_gc", "smoke")
+VARIANTS = ("ce", "gc", "gmp", "gmp_gc")
 
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
+  name, smoke = base.parse_variant(variant, VARIANTS, default="gc")
   c = base.get_config()
   c.model.name = "resnet10-small"
   c.batch_size = 64
   c.num_epochs = 10.0
   c.optim.lr_per_256 = 0.4
   c.optim.schedule = "cosine"
-  return c
+  c.loss.consistency_weight = 0.0
+  if name.startswith("gmp"):
+    c.model.name = "resnet10-small-gmp"
+    c.num_epochs = 16.0
+    c.optim.lr_per_256 = 0.04
+    c.optim.warmup_epochs = 2.0
+  if name.endswith("gc"):
+    c.loss.consistency_weight = 25.0
+    # Early maps are nearly empty; a loss on them would only shake the model.
+    c.loss.ramp_epochs = 14.4 if name.startswith("gmp") else 9.0
+  return base.shrink(c) if smoke else c
