@@ -30,7 +30,7 @@ class Layout(NamedTuple):
   mask: Float[Array, "M P"]
 
   @property
-  def explained(self) -> Int[Array, "M P"]:
+  def explained(self) -> Int[Array, "*groups M P"]:
     """Returns the position in the batch of each explained image."""
     return jnp.take_along_axis(self.tiles, self.cell, axis=-1)
 
@@ -58,7 +58,7 @@ def independent(
   """
   batch_size = target.shape[0]
   key_cell, key_order = jax.random.split(key)
-  allowed = ~contains[:, target].T & (mask > 0)  # [explained, distractor]
+  allowed = ~contains[:, target].T & (mask > 0)[None]  # [explained, distractor]
   # A random order of the allowed ones: the forbidden are sorted to the end.
   order = jax.random.uniform(key_order, allowed.shape)
   order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)
