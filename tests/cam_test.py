@@ -194,6 +194,14 @@ def test_a_normalized_map_sums_to_one():
   np.testing.assert_allclose(by_hand, [[0.25, 0.75]], rtol=1e-6)
 
 
+def test_the_sum_is_trained_through_too():
+  """A map's scale is divided out: no gradient points along the map."""
+  cam, toward = jax.random.uniform(jax.random.key(0), (2, 7, 7))
+  grad = jax.grad(lambda cam: (cams.normalize_cam(cam) * toward).sum())(cam)
+  assert np.abs(grad * cam).sum() > 0.1
+  np.testing.assert_allclose((grad * cam).sum(), 0, atol=1e-6)  # float32
+
+
 def test_an_empty_map_becomes_epsilon_everywhere():
   np.testing.assert_array_equal(
     cams.normalize_cam(jnp.zeros((2, 3, 3))), np.full((2, 3, 3), 1e-8, "f")
