@@ -144,19 +144,30 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
-def differences(
-  saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
-  """Returns a line for each field in which two configs are another run."""
-  lines = []
-  for name in sorted(saved.keys() | now.keys()):
-    path = f"{prefix}{name}"
-    before, after = saved.get(name), now.get(name)
-    if isinstance(before, dict) and isinstance(after, dict):
-      lines += differences(before, after, f"{path}.")
-    elif before != after and path not in _NOT_THE_RUN:
-      lines.append(f"--config.{path}: {before!r} there, {after!r} now")
-  return lines
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns "loss.reduction" to value, in the order of the configuration."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Returns a line for each field in which two configs are another run.
+
+  Args:
+    saved: nested, as read from a `config.json`.
+    now: nested, from `to_dict`.
+  """
+  saved, now = flatten(saved), flatten(now)
+  return [
+    f"--config.{field}: {saved.get(field)!r} there, {now.get(field)!r} now"
+    for field in sorted(saved.keys() | now.keys())
+    if saved.get(field) != now.get(field) and field not in _NOT_THE_RUN
+  ]
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
@@ -191,7 +202,7 @@ def _one_of(field: str, value: str, known: Iterable[str]) -> None:
 
 
 def _at_least(
-  config: ConfigDict, field: str, bound: float, exclusive: bool = False
+  config: ConfigDict, field: str, bound: int, exclusive: bool = False
 ) -> None:
   value = config
   for name in field.split("."):

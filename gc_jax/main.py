@@ -5,6 +5,7 @@
 Run again, the same command continues where it stopped.
 """
 
+import difflib
 import logging
 import sys
 from pathlib import Path
@@ -39,6 +40,35 @@ def main(argv: list[str]) -> None:
     sys.exit(f"\n{type(error).__name__}: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Returns what is left of the command line; exits with one clear line."""
+  try:
+    rest = flags.FLAGS(argv)
+    _CONFIG.value.seed  # noqa: B018 (a file that failed to load says so here)
+    return rest
+  except (AttributeError, KeyError) as error:
+    # ml_collections on a field that does not exist.
+    sys.exit(_unknown_field(argv) or str(error))
+  except (flags.Error, OSError, ValueError) as error:
+    # Errors in a config file come wrapped in their own traceback.
+    sys.exit(f"{argv[0]}: {str(error).strip().splitlines()[-1].strip()}")
+
+
+def _unknown_field(argv: list[str]) -> str:
+  """Says which `--config.field` of the arguments is none, and the nearest."""
+  from configs import base
+  from gc_jax.config import flatten
+
+  known = [f"--config.{name}" for name in flatten(base.get_config().to_dict())]
+  for argument in argv:
+    name = argument.split("=")[0]
+    if name.startswith("--config.") and name not in known:
+      nearest = difflib.get_close_matches(name, known, n=1)
+      hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+      return f"Unknown field {name}.{hint} configs/base.py has them all."
+  return ""
+
+
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

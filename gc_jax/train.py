@@ -31,7 +31,6 @@ from gc_jax.report.progress import Progress
 from gc_jax.state import TrainState
 from gc_jax.types import Metrics
 
-
 _logger = logging.getLogger(__name__)
 
 

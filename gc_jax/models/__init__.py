@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray
 
 from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from gc_jax.config import flatten
 from gc_jax.report.run import Run
 
 _ARCHITECTURES = {"alexnet": "AlexNet", "resnet": "ResNet", "vgg": "VGG"}
@@ -168,17 +169,6 @@ def _identity(run: Run) -> dict[str, Any]:
     ignored |= _CONSISTENCY | {"loss.consistency_weight"}
     ignored |= {path for path in flat if path.startswith("compose.")}
   return {path: v for path, v in flat.items() if path not in ignored}
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns "loss.reduction" to value, in the order of the configuration."""
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
 
 
 def _data_details(run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from gc_jax.config import flatten
 from gc_jax.report import (
   describe,
   figures,
@@ -98,7 +99,7 @@ def _context(run: Run, other: Run | None) -> dict[str, Any]:
     ],
     "pairs": pairs,
     "color_bar": pictures.color_bar(),
-    "settings": describe.flatten(run.config),
+    "settings": flatten(run.config),
     "results": run.results,
     "facts": summary.facts(run),
     "workdir": str(run.workdir),

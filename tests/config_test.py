@@ -1,0 +1,193 @@
+"""What is refused before anything runs, and the words it is refused in."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from configs import base, quickstart, quickstart_multi
+from gc_jax import config as configs
+
+
+def make(**overrides):
+  config = quickstart.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(overrides)
+  return config
+
+
+@pytest.mark.parametrize("recipe", [quickstart, quickstart_multi])
+@pytest.mark.parametrize("variant", quickstart.VARIANTS)
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
+  configs.validate(recipe.get_config(variant + smoke), num_devices=1)
+
+
+def test_variants_are_the_four_rows_of_the_papers_tables():
+  rows = {
+    variant: (
+      quickstart.get_config(variant).model.name.endswith("-gmp"),
+      quickstart.get_config(variant).loss.consistency_weight > 0,
+    )
+    for variant in quickstart.VARIANTS
+  }
+  assert rows == {
+    "ce": (False, False),
+    "gc": (False, True),
+    "gmp": (True, False),
+    "gmp_gc": (True, True),
+  }
+
+
+def test_an_unknown_variant_is_named_with_the_known_ones():
+  with pytest.raises(ValueError, match=r"'gap'\. Known: ce, gc, gmp, gmp_gc"):
+    quickstart.get_config("gap")
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (
+      {"model.name": "resnet5"},
+      r"Unknown --config\.model\.name='resnet5'\. Known: .*resnet50.* "
+      r"Did you mean 'resnet50'\?",
+    ),
+    (
+      {"data.name": "context_digit"},
+      r"Unknown --config\.data\.name=.*Did you mean 'context_digits'\?",
+    ),
+    (
+      {"compose.mode": "pack"},
+      r"Unknown --config\.compose\.mode='pack'.*Did you mean 'packed'\?",
+    ),
+    (
+      {"optim.schedule": "cosin"},
+      r"Unknown --config\.optim\.schedule.*Did you mean 'cosine'\?",
+    ),
+    ({"eval.protocol": "papers"}, r"eval\.protocol.*Did you mean 'paper'\?"),
+    ({"loss.reduction": "avg"}, r"loss\.reduction='avg'\. Known: mean, sum"),
+    (
+      {"loss.consistency_weight": -1.0},
+      r"--config\.loss\.consistency_weight=-1\.0 must be a finite number at "
+      r"least 0",
+    ),
+    (
+      {"optim.lr_per_256": float("nan")},
+      r"--config\.optim\.lr_per_256=nan must be a finite number above 0",
+    ),
+    ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
+  ],
+)
+def test_bad_values_are_refused_by_name(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    configs.validate(make(**overrides), num_devices=1)
+
+
+def test_a_batch_must_divide_among_devices():
+  message = (
+    r"--config\.batch_size=100 must be divisible by 8 devices; use 96 or 104"
+  )
+  with pytest.raises(ValueError, match=message):
+    configs.validate(make(batch_size=100), num_devices=8)
+
+
+def test_a_packed_batch_must_divide_into_composites_of_four():
+  message = (
+    r"--config\.batch_size=20 must be divisible by 2 groups by 4 images a "
+    r"composite under --config\.compose\.mode='packed'; use 16 or 24"
+  )
+  with pytest.raises(ValueError, match=message):
+    configs.validate(make(batch_size=20), num_devices=2)
+  # Independent composites take any batch; plain training makes none.
+  configs.validate(
+    make(batch_size=20, **{"compose.mode": "independent"}), num_devices=2
+  )
+  configs.validate(
+    make(batch_size=20, **{"loss.consistency_weight": 0.0}), num_devices=2
+  )
+
+
+def test_groups_must_not_straddle_devices():
+  message = r"--config\.compose\.groups=2 must be a multiple of 4 devices"
+  with pytest.raises(ValueError, match=message):
+    configs.validate(make(**{"compose.groups": 2}), num_devices=4)
+
+
+def test_one_class_is_nothing_to_tell_apart():
+  with pytest.raises(ValueError, match=r"at least two classes.*it has 1"):
+    configs.validate_data(make(), ["only"], num_examples=1_000)
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+  with pytest.raises(ValueError, match="at most the 10 examples"):
+    configs.validate_data(make(), ["a", "b"], num_examples=10)
+
+
+def test_a_workdir_of_another_run_is_left_alone_and_told_apart(tmp_path):
+  path = tmp_path / configs.FILENAME
+  path.write_text(quickstart.get_config("gmp").to_json_best_effort())
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match="another configuration") as caught:
+    configs.check_same_run(quickstart.get_config("gc"), tmp_path)
+  text = str(caught.value)
+  assert "--config.loss.consistency_weight: 0.0 there, 25.0 now" in text
+  assert (
+    "--config.model.name: 'resnet10-small-gmp' there, 'resnet10-small' now"
+    in text
+  )
+  assert "data.name" not in text
+  assert path.read_bytes() == before
+
+
+def test_where_a_run_happens_may_change(tmp_path):
+  path = tmp_path / configs.FILENAME
+  path.write_text(make().to_json_best_effort())
+  moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
+  configs.check_same_run(moved, tmp_path)
+
+
+def test_a_config_survives_being_saved():
+  config = quickstart.get_config()
+  assert (
+    configs.differences(configs.to_dict(config), configs.to_dict(config)) == []
+  )
+  assert configs.to_dict(config)["optim"]["step_epochs"] == [30, 60]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (
+      ["--config.optim.lr_per_257=0.1"],
+      r"Unknown field --config\.optim\.lr_per_257\. Did you mean "
+      r"'--config\.optim\.lr_per_256'\?",
+    ),
+    (
+      ["--config.optin.momentum=0.1"],
+      r"Unknown field --config\.optin\.momentum",
+    ),
+    (["--config.batch_size=many"], r"batch_size.*many"),
+    (["--config=configs/quickstat.py"], r"configs/quickstat\.py"),
+    (["--config=configs/quickstart.py:gap"], r"Unknown config variant 'gap'"),
+  ],
+)
+def test_a_slip_of_the_keyboard_gets_one_clear_line(
+  tmp_path, arguments, message
+):
+  command = [sys.executable, "-m", "gc_jax.main", f"--workdir={tmp_path / 'w'}"]
+  if not arguments[0].startswith("--config="):
+    command.append("--config=configs/quickstart.py")
+  done = subprocess.run(
+    [*command, *arguments], capture_output=True, text=True, check=False
+  )
+  assert done.returncode != 0
+  assert re.search(message, done.stderr), done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "w").exists()
+
+
+def test_every_field_has_a_default_that_may_be_overridden():
+  for name, value in configs.flatten(base.get_config().to_dict()).items():
+    assert value is not None, name
+    assert not isinstance(value, list), name
