@@ -55,6 +55,7 @@ def make_tiny():
   """
   from flax import nnx
 
+  from gc_jax.models import init_key
   from gc_jax.models.resnet import BasicBlock, ResNet
 
   @functools.cache
@@ -67,7 +68,7 @@ def make_tiny():
       stem_kernel=3,
       pooling=pooling,
       dtype=dtype,
-      rngs=nnx.Rngs(seed),
+      rngs=nnx.Rngs(init_key(seed)),
     )
     return nnx.split(net)
 
