@@ -1,0 +1,132 @@
+"""Layers as PyTorch defines them: against loops, constants and statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gc_jax.models import init_key, layers
+
+
+@pytest.fixture
+def rngs():
+  return nnx.Rngs(init_key(0))
+
+
+def conv_by_loops(x, kernel, stride):
+  """PyTorch's: pad (k - 1) / 2 on every side, then walk from the corner."""
+  size = kernel.shape[0]
+  pad = (size - 1) // 2
+  x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+  height = (x.shape[0] - size) // stride + 1
+  width = (x.shape[1] - size) // stride + 1
+  out = np.empty((height, width, kernel.shape[3]))
+  for i, j in np.ndindex(height, width):
+    window = x[i * stride :, j * stride :][:size, :size]
+    out[i, j] = np.einsum("abc,abcd->d", window, kernel)
+  return out
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+@pytest.mark.parametrize(
+  "kernel_size, stride", [(7, 2), (3, 2), (1, 2), (3, 1)]
+)
+def test_convolutions_sit_where_pytorchs_do(rngs, size, kernel_size, stride):
+  """Even sizes under a stride are where "SAME" would shift by a pixel."""
+  conv = layers.conv(2, 3, kernel_size, stride, dtype=jnp.float32, rngs=rngs)
+  x = np.random.default_rng(0).normal(size=(*size, 2)).astype(np.float32)
+  np.testing.assert_allclose(
+    conv(jnp.asarray(x[None]))[0],
+    conv_by_loops(x, np.asarray(conv.kernel[...]), stride),
+    rtol=1e-4,
+    atol=1e-5,  # float32 sums of up to 98 terms
+  )
+  assert conv.bias is None
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_max_pooling_never_takes_the_border(size):
+  x = -1 - np.random.default_rng(0).random((*size, 2)).astype(np.float32)
+  padded = np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+  pooled = layers.max_pool(jnp.asarray(x[None]), 3, 2, padding=1)[0]
+  assert pooled.shape == ((size[0] - 1) // 2 + 1, (size[1] - 1) // 2 + 1, 2)
+  for i, j in np.ndindex(*pooled.shape[:2]):
+    window = padded[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+    np.testing.assert_array_equal(pooled[i, j], window.max((0, 1)))
+
+
+def test_batch_norm_has_pytorchs_momentum_and_epsilon(rngs):
+  norm = layers.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
+  x = np.random.default_rng(0).normal(0.3, 0.01, (4, 3, 3, 2)).astype("f")
+  mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+  norm.train()
+  # The variance, 1e-4, is a difference of squares near 0.1 in float32.
+  np.testing.assert_allclose(
+    norm(jnp.asarray(x)), (x - mean) / np.sqrt(var + 1e-5), rtol=1e-3, atol=1e-4
+  )
+  np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
+  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
+  norm.eval()
+  np.testing.assert_allclose(
+    norm(jnp.asarray(x)),
+    (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-5),
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_global_pooling_takes_the_mean_or_the_first_maximum(dtype):
+  x = np.random.default_rng(0).integers(0, 4, (2, 3, 5, 6))  # many ties
+  features = jnp.asarray(x, dtype)
+  cells = x.reshape(2, 15, 6)
+  np.testing.assert_array_equal(
+    layers.pool_globally(features, "max"), cells.max(1)
+  )
+  np.testing.assert_allclose(
+    layers.pool_globally(features, "average").astype(jnp.float32),
+    cells.mean(1),
+    rtol=1e-2,  # bfloat16 has 8 bits
+  )
+  grad = jax.grad(lambda f: layers.pool_globally(f, "max").sum())(features)
+  first = np.moveaxis(np.eye(15)[cells.argmax(1)], -1, 1).reshape(x.shape)
+  np.testing.assert_array_equal(grad, first)
+
+
+def test_pixels_are_normalized_as_torchvision_does():
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
+  mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+  expected = (images / 255 - mean) / std
+  ours = layers.normalize_pixels(jnp.asarray(images))
+  assert ours.dtype == jnp.float32
+  np.testing.assert_allclose(ours, expected, atol=1e-6)  # float32
+  of_floats = layers.normalize_pixels(jnp.asarray(images / 255, jnp.float32))
+  np.testing.assert_allclose(of_floats, ours, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_convolutions_start_from_hes_rule_on_the_fan_out(rngs, kernel_size):
+  """A normal of variance 2 / (k k out), as torchvision's ResNets."""
+  conv = layers.conv(128, 64, kernel_size, dtype=jnp.float32, rngs=rngs)
+  kernel = np.asarray(conv.kernel[...])
+  std = np.sqrt(2 / (kernel_size**2 * 64))
+  # Four standard errors of a mean, of a standard deviation, of a share.
+  count = kernel.size
+  assert abs(kernel.mean()) < 4 * std / np.sqrt(count)
+  assert abs(kernel.std() / std - 1) < 4 / np.sqrt(2 * count)
+  outside = (np.abs(kernel) > 2 * std).mean()  # a truncated normal has none
+  assert abs(outside - 0.0455) < 4 * np.sqrt(0.0455 * 0.9545 / count)
+
+
+def test_the_head_starts_as_torch_linear(rngs):
+  """Uniform in +-1 / sqrt(in), kernel and bias alike."""
+  head = layers.linear(400, 50, rngs=rngs)
+  for values in (head.kernel[...], head.bias[...]):
+    assert np.abs(values).max() <= 1 / 20
+    assert np.abs(values).max() > 0.9 / 20
+    error = (1 / 20) / np.sqrt(3 * values.size)
+    assert abs(values.mean()) < 4 * error
+    # The variance of a uniform's square is 4/45 of the bound's fourth power.
+    spread = np.sqrt(4 / 45 / values.size)
+    assert abs((values**2).mean() * 400 - 1 / 3) < 4 * spread
