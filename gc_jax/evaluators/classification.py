@@ -30,11 +30,12 @@ def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
     }
   label = batch["label"]
   own = jnp.take_along_axis(logits, label[:, None], axis=1)
-  # Rank of the label; classes of equal logit count as better, except earlier
-  # ids: then NaN or constant logits are not taken for right.
+  # Rank of the label. Of classes with equal logits the first is better, as for
+  # argmax: constant logits are right once. Where there is a NaN, none is right.
   classes = jnp.arange(logits.shape[-1])[None]
   better = (logits > own) | ((logits == own) & (classes < label[:, None]))
-  rank = jnp.where(jnp.isfinite(own[:, 0]), better.sum(1), logits.shape[-1])
+  sound = jnp.isfinite(own[:, 0]) & ~jnp.isnan(logits).any(1)
+  rank = jnp.where(sound, better.sum(1), logits.shape[-1])
   return {
     "loss": _total(losses.cross_entropy(logits, label), mask),
     "top1": _total(rank < 1, mask),
