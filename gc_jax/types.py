@@ -14,8 +14,9 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 # name -> (sum over examples, number of examples). Means are taken once, when
-# printed: means of means would weigh a short last batch too much.
-Metrics = dict[str, tuple[Array, Array]]
+# printed: means of means would weigh a short last batch too much. Added up on
+# the host, scalars are numpy's.
+Metrics = dict[str, tuple[Array | np.number, Array | np.number]]
 
 
 class Batch(TypedDict):
