@@ -35,7 +35,7 @@ def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
   classes = jnp.arange(logits.shape[-1])[None]
   better = (logits > own) | ((logits == own) & (classes < label[:, None]))
   sound = jnp.isfinite(own[:, 0]) & ~jnp.isnan(logits).any(1)
-  rank = jnp.where(sound, better.sum(1), logits.shape[-1])
+  rank = jnp.where(sound, better.sum(1), jnp.inf)
   return {
     "loss": _total(losses.cross_entropy(logits, label), mask),
     "top1": _total(rank < 1, mask),
