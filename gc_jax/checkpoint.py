@@ -4,6 +4,7 @@ A checkpoint holds the whole `TrainState` and a little JSON. The position in
 the data is the step itself: batches are a function of (seed, step).
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ class Checkpoints:
   def __init__(self, workdir: Path, keep: int):
     self._folder = (workdir / FOLDER).absolute()
     self._keep = keep
+    self._unreadable: list[int] = []
+    for step in _steps_in(self._folder):
+      # Orbax reads every metric when it opens, and stops at the first bad one.
+      try:
+        json.loads((self._folder / f"{step}/metrics/metrics").read_text())
+      except (OSError, ValueError) as error:
+        self._set_aside(step, error)
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -108,19 +116,18 @@ class Checkpoints:
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        state, meta = self._restore(step, like)
+        return self._restore(step, like)
       except Exception as error:
+        self._manager.close()
         self._set_aside(step, error)
-        continue
-      return state, meta
-    if steps:
+        self._manager = self._open()
+    if self._unreadable:
       raise CheckpointError(
-        f"None of the checkpoints {sorted(steps)} of {self._folder} could be "
-        "read; they were moved aside within it. To start from scratch, use "
-        "another --workdir."
+        f"None of the checkpoints {sorted(self._unreadable)} of {self._folder} "
+        "could be read; they were moved aside, next to it. To start from "
+        "scratch, use another --workdir."
       )
     return like, {}
 
@@ -149,9 +156,8 @@ class Checkpoints:
       str(error).splitlines()[0] if str(error) else "no message",
       aside,
     )
-    self._manager.close()
     (self._folder / str(step)).rename(aside)
-    self._manager = self._open()
+    self._unreadable.append(step)
 
   def _save_error(self, error: Exception) -> CheckpointError:
     steps = sorted(self._manager.all_steps())
@@ -170,6 +176,13 @@ class Checkpoints:
     """
     self.wait()
     self._manager.close()
+
+
+def _steps_in(folder: Path) -> list[int]:
+  """Returns the steps of the finished checkpoints of a folder."""
+  if not folder.is_dir():
+    return []
+  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
 def _best_metric(metrics: dict[str, float]) -> float:

@@ -1,0 +1,285 @@
+"""Runs as a whole: what they leave behind, and how they go on after trouble."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import quickstart
+from gc_jax import train
+from gc_jax.checkpoint import FOLDER, Checkpoints
+from gc_jax.report.metrics_writer import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Eight steps of the smallest recipe; a checkpoint every second one.
+FLAGS = [
+  "--config=configs/quickstart.py:gmp_gc,smoke",
+  "--config.checkpoint.every_epochs=0.5",
+  "--config.checkpoint.keep=3",
+]
+
+
+def command(workdir, *flags):
+  return [
+    sys.executable,
+    "-m",
+    "gc_jax.main",
+    f"--workdir={workdir}",
+    *FLAGS,
+    *flags,
+  ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+  """Runs of one recipe compile the same functions: once is enough."""
+  with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("compilations")
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    # One device: the programs are smaller, and devices are another test's.
+    patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    yield
+
+
+def run(workdir, *flags, check=True):
+  done = subprocess.run(
+    command(workdir, *flags), capture_output=True, text=True, cwd=ROOT
+  )
+  if check:
+    assert done.returncode == 0, done.stderr
+  return done
+
+
+def final_arrays(workdir):
+  """Returns every array of the last checkpoint, by name."""
+  with ocp.CheckpointManager((workdir / FOLDER).absolute()) as manager:
+    step = manager.latest_step()
+    restored = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )
+  return step, {k: np.asarray(v) for k, v in restored["state"].items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  run(workdir)
+  return workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished, workdir)
+  return workdir
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+  names = {path.name for path in finished.iterdir()}
+  assert {
+    "config.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "results.json",
+    "report.html",
+    "gallery.npz",
+  } <= names
+  assert any(name.startswith("events.out.tfevents") for name in names)
+  results = json.loads((finished / "results.json").read_text())
+  assert results["step"] == 8
+  assert results["val/num_examples"] == 40
+  assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
+  for method in ("gradcam", "gradcam_elementwise", "uniform", "center"):
+    for metric in (
+      "pointing_game",
+      "stochastic_pointing_game",
+      "stochastic_pointing_game_std",
+      "stochastic_pointing_game_exact",
+      "content_heatmap",
+      "negative_quadrants_heatmap",
+      "zero_map_frac",
+    ):
+      assert np.isfinite(results[f"val/{method}/{metric}"])
+  lines = read_metrics(finished / "metrics.jsonl")
+  logged = {name for line in lines for name in line}
+  assert {
+    "train/loss",
+    "train/grad_norm",
+    "train/grad_norm_features/classification",
+    "train/grad_norm_features/consistency",
+    "train/masked_pairs_frac",
+    "train/consistency_weight",
+    "train/lr",
+    "val/top1",
+  } <= logged
+  assert lines[-1]["step"] == 8
+
+
+def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
+  finished, tmp_path
+):
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(
+    command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL
+  )
+  # At any time after the first checkpoint: nobody chooses the step.
+  first = workdir / FOLDER / "2"
+  deadline = time.monotonic() + 300
+  while not first.exists() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (workdir / "results.json").exists()
+
+  again = run(workdir)
+  assert "Continuing from the checkpoint of step" in again.stderr
+  step, arrays = final_arrays(workdir)
+  wanted_step, wanted = final_arrays(finished)
+  assert step == wanted_step == 8
+  assert arrays.keys() == wanted.keys()
+  for name in wanted:
+    np.testing.assert_array_equal(arrays[name], wanted[name], err_msg=name)
+  # The numbers of every step once, none twice, none lost.
+  steps = [
+    line["step"]
+    for line in read_metrics(workdir / "metrics.jsonl")
+    if "train/loss" in line
+  ]
+  assert steps == sorted(set(steps))
+  assert steps[-1] == 8
+
+
+def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(copied):
+  for path in (copied / FOLDER / "8").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  (copied / "results.json").unlink()
+  done = run(copied)
+  assert "The checkpoint of step 8 cannot be read" in done.stderr
+  assert "Continuing from the checkpoint of step 6" in done.stderr
+  assert (copied / "unreadable_checkpoint_8").is_dir()
+  assert (copied / "results.json").exists()
+
+
+def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
+  before = {
+    path: path.stat().st_mtime_ns
+    for path in copied.rglob("*")
+    if path.is_file()
+  }
+  done = run(copied, "--config.optim.momentum=0.8", check=False)
+  assert done.returncode == 1
+  assert "--config.optim.momentum: 0.9 there, 0.8 now" in done.stderr
+  assert "Traceback" not in done.stderr
+  after = {
+    path: path.stat().st_mtime_ns
+    for path in copied.rglob("*")
+    if path.is_file()
+  }
+  assert before == after
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+  workdir = tmp_path / "run"
+  done = run(workdir, "--config.optim.lr_per_256=1e30", check=False)
+  assert done.returncode == 1
+  assert "TrainingDivergedError" in done.stderr
+  assert "at step" in done.stderr
+  assert "Lower --config.optim.lr_per_256" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (workdir / "results.json").exists()
+  saved = [p.name for p in (workdir / FOLDER).iterdir() if p.name.isdigit()]
+  step = int(done.stderr.split("at step ")[1].split(":")[0])
+  assert all(int(name) < step for name in saved)
+
+
+def test_a_path_that_cannot_be_a_workdir_is_refused(tmp_path):
+  blocker = tmp_path / "file"
+  blocker.write_text("in the way")
+  with pytest.raises(ValueError, match="must be a folder that can be written"):
+    train.train_and_evaluate(quickstart.get_config("gc,smoke"), blocker / "run")
+  assert blocker.read_text() == "in the way"
+
+
+def test_a_full_disk_while_saving_is_told_with_the_last_good_step(tmp_path):
+  """A limit on the size of files stands in for the disk: writes fail alike."""
+  script = f"""
+import resource, signal, sys
+import jax, jax.numpy as jnp
+from pathlib import Path
+from gc_jax.checkpoint import CheckpointError, Checkpoints
+from gc_jax.state import TrainState
+
+def state(step):
+  key = jax.random.key(step)
+  params = jax.random.normal(key, (100_000,))
+  return TrainState(jnp.asarray(step), params, {{}}, ())
+
+checkpoints = Checkpoints(Path({str(tmp_path)!r}), keep=2)
+checkpoints.save(state(1), {{}}, best=0.0)
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+  checkpoints.save(state(2), {{}}, best=0.0)
+  checkpoints.wait()
+except CheckpointError as error:
+  print(error)
+  sys.exit(7)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == 7, done.stderr
+  assert "Could not save a checkpoint" in done.stdout
+  assert os.strerror(errno.EFBIG) in done.stdout
+  assert "The last good one: step 1" in done.stdout
+  assert "Make room" in done.stdout
+
+
+def test_no_readable_checkpoint_at_all_is_an_error_not_a_fresh_start(
+  copied, tmp_path
+):
+  for path in (copied / FOLDER).rglob("*"):
+    if path.is_file() and path.parent != copied / FOLDER:
+      path.write_bytes(b"")
+  done = run(copied, check=False)
+  assert done.returncode == 1
+  assert "None of the checkpoints" in done.stderr
+  assert "use another --workdir" in done.stderr
+
+
+def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
+  import jax.numpy as jnp
+
+  from gc_jax.state import TrainState
+
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for step, best in [(1, 0.1), (2, 0.9), (3, 0.3), (4, 0.2)]:
+    state = TrainState(jnp.asarray(step), {"w": jnp.ones(3) * step}, {}, ())
+    checkpoints.save(state, {"step": step}, best=best)
+    if step == 3:
+      # As after a restart: what is best is read from the disk.
+      checkpoints.close()
+      checkpoints = Checkpoints(tmp_path, keep=2)
+  like = TrainState(jnp.asarray(0), {"w": jnp.zeros(3)}, {}, ())
+  state, meta = checkpoints.restore(like)
+  checkpoints.close()
+  assert meta == {"step": 4}
+  np.testing.assert_array_equal(state.params["w"], 4.0)
+  kept = {
+    int(p.name) for p in (tmp_path / FOLDER).iterdir() if p.name.isdigit()
+  }
+  assert kept == {2, 3, 4}
