@@ -86,9 +86,9 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    metrics["train/grad_norm"] = _scalar(optax.global_norm(grads))
+    metrics["train/grad_norm"] = _scalar(optax.tree.norm(grads))
     for name, grad in probe_grads.items():
-      norm = optax.global_norm(grad)
+      norm = optax.tree.norm(grad)
       metrics[f"train/grad_norm_features/{name}"] = _scalar(norm)
     state = TrainState(state.step + 1, params, batch_stats, opt_state)
     return state, metrics
