@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 
 class Layout(NamedTuple):
@@ -129,8 +129,8 @@ def place(tiles: Array) -> Array:
 
 
 def assemble(
-  layout: Layout, images: Float[Array, "B H W C"]
-) -> Float[Array, "M H2 W2 C"]:
+  layout: Layout, images: Real[Array, "B H W C"]
+) -> Real[Array, "M H2 W2 C"]:
   """Returns the composite images, twice as high and wide as the originals."""
   return place(images[layout.tiles])
 
