@@ -1,6 +1,7 @@
 """What training carries from step to step, and how it is made."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ class TrainState:
     opt_state: the optimizer's.
   """
 
-  step: jax.Array
+  step: Any  # a jax.Array, or what stands for it while jax lowers a step
   params: nnx.State
   batch_stats: nnx.State
   opt_state: optax.OptState
