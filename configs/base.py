@@ -66,6 +66,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.checkpoint.every_epochs = 1.0
   c.checkpoint.keep = 2  # last ones; the best on val_split is kept too
 
+  c.report = ml_collections.ConfigDict()
+  c.report.baseline = ""  # folder of a finished run to set the report beside
+
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20
   return c
@@ -97,4 +100,5 @@ def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.optim.warmup_epochs = min(c.optim.warmup_epochs, 1.0)
   c.loss.ramp_epochs = min(c.loss.ramp_epochs, 1.0)
   c.log.every_steps = 2
+  c.report.baseline = ""
   return c

@@ -27,6 +27,7 @@ _NOT_THE_RUN = (
   "eval.batch_size",
   "log.every_steps",
   "checkpoint.keep",
+  "report.baseline",
 )
 
 

@@ -104,7 +104,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     files.write_text(
       workdir / "results.json", json.dumps(results, indent=2) + "\n"
     )
-    page = write_report(workdir)
+    page = _write_report(workdir, config.report.baseline)
     _logger.info("Wrote %s and %s", workdir / "results.json", page)
   return results
 
@@ -193,6 +193,17 @@ def compute_dtype(name: str) -> jnp.dtype:
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   return jnp.dtype(name)
+
+
+def _write_report(workdir: Path, baseline: str) -> Path:
+  """Writes the page, beside a baseline where one is named and comparable."""
+  if baseline:
+    try:
+      return write_report(workdir, baseline)
+    except ValueError as error:
+      # The run is finished: what is wrong with another one must not spoil it.
+      _logger.warning("No baseline in the report: %s", error)
+  return write_report(workdir)
 
 
 def _open_workdir(config: ConfigDict, workdir: Path) -> None:

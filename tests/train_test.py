@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 from configs import quickstart
 from gc_jax import train
 from gc_jax.checkpoint import FOLDER, Checkpoints
 from gc_jax.report.metrics_writer import read_metrics
+from gc_jax.state import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Eight steps of the smallest recipe; a checkpoint every second one.
@@ -262,19 +265,18 @@ def test_no_readable_checkpoint_at_all_is_an_error_not_a_fresh_start(
 
 
 def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
-  import jax.numpy as jnp
-
-  from gc_jax.state import TrainState
-
   checkpoints = Checkpoints(tmp_path, keep=2)
   for step, best in [(1, 0.1), (2, 0.9), (3, 0.3), (4, 0.2)]:
-    state = TrainState(jnp.asarray(step), {"w": jnp.ones(3) * step}, {}, ())
+    params = nnx.State({"w": jnp.ones(3) * step})
+    state = TrainState(jnp.asarray(step), params, nnx.State({}), ())
     checkpoints.save(state, {"step": step}, best=best)
     if step == 3:
       # As after a restart: what is best is read from the disk.
       checkpoints.close()
       checkpoints = Checkpoints(tmp_path, keep=2)
-  like = TrainState(jnp.asarray(0), {"w": jnp.zeros(3)}, {}, ())
+  like = TrainState(
+    jnp.asarray(0), nnx.State({"w": jnp.zeros(3)}), nnx.State({}), ()
+  )
   state, meta = checkpoints.restore(like)
   checkpoints.close()
   assert meta == {"step": 4}

@@ -21,6 +21,7 @@ _NO_PART = {
   "data.num_workers",
   "eval.batch_size",
   "log.every_steps",
+  "report.baseline",
 }
 # Settings without effect where the consistency loss is off.
 _CONSISTENCY = {
@@ -100,7 +101,13 @@ def check_comparable(runs: Sequence[Run]) -> None:
   Raises:
     ValueError: they were not; their numbers do not compare.
   """
-  for path in ("data.name", "data.eval_split", "eval.protocol"):
+  for path in (
+    "data.name",
+    "data.image_size",
+    "data.background_frac",
+    "data.eval_split",
+    "eval.protocol",
+  ):
     values = {str(run.workdir): run.setting(path) for run in runs}
     _check_equal(f"--config.{path}", values)
   counts = {

@@ -49,7 +49,7 @@ class Chart:
 # "weighted/..." is made here: the term as it enters the loss.
 PANELS = (
   Panel(
-    "Loss", "nats", {"train/loss": "training", "val/loss": "evaluation split"}
+    "Loss", "nats", {"train/loss": "training", "val/loss": "validation split"}
   ),
   Panel(
     "Parts of the training loss",
@@ -59,10 +59,10 @@ PANELS = (
       "weighted/consistency_loss": "λ × consistency",
     },
   ),
-  Panel("Top-1", "percent, evaluation split", {"val/top1": "top-1"}),
+  Panel("Top-1", "percent, validation split", {"val/top1": "top-1"}),
   Panel(
     "F1",
-    "percent, evaluation split",
+    "percent, validation split",
     {"val/f1_overall": "overall", "val/f1_per_class": "per class"},
   ),
   Panel(

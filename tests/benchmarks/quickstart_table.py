@@ -1,0 +1,114 @@
+"""The README's table: every variant of the quickstart over several seeds.
+
+  python -m tests.benchmarks.quickstart_table --out=runs/quickstart_table
+
+Trains what is not trained yet (run again, it continues), then compares. Prints
+JSON: mean and sample standard deviation of each metric by variant, and for
+each seed what GC and GMP+GC changed against their plain counterparts.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+METHOD = "val/gradcam_elementwise"
+METRICS = {
+  "top1": "val/top1",
+  "pointing_game": f"{METHOD}/pointing_game",
+  "stochastic_pointing_game_exact": (
+    f"{METHOD}/stochastic_pointing_game_exact"
+  ),
+  "content_heatmap": f"{METHOD}/content_heatmap",
+  "negative_quadrants_heatmap": f"{METHOD}/negative_quadrants_heatmap",
+  "train_secs": "time/train_secs",
+}
+ROWS = {
+  "ce": ["--config=configs/quickstart.py:ce"],
+  "gc": ["--config=configs/quickstart.py:gc"],
+  "gmp": ["--config=configs/quickstart.py:gmp"],
+  "gmp_gc": ["--config=configs/quickstart.py:gmp_gc"],
+  "gc_independent": [
+    "--config=configs/quickstart.py:gc",
+    "--config.compose.mode=independent",
+  ],
+}
+PAIRS = (("gc", "ce"), ("gmp_gc", "gmp"), ("gc_independent", "ce"))
+
+
+def main() -> None:
+  """Runs what the arguments say."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--out", type=Path, required=True)
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+  arguments = parser.parse_args()
+
+  results = {}
+  for seed in arguments.seeds:
+    for row in arguments.rows:
+      workdir = arguments.out / f"{row}_{seed}"
+      if not (workdir / "results.json").exists():
+        subprocess.run(
+          [
+            sys.executable,
+            "-m",
+            "gc_jax.main",
+            f"--workdir={workdir}",
+            f"--config.seed={seed}",
+            *ROWS[row],
+          ],
+          check=True,
+        )
+      results[row, seed] = json.loads((workdir / "results.json").read_text())
+
+  rows = {
+    row: {
+      name: _spread([results[row, s][key] for s in arguments.seeds])
+      for name, key in METRICS.items()
+    }
+    for row in arguments.rows
+  }
+  changes = {
+    f"{row}/{plain}": {
+      seed: {
+        "top1_points": results[row, seed]["val/top1"]
+        - results[plain, seed]["val/top1"],
+        **{
+          f"{name}_ratio": results[row, seed][METRICS[name]]
+          / results[plain, seed][METRICS[name]]
+          for name in list(METRICS)[2:]
+        },
+      }
+      for seed in arguments.seeds
+    }
+    for row, plain in PAIRS
+    if row in arguments.rows and plain in arguments.rows
+  }
+  print(json.dumps({"rows": rows, "changes": changes}, indent=2))
+  workdirs = [
+    arguments.out / f"{row}_{seed}"
+    for row in arguments.rows
+    for seed in arguments.seeds
+  ]
+  subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "gc_jax.compare",
+      *map(str, workdirs),
+      f"--out={arguments.out / 'comparison'}",
+    ],
+    check=True,
+  )
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+  std = statistics.stdev(values) if len(values) > 1 else 0.0
+  return {"mean": statistics.mean(values), "std": std, "n": len(values)}
+
+
+if __name__ == "__main__":
+  main()
