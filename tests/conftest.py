@@ -77,3 +77,17 @@ def make_tiny():
     return nnx.merge(*made(pooling, num_classes, seed, dtype), copy=True)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+  """Environment of subprocesses that share what they compile.
+
+  One device: the programs are smaller, and several devices are other tests'.
+  """
+  return {
+    **os.environ,
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+  }

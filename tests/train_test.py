@@ -43,14 +43,11 @@ def command(workdir, *flags):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-  """Runs of one recipe compile the same functions: once is enough."""
+def shared_compilations(compilation_cache):
+  """Every process here is started with the shared environment."""
   with pytest.MonkeyPatch.context() as patch:
-    folder = tmp_path_factory.mktemp("compilations")
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # One device: the programs are smaller, and devices are another test's.
-    patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    for name, value in compilation_cache.items():
+      patch.setenv(name, value)
     yield
 
 
