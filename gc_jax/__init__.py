@@ -1,1 +1,20 @@
-"""Image classifiers whose explanations can be trusted, trained in JAX."""
+"""Image classifiers whose explanations can be trusted, trained in JAX.
+
+The public names; nothing else is public. Models: `MODELS`, `create`.
+Explanations: `METHODS`. The method of the paper, as pure functions on arrays:
+`cam`, `compose`, `losses`, `metrics`.
+"""
+
+from gc_jax import cam, compose, losses, metrics
+from gc_jax.attribution import METHODS
+from gc_jax.models import MODELS, create
+
+__all__ = [
+  "METHODS",
+  "MODELS",
+  "cam",
+  "compose",
+  "create",
+  "losses",
+  "metrics",
+]

@@ -14,6 +14,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from configs import base
+from gc_jax.checkpoint import CheckpointError
+from gc_jax.config import flatten
+from gc_jax.train import TrainingDivergedError, train_and_evaluate
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File of the recipe, with an optional :variant."
 )
@@ -29,11 +34,6 @@ def main(argv: list[str]) -> None:
   # Libraries log through absl, Orbax a page for every checkpoint.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger("gc_jax").setLevel(logging.INFO)
-
-  # After the flags: whoever asks for --help need not wait for jax.
-  from gc_jax.checkpoint import CheckpointError
-  from gc_jax.train import TrainingDivergedError, train_and_evaluate
-
   try:
     train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
   except (ValueError, CheckpointError, TrainingDivergedError) as error:
@@ -56,9 +56,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _unknown_field(argv: list[str]) -> str:
   """Says which `--config.field` of the arguments is none, and the nearest."""
-  from configs import base
-  from gc_jax.config import flatten
-
   known = [f"--config.{name}" for name in flatten(base.get_config().to_dict())]
   for argument in argv:
     name = argument.split("=")[0]
