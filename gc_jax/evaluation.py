@@ -12,11 +12,10 @@ from gc_jax import data, metrics, parallel
 from gc_jax import step as steps
 from gc_jax.data import pipeline
 from gc_jax.evaluators import EVALUATORS, localization
-from gc_jax.report.gallery import GalleryExample, save_gallery
+from gc_jax.report import gallery
+from gc_jax.report.gallery import GalleryExample
 from gc_jax.state import TrainState
 from gc_jax.types import EvalBatch, Metrics
-
-GALLERY = "gallery.npz"
 
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8
@@ -79,7 +78,9 @@ class Evaluation:
     order = index[index >= 0][np.argsort(content_heatmap, kind="stable")]
     examples = self._examples(state, chosen_examples(order))
     if parallel.is_main():
-      save_gallery(workdir / GALLERY, examples, self._test.class_names)
+      gallery.save_gallery(
+        workdir / gallery.FILENAME, examples, self._test.class_names
+      )
     return results
 
   def _explain(self, state: TrainState, batch: EvalBatch, number: int):

@@ -236,9 +236,33 @@ def make_classification_step(
   return classification_step
 
 
+# The variant that the consistency loss is taken on.
+MAIN_METHOD = "gradcam_elementwise"
+
+
+class Explained(NamedTuple):
+  """What a gallery shows of each image, for the first of its classes.
+
+  Attributes:
+    content_heatmap: `[B]`, in [0, 1].
+    predicted: `[B]`, the class of the highest logit.
+    cam: `[B h w]`, raw.
+    composite: `[B 2H 2W 3]`, uint8.
+    composite_cam: `[B 2h 2w]`, raw.
+    cell: `[B]`, where the image sits in its composite.
+  """
+
+  content_heatmap: Float[Array, "B"]
+  predicted: Int[Array, "B"]
+  cam: Float[Array, "B h w"]
+  composite: UInt8[Array, "B H2 W2 3"]
+  composite_cam: Float[Array, "B h2 w2"]
+  cell: Int[Array, "B"]
+
+
 def make_eval_step(
   graphdef: nnx.GraphDef, num_classes: int, protocol: localization.Protocol
-) -> Callable[..., tuple[dict[str, Metrics], "Explained"]]:
+) -> Callable[..., tuple[dict[str, Metrics], Explained]]:
   """Returns the whole evaluation of a batch as a pure function.
 
   Args:
@@ -287,30 +311,6 @@ def make_eval_step(
     return totals, explained
 
   return eval_step
-
-
-# The variant that the consistency loss is taken on.
-MAIN_METHOD = "gradcam_elementwise"
-
-
-class Explained(NamedTuple):
-  """What a gallery shows of each image, for the first of its classes.
-
-  Attributes:
-    content_heatmap: `[B]`, in [0, 1].
-    predicted: `[B]`, the class of the highest logit.
-    cam: `[B h w]`, raw.
-    composite: `[B 2H 2W 3]`, uint8.
-    composite_cam: `[B 2h 2w]`, raw.
-    cell: `[B]`, where the image sits in its composite.
-  """
-
-  content_heatmap: Float[Array, "B"]
-  predicted: Int[Array, "B"]
-  cam: Float[Array, "B h w"]
-  composite: UInt8[Array, "B H2 W2 3"]
-  composite_cam: Float[Array, "B h2 w2"]
-  cell: Int[Array, "B"]
 
 
 def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
