@@ -7,9 +7,9 @@ from gc_jax.types import Metrics
 
 
 def sums(
-  cams: dict[str, Float[Array, "M h2 w2"]],
-  cell: Int[Array, "M"],
-  mask: Float[Array, "M"],
+  cams: dict[str, Float[Array, "*M h2 w2"]],
+  cell: Int[Array, "*M"],
+  mask: Float[Array, "*M"],
 ) -> Metrics:
   """Returns the sums of one batch of composites.
 
