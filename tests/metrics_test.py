@@ -106,6 +106,13 @@ def test_the_stochastic_game_approaches_its_exact_expectation(size):
   assert (np.abs(share - exact) <= 4 * error + 1e-6).all()
 
 
+def test_not_even_the_lowest_draw_falls_on_a_cell_without_mass(monkeypatch):
+  monkeypatch.setattr(jax.random, "uniform", lambda _, shape: jnp.zeros(shape))
+  cam = jnp.array([[0.0, 0.0], [1.0, 0.0]])
+  hits = metrics.stochastic_pointing_game(jax.random.key(0), cam, cam > 0, 3)
+  assert hits == 1
+
+
 def test_points_fall_on_no_cell_without_mass():
   cam = jnp.zeros((4, 5)).at[1, 2].set(0.3).at[3, 4].set(0.7)
   share = draw_game(jax.random.key(0), cam, cam > 0, 10_000)

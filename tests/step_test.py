@@ -1,0 +1,608 @@
+"""The train step, recomputed by hand, differentiated by hand, on devices."""
+
+import dataclasses
+import functools
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy import stats
+
+from gc_jax import compose
+from gc_jax import state as states
+from gc_jax import step as steps
+from gc_jax.evaluators import localization
+
+WEIGHT = 3.0  # λ
+NUM_CLASSES = 10
+# Two groups of eight. The same class twice in each, so that pairs clash.
+LABEL = np.array([0, 1, 2, 3, 4, 5, 6, 0, 9, 8, 7, 6, 5, 4, 3, 9])
+
+
+def pixels(count=16, side=16, seed=0):
+  values = np.random.default_rng(seed).integers(0, 256, (count, side, side, 3))
+  return values.astype(np.uint8)
+
+
+def single_label(label=LABEL):
+  return {
+    "image": jnp.asarray(pixels(len(label))),
+    "label": jnp.asarray(label, jnp.int32),
+    "mask": jnp.ones(len(label)),
+  }
+
+
+def multi_label(labels):
+  return {
+    "image": jnp.asarray(pixels(len(labels))),
+    "labels": jnp.asarray(labels, jnp.int32),
+    "mask": jnp.ones(len(labels)),
+  }
+
+
+def objective(**fields):
+  defaults = {"num_classes": NUM_CLASSES, "consistency": True}
+  return steps.Objective(**defaults | fields)
+
+
+def make_step(model, goal, lr=1.0, weight=WEIGHT):
+  """The step, not compiled, and its first state.
+
+  Plain gradient descent: at a rate of 1 the parameters fall by the gradient.
+  """
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+  tx = optax.sgd(lr)
+  step = steps.make_train_step(
+    graphdef, tx, goal, lambda _: jnp.float32(weight), jax.random.key(7)
+  )
+  state = states.TrainState(
+    jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
+  )
+  return step, state
+
+
+def mean(metrics, name):
+  total, weight = metrics[f"train/{name}"]
+  return float(total / weight)
+
+
+# What a step computes, by hand: fixed layouts, closed forms, loops.
+
+PACKED = compose.Layout(
+  tiles=np.array([[3, 0, 7, 5], [1, 2, 6, 4]]),
+  cell=np.array([[2, 0, 3, 1], [0, 1, 2, 3]]),
+  mask=np.array([[1, 1, 0, 1], [1, 1, 1, 1]], np.float32),
+)
+INDEPENDENT = compose.Layout(
+  tiles=np.array(
+    [
+      [0, 3, 4, 5],
+      [2, 1, 3, 4],
+      [7, 6, 2, 5],
+      [4, 5, 6, 3],
+      [1, 4, 0, 2],
+      [0, 1, 5, 7],
+      [6, 1, 2, 3],
+      [5, 4, 3, 7],
+    ]
+  ),
+  cell=np.array([[0], [1], [2], [3], [1], [2], [0], [3]]),
+  mask=np.array([[1], [1], [1], [0], [1], [1], [1], [1]], np.float32),
+)
+
+
+LAYOUTS = {"packed": PACKED, "independent": INDEPENDENT}
+
+
+def rotated(layout, offset):
+  """The same places, other images: so that the groups differ."""
+  return layout._replace(tiles=(layout.tiles + offset) % 8)
+
+
+def fixed(layout):
+  """A mode of composing that draws nothing."""
+
+  def mode(key, contains, target, mask):
+    del key, contains, mask
+    rolled = rotated(layout, target[0])
+    return jax.tree.map(jnp.asarray, rolled)
+
+  return mode
+
+
+def closed_form(features, kernel, target, pooling):
+  """Normalised element-wise Grad-CAM of one image: [h w]."""
+  height, width, channels = features.shape
+  if pooling == "max":
+    cells = jax.lax.stop_gradient(features).reshape(-1, channels)
+    at_maxima = jax.nn.one_hot(jnp.argmax(cells, 0), height * width, axis=0)
+    features = features * at_maxima.reshape(features.shape)
+  else:
+    features = features / (height * width)
+  cam = jax.nn.relu((features * kernel[:, target][None, None]).sum(-1))
+  return cam / (cam.sum() + 1e-8) + 1e-8
+
+
+def composites_by_hand(images, layout):
+  """Whole groups of eight, composite by composite."""
+  composites = []
+  for g in range(2):
+    group = images[8 * g : 8 * g + 8]
+    for tiles in rotated(layout, LABEL[8 * g]).tiles:
+      rows = [
+        np.concatenate([group[tiles[i]], group[tiles[i + 1]]], axis=1)
+        for i in (0, 2)
+      ]
+      composites.append(np.concatenate(rows, axis=0))
+  return np.stack(composites)
+
+
+def consistency_by_hand(features, composite_features, kernel, pooling, layout):
+  """The mean over unmasked pairs of the mean distance between the maps."""
+  size = features.shape[1]
+  total, count = 0.0, 0.0
+  composite = 0
+  for g in range(2):
+    rolled = rotated(layout, LABEL[8 * g])
+    for tiles, cells, valid in zip(*rolled, strict=True):
+      for cell, counts in zip(cells, valid, strict=True):
+        image = 8 * g + tiles[cell]
+        own = closed_form(features[image], kernel, LABEL[image], pooling)
+        row, column = divmod(int(cell), 2)
+        expected = (
+          jnp.zeros((2 * size, 2 * size))
+          .at[
+            row * size : (row + 1) * size, column * size : (column + 1) * size
+          ]
+          .set(own)
+        )
+        cam = closed_form(
+          composite_features[composite], kernel, LABEL[image], pooling
+        )
+        total += counts * jnp.abs(expected - cam).mean()
+        count += counts
+      composite += 1
+  return total / count
+
+
+@functools.cache
+def step_with(mode, pooling, make_tiny, stop_gradient=False):
+  """The state after a step with a fixed layout, and its metrics."""
+  goal = objective(
+    compose_mode=mode,
+    compose_groups=2,
+    classification_weight=0.5,
+    stop_gradient=stop_gradient,
+  )
+  step, state = make_step(make_tiny(pooling), goal)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(compose.MODES, mode, fixed(LAYOUTS[mode]))
+    return jax.jit(step)(state, single_label())
+
+
+@pytest.fixture(
+  scope="module",
+  params=[("packed", "average"), ("packed", "max"), ("independent", "average")],
+  ids="-".join,
+)
+def case(request, make_tiny):
+  """One step with a fixed layout, and the features it should have seen."""
+  mode, pooling = request.param
+  layout = LAYOUTS[mode]
+  after, metrics = step_with(mode, pooling, make_tiny)
+  model = make_tiny(pooling)
+  model.train()
+  images = model.normalize(jnp.asarray(pixels()))
+  composites = jnp.asarray(composites_by_hand(np.asarray(images), layout))
+  return types.SimpleNamespace(
+    pooling=pooling,
+    layout=layout,
+    after=after,
+    metrics=metrics,
+    model=model,
+    kernel=model.fc.kernel[...],
+    images=images,
+    composites=composites,
+    features=model.features(images),
+    composite_features=model.features(composites),
+  )
+
+
+def test_the_consistency_loss_is_what_a_hand_computes(case):
+  by_hand = consistency_by_hand(
+    case.features,
+    case.composite_features,
+    case.kernel,
+    case.pooling,
+    case.layout,
+  )
+  assert by_hand > 1e-3
+  # Batch statistics and sums in another order of float32 operations.
+  assert mean(case.metrics, "consistency_loss") == pytest.approx(
+    float(by_hand), rel=1e-4
+  )
+  frac = 1 - case.layout.mask.mean()
+  assert mean(case.metrics, "masked_pairs_frac") == pytest.approx(frac)
+
+
+def log_softmax(logits):
+  return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(case):
+  logits = np.asarray(case.model.classify(case.features), np.float64)
+  by_hand = -log_softmax(logits)[np.arange(16), LABEL].mean()
+  classification = mean(case.metrics, "classification_loss")
+  assert classification == pytest.approx(by_hand, rel=1e-4)
+  assert mean(case.metrics, "loss") == pytest.approx(
+    0.5 * classification + WEIGHT * mean(case.metrics, "consistency_loss"),
+    rel=1e-5,
+  )
+  assert mean(case.metrics, "consistency_weight") == WEIGHT
+
+
+def test_the_logged_gradients_are_those_of_each_term_alone(case):
+  """With respect to the originals' features, weights included."""
+  logits = np.asarray(case.model.classify(case.features), np.float64)
+  error = np.exp(log_softmax(logits)) - np.eye(NUM_CLASSES)[LABEL]
+  pooled = 0.5 * error / 16 @ np.asarray(case.kernel).T
+  # Each channel's share goes to 16 cells alike, or all of it to one.
+  norm = np.linalg.norm(pooled) / (4 if case.pooling == "average" else 1)
+  logged = mean(case.metrics, "grad_norm_features/classification")
+  assert logged == pytest.approx(norm, rel=1e-4)
+
+  grad = jax.grad(consistency_by_hand)(
+    case.features,
+    case.composite_features,
+    case.kernel,
+    case.pooling,
+    case.layout,
+  )
+  norm = WEIGHT * np.linalg.norm(grad)
+  logged = mean(case.metrics, "grad_norm_features/consistency")
+  # Signs of differences near zero may fall either way in float32.
+  assert logged == pytest.approx(norm, rel=1e-3)
+
+
+def test_running_statistics_see_originals_first_then_composites(case):
+  """Running <- 0.9 (0.9 running + 0.1 originals) + 0.1 composites."""
+  originals, composites = (
+    np.asarray(case.model.conv1(x)) for x in (case.images, case.composites)
+  )
+  running = case.after.batch_stats["bn1"]
+  for name, start, of in (("mean", 0, np.mean), ("var", 1, np.var)):
+    first, second = of(originals, (0, 1, 2)), of(composites, (0, 1, 2))
+    expected = 0.81 * start + 0.09 * first + 0.1 * second
+    # Flax's variance is a difference of float32 means.
+    np.testing.assert_allclose(
+      running[name][...], expected, rtol=1e-5, atol=1e-5
+    )
+    assert np.abs(0.01 * (first - second)).max() > 1e-4  # the order shows
+
+
+def test_a_step_is_counted_and_moves_every_parameter(case):
+  assert case.after.step == 1
+  before = nnx.state(case.model, nnx.Param)
+  moved = jax.tree.map(
+    lambda a, b: bool((a != b).any()), before, case.after.params
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_a_fixed_target_has_the_same_loss_and_another_gradient(make_tiny):
+  free, free_metrics = step_with("packed", "average", make_tiny)
+  stopped, stopped_metrics = step_with("packed", "average", make_tiny, True)
+  for name in ("loss", "consistency_loss", "classification_loss"):
+    assert mean(free_metrics, name) == pytest.approx(
+      mean(stopped_metrics, name), rel=1e-5
+    )
+  assert mean(free_metrics, "grad_norm_features/consistency") > 1e-3
+  assert mean(stopped_metrics, "grad_norm_features/consistency") == 0
+  kernels = [s.params["fc"]["kernel"][...] for s in (free, stopped)]
+  assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  "mode, pooling", [("packed", "max"), ("independent", "average")]
+)
+def test_the_gradient_is_the_finite_difference(
+  make_tiny, monkeypatch, mode, pooling
+):
+  """Of the whole loss, in float64, along three random directions.
+
+  Where the code says float32 it means "not bfloat16"; here it gets float64.
+  """
+  with jax.enable_x64(True):
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    model = make_tiny(pooling, dtype=jnp.float64)
+    nnx.update(
+      model,
+      jax.tree.map(lambda x: x.astype(jnp.float64), nnx.state(model)),
+    )
+    step, state = make_step(
+      model, objective(compose_mode=mode, compose_groups=2)
+    )
+    step = jax.jit(step)
+    batch = single_label()
+    after, metrics = step(state, batch)
+    assert metrics["train/loss"][0].dtype == jnp.float64
+    grads = jax.tree.map(jnp.subtract, state.params, after.params)
+
+    def loss_at(distance, direction):
+      params = jax.tree.map(
+        lambda p, d: p + distance * d, state.params, direction
+      )
+      moved = dataclasses.replace(state, params=params)
+      return float(step(moved, batch)[1]["train/loss"][0])
+
+    rng = np.random.default_rng(0)
+    h = 1e-6
+    for _ in range(3):
+      direction = jax.tree.map(lambda x: rng.normal(size=x.shape), grads)
+      products = jax.tree.map(lambda g, d: (g * d).sum(), grads, direction)
+      slope = float(sum(jax.tree.leaves(products)))
+      measured = (loss_at(h, direction) - loss_at(-h, direction)) / (2 * h)
+      # The rounding of a loss of some units, 1e-15, over h; h^2 is less.
+      assert measured == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+# Several present classes.
+
+
+@pytest.mark.parametrize("target_draw", steps.TARGET_DRAWS)
+def test_the_drawn_class_has_its_law(target_draw):
+  """Uniform over present categories, or in proportion to their objects."""
+  counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
+  batch = multi_label(counts)
+  draws = np.asarray(
+    jax.vmap(lambda key: steps.draw_target(key, batch, target_draw))(
+      jax.random.split(jax.random.key(0), 5_000)
+    )
+  )
+  for image, row in enumerate(counts):
+    present = row if target_draw == "instance" else row > 0
+    seen = np.bincount(draws[:, image], minlength=4)
+    assert (seen[row == 0] == 0).all()
+    chance = present[row > 0] / present.sum()
+    # 1 in 1,000 seeds would fail; this one is fixed.
+    test = stats.chisquare(seen[row > 0], 5_000 * chance)
+    assert row.astype(bool).sum() == 1 or test.pvalue > 1e-3
+
+
+def test_of_a_single_label_that_label_is_explained():
+  batch = single_label()
+  key = jax.random.key(0)
+  np.testing.assert_array_equal(
+    steps.draw_target(key, batch, "category"), LABEL
+  )
+  np.testing.assert_array_equal(
+    steps.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
+  )
+
+
+@pytest.fixture(scope="module")
+def unlabelled(make_tiny):
+  """A step on six images of different classes and two of none."""
+  labels = np.zeros((8, NUM_CLASSES), int)
+  labels[range(6), [1, 2, 3, 4, 5, 9]] = [1, 2, 1, 1, 3, 1]
+  labels[1, 8] = 2
+  step, state = make_step(make_tiny("max"), objective())
+  after, metrics = jax.jit(step)(state, multi_label(labels))
+  return labels, after, metrics
+
+
+def test_an_image_without_a_class_is_classified_but_not_explained(unlabelled):
+  _, after, metrics = unlabelled
+  assert metrics["train/masked_pairs_frac"] == (2, 8)
+  assert metrics["train/consistency_loss"][1] == 6
+  assert metrics["train/classification_loss"][1] == 8
+  for leaf in jax.tree.leaves(after):
+    assert np.isfinite(leaf).all()
+
+
+def test_several_labels_are_classified_by_binary_cross_entropy(
+  unlabelled, make_tiny
+):
+  labels, _, metrics = unlabelled
+  model = make_tiny("max")
+  model.train()
+  features = model.features(model.normalize(jnp.asarray(pixels(8))))
+  logits = np.asarray(model.classify(features), np.float64)
+  present = labels > 0
+  by_hand = np.log1p(np.exp(np.where(present, -logits, logits))).mean()
+  assert mean(metrics, "classification_loss") == pytest.approx(
+    by_hand, rel=1e-4
+  )
+
+
+# What is compiled.
+
+
+@pytest.fixture(scope="module")
+def compiled(make_tiny):
+  """The step compiled for some devices, its state, and a batch of 32."""
+  cache = {}
+
+  def compile_step(mode, num_devices):
+    if (mode, num_devices) in cache:
+      return cache[mode, num_devices]
+    goal = objective(consistency=False)
+    if mode:
+      goal = objective(compose_mode=mode, compose_groups=4)
+    step, state = make_step(make_tiny("max"), goal, lr=0.1)
+    mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    divided = NamedSharding(mesh, PartitionSpec("data"))
+    batch = jax.device_put(single_label(np.tile(LABEL, 2)), divided)
+    state = jax.device_put(state, everywhere)
+    jitted = jax.jit(step, out_shardings=everywhere)
+    cache[mode, num_devices] = (
+      jitted.lower(state, batch).compile(),
+      state,
+      batch,
+    )
+    return cache[mode, num_devices]
+
+  return compile_step
+
+
+def test_a_consistency_step_costs_two_plain_steps_or_five(compiled):
+  """One forward pass more over B/4 composites of 4 images, or over B."""
+  flops = {
+    mode: compiled(mode, 1)[0].cost_analysis()["flops"]
+    for mode in ("", "packed", "independent")
+  }
+  assert 1.9 < flops["packed"] / flops[""] <= 2.15
+  assert flops["independent"] / flops[""] >= 4.5
+
+
+def shapes(text):
+  """The sizes of every array that a line of HLO produces."""
+  dims = re.findall(r"\b(?:pred|[a-z]+\d+)\[([\d,]*)\]", text)
+  return [tuple(map(int, filter(None, d.split(",")))) for d in dims]
+
+
+def test_without_a_consistency_weight_no_composite_is_made(compiled):
+  composites = lambda mode: [
+    shape
+    for shape in shapes(compiled(mode, 1)[0].as_text())
+    if shape[1:] == (32, 32, 3)
+  ]
+  assert composites("packed") and not composites("")
+
+
+@pytest.mark.parametrize("mode", compose.MODES)
+def test_four_devices_compute_what_one_does(compiled, mode):
+  losses = {}
+  for num_devices in (1, 4):
+    step, state, batch = compiled(mode, num_devices)
+    for _ in range(3):
+      state, metrics = step(state, batch)
+      for name in ("loss", "classification_loss", "consistency_loss"):
+        losses.setdefault(num_devices, []).append(mean(metrics, name))
+  # Float32 sums in another order, through three updates.
+  np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5, atol=1e-5)
+
+
+COLLECTIVE = re.compile(
+  r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce|"
+  r"reduce-scatter|collective-broadcast)(?:-start)?\("
+)
+
+
+@pytest.mark.parametrize("mode", compose.MODES)
+def test_no_image_crosses_from_device_to_device(compiled, mode):
+  """What is exchanged is smaller than one picture of 16 x 16 x 3."""
+  text = compiled(mode, 4)[0].as_text()
+  found = COLLECTIVE.findall(text)
+  assert any(kind == "all-reduce" for _, kind in found)  # gradients, at least
+  for produced, kind in found:
+    for shape in shapes(produced):
+      assert np.prod(shape, dtype=int) < 16 * 16 * 3, (kind, shape)
+
+
+# Evaluation.
+
+
+def eval_batch(filler):
+  """Five images of one or two classes, and three rows of padding."""
+  labels = np.zeros((8, NUM_CLASSES), int)
+  target = np.zeros((8, 2), int)
+  target[:5] = [[1, 2], [3, 0], [4, 7], [5, 0], [1, 0]]
+  target_mask = np.zeros((8, 2), np.float32)
+  target_mask[:5] = [[1, 1], [1, 0], [1, 1], [1, 0], [1, 0]]
+  for image, slot in zip(*target_mask.nonzero(), strict=True):
+    labels[image, target[image, slot]] = 1
+  object_mask = np.zeros((8, 2, 16, 16), bool)
+  object_mask[:, :, 4:8, 2:10] = target_mask[..., None, None] > 0
+  images = pixels(8)
+  rng = np.random.default_rng(filler)
+  images[5:] = rng.integers(0, 256, (3, 16, 16, 3))
+  labels[5:] = rng.integers(0, 2, (3, NUM_CLASSES))
+  object_mask[5:] = rng.integers(0, 2, (3, 2, 16, 16))
+  return {
+    "image": jnp.asarray(images),
+    "labels": jnp.asarray(labels),
+    "mask": jnp.asarray([1.0] * 5 + [0.0] * 3),
+    "target": jnp.asarray(target),
+    "target_mask": jnp.asarray(target_mask),
+    "object_mask": jnp.asarray(object_mask),
+    "index": jnp.asarray([0, 1, 2, 3, 4, -1, -1, -1]),
+  }
+
+
+@pytest.fixture(scope="module")
+def evaluated(make_tiny):
+  """The sums and pictures of one batch, under two kinds of padding."""
+  graphdef, params, batch_stats = nnx.split(make_tiny("max"), nnx.Param, ...)
+  state = states.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ())
+  protocol = localization.Protocol(spg_samples=10, spg_runs=2)
+  step = jax.jit(steps.make_eval_step(graphdef, NUM_CLASSES, protocol))
+  return [step(state, eval_batch(f), jax.random.key(0)) for f in (0, 1)]
+
+
+def test_padding_counts_nowhere_in_an_evaluation(evaluated):
+  """Nor does it serve as a distractor."""
+  (totals, explained), (others, other_explained) = evaluated
+  jax.tree.map(np.testing.assert_array_equal, totals, others)
+  np.testing.assert_array_equal(
+    explained.composite[:5], other_explained.composite[:5]
+  )
+  assert totals["classification"]["loss"][1] == 5
+  assert totals["localization"]["num_pairs"][0] == 7
+
+
+def test_the_uniform_map_has_its_known_scores(evaluated):
+  (totals, _), _ = evaluated
+  results = steps.EVALUATORS["negative_quadrants"].summarize(
+    totals["negative_quadrants"]
+  )
+  assert results["uniform/negative_quadrants_heatmap"] == 75
+  results = localization.summarize(totals["localization"])
+  share = 100 * 4 * 8 / 16**2
+  assert results["uniform/content_heatmap"] == pytest.approx(share, rel=1e-5)
+
+
+def test_every_method_and_control_is_evaluated(evaluated):
+  (totals, _), _ = evaluated
+  for part, metric in (
+    ("localization", "content_heatmap"),
+    ("negative_quadrants", "negative_quadrants_heatmap"),
+  ):
+    for method in ("gradcam", "gradcam_elementwise", "uniform", "center"):
+      assert totals[part][f"{method}/{metric}"][1] == 7
+
+
+def test_an_explained_image_sits_in_its_cell(evaluated):
+  """And its neighbours lack the class: images 0 and 4 share it."""
+  (_, explained), _ = evaluated
+  images = pixels(8)
+  for i in range(5):
+    composite = np.asarray(explained.composite[i])
+    quadrants = [
+      composite[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+      for row in (0, 1)
+      for column in (0, 1)
+    ]
+    np.testing.assert_array_equal(quadrants.pop(explained.cell[i]), images[i])
+    for quadrant in quadrants:
+      (sources,) = np.nonzero((images == quadrant).all((1, 2, 3)))
+      assert sources[0] < 5 and sources[0] != i
+      assert {i, sources[0]} != {0, 4}
+
+
+def test_the_quick_evaluation_agrees_with_the_whole_one(make_tiny, evaluated):
+  graphdef, params, batch_stats = nnx.split(make_tiny("max"), nnx.Param, ...)
+  state = states.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ())
+  quick = jax.jit(steps.make_classification_step(graphdef))
+  totals = quick(state, eval_batch(0))["classification"]
+  expected = evaluated[0][0]["classification"]
+  for name in expected:
+    for value, other in zip(totals[name], expected[name], strict=True):
+      np.testing.assert_allclose(value, other, rtol=1e-5)  # float32 sums
