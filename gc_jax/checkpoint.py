@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
-
-from gc_jax.state import TrainState
 
 FOLDER = "checkpoints"
 
@@ -64,11 +63,11 @@ class Checkpoints:
       ),
     )
 
-  def save(self, state: TrainState, meta: dict[str, Any], best: float) -> None:
+  def save(self, state: PyTree, meta: dict[str, Any], best: float) -> None:
     """Starts to save, without waiting for the disk.
 
     Args:
-      state: at some step; a step that is saved already is not saved again.
+      state: a `TrainState`; a step that is saved already is not saved again.
       meta: plain values to find again after `restore`.
       best: higher is better; the highest checkpoint is kept.
 
@@ -101,7 +100,7 @@ class Checkpoints:
     except Exception as error:
       raise self._save_error(error) from error
 
-  def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+  def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Returns the last readable checkpoint, or `like` itself where none is.
 
     One that cannot be read is moved aside and the one before it is tried,
@@ -131,7 +130,7 @@ class Checkpoints:
       )
     return like, {}
 
-  def _restore(self, step: int, like: TrainState):
+  def _restore(self, step: int, like: PyTree):
     leaves = _named_leaves(like)
     restored = self._manager.restore(
       step,
@@ -189,7 +188,7 @@ def _best_metric(metrics: dict[str, float]) -> float:
   return metrics[_BEST]
 
 
-def _named_leaves(state: TrainState) -> dict[str, jax.Array]:
+def _named_leaves(state: PyTree) -> dict[str, jax.Array]:
   """Returns every array of the state under a readable, unique name."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
