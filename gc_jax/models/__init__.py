@@ -12,8 +12,8 @@ from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 _ARCHITECTURES = {
   # For pictures of 64 pixels: two stages, an 8x8 feature grid.
-  "resnet10-small": partial(
-    ResNet, (2, 2), BasicBlock, width=32, stem_kernel=3
+  "resnet8-small": partial(
+    ResNet, (1, 2), BasicBlock, width=32, stem_kernel=3
   ),
   "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
   "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
@@ -51,7 +51,7 @@ def init_key(seed: int) -> PRNGKeyArray:
   """Returns a key to initialise a model with.
 
   Its generator is XLA's own ("rbg"). The default one is compiled anew for
-  every shape of kernel: on a CPU a ResNet10 took ten times as long to start.
+  every shape of kernel: on a CPU a ResNet8 took ten times as long to start.
   """
   return jax.random.key(seed, impl="rbg")
 
