@@ -57,8 +57,8 @@ def main() -> None:
             "-m",
             "gc_jax.main",
             f"--workdir={workdir}",
-            f"--config.seed={seed}",
             *ROWS[row],
+            f"--config.seed={seed}",
           ],
           check=True,
         )
