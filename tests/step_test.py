@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
-from gc_jax import compose
+from configs import quickstart
+from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.evaluators import localization
@@ -432,9 +433,7 @@ def compiled(make_tiny):
   def compile_step(mode, num_devices):
     if (mode, num_devices) in cache:
       return cache[mode, num_devices]
-    goal = objective(consistency=False)
-    if mode:
-      goal = objective(compose_mode=mode, compose_groups=4)
+    goal = objective(compose_mode=mode, compose_groups=4)
     step, state = make_step(make_tiny("max"), goal, lr=0.1)
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -452,14 +451,27 @@ def compiled(make_tiny):
   return compile_step
 
 
-def test_a_consistency_step_costs_two_plain_steps_or_five(compiled):
-  """One forward pass more over B/4 composites of 4 images, or over B."""
-  flops = {
-    mode: compiled(mode, 1)[0].cost_analysis()["flops"]
-    for mode in ("", "packed", "independent")
+def compiled_for(name, **fields):
+  """The step of an architecture on 8 pictures of 64 pixels, not to be run."""
+  make = lambda key: models.create(name, NUM_CLASSES, key=key)
+  model = nnx.eval_shape(make, models.init_key(0))
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+  tx = optax.sgd(0.1, momentum=0.9)
+  step = steps.make_train_step(
+    graphdef, tx, objective(**fields), lambda _: jnp.ones(()), jax.random.key(0)
+  )
+  state = states.TrainState(
+    jax.ShapeDtypeStruct((), jnp.int32),
+    params,
+    batch_stats,
+    jax.eval_shape(tx.init, params),
+  )
+  batch = {
+    "image": jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.uint8),
+    "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+    "mask": jax.ShapeDtypeStruct((8,), jnp.float32),
   }
-  assert 1.9 < flops["packed"] / flops[""] <= 2.15
-  assert flops["independent"] / flops[""] >= 4.5
+  return jax.jit(step).lower(state, batch).compile()
 
 
 def shapes(text):
@@ -468,13 +480,27 @@ def shapes(text):
   return [tuple(map(int, filter(None, d.split(",")))) for d in dims]
 
 
-def test_without_a_consistency_weight_no_composite_is_made(compiled):
-  composites = lambda mode: [
-    shape
-    for shape in shapes(compiled(mode, 1)[0].as_text())
-    if shape[1:] == (32, 32, 3)
-  ]
-  assert composites("packed") and not composites("")
+@pytest.mark.parametrize(
+  "name",
+  [
+    quickstart.get_config().model.name,
+    pytest.param("resnet18", marks=pytest.mark.slow),  # three compilations
+  ],
+)
+def test_a_consistency_step_costs_two_plain_steps_or_five(name):
+  """One forward pass more over B / 4 composites of four images, or over B."""
+  steps_of = {
+    "plain": compiled_for(name, consistency=False),
+    **{mode: compiled_for(name, compose_mode=mode) for mode in compose.MODES},
+  }
+  flops = {k: step.cost_analysis()["flops"] for k, step in steps_of.items()}
+  assert 2 < flops["packed"] / flops["plain"] <= 2.15
+  # Above 5: the larger the picture, the fewer of a kernel's cells fall off it.
+  assert 4.5 <= flops["independent"] / flops["plain"] < 6
+
+  for mode, step in steps_of.items():
+    made = any(s[1:] == (128, 128, 3) for s in shapes(step.as_text()))
+    assert made == (mode != "plain")  # without the loss, no composite
 
 
 @pytest.mark.parametrize("mode", compose.MODES)
@@ -538,13 +564,19 @@ def eval_batch(filler):
 
 
 @pytest.fixture(scope="module")
-def evaluated(make_tiny):
-  """The sums and pictures of one batch, under two kinds of padding."""
+def evaluate(make_tiny):
+  """The whole evaluation of a batch, compiled."""
   graphdef, params, batch_stats = nnx.split(make_tiny("max"), nnx.Param, ...)
   state = states.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ())
   protocol = localization.Protocol(spg_samples=10, spg_runs=2)
   step = jax.jit(steps.make_eval_step(graphdef, NUM_CLASSES, protocol))
-  return [step(state, eval_batch(f), jax.random.key(0)) for f in (0, 1)]
+  return lambda batch: step(state, batch, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def evaluated(evaluate):
+  """The sums and pictures of one batch, under two kinds of padding."""
+  return [evaluate(eval_batch(filler)) for filler in (0, 1)]
 
 
 def test_padding_counts_nowhere_in_an_evaluation(evaluated):
@@ -577,6 +609,18 @@ def test_every_method_and_control_is_evaluated(evaluated):
   ):
     for method in ("gradcam", "gradcam_elementwise", "uniform", "center"):
       assert totals[part][f"{method}/{metric}"][1] == 7
+
+
+def test_a_class_that_no_image_lacks_has_no_composite(evaluate):
+  """Then only the negative quadrants have nothing to be measured on."""
+  batch = eval_batch(0)
+  batch["labels"] = batch["labels"].at[:5, 1].set(1)
+  totals, _ = evaluate(batch)
+  for part, metric, num_pairs in (
+    ("localization", "content_heatmap", 7),
+    ("negative_quadrants", "negative_quadrants_heatmap", 5),
+  ):
+    assert totals[part][f"gradcam/{metric}"][1] == num_pairs
 
 
 def test_an_explained_image_sits_in_its_cell(evaluated):
