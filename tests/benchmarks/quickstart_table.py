@@ -9,10 +9,13 @@ each seed what GC and GMP+GC changed against their plain counterparts.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from gc_jax.report import gallery
 
 METHOD = "val/gradcam_elementwise"
 METRICS = {
@@ -44,6 +47,11 @@ def main() -> None:
   parser.add_argument("--out", type=Path, required=True)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+  parser.add_argument(
+    "--reference",
+    type=Path,
+    help="folder to keep the first plain run in, as the quickstart's baseline",
+  )
   arguments = parser.parse_args()
 
   results = {}
@@ -88,6 +96,8 @@ def main() -> None:
     if row in arguments.rows and plain in arguments.rows
   }
   print(json.dumps({"rows": rows, "changes": changes}, indent=2))
+  if arguments.reference:
+    _keep(arguments.out / f"ce_{arguments.seeds[0]}", arguments.reference)
   workdirs = [
     arguments.out / f"{row}_{seed}"
     for row in arguments.rows
@@ -102,6 +112,19 @@ def main() -> None:
       f"--out={arguments.out / 'comparison'}",
     ],
     check=True,
+  )
+
+
+def _keep(workdir: Path, folder: Path) -> None:
+  """Copies what a report needs of its baseline, and no more."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ("config.json", "results.json"):
+    shutil.copy(workdir / name, folder / name)
+  examples, class_names = gallery.load_gallery(workdir / gallery.FILENAME)
+  gallery.save_gallery(
+    folder / gallery.FILENAME,
+    [example for example in examples if example.kind == "fixed"],
+    class_names,
   )
 
 
