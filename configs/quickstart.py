@@ -34,7 +34,7 @@ def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
   # Early maps are nearly empty, and dividing by their sum makes the gradient
   # explode, more so under a maximum: λ rises from 0.
   if name == "gc":
-    c.loss.consistency_weight = 50.0
+    c.loss.consistency_weight = 75.0
     c.loss.ramp_epochs = 6.0
   elif name == "gmp_gc":
     c.loss.consistency_weight = 25.0

@@ -131,7 +131,7 @@ def test_a_workdir_of_another_run_is_left_alone_and_told_apart(tmp_path):
   with pytest.raises(ValueError, match="another configuration") as caught:
     configs.check_same_run(quickstart.get_config("gc"), tmp_path)
   text = str(caught.value)
-  assert "--config.loss.consistency_weight: 0.0 there, 50.0 now" in text
+  assert "--config.loss.consistency_weight: 0.0 there, 75.0 now" in text
   assert (
     "--config.model.name: 'resnet8-small-gmp' there, 'resnet8-small' now"
     in text
