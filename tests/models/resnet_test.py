@@ -120,6 +120,10 @@ def test_logits_are_float32_whatever_the_compute_dtype(make_tiny, pooling):
     assert features.min() >= 0
     logits[dtype] = model.classify(features)
     assert logits[dtype].dtype == jnp.float32
+    # Pooled in float32, too: a bfloat16 mean would lose five digits.
+    np.testing.assert_allclose(
+      logits[dtype], model.classify(features.astype(jnp.float32)), rtol=1e-6
+    )
   # Three convolutions of 8-bit numbers.
   np.testing.assert_allclose(
     logits[jnp.float32], logits[jnp.bfloat16], atol=0.05
