@@ -61,7 +61,7 @@ def test_a_nan_beside_the_label_is_no_lower_logit():
 
 def test_f1_by_hand():
   """Class 0: 2 hits, 1 false alarm. Class 1: 1 hit, 1 miss. Class 2: none."""
-  logits = [[1, -1, -1], [1, 1, -1], [1, -1, 1]]
+  logits = np.array([[1, -1, -1], [1, 1, -1], [1, -1, 1]]) / 10
   labels = [[1, 0, 0], [2, 1, 0], [0, 3, 0]]
   totals = multi(logits, labels)
   np.testing.assert_array_equal(totals["true_positives"], [2, 1, 0])
