@@ -12,9 +12,7 @@ from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 
 _ARCHITECTURES = {
   # For pictures of 64 pixels: two stages, an 8x8 feature grid.
-  "resnet8-small": partial(
-    ResNet, (1, 2), BasicBlock, width=32, stem_kernel=3
-  ),
+  "resnet8-small": partial(ResNet, (1, 2), BasicBlock, width=32, stem_kernel=3),
   "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
   "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
   "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),

@@ -145,25 +145,38 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-  identities = [_identity(run) for run in runs]
+  """Returns short names, and what else differs where they are the same."""
   one_model = len({architecture(run) for run in runs}) == 1
-  paths = sorted({path for identity in identities for path in identity})
+  names = [
+    short_name(run) if one_model else f"{architecture(run)} {short_name(run)}"
+    for run in runs
+  ]
+  identities = [_identity(run) for run in runs]
   labels = []
-  for run, identity in zip(runs, identities, strict=True):
-    label = short_name(run)
-    if not one_model:
-      label = f"{architecture(run)} {label}"
-    for path in paths:
-      others = [i[path] for i in identities if path in i]
-      if path == "model.name" or path not in identity:
-        continue
-      if any(other != identity[path] for other in others):
-        value = identity[path]
-        value = f"{value:g}" if isinstance(value, float) else value
-        name = "λ" if path == "loss.consistency_weight" else path
-        label += f", {name}={value}"
-    labels.append(label)
+  for name, identity in zip(names, identities, strict=True):
+    namesakes = [
+      other
+      for other_name, other in zip(names, identities, strict=True)
+      if other_name == name
+    ]
+    differing = [
+      path
+      for path in sorted(identity)
+      if any(other.get(path) != identity[path] for other in namesakes)
+    ]
+    details = [
+      f"{_setting(path)}={_value(identity[path])}" for path in differing
+    ]
+    labels.append(", ".join([name, *details]))
   return labels
+
+
+def _setting(path: str) -> str:
+  return "λ" if path == "loss.consistency_weight" else path
+
+
+def _value(value: Any) -> str:
+  return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _identity(run: Run) -> dict[str, Any]:

@@ -58,14 +58,16 @@ def test_settings_of_the_loss_do_not_set_baselines_apart(make):
   assert list(describe.group_runs(runs)) == ["Baseline"]
 
 
-def test_labels_name_architecture_and_other_differences(make):
+def test_labels_name_what_short_names_do_not_tell_apart(make):
   runs = [
     make("a", compose__mode="independent"),
     make("b", model__name="alexnet"),
+    make("c"),
   ]
   assert list(describe.group_runs(runs)) == [
     "ResNet10 GC, compose.mode=independent",
-    "AlexNet GC, compose.mode=packed",
+    "AlexNet GC",
+    "ResNet10 GC, compose.mode=packed",
   ]
 
 
