@@ -58,7 +58,7 @@ ensure_environment() {
   local requirements=$1 python build stamp wanted
   local jax=()
   build=$(find_jax_build)
-  stamp=.venv/.installed-$(basename "$(dirname "$PWD/$requirements")")
+  stamp=.venv/.installed-${requirements//\//-}
   wanted="$build $(cat requirements.txt "$requirements" | cksum)"
   if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     python=$(find_python)
