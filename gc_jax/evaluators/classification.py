@@ -19,14 +19,14 @@ def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
   if "labels" in batch:
     present = batch["labels"] > 0
     predicted = logits > 0  # probability above 1/2
-    weight = mask[:, None]
+    count = lambda cases: ((cases * mask[:, None]).sum(0), mask.sum())
     return {
       "loss": _total(
         losses.binary_cross_entropy(logits, batch["labels"]), mask
       ),
-      "true_positives": ((present & predicted) * weight).sum(0),
-      "false_positives": ((~present & predicted) * weight).sum(0),
-      "false_negatives": ((present & ~predicted) * weight).sum(0),
+      "true_positives": count(present & predicted),
+      "false_positives": count(~present & predicted),
+      "false_negatives": count(present & ~predicted),
     }
   label = batch["label"]
   own = jnp.take_along_axis(logits, label[:, None], axis=1)
@@ -58,7 +58,7 @@ def summarize(totals: Metrics) -> dict[str, float]:
       results[name] = float(100 * value / weight)
     return results
   hits, alarms, misses = (
-    np.asarray(totals[f"{name}"], np.float64)
+    np.asarray(totals[name][0], np.float64)
     for name in ("true_positives", "false_positives", "false_negatives")
   )
   results["f1_per_class"] = float(100 * _f1(hits, alarms, misses).mean())

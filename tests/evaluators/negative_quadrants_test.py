@@ -1,11 +1,14 @@
 """NQH of a split: by hand, masked, padded and of control maps."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gc_jax.evaluators import negative_quadrants
 from tests.evaluators import batches
+
+sums = jax.jit(negative_quadrants.sums)
 
 
 def rows():
@@ -18,7 +21,7 @@ def rows():
 
 
 def evaluated(batch):
-  return negative_quadrants.sums(
+  return sums(
     {"a": batch["cam"], "uniform": jnp.ones_like(batch["cam"])},
     batch["cell"],
     batch["mask"],
