@@ -149,9 +149,15 @@ def negative_quadrants_heatmap(
   Source: Pillai & Pirsiavash 2021, section 4.
   """
   *batch, height, width = cam.shape
-  quadrants = cam.reshape(*batch, 2, height // 2, 2, width // 2).sum((-3, -1))
+  # An odd number of cells (AlexNet's 13): halved, so that the middle one is
+  # shared by both sides.
+  halves = 1 + height % 2, 1 + width % 2
+  cam = cam.repeat(halves[0], -2).repeat(halves[1], -1)
+  quadrants = cam.reshape(
+    *batch, 2, halves[0] * height // 2, 2, halves[1] * width // 2
+  ).sum((-3, -1))
   own = jnp.take_along_axis(_flat(quadrants), cell[..., None], -1)[..., 0]
-  return 1 - own
+  return 1 - own / math.prod(halves)
 
 
 def _flat(planes: Array) -> Array:

@@ -17,6 +17,7 @@ from gc_jax import cam as cams
 from gc_jax import compose, losses
 from gc_jax.attribution import CONTROLS, METHODS
 from gc_jax.evaluators import EVALUATORS, localization
+from gc_jax.metrics import upsample
 from gc_jax.models import pure_head
 from gc_jax.state import TrainState
 from gc_jax.types import Batch, EvalBatch, Metrics
@@ -112,14 +113,15 @@ def _losses(
     batch: images and labels.
     objective: what is minimised.
     weight: λ.
-    key: of the composites and the drawn targets.
+    key: of the composites, the drawn targets and dropout.
     probes: zeros, added to the features each term sees (`_probes`).
   """
+  key_dropout, key_composites = jax.random.split(key)
   mask = batch["mask"]
   images = model.normalize(batch["image"])
   features = model.features(images)
 
-  logits = model.classify(features + probes["classification"])
+  logits = model.classify(features + probes["classification"], key_dropout)
   if "labels" in batch:
     classification = losses.binary_cross_entropy(logits, batch["labels"])
   else:
@@ -132,11 +134,13 @@ def _losses(
   if objective.consistency:
     consistency, pair_mask = _consistency_losses(
       model,
+      # The originals are seen once: dropped out as for their logits.
+      pure_head(model, key_dropout),
       images,
       features + probes["consistency"],
       batch,
       objective,
-      key,
+      key_composites,
     )
     loss += weight * losses.masked_mean(consistency, pair_mask)
     metrics["train/consistency_loss"] = _sums(consistency, pair_mask)
@@ -148,6 +152,7 @@ def _losses(
 
 def _consistency_losses(
   model: nnx.Module,
+  classify: Callable[[Array], Array],
   images: Float[Array, "B H W 3"],
   features: Float[Array, "B h w D"],
   batch: Batch,
@@ -156,11 +161,19 @@ def _consistency_losses(
 ) -> tuple[Float[Array, "M P"], Float[Array, "M P"]]:
   """Returns the consistency loss of every (composite, class) pair and its mask.
 
+  Args:
+    model: in training mode, for the composites.
+    classify: its head as it is for the originals.
+    images: the originals, normalised.
+    features: theirs.
+    batch: labels and mask.
+    objective: what is minimised.
+    key: of the drawn targets, the composites and their dropout masks.
+
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: see `compose.packed` and `compose.independent`.
   """
-  key_target, key_layout = jax.random.split(key)
-  classify = pure_head(model)
+  key_target, key_layout, key_dropout = jax.random.split(key, 3)
   contains = classes_present(batch, objective.num_classes)
   target = draw_target(key_target, batch, objective.target_draw)
 
@@ -178,12 +191,13 @@ def _consistency_losses(
     grouped(batch["mask"] * contains.any(-1)),
   )
   composites = flat(jax.vmap(compose.assemble)(layout, grouped(images)))
-  expected = flat(jax.vmap(compose.expected_cam)(layout, grouped(cam)))
   explained = flat(jax.vmap(jnp.take)(grouped(target), layout.explained))
 
   composite_cam = _normalized_cam(
-    classify, model.features(composites), explained
+    pure_head(model, key_dropout), model.features(composites), explained
   )
+  cam, composite_cam = _at_one_scale(cam, composite_cam, *images.shape[1:3])
+  expected = flat(jax.vmap(compose.expected_cam)(layout, grouped(cam)))
   pair_losses = losses.consistency_loss(
     expected, composite_cam, objective.reduction
   )
@@ -194,6 +208,28 @@ def _normalized_cam(classify, features, target):
   gradients = cams.class_gradients(classify, features, target)
   return cams.normalize_cam(
     cams.elementwise_grad_cam(features[:, None], gradients)
+  )
+
+
+def _at_one_scale(
+  cam: Float[Array, "B h w"],
+  composite_cam: Float[Array, "M P h2 w2"],
+  height: int,
+  width: int,
+) -> tuple[Float[Array, "B y x"], Float[Array, "M P y2 x2"]]:
+  """Returns both maps such that a composite's is twice as high and wide.
+
+  It is so where strides divide the image. Poolings without padding, AlexNet's,
+  make 6x6 cells of 224 pixels but 13x13 of 448: then both maps, each already
+  normalised, are enlarged to pixels, and not normalised again.
+
+  Source: the release's AlexNet.
+  """
+  if composite_cam.shape[-2:] == (2 * cam.shape[-2], 2 * cam.shape[-1]):
+    return cam, composite_cam
+  return (
+    upsample(cam, height, width),
+    upsample(composite_cam, 2 * height, 2 * width),
   )
 
 

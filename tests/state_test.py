@@ -16,7 +16,9 @@ class Net(nnx.Module):
   """A convolution, a norm and a head: 54 + 4 + 9 parameters."""
 
   def __init__(self, rngs):
-    self.conv = layers.conv(3, 2, 3, dtype=jnp.float32, rngs=rngs)
+    self.conv = layers.conv(
+      3, 2, 3, use_bias=False, dtype=jnp.float32, rngs=rngs
+    )
     self.norm = layers.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
     self.fc = layers.linear(2, 3, rngs=rngs)
 
@@ -50,9 +52,11 @@ def test_parameters_and_statistics_are_apart(created):
   _, state = created
   assert set(state.params) == {"conv", "norm", "fc"}
   assert set(state.batch_stats) == {"norm"}
-  assert set(state.batch_stats["norm"]) == {"mean", "var"}
+  statistics = state.batch_stats["norm"]
+  assert set(statistics) == {"mean", "var", "num_batches_tracked"}
   assert states.num_params(state) == 54 + 4 + 9
-  for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+  assert statistics["num_batches_tracked"][...].dtype == jnp.int32
+  for leaf in (*jax.tree.leaves(state.params), statistics["mean"][...]):
     assert leaf.dtype == jnp.float32
 
 

@@ -8,21 +8,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
+from gc_jax.models.chain import alexnet, vgg16
 from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from gc_jax.models.squeezenet import SqueezeNet
 
-_ARCHITECTURES = {
+_GLOBALLY_POOLED = {
   # For pictures of 64 pixels: two stages, an 8x8 feature grid.
   "resnet8-small": partial(ResNet, (1, 2), BasicBlock, width=32, stem_kernel=3),
   "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
   "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
   "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
   "resnet101": partial(ResNet, (3, 4, 23, 3), Bottleneck),
+  "squeezenet1_1": SqueezeNet,
 }
 
 # name -> constructor(num_classes, *, dtype, rngs)
 MODELS = {
-  **{k: partial(v, pooling="average") for k, v in _ARCHITECTURES.items()},
-  **{f"{k}-gmp": partial(v, pooling="max") for k, v in _ARCHITECTURES.items()},
+  "alexnet": alexnet,
+  "vgg16": vgg16,
+  **{k: partial(v, pooling="average") for k, v in _GLOBALLY_POOLED.items()},
+  **{
+    f"{k}-gmp": partial(v, pooling="max") for k, v in _GLOBALLY_POOLED.items()
+  },
 }
 
 
@@ -54,13 +61,19 @@ def init_key(seed: int) -> PRNGKeyArray:
   return jax.random.key(seed, impl="rbg")
 
 
-def pure_head(model: nnx.Module) -> Callable[[Array], Array]:
+def pure_head(
+  model: nnx.Module, key: PRNGKeyArray | None = None
+) -> Callable[[Array], Array]:
   """Returns `model.classify` as a pure function of the features.
 
-  Differentiating the method itself inside an outer gradient would mutate the
-  module's random state (dropout) at another trace level, which NNX refuses.
+  Differentiating the method itself inside an outer gradient would touch the
+  module's variables at another trace level, which NNX refuses.
+
+  Args:
+    model: with `classify`.
+    key: of its dropout masks, the same at every call; None drops nothing.
   """
   graphdef, state = nnx.split(model)
   return lambda features: nnx.merge(graphdef, state, copy=True).classify(
-    features
+    features, key
   )

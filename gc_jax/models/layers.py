@@ -1,20 +1,49 @@
 """Layers shared by the architectures, each as PyTorch defines it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 # Mean and standard deviation of ImageNet's RGB pixels in [0, 1], which every
 # torchvision checkpoint was trained with.
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 
-# The release initialises convolutions by He's rule on the fan-out.
-_conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-# torch.nn.Linear: uniform in +-1/sqrt(fan_in), kernel and bias alike.
-_linear_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """How a layer starts.
+
+  Attributes:
+    kernel: initialises the kernel.
+    zero_bias: whether the bias starts at 0, or uniform in +-1/sqrt(fan_in), as
+      PyTorch's layers do.
+  """
+
+  kernel: nnx.initializers.Initializer
+  zero_bias: bool
+
+  def bias(self, fan_in: int) -> nnx.initializers.Initializer:
+    """Returns the initialiser of the bias of a layer with so many inputs."""
+    if self.zero_bias:
+      return nnx.initializers.zeros_init()
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+      key, shape, dtype, -bound, bound
+    )
+
+
+_scaling = nnx.initializers.variance_scaling
+# PyTorch's default: uniform in +-1/sqrt(fan_in), kernel and bias alike.
+TORCH_INIT = Init(_scaling(1 / 3, "fan_in", "uniform"), zero_bias=False)
+# He's rule on the fan-out (the release's ResNets), and uniform on the fan-in.
+HE_INIT = Init(_scaling(2.0, "fan_out", "normal"), zero_bias=True)
+HE_UNIFORM_INIT = Init(_scaling(2.0, "fan_in", "uniform"), zero_bias=True)
 
 
 def conv(
@@ -23,65 +52,170 @@ def conv(
   kernel_size: int,
   stride: int = 1,
   *,
+  padding: int | None = None,
+  use_bias: bool = True,
+  init: Init = HE_INIT,
   dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> nnx.Conv:
-  """Returns a square convolution without bias, padded by (kernel - 1) / 2.
+  """Returns a square convolution.
 
   The padding is written out: "SAME" pads asymmetrically under a stride, and
   would move every cell by half a pixel against PyTorch.
+
+  Args:
+    in_channels: of the input.
+    out_channels: of the output.
+    kernel_size: side of the kernel, odd.
+    stride: both ways.
+    padding: zeros on every side; None = (kernel_size - 1) / 2.
+    use_bias: whether a bias is added.
+    init: of kernel and bias.
+    dtype: of the output; parameters are float32.
+    rngs: initialises the parameters.
   """
   return nnx.Conv(
     in_channels,
     out_channels,
     (kernel_size, kernel_size),
     strides=stride,
-    padding=(kernel_size - 1) // 2,
-    use_bias=False,
+    padding=(kernel_size - 1) // 2 if padding is None else padding,
+    use_bias=use_bias,
     dtype=dtype,
-    kernel_init=_conv_init,
+    kernel_init=init.kernel,
+    bias_init=init.bias(in_channels * kernel_size**2),
     rngs=rngs,
   )
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs):
-  """Returns a float32 dense layer, initialised as torch.nn.Linear."""
-
-  def bias_init(key, shape, dtype=jnp.float32):
-    bound = in_features**-0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+def linear(
+  in_features: int,
+  out_features: int,
+  *,
+  init: Init = TORCH_INIT,
+  rngs: nnx.Rngs,
+) -> nnx.Linear:
+  """Returns a float32 dense layer, by default initialised as PyTorch's."""
   return nnx.Linear(
     in_features,
     out_features,
-    kernel_init=_linear_init,
-    bias_init=bias_init,
+    kernel_init=init.kernel,
+    bias_init=init.bias(in_features),
     rngs=rngs,
   )
 
 
 class BatchNorm(nnx.BatchNorm):
-  """Batch normalisation with torch.nn.BatchNorm2d's constants.
+  """Batch normalisation as torch.nn.BatchNorm2d computes it.
 
-  Flax's momentum of 0.9 is PyTorch's 0.1. Running statistics are float32.
+  Everything inside is float32 whatever the dtype of the activations. Flax's
+  own rounds the running statistics to that dtype, and keeps the biased
+  variance of each batch, where PyTorch normalises by the biased one and keeps
+  the unbiased, n / (n - 1) times it.
+
+  Args:
+    num_features: D.
+    dtype: of the output.
+    rngs: as every layer's.
   """
 
   def __init__(self, num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    # Flax's momentum of 0.9 is PyTorch's 0.1.
     super().__init__(
       num_features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs
     )
+    # Batches seen. PyTorch's checkpoints hold it; nothing here depends on it.
+    self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+  def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
+    """Returns the normalised activations; in training mode it takes count."""
+    x = x.astype(jnp.float32)
+    if self.use_running_average:
+      mean, var = self.mean[...], self.var[...]
+    else:
+      mean = x.mean((0, 1, 2))
+      # One pass over the activations instead of two.
+      var = jnp.maximum(jnp.square(x).mean((0, 1, 2)) - jnp.square(mean), 0)
+      self._track(mean, var, x.size // x.shape[-1])
+    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+    shift = self.bias[...] - mean * scale
+    return (x * _channels(scale) + _channels(shift)).astype(self.dtype)
+
+  def _track(self, mean: Array, var: Array, count: int) -> None:
+    old, new = self.momentum, 1 - self.momentum
+    mean, var = jax.lax.stop_gradient((mean, var))
+    unbiased = var * (count / max(count - 1, 1))
+    self.mean[...] = old * self.mean[...] + new * mean
+    self.var[...] = old * self.var[...] + new * unbiased
+    self.num_batches_tracked[...] += 1
+
+
+def _channels(x: Float[Array, "D"]) -> Float[Array, "1 1 1 D"]:
+  return x[None, None, None]
 
 
 def max_pool(
-  x: Float[Array, "B H W D"], window: int, stride: int, *, padding: int
+  x: Float[Array, "B H W D"],
+  window: int,
+  stride: int,
+  *,
+  padding: int = 0,
+  partial_windows: bool = False,
 ) -> Float[Array, "B h w D"]:
-  """Returns the maximum of each window; the border counts as -inf."""
+  """Returns the maximum of each window; the border counts as -inf.
+
+  Args:
+    x: activations.
+    window: side of the windows.
+    stride: both ways.
+    padding: cells added on every side.
+    partial_windows: whether a last window may reach over the edge (PyTorch's
+      `ceil_mode`), instead of the cells beyond the last whole one being left.
+  """
+  pads = []
+  for size in x.shape[1:3]:
+    over = (size + 2 * padding - window) % stride
+    beyond = (stride - over) % stride if partial_windows else 0
+    pads.append((padding, padding + beyond))
   return nnx.max_pool(
-    x,
-    (window, window),
-    strides=(stride, stride),
-    padding=((padding, padding), (padding, padding)),
+    x, (window, window), strides=(stride, stride), padding=tuple(pads)
   )
+
+
+def average_to_grid(
+  x: Float[Array, "B H W D"], grid: int
+) -> Float[Array, "B g g D"]:
+  """Returns the means over `grid * grid` windows that cover the input.
+
+  Window i reaches from floor(i n / g) to ceil((i + 1) n / g): of unequal sizes
+  and overlapping where g does not divide n (PyTorch's adaptive pooling).
+  """
+  rows, columns = (_window_weights(size, grid) for size in x.shape[1:3])
+  return jnp.einsum("gh,bhwd,kw->bgkd", rows, x, columns, precision="highest")
+
+
+def _window_weights(size: int, grid: int) -> Float[np.ndarray, "g n"]:
+  weights = np.zeros((grid, size), np.float32)
+  for i in range(grid):
+    start, stop = i * size // grid, -(-(i + 1) * size // grid)
+    weights[i, start:stop] = 1 / (stop - start)
+  return weights
+
+
+def dropout(
+  x: Float[Array, "*B"], rate: float, key: PRNGKeyArray | None
+) -> Float[Array, "*B"]:
+  """Returns x with a share of its numbers set to 0 and the rest made larger.
+
+  Args:
+    x: activations.
+    rate: chance of each to be dropped; the others are divided by 1 - rate.
+    key: the mask is a function of it; None drops nothing.
+  """
+  if key is None or rate == 0:
+    return x
+  kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+  return jnp.where(kept, x / (1 - rate), 0)
 
 
 def pool_globally(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models.layers import (
   BatchNorm,
@@ -38,7 +38,7 @@ class BasicBlock(nnx.Module):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    make_conv = partial(conv, dtype=dtype, rngs=rngs)
+    make_conv = partial(conv, use_bias=False, dtype=dtype, rngs=rngs)
     make_norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
     self.conv1 = make_conv(in_channels, channels, 3, stride)
     self.bn1 = make_norm(channels)
@@ -69,7 +69,7 @@ class Bottleneck(nnx.Module):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    make_conv = partial(conv, dtype=dtype, rngs=rngs)
+    make_conv = partial(conv, use_bias=False, dtype=dtype, rngs=rngs)
     make_norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
     out_channels = channels * self.expansion
     self.conv1 = make_conv(in_channels, channels, 1)
@@ -106,6 +106,8 @@ class ResNet(nnx.Module):
     rngs: initialises the parameters.
   """
 
+  last_layer = ("fc",)  # its outputs are the logits
+
   def __init__(
     self,
     stage_sizes: Sequence[int],
@@ -120,7 +122,9 @@ class ResNet(nnx.Module):
   ):
     self.pooling = pooling
     self.dtype = dtype
-    self.conv1 = conv(3, width, stem_kernel, 2, dtype=dtype, rngs=rngs)
+    self.conv1 = conv(
+      3, width, stem_kernel, 2, use_bias=False, dtype=dtype, rngs=rngs
+    )
     self.bn1 = BatchNorm(width, dtype=dtype, rngs=rngs)
     self.num_stages = len(stage_sizes)
     in_channels = width
@@ -159,8 +163,16 @@ class ResNet(nnx.Module):
         x = block(x)
     return x
 
-  def classify(self, features: Float[Array, "B h w D"]) -> Float[Array, "B K"]:
-    """Returns the logits, float32 whatever the compute dtype."""
+  def classify(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B K"]:
+    """Returns the logits, float32 whatever the compute dtype.
+
+    Args:
+      features: of any h and w.
+      key: of dropout, which a ResNet has none of.
+    """
+    del key
     pooled = pool_globally(features.astype(jnp.float32), self.pooling)
     return self.fc(pooled)
 

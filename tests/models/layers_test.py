@@ -34,7 +34,9 @@ def conv_by_loops(x, kernel, stride):
 )
 def test_convolutions_sit_where_pytorchs_do(rngs, size, kernel_size, stride):
   """Even sizes under a stride are where "SAME" would shift by a pixel."""
-  conv = layers.conv(2, 3, kernel_size, stride, dtype=jnp.float32, rngs=rngs)
+  conv = layers.conv(
+    2, 3, kernel_size, stride, use_bias=False, dtype=jnp.float32, rngs=rngs
+  )
   x = np.random.default_rng(0).normal(size=(*size, 2)).astype(np.float32)
   np.testing.assert_allclose(
     conv(jnp.asarray(x[None]))[0],
@@ -66,13 +68,17 @@ def test_batch_norm_has_pytorchs_momentum_and_epsilon(rngs):
     norm(jnp.asarray(x)), (x - mean) / np.sqrt(var + 1e-5), rtol=1e-3, atol=1e-4
   )
   np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
-  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * var, rtol=1e-5)
+  # The batch's own variance above, the unbiased one is kept.
+  unbiased = var * 36 / 35
+  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * unbiased, rtol=1e-5)
+  assert norm.num_batches_tracked[...] == 1
   norm.eval()
   np.testing.assert_allclose(
     norm(jnp.asarray(x)),
-    (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * var + 1e-5),
+    (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * unbiased + 1e-5),
     rtol=1e-5,
   )
+  assert norm.num_batches_tracked[...] == 1
   np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
 
 

@@ -1,0 +1,189 @@
+"""AlexNet and VGG16: convolutions in a chain, then a perceptron.
+
+Source: Krizhevsky 2014, arXiv:1404.5997 (torchvision's AlexNet); Simonyan and
+Zisserman 2015, arXiv:1409.1556. Layers carry torchvision's numbers, so that a
+checkpoint is exchanged by renaming leaves.
+
+The explained activations are the output of the last max-pool, as in the
+authors' release. Neither has a global pooling, hence no `-gmp` (the paper's
+"AlexNet doesn't have any pooling layer").
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gc_jax.models import layers
+
+POOL = "pool"
+
+# (channels, kernel, stride, padding) of each convolution, and the poolings.
+ALEXNET_LAYERS = (
+  (64, 11, 4, 2),
+  POOL,
+  (192, 5, 1, 2),
+  POOL,
+  (384, 3, 1, 1),
+  (256, 3, 1, 1),
+  (256, 3, 1, 1),
+  POOL,
+)
+
+
+def _vgg_layers(stages: Sequence[tuple[int, int]]) -> tuple:
+  convs = (((channels, 3, 1, 1),) * count for count, channels in stages)
+  return sum(((*stage, POOL) for stage in convs), start=())
+
+
+VGG16_LAYERS = _vgg_layers(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
+
+
+class Chain(nnx.Module):
+  """A chain of convolutions split where Grad-CAM looks.
+
+  Args:
+    chain: convolutions as (channels, kernel, stride, padding), each followed
+      by a ReLU, and poolings.
+    num_classes: K, logits of the head.
+    pool_window: side of the max-pool windows; their stride is 2.
+    grid: side of the grid that the features are averaged to, whatever theirs:
+      the perceptron sees `grid * grid * D` numbers.
+    hidden: width of the perceptron's two hidden layers.
+    drops_features: whether dropout falls on the averaged features and the
+      first hidden layer (AlexNet), or on both hidden layers (VGG).
+    dropout_rate: share of activations that are dropped.
+    conv_init: of the convolutions; "torch" is PyTorch's default.
+    linear_init: likewise of the perceptron.
+    dtype: of the convolutions' activations. Parameters, the perceptron and
+      what it computes are float32.
+    rngs: initialises the parameters.
+  """
+
+  last_layer = ("head", "6")  # its outputs are the logits
+
+  def __init__(
+    self,
+    chain: Sequence[tuple[int, int, int, int] | str],
+    num_classes: int,
+    *,
+    pool_window: int,
+    grid: int,
+    hidden: int = 4096,
+    drops_features: bool,
+    dropout_rate: float = 0.5,
+    conv_init: layers.Init,
+    linear_init: layers.Init,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.dtype = dtype
+    self.chain = tuple(chain)
+    self.pool_window = pool_window
+    self.grid = grid
+    self.drops_features = drops_features
+    self.dropout_rate = dropout_rate
+    trunk, channels = {}, 3
+    for number, layer in self._numbered():
+      if layer != POOL:
+        trunk[number] = layers.conv(
+          channels,
+          *layer[:3],
+          padding=layer[3],
+          init=conv_init,
+          dtype=dtype,
+          rngs=rngs,
+        )
+        channels = layer[0]
+    self.trunk = nnx.Dict(trunk)
+    # As torchvision numbers them: with a dropout before the layer or after.
+    first, second = ("1", "4") if drops_features else ("0", "3")
+    make_linear = partial(layers.linear, init=linear_init, rngs=rngs)
+    self.head = nnx.Dict(
+      {
+        first: make_linear(grid * grid * channels, hidden),
+        second: make_linear(hidden, hidden),
+        "6": make_linear(hidden, num_classes),
+      }
+    )
+
+  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
+    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
+
+    Args:
+      images: `[B H W 3]`.
+    """
+    return layers.normalize_pixels(images).astype(self.dtype)
+
+  def features(
+    self, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w D"]:
+    """Returns the activations after the last max-pool.
+
+    Args:
+      images: as `normalize` returns them; H and W at least 63 for AlexNet, 32
+        for VGG16.
+    """
+    x = images
+    for number, layer in self._numbered():
+      if layer == POOL:
+        x = layers.max_pool(x, self.pool_window, 2)
+      else:
+        x = nnx.relu(self.trunk[number](x))
+    return x
+
+  def classify(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B K"]:
+    """Returns the logits, float32 whatever the compute dtype.
+
+    Args:
+      features: of any h and w.
+      key: of the dropout masks; None drops nothing.
+    """
+    first, second, last = self.head.values()
+    keys = (None, None) if key is None else jax.random.split(key)
+    drop = lambda x, i: layers.dropout(x, self.dropout_rate, keys[i])
+
+    x = layers.average_to_grid(features.astype(jnp.float32), self.grid)
+    # PyTorch flattens channels first.
+    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    if self.drops_features:
+      x = drop(nnx.relu(first(drop(x, 0))), 1)
+      x = nnx.relu(second(x))
+    else:
+      x = drop(nnx.relu(first(x)), 0)
+      x = drop(nnx.relu(second(x)), 1)
+    return last(x)
+
+  def _numbered(self) -> Sequence[tuple[str, tuple[int, int, int, int] | str]]:
+    """Returns the chain with torchvision's numbers: a ReLU takes one, too."""
+    numbered, number = [], 0
+    for layer in self.chain:
+      numbered.append((str(number), layer))
+      number += 1 if layer == POOL else 2
+    return numbered
+
+
+alexnet = partial(
+  Chain,
+  ALEXNET_LAYERS,
+  pool_window=3,
+  grid=6,
+  drops_features=True,
+  conv_init=layers.TORCH_INIT,
+  linear_init=layers.TORCH_INIT,
+)
+vgg16 = partial(
+  Chain,
+  VGG16_LAYERS,
+  pool_window=2,
+  grid=7,
+  drops_features=False,
+  conv_init=layers.HE_INIT,
+  linear_init=layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+)

@@ -1,0 +1,159 @@
+"""SqueezeNet 1.1, whose head is a convolution.
+
+Source: Iandola et al. 2016, arXiv:1602.07360, in the authors' version 1.1 as
+torchvision builds it. Layers carry torchvision's numbers.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gc_jax.models import layers
+
+POOL = "pool"
+
+# (squeezed, expanded) channels of each fire module, and the poolings.
+LAYERS = (
+  POOL,
+  (16, 64),
+  (16, 64),
+  POOL,
+  (32, 128),
+  (32, 128),
+  POOL,
+  (48, 192),
+  (48, 192),
+  (64, 256),
+  (64, 256),
+)
+_FIRST_NUMBER = 2  # after the stem and its ReLU
+
+
+class Fire(nnx.Module):
+  """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side."""
+
+  def __init__(
+    self,
+    in_channels: int,
+    squeezed: int,
+    expanded: int,
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    def make_conv(channels, out_channels, kernel_size):
+      return layers.conv(
+        channels,
+        out_channels,
+        kernel_size,
+        init=layers.HE_UNIFORM_INIT,
+        dtype=dtype,
+        rngs=rngs,
+      )
+
+    self.squeeze = make_conv(in_channels, squeezed, 1)
+    self.expand1x1 = make_conv(squeezed, expanded, 1)
+    self.expand3x3 = make_conv(squeezed, expanded, 3)
+
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+    """Returns both expansions, after their ReLU, one behind the other."""
+    x = nnx.relu(self.squeeze(x))
+    wide = [self.expand1x1(x), self.expand3x3(x)]
+    return nnx.relu(jnp.concatenate(wide, axis=-1))
+
+
+class SqueezeNet(nnx.Module):
+  """SqueezeNet 1.1 split where Grad-CAM looks.
+
+  Args:
+    num_classes: K, logits of the head.
+    chain: fire modules as (squeezed, expanded) channels, and poolings.
+    pooling: of the class maps, "average" or "max", over all cells.
+    dropout_rate: share of the features that are dropped before the head.
+    dtype: of the trunk's activations. Parameters and the head are float32.
+    rngs: initialises the parameters.
+  """
+
+  last_layer = ("head", "1")  # its outputs, pooled, are the logits
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    chain: Sequence[tuple[int, int] | str] = LAYERS,
+    pooling: str = "average",
+    dropout_rate: float = 0.5,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.chain = tuple(chain)
+    self.pooling = pooling
+    self.dropout_rate = dropout_rate
+    self.dtype = dtype
+    stem = layers.conv(
+      3,
+      64,
+      3,
+      2,
+      padding=0,
+      init=layers.HE_UNIFORM_INIT,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    trunk, channels = {"0": stem}, 64
+    for number, layer in enumerate(self.chain, _FIRST_NUMBER):
+      if layer != POOL:
+        trunk[str(number)] = Fire(channels, *layer, dtype=dtype, rngs=rngs)
+        channels = 2 * layer[1]
+    self.trunk = nnx.Dict(trunk)
+    self.head = nnx.Dict(
+      {
+        "1": layers.conv(
+          channels,
+          num_classes,
+          1,
+          init=layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+          dtype=jnp.float32,
+          rngs=rngs,
+        )
+      }
+    )
+
+  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
+    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
+
+    Args:
+      images: `[B H W 3]`.
+    """
+    return layers.normalize_pixels(images).astype(self.dtype)
+
+  def features(
+    self, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w D"]:
+    """Returns the output of the last fire module.
+
+    Args:
+      images: as `normalize` returns them; H and W at least 17.
+    """
+    x = nnx.relu(self.trunk["0"](images))
+    for number, layer in enumerate(self.chain, _FIRST_NUMBER):
+      if layer == POOL:
+        x = layers.max_pool(x, 3, 2, partial_windows=True)
+      else:
+        x = self.trunk[str(number)](x)
+    return x
+
+  def classify(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B K"]:
+    """Returns the logits, float32 whatever the compute dtype: never below 0.
+
+    Args:
+      features: of any h and w.
+      key: of the dropout mask; None drops nothing.
+    """
+    x = layers.dropout(features.astype(jnp.float32), self.dropout_rate, key)
+    return layers.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
