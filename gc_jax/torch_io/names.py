@@ -1,0 +1,180 @@
+"""A model's variables under PyTorch's names, in PyTorch's layouts, and back.
+
+Module paths are torchvision's already (see `gc_jax.models`): a key is a path
+with its first and last part renamed, and a kernel is transposed.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gc_jax import models
+
+# `features` is a method of our models; torchvision calls its layers so.
+_FIRST = {"trunk": "features", "head": "classifier"}
+_LAST = {
+  "kernel": "weight",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+# BatchNorms of before PyTorch 0.4.1 did not count.
+_OPTIONAL = "num_batches_tracked"
+
+_LISTED = 6  # names of a kind in a message
+
+
+def torch_key(path: Iterable[str | int]) -> str:
+  """Returns PyTorch's key of a variable: "layer1.0.bn1.running_mean"."""
+  first, *middle, last = map(str, path)
+  return ".".join([_FIRST.get(first, first), *middle, _LAST.get(last, last)])
+
+
+def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
+  """Returns the state dict that the same model has in torchvision.
+
+  Args:
+    model: any of `models.MODELS`.
+
+  Returns:
+    Contiguous arrays by key: convolutions `[out in h w]`, dense layers
+    `[out in]`, counts int64, everything else float32.
+  """
+  return {
+    torch_key(path): np.asarray(
+      _transposed(np.asarray(variable[...]), to_torch=True), order="C"
+    )
+    for path, variable in nnx.to_flat_state(nnx.state(model))
+  }
+
+
+def from_torch(
+  name: str, tensors: Mapping[str, np.ndarray], source: str
+) -> nnx.Module:
+  """Returns a model in evaluation mode, with the weights of a state dict.
+
+  Args:
+    name: a key of `models.MODELS`.
+    tensors: PyTorch's arrays by key; floating ones of any width.
+    source: where they come from, for messages.
+
+  Raises:
+    ValueError: keys or shapes are not those of the architecture; lists them,
+      and says which architecture they look like.
+  """
+  graphdef, state = nnx.split(_abstract(name, tensors))
+  flat = list(nnx.to_flat_state(state))
+  problems = _problems(_torch_shapes(flat), tensors)
+  if problems:
+    raise ValueError(_message(name, problems, tensors, source))
+  filled = [
+    (path, variable.replace(_filled(variable, tensors.get(torch_key(path)))))
+    for path, variable in flat
+  ]
+  model = nnx.merge(graphdef, nnx.from_flat_state(filled))
+  model.eval()
+  return model
+
+
+def architectures(tensors: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns the models that have just these weights, but for the pooling."""
+  return [
+    name
+    for name in models.MODELS
+    if not name.endswith("-gmp")
+    and not _problems(
+      _torch_shapes(nnx.to_flat_state(nnx.state(_abstract(name, tensors)))),
+      tensors,
+    )
+  ]
+
+
+def num_classes(name: str, tensors: Mapping[str, np.ndarray]) -> int | None:
+  """Returns K as the last layer's bias tells it; None where there is none."""
+  constructor = models.MODELS[name]
+  while not isinstance(constructor, type):
+    constructor = constructor.func  # of a partial
+  bias = tensors.get(torch_key([*constructor.last_layer, "bias"]))
+  return None if bias is None or bias.ndim != 1 else len(bias)
+
+
+def _abstract(name: str, tensors: Mapping[str, np.ndarray]) -> nnx.Module:
+  """Returns the model's shapes, of as many classes as the weights have."""
+  count = num_classes(name, tensors) or 1
+  return nnx.eval_shape(
+    lambda key: models.create(name, count, key=key), models.init_key(0)
+  )
+
+
+def _torch_shapes(flat: Iterable) -> dict[str, tuple[int, ...]]:
+  return {
+    torch_key(path): _transposed(np.empty(v.shape, np.bool_), True).shape
+    for path, v in flat
+  }
+
+
+def _transposed(array: np.ndarray, to_torch: bool) -> np.ndarray:
+  """Returns a kernel in the other's layout, a count in the other's integer."""
+  if array.ndim == 4:  # [h w in out] <-> [out in h w]
+    return array.transpose((3, 2, 0, 1) if to_torch else (2, 3, 1, 0))
+  if array.ndim == 2:
+    return array.T
+  if array.dtype.kind == "i":
+    return array.astype(np.int64 if to_torch else np.int32)
+  return array
+
+
+def _filled(variable: nnx.Variable, array: np.ndarray | None):
+  if array is None:
+    return jnp.zeros(variable.shape, variable.dtype)
+  return jnp.asarray(_transposed(array, to_torch=False), variable.dtype)
+
+
+def _problems(
+  shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]
+) -> list[str]:
+  """Returns what is missing, what is too much, and what has another shape."""
+  missing = [
+    key
+    for key in shapes
+    if key not in tensors and not key.endswith(_OPTIONAL)
+  ]
+  extra = [key for key in tensors if key not in shapes]
+  other = [
+    f"{key} {tuple(tensors[key].shape)} instead of {shape}"
+    for key, shape in shapes.items()
+    if key in tensors and tuple(tensors[key].shape) != shape
+  ]
+  kinds = {"missing": missing, "not its own": extra, "of another shape": other}
+  return [
+    f"{len(names)} {kind}: {_listed(names)}"
+    for kind, names in kinds.items()
+    if names
+  ]
+
+
+def _message(
+  name: str,
+  problems: list[str],
+  tensors: Mapping[str, np.ndarray],
+  source: str,
+) -> str:
+  known = architectures(tensors)
+  advice = (
+    f"They look like {' or '.join(known)} (or its -gmp): name that instead."
+    if known
+    else "They look like none of the known architectures: "
+    f"{', '.join(models.MODELS)}."
+  )
+  return (
+    f"{source} must hold the weights of {name!r}, and its keys do not fit: "
+    f"{'; '.join(problems)}. {advice}"
+  )
+
+
+def _listed(names: list[str]) -> str:
+  rest = len(names) - _LISTED
+  listed = ", ".join(names[:_LISTED])
+  return f"{listed} and {rest} more" if rest > 0 else listed
