@@ -112,7 +112,9 @@ def load_model(
       + f"{', '.join(MODELS)}."
     )
   if stated and stated not in MODELS:
-    raise ValueError(unknown_name_message(f"architecture in {path}", stated, MODELS))
+    raise ValueError(
+      unknown_name_message(f"architecture in {path}", stated, MODELS)
+    )
   model = names.from_torch(arch or stated, tensors, str(path))
   found = names.num_classes(arch or stated, tensors)
   if num_classes is not None and found != num_classes:
@@ -152,8 +154,7 @@ def save_model(
     return [path]
   torch = import_torch(f"To write {path}")
   tensors = {
-    key: torch.from_numpy(array)
-    for key, array in names.to_torch(model).items()
+    key: torch.from_numpy(array) for key, array in names.to_torch(model).items()
   }
   with files.replacing(path) as file:
     torch.save(tensors, file)

@@ -137,9 +137,7 @@ def _problems(
 ) -> list[str]:
   """Returns what is missing, what is too much, and what has another shape."""
   missing = [
-    key
-    for key in shapes
-    if key not in tensors and not key.endswith(_OPTIONAL)
+    key for key in shapes if key not in tensors and not key.endswith(_OPTIONAL)
   ]
   extra = [key for key in tensors if key not in shapes]
   other = [

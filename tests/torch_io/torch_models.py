@@ -241,8 +241,10 @@ _CONSTRUCTORS = {
 def create(name, num_classes, seed=0, **fields):
   """The PyTorch twin of one of our models, randomly initialised.
 
-  Running statistics and the norms' own parameters are random too, as after
-  training: at their defaults an exchange of two of them would go unseen.
+  Norms have random parameters and statistics too: at their defaults an exchange
+  of two of them would go unseen. Their biases keep most units away from 0, and
+  residual branches are weak, as in a trained net: rounding then switches no
+  ReLU and is not amplified from block to block.
   """
   torch.manual_seed(seed)
   base = name.removesuffix("-gmp")
@@ -253,10 +255,15 @@ def create(name, num_classes, seed=0, **fields):
       model.classifier[-1] = pool
     else:
       model.avgpool = pool
-  for module in model.modules():
-    if isinstance(module, nn.BatchNorm2d):
-      nn.init.uniform_(module.weight, 0.5, 1.5)
-      nn.init.normal_(module.bias, std=0.1)
+  for block in model.modules():
+    for key, module in block.named_children():
+      if not isinstance(module, nn.BatchNorm2d):
+        continue
+      ends_branch = key == ("bn3" if isinstance(block, Bottleneck) else "bn2")
+      strength = 0.2 if ends_branch else 1.0
+      nn.init.uniform_(module.weight, 0.5 * strength, 1.5 * strength)
+      on = torch.rand_like(module.bias) < 0.7
+      module.bias.data = strength * torch.where(on, 3.0, -3.0)
       nn.init.normal_(module.running_mean, std=0.1)
       nn.init.uniform_(module.running_var, 0.5, 1.5)
       module.num_batches_tracked.fill_(7)
