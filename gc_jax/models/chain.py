@@ -88,7 +88,7 @@ class Chain(nnx.Module):
     self.drops_features = drops_features
     self.dropout_rate = dropout_rate
     trunk, channels = {}, 3
-    for number, layer in self._numbered():
+    for number, layer in self.numbered():
       if layer != POOL:
         trunk[number] = layers.conv(
           channels,
@@ -129,7 +129,7 @@ class Chain(nnx.Module):
         for VGG16.
     """
     x = images
-    for number, layer in self._numbered():
+    for number, layer in self.numbered():
       if layer == POOL:
         x = layers.max_pool(x, self.pool_window, 2)
       else:
@@ -160,7 +160,7 @@ class Chain(nnx.Module):
       x = drop(nnx.relu(second(x)), 1)
     return last(x)
 
-  def _numbered(self) -> Sequence[tuple[str, tuple[int, int, int, int] | str]]:
+  def numbered(self) -> Sequence[tuple[str, tuple[int, int, int, int] | str]]:
     """Returns the chain with torchvision's numbers: a ReLU takes one, too."""
     numbered, number = [], 0
     for layer in self.chain:

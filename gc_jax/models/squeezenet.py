@@ -29,7 +29,7 @@ LAYERS = (
   (64, 256),
   (64, 256),
 )
-_FIRST_NUMBER = 2  # after the stem and its ReLU
+FIRST_NUMBER = 2  # after the stem and its ReLU
 
 
 class Fire(nnx.Module):
@@ -104,7 +104,7 @@ class SqueezeNet(nnx.Module):
       rngs=rngs,
     )
     trunk, channels = {"0": stem}, 64
-    for number, layer in enumerate(self.chain, _FIRST_NUMBER):
+    for number, layer in enumerate(self.chain, FIRST_NUMBER):
       if layer != POOL:
         trunk[str(number)] = Fire(channels, *layer, dtype=dtype, rngs=rngs)
         channels = 2 * layer[1]
@@ -139,7 +139,7 @@ class SqueezeNet(nnx.Module):
       images: as `normalize` returns them; H and W at least 17.
     """
     x = nnx.relu(self.trunk["0"](images))
-    for number, layer in enumerate(self.chain, _FIRST_NUMBER):
+    for number, layer in enumerate(self.chain, FIRST_NUMBER):
       if layer == POOL:
         x = layers.max_pool(x, 3, 2, partial_windows=True)
       else:

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import logging
 import pathlib
+import pickle
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,11 +43,16 @@ class Metadata:
   Attributes:
     architecture: a key of `models.MODELS`; "" where the file does not say.
     class_names: of the logits, in order; () where the file does not say.
+    multi_label: whether a picture may show several classes.
+    image_size: pixels of the side it was trained on; torchvision's where the
+      file does not say.
     config_digest: SHA-256 of the run's configuration; "" without a run.
   """
 
   architecture: str = ""
   class_names: tuple[str, ...] = ()
+  multi_label: bool = False
+  image_size: int = 224
   config_digest: str = ""
 
   def to_strings(self) -> dict[str, str]:
@@ -54,6 +61,8 @@ class Metadata:
       "format": "pt",  # kernels lie as PyTorch has them
       "architecture": self.architecture,
       "class_names": json.dumps(self.class_names, ensure_ascii=False),
+      "multi_label": json.dumps(self.multi_label),
+      "image_size": json.dumps(self.image_size),
       "config_digest": self.config_digest,
       "pixel_mean": json.dumps(RGB_MEAN),
       "pixel_std": json.dumps(RGB_STD),
@@ -65,6 +74,8 @@ class Metadata:
     return cls(
       architecture=strings.get("architecture", ""),
       class_names=tuple(json.loads(strings.get("class_names", "[]"))),
+      multi_label=json.loads(strings.get("multi_label", "false")),
+      image_size=json.loads(strings.get("image_size", "224")),
       config_digest=strings.get("config_digest", ""),
     )
 
@@ -73,7 +84,7 @@ def load_model(
   path: str | pathlib.Path,
   arch: str | None = None,
   num_classes: int | None = None,
-) -> tuple[nnx.Module, tuple[str, ...]]:
+) -> tuple[nnx.Module, Metadata]:
   """Returns the model of a PyTorch checkpoint, in evaluation mode.
 
   Args:
@@ -84,7 +95,7 @@ def load_model(
     num_classes: K that the weights must have; None = any.
 
   Returns:
-    The model, and its class names where the file says them.
+    The model, and what is known of it, its architecture at least.
 
   Raises:
     ValueError: the file cannot be read, is not safe to read, or holds other
@@ -92,38 +103,54 @@ def load_model(
   """
   path = pathlib.Path(path)
   if arch is not None and arch not in MODELS:
-    raise ValueError(unknown_name_message("architecture", arch, MODELS))
+    raise ValueError(unknown_name_message("--arch", arch, MODELS))
   tensors, metadata = read(path)
-  stated = metadata.architecture
-  if arch and stated and arch != stated:
-    raise ValueError(
-      f"{path} says that it holds {stated!r}, and {arch!r} was asked for. "
-      "Leave the architecture out, or name the file's."
-    )
-  if not (arch or stated):
-    known = names.architectures(tensors)
-    looks = f"its weights look like {known[0]!r}" if known else ""
-    pooled = known and f"{known[0]}-gmp" in MODELS
-    raise ValueError(
-      f"{path} does not say which architecture it holds"
-      + (f"; {looks}" if looks else "")
-      + (f", or {known[0]}-gmp where it pools by the maximum" if pooled else "")
-      + ". Name it: --arch=NAME, one of "
-      + f"{', '.join(MODELS)}."
-    )
-  if stated and stated not in MODELS:
-    raise ValueError(
-      unknown_name_message(f"architecture in {path}", stated, MODELS)
-    )
-  model = names.from_torch(arch or stated, tensors, str(path))
-  found = names.num_classes(arch or stated, tensors)
+  name = _architecture(path, tensors, metadata.architecture, arch)
+  model = names.from_torch(name, tensors, str(path))
+  found = names.num_classes(name, tensors)
   if num_classes is not None and found != num_classes:
     raise ValueError(
       f"{path} must have {num_classes} classes, as the data has; it has "
       f"{found}. Use the data it was trained on, or train from it with "
       "--config.init_from, which starts a head of the right size."
     )
-  return model, metadata.class_names
+  if metadata.class_names and len(metadata.class_names) != found:
+    raise ValueError(
+      f"{path} must name each of its {found} classes; it names "
+      f"{len(metadata.class_names)}. Export it again."
+    )
+  return model, dataclasses.replace(metadata, architecture=name)
+
+
+def _architecture(
+  path: pathlib.Path,
+  tensors: Mapping[str, np.ndarray],
+  stated: str,
+  asked: str | None,
+) -> str:
+  """Returns which model a file holds, as it says or as the user says."""
+  if stated and stated not in MODELS:
+    raise ValueError(
+      unknown_name_message(f"architecture in {path}", stated, MODELS)
+    )
+  if asked and stated and asked != stated:
+    raise ValueError(
+      f"{path} says that it holds {stated!r}, and --arch={asked} was asked "
+      "for. Leave --arch out, or name the file's."
+    )
+  if asked or stated:
+    return asked or stated
+  looks = names.architectures(tensors)
+  advice = f"Name one of {', '.join(MODELS)}."
+  if looks:
+    advice = f"It looks like --arch={looks[0]}"
+    if f"{looks[0]}-gmp" in MODELS:
+      advice += f", or {looks[0]}-gmp if it pools by the maximum"
+    advice += "."
+  raise ValueError(
+    f"{path} does not say which architecture it holds, and weights alone do "
+    f"not tell how a model pools: --arch must. {advice}"
+  )
 
 
 def save_model(
@@ -230,10 +257,11 @@ def _read_safetensors(path: pathlib.Path):
 
 def _read_pickle(path: pathlib.Path):
   torch = import_torch(f"To read {path}")
-  import pickle
-
   try:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+      # Of a pickle not written by torch.save: it is read, or refused below.
+      warnings.filterwarnings("ignore", "Detected pickle protocol")
+      content = torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise ValueError(
       f"{path} must hold tensors and plain values only, and holds code that "

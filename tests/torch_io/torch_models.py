@@ -104,7 +104,7 @@ class _Chain(nn.Module):
 
 
 class AlexNet(_Chain):
-  def __init__(self, num_classes=1000, dropout=0.5):
+  def __init__(self, num_classes=1000, dropout=0.5, hidden=4096):
     super().__init__()
     self.features = _chain(
       (64, 11, 4, 2),
@@ -120,12 +120,12 @@ class AlexNet(_Chain):
     self.avgpool = nn.AdaptiveAvgPool2d((6, 6))
     self.classifier = nn.Sequential(
       nn.Dropout(dropout),
-      nn.Linear(256 * 6 * 6, 4096),
+      nn.Linear(256 * 6 * 6, hidden),
       nn.ReLU(),
       nn.Dropout(dropout),
-      nn.Linear(4096, 4096),
+      nn.Linear(hidden, hidden),
       nn.ReLU(),
-      nn.Linear(4096, num_classes),
+      nn.Linear(hidden, num_classes),
     )
 
 
@@ -196,8 +196,8 @@ class SqueezeNet(nn.Module):
     return self.classify(self.features(x))
 
 
-def alexnet(num_classes=1000, dropout=0.5):
-  return AlexNet(num_classes, dropout)
+def alexnet(num_classes=1000, dropout=0.5, hidden=4096):
+  return AlexNet(num_classes, dropout, hidden)
 
 
 def vgg16(num_classes=1000, dropout=0.5):
