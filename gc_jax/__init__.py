@@ -7,8 +7,9 @@ the paper, as pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
 
 from gc_jax import cam, compose, losses, metrics
 from gc_jax.attribution import METHODS
-from gc_jax.inference import explain, load, predict
+from gc_jax.inference import explain, predict
 from gc_jax.models import MODELS, create
+from gc_jax.trained import load
 
 __all__ = [
   "METHODS",
