@@ -172,17 +172,16 @@ def checked_images(images: ArrayLike) -> Array | np.ndarray:
   return images.astype(np.float32)
 
 
-def check_fits(model: nnx.Module, height: int, width: int) -> None:
-  """Checks that the model takes a size of image. Nothing is compiled.
+def check_fits(model: nnx.Module, height: int, width: int) -> int:
+  """Returns K of a model that takes a size of image. Nothing is compiled.
 
   Raises:
     ValueError: no cell of the feature grid is left; says what is needed.
   """
-  _checked_num_classes(*nnx.split(model), height, width)
+  return _checked_num_classes(*nnx.split(model), height, width)
 
 
 def _checked_num_classes(graphdef, state, height: int, width: int) -> int:
-  """Returns K of a model that takes a size of image; raises otherwise."""
   num_classes = _num_classes(graphdef, state, height, width)
   if num_classes:
     return num_classes

@@ -10,7 +10,7 @@ import PIL.ImageOps
 from jaxtyping import UInt8
 
 # Named one by one: some of Pillow's other readers start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
   ".bmp",
   ".gif",
@@ -67,8 +67,8 @@ def read(path: Path) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes a picture upright and in RGB.
 
   EXIF orientation is applied; of several frames the first is taken; alpha is
-  dropped, as when training decodes a picture; 16-bit grey keeps its upper
-  eight bits' range, 0..65535 to 0..255; float grey is in 0..1.
+  dropped, as when training decodes a picture; 16-bit grey is scaled from
+  0..65535, and grey in floats from 0..1.
 
   Raises:
     ValueError: it cannot be decoded to the end; names the file.
