@@ -44,7 +44,7 @@ def predict(model: nnx.Module, images: ArrayLike) -> Float[Array, "B K"]:
 def explain(
   model: nnx.Module,
   images: ArrayLike,
-  targets: ArrayLike | Sequence[int],
+  targets: ArrayLike | Sequence,
   method: str = "gradcam_elementwise",
   normalize: bool = True,
 ) -> Float[Array, "B *P h w"]:
