@@ -7,9 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import MODELS, explanation
+from gc_jax import explanation
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.models import MODELS
 
 if __name__ == "gc_jax.explain":
   # Importing a submodule binds its name in the package, over the function.

@@ -122,7 +122,7 @@ def test_corrupt_checkpoints_alone_are_an_error_that_names_them(workdir):
 def test_a_run_without_checkpoints_says_to_wait(tmp_path):
   with pytest.raises(
     CheckpointError,
-    match="must hold a checkpoint; it has none yet. Wait for the first",
+    match=r"must hold a checkpoint; it has none yet\. Wait for the first",
   ):
     checkpoint.read_variables(tmp_path)
   assert not list(tmp_path.iterdir())
