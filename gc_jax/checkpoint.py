@@ -283,7 +283,7 @@ def _best_metric(metrics: dict[str, float]) -> float:
   return metrics[_BEST]
 
 
-def named_leaves(state: PyTree) -> dict[str, jax.Array]:
+def named_leaves(state: PyTree) -> dict[str, Any]:
   """Returns every array of the state under a readable, unique name."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")

@@ -153,7 +153,7 @@ def read(workdir: Path) -> dict[str, Any]:
   """
   path = workdir / FILENAME
   try:
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise ValueError(
       "A workdir must be the folder of a run (the --workdir of gc_jax.main); "
@@ -165,6 +165,12 @@ def read(workdir: Path) -> dict[str, Any]:
       f"{path} must be the configuration of a run; it is not JSON ({error}). "
       "Restore it from a copy, or name another run."
     ) from error
+  if not isinstance(config, dict):
+    raise ValueError(
+      f"{path} must be the configuration of a run, a JSON object; it is "
+      f"{config!r:.40}. Restore it from a copy, or name another run."
+    )
+  return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

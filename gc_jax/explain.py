@@ -46,7 +46,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parser().parse_args(argv)
+  args = _parser().parse_intermixed_args(argv)  # pictures among the flags
   if args.checkpoint and not args.arch:
     return _fail(f"--checkpoint needs --arch, one of {', '.join(MODELS)}.")
   if args.workdir and args.arch:

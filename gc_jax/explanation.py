@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jaxtyping import Float, UInt8
@@ -117,7 +118,7 @@ def explain_files(
           method=method,
           **_classes(loaded, logits[row], target_id),
           map_shape=cam.shape,
-          map_is_empty=bool(metrics.is_empty(cam)),
+          map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
           overlay=overlay_name,
           map=map_name,
         )

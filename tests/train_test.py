@@ -17,7 +17,7 @@ from flax import nnx
 
 from configs import quickstart
 from gc_jax import train
-from gc_jax.checkpoint import FOLDER, Checkpoints
+from gc_jax.checkpoint import FOLDER, Checkpoints, read_variables
 from gc_jax.report.metrics_writer import read_metrics
 from gc_jax.state import TrainState
 from tests.smoke import ROOT, command
@@ -103,6 +103,12 @@ def test_a_run_leaves_what_the_contract_says(finished):
     "val/top1",
   } <= logged
   assert lines[-1]["step"] == 8
+
+
+def test_a_checkpoint_knows_its_classes(finished):
+  meta = read_variables(finished).meta
+  assert meta["class_names"] == list("0123456789")
+  assert meta["multi_label"] is False
 
 
 def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
