@@ -128,6 +128,7 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
   explain, smoke_run, folder, tmp_path
 ):
   out = tmp_path / "out"
+  shutil.copy(folder / "gravel.png", folder / "z.png")  # a shape seen before
   methods = ",".join(METHODS)
   done = explain(
     folder, f"--workdir={smoke_run}", f"--out={out}", "--size=16",
@@ -175,6 +176,27 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
         np.asarray(picture), overlay.heat_overlay(image, cam)
       )
   assert not all(e["map_is_empty"] for e in told)
+
+
+def test_a_shape_is_compiled_once_however_many_pictures_have_it(
+  explain, monkeypatch, smoke_run, photographs, tmp_path
+):
+  traced = []
+
+  def counted(model, images, targets):
+    traced.append(images.shape)
+    return METHODS["gradcam"](model, images, targets)
+
+  monkeypatch.setitem(METHODS, "counted", counted)
+  names = ["astronaut", "brick", "camera", "grass", "gravel"]
+  done = explain(
+    *[photographs / f"{name}.png" for name in names], f"--workdir={smoke_run}",
+    f"--out={tmp_path / 'out'}", "--size=16", "--method=counted",
+    "--batch_size=2",
+  )  # fmt: skip
+  assert done.status == 0, done.err
+  assert traced == [(2, 16, 16, 3)]
+  assert len(entries(tmp_path / "out")) == 5
 
 
 def test_a_class_is_named_by_name_or_id(

@@ -149,9 +149,13 @@ def test_random_states_are_no_part_of_what_is_read(monkeypatch, tmp_path):
   checkpoints.close()
   config = {"model": {"name": "dropping"}, "data": {"image_size": 16}}
   (tmp_path / "config.json").write_text(json.dumps(config))
+  loaded = gc_jax.load(tmp_path)
+  leaves = jax.tree.leaves(nnx.state(loaded))
+  assert len(leaves) == 4  # kernel, bias, and the generator's key and count
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
   pixels = np.full((1, 2, 2, 3), 51, np.uint8)
   np.testing.assert_allclose(
-    gc_jax.predict(gc_jax.load(tmp_path), pixels),
+    gc_jax.predict(loaded, pixels),
     model.fc(jnp.full((1, 3), 0.2)),
     rtol=1e-5,
   )

@@ -167,7 +167,9 @@ def test_a_folder_stands_for_its_pictures_sorted_and_once(tmp_path, ramp):
     Image.fromarray(ramp).save(tmp_path / name, format="PNG")
   (tmp_path / "d.png").mkdir()
   named = tmp_path / "c.txt"  # a picture, if someone says so
-  found = image_files.find([named, tmp_path / "b.PNG", tmp_path])
+  found = image_files.find(
+    [named, tmp_path / "d.png" / ".." / "b.PNG", tmp_path]
+  )
   assert [path.name for path in found] == ["c.txt", "b.PNG", "a.jpg"]
 
 
@@ -194,6 +196,8 @@ def test_the_shorter_side_is_set_and_the_aspect_kept():
   assert multiple == 1
   assert shapes == [(64, 96), (96, 64), (64, 64), (64, 64), (114, 64)]
   assert image_files.model_sizes(sizes, 0, max_shapes=8) == (sizes, 1)
+  # Pictures of one shape are one shape, however many they are.
+  assert image_files.model_sizes(4 * sizes, 64, 4) == (4 * shapes, 1)
 
 
 def test_too_many_shapes_are_rounded_to_few():
