@@ -57,7 +57,8 @@ def explain_files(
     overwrite: whether explanations of the same name may be replaced.
 
   Raises:
-    ValueError: says what must hold, what came, what to do. Nothing is written.
+    ValueError: says what must hold, what came, what to do; before anything is
+      compiled or written, except for logits that are not finite.
     CheckpointError: the run has no readable checkpoint.
     OSError: a file cannot be written.
   """
@@ -209,13 +210,32 @@ def _explained(
   target_id: int,
   methods: tuple[str, ...],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Returns logits `[rows K]` and each method's raw maps `[rows h w]`."""
+  """Returns logits `[B K]` and each method's raw maps `[B h w]`, B images.
+
+  Args:
+    loaded: the model.
+    images: as they are on disk.
+    shape: (height, width) at which the model gets them.
+    rows: of the batch; those without an image are black.
+    target_id: a class, or `PREDICTED`.
+    methods: keys of `METHODS`.
+
+  Raises:
+    ValueError: a logit is not finite.
+  """
   batch = np.zeros((rows, *shape, 3), np.uint8)
   for row, image in enumerate(images):
     batch[row] = image_files.resized(image, *shape)
   targets = np.full((rows, 1), target_id, np.int32)
   logits, cams = inference.run(loaded.model, batch, targets, methods)
-  return np.asarray(logits), {k: np.asarray(v)[:, 0] for k, v in cams.items()}
+  logits = np.asarray(logits)[: len(images)]
+  if not np.isfinite(logits).all():
+    raise ValueError(
+      f"The logits of {loaded.source} must be finite; they are not, which "
+      "weights that are not finite, or far too large, lead to. Use another "
+      "checkpoint."
+    )
+  return logits, {k: np.asarray(v)[: len(images), 0] for k, v in cams.items()}
 
 
 def _classes(

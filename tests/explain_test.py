@@ -332,6 +332,23 @@ def test_a_file_of_pytorchs_is_explained_with_its_architecture(
   ) in done.err
 
 
+def test_a_model_of_nans_explains_nothing(
+  explain, monkeypatch, make_tiny, photographs, tmp_path
+):
+  model = make_tiny()
+  model.fc.bias[...] = model.fc.bias[...].at[3].set(np.nan)
+  fake = types.SimpleNamespace(load_model=lambda path, arch: (model, ()))
+  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
+  (tmp_path / "model.pth").write_bytes(b"")
+  done = explain(
+    photographs / "microaneurysms.png", f"--checkpoint={tmp_path}/model.pth",
+    "--arch=resnet18", f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert done.status == 2
+  assert f"The logits of {tmp_path}/model.pth must be finite" in done.err
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [
