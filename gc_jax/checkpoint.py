@@ -1,15 +1,18 @@
 """Checkpoints: saved in the background, the last and the best kept.
 
 A checkpoint holds the whole `TrainState` and a little JSON. The position in
-the data is the step itself: batches are a function of (seed, step).
+the data is the step itself: batches are a function of (seed, step). Training
+owns them through `Checkpoints`; everyone else only looks, by `read_variables`.
 """
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
@@ -81,7 +84,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_named_leaves(state)),
+          state=ocp.args.StandardSave(named_leaves(state)),
           meta=ocp.args.JsonSave(meta),
         ),
         metrics={_BEST: float(best)},
@@ -131,7 +134,7 @@ class Checkpoints:
     return like, {}
 
   def _restore(self, step: int, like: PyTree):
-    leaves = _named_leaves(like)
+    leaves = named_leaves(like)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -148,11 +151,10 @@ class Checkpoints:
   def _set_aside(self, step: int, error: Exception) -> None:
     aside = self._folder.parent / f"unreadable_checkpoint_{step}"
     _logger.error(
-      "The checkpoint of step %d cannot be read (%s: %s). It is moved to %s, "
+      "The checkpoint of step %d cannot be read (%s). It is moved to %s, "
       "and the one before it is used.",
       step,
-      type(error).__name__,
-      str(error).splitlines()[0] if str(error) else "no message",
+      _first_line(error),
       aside,
     )
     (self._folder / str(step)).rename(aside)
@@ -177,6 +179,94 @@ class Checkpoints:
     self._manager.close()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variables:
+  """What a run has learned, as one of its checkpoints holds it.
+
+  Attributes:
+    step: completed updates.
+    arrays: parameters and batch statistics, named as by `named_leaves` of the
+      `TrainState`; without the optimizer's state.
+    meta: what was saved beside them.
+  """
+
+  step: int
+  arrays: dict[str, np.ndarray]
+  meta: dict[str, Any]
+
+
+def read_variables(workdir: Path) -> Variables:
+  """Reads the last readable checkpoint of a run, and changes nothing there.
+
+  Safe while the run trains: only finished checkpoints are looked at, and one
+  that training deletes meanwhile is replaced by the newer ones. One that
+  cannot be read is left where it is, with a warning, and the one before it is
+  read.
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or none can be read.
+  """
+  folder = (workdir / FOLDER).absolute()
+  failed: dict[int, Exception] = {}
+  while untried := set(_steps_in(folder)) - failed.keys():
+    step = max(untried)
+    try:
+      return _read_variables(folder, step)
+    except Exception as error:
+      failed[step] = error
+      if (folder / str(step)).exists():
+        _logger.warning(
+          "The checkpoint of step %d in %s cannot be read (%s). The one before "
+          "it is tried.",
+          step,
+          folder,
+          _first_line(error),
+        )
+  if not failed:
+    raise CheckpointError(
+      f"{workdir} must hold a checkpoint; it has none yet. Wait for the first "
+      "(--config.checkpoint.every_epochs), or give the training command again."
+    )
+  raise CheckpointError(
+    f"None of the checkpoints {sorted(failed)} of {folder} could be read (the "
+    f"last: {_first_line(failed[max(failed)])}). Nothing was touched. Restore "
+    "the folder from a copy, or train again with another --workdir."
+  )
+
+
+def _read_variables(folder: Path, step: int) -> Variables:
+  path = folder / str(step)
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.PyTreeCheckpointHandler(),
+    meta=ocp.JsonCheckpointHandler(),
+    metrics=ocp.JsonCheckpointHandler(filename="metrics"),  # or Orbax warns
+  )
+  with ocp.Checkpointer(handler) as checkpointer:
+    saved = checkpointer.metadata(path).item_metadata["state"].tree
+    wanted = {
+      name: leaf
+      for name, leaf in saved.items()
+      if name.startswith(("params.", "batch_stats."))
+    }
+    # As numpy: whatever devices they were saved from, this machine has others.
+    to_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restored = checkpointer.restore(
+      path,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          item=wanted,
+          restore_args=dict.fromkeys(wanted, to_numpy),
+          partial_restore=True,
+        ),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+  return Variables(step, restored["state"], restored["meta"])
+
+
 def _steps_in(folder: Path) -> list[int]:
   """Returns the steps of the finished checkpoints of a folder."""
   if not folder.is_dir():
@@ -184,11 +274,16 @@ def _steps_in(folder: Path) -> list[int]:
   return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
 
 
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines() or ["no message"]
+  return f"{type(error).__name__}: {lines[0]}"
+
+
 def _best_metric(metrics: dict[str, float]) -> float:
   return metrics[_BEST]
 
 
-def _named_leaves(state: PyTree) -> dict[str, jax.Array]:
+def named_leaves(state: PyTree) -> dict[str, Any]:
   """Returns every array of the state under a readable, unique name."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")

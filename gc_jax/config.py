@@ -145,6 +145,34 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
+def read(workdir: Path) -> dict[str, Any]:
+  """Returns the resolved configuration of a run, nested plain values.
+
+  Raises:
+    ValueError: the folder is no run's.
+  """
+  path = workdir / FILENAME
+  try:
+    config = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(
+      "A workdir must be the folder of a run (the --workdir of gc_jax.main); "
+      f"{workdir} has no {FILENAME}. Name the run's own folder, not the one "
+      "above or below it."
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f"{path} must be the configuration of a run; it is not JSON ({error}). "
+      "Restore it from a copy, or name another run."
+    ) from error
+  if not isinstance(config, dict):
+    raise ValueError(
+      f"{path} must be the configuration of a run, a JSON object; it is "
+      f"{config!r:.40}. Restore it from a copy, or name another run."
+    )
+  return config
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """Returns "loss.reduction" to value, in the order of the configuration."""
   flat = {}

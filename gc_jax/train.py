@@ -123,6 +123,9 @@ def _train(
   """Returns the state after the last step, and what goes with it."""
   config = run.config
   meta = {"train_secs": 0.0, "best": -math.inf} | meta
+  # With them a checkpoint can be explained without its data.
+  meta["class_names"] = list(train_set.class_names)
+  meta["multi_label"] = train_set.multi_label
   start_step = int(state.step)
   if start_step == run.total_steps:
     return state, meta

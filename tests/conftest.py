@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import subprocess
 
 # Compiling is what the tests wait for. The second is LLVM's level, not that of
 # XLA's own passes: a normal draw alone takes 3 s at the default, 0.3 s at 0.
@@ -97,3 +98,28 @@ def compilation_cache(tmp_path_factory):
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
   }
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory, compilation_cache):
+  """The workdir of a finished run of tests/smoke.py; only to be read."""
+  from tests import smoke
+
+  workdir = tmp_path_factory.mktemp("smoke") / "run"
+  done = subprocess.run(
+    smoke.command(workdir),
+    capture_output=True,
+    text=True,
+    cwd=smoke.ROOT,
+    env=compilation_cache,
+  )
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def photographs():
+  """The folder of scikit-image's pictures, in its wheel."""
+  import skimage
+
+  return pathlib.Path(skimage.__file__).parent / "data"

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -18,28 +17,10 @@ from flax import nnx
 
 from configs import quickstart
 from gc_jax import train
-from gc_jax.checkpoint import FOLDER, Checkpoints
+from gc_jax.checkpoint import FOLDER, Checkpoints, read_variables
 from gc_jax.report.metrics_writer import read_metrics
 from gc_jax.state import TrainState
-
-ROOT = pathlib.Path(__file__).parent.parent
-# Eight steps of the smallest recipe; a checkpoint every second one.
-FLAGS = [
-  "--config=configs/quickstart.py:gmp_gc,smoke",
-  "--config.checkpoint.every_epochs=0.5",
-  "--config.checkpoint.keep=3",
-]
-
-
-def command(workdir, *flags):
-  return [
-    sys.executable,
-    "-m",
-    "gc_jax.main",
-    f"--workdir={workdir}",
-    *FLAGS,
-    *flags,
-  ]
+from tests.smoke import ROOT, command
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,11 +52,9 @@ def final_arrays(workdir):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """An uninterrupted run."""
-  workdir = tmp_path_factory.mktemp("finished") / "run"
-  run(workdir)
-  return workdir
+def finished(smoke_run):
+  """An uninterrupted run; tests that change it take `copied`."""
+  return smoke_run
 
 
 @pytest.fixture
@@ -124,6 +103,12 @@ def test_a_run_leaves_what_the_contract_says(finished):
     "val/top1",
   } <= logged
   assert lines[-1]["step"] == 8
+
+
+def test_a_checkpoint_knows_its_classes(finished):
+  meta = read_variables(finished).meta
+  assert meta["class_names"] == list("0123456789")
+  assert meta["multi_label"] is False
 
 
 def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
@@ -221,6 +206,7 @@ import jax, jax.numpy as jnp
 from pathlib import Path
 from gc_jax.checkpoint import CheckpointError, Checkpoints
 from gc_jax.state import TrainState
+from tests.smoke import ROOT, command
 
 def state(step):
   key = jax.random.key(step)

@@ -16,6 +16,7 @@ COLORMAP = "plasma"
 LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap
 LINE_PX = 2  # on the screen, whatever the size of the image
 _MAX_ALPHA = 0.8
+_BAND_PX = 256  # rows blended at a time
 
 
 def display_scale(height: int, width: int) -> int:
@@ -61,9 +62,15 @@ def heat_overlay(
   if peak <= 0.0:
     return image
   heat = np.clip(heat / peak, 0.0, 1.0)
-  colors = matplotlib.colormaps[COLORMAP](heat)[..., :3] * 255.0
-  alpha = _MAX_ALPHA * heat[..., None]
-  return np.rint((1 - alpha) * image + alpha * colors).astype(np.uint8)
+  picture = np.empty_like(image)
+  # In bands: a photograph's colours in floats would take a gigabyte.
+  for top in range(0, len(image), _BAND_PX):
+    band = slice(top, top + _BAND_PX)
+    colors = matplotlib.colormaps[COLORMAP](heat[band])[..., :3] * 255.0
+    alpha = _MAX_ALPHA * heat[band][..., None]
+    blended = (1 - alpha) * image[band] + alpha * colors
+    picture[band] = np.rint(blended).astype(np.uint8)
+  return picture
 
 
 def border(

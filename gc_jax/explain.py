@@ -1,0 +1,150 @@
+"""Explains picture files: python -m gc_jax.explain IMAGE... --out=DIR.
+
+A command, and nothing to import: `gc_jax.explain` is the function.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from gc_jax import explanation
+from gc_jax.attribution import METHODS
+from gc_jax.checkpoint import CheckpointError
+from gc_jax.models import MODELS
+
+if __name__ == "gc_jax.explain":
+  # Importing a submodule binds its name in the package, over the function.
+  raise ImportError(
+    "gc_jax.explain is a command, python -m gc_jax.explain, and a function, "
+    "from gc_jax import explain; it is no module to import."
+  )
+
+_DESCRIPTION = """\
+Shows where a trained model sees a class in pictures of yours.
+
+Written to --out, for every picture and method:
+
+  NAME.METHOD.png    the picture at its own size, hot where the map is high
+  NAME.METHOD.npy    the raw map: float32, cells of the feature grid, >= 0
+
+and explanations.json, an object for each: file, size, model, model_size,
+method, target, predicted (ids, with name and probability), map_shape,
+map_is_empty, overlay, map. Pictures of the same name get a number; a folder
+with earlier explanations is added to.
+"""
+_EPILOG = """\
+Pictures may have any size and colour mode; EXIF orientation is applied, of
+animations the first frame is taken, and alpha is dropped. A program is
+compiled for each shape in which the model gets them.
+
+examples:
+  python -m gc_jax.explain photo.jpg --workdir=runs/gc --out=runs/seen
+  python -m gc_jax.explain photos/ --checkpoint=resnet50.pth --arch=resnet50 \\
+    --method=gradcam,gradcam_elementwise --target=207 --out=seen
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  args = _parser().parse_intermixed_args(argv)  # pictures among the flags
+  if args.checkpoint and not args.arch:
+    return _fail(f"--checkpoint needs --arch, one of {', '.join(MODELS)}.")
+  if args.workdir and args.arch:
+    return _fail("--arch goes with --checkpoint; a --workdir knows its own.")
+  try:
+    lines = explanation.explain_files(
+      args.images,
+      model=args.workdir or args.checkpoint,
+      arch=args.arch,
+      methods=args.method.split(","),
+      target=args.target,
+      out=args.out,
+      size=args.size,
+      max_shapes=args.max_shapes,
+      batch_size=args.batch_size,
+      overwrite=args.overwrite,
+    )
+    for line in lines:
+      print(line, flush=True)
+  except (ValueError, OSError, ImportError, CheckpointError) as error:
+    return _fail(str(error))
+  return 0
+
+
+def _fail(message: str) -> int:
+  print(f"error: {message}", file=sys.stderr)
+  return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m gc_jax.explain",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add(
+    "images",
+    nargs="+",
+    metavar="IMAGE",
+    help="picture file, or a folder for the pictures directly in it",
+  )
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument(
+    "--workdir",
+    metavar="DIR",
+    help="folder of a run, finished or not: its last checkpoint",
+  )
+  source.add_argument(
+    "--checkpoint",
+    metavar="FILE",
+    help="PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors",
+  )
+  add("--arch", metavar="NAME", help=f"of --checkpoint: {', '.join(MODELS)}")
+  add(
+    "--method",
+    default="gradcam_elementwise",
+    metavar="NAME[,NAME...]",
+    help=f"one or several of {', '.join(METHODS)} (default: %(default)s)",
+  )
+  add(
+    "--target",
+    default="predicted",
+    metavar="predicted|ID|NAME",
+    help="the class to explain (default: predicted, the highest score)",
+  )
+  add("--out", required=True, metavar="DIR", help="folder to write to")
+  add(
+    "--size",
+    type=int,
+    metavar="PX",
+    help="shorter side of a picture as the model gets it, the aspect kept; 0: "
+    "its own size (default: what the run trained on; 224 for --checkpoint)",
+  )
+  add(
+    "--max_shapes",
+    type=int,
+    default=explanation.MAX_SHAPES,
+    metavar="N",
+    help="with more shapes than this, sides are rounded to multiples of an "
+    "eighth of --size (32 pixels under --size=0), so that fewer programs are "
+    "compiled (default: %(default)s)",
+  )
+  add(
+    "--batch_size",
+    type=int,
+    default=8,
+    metavar="N",
+    help="pictures of one shape explained at once (default: %(default)s)",
+  )
+  add(
+    "--overwrite",
+    action="store_true",
+    help="replace explanations of the same name",
+  )
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,281 @@
+"""The story of an explain command: check, load, explain, write.
+
+Everything that can be wrong with files, flags and model is found before the
+first program is compiled.
+"""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Float, UInt8
+
+from gc_jax import inference, metrics, trained
+from gc_jax.attribution import METHODS
+from gc_jax.data import image_files
+from gc_jax.data.dataset import unknown_name_message
+from gc_jax.report import explanations
+from gc_jax.report.explanations import Explanation
+from gc_jax.trained import LoadedModel
+
+MAX_SHAPES = 8
+_PREDICTED = "predicted"
+_SHOWN_NAMES = 20  # in a message
+
+
+def explain_files(
+  names: Sequence[str],
+  *,
+  model: str,
+  arch: str | None = None,
+  methods: Sequence[str] = ("gradcam_elementwise",),
+  target: str = _PREDICTED,
+  out: str,
+  size: int | None = None,
+  max_shapes: int = MAX_SHAPES,
+  batch_size: int = 8,
+  overwrite: bool = False,
+) -> Iterator[str]:
+  """Explains picture files, and yields a line for whatever it did.
+
+  Args:
+    names: picture files, and folders of them.
+    model: a run's workdir, or a PyTorch checkpoint.
+    arch: the architecture in a PyTorch checkpoint.
+    methods: keys of `METHODS`.
+    target: the class to explain: "predicted", a class's name, or its id.
+    out: folder to write to.
+    size: pixels of the shorter side at which the model gets a picture; 0 for
+      the picture's own, None for what the model was trained on.
+    max_shapes: as in `image_files.model_sizes`.
+    batch_size: pictures of one shape that are explained at once.
+    overwrite: whether explanations of the same name may be replaced.
+
+  Raises:
+    ValueError: says what must hold, what came, what to do; before anything is
+      compiled or written, except for logits that are not finite.
+    CheckpointError: the run has no readable checkpoint.
+    OSError: a file cannot be written.
+  """
+  methods = tuple(dict.fromkeys(methods))
+  for method in methods:
+    if method not in METHODS:
+      raise ValueError(unknown_name_message("--method", method, METHODS))
+  _at_least("--batch_size", batch_size, 1)
+  _at_least("--max_shapes", max_shapes, 1)
+  _at_least("--size", 0 if size is None else size, 0)
+  paths = image_files.find(names)
+  outputs = explanations.output_names(paths, methods)
+  earlier = explanations.open_folder(
+    Path(out),
+    [
+      name
+      for by_method in outputs
+      for pair in by_method.values()
+      for name in pair
+    ],
+    paths,
+    overwrite,
+  )
+  sizes = _sizes(paths)
+
+  loaded = trained.load_model(model, arch)
+  shapes, multiple = image_files.model_sizes(
+    sizes, loaded.image_size if size is None else size, max_shapes
+  )
+  num_classes = 0
+  for height, width in dict.fromkeys(shapes):
+    num_classes = inference.check_fits(loaded.model, height, width)
+  target_id, remark = _target_id(target, loaded.class_names, num_classes)
+  if remark:
+    yield f"note: {remark}"
+  if multiple > 1:
+    yield (
+      f"note: sides are rounded to multiples of {multiple} pixels for the "
+      f"model, as the pictures have more than {max_shapes} shapes; "
+      f"{len(set(shapes))} remain. --max_shapes changes that."
+    )
+
+  written: dict[int, list[Explanation]] = {}
+  for rows, indices in _batches(shapes, batch_size):
+    images = [image_files.read(paths[i]) for i in indices]
+    logits, cams = _explained(
+      loaded, images, shapes[indices[0]], rows, target_id, methods
+    )
+    for row, (i, image) in enumerate(zip(indices, images, strict=True)):
+      written[i] = []
+      for method, (overlay_name, map_name) in outputs[i].items():
+        cam = cams[method][row]
+        explanation = Explanation(
+          file=str(paths[i]),
+          size=image.shape[:2],
+          model=loaded.source,
+          model_size=shapes[i],
+          method=method,
+          **_classes(loaded, logits[row], target_id),
+          map_shape=cam.shape,
+          map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
+          overlay=overlay_name,
+          map=map_name,
+        )
+        explanations.write(Path(out), explanation, image, cam)
+        written[i].append(explanation)
+        yield _line(Path(out), explanation)
+  in_order = [e for i in range(len(paths)) for e in written[i]]
+  index = explanations.write_index(Path(out), earlier, in_order)
+  yield f"wrote {index}: {len(in_order)} explanations"
+
+
+def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+  """Returns (height, width) of every picture, each decoded to its end.
+
+  Raises:
+    ValueError: some cannot be; all of them are named.
+  """
+  sizes, errors = [], []
+  for path in paths:
+    try:
+      height, width, _ = image_files.read(path).shape
+      sizes.append((height, width))
+    except ValueError as error:
+      errors.append(str(error))
+  if errors:
+    raise ValueError("\n".join(errors))
+  return sizes
+
+
+def _target_id(
+  target: str, class_names: Sequence[str], num_classes: int
+) -> tuple[int, str]:
+  """Returns the class to explain (or `PREDICTED`), and a remark or "".
+
+  A name wins over an id: every class has a name to be called by.
+  """
+  if target == _PREDICTED:
+    return inference.PREDICTED, ""
+  number = int(target) if target.isdecimal() else None
+  if target in class_names:
+    named = class_names.index(target)
+    if number in (None, named):
+      return named, ""
+    return named, (
+      f"--target={target} is taken for the class of that name, which has the "
+      f"id {named}."
+    )
+  if number is not None and number < num_classes:
+    return number, ""
+  known = f"{_PREDICTED}, or an id in 0..{num_classes - 1}"
+  if number is not None or not class_names:
+    raise ValueError(
+      f"--target must be {known}{', or a name' if class_names else ''}; it is "
+      f"{target!r}. "
+      + ("Count from 0." if class_names else "The model names no classes.")
+    )
+  nearest = difflib.get_close_matches(target, [_PREDICTED, *class_names])
+  hint = ", ".join(map(repr, nearest))
+  shown = ", ".join(class_names[:_SHOWN_NAMES])
+  more = ", ..." if len(class_names) > _SHOWN_NAMES else ""
+  raise ValueError(
+    f"--target must be {known}, or a class: {shown}{more}; it is {target!r}."
+    + (f" Did you mean {hint}?" if nearest else "")
+  )
+
+
+def _batches(
+  shapes: Sequence[tuple[int, int]], batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+  """Yields batches of one shape: (rows, positions of at most so many).
+
+  All batches of a shape have as many rows, so that it is compiled once.
+  """
+  groups = defaultdict(list)
+  for i, shape in enumerate(shapes):
+    groups[shape].append(i)
+  for group in groups.values():
+    rows = min(batch_size, len(group))
+    for start in range(0, len(group), rows):
+      yield rows, group[start : start + rows]
+
+
+def _explained(
+  loaded: LoadedModel,
+  images: list[UInt8[np.ndarray, "_ _ 3"]],
+  shape: tuple[int, int],
+  rows: int,
+  target_id: int,
+  methods: tuple[str, ...],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Returns logits `[B K]` and each method's raw maps `[B h w]`, B images.
+
+  Args:
+    loaded: the model.
+    images: as they are on disk.
+    shape: (height, width) at which the model gets them.
+    rows: of the batch; those without an image are black.
+    target_id: a class, or `PREDICTED`.
+    methods: keys of `METHODS`.
+
+  Raises:
+    ValueError: a logit is not finite.
+  """
+  batch = np.zeros((rows, *shape, 3), np.uint8)
+  for row, image in enumerate(images):
+    batch[row] = image_files.resized(image, *shape)
+  targets = np.full((rows, 1), target_id, np.int32)
+  logits, cams = inference.run(loaded.model, batch, targets, methods)
+  logits = np.asarray(logits)[: len(images)]
+  if not np.isfinite(logits).all():
+    raise ValueError(
+      f"The logits of {loaded.source} must be finite; they are not, which "
+      "weights that are not finite, or far too large, lead to. Use another "
+      "checkpoint."
+    )
+  return logits, {k: np.asarray(v)[: len(images), 0] for k, v in cams.items()}
+
+
+def _classes(
+  loaded: LoadedModel, logits: Float[np.ndarray, "K"], target_id: int
+) -> dict[str, Any]:
+  """Returns what an `Explanation` says of the target and the prediction."""
+  logits = logits.astype(np.float64)
+  if loaded.multi_label:
+    probabilities = scipy.special.expit(logits)
+  else:
+    probabilities = scipy.special.softmax(logits)
+  predicted = int(logits.argmax())
+  ids = {
+    "target": predicted if target_id == inference.PREDICTED else target_id,
+    "predicted": predicted,
+  }
+  fields: dict[str, Any] = {}
+  for field, i in ids.items():
+    fields[field] = i
+    fields[f"{field}_name"] = (
+      loaded.class_names[i] if loaded.class_names else None
+    )
+    fields[f"{field}_probability"] = float(probabilities[i])
+  return fields
+
+
+def _line(out: Path, explanation: Explanation) -> str:
+  """Returns what a person wants to know of an explanation that was written."""
+  e = explanation
+  name = lambda i, name: f"class {i}" if name is None else f"{name!r}"
+  target = name(e.target, e.target_name)
+  line = (
+    f"wrote {out / e.overlay} and .npy: {target} {e.target_probability:.1%}"
+  )
+  if e.predicted != e.target:
+    predicted = name(e.predicted, e.predicted_name)
+    line += f" (predicted: {predicted} {e.predicted_probability:.1%})"
+  return line + (", an empty map" if e.map_is_empty else "")
+
+
+def _at_least(flag: str, value: int, bound: int) -> None:
+  if value < bound:
+    raise ValueError(f"{flag} must be at least {bound}; it is {value}.")

@@ -1,0 +1,170 @@
+"""Trained models from disk: a run's workdir, or a file of PyTorch's.
+
+The public `load`; `load_model` tells what else the file says.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gc_jax import checkpoint, models
+from gc_jax import config as configs
+from gc_jax.data.dataset import unknown_name_message
+from gc_jax.report import gallery
+
+# Files of PyTorch's world, by the end of their names.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
+
+_FILE_IMAGE_SIZE = 224  # pixels; what torchvision's models are trained on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+  """A trained model, and what its file says about it.
+
+  Attributes:
+    model: in evaluation mode, float32.
+    name: of the architecture, a key of `MODELS`; "" where the file alone
+      told it.
+    class_names: what the classes are, in order; empty where unknown.
+    multi_label: whether a picture may show several classes: a sigmoid for
+      each then, not one softmax.
+    image_size: pixels of the shorter side it was trained on.
+    source: where it is from, for people.
+  """
+
+  model: nnx.Module
+  name: str
+  class_names: tuple[str, ...]
+  multi_label: bool
+  image_size: int
+  source: str
+
+
+def load(path: str | Path, arch: str | None = None) -> nnx.Module:
+  """Returns a trained model in evaluation mode, with float32 activations.
+
+  Args:
+    path: the workdir of a run, finished or not (its last checkpoint is read,
+      and nothing is changed there); or a PyTorch checkpoint, `.pth`, `.pt`,
+      `.pth.tar` or `.safetensors`.
+    arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
+      knows its own.
+
+  Raises:
+    ValueError: there is no such file or run, or it holds something else.
+    gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
+  """
+  return load_model(path, arch).model
+
+
+def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
+  """Returns what `load` does, with what else is known of the model."""
+  path = Path(path)
+  if arch is not None and arch not in models.MODELS:
+    raise ValueError(unknown_name_message("arch", arch, models.MODELS))
+  if path.is_dir():
+    return _load_run(path, arch)
+  if not path.exists():
+    raise ValueError(
+      "A model must be the workdir of a run or a file that ends in "
+      f"{', '.join(SUFFIXES)}; {path} does not exist. Check the path."
+    )
+  if not path.name.endswith(SUFFIXES):
+    raise ValueError(
+      "A model must be the workdir of a run or a file that ends in "
+      f"{', '.join(SUFFIXES)}; {path} is neither. Name another, or rename it "
+      "to what it is."
+    )
+  # Here, so that whoever loads runs alone need not wait for it.
+  from gc_jax import torch_io
+
+  model, class_names = torch_io.load_model(path, arch)
+  model.eval()
+  return LoadedModel(
+    model=model,
+    name=arch or "",
+    class_names=tuple(class_names),
+    multi_label=False,
+    image_size=_FILE_IMAGE_SIZE,
+    source=str(path),
+  )
+
+
+def _load_run(workdir: Path, arch: str | None) -> LoadedModel:
+  config = configs.read(workdir)
+  try:
+    name, image_size = config["model"]["name"], config["data"]["image_size"]
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{workdir / configs.FILENAME} must be the configuration of a run; it "
+      f"lacks {error}. Restore it from a copy, or name another run."
+    ) from error
+  if name not in models.MODELS:
+    raise ValueError(
+      unknown_name_message(f"model.name of {workdir}", name, models.MODELS)
+    )
+  if arch not in (None, name):
+    raise ValueError(
+      f"arch must be the run's own; {workdir} trained {name!r}, not {arch!r}. "
+      "Leave it out."
+    )
+  saved = checkpoint.read_variables(workdir)
+  class_names = _class_names(workdir, saved)
+  return LoadedModel(
+    model=_rebuilt(name, len(class_names), saved, workdir),
+    name=name,
+    class_names=class_names,
+    multi_label=bool(saved.meta.get("multi_label", False)),
+    image_size=image_size,
+    source=f"{workdir}, step {saved.step}",
+  )
+
+
+def _class_names(workdir: Path, saved: checkpoint.Variables) -> tuple[str, ...]:
+  """Returns the classes as the checkpoint, or a finished run, names them."""
+  if "class_names" in saved.meta:
+    return tuple(saved.meta["class_names"])
+  if (workdir / gallery.FILENAME).is_file():
+    return tuple(gallery.load_gallery(workdir / gallery.FILENAME)[1])
+  raise ValueError(
+    f"A checkpoint must name its classes; that of step {saved.step} in "
+    f"{workdir} is from before they did. Give the training command again: the "
+    "finished run knows them."
+  )
+
+
+def _rebuilt(
+  name: str, num_classes: int, saved: checkpoint.Variables, workdir: Path
+) -> nnx.Module:
+  """Returns the architecture with the checkpoint's numbers in it."""
+  make = functools.partial(models.create, name, num_classes)
+  graphdef, params, batch_stats, others = nnx.split(
+    nnx.eval_shape(make), nnx.Param, nnx.BatchStat, ...
+  )
+  if jax.tree.leaves(others):
+    # Random states (dropout): unused in evaluation, but part of the structure.
+    others = jax.jit(
+      lambda: nnx.split(make(), nnx.Param, nnx.BatchStat, ...)[3]
+    )()
+  learned = {"params": params, "batch_stats": batch_stats}
+  filled = []
+  for leaf_name, leaf in checkpoint.named_leaves(learned).items():
+    array = saved.arrays.get(leaf_name)
+    if array is None or array.shape != leaf.shape:
+      found = "none" if array is None else f"shape {array.shape}"
+      raise ValueError(
+        f"The checkpoint of step {saved.step} in {workdir} must be of "
+        f"{name!r} with {num_classes} classes, as {configs.FILENAME} says; "
+        f"{leaf_name} needs shape {leaf.shape}, and there is {found}. Restore "
+        f"the {configs.FILENAME} it was trained with."
+      )
+    filled.append(jnp.asarray(array))
+  learned = jax.tree.unflatten(jax.tree.structure(learned), filled)
+  model = nnx.merge(graphdef, *learned.values(), others)
+  model.eval()
+  return model

@@ -1,0 +1,424 @@
+"""python -m gc_jax.explain, end to end, on photographs."""
+
+import json
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import gc_jax
+from gc_jax import trained
+from gc_jax.attribution import METHODS
+from gc_jax.checkpoint import FOLDER
+from gc_jax.data import image_files
+from gc_jax.report import overlay
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def explain(monkeypatch, capsys):
+  """Runs the command in this process, which compiles each shape once."""
+
+  def explain(*args):
+    monkeypatch.setattr(sys, "argv", ["explain", *map(str, args)])
+    with pytest.raises(SystemExit) as exit_:
+      runpy.run_module("gc_jax.explain", run_name="__main__")
+    return types.SimpleNamespace(
+      status=exit_.value.code, **capsys.readouterr()._asdict()
+    )
+
+  return explain
+
+
+@pytest.fixture
+def refused(explain, monkeypatch):
+  """Runs the command, which must fail before it compiles or writes."""
+
+  def no_method(*_):
+    raise AssertionError("a method ran")
+
+  for method in METHODS:
+    monkeypatch.setitem(METHODS, method, no_method)
+
+  def refused(*args):
+    done = explain(*args)
+    assert done.status == 2
+    assert done.err.startswith("error: ")
+    assert "wrote" not in done.out
+    return done.err
+
+  return refused
+
+
+@pytest.fixture
+def folder(tmp_path, photographs):
+  """Five pictures in three shapes and modes."""
+  folder = tmp_path / "pictures"
+  folder.mkdir()
+  for name in ["astronaut.png", "camera.png", "gravel.png", "rocket.jpg"]:
+    shutil.copy(photographs / name, folder)
+  shutil.copy(photographs / "horse.png", folder)
+  return folder
+
+
+def entries(out):
+  return json.loads((out / "explanations.json").read_text())
+
+
+def test_the_function_is_not_hidden_by_the_command_of_its_name(smoke_run):
+  script = """
+import gc_jax
+try:
+  import gc_jax.explain
+except ImportError as error:
+  print(error)
+assert callable(gc_jax.explain) and gc_jax.explain.__name__ == "explain"
+from gc_jax import explain
+assert explain is gc_jax.explain
+"""
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", script],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "is a command, python -m gc_jax.explain, and a fun" in done.stdout
+
+
+def test_the_command_runs_without_a_warning_and_leaves_the_run_alone(
+  smoke_run, photographs, tmp_path, compilation_cache
+):
+  tell = lambda: {p: p.stat().st_mtime_ns for p in smoke_run.rglob("*")}
+  before = tell()
+  out = tmp_path / "out"
+  done = subprocess.run(
+    [
+      *[sys.executable, "-W", "error", "-m", "gc_jax.explain"],
+      str(photographs / "rocket.jpg"),
+      *[f"--workdir={smoke_run}", f"--out={out}", "--size=16"],
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=compilation_cache,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""
+  names = ["explanations.json"]
+  names += [f"rocket.gradcam_elementwise.{suffix}" for suffix in ("npy", "png")]
+  assert sorted(path.name for path in out.iterdir()) == names
+  first, last = done.stdout.splitlines()
+  assert first.startswith(f"wrote {out / names[2]} and .npy: '")
+  assert last == f"wrote {out / names[0]}: 1 explanations"
+  assert tell() == before
+
+
+def test_maps_are_those_of_the_methods_on_the_runs_model(
+  explain, smoke_run, folder, tmp_path
+):
+  out = tmp_path / "out"
+  shutil.copy(folder / "gravel.png", folder / "z.png")  # a shape seen before
+  methods = ",".join(METHODS)
+  done = explain(
+    folder, f"--workdir={smoke_run}", f"--out={out}", "--size=16",
+    f"--method={methods}", "--batch_size=2",
+  )  # fmt: skip
+  assert done.status == 0, done.err
+  told = entries(out)
+  files = sorted(str(path) for path in folder.iterdir())
+  assert [e["file"] for e in told] == [f for f in files for _ in METHODS]
+  assert [e["method"] for e in told] == [*METHODS] * len(files)
+  graphdef, state = nnx.split(gc_jax.load(smoke_run))
+
+  @jax.jit
+  def directly(state, pixels, target):
+    model = nnx.merge(graphdef, state)
+    logits = model.classify(model.features(model.normalize(pixels)))
+    return logits, {m: METHODS[m](model, pixels, target) for m in METHODS}
+
+  for e in told:
+    image = image_files.read(pathlib.Path(e["file"]))
+    height, width = e["size"]
+    assert image.shape == (height, width, 3)
+    scale = 16 / min(height, width)
+    assert e["model_size"] == [round(height * scale), round(width * scale)]
+    pixels = jnp.asarray(image_files.resized(image, *e["model_size"]))[None]
+    # One by one: float32 sums run in another order than in a batch.
+    logits, expected = directly(state, pixels, jnp.array([[e["target"]]]))
+    logits = np.asarray(logits[0])
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    assert e["predicted"] == e["target"] == int(logits.argmax())
+    assert e["predicted_name"] == e["target_name"] == str(e["target"])
+    assert e["target_probability"] == pytest.approx(
+      float(probabilities[e["target"]]), rel=1e-4
+    )
+    assert e["predicted_probability"] == e["target_probability"]
+    assert e["model"] == f"{smoke_run}, step 8"
+    cam = np.load(out / e["map"])
+    assert cam.dtype == np.float32 and list(cam.shape) == e["map_shape"]
+    np.testing.assert_allclose(
+      cam, expected[e["method"]][0, 0], rtol=1e-4, atol=1e-6
+    )
+    assert e["map_is_empty"] == (not cam.any())
+    with Image.open(out / e["overlay"]) as picture:
+      np.testing.assert_array_equal(
+        np.asarray(picture), overlay.heat_overlay(image, cam)
+      )
+  assert not all(e["map_is_empty"] for e in told)
+
+
+def test_a_shape_is_compiled_once_however_many_pictures_have_it(
+  explain, monkeypatch, smoke_run, photographs, tmp_path
+):
+  traced = []
+
+  def counted(model, images, targets):
+    traced.append(images.shape)
+    return METHODS["gradcam"](model, images, targets)
+
+  monkeypatch.setitem(METHODS, "counted", counted)
+  names = ["astronaut", "brick", "camera", "grass", "gravel"]
+  done = explain(
+    *[photographs / f"{name}.png" for name in names], f"--workdir={smoke_run}",
+    f"--out={tmp_path / 'out'}", "--size=16", "--method=counted",
+    "--batch_size=2",
+  )  # fmt: skip
+  assert done.status == 0, done.err
+  assert traced == [(2, 16, 16, 3)]
+  assert len(entries(tmp_path / "out")) == 5
+
+
+def test_a_class_is_named_by_name_or_id(
+  explain, monkeypatch, smoke_run, photographs, tmp_path
+):
+  loaded = trained.load_model(smoke_run)
+  shifted = (*"123456789", "bird")  # the class of id 0 is "1"
+  renamed = trained.LoadedModel(
+    loaded.model, loaded.name, shifted, True, 16, "somewhere"
+  )
+  monkeypatch.setattr(trained, "load_model", lambda *_: renamed)
+  for target, name, i in [("bird", "bird", 9), ("9", "9", 8), ("0", "1", 0)]:
+    out = tmp_path / target
+    done = explain(
+      photographs / "rocket.jpg", "--workdir=x", f"--out={out}",
+      f"--target={target}",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    (e,) = entries(out)
+    assert (e["target"], e["target_name"]) == (i, name)
+    assert e["model_size"] == [16, 24]
+    assert e["model"] == "somewhere"
+    # Several labels: each class has a sigmoid of its own.
+    pixels = image_files.resized(
+      image_files.read(photographs / "rocket.jpg"), 16, 24
+    )
+    logits = np.asarray(gc_jax.predict(loaded.model, pixels[None]))[0]
+    assert e["predicted"] == logits.argmax()
+    for who in ("target", "predicted"):
+      assert e[f"{who}_probability"] == pytest.approx(
+        1 / (1 + np.exp(-float(logits[e[who]]))), rel=1e-4
+      )
+    note = "note: --target=9 is taken for the class of that name, which has"
+    assert (note in done.out) == (target == "9")
+
+
+def test_pictures_of_one_name_and_shape_keep_apart(
+  explain, smoke_run, folder, tmp_path
+):
+  other = tmp_path / "other"
+  other.mkdir()
+  shutil.copy(folder / "gravel.png", other / "camera.png")
+  done = explain(
+    folder / "camera.png", other, folder / "camera.png", "--size=16",
+    f"--workdir={smoke_run}", f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert done.status == 0, done.err
+  first, second = entries(tmp_path / "out")
+  assert first["overlay"] == "camera.gradcam_elementwise.png"
+  assert second["overlay"] == "camera-2.gradcam_elementwise.png"
+  maps = [np.load(tmp_path / "out" / e["map"]) for e in (first, second)]
+  assert (maps[0] != maps[1]).any()
+
+
+def test_what_is_there_is_replaced_only_if_asked(
+  explain, smoke_run, folder, tmp_path
+):
+  out = tmp_path / "out"
+  flags = [f"--workdir={smoke_run}", f"--out={out}", "--size=16"]
+  assert explain(folder / "camera.png", *flags).status == 0
+  before = {path: path.read_bytes() for path in out.iterdir()}
+  done = explain(folder / "camera.png", *flags, "--target=3")
+  assert done.status == 2
+  assert "--out must not hold explanations of the same name" in done.err
+  assert {path: path.read_bytes() for path in out.iterdir()} == before
+  # Others join them.
+  assert explain(folder / "gravel.png", *flags).status == 0
+  done = explain(folder / "camera.png", *flags, "--target=3", "--overwrite")
+  assert done.status == 0
+  gravel, camera = entries(out)
+  assert gravel["overlay"].startswith("gravel")
+  assert camera["overlay"].startswith("camera") and camera["target"] == 3
+
+
+def test_many_shapes_are_rounded_and_said(
+  explain, smoke_run, photographs, tmp_path
+):
+  folder = tmp_path / "strips"
+  folder.mkdir()
+  photograph = image_files.read(photographs / "rocket.jpg")
+  for width in (16, 18, 20, 22, 24):
+    strip = Image.fromarray(photograph[200:216, 300 : 300 + width])
+    strip.save(folder / f"{width}.png")
+  flags = [folder, f"--workdir={smoke_run}", "--size=16"]
+  done = explain(*flags, f"--out={tmp_path / 'few'}", "--max_shapes=2")
+  assert done.status == 0, done.err
+  assert (
+    "note: sides are rounded to multiples of 2 pixels for the model, as the "
+    "pictures have more than 2 shapes; 5 remain. --max_shapes changes that."
+  ) in done.out
+  sizes = [e["model_size"] for e in entries(tmp_path / "few")]
+  assert sizes == [[16, width] for width in (16, 18, 20, 22, 24)]
+
+
+def test_own_sizes_are_given_to_the_model_as_they_are(
+  explain, smoke_run, photographs, tmp_path
+):
+  name = "no_time_for_that_tiny.gif"  # 14 by 25 pixels, animated
+  out = tmp_path / "out"
+  done = explain(
+    photographs / name, f"--workdir={smoke_run}", f"--out={out}", "--size=0"
+  )
+  assert done.status == 0, done.err
+  (e,) = entries(out)
+  assert e["size"] == e["model_size"] == [25, 14]
+  with Image.open(out / e["overlay"]) as picture:
+    assert picture.size == (14, 25)
+
+
+def test_a_file_of_pytorchs_is_explained_with_its_architecture(
+  explain, monkeypatch, make_tiny, photographs, tmp_path
+):
+  fake = types.SimpleNamespace(load_model=lambda path, arch: (make_tiny(), ()))
+  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
+  (tmp_path / "model.pth").write_bytes(b"")
+  picture = photographs / "microaneurysms.png"
+  flags = [picture, f"--checkpoint={tmp_path / 'model.pth'}"]
+  out = tmp_path / "out"
+  done = explain(*flags, "--arch=resnet18", f"--out={out}", "--target=4")
+  assert done.status == 0, done.err
+  (e,) = entries(out)
+  assert e["model_size"] == [224, 224] and e["size"] == [102, 102]
+  assert e["target"] == 4 and e["target_name"] is None
+  assert "and .npy: class 4 " in done.out
+  done = explain(*flags, f"--out={out}2")
+  assert done.status == 2
+  assert "--checkpoint needs --arch, one of resnet8-small, " in done.err
+  done = explain(*flags, "--arch=resnet18", f"--out={out}2", "--target=cat")
+  assert done.status == 2
+  assert (
+    "--target must be predicted, or an id in 0..9; it is 'cat'. The model "
+    "names no classes."
+  ) in done.err
+
+
+def test_a_model_of_nans_explains_nothing(
+  explain, monkeypatch, make_tiny, photographs, tmp_path
+):
+  model = make_tiny()
+  model.fc.bias[...] = model.fc.bias[...].at[3].set(np.nan)
+  fake = types.SimpleNamespace(load_model=lambda path, arch: (model, ()))
+  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
+  (tmp_path / "model.pth").write_bytes(b"")
+  done = explain(
+    photographs / "microaneurysms.png", f"--checkpoint={tmp_path}/model.pth",
+    "--arch=resnet18", f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert done.status == 2
+  assert f"The logits of {tmp_path}/model.pth must be finite" in done.err
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (
+      ["--method=gradcam,gradcan"],
+      "Unknown --method='gradcan'. Known: gradcam",
+    ),
+    (["--target=predictd"], "is 'predictd'. Did you mean 'predicted'?"),
+    (["--target=10"], "an id in 0..9, or a name; it is '10'. Count from 0."),
+    (["--size=-1"], "--size must be at least 0; it is -1."),
+    (["--batch_size=0"], "--batch_size must be at least 1; it is 0."),
+    (["--max_shapes=0"], "--max_shapes must be at least 1; it is 0."),
+    (["--arch=resnet18"], "--arch goes with --checkpoint; a --workdir knows"),
+    (["no/such.png"], "no/such.png does not exist"),
+  ],
+)
+def test_a_flag_that_cannot_be_is_refused(
+  refused, smoke_run, folder, tmp_path, flags, message
+):
+  out = tmp_path / "out"
+  told = refused(folder, f"--workdir={smoke_run}", f"--out={out}", *flags)
+  assert message in told
+  assert not out.exists()
+
+
+def test_every_unreadable_picture_is_named_before_anything_happens(
+  refused, folder, tmp_path
+):
+  for name in ["rocket.jpg", "camera.png"]:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+  out = tmp_path / "out"
+  # Even before the run, which does not exist, is looked for.
+  told = refused(folder, "--workdir=nowhere", f"--out={out}")
+  assert "rocket.jpg must be a picture" in told
+  assert "camera.png must be a picture" in told
+  assert "gravel" not in told and "nowhere" not in told
+  assert not out.exists()
+
+
+def test_a_place_without_a_run_is_refused(refused, smoke_run, folder, tmp_path):
+  flags = [folder, f"--out={tmp_path / 'out'}"]
+  assert "no config.json" in refused(*flags, f"--workdir={folder}")
+  assert "nowhere does not exist" in refused(*flags, "--workdir=nowhere")
+  begun = tmp_path / "begun"
+  begun.mkdir()
+  shutil.copy(smoke_run / "config.json", begun)
+  assert "it has none yet" in refused(*flags, f"--workdir={begun}")
+
+
+def test_a_corrupt_checkpoint_is_told_and_the_one_before_it_explained(
+  explain, smoke_run, photographs, tmp_path, caplog
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(smoke_run, workdir)
+  for path in (workdir / FOLDER / "8").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  done = explain(
+    photographs / "rocket.jpg", f"--workdir={workdir}", "--size=16",
+    f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert done.status == 0, done.err
+  assert "The checkpoint of step 8 in" in caplog.text
+  (e,) = entries(tmp_path / "out")
+  assert e["model"] == f"{workdir}, step 6"
+
+
+def test_help_says_what_is_written(explain):
+  done = explain("--help")
+  assert done.status == 0
+  for word in ["IMAGE", "--workdir DIR", "explanations.json", "METHOD.npy"]:
+    assert word in done.out

@@ -1,0 +1,128 @@
+"""Names that do not collide, and folders in which nothing is lost."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gc_jax.report import explanations, overlay
+from gc_jax.report.explanations import FILENAME, Explanation
+
+IMAGE = np.full((12, 18, 3), 128, np.uint8)
+CAM = np.array([[0.0, 2.0, 1.0], [0.0, 0.5, 0.0]], np.float32)
+
+
+def explanation(name="cat", **changes):
+  plain = Explanation(
+    file=f"pictures/{name}.jpg",
+    size=(12, 18),
+    model="runs/gc, step 8",
+    model_size=(8, 12),
+    method="gradcam",
+    target=1,
+    target_name="cat",
+    target_probability=0.25,
+    predicted=0,
+    predicted_name="dog",
+    predicted_probability=0.75,
+    map_shape=(2, 3),
+    map_is_empty=False,
+    overlay=f"{name}.gradcam.png",
+    map=f"{name}.gradcam.npy",
+  )
+  return dataclasses.replace(plain, **changes)
+
+
+def stems(*names):
+  paths = [pathlib.Path(name) for name in names]
+  named = explanations.output_names(paths, ["gradcam"])
+  return [
+    by_method["gradcam"][0].removesuffix(".gradcam.png") for by_method in named
+  ]
+
+
+def test_names_tell_the_picture_and_the_method():
+  (named,) = explanations.output_names([pathlib.Path("a/cat.jpg")], ["x", "y"])
+  assert named == {
+    "x": ("cat.x.png", "cat.x.npy"),
+    "y": ("cat.y.png", "cat.y.npy"),
+  }
+
+
+def test_pictures_of_one_name_get_numbers():
+  assert stems("a/cat.jpg", "b/cat.png", "cat.gif") == ["cat", "cat-2", "cat-3"]
+  assert stems("CAT.jpg", "cat.jpg") == ["CAT", "cat-2"]
+  assert stems("a/x.jpg", "b/x.jpg", "x-2.jpg") == ["x", "x-3", "x-2"]
+
+
+def test_overlay_and_map_are_written_as_they_are(tmp_path):
+  explanations.write(tmp_path / "new", explanation(), IMAGE, CAM)
+  with Image.open(tmp_path / "new" / "cat.gradcam.png") as image:
+    np.testing.assert_array_equal(
+      np.asarray(image), overlay.heat_overlay(IMAGE, CAM)
+    )
+  cam = np.load(tmp_path / "new" / "cat.gradcam.npy")
+  assert cam.dtype == np.float32
+  np.testing.assert_array_equal(cam, CAM)
+
+
+def test_a_map_of_nans_is_kept_and_shown_as_the_bare_picture(tmp_path):
+  empty = explanation(map_is_empty=True)
+  cam = np.full((2, 3), np.nan, np.float32)
+  explanations.write(tmp_path, empty, IMAGE, cam)
+  with Image.open(tmp_path / "cat.gradcam.png") as image:
+    np.testing.assert_array_equal(np.asarray(image), IMAGE)
+  np.testing.assert_array_equal(np.load(tmp_path / "cat.gradcam.npy"), cam)
+
+
+def test_the_index_grows_and_replaces_what_was_written_again(tmp_path):
+  first = [explanation("a"), explanation("b")]
+  explanations.write_index(tmp_path, [], first)
+  earlier = explanations.open_folder(tmp_path, ["c.gradcam.png"], [], False)
+  again = [explanation("b", target=3), explanation("c", target_name=None)]
+  explanations.write_index(tmp_path, earlier, again)
+  told = json.loads((tmp_path / FILENAME).read_text())
+  wanted = [dataclasses.asdict(e) for e in [first[0], *again]]
+  assert told == json.loads(json.dumps(wanted))
+  assert told[0]["size"] == [12, 18] and told[2]["target_name"] is None
+
+
+def test_existing_names_are_refused_unless_they_may_be_replaced(tmp_path):
+  for name in ["a.gradcam.png", "a.gradcam.npy", "b.gradcam.npy"]:
+    (tmp_path / name).write_bytes(b"precious")
+  names = ["a.gradcam.png", "a.gradcam.npy", "c.gradcam.png"]
+  with pytest.raises(
+    ValueError, match=r"has a\.gradcam\.png and 1 more\. Choose .* --overwrite"
+  ):
+    explanations.open_folder(tmp_path, names, [], overwrite=False)
+  assert explanations.open_folder(tmp_path, names, [], overwrite=True) == []
+  assert explanations.open_folder(tmp_path, names[2:], [], False) == []
+  assert (tmp_path / "a.gradcam.png").read_bytes() == b"precious"
+
+
+def test_no_explanation_replaces_a_picture_it_explains(tmp_path):
+  picture = tmp_path / "a.gradcam.png"
+  picture.write_bytes(b"precious")
+  with pytest.raises(
+    ValueError, match="must not replace a picture it explains"
+  ):
+    explanations.open_folder(
+      tmp_path / ".." / tmp_path.name, [picture.name], [picture], True
+    )
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+  (tmp_path / "out").write_text("")
+  with pytest.raises(ValueError, match="--out must be a folder"):
+    explanations.open_folder(tmp_path / "out", [], [], True)
+
+
+@pytest.mark.parametrize("text", ["{", "3", '[{"a": 1}]', "[1]"])
+def test_an_index_of_another_kind_is_not_touched(tmp_path, text):
+  (tmp_path / FILENAME).write_text(text)
+  with pytest.raises(ValueError, match="must be a list of explanations, to be"):
+    explanations.open_folder(tmp_path, [], [], True)
+  assert (tmp_path / FILENAME).read_text() == text

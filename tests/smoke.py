@@ -1,0 +1,23 @@
+"""The run that several files of tests look at, and how it is started."""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Eight steps of the smallest recipe; a checkpoint every second one.
+FLAGS = [
+  "--config=configs/quickstart.py:gmp_gc,smoke",
+  "--config.checkpoint.every_epochs=0.5",
+  "--config.checkpoint.keep=3",
+]
+
+
+def command(workdir, *flags):
+  return [
+    sys.executable,
+    "-m",
+    "gc_jax.main",
+    f"--workdir={workdir}",
+    *FLAGS,
+    *flags,
+  ]

@@ -1,0 +1,243 @@
+"""Models from a workdir, or from a file of PyTorch's."""
+
+import json
+import shutil
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import gc_jax
+from gc_jax import checkpoint, models, trained
+from gc_jax.attribution import METHODS
+from gc_jax.checkpoint import FOLDER, Checkpoints
+from gc_jax.state import TrainState
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def loaded(smoke_run):
+  return trained.load_model(smoke_run)
+
+
+@pytest.fixture
+def copied(smoke_run, tmp_path):
+  shutil.copytree(smoke_run, tmp_path / "run")
+  return tmp_path / "run"
+
+
+def edit_config(workdir, **changes):
+  config = json.loads((workdir / "config.json").read_text())
+  for section, fields in changes.items():
+    config[section] |= fields
+  (workdir / "config.json").write_text(json.dumps(config))
+
+
+def save_anew(workdir, meta):
+  """Replaces the checkpoints by one of step 9 with other `meta`."""
+  saved = checkpoint.read_variables(workdir)
+  shutil.rmtree(workdir / FOLDER)
+  params, batch_stats = (
+    nnx.State(
+      {n.removeprefix(p): a for n, a in saved.arrays.items() if n.startswith(p)}
+    )
+    for p in ("params.", "batch_stats.")
+  )
+  state = TrainState(jnp.asarray(9), params, batch_stats, ())
+  checkpoints = Checkpoints(workdir, keep=1)
+  checkpoints.save(state, meta, best=0.0)
+  checkpoints.close()
+
+
+def test_a_run_is_loaded_with_what_it_knows(loaded, smoke_run):
+  assert loaded.name == "resnet8-small-gmp"
+  assert loaded.class_names == DIGITS
+  assert loaded.multi_label is False
+  assert loaded.image_size == 64
+  assert loaded.source == f"{smoke_run}, step 8"
+
+
+def test_the_model_holds_every_number_of_the_last_checkpoint(loaded, smoke_run):
+  saved = checkpoint.read_variables(smoke_run)
+  assert saved.step == 8
+  _, params, batch_stats = nnx.split(loaded.model, nnx.Param, ...)
+  held = checkpoint.named_leaves({"params": params, "batch_stats": batch_stats})
+  assert held.keys() == saved.arrays.keys()
+  for name, array in held.items():
+    np.testing.assert_array_equal(array, saved.arrays[name], err_msg=name)
+  # Eight steps of training moved them away from what every model starts with.
+  assert np.abs(held["batch_stats.bn1.mean.value"]).max() > 0.01
+
+
+def test_it_is_in_evaluation_mode_and_explains_as_its_methods_do(
+  loaded, smoke_run
+):
+  model = gc_jax.load(smoke_run)
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  targets = [1, 2]
+  for method in METHODS:
+    expected = METHODS[method](
+      model, jnp.asarray(pixels), jnp.array(targets)[:, None]
+    )
+    # Compiled as a whole, sums of float32 run in another order.
+    np.testing.assert_allclose(
+      gc_jax.explain(loaded.model, pixels, targets, method, normalize=False),
+      expected[:, 0],
+      rtol=1e-4,
+      atol=1e-6,
+    )
+  jax.tree.map(
+    np.testing.assert_array_equal, nnx.state(model), nnx.state(loaded.model)
+  )
+
+
+def test_loading_changes_nothing_in_the_workdir(smoke_run):
+  tell = lambda: {p: p.stat().st_mtime_ns for p in smoke_run.rglob("*")}
+  before = tell()
+  gc_jax.load(smoke_run)
+  assert tell() == before
+
+
+def test_a_run_of_several_labels_says_so(copied):
+  save_anew(copied, {"class_names": list(DIGITS), "multi_label": True})
+  loaded = trained.load_model(copied)
+  assert loaded.multi_label is True
+  assert loaded.source.endswith("step 9")
+
+
+def test_a_checkpoint_from_before_they_named_their_classes_asks_the_gallery(
+  copied,
+):
+  save_anew(copied, {"train_secs": 1.0})
+  assert trained.load_model(copied).class_names == DIGITS
+  (copied / "gallery.npz").unlink()
+  with pytest.raises(
+    ValueError, match=r"must name its classes; that of step 9"
+  ):
+    gc_jax.load(copied)
+
+
+def test_random_states_are_no_part_of_what_is_read(monkeypatch, tmp_path):
+  class Dropping(nnx.Module):
+    def __init__(self, num_classes, *, dtype, rngs):
+      self.drop = nnx.Dropout(0.5, rngs=rngs)
+      self.fc = nnx.Linear(3, num_classes, rngs=rngs)
+
+    def normalize(self, images):
+      return images.astype(jnp.float32) / 255
+
+    def features(self, images):
+      return images
+
+    def classify(self, features):
+      return self.fc(self.drop(features.mean((1, 2))))
+
+  monkeypatch.setitem(models.MODELS, "dropping", Dropping)
+  model = models.create("dropping", 4)
+  params = nnx.state(model, nnx.Param)
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints.save(
+    TrainState(jnp.asarray(1), params, nnx.State({}), ()),
+    {"class_names": list("abcd"), "multi_label": False},
+    best=0.0,
+  )
+  checkpoints.close()
+  config = {"model": {"name": "dropping"}, "data": {"image_size": 16}}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  loaded = gc_jax.load(tmp_path)
+  leaves = jax.tree.leaves(nnx.state(loaded))
+  assert len(leaves) == 4  # kernel, bias, and the generator's key and count
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+  pixels = np.full((1, 2, 2, 3), 51, np.uint8)
+  np.testing.assert_allclose(
+    gc_jax.predict(loaded, pixels),
+    model.fc(jnp.full((1, 3), 0.2)),
+    rtol=1e-5,
+  )
+
+
+def test_another_configuration_than_the_checkpoints_is_told(copied):
+  edit_config(copied, model={"name": "resnet18"})
+  with pytest.raises(
+    ValueError,
+    match=r"must be of 'resnet18' with 10 classes, as config\.json says; "
+    r".* needs shape .*, and there is .*Restore the config\.json",
+  ):
+    gc_jax.load(copied)
+  edit_config(copied, model={"name": "resnet8-smal"})
+  with pytest.raises(ValueError, match="Did you mean 'resnet8-small'"):
+    gc_jax.load(copied)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("{", r"config\.json must be the configuration of a run; it is not JSON"),
+    ("{}", r"config\.json must be the configuration .* lacks 'model'"),
+    ("[]", r"must be the configuration of a run, a JSON object; it is \[\]"),
+    ('{"model": 3}', r"config\.json must be the configuration .* it lacks"),
+  ],
+)
+def test_a_broken_configuration_is_told(tmp_path, text, message):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    gc_jax.load(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"has no config\.json\. Name the run's"):
+    gc_jax.load(tmp_path)
+
+
+def test_a_run_that_has_just_begun_says_to_wait(copied):
+  shutil.rmtree(copied / FOLDER)
+  with pytest.raises(checkpoint.CheckpointError, match="none yet"):
+    gc_jax.load(copied)
+
+
+def test_an_architecture_is_the_runs_own_or_known(smoke_run):
+  assert isinstance(gc_jax.load(smoke_run, "resnet8-small-gmp"), nnx.Module)
+  with pytest.raises(
+    ValueError, match=r"trained 'resnet8-small-gmp', not 'resnet18'\. Leave it"
+  ):
+    gc_jax.load(smoke_run, "resnet18")
+  with pytest.raises(ValueError, match=r"Unknown arch='resnet81'.* mean 'resn"):
+    gc_jax.load(smoke_run, "resnet81")
+
+
+@pytest.mark.parametrize(
+  "name", ["a.pth", "a.pt", "a.pth.tar", "a.safetensors"]
+)
+def test_a_file_of_pytorchs_is_read_by_its_own_module(
+  monkeypatch, tmp_path, make_tiny, name
+):
+  asked = []
+
+  def load_model(path, arch):
+    asked.append((path, arch))
+    return make_tiny(), ("cat", "dog")
+
+  fake = types.SimpleNamespace(load_model=load_model)
+  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
+  (tmp_path / name).write_bytes(b"")
+  loaded = trained.load_model(tmp_path / name, "resnet18")
+  assert asked == [(tmp_path / name, "resnet18")]
+  assert loaded.class_names == ("cat", "dog")
+  assert (loaded.name, loaded.image_size) == ("resnet18", 224)
+  assert loaded.source == str(tmp_path / name)
+  assert loaded.model.bn1.use_running_average
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"nothing\.pth does not exist"):
+    gc_jax.load(tmp_path / "nothing.pth", "resnet18")
+  (tmp_path / "model.onnx").write_bytes(b"")
+  with pytest.raises(
+    ValueError, match=r"ends in \.safetensors, .*model\.onnx is neither"
+  ):
+    gc_jax.load(tmp_path / "model.onnx", "resnet18")
