@@ -47,8 +47,6 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   args = _parser().parse_intermixed_args(argv)  # pictures among the flags
-  if args.checkpoint and not args.arch:
-    return _fail(f"--checkpoint needs --arch, one of {', '.join(MODELS)}.")
   if args.workdir and args.arch:
     return _fail("--arch goes with --checkpoint; a --workdir knows its own.")
   try:
@@ -101,7 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar="FILE",
     help="PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors",
   )
-  add("--arch", metavar="NAME", help=f"of --checkpoint: {', '.join(MODELS)}")
+  add(
+    "--arch",
+    metavar="NAME",
+    help=f"of a --checkpoint that gc_jax did not export: {', '.join(MODELS)}",
+  )
   add(
     "--method",
     default="gradcam_elementwise",

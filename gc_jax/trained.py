@@ -11,15 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gc_jax import checkpoint, models
+from gc_jax import checkpoint, models, torch_io
 from gc_jax import config as configs
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.report import gallery
-
-# Files of PyTorch's world, by the end of their names.
-SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
-
-_FILE_IMAGE_SIZE = 224  # pixels; what torchvision's models are trained on
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +23,7 @@ class LoadedModel:
 
   Attributes:
     model: in evaluation mode, float32.
-    name: of the architecture, a key of `MODELS`; "" where the file alone
-      told it.
+    name: of the architecture, a key of `MODELS`.
     class_names: what the classes are, in order; empty where unknown.
     multi_label: whether a picture may show several classes: a sigmoid for
       each then, not one softmax.
@@ -53,7 +47,7 @@ def load(path: str | Path, arch: str | None = None) -> nnx.Module:
       and nothing is changed there); or a PyTorch checkpoint, `.pth`, `.pt`,
       `.pth.tar` or `.safetensors`.
     arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
-      knows its own.
+      knows its own, and so does a file that gc_jax exported.
 
   Raises:
     ValueError: there is no such file or run, or it holds something else.
@@ -69,28 +63,19 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
   if path.is_dir():
     return _load_run(path, arch)
-  if not path.exists():
+  if path.suffix not in torch_io.SUFFIXES:
+    what = "is neither" if path.exists() else "does not exist"
     raise ValueError(
-      "A model must be the workdir of a run or a file that ends in "
-      f"{', '.join(SUFFIXES)}; {path} does not exist. Check the path."
+      "A model must be the workdir of a run, or a file that ends in "
+      f"{', '.join(torch_io.SUFFIXES)}; {path} {what}. Check the path."
     )
-  if not path.name.endswith(SUFFIXES):
-    raise ValueError(
-      "A model must be the workdir of a run or a file that ends in "
-      f"{', '.join(SUFFIXES)}; {path} is neither. Name another, or rename it "
-      "to what it is."
-    )
-  # Here, so that whoever loads runs alone need not wait for it.
-  from gc_jax import torch_io
-
-  model, class_names = torch_io.load_model(path, arch)
-  model.eval()
+  model, metadata = torch_io.load_model(path, arch)
   return LoadedModel(
     model=model,
-    name=arch or "",
-    class_names=tuple(class_names),
-    multi_label=False,
-    image_size=_FILE_IMAGE_SIZE,
+    name=metadata.architecture,
+    class_names=metadata.class_names,
+    multi_label=metadata.multi_label,
+    image_size=metadata.image_size,
     source=str(path),
   )
 
@@ -143,14 +128,9 @@ def _rebuilt(
 ) -> nnx.Module:
   """Returns the architecture with the checkpoint's numbers in it."""
   make = functools.partial(models.create, name, num_classes)
-  graphdef, params, batch_stats, others = nnx.split(
-    nnx.eval_shape(make), nnx.Param, nnx.BatchStat, ...
+  graphdef, params, batch_stats = nnx.split(
+    nnx.eval_shape(make), nnx.Param, ...
   )
-  if jax.tree.leaves(others):
-    # Random states (dropout): unused in evaluation, but part of the structure.
-    others = jax.jit(
-      lambda: nnx.split(make(), nnx.Param, nnx.BatchStat, ...)[3]
-    )()
   learned = {"params": params, "batch_stats": batch_stats}
   filled = []
   for leaf_name, leaf in checkpoint.named_leaves(learned).items():
@@ -165,6 +145,6 @@ def _rebuilt(
       )
     filled.append(jnp.asarray(array))
   learned = jax.tree.unflatten(jax.tree.structure(learned), filled)
-  model = nnx.merge(graphdef, *learned.values(), others)
+  model = nnx.merge(graphdef, *learned.values())
   model.eval()
   return model

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from PIL import Image
 
 import gc_jax
-from gc_jax import trained
+from gc_jax import models, torch_io, trained
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import FOLDER
 from gc_jax.data import image_files
@@ -307,15 +308,17 @@ def test_own_sizes_are_given_to_the_model_as_they_are(
 
 
 def test_a_file_of_pytorchs_is_explained_with_its_architecture(
-  explain, monkeypatch, make_tiny, photographs, tmp_path
+  explain, photographs, tmp_path
 ):
-  fake = types.SimpleNamespace(load_model=lambda path, arch: (make_tiny(), ()))
-  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
-  (tmp_path / "model.pth").write_bytes(b"")
+  state_dict = torch_io.names.to_torch(models.create("resnet8-small", 10))
+  torch.save(
+    {key: torch.from_numpy(value) for key, value in state_dict.items()},
+    tmp_path / "model.pth",
+  )
   picture = photographs / "microaneurysms.png"
   flags = [picture, f"--checkpoint={tmp_path / 'model.pth'}"]
   out = tmp_path / "out"
-  done = explain(*flags, "--arch=resnet18", f"--out={out}", "--target=4")
+  done = explain(*flags, "--arch=resnet8-small", f"--out={out}", "--target=4")
   assert done.status == 0, done.err
   (e,) = entries(out)
   assert e["model_size"] == [224, 224] and e["size"] == [102, 102]
@@ -323,8 +326,9 @@ def test_a_file_of_pytorchs_is_explained_with_its_architecture(
   assert "and .npy: class 4 " in done.out
   done = explain(*flags, f"--out={out}2")
   assert done.status == 2
-  assert "--checkpoint needs --arch, one of resnet8-small, " in done.err
-  done = explain(*flags, "--arch=resnet18", f"--out={out}2", "--target=cat")
+  assert "It looks like --arch=resnet8-small, or resnet8-small-gmp" in done.err
+  flags += ["--arch=resnet8-small", "--target=cat"]
+  done = explain(*flags, f"--out={out}2")
   assert done.status == 2
   assert (
     "--target must be predicted, or an id in 0..9; it is 'cat'. The model "
@@ -332,20 +336,19 @@ def test_a_file_of_pytorchs_is_explained_with_its_architecture(
   ) in done.err
 
 
-def test_a_model_of_nans_explains_nothing(
-  explain, monkeypatch, make_tiny, photographs, tmp_path
-):
-  model = make_tiny()
+def test_a_model_of_nans_explains_nothing(explain, photographs, tmp_path):
+  model = models.create("resnet8-small", 10)
   model.fc.bias[...] = model.fc.bias[...].at[3].set(np.nan)
-  fake = types.SimpleNamespace(load_model=lambda path, arch: (model, ()))
-  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
-  (tmp_path / "model.pth").write_bytes(b"")
+  metadata = torch_io.Metadata("resnet8-small")
+  torch_io.save_model(tmp_path / "model.safetensors", model, metadata)
   done = explain(
-    photographs / "microaneurysms.png", f"--checkpoint={tmp_path}/model.pth",
-    "--arch=resnet18", f"--out={tmp_path / 'out'}",
+    photographs / "microaneurysms.png",
+    f"--checkpoint={tmp_path}/model.safetensors", f"--out={tmp_path / 'out'}",
   )  # fmt: skip
   assert done.status == 2
-  assert f"The logits of {tmp_path}/model.pth must be finite" in done.err
+  assert (
+    f"The logits of {tmp_path}/model.safetensors must be finite" in done.err
+  )
   assert not (tmp_path / "out").exists()
 
 

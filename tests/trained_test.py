@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import pytest
 from flax import nnx
 
 import gc_jax
-from gc_jax import checkpoint, models, trained
+from gc_jax import checkpoint, models, torch_io, trained
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import FOLDER, Checkpoints
 from gc_jax.state import TrainState
@@ -122,45 +121,6 @@ def test_a_checkpoint_from_before_they_named_their_classes_asks_the_gallery(
     gc_jax.load(copied)
 
 
-def test_random_states_are_no_part_of_what_is_read(monkeypatch, tmp_path):
-  class Dropping(nnx.Module):
-    def __init__(self, num_classes, *, dtype, rngs):
-      self.drop = nnx.Dropout(0.5, rngs=rngs)
-      self.fc = nnx.Linear(3, num_classes, rngs=rngs)
-
-    def normalize(self, images):
-      return images.astype(jnp.float32) / 255
-
-    def features(self, images):
-      return images
-
-    def classify(self, features):
-      return self.fc(self.drop(features.mean((1, 2))))
-
-  monkeypatch.setitem(models.MODELS, "dropping", Dropping)
-  model = models.create("dropping", 4)
-  params = nnx.state(model, nnx.Param)
-  checkpoints = Checkpoints(tmp_path, keep=1)
-  checkpoints.save(
-    TrainState(jnp.asarray(1), params, nnx.State({}), ()),
-    {"class_names": list("abcd"), "multi_label": False},
-    best=0.0,
-  )
-  checkpoints.close()
-  config = {"model": {"name": "dropping"}, "data": {"image_size": 16}}
-  (tmp_path / "config.json").write_text(json.dumps(config))
-  loaded = gc_jax.load(tmp_path)
-  leaves = jax.tree.leaves(nnx.state(loaded))
-  assert len(leaves) == 4  # kernel, bias, and the generator's key and count
-  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-  pixels = np.full((1, 2, 2, 3), 51, np.uint8)
-  np.testing.assert_allclose(
-    gc_jax.predict(loaded, pixels),
-    model.fc(jnp.full((1, 3), 0.2)),
-    rtol=1e-5,
-  )
-
-
 def test_another_configuration_than_the_checkpoints_is_told(copied):
   edit_config(copied, model={"name": "resnet18"})
   with pytest.raises(
@@ -210,34 +170,29 @@ def test_an_architecture_is_the_runs_own_or_known(smoke_run):
     gc_jax.load(smoke_run, "resnet81")
 
 
-@pytest.mark.parametrize(
-  "name", ["a.pth", "a.pt", "a.pth.tar", "a.safetensors"]
-)
-def test_a_file_of_pytorchs_is_read_by_its_own_module(
-  monkeypatch, tmp_path, make_tiny, name
-):
-  asked = []
-
-  def load_model(path, arch):
-    asked.append((path, arch))
-    return make_tiny(), ("cat", "dog")
-
-  fake = types.SimpleNamespace(load_model=load_model)
-  monkeypatch.setattr(gc_jax, "torch_io", fake, raising=False)
-  (tmp_path / name).write_bytes(b"")
-  loaded = trained.load_model(tmp_path / name, "resnet18")
-  assert asked == [(tmp_path / name, "resnet18")]
-  assert loaded.class_names == ("cat", "dog")
-  assert (loaded.name, loaded.image_size) == ("resnet18", 224)
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_an_exported_file_is_read_with_all_that_it_says(tmp_path, name):
+  metadata = torch_io.Metadata(
+    "resnet8-small-gmp", ("cat", "dog"), multi_label=True, image_size=48
+  )
+  model = models.create(metadata.architecture, 2)
+  torch_io.save_model(tmp_path / name, model, metadata)
+  loaded = trained.load_model(tmp_path / name)
+  assert loaded.class_names == ("cat", "dog") and loaded.multi_label
+  assert (loaded.name, loaded.image_size) == ("resnet8-small-gmp", 48)
   assert loaded.source == str(tmp_path / name)
   assert loaded.model.bn1.use_running_average
+  pixels = np.full((1, 16, 16, 3), 51, np.uint8)
+  np.testing.assert_array_equal(
+    gc_jax.predict(loaded.model, pixels), gc_jax.predict(model, pixels)
+  )
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"nothing\.pth does not exist"):
+  with pytest.raises(ValueError, match=r"nothing\.pth .* there is none"):
     gc_jax.load(tmp_path / "nothing.pth", "resnet18")
   (tmp_path / "model.onnx").write_bytes(b"")
   with pytest.raises(
-    ValueError, match=r"ends in \.safetensors, .*model\.onnx is neither"
+    ValueError, match=r"ends in \.safetensors, .*onnx is neither"
   ):
     gc_jax.load(tmp_path / "model.onnx", "resnet18")

@@ -1,5 +1,25 @@
 """Models exchanged with PyTorch: files in, files out, both sides compared."""
 
-from gc_jax.torch_io.files import Metadata, load_model, save_model
+from gc_jax.torch_io import card, compare, names
+from gc_jax.torch_io.files import (
+  SUFFIXES,
+  WRITTEN,
+  Metadata,
+  check_suffix,
+  import_torch,
+  load_model,
+  save_model,
+)
 
-__all__ = ["Metadata", "load_model", "save_model"]
+__all__ = [
+  "SUFFIXES",
+  "WRITTEN",
+  "Metadata",
+  "card",
+  "check_suffix",
+  "compare",
+  "import_torch",
+  "load_model",
+  "names",
+  "save_model",
+]

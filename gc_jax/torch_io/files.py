@@ -27,6 +27,7 @@ from gc_jax.torch_io import names
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pth", ".pt", ".tar")  # .pth.tar, as the release writes
 SUFFIXES = (*SAFETENSORS, *PICKLES)
+WRITTEN = (*SAFETENSORS, ".pth")
 
 INSTALL_TORCH = "pip install torch==2.13.0"
 
@@ -171,7 +172,7 @@ def save_model(
     ValueError: the suffix is neither, or PyTorch is not there to write `.pth`.
   """
   path = pathlib.Path(path)
-  check_suffix(path, (*SAFETENSORS, ".pth"))
+  check_suffix(path, WRITTEN)
   if path.suffix in SAFETENSORS:
     with files.replacing(path) as file:
       # By name, in pieces: `save` would hold a second copy of all weights.
@@ -190,7 +191,7 @@ def save_model(
   return [path, beside]
 
 
-def check_suffix(path: pathlib.Path, known: tuple[str, ...] = SUFFIXES) -> None:
+def check_suffix(path: pathlib.Path, known: tuple[str, ...] = SUFFIXES):
   """Checks that a file's name says of which kind it is.
 
   Raises:

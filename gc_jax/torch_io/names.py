@@ -43,7 +43,7 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     `[out in]`, counts int64, everything else float32.
   """
   return {
-    torch_key(path): np.asarray(
+    torch_key(path): np.array(  # a copy: what jax lends cannot be written to
       _transposed(np.asarray(variable[...]), to_torch=True), order="C"
     )
     for path, variable in nnx.to_flat_state(nnx.state(model))
