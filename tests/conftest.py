@@ -123,3 +123,13 @@ def photographs():
   import skimage
 
   return pathlib.Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture
+def small_perceptrons(monkeypatch):
+  """AlexNet and VGG16 with hidden layers of 64: a thirtieth of their size."""
+  from gc_jax import models
+
+  for name in ("alexnet", "vgg16"):
+    small = functools.partial(models.MODELS[name], hidden=64)
+    monkeypatch.setitem(models.MODELS, name, small)

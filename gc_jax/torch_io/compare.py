@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 
 from gc_jax.attribution import METHODS
 from gc_jax.models.chain import POOL, Chain
 from gc_jax.models.resnet import ResNet
 from gc_jax.models.squeezenet import FIRST_NUMBER, SqueezeNet
 from gc_jax.torch_io import files
+from gc_jax.types import Array
 
 # Both Grad-CAM variants, which differ by what averages the gradient.
 CAMS = ("gradcam", "gradcam_elementwise")
@@ -45,13 +46,13 @@ def largest_differences(
   """
   torch = files.import_torch(f"To verify {path}")
   weights = {
-    key: torch.from_numpy(array) for key, array in files.read(path)[0].items()
+    key: torch.tensor(array) for key, array in files.read(path)[0].items()
   }
   ours = _ours(model, images)
   theirs = _theirs(torch, model, weights, images, ours["logits"].argmax(-1))
   return {
     name: float(np.abs(ours[name] - theirs[name]).max() / _scale(theirs[name]))
-    for name in ours
+    for name in ("logits", *CAMS)
   }
 
 

@@ -64,7 +64,7 @@ def from_torch(
     ValueError: keys or shapes are not those of the architecture; lists them,
       and says which architecture they look like.
   """
-  graphdef, state = nnx.split(_abstract(name, tensors))
+  graphdef, state = nnx.split(_abstract(name, num_classes(name, tensors)))
   flat = list(nnx.to_flat_state(state))
   problems = _problems(_torch_shapes(flat), tensors)
   if problems:
@@ -84,10 +84,7 @@ def architectures(tensors: Mapping[str, np.ndarray]) -> list[str]:
     name
     for name in models.MODELS
     if not name.endswith("-gmp")
-    and not _problems(
-      _torch_shapes(nnx.to_flat_state(nnx.state(_abstract(name, tensors)))),
-      tensors,
-    )
+    and not _problems(torch_shapes(name, num_classes(name, tensors)), tensors)
   ]
 
 
@@ -100,11 +97,20 @@ def num_classes(name: str, tensors: Mapping[str, np.ndarray]) -> int | None:
   return None if bias is None or bias.ndim != 1 else len(bias)
 
 
-def _abstract(name: str, tensors: Mapping[str, np.ndarray]) -> nnx.Module:
-  """Returns the model's shapes, of as many classes as the weights have."""
-  count = num_classes(name, tensors) or 1
+def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
+  """Returns PyTorch's shapes by key.
+
+  Args:
+    name: a key of `models.MODELS`.
+    count: K; None where it is not known, which fits no weights.
+  """
+  return _torch_shapes(nnx.to_flat_state(nnx.state(_abstract(name, count))))
+
+
+def _abstract(name: str, count: int | None) -> nnx.Module:
+  """Returns the model's shapes; nothing is drawn or allocated."""
   return nnx.eval_shape(
-    lambda key: models.create(name, count, key=key), models.init_key(0)
+    lambda key: models.create(name, count or 1, key=key), models.init_key(0)
   )
 
 

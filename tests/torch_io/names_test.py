@@ -11,10 +11,10 @@ from gc_jax import models
 from gc_jax.attribution import METHODS
 from gc_jax.torch_io import names
 from tests.torch_io import torch_models
-from tests.torch_io.conftest import HIDDEN
 
 NAMES = sorted(set(models.MODELS) - {"resnet8-small", "resnet8-small-gmp"})
 NUM_CLASSES = 5
+HIDDEN = 64  # as the fixture `small_perceptrons` makes ours
 
 
 def twin(name):

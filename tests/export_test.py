@@ -1,0 +1,189 @@
+"""python -m gc_jax.export: a run, its file, its card, and the proof."""
+
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import gc_jax
+from gc_jax import export, models, torch_io, trained
+from gc_jax.torch_io import card, compare, names
+from tests.torch_io import torch_models
+
+
+@pytest.fixture
+def command(capsys):
+  """Runs the command; returns its status, output and errors."""
+
+  def run(*args):
+    status = export.main([str(arg) for arg in args])
+    return status, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+  """Our PyTorch twins under torchvision's names, for a card to import."""
+  package = types.ModuleType("torchvision")
+  package.models = types.ModuleType("torchvision.models")
+  package.models.resnet = torch_models
+  for name in set(dir(torch_models)) & set(models.MODELS):
+    setattr(package.models, name, getattr(torch_models, name))
+  for module in (package, package.models):
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+  monkeypatch.setitem(
+    sys.modules, "torchvision.models.resnet", package.models.resnet
+  )
+
+
+def loaded_by(code, folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  scope = {}
+  exec(code, scope)
+  return scope["model"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
+  command, smoke_run, tmp_path, torchvision, monkeypatch, photographs, suffix
+):
+  out = tmp_path / f"model.{suffix}"
+  status, printed, errors = command(
+    f"--workdir={smoke_run}", f"--out={out}", "--verify"
+  )
+  assert status == 0, errors
+  found = re.findall(r"of (\S+) in PyTorch, over 8 images: (\S+)", printed)
+  assert [name for name, _ in found] == [
+    "logits",
+    "gradcam",
+    "gradcam_elementwise",
+  ]
+  assert all(float(value) < 1e-4 for _, value in found)
+  assert all(f"wrote {path}" in printed for path in tmp_path.iterdir())
+
+  text = (tmp_path / f"model.{suffix}.md").read_text()
+  assert "0. 0\n1. 1\n" in text and "global max pooling" in text
+  code = text.split("```python\n")[1].split("```")[0]
+  theirs = loaded_by(code, tmp_path, monkeypatch)
+  pixels = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
+  scope = {"torch": torch, "model": theirs, "pictures": torch.tensor(pixels)}
+  exec(text.split("```python\n")[2].split("```")[0], scope)
+  np.testing.assert_allclose(
+    scope["logits"].detach(),
+    gc_jax.predict(gc_jax.load(out), pixels.transpose(0, 2, 3, 1)),
+    rtol=1e-4,
+    atol=1e-4,  # float32 through nine layers
+  )
+  of_file, of_run = trained.load_model(out), trained.load_model(smoke_run)
+  assert of_file.class_names == of_run.class_names
+  assert (of_file.name, of_file.image_size) == (of_run.name, of_run.image_size)
+  ours, written = names.to_torch(of_run.model), names.to_torch(of_file.model)
+  assert all(np.array_equal(ours[key], written[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {"vgg16"}))
+def test_a_cards_code_makes_the_architecture(
+  name, tmp_path, torchvision, monkeypatch, small_weights
+):
+  code = card.loading_code("weights.safetensors", name, 3)
+  small_weights(name, tmp_path / "weights.safetensors")
+  theirs = loaded_by(code, tmp_path, monkeypatch)
+  assert not theirs.training
+  pools = [
+    module
+    for module in theirs.modules()
+    if isinstance(module, torch.nn.AdaptiveMaxPool2d)
+  ]
+  assert len(pools) == name.endswith("-gmp")
+
+
+@pytest.fixture
+def small_weights():
+  """Writes zeros of the architecture's shapes; an expand costs no memory."""
+
+  def write(name, path):
+    shapes = names.torch_shapes(name, 3)
+    zero = torch.zeros(())
+    safetensors.torch.save_file(
+      {
+        key: zero.expand(shape).contiguous()
+        if not key.endswith("tracked")
+        else torch.tensor(0)
+        for key, shape in shapes.items()
+      },
+      path,
+    )
+
+  return write
+
+
+def test_nothing_is_overwritten_unasked(command, smoke_run, tmp_path):
+  out = tmp_path / "model.safetensors"
+  out.write_bytes(b"mine")
+  flags = [f"--workdir={smoke_run}", f"--out={out}"]
+  status, _, errors = command(*flags)
+  assert status == 2
+  assert "exists, and nothing was written" in errors and "--overwrite" in errors
+  assert out.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [out]
+  assert command(*flags, "--overwrite")[0] == 0
+  assert torch_io.load_model(out)
+  card_path = tmp_path / "model.safetensors.md"
+  out.unlink()
+  status, _, errors = command(*flags)
+  assert status == 2 and str(card_path) in errors and not out.exists()
+
+
+def test_what_cannot_be_exported_says_why(
+  command, smoke_run, tmp_path, monkeypatch
+):
+  to = lambda name: f"--out={tmp_path / name}"
+  status, _, errors = command(f"--workdir={smoke_run}", to("model.onnx"))
+  assert status == 2 and "must end in .safetensors, .pth" in errors
+  status, _, errors = command(f"--workdir={tmp_path}", to("a.pth"))
+  assert status == 2 and "no config.json" in errors
+  monkeypatch.setitem(sys.modules, "torch", None)
+  status, _, errors = command(
+    f"--workdir={smoke_run}", to("a.safetensors"), "--verify"
+  )
+  assert status == 2 and "pip install torch==" in errors
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_file_is_found_out(command, smoke_run, tmp_path, monkeypatch):
+  right = names.to_torch
+
+  def swapped(model):
+    tensors = right(model)
+    mean = tensors["bn1.running_mean"]
+    return {**tensors, "bn1.running_mean": np.ascontiguousarray(mean[::-1])}
+
+  monkeypatch.setattr(names, "to_torch", swapped)
+  status, _, errors = command(
+    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
+  )
+  assert status == 2
+  assert (
+    "PyTorch must compute what" in errors and "in logits, gradcam" in errors
+  )
+
+
+@pytest.mark.parametrize(
+  "name", ["alexnet", "squeezenet1_1-gmp", "resnet18", "resnet50-gmp", "vgg16"]
+)
+def test_every_family_is_compared(name, tmp_path, small_perceptrons):
+  """The functional passes against our models; float32 roundings."""
+  model = models.create(name, 4, key=models.init_key(3))
+  path = tmp_path / "a.safetensors"
+  torch_io.save_model(path, model, torch_io.Metadata(name))
+  size = 64 if name != "alexnet" else 96
+  images = np.random.default_rng(0).integers(
+    0, 256, (2, size, size, 3), np.uint8
+  )
+  differences = compare.largest_differences(path, model, images)
+  assert set(differences) == {"logits", "gradcam", "gradcam_elementwise"}
+  assert max(differences.values()) < 1e-4
