@@ -46,7 +46,8 @@ def largest_differences(
   """
   torch = files.import_torch(f"To verify {path}")
   weights = {
-    key: torch.tensor(array) for key, array in files.read(path)[0].items()
+    key: torch.from_numpy(array.copy())  # what is read cannot be written to
+    for key, array in files.read(path)[0].items()
   }
   ours = _ours(model, images)
   theirs = _theirs(torch, model, weights, images, ours["logits"].argmax(-1))
