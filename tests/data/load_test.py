@@ -21,12 +21,12 @@ def test_an_unknown_data_set_is_answered_with_the_nearest(config_data):
   with pytest.raises(
     ValueError,
     match=r"Unknown --config.data.name='context_digit'. Known: context_digits, "
-    r"context_digits_multi. Did you mean 'context_digits'\?",
+    r"context_digits_multi, .*\. Did you mean 'context_digits'\?",
   ):
     data.load(config_data, "train")
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", ["context_digits", "context_digits_multi"])
 def test_an_unknown_split_is_answered_before_anything_is_prepared(
   config_data, name, tmp_path
 ):
