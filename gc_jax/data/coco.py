@@ -87,6 +87,7 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     )
 
   def sources(self) -> dict[str, int]:
+    """See the base class."""
     return files.sources(self.path, self.split)
 
   @functools.cached_property
@@ -102,9 +103,11 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     return annotated if self.split == "train" else images
 
   def num_examples(self) -> int:
+    """See the base class."""
     return len(self._images)
 
   def facts(self) -> dict[str, Any]:
+    """Returns the most classes that one image shows."""
     classes = [
       len({a["category_id"] for a in annotations})
       for annotations in self.annotations.of_image.values()
@@ -205,6 +208,14 @@ def encode_mask(mask: Bool[np.ndarray, "H W"]) -> bytes:
   return buffer.getvalue()
 
 
+class _Records(shards.Reordered):
+  """TFDS reads no labels as an empty list, which numpy takes for floats."""
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = super().__getitem__(index)
+    return {**record, "labels": np.asarray(record["labels"], np.int64)}
+
+
 def load(
   split: str, *, path: str | os.PathLike, data_dir: str | os.PathLike = ""
 ) -> Dataset:
@@ -250,7 +261,7 @@ def load(
     ]
   )
   return Dataset(
-    source=shards.Reordered(source, numbers),
+    source=_Records(source, numbers),
     class_names=tuple(builder.info.features["labels"].feature.names),
     multi_label=True,
     max_classes_per_image=facts["max_classes_per_image"],

@@ -168,7 +168,7 @@ def picture_reader(
   if absent:
     raise _damaged(
       where,
-      f"{len(absent):,} of the {len(wanted):,} pictures that {annotations.file} "
+      f"{len(absent):,} of {len(wanted):,} pictures that {annotations.file} "
       f"names are missing, such as {absent[0]}",
     )
 

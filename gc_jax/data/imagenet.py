@@ -85,9 +85,11 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     )
 
   def sources(self) -> dict[str, int]:
+    """See the base class."""
     return sources(self.path, self.split)
 
   def num_examples(self) -> int | None:
+    """Returns what the kit counts, or the whole of a thousand classes."""
     if self.split == "train":
       known = sum(self.synsets.num_train.values())
     else:

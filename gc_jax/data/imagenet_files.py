@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import pathlib
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -299,7 +300,7 @@ def validation_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
   with opened(path, "r:") as tar:
     members = [m for m in tar if m.isfile() and m.name.endswith(".JPEG")]
   members.sort(key=lambda member: member.name)
-  for a, b in zip(members, members[1:], strict=False):
+  for a, b in itertools.pairwise(members):
     if a.name == b.name:
       raise _damaged(path, f"{a.name} occurs twice")
   return members

@@ -241,6 +241,7 @@ class SkipDecodingOfMany(tfds.decode.SkipDecoding):
   """TFDS's own skips single values only, not those of a sequence."""
 
   def decode_batch_example_np(self, serialized_examples):
+    """Returns them as they are."""
     return serialized_examples
 
 

@@ -146,7 +146,8 @@ def xml(stem, size, objects):
 class Picture(NamedTuple):
   """What an ImageNet picture must come back as.
 
-  `boxes`: (class, (xmin ymin xmax ymax) in pixels from 0, exclusive, difficult).
+  `boxes`: (class, (xmin ymin xmax ymax) in pixels from 0, end exclusive,
+  difficult).
   """
 
   image: bytes
