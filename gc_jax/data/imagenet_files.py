@@ -193,7 +193,7 @@ def read_boxes(
     boxes take about 0.3 GB.
 
   Raises:
-    ValueError: if a file cannot be understood, or two have one name.
+    ValueError: if a file cannot be understood.
   """
   boxes: dict[str, list[Box]] = {}
   with opened(path) as tar:
@@ -202,7 +202,8 @@ def read_boxes(
       if not member.isfile() or ending != "xml":
         continue
       if stem in boxes:
-        raise _damaged(path, f"{stem}.xml occurs twice")
+        counts["annotations left out: second of a picture"] += 1
+        continue
       try:
         boxes[stem] = parse_boxes(tar.extractfile(member).read(), counts)
       except (ElementTree.ParseError, ValueError, TypeError) as error:
@@ -283,12 +284,18 @@ def _pictures(
   seen = set()
   for member in tar:
     name = member.name.rsplit("/", 1)[-1]
-    if not member.isfile() or name.startswith("."):
+    if not _is_picture(member):
       continue
     if name in seen:
       raise _damaged(path, f"{name} occurs twice")
     seen.add(name)
     yield name, tar.extractfile(member).read()
+
+
+def _is_picture(member: tarfile.TarInfo) -> bool:
+  """Leaves out folders, and what macOS adds to archives made there."""
+  name = member.name.rsplit("/", 1)[-1]
+  return member.isfile() and name.endswith(".JPEG") and name[0] != "."
 
 
 def validation_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
@@ -298,7 +305,7 @@ def validation_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
     ValueError: if the archive is damaged, or a name occurs twice.
   """
   with opened(path, "r:") as tar:
-    members = [m for m in tar if m.isfile() and m.name.endswith(".JPEG")]
+    members = [member for member in tar if _is_picture(member)]
   members.sort(key=lambda member: member.name)
   for a, b in itertools.pairwise(members):
     if a.name == b.name:

@@ -356,6 +356,18 @@ def test_a_picture_that_occurs_twice_is_named(folder, tmp_path):
   assert re.search(r"n\d+_5.JPEG occurs twice", refused(folder, tmp_path))
 
 
+def test_files_that_are_no_pictures_are_passed_over(
+  folder, built, tfds_dir, tmp_path
+):
+  path = folder / imagenet_files.VALIDATION
+  with tarfile.open(path, "a") as tar:
+    archives.add(tar, "._ILSVRC2012_val_00000003.JPEG", b"of macOS")
+    archives.add(tar, "readme.txt", b"text")
+  dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
+  whole = imagenet.load("validation", path="", data_dir=tfds_dir)
+  assert digest(dataset) == digest(whole)
+
+
 def test_ground_truth_must_fit_the_pictures(folder, tmp_path):
   archives.write_devkit(folder, [1] * 13)
   message = refused(folder, tmp_path, "validation")
@@ -477,10 +489,19 @@ def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
   assert message in refusal
 
 
-def test_an_annotation_that_occurs_twice_is_named(folder, tmp_path):
-  path = folder / imagenet_files.BOXES["validation"]
-  archives.write_boxes(path, 2 * [("val/x.xml", archives.xml("x", (9, 9), []))])
-  assert "x.xml occurs twice" in refused(folder, tmp_path, "validation")
+def test_of_two_annotations_of_a_picture_the_first_counts(
+  folder, tmp_path, capsys
+):
+  name, size = "val/ILSVRC2012_val_00000001.xml", (9, 9)
+  corners = ((1, 1, 9, 9), (2, 2, 3, 3))
+  entries = [
+    (name, archives.xml("x", size, [("n01440764", c, 0)])) for c in corners
+  ]
+  archives.write_boxes(folder / imagenet_files.BOXES["validation"], entries)
+  dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
+  assert "1 annotations left out: second of a" in capsys.readouterr().err
+  (box,) = dataset.source[0]["objects"]["bbox"]
+  assert box.tolist() == [0, 0, 1, 1]
 
 
 class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
