@@ -48,6 +48,7 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
     "loss.classification_weight",
     "loss.consistency_weight",
     "loss.target_draw",
+    "compose.mode",
   )
 
   def values(recipe, variant):
@@ -61,17 +62,19 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
     *steps[imagenet],
     25,
     "category",
+    "packed",
   )
   assert values(imagenet, "resnet50-gmp")[:1] == ("resnet50-gmp",)
-  assert values(imagenet, "resnet50-gmp")[-2] == 0
+  assert values(imagenet, "resnet50-gmp")[-3] == 0
   assert values(imagenet, "alexnet-ce")[3] == 0.01
   assert values(coco, "resnet18-gmp_gc") == (
     "resnet18-gmp",
     *steps[coco],
     1,
     "instance",
+    "independent",
   )
-  assert values(coco, "resnet18-ce")[-2] == 0
+  assert values(coco, "resnet18-ce")[-3] == 0
   default = [recipe.get_config() for recipe in (imagenet, coco)]
   assert [c.model.name for c in default] == 2 * ["resnet18"]
   assert [c.data.name for c in default] == ["imagenet", "coco"]

@@ -62,6 +62,23 @@ def test_every_field_of_the_config_reaches_the_builder(
   assert seen == [("validation", expected)]
 
 
+@pytest.mark.parametrize(
+  ("name", "files"),
+  [("imagenet", "ILSVRC2012_img_train.tar"), ("coco", "train2014.zip")],
+)
+def test_sets_that_are_not_downloaded_say_what_they_need(
+  config_data, name, files, tmp_path
+):
+  config_data.name, config_data.path = name, str(tmp_path / "nowhere")
+  with pytest.raises(
+    ValueError, match=rf"data.path='.*nowhere' must .*{files}"
+  ):
+    data.load(config_data, "train")
+  with pytest.raises(ValueError, match=r"Known: train, validation\.$"):
+    data.load(config_data, "tset")
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_dataset_knows_its_classes_and_how_many_an_image_shows(load_small):
   single, multi = (load_small("train", multi_label=m) for m in (False, True))
   assert single.class_names == multi.class_names == tuple("0123456789")
