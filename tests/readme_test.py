@@ -70,7 +70,7 @@ def test_the_multi_label_recipe_runs(tmp_path, compilation_cache):
 @pytest.mark.parametrize(
   ("recipe", "model", "metric"),
   [
-    ("imagenet.py:resnet18-gc", "resnet8-small", "val/top5"),
+    ("imagenet.py:resnet50-ce", "resnet8-small", "val/top5"),
     ("coco.py:resnet50-gmp_gc", "resnet8-small-gmp", "val/f1_overall"),
   ],
 )

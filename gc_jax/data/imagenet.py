@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gc_jax.data import imagenet_boxes, shards
 from gc_jax.data import imagenet_files as files
-from gc_jax.data import shards
 from gc_jax.data.dataset import Dataset, unknown_name_message
 
 SPLITS = ("train", "validation")
@@ -106,10 +106,10 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       return {"train": self._train_shards(boxes)}
     return {"validation": self._validation_shards(boxes)}
 
-  def _read_boxes(self) -> dict[str, list[files.Box]]:
-    path = self.path / files.BOXES[self.split]
+  def _read_boxes(self) -> dict[str, list[imagenet_boxes.Box]]:
+    path = self.path / imagenet_boxes.ARCHIVES[self.split]
     if path.exists():
-      return files.read_boxes(path, self.archive_counts)
+      return imagenet_boxes.read_boxes(path, self.archive_counts)
     print(
       f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
       "explanations cannot be scored on it",
@@ -160,7 +160,9 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       for start in range(0, len(members), size)
     ]
 
-  def _true_wnid(self, name: str, boxes: Mapping[str, list[files.Box]]) -> str:
+  def _true_wnid(
+    self, name: str, boxes: Mapping[str, list[imagenet_boxes.Box]]
+  ) -> str:
     """Returns the class of a validation picture.
 
     Without the kit it is that of the first box: every picture has one.
@@ -178,8 +180,8 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     if not first or first[0].wnid not in self.synsets.wnids:
       raise ValueError(
         f"The class of {name} must be known: {files.DEVKIT} tells it, or "
-        f"{files.BOXES['validation']}; add the first to --config.data.path="
-        f"{str(self.path)!r}."
+        f"{imagenet_boxes.ARCHIVES['validation']}; add the first to "
+        f"--config.data.path={str(self.path)!r}."
       )
     return first[0].wnid
 
@@ -235,7 +237,7 @@ def sources(path: pathlib.Path, split: str) -> dict[str, int]:
   """Returns name and size of the archives of a split that are in a folder."""
   names = (
     files.TRAIN if split == "train" else files.VALIDATION,
-    files.BOXES[split],
+    imagenet_boxes.ARCHIVES[split],
     files.DEVKIT,
     *files.SYNSET_LISTS,
   )

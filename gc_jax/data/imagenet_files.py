@@ -9,16 +9,11 @@ import pathlib
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
-from xml.etree import ElementTree
 
 TRAIN = "ILSVRC2012_img_train.tar"
 VALIDATION = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SYNSET_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt")
-BOXES = {
-  "train": "ILSVRC2012_bbox_train_v2.tar.gz",
-  "validation": "ILSVRC2012_bbox_val_v3.tgz",
-}
 # Of the whole data. Fewer classes are a subset of somebody's; all classes with
 # fewer images are a damaged copy.
 NUM_CLASSES = 1_000
@@ -76,10 +71,11 @@ def opened(path: pathlib.Path, mode: str = "r") -> Iterator[tarfile.TarFile]:
   except (tarfile.TarError, EOFError, OSError) as error:
     if isinstance(error, OSError) and error.errno:
       raise  # the disk's trouble, not the archive's
-    raise _damaged(path, f"reading it ends with: {error}") from error
+    raise damaged(path, f"reading it ends with: {error}") from error
 
 
-def _damaged(path: pathlib.Path, what: str) -> ValueError:
+def damaged(path: pathlib.Path, what: str) -> ValueError:
+  """Returns an error that names an archive, and what is wrong with it."""
   return ValueError(
     f"{path} must be the whole official archive and is damaged or cut short: "
     f"{what}. Fetch it again. {_WHERE}"
@@ -112,7 +108,7 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
         files[name] = tar.extractfile(member).read()
   for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
     if name not in files:
-      raise _damaged(path, f"it has no data/{name}")
+      raise damaged(path, f"it has no data/{name}")
   table = scipy.io.loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)
   # Inner nodes of WordNet stand behind the classes; they have children.
   rows = [row for row in table["synsets"] if not row["num_children"]]
@@ -120,7 +116,7 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
   truth = files["ILSVRC2012_validation_ground_truth.txt"].split()
   unknown = {int(number) for number in truth} - wnid_of.keys()
   if unknown:
-    raise _damaged(path, f"no class has ILSVRC2012_ID {min(unknown)}")
+    raise damaged(path, f"no class has ILSVRC2012_ID {min(unknown)}")
   return _synsets(
     {str(row["WNID"]): str(row["words"]) for row in rows},
     {str(row["WNID"]): int(row["num_train_images"]) for row in rows},
@@ -170,86 +166,6 @@ def readable_names(
   )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Box:
-  """An annotated object: ymin xmin ymax xmax in 0..1 of the picture."""
-
-  wnid: str
-  bbox: tuple[float, float, float, float]
-  difficult: bool
-
-
-def read_boxes(
-  path: pathlib.Path, counts: collections.Counter[str]
-) -> dict[str, list[Box]]:
-  """Reads an archive of VOC XML, one file for each picture.
-
-  Args:
-    path: the archive; how its folders are called does not matter.
-    counts: of boxes clipped or left out; added to.
-
-  Returns:
-    Stem of the picture ("ILSVRC2012_val_00000001") to its objects. Training
-    boxes take about 0.3 GB.
-
-  Raises:
-    ValueError: if a file cannot be understood.
-  """
-  boxes: dict[str, list[Box]] = {}
-  with opened(path) as tar:
-    for member in tar:
-      stem, _, ending = member.name.rsplit("/", 1)[-1].rpartition(".")
-      if not member.isfile() or ending != "xml":
-        continue
-      if stem in boxes:
-        counts["annotations left out: second of a picture"] += 1
-        continue
-      try:
-        boxes[stem] = parse_boxes(tar.extractfile(member).read(), counts)
-      except (ElementTree.ParseError, ValueError, TypeError) as error:
-        raise _damaged(path, f"{member.name}: {error}") from error
-      tar.members = []  # tarfile remembers every member otherwise
-  return boxes
-
-
-def parse_boxes(xml: bytes, counts: collections.Counter[str]) -> list[Box]:
-  """Returns the objects of one file.
-
-  Corners are pixels counted from 1, both inclusive: pixels min - 1 up to, not
-  with, max. Some were drawn counting from 0, so that a 0 is no error. They
-  relate to the size that the file tells, which need not be the picture's.
-  """
-  root = ElementTree.fromstring(xml)
-  width = float(root.findtext("size/width"))
-  height = float(root.findtext("size/height"))
-  if min(width, height) <= 0:
-    raise ValueError(f"size must be positive, and is {width:g}x{height:g}")
-  boxes = []
-  for node in root.findall("object"):
-    xmin, ymin, xmax, ymax = (
-      float(node.findtext(f"bndbox/{corner}"))
-      for corner in ("xmin", "ymin", "xmax", "ymax")
-    )
-    if xmin > xmax or ymin > ymax:
-      counts["boxes left out: inverted"] += 1
-      continue
-    left, right = max(xmin - 1, 0), min(xmax, width)
-    top, bottom = max(ymin - 1, 0), min(ymax, height)
-    if left >= right or top >= bottom:
-      counts["boxes left out: outside the picture"] += 1
-      continue
-    if min(xmin, ymin) < 0 or xmax > width or ymax > height:
-      counts["boxes clipped to the picture"] += 1
-    boxes.append(
-      Box(
-        wnid=node.findtext("name").strip(),
-        bbox=(top / height, left / width, bottom / height, right / width),
-        difficult=(node.findtext("difficult") or "0").strip() == "1",
-      )
-    )
-  return boxes
-
-
 def class_archives(path: pathlib.Path) -> dict[str, tarfile.TarInfo]:
   """Returns where in the training archive each class's archive is.
 
@@ -263,7 +179,7 @@ def class_archives(path: pathlib.Path) -> dict[str, tarfile.TarInfo]:
         continue
       wnid = member.name.rsplit("/", 1)[-1].removesuffix(".tar")
       if wnid in found:
-        raise _damaged(path, f"{wnid}.tar occurs twice")
+        raise damaged(path, f"{wnid}.tar occurs twice")
       found[wnid] = member
   return found
 
@@ -287,7 +203,7 @@ def _pictures(
     if not _is_picture(member):
       continue
     if name in seen:
-      raise _damaged(path, f"{name} occurs twice")
+      raise damaged(path, f"{name} occurs twice")
     seen.add(name)
     yield name, tar.extractfile(member).read()
 
@@ -309,7 +225,7 @@ def validation_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
   members.sort(key=lambda member: member.name)
   for a, b in itertools.pairwise(members):
     if a.name == b.name:
-      raise _damaged(path, f"{a.name} occurs twice")
+      raise damaged(path, f"{a.name} occurs twice")
   return members
 
 
@@ -330,6 +246,4 @@ def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
     ValueError: names it and both numbers.
   """
   if found != wanted:
-    raise _damaged(
-      path, f"{what} must have {wanted:,} images and has {found:,}"
-    )
+    raise damaged(path, f"{what} must have {wanted:,} images and has {found:,}")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gc_jax.data import imagenet_boxes, shards
 from gc_jax.data import imagenet_files as files
-from gc_jax.data import shards
 from gc_jax.data.dataset import Dataset
 
 _INFO = "dataset_info.json"
@@ -82,8 +82,8 @@ def load(split: str, *, prepared: pathlib.Path, path: pathlib.Path) -> Dataset:
   )
 
 
-def _boxes(path: pathlib.Path) -> dict[str, list[files.Box]]:
-  archive = path / files.BOXES["validation"]
+def _boxes(path: pathlib.Path) -> dict[str, list[imagenet_boxes.Box]]:
+  archive = path / imagenet_boxes.ARCHIVES["validation"]
   if not archive.exists():
     print(
       f"No {archive.name} in {path}: explanations cannot be scored",
@@ -91,7 +91,7 @@ def _boxes(path: pathlib.Path) -> dict[str, list[files.Box]]:
     )
     return {}
   counts: collections.Counter[str] = collections.Counter()
-  boxes = files.read_boxes(archive, counts)
+  boxes = imagenet_boxes.read_boxes(archive, counts)
   odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
   print(f"Read the boxes of {len(boxes):,} pictures{odd}", file=sys.stderr)
   return boxes
@@ -112,7 +112,7 @@ class _WithBoxes:
   def __init__(
     self,
     source: Any,
-    boxes: Mapping[str, list[files.Box]],
+    boxes: Mapping[str, list[imagenet_boxes.Box]],
     wnids: tuple[str, ...],
   ):
     self._source = source

@@ -170,8 +170,9 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
     **builder.facts(),
   }
   (parts / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-  shutil.rmtree(parts / "finished")
   parts.rename(final)
+  # Not before: without its notes a finished part would be written again.
+  shutil.rmtree(final / "finished")
   odd = "".join(f"; {n:,} {what}" for what, n in facts["counts"].items())
   _say(
     f"Prepared {sum(lengths):,} images of {builder.name}/{split} in {final}: "

@@ -19,7 +19,13 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from gc_jax.data import imagenet, imagenet_files, imagenet_tfds, pipeline
+from gc_jax.data import (
+  imagenet,
+  imagenet_boxes,
+  imagenet_files,
+  imagenet_tfds,
+  pipeline,
+)
 from tests.data import archives
 
 
@@ -306,8 +312,8 @@ def test_a_missing_archive_is_named_with_where_to_get_it(
     ("train", imagenet_files.TRAIN, 0.0),
     ("validation", imagenet_files.VALIDATION, 0.7),
     ("train", imagenet_files.DEVKIT, 0.5),
-    ("validation", imagenet_files.BOXES["validation"], 0.5),
-    ("train", imagenet_files.BOXES["train"], 0.9),
+    ("validation", imagenet_boxes.ARCHIVES["validation"], 0.5),
+    ("train", imagenet_boxes.ARCHIVES["train"], 0.9),
   ],
 )
 def test_a_truncated_archive_is_named(folder, tmp_path, split, name, share):
@@ -425,7 +431,7 @@ def test_a_thousand_classes_must_be_as_many_pictures_as_official(
 def parse(*corners, size=(100, 50), wnid="n01440764"):
   counts = collections.Counter()
   data = archives.xml("x", size, [(wnid, c, 0) for c in corners])
-  boxes = imagenet_files.parse_boxes(data, counts)
+  boxes = imagenet_boxes.parse_boxes(data, counts)
   pixels = [np.array(b.bbox) * [50, 100, 50, 100] for b in boxes]
   return np.array(pixels).round(6).tolist(), counts
 
@@ -457,7 +463,7 @@ def test_what_was_odd_is_told_once(folder, built, tmp_path, capsys):
     ("n00015388", (1, 1, 20, 20), 0),
   ]
   archives.write_boxes(
-    folder / imagenet_files.BOXES["validation"],
+    folder / imagenet_boxes.ARCHIVES["validation"],
     [(f"val/{name}.xml", archives.xml(name, size, said))],
   )
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
@@ -482,7 +488,7 @@ def test_what_was_odd_is_told_once(folder, built, tmp_path, capsys):
   ],
 )
 def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
-  path = folder / imagenet_files.BOXES["validation"]
+  path = folder / imagenet_boxes.ARCHIVES["validation"]
   archives.write_boxes(path, [("val/x.xml", data)])
   refusal = refused(folder, tmp_path, "validation")
   assert path.name in refusal
@@ -497,7 +503,7 @@ def test_of_two_annotations_of_a_picture_the_first_counts(
   entries = [
     (name, archives.xml("x", size, [("n01440764", c, 0)])) for c in corners
   ]
-  archives.write_boxes(folder / imagenet_files.BOXES["validation"], entries)
+  archives.write_boxes(folder / imagenet_boxes.ARCHIVES["validation"], entries)
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
   assert "1 annotations left out: second of a" in capsys.readouterr().err
   (box,) = dataset.source[0]["objects"]["bbox"]
@@ -566,7 +572,7 @@ def test_what_tfds_prepared_is_joined_with_the_boxes(prepared, built, tmp_path):
 
 
 def test_without_boxes_or_kit_it_still_classifies(prepared, tmp_path, capsys):
-  (prepared / imagenet_files.BOXES["validation"]).unlink()
+  (prepared / imagenet_boxes.ARCHIVES["validation"]).unlink()
   (prepared / imagenet_files.DEVKIT).unlink()
   dataset = imagenet.load("validation", path=prepared, data_dir=tmp_path)
   assert dataset.class_names == archives.CLASSES

@@ -90,6 +90,28 @@ def test_a_run_that_breaks_keeps_its_finished_shards(final, capsys):
   assert shards.read_facts(final, {})["counts"] == {"even numbers": 5}
 
 
+def test_a_run_that_ends_just_before_the_end_keeps_all_shards(
+  final, monkeypatch
+):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(Numbers, "facts", stop)
+    prepare(final)
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    rename = type(final).rename
+    patch.setattr(
+      type(final),
+      "rename",
+      lambda self, to: stop() if to == final else rename(self, to),
+    )
+    prepare(final)
+  assert prepare(final) == []
+  assert read(final) == list(range(9))
+  assert not (final / "finished").exists()
+
+
 def test_a_shard_that_lost_bytes_after_all_is_written_again(final):
   with pytest.raises(ValueError, match="breaks off"):
     prepare(final, breaks=True)
