@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data = ml_collections.ConfigDict()
   c.data.name = "context_digits"  # a key of gc_jax.data.DATASETS
   c.data.dir = ""  # TFDS directory; "" = TFDS's own default
+  c.data.path = ""  # folder: the pictures; imagenet, coco: the official files
   c.data.image_size = 64  # pixels, square
   c.data.background_frac = 0.5  # context digits: how often the background is
   #   the photograph that belongs to the class, the rest uniform over all

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from configs import base, quickstart, quickstart_multi
+from configs import base, coco, imagenet, quickstart, quickstart_multi
 from gc_jax import config as configs
 
 
@@ -22,6 +22,59 @@ def make(**overrides):
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   configs.validate(recipe.get_config(variant + smoke), num_devices=1)
+
+
+@pytest.mark.parametrize("recipe", [imagenet, coco])
+@pytest.mark.parametrize("variant", imagenet.VARIANTS)
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
+def test_every_variant_of_the_papers_recipes_is_valid(recipe, variant, smoke):
+  config = recipe.get_config(variant + smoke)
+  configs.validate(config, num_devices=1)
+  configs.validate(config, num_devices=4)
+
+
+def test_recipes_of_the_paper_have_the_values_of_the_release():
+  names = (
+    "model.name",
+    "num_epochs",
+    "batch_size",
+    "optim.lr_per_256",
+    "optim.momentum",
+    "optim.weight_decay",
+    "optim.step_epochs",
+    "loss.classification_weight",
+    "loss.consistency_weight",
+    "loss.target_draw",
+    "compose.mode",
+  )
+
+  def values(recipe, variant):
+    flat = configs.flatten(recipe.get_config(variant).to_dict())
+    return tuple(flat[name] for name in names)
+
+  steps = {imagenet: (90, 256, 0.1, 0.9, 1e-4, (30, 60), 1)}
+  steps[coco] = (36, 256, 0.01, 0.9, 5e-4, (24, 30), 80)
+  assert values(imagenet, "resnet18-gc") == (
+    "resnet18",
+    *steps[imagenet],
+    25,
+    "category",
+    "packed",
+  )
+  assert values(imagenet, "resnet50-gmp")[:1] == ("resnet50-gmp",)
+  assert values(imagenet, "resnet50-gmp")[-3] == 0
+  assert values(imagenet, "alexnet-ce")[3] == 0.01
+  assert values(coco, "resnet18-gmp_gc") == (
+    "resnet18-gmp",
+    *steps[coco],
+    1,
+    "instance",
+    "independent",
+  )
+  assert values(coco, "resnet18-ce")[-3] == 0
+  default = [recipe.get_config() for recipe in (imagenet, coco)]
+  assert [c.model.name for c in default] == 2 * ["resnet18"]
+  assert [c.data.name for c in default] == ["imagenet", "coco"]
 
 
 def test_variants_are_the_four_rows_of_the_papers_tables():

