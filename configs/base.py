@@ -11,6 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0  # model, data order, augmentation and composites follow from it
   c.num_epochs = 10.0
   c.batch_size = 128  # images over all devices
+  c.init_from = ""  # weights to start from: a run's folder, a .safetensors or
+  #   .pth of the same architecture; a head of another size starts anew
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
 
   c.data = ml_collections.ConfigDict()

@@ -195,6 +195,11 @@ class Variables:
   meta: dict[str, Any]
 
 
+def has_checkpoint(workdir: Path) -> bool:
+  """Returns whether a run has saved anything to go on from."""
+  return bool(_steps_in(workdir / FOLDER))
+
+
 def read_variables(workdir: Path) -> Variables:
   """Reads the last readable checkpoint of a run, and changes nothing there.
 

@@ -58,6 +58,39 @@ def create(
   return graphdef, jax.jit(init, out_shardings=sharding)(key)
 
 
+def started_from(
+  state: TrainState, model: nnx.Module
+) -> tuple[TrainState, list[str]]:
+  """Returns a fresh state with a model's variables, where shapes agree.
+
+  Args:
+    state: of step 0.
+    model: the same architecture; its head may be of another size.
+
+  Returns:
+    The state, and the names of the variables that stayed as initialised.
+  """
+  given = dict(nnx.to_flat_state(nnx.state(model)))
+  kept = []
+
+  def start(variables: nnx.State) -> nnx.State:
+    flat = []
+    for path, own in nnx.to_flat_state(variables):
+      value = own[...]
+      if given[path].shape == value.shape:
+        # A copy: the step gives its buffers away.
+        value = jax.device_put(jnp.copy(given[path][...]), value.sharding)
+      else:
+        kept.append(".".join(map(str, path)))
+      flat.append((path, own.replace(value)))
+    return nnx.from_flat_state(flat)
+
+  state = state.replace(
+    params=start(state.params), batch_stats=start(state.batch_stats)
+  )
+  return state, kept
+
+
 def num_params(state: TrainState) -> int:
   """Returns the number of trainable scalars."""
   return sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -17,8 +17,8 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from gc_jax import checkpoint, data, models, optim, parallel, trained
 from gc_jax import config as configs
-from gc_jax import data, models, optim, parallel
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.checkpoint import Checkpoints
@@ -59,6 +59,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   configs.check_same_run(config, workdir)
   train_set = data.load(config.data, config.data.train_split)
   configs.validate_data(config, train_set.class_names, len(train_set.source))
+  initial = None
+  if config.init_from and not checkpoint.has_checkpoint(workdir):
+    initial = trained.initial_model(config.init_from, config.model.name)
   _open_workdir(config, workdir)
   _logger.info("%s. Writing to %s", parallel.describe(), workdir)
 
@@ -79,6 +82,16 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       parallel.replicated(mesh),
       models.init_key(config.seed),
     )
+    if initial is not None:
+      state, anew = states.started_from(state, initial)
+      _logger.info(
+        "Starting from %s%s",
+        config.init_from,
+        f"; of another size, so initialised anew: {', '.join(anew)}"
+        if anew
+        else "",
+      )
+      del initial  # a second copy of every weight
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
     evaluation = Evaluation(config, graphdef, mesh)

@@ -80,6 +80,33 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
   )
 
 
+def initial_model(path: str | Path, name: str) -> nnx.Module:
+  """Returns weights to start training from, with a head of any size.
+
+  The pooling may be another than theirs: an average-pooled model may go on
+  under the maximum.
+
+  Args:
+    path: a run's workdir, or a PyTorch checkpoint.
+    name: the architecture that is to start from them, a key of `MODELS`.
+
+  Raises:
+    ValueError: there are no such weights, or they are of another architecture.
+    gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
+  """
+  path = Path(path)
+  if not path.is_dir():
+    tensors, _ = torch_io.read(path)
+    return torch_io.names.from_torch(name, tensors, str(path))
+  loaded = _load_run(path, None)
+  if loaded.name.removesuffix("-gmp") != name.removesuffix("-gmp"):
+    raise ValueError(
+      f"--config.init_from={path} must be a run of --config.model.name={name}; "
+      f"it trained {loaded.name!r}. Name that model, or another run."
+    )
+  return loaded.model
+
+
 def _load_run(workdir: Path, arch: str | None) -> LoadedModel:
   config = configs.read(workdir)
   try:

@@ -37,6 +37,8 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
+# The devices are made now: tests of subprocesses change the environment.
+jax.devices()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A cache could answer for the code of another day.
 jax.config.update("jax_enable_compilation_cache", False)

@@ -80,3 +80,31 @@ def test_the_model_is_a_function_of_the_key(created, sharding):
   _, other = states.create(make_net, optax.sgd(0.1), sharding, init_key(4))
   kernel = lambda state: np.asarray(state.params["conv"]["kernel"][...])
   assert (kernel(other) != kernel(state)).all()
+
+
+def test_a_state_starts_from_a_models_variables_but_for_another_head(sharding):
+  tx = optax.sgd(0.1, momentum=0.9)
+  _, state = states.create(make_net, tx, sharding, init_key(3))
+  other = make_net(init_key(4))
+  other.norm.mean[...] = jnp.array([2.0, 3.0])
+  started, anew = states.started_from(state, other)
+  assert anew == [] and started.step == 0
+  given = jax.tree.leaves(nnx.state(other, nnx.Param))
+  for ours, theirs in zip(jax.tree.leaves(started.params), given, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.sharding.is_equivalent_to(sharding, ours.ndim)
+    assert ours is not theirs  # a step may give ours away
+  np.testing.assert_array_equal(
+    started.batch_stats["norm"]["mean"][...], [2, 3]
+  )
+
+  other.fc = layers.linear(2, 5, rngs=nnx.Rngs(init_key(5)))
+  started, anew = states.started_from(state, other)
+  assert anew == ["fc.bias", "fc.kernel"]
+  for name in ("bias", "kernel"):
+    np.testing.assert_array_equal(
+      started.params["fc"][name][...], state.params["fc"][name][...]
+    )
+  np.testing.assert_array_equal(
+    started.params["conv"]["kernel"][...], other.conv.kernel[...]
+  )

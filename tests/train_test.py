@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from configs import quickstart
-from gc_jax import train
+from gc_jax import models, torch_io, train
 from gc_jax.checkpoint import FOLDER, Checkpoints, read_variables
 from gc_jax.report.metrics_writer import read_metrics
 from gc_jax.state import TrainState
@@ -103,6 +103,33 @@ def test_a_run_leaves_what_the_contract_says(finished):
     "val/top1",
   } <= logged
   assert lines[-1]["step"] == 8
+
+
+def test_a_run_starts_from_weights_with_a_head_of_its_own(tmp_path):
+  path = tmp_path / "given.safetensors"
+  name = "resnet8-small-gmp"
+  given = models.create(name, 7)
+  torch_io.save_model(path, given, torch_io.Metadata(name))
+  flags = [
+    f"--config.init_from={path}",
+    "--config.optim.lr_per_256=1e-6",
+    "--config.num_epochs=0.5",
+  ]
+  done = run(tmp_path / "run", *flags)
+  said = f"Starting from {path}; of another size, so initialised anew: fc.bias"
+  assert said in done.stderr
+  learned = read_variables(tmp_path / "run").arrays
+  np.testing.assert_allclose(
+    learned["params.conv1.kernel.value"], given.conv1.kernel[...], atol=1e-5
+  )
+  assert learned["params.fc.kernel.value"].shape == (64, 10)
+
+  # Going on from the checkpoint asks for the file no more.
+  path.unlink()
+  run(tmp_path / "run", *flags)
+  done = run(tmp_path / "other", *flags, check=False)
+  assert done.returncode != 0 and "there is none" in done.stderr
+  assert not (tmp_path / "other").exists()
 
 
 def test_a_checkpoint_knows_its_classes(finished):

@@ -196,3 +196,26 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     ValueError, match=r"ends in \.safetensors, .*onnx is neither"
   ):
     gc_jax.load(tmp_path / "model.onnx", "resnet18")
+
+
+def test_a_run_starts_from_another_of_its_architecture(smoke_run):
+  start = trained.initial_model(smoke_run, "resnet8-small")  # other pooling
+  ours, theirs = (
+    torch_io.names.to_torch(model) for model in (start, gc_jax.load(smoke_run))
+  )
+  assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+  with pytest.raises(
+    ValueError,
+    match=r"init_from=.* a run of --config\.model\.name=resnet18; it",
+  ):
+    trained.initial_model(smoke_run, "resnet18")
+
+
+def test_a_run_starts_from_a_file_whatever_pooling_it_says(tmp_path):
+  path = tmp_path / "a.safetensors"
+  model = models.create("resnet8-small", 3)
+  torch_io.save_model(path, model, torch_io.Metadata("resnet8-small"))
+  start = trained.initial_model(path, "resnet8-small-gmp")
+  assert start.pooling == "max" and start.fc.kernel.shape == (64, 3)
+  with pytest.raises(ValueError, match="They look like resnet8-small"):
+    trained.initial_model(path, "squeezenet1_1")

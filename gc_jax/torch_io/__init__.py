@@ -8,6 +8,7 @@ from gc_jax.torch_io.files import (
   check_suffix,
   import_torch,
   load_model,
+  read,
   save_model,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
   "import_torch",
   "load_model",
   "names",
+  "read",
   "save_model",
 ]
