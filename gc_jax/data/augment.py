@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
 
 from gc_jax.data import decode, geometry

@@ -61,8 +61,9 @@ def object_masks(
   masks = objects.get("mask")
   found = []
   for i, label in enumerate(objects["label"]):
-    if masks is not None and len(masks[i]):
-      mask = decode.whole(decode.read_header(masks[i])).convert("L")
+    encoded = b"" if masks is None else masks[i]
+    if len(encoded):
+      mask = decode.whole(decode.read_header(encoded)).convert("L")
     else:
       mask = _filled_box(objects["bbox"][i], *header.stored_size)
     if mask.size != header.stored_size:

@@ -42,6 +42,7 @@ class TrainingExample:
   target_draw: str
 
   def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
+    """Returns the entries, all of the same shapes for every example."""
     labels, image, skipped = self._picture(position, index)
     example = {
       "image": image,
