@@ -2,8 +2,8 @@
 
 Two ways lead to pixels. `whole` is Pillow's, exact, for evaluation. `crop`
 decodes a JPEG at the smallest scale that suffices (simplejpeg) and resizes it
-without a filter (OpenCV): twice as fast, and within a grey level on average,
-for training.
+with a small filter (OpenCV): twice as fast, and half a grey level off on
+average (500x375 to 224), for training.
 
 What is not RGB of 8 bits: grey is repeated, 16 bits are scaled to 8, CMYK is
 read as Adobe writes it, transparent pixels are put on white, an animation is
@@ -13,6 +13,7 @@ are in the stored frame, and are turned along (`turned`).
 
 import dataclasses
 import io
+import math
 import warnings
 
 import cv2
@@ -30,6 +31,9 @@ MAX_PIXELS = 180_000_000
 # larger than it will be, no pixel differs by more than one level (measured;
 # at 4 times they differ by up to 4, at 2 times by 15).
 EXACT_REDUCTION = 8
+
+# Blurring below this takes a twelfth of the time and mends next to nothing.
+_ALIASING = 1.4
 
 _JPEG_SCALES = (8, 4, 2)  # those that simplejpeg decodes faster than whole
 
@@ -151,14 +155,34 @@ def crop(
     stored = [-(-side // scale) for side in header.stored_size]
     header.image.draft(None, tuple(stored))
     pixels = np.asarray(turned(_rgb(_loaded(header.image)), header.turn))
-  # Rounding a corner to whole pixels of the scaled picture moves it by less
-  # than one pixel of the result.
-  scales = pixels.shape[1] / header.size[0], pixels.shape[0] / header.size[1]
-  x0, x1 = int(left * scales[0]), int(np.ceil((left + width) * scales[0]))
-  y0, y1 = int(top * scales[1]), int(np.ceil((top + height) * scales[1]))
-  return cv2.resize(
-    pixels[y0:y1, x0:x1], (size_px, size_px), interpolation=cv2.INTER_LINEAR
-  )
+  # Whole pixels of the scaled picture: a corner moves outwards by less than
+  # one pixel of the result.
+  scale = round(header.size[0] / pixels.shape[1])
+  x0, x1 = left // scale, -(-(left + width) // scale)
+  y0, y1 = top // scale, -(-(top + height) // scale)
+  return _resize(pixels[y0:y1, x0:x1], size_px)
+
+
+def _resize(pixels: np.ndarray, size_px: int) -> np.ndarray:
+  """Returns a square: bilinear, blurred first where that would alias.
+
+  An exact filter for shrinking s times is a triangle s pixels to either side;
+  interpolation alone is one of 1. Three taps [a, 1 - 2a, a] before it, with
+  a = (s^2 - 1) / 12, give the two together the same variance, up to s = 2.
+  """
+  shrinks = [side / size_px for side in pixels.shape[:2]]
+  if max(shrinks) > _ALIASING:
+    sigma_y, sigma_x = (_sigma(shrink) for shrink in shrinks)
+    pixels = cv2.GaussianBlur(
+      pixels, (3, 3), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
+    )
+  return cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+
+
+def _sigma(shrink: float) -> float:
+  """Returns the width of a Gaussian with the taps that `_resize` says."""
+  outer = max(1e-4, (min(shrink, 2.0) ** 2 - 1) / 12)
+  return math.sqrt(0.5 / math.log((1 - 2 * outer) / outer))
 
 
 def turned(
