@@ -66,7 +66,7 @@ class ClassIndex:
     """
     categories = self._present[self._present != target]
     while len(categories):
-      category = generator.choice(categories)
+      category = int(generator.choice(categories))
       begin, end = self._starts[category], self._starts[category + 1]
       # Most tries are good ones; looking at all of a class takes long.
       tries = self._pairs[generator.integers(begin, end, _REJECTIONS)]
@@ -77,7 +77,7 @@ class ClassIndex:
         good = good[~self.holds(good, target)]
         generator.shuffle(good)
       if len(good):
-        return int(category), int(good[0])
+        return category, int(good[0])
       categories = categories[categories != category]
     return None
 
