@@ -66,6 +66,12 @@ class Augmentation:
   crop_padding_px: int = 0
   flip: bool = False
 
+  def __post_init__(self):
+    if self.crop not in ("center", "random_resized"):
+      raise ValueError(
+        f"crop={self.crop!r} must be 'center' or 'random_resized'"
+      )
+
   def __call__(
     self, encoded: bytes, generator: np.random.Generator
   ) -> UInt8[np.ndarray, "H W 3"]:
