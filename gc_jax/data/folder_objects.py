@@ -146,8 +146,10 @@ class _Masks:
     label = ""
     if stem not in self._by_stem:
       for name in self._class_names:
-        if stem.removesuffix(f".{name}") in self._by_stem:
-          stem, label = stem.removesuffix(f".{name}"), name
+        shorter = stem.removesuffix(f".{name}")
+        if shorter in self._by_stem:
+          stem, label = shorter, name
+          break
     pictures = self._by_stem.get(stem, [])
     if len(pictures) != 1:
       raise ValueError(
@@ -219,7 +221,7 @@ def _read_json(
         f"category {item.get('category_id')}"
       )
       continue
-    xmin, ymin, width, height = item["bbox"]
+    xmin, ymin, width, height = map(float, item["bbox"])
     size = None
     if "width" in image and "height" in image:
       size = image["width"], image["height"]
@@ -297,7 +299,8 @@ def _box_of_mask(path: Path, stored_size: tuple[int, int]) -> tuple[float, ...]:
       "the mask must be above 127 inside the object; its greatest value is "
       f"{pixels.max()}"
     )
-  return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+  edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+  return tuple(map(float, edges))
 
 
 def _stored_size(root: Path, picture: str) -> tuple[int, int]:
@@ -311,12 +314,25 @@ def _stored_size(root: Path, picture: str) -> tuple[int, int]:
 def draw_segmentation(
   segmentation: Any, width: int, height: int
 ) -> PIL.Image.Image:
-  """Returns the mask that COCO's polygons or run lengths say."""
+  """Returns the mask that COCO's polygons or run lengths say.
+
+  Raises:
+    DecodeError: if they are of a picture of another size.
+  """
   from pycocotools import mask as coco_mask
 
-  runs = segmentation
   if isinstance(segmentation, list):  # polygons
     runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-  elif isinstance(segmentation["counts"], list):
-    runs = coco_mask.frPyObjects(segmentation, height, width)
+  else:
+    runs, counts = segmentation, segmentation["counts"]
+    # pycocotools writes beyond the mask where they do not add up.
+    if segmentation["size"] != [height, width] or (
+      isinstance(counts, list) and sum(counts) != height * width
+    ):
+      raise decode.DecodeError(
+        "the run lengths of its mask must be of as many pixels as it has, "
+        f"{width}x{height}"
+      )
+    if isinstance(counts, list):
+      runs = coco_mask.frPyObjects(segmentation, height, width)
   return PIL.Image.fromarray(coco_mask.decode(runs) * np.uint8(255))

@@ -40,7 +40,9 @@ def test_no_bytes_are_told():
 
 
 def test_text_called_a_picture_is_told_by_how_it_starts():
-  with pytest.raises(decode.DecodeError, match=r"no picture: its 18 bytes star"):
+  with pytest.raises(
+    decode.DecodeError, match=r"no picture: its 18 bytes star"
+  ):
     whole(b"<html>Not found</h")
 
 
@@ -164,13 +166,17 @@ def test_a_huge_picture_is_read_in_little_memory(huge):
 
 def test_more_pixels_than_the_limit_are_refused(photo, monkeypatch):
   monkeypatch.setattr(decode, "MAX_PIXELS", 120 * 80 - 1)
-  with pytest.raises(decode.DecodeError, match=r"120x80 pixels and must have at"):
+  with pytest.raises(
+    decode.DecodeError, match=r"120x80 pixels and must have at"
+  ):
     whole(photos.encode(photo))
 
 
 def test_far_beyond_the_limit_pillow_refuses_and_we_say_so(photo, monkeypatch):
   monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1_000)
-  with pytest.raises(decode.DecodeError, match=r"exceeds limit.*make it smaller"):
+  with pytest.raises(
+    decode.DecodeError, match=r"exceeds limit.*make it smaller"
+  ):
     whole(photos.encode(photo))
 
 

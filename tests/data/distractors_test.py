@@ -92,9 +92,7 @@ def colour(index):
 def dataset_of(labels, num_classes=NUM_CLASSES, multi_label=True):
   records = [
     {
-      "image": photos.encode(
-        np.full((8, 8, 3), colour(i), np.uint8), "png"
-      ),
+      "image": photos.encode(np.full((8, 8, 3), colour(i), np.uint8), "png"),
       "labels": row,
     }
     for i, row in enumerate(labels)
