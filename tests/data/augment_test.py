@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from tests.data import photos
 
 from gc_jax.data import augment
 from gc_jax.data.augment import Augmentation
+from tests.data import photos
 
 NUM_DRAWS = 20_000
 # For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.
@@ -51,7 +51,7 @@ def test_area_and_aspect_of_crops_follow_the_law(size):
   Whole pixels make steps in both; half a pixel is put back at random.
   """
   width, height = size
-  left, top, w, h = draws(width, height).T
+  left, _, w, h = draws(width, height).T
   jitter = np.random.default_rng(1).uniform(-0.5, 0.5, (2, NUM_DRAWS))
   area, log_aspect, fit_frac = law(width, height)
   # What never fits falls back to the centre; at 600x200 one in 25 does.

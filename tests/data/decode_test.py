@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
-from tests.data import photos
 
 from gc_jax.data import decode
 from gc_jax.data.augment import Augmentation
+from tests.data import photos
 
 
 def whole(encoded):

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.data import photos
 
 from gc_jax.data import Dataset, pipeline
 from gc_jax.data.distractors import ClassIndex, draw_target
+from tests.data import photos
 
 # For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.
 SIGNIFICANCE = 1e-3

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from tests.data import photos
 
 from gc_jax.data import decode, geometry, pipeline
+from tests.data import photos
 
 
 def triangle_weights(in_px, out_px):
