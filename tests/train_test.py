@@ -38,7 +38,7 @@ def command(workdir, *flags):
     "-m",
     "gc_jax.main",
     f"--workdir={workdir}",
-    *FLAGS,
+    *([] if any(f.startswith("--config=") for f in flags) else FLAGS),
     *flags,
   ]
 
@@ -168,10 +168,7 @@ def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
   assert results["data/skipped_train"] >= 2
   assert results["data/dropped_train"] == results["data/dropped_eval"] == 0
   lines = read_metrics(workdir / "metrics.jsonl")
-  skipped = [
-    line["train/skipped_frac"] for line in lines if "train/loss" in line
-  ]
-  assert sum(skipped) > 0
+  assert sum(line.get("train/skipped_frac", 0) for line in lines) > 0
   assert (workdir / "report.html").exists()
 
 
