@@ -127,6 +127,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
   assert lines[-1]["step"] == 8
 
 
+@pytest.mark.slow  # two runs of an own recipe, one compiled: 30 s
 def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
   tmp_path,
 ):

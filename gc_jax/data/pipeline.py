@@ -26,7 +26,7 @@ from gc_jax.types import Batch, EvalBatch
 # A unit of work is a whole batch, made by one thread. More threads than cores
 # only wait for each other. Two batches in reserve cover a slow one.
 _NUM_THREADS = min(8, os.cpu_count() or 1)
-_READ_OPTIONS = grain.ReadOptions(
+READ_OPTIONS = grain.ReadOptions(
   num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
 )
 
@@ -124,7 +124,7 @@ def train_batches(
   # Shares are consecutive, so that joining them gives the global batch.
   batches = examples.batch(local_batch_size, drop_remainder=True)
   batches = batches[start_step * process_count + process_index :: process_count]
-  batches = batches.to_iter_dataset(_READ_OPTIONS)
+  batches = batches.to_iter_dataset(READ_OPTIONS)
   if num_workers:
     # Grain hands absl flags to its workers. A notebook never parses them.
     if not flags.FLAGS.is_parsed():
@@ -183,7 +183,7 @@ def eval_batches(
     resize_px or image_size,
   )
   batches = grain.MapDataset.source(shares).map(make_batch)
-  return iter(batches.to_iter_dataset(_READ_OPTIONS))
+  return iter(batches.to_iter_dataset(READ_OPTIONS))
 
 
 def _local_batch_size(
