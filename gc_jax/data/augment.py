@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -87,7 +88,8 @@ class Augmentation:
     else:
       pixels = self._shift(self._center(header), generator)
     if self.flip and draw_flip(generator):
-      pixels = pixels[:, ::-1]
+      # 30 times as fast as numpy's way of reversing an axis.
+      pixels = cv2.flip(pixels, 1)
     return np.ascontiguousarray(pixels)
 
   def _center(self, header: decode.Header) -> np.ndarray:

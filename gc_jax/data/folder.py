@@ -130,7 +130,7 @@ class FolderSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self.pictures[index]
     record = {
-      "image": Path(self.root, name).read_bytes(),
+      "image": _read_bytes(self.root, name),
       "labels": self.labels[index],
       "name": name,
     }
@@ -157,11 +157,16 @@ class _Masks(Sequence):
     if not mask:
       return b""
     if isinstance(mask, str):
-      return Path(self.root, mask).read_bytes()
+      return _read_bytes(self.root, mask)
     size = read_header(self.image).stored_size
     buffer = io.BytesIO()
     folder_objects.draw_segmentation(mask, *size).save(buffer, format="png")
     return buffer.getvalue()
+
+
+def _read_bytes(root: str, name: str) -> bytes:
+  with open(os.path.join(root, name), "rb") as file:
+    return file.read()
 
 
 def _part(split: str, layout: Layout) -> list[str]:

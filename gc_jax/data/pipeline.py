@@ -19,6 +19,7 @@ from gc_jax.data import decode, geometry
 from gc_jax.data.augment import Augmentation
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
 from gc_jax.data.training_example import TrainingExample
 from gc_jax.types import Batch, EvalBatch
@@ -29,6 +30,9 @@ _NUM_THREADS = min(8, os.cpu_count() or 1)
 READ_OPTIONS = grain.ReadOptions(
   num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
 )
+
+
+_ENDLESS = 2**40  # shares of batches
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -113,18 +117,14 @@ def train_batches(
     class_index=class_index,
     target_draw=target_draw,
   )
-  # Keyed by the position in the endless sequence, before it is shared.
-  examples = (
-    grain.MapDataset.range(num_examples)
-    .seed(seed)
-    .shuffle()
-    .repeat(None)
-    .map_with_index(make_example)
-  )
   # Shares are consecutive, so that joining them gives the global batch.
-  batches = examples.batch(local_batch_size, drop_remainder=True)
-  batches = batches[start_step * process_count + process_index :: process_count]
-  batches = batches.to_iter_dataset(READ_OPTIONS)
+  shares = grain.MapDataset.range(
+    start_step * process_count + process_index, _ENDLESS, process_count
+  )
+  make_batch = _TrainBatches(
+    make_example, Order(num_examples, seed), local_batch_size
+  )
+  batches = shares.map(make_batch).to_iter_dataset(READ_OPTIONS)
   if num_workers:
     # Grain hands absl flags to its workers. A notebook never parses them.
     if not flags.FLAGS.is_parsed():
@@ -242,6 +242,26 @@ def decode_object_masks(
     (label, np.asarray(fit(mask)) >= 128)
     for label, mask in geometry.object_masks(record, header)
   ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+  """Number of a share -> the examples of it, at consecutive positions."""
+
+  make_example: TrainingExample
+  order: Order
+  local_batch_size: int
+
+  def __call__(self, share: int) -> Batch:
+    first = int(share) * self.local_batch_size
+    examples = [
+      self.make_example(position, self.order(position))
+      for position in range(first, first + self.local_batch_size)
+    ]
+    return {
+      key: np.stack([example[key] for example in examples])
+      for key in examples[0]
+    }
 
 
 @dataclasses.dataclass(frozen=True)
