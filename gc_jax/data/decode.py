@@ -31,8 +31,8 @@ MAX_PIXELS = 180_000_000
 # at 4 times they differ by up to 4, at 2 times by 15).
 EXACT_REDUCTION = 8
 
-# Blurring below this takes a twelfth of the time and mends next to nothing.
-_ALIASING = 1.5
+# Blurring below this takes a twentieth of the time and mends half a level.
+_ALIASING = 1.75
 
 _JPEG_SCALES = (8, 4, 2)  # those that simplejpeg decodes faster than whole
 

@@ -142,8 +142,9 @@ def _throughput(
         run = lambda share, decode=decode: [decode(*item) for item in share]
         list(threads.map(run, shares))
         rates[name].append(len(work) / (time.perf_counter() - started))
-      # What lies ready was made while the others were timed.
-      for _ in range(pipeline.READ_OPTIONS.prefetch_buffer_size):
+      # What lies ready was made while the others were timed; and what is half
+      # done at the end must be so at the start.
+      for _ in range(3 * pipeline.READ_OPTIONS.prefetch_buffer_size):
         next(batches)
       started = time.perf_counter()
       for _ in range(arguments.images // 32):
