@@ -18,15 +18,20 @@ def get_config() -> ml_collections.ConfigDict:
   c.data = ml_collections.ConfigDict()
   c.data.name = "context_digits"  # a key of gc_jax.data.DATASETS
   c.data.dir = ""  # TFDS directory; "" = TFDS's own default
-  c.data.path = ""  # folder: the pictures; imagenet, coco: the official files
   c.data.image_size = 64  # pixels, square
+  c.data.path = ""  # folder: the pictures; imagenet, coco: the official files
   c.data.background_frac = 0.5  # context digits: how often the background is
   #   the photograph that belongs to the class, the rest uniform over all
   c.data.train_split = "train"
   c.data.val_split = "validation"  # while training: the curve, and "best"
   c.data.eval_split = "test"  # once, at the end: results.json and the report
-  c.data.crop_padding_px = 0  # random shift: pad by this much, crop back
+  c.data.crop = "center"  # training: center | random_resized (torchvision's
+  #   RandomResizedCrop, scale 0.08-1, aspect 3/4-4/3)
+  c.data.crop_padding_px = 0  # "center": random shift, pad by this, crop back
   c.data.flip = False  # random horizontal flip
+  c.data.eval_resize_px = 0  # shorter side before the centre of image_size is
+  #   cropped, masks alike; 0 = image_size; ImageNet: 256 for 224
+  c.data.on_error = "raise"  # raise | skip (and count) broken pictures
   c.data.num_workers = 0  # decoding processes; 0 = threads of this one
 
   c.model = ml_collections.ConfigDict()
@@ -45,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.compose = ml_collections.ConfigDict()
   c.compose.mode = "packed"  # packed | independent (paper)
+  c.compose.distractors = "batch"  # batch | dataset (release: class-balanced,
+  #   from the whole training set; four pictures decoded for one explained)
   c.compose.groups = 0  # images mix within one group; 0 = one per device
 
   c.optim = ml_collections.ConfigDict()

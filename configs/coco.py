@@ -10,9 +10,11 @@ also with `,smoke`: context digits, two or three in a picture, and eight steps.
 
 Values are those of the authors' release: the classification loss is a mean over
 80 classes times 80, and the class to explain is drawn by instances. The release
-starts from the ImageNet model of the same variant. Composites are `independent`
+starts from the ImageNet model of the same variant:
+`--config.init_from=runs/imagenet_resnet18_gc`. Composites are `independent`
 as in the paper: half of all pictures show a person, so that of a `packed`
-composite few pairs would be without one among their distractors.
+composite few pairs would be without one among their distractors. Those come
+from the whole training set, `--config.compose.distractors=dataset`.
 
 Hardware: made for 8 accelerators of 16 GB. Time and score: not yet measured.
 """
@@ -29,12 +31,14 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c = imagenet.get_config(name)
   c.num_epochs = 36.0
   c.data.name = "coco"
+  c.data.eval_resize_px = 0
   c.optim.lr_per_256 = 0.01
   c.optim.weight_decay = 5e-4
   c.optim.step_epochs = (24, 30)
   c.loss.classification_weight = 80.0
   c.loss.target_draw = "instance"
   c.compose.mode = "independent"
+  c.compose.distractors = "dataset"
   if c.loss.consistency_weight:
     c.loss.consistency_weight = 1.0
   return imagenet.shrink(c, "context_digits_multi") if smoke else c

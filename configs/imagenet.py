@@ -12,7 +12,8 @@ digits, 64 pixels and eight steps, without ImageNet.
 
 Values are those of the authors' release. Two differ on purpose: composites are
 `packed` (two plain steps instead of five; `--config.compose.mode=independent`
-is the paper's), and there is no choice of the best epoch, which the release
+is the paper's, with `--config.compose.distractors=dataset` the release's draw
+of distractors, too), and there is no choice of the best epoch, which the release
 made on the split it reports. To choose something yourself, hold out a part of
 training: `--config.data.train_split='train[:99%]'` and
 `--config.data.val_split='train[99%:]'`.
@@ -42,7 +43,9 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c.data.name = "imagenet"
   c.data.image_size = 224
   c.data.val_split = c.data.eval_split = "validation"
+  c.data.crop = "random_resized"
   c.data.flip = True
+  c.data.eval_resize_px = 256
   c.data.num_workers = 8
   c.model.name = architecture + ("-gmp" if row.startswith("gmp") else "")
   c.optim.lr_per_256 = 0.01 if architecture == "alexnet" else 0.1
@@ -63,5 +66,6 @@ def shrink(
   c = base.shrink(c)
   c.data.name = data_name
   c.data.image_size = 64
+  c.data.eval_resize_px = 72
   c.data.num_workers = 0
   return c

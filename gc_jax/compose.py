@@ -56,7 +56,6 @@ def independent(
   Source: Pillai & Pirsiavash 2021, section 3.
   Differs: distractors come from the batch, not from the whole training set.
   """
-  batch_size = target.shape[0]
   key_cell, key_order = jax.random.split(key)
   allowed = ~contains[:, target].T & (mask > 0)[None]  # [explained, distractor]
   # A random order of the allowed ones: the forbidden are sorted to the end.
@@ -65,8 +64,37 @@ def independent(
   num_allowed = allowed.sum(1, keepdims=True)
   pick = jnp.arange(3)[None] % jnp.maximum(num_allowed, 1)
   distractors = jnp.take_along_axis(order, pick, axis=1)
+  tiles, cell = _in_random_cells(key_cell, distractors)
+  valid = (num_allowed > 0) & (mask[:, None] > 0)
+  return Layout(tiles, cell, valid.astype(jnp.float32))
 
-  cell = jax.random.randint(key_cell, (batch_size, 1), 0, 4)
+
+def supplied(key: PRNGKeyArray, mask: Float[Array, "B"]) -> Layout:
+  """Draws one composite for each image out of it and its own distractors.
+
+  Positions in the layout are those in a batch of B images followed by their
+  3 B distractors, the three of the first image first. The image sits in a
+  uniformly random cell.
+
+  Args:
+    key: the draw is a function of it.
+    mask: 1 where an image is to be explained and has distractors.
+
+  Source: Pillai & Pirsiavash 2021, section 3, and the release.
+  Differs: none.
+  """
+  batch_size = mask.shape[0]
+  distractors = batch_size + jnp.arange(3 * batch_size).reshape(-1, 3)
+  tiles, cell = _in_random_cells(key, distractors)
+  return Layout(tiles, cell, (mask[:, None] > 0).astype(jnp.float32))
+
+
+def _in_random_cells(
+  key: PRNGKeyArray, distractors: Int[Array, "B 3"]
+) -> tuple[Int[Array, "B 4"], Int[Array, "B 1"]]:
+  """Returns tiles and cell of composites of each image and its distractors."""
+  batch_size = distractors.shape[0]
+  cell = jax.random.randint(key, (batch_size, 1), 0, 4)
   # Cell c holds the image; the cells before and after, distractors in order.
   cells = jnp.arange(4)[None]
   slot = jnp.clip(cells - (cells > cell), 0, 2)
@@ -75,8 +103,7 @@ def independent(
     jnp.arange(batch_size)[:, None],
     jnp.take_along_axis(distractors, slot, axis=1),
   )
-  valid = (num_allowed > 0) & (mask[:, None] > 0)
-  return Layout(tiles, cell, valid.astype(jnp.float32))
+  return tiles, cell
 
 
 def packed(

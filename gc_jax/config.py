@@ -18,6 +18,9 @@ FILENAME = "config.json"
 DTYPES = ("auto", "float32", "bfloat16")
 PROTOCOLS = ("paper",)
 TARGET_DRAWS = ("category", "instance")
+CROPS = ("center", "random_resized")
+ON_ERROR = ("raise", "skip")
+DISTRACTORS = ("batch", "dataset")
 
 # Fields that say where and how a run happens, not what it computes: a run may
 # be continued with others.
@@ -45,6 +48,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   _one_of("data.name", config.data.name, DATASETS)
   _one_of("compute_dtype", config.compute_dtype, DTYPES)
   _one_of("compose.mode", config.compose.mode, compose.MODES)
+  _one_of("compose.distractors", config.compose.distractors, DISTRACTORS)
+  _one_of("data.crop", config.data.crop, CROPS)
+  _one_of("data.on_error", config.data.on_error, ON_ERROR)
   _one_of("loss.reduction", config.loss.reduction, losses.REDUCTIONS)
   _one_of("loss.target_draw", config.loss.target_draw, TARGET_DRAWS)
   _one_of("optim.schedule", config.optim.schedule, optim.SCHEDULES)
@@ -66,6 +72,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   ):
     _at_least(config, field, 0, exclusive=True)
   for field in (
+    "seed",
     "loss.consistency_weight",
     "loss.classification_weight",
     "loss.ramp_epochs",
@@ -75,10 +82,42 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     "optim.clip_norm",
     "compose.groups",
     "data.crop_padding_px",
+    "data.eval_resize_px",
     "data.num_workers",
   ):
     _at_least(config, field, 0)
+  _validate_pictures(config)
   _validate_batch(config, num_devices)
+
+
+def _validate_pictures(config: ConfigDict) -> None:
+  data = config.data
+  if data.name == "folder" and not data.path:
+    raise ValueError(
+      "--config.data.path must name a folder of pictures for --config.data."
+      "name='folder', and is empty; set --config.data.path=DIR."
+    )
+  if data.crop != "center" and data.crop_padding_px:
+    raise ValueError(
+      f"--config.data.crop_padding_px={data.crop_padding_px} shifts the centre "
+      f"crop and must be 0 with --config.data.crop={data.crop!r}, which is "
+      "random already."
+    )
+  if 0 < data.eval_resize_px < data.image_size:
+    raise ValueError(
+      f"--config.data.eval_resize_px={data.eval_resize_px} must be at least "
+      f"--config.data.image_size={data.image_size}, which is cropped from it; "
+      "use 0 for the same."
+    )
+  if config.compose.distractors == "dataset" and (
+    config.compose.mode != "independent"
+  ):
+    raise ValueError(
+      "--config.compose.distractors='dataset' must go with --config.compose."
+      f"mode='independent', and it is {config.compose.mode!r}: in a packed "
+      "composite the distractors of each picture are the others of the batch, "
+      "so that none from elsewhere has a cell. Use 'batch' or 'independent'."
+    )
 
 
 def _validate_batch(config: ConfigDict, num_devices: int) -> None:

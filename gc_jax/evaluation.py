@@ -74,6 +74,10 @@ class Evaluation:
     content_heatmap = np.concatenate(content)[index >= 0]
     results = _summarized(totals)
     results["val/num_examples"] = len(content_heatmap)
+    if self._config.data.on_error == "skip":
+      num_skipped = len(self._test.source) - len(content_heatmap)
+      results["data/skipped_eval"] = num_skipped
+      results["data/dropped_eval"] = self._test.num_dropped
 
     order = index[index >= 0][np.argsort(content_heatmap, kind="stable")]
     examples = self._examples(state, chosen_examples(order))
@@ -135,6 +139,8 @@ class Evaluation:
       dataset,
       batch_size=self._batch_size,
       image_size=self._config.data.image_size,
+      resize_px=self._config.data.eval_resize_px,
+      on_error=self._config.data.on_error,
       indices=indices,
       process_index=process_index,
       process_count=process_count,

@@ -4,6 +4,8 @@ The one file that asks which process runs: everything else computes the same
 on all of them, and lets `is_main` decide who writes.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -44,6 +46,28 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
   )
+
+
+def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
+  """Yields the global batches, the next one on its way while one is used.
+
+  Close it when it is not read to the end: a thread waits for the data.
+
+  Args:
+    batches: numpy arrays, this process's shares.
+    mesh: from `make_mesh`.
+  """
+  end = object()
+
+  def load():
+    batch = next(batches, end)
+    return end if batch is end else to_devices(batch, mesh)
+
+  with ThreadPoolExecutor(1, "to_devices") as thread:
+    ahead = thread.submit(load)
+    while (batch := ahead.result()) is not end:
+      ahead = thread.submit(load)
+      yield batch
 
 
 def fetch(tree: Any) -> Any:

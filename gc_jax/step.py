@@ -36,7 +36,8 @@ class Objective:
     reduction: of the consistency loss over cells, "mean" or "sum".
     stop_gradient: whether the original's map is a fixed target.
     target_draw: of several present classes, how the explained one is drawn.
-    compose_mode: a key of `compose.MODES`.
+    compose_mode: a key of `compose.MODES`; a batch that brings distractors
+      along has one composite for each image whatever it says.
     compose_groups: composites mix images within one of these equal, contiguous
       shares of the batch. With a multiple of the number of devices no image
       crosses from one to another.
@@ -130,6 +131,8 @@ def _losses(
     classification, mask
   )
   metrics = {"train/classification_loss": _sums(classification, mask)}
+  if "skipped" in batch:
+    metrics["train/skipped_frac"] = _sums(batch["skipped"])
 
   if objective.consistency:
     consistency, pair_mask = _consistency_losses(
@@ -171,11 +174,14 @@ def _consistency_losses(
     key: of the drawn targets, the composites and their dropout masks.
 
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
-  Differs: see `compose.packed` and `compose.independent`.
+  Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
   """
   key_target, key_layout, key_dropout = jax.random.split(key, 3)
   contains = classes_present(batch, objective.num_classes)
-  target = draw_target(key_target, batch, objective.target_draw)
+  if "distractors" in batch:
+    target = batch["target"]  # what they were drawn against
+  else:
+    target = draw_target(key_target, batch, objective.target_draw)
 
   cam = _normalized_cam(classify, features, target[:, None])[:, 0]
   if objective.stop_gradient:
@@ -184,13 +190,20 @@ def _consistency_losses(
   groups = objective.compose_groups
   grouped = lambda x: x.reshape(groups, -1, *x.shape[1:])
   flat = lambda x: x.reshape(-1, *x.shape[2:])
-  layout = jax.vmap(compose.MODES[objective.compose_mode])(
-    jax.random.split(key_layout, groups),
-    grouped(contains),
-    grouped(target),
-    grouped(batch["mask"] * contains.any(-1)),
-  )
-  composites = flat(jax.vmap(compose.assemble)(layout, grouped(images)))
+  keys = jax.random.split(key_layout, groups)
+  mask = batch["mask"] * contains.any(-1)
+  tiles = grouped(images)
+  if "distractors" in batch:
+    layout = jax.vmap(compose.supplied)(
+      keys, grouped(mask * batch["distractor_mask"])
+    )
+    distractors = model.normalize(flat(batch["distractors"]))
+    tiles = jnp.concatenate([tiles, grouped(distractors)], axis=1)
+  else:
+    layout = jax.vmap(compose.MODES[objective.compose_mode])(
+      keys, grouped(contains), grouped(target), grouped(mask)
+    )
+  composites = flat(jax.vmap(compose.assemble)(layout, tiles))
   explained = flat(jax.vmap(jnp.take)(grouped(target), layout.explained))
 
   composite_cam = _normalized_cam(

@@ -4,6 +4,7 @@ The one place that orders side effects. What is computed lives in `step.py`
 and below; what people see, in `report/`.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -109,6 +110,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       "model/num_params": states.num_params(state),
       "time/train_secs": meta["train_secs"],
     }
+    if config.data.on_error == "skip":
+      results["data/skipped_train"] = round(meta["skipped"])
+      results["data/dropped_train"] = train_set.num_dropped
     started = time.perf_counter()
     results |= evaluation.full(state, workdir)
     results["time/eval_secs"] = time.perf_counter() - started
@@ -135,18 +139,19 @@ def _train(
 ) -> tuple[TrainState, dict[str, Any]]:
   """Returns the state after the last step, and what goes with it."""
   config = run.config
-  meta = {"train_secs": 0.0, "best": -math.inf} | meta
+  meta = {"train_secs": 0.0, "best": -math.inf, "skipped": 0.0} | meta
   # With them a checkpoint can be explained without its data.
   meta["class_names"] = list(train_set.class_names)
   meta["multi_label"] = train_set.multi_label
   start_step = int(state.step)
   if start_step == run.total_steps:
     return state, meta
+  goal = objective(config, len(train_set.class_names), mesh.size)
   train_step = jax.jit(
     steps.make_train_step(
       graphdef,
       tx,
-      objective(config, len(train_set.class_names), mesh.size),
+      goal,
       optim.consistency_weight(config, run.steps_per_epoch),
       jax.random.key(config.seed),
     ),
@@ -160,31 +165,38 @@ def _train(
     batch_size=config.batch_size,
     image_size=config.data.image_size,
     crop_padding_px=config.data.crop_padding_px,
+    crop=config.data.crop,
     flip=config.data.flip,
+    on_error=config.data.on_error,
+    # Without composites, none are decoded.
+    distractors=config.compose.distractors if goal.consistency else "batch",
+    target_draw=config.loss.target_draw,
     num_workers=config.data.num_workers,
     process_index=process_index,
     process_count=process_count,
   )
+  run.skipped = meta["skipped"]
   started = time.perf_counter() - meta["train_secs"]
 
-  for step in range(start_step + 1, run.total_steps + 1):
-    batch = parallel.to_devices(next(batches), mesh)
-    state, metrics = train_step(state, batch)
-    run.add(step, metrics)
-    last = step == run.total_steps
-    evaluating = last or run.is_due(step, config.eval.every_epochs)
-    saving = last or run.is_due(step, config.checkpoint.every_epochs)
-    if evaluating or saving:
-      # A state is evaluated and saved only once its numbers are known to be
-      # finite: the checkpoints then hold nothing to recover from.
-      run.flush(step)
-    if evaluating:
-      run.pause()
-      meta["best"] = run.write(step, evaluation.quick(state))
-      run.resume()
-    if saving:
-      meta["train_secs"] = time.perf_counter() - started
-      checkpoints.save(state, meta, best=meta["best"])
+  with contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead:
+    for step in range(start_step + 1, run.total_steps + 1):
+      state, metrics = train_step(state, next(ahead))
+      run.add(step, metrics)
+      last = step == run.total_steps
+      evaluating = last or run.is_due(step, config.eval.every_epochs)
+      saving = last or run.is_due(step, config.checkpoint.every_epochs)
+      if evaluating or saving:
+        # A state is evaluated and saved only once its numbers are known to be
+        # finite: the checkpoints then hold nothing to recover from.
+        run.flush(step)
+      if evaluating:
+        run.pause()
+        meta["best"] = run.write(step, evaluation.quick(state))
+        run.resume()
+      if saving:
+        meta["train_secs"] = time.perf_counter() - started
+        meta["skipped"] = run.skipped
+        checkpoints.save(state, meta, best=meta["best"])
   return state, meta
 
 
@@ -259,6 +271,7 @@ class _Run:
     self.config = config
     self.steps_per_epoch = steps_per_epoch
     self.total_steps = total_steps
+    self.skipped = 0.0  # broken pictures passed over, up to the last flush
     self._pending: list[tuple[int, Metrics]] = []
     self._lr = optim.learning_rate(config, steps_per_epoch)
     self._writer = MetricsWriter(
@@ -298,6 +311,7 @@ class _Run:
     for (step, _), metrics in zip(ready, values, strict=True):
       _check_finite(step, metrics)
     totals = jax.tree.map(lambda *x: np.sum(x, axis=0), *values)
+    self.skipped += float(totals.get("train/skipped_frac", (0,))[0])
     # A mean over nothing (every pair of every step masked) is no number.
     means = {k: float(v / n) for k, (v, n) in totals.items() if n > 0}
     now = time.perf_counter()

@@ -28,12 +28,23 @@ class Batch(TypedDict):
     labels: int32 `[B K]`, how many objects of each class the image holds.
       Multi-label sets only; `labels > 0` is the usual multi-hot vector.
     mask: float32 `[B]`, 1 for a real example, 0 for padding.
+    distractors: uint8 `[B 3 H W 3]`, pictures from the whole training set that
+      do not show `target`. Only with `--config.compose.distractors=dataset`.
+    distractor_mask: float32 `[B]`, 0 where there are no such pictures.
+    target: int32 `[B]`, the class that was to be explained when they were
+      drawn.
+    skipped: float32 `[B]`, how many broken pictures were passed over to make
+      the example. Only with `--config.data.on_error=skip`.
   """
 
   image: Array
   mask: Array
   label: NotRequired[Array]
   labels: NotRequired[Array]
+  distractors: NotRequired[Array]
+  distractor_mask: NotRequired[Array]
+  target: NotRequired[Array]
+  skipped: NotRequired[Array]
 
 
 class EvalBatch(Batch):

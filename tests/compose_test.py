@@ -138,6 +138,21 @@ def test_both_modes_have_one_law_given_that_the_pair_counts(mode, contains):
   assert stats.chisquare(counts).pvalue > SIGNIFICANCE
 
 
+def test_supplied_distractors_are_the_images_own_three_in_order():
+  keys = jax.random.split(jax.random.key(0), 4_000)
+  mask = jnp.array([1.0, 0.0, 1.0])
+  layouts = jax.jit(jax.vmap(compose.supplied, (0, None)))(keys, mask)
+  tiles, cell, valid = map(np.asarray, layouts)
+  assert (valid == np.array([1, 0, 1])[:, None]).all()
+  for image in range(3):
+    counts = np.bincount(cell[:, image, 0], minlength=4)
+    assert stats.chisquare(counts).pvalue > SIGNIFICANCE / 3
+    own = 3 + 3 * image + np.arange(3)
+    for c in range(4):
+      rows = tiles[cell[:, image, 0] == c, image]
+      assert (rows == np.insert(own, c, image)).all()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_cell_of_an_image_is_uniform(mode):
   layout, explained = draw_many(

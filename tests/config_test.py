@@ -6,8 +6,16 @@ import sys
 
 import pytest
 
-from configs import base, coco, imagenet, quickstart, quickstart_multi
+from configs import (
+  base,
+  coco,
+  folder,
+  imagenet,
+  quickstart,
+  quickstart_multi,
+)
 from gc_jax import config as configs
+from gc_jax.data import augment, distractors, reading
 
 
 def make(**overrides):
@@ -17,11 +25,24 @@ def make(**overrides):
   return config
 
 
-@pytest.mark.parametrize("recipe", [quickstart, quickstart_multi])
+@pytest.mark.parametrize("recipe", [quickstart, quickstart_multi, folder])
 @pytest.mark.parametrize("variant", quickstart.VARIANTS)
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
-  configs.validate(recipe.get_config(variant + smoke), num_devices=1)
+  config = recipe.get_config(variant + smoke)
+  if config.data.name == "folder":
+    config.data.path = "DIR"
+  configs.validate(config, num_devices=1)
+
+
+def test_the_values_of_fields_are_those_the_data_layer_knows():
+  """Named twice, so that checking a config imports no decoder."""
+  assert configs.ON_ERROR == reading.POLICIES
+  assert configs.DISTRACTORS == distractors.SOURCES
+  for crop in configs.CROPS:
+    augment.Augmentation(8, crop=crop)
+  with pytest.raises(ValueError, match="crop='nope'"):
+    augment.Augmentation(8, crop="nope")
 
 
 @pytest.mark.parametrize("recipe", [imagenet, coco])
@@ -129,6 +150,31 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
       {"optim.lr_per_256": float("nan")},
       r"--config\.optim\.lr_per_256=nan must be a finite number above 0",
     ),
+    ({"data.crop": "randm"}, r"Unknown --config\.data\.crop='randm'\. Known"),
+    ({"data.on_error": "ignore"}, r"data\.on_error='ignore'\. Known: raise, s"),
+    (
+      {"compose.distractors": "data"},
+      r"compose\.distractors='data'\. Known: batch, dataset",
+    ),
+    (
+      {"compose.distractors": "dataset"},
+      r"must go with --config\.compose\.mode='independent', and it is "
+      r"'packed': in a packed composite the distractors .* are the others of",
+    ),
+    (
+      {"data.name": "folder"},
+      r"--config\.data\.path must name a folder of pictures .* is empty",
+    ),
+    (
+      {"data.crop": "random_resized", "data.crop_padding_px": 4},
+      r"crop_padding_px=4 shifts the centre crop and must be 0 with "
+      r"--config\.data\.crop='random_resized'",
+    ),
+    (
+      {"data.eval_resize_px": 63},
+      r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
+    ),
+    ({"seed": -1}, r"--config\.seed=-1 must be a finite number at least 0"),
     ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
   ],
 )

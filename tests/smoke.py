@@ -18,6 +18,6 @@ def command(workdir, *flags):
     "-m",
     "gc_jax.main",
     f"--workdir={workdir}",
-    *FLAGS,
+    *([] if any(flag.startswith("--config=") for flag in flags) else FLAGS),
     *flags,
   ]

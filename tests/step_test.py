@@ -354,6 +354,66 @@ def test_the_gradient_is_the_finite_difference(
       assert measured == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
+def test_supplied_distractors_are_composed_as_those_of_the_batch(
+  make_tiny, monkeypatch
+):
+  """The same pictures, brought along: the same loss, the same update."""
+  expected, expected_metrics = step_with("independent", "average", make_tiny)
+  distractors = np.zeros((16, 3, 16, 16, 3), np.uint8)
+  counts = np.zeros(16, np.float32)
+  tiles, cells = np.zeros((2, 8, 4), int), np.zeros((2, 8, 1), int)
+  for g in range(2):
+    layout = rotated(INDEPENDENT, LABEL[8 * g])
+    for row, (cell,), (mask,) in zip(*layout, strict=True):
+      image = row[cell]
+      distractors[8 * g + image] = pixels()[8 * g + np.delete(row, cell)]
+      # 2 tells the second group from the first; any above 0 counts.
+      counts[8 * g + image] = mask * (g + 1)
+      others = 8 + 3 * image + np.arange(3)
+      tiles[g, image] = np.insert(others, cell, image)
+      cells[g, image] = cell
+
+  def supplied(key, mask):
+    del key
+    g = (mask.max() > 1).astype(int)
+    valid = (mask[:, None] > 0).astype(jnp.float32)
+    return compose.Layout(jnp.asarray(tiles)[g], jnp.asarray(cells)[g], valid)
+
+  monkeypatch.setattr(compose, "supplied", supplied)
+  goal = objective(
+    compose_mode="independent", compose_groups=2, classification_weight=0.5
+  )
+  step, state = make_step(make_tiny("average"), goal)
+  after, metrics = jax.jit(step)(
+    state, single_label() | supplied_with(distractors, counts)
+  )
+  for name in expected_metrics:
+    # Composites come in another order: float32 sums over the batch.
+    assert mean(metrics, name.removeprefix("train/")) == pytest.approx(
+      mean(expected_metrics, name.removeprefix("train/")), rel=1e-4
+    )
+  for leaf, other in zip(
+    jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True
+  ):
+    np.testing.assert_allclose(leaf, other, atol=1e-4)
+
+
+def supplied_with(distractors, counts, target=LABEL):
+  """Entries of a batch that brings its distractors along."""
+  return {
+    "distractors": jnp.asarray(distractors),
+    "distractor_mask": jnp.asarray(counts, jnp.float32),
+    "target": jnp.asarray(target, jnp.int32),
+  }
+
+
+def test_skipped_pictures_are_counted(make_tiny):
+  step, state = make_step(make_tiny(), objective(consistency=False))
+  skipped = jnp.zeros(16).at[3].set(2)
+  _, metrics = jax.jit(step)(state, single_label() | {"skipped": skipped})
+  assert metrics["train/skipped_frac"] == (2, 16)
+
+
 # Several present classes.
 
 
@@ -434,12 +494,19 @@ def compiled(make_tiny):
   def compile_step(mode, num_devices):
     if (mode, num_devices) in cache:
       return cache[mode, num_devices]
-    goal = objective(compose_mode=mode, compose_groups=4)
+    supplied = mode == "supplied"
+    goal = objective(
+      compose_mode="independent" if supplied else mode, compose_groups=4
+    )
     step, state = make_step(make_tiny("max"), goal, lr=0.1)
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
     divided = NamedSharding(mesh, PartitionSpec("data"))
-    batch = jax.device_put(single_label(np.tile(LABEL, 2)), divided)
+    batch = single_label(np.tile(LABEL, 2))
+    if supplied:
+      distractors = pixels(96, seed=1).reshape(32, 3, 16, 16, 3)
+      batch |= supplied_with(distractors, np.ones(32), np.tile(LABEL, 2))
+    batch = jax.device_put(batch, divided)
     state = jax.device_put(state, everywhere)
     jitted = jax.jit(step, out_shardings=everywhere)
     cache[mode, num_devices] = (
@@ -504,7 +571,7 @@ def test_a_consistency_step_costs_two_plain_steps_or_five(name):
     assert made == (mode != "plain")  # without the loss, no composite
 
 
-@pytest.mark.parametrize("mode", compose.MODES)
+@pytest.mark.parametrize("mode", [*compose.MODES, "supplied"])
 def test_four_devices_compute_what_one_does(compiled, mode):
   losses = {}
   for num_devices in (1, 4):
@@ -523,7 +590,7 @@ COLLECTIVE = re.compile(
 )
 
 
-@pytest.mark.parametrize("mode", compose.MODES)
+@pytest.mark.parametrize("mode", [*compose.MODES, "supplied"])
 def test_no_image_crosses_from_device_to_device(compiled, mode):
   """What is exchanged is smaller than one picture of 16 x 16 x 3."""
   text = compiled(mode, 4)[0].as_text()

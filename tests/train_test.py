@@ -20,6 +20,7 @@ from gc_jax import models, torch_io, train
 from gc_jax.checkpoint import FOLDER, Checkpoints, read_variables
 from gc_jax.report.metrics_writer import read_metrics
 from gc_jax.state import TrainState
+from tests.data import photos
 from tests.smoke import ROOT, command
 
 
@@ -136,6 +137,52 @@ def test_a_checkpoint_knows_its_classes(finished):
   meta = read_variables(finished).meta
   assert meta["class_names"] == list("0123456789")
   assert meta["multi_label"] is False
+
+
+@pytest.mark.slow  # two runs of an own recipe, one compiled: 30 s
+def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
+  tmp_path,
+):
+  """As the recipe says it, with distractors from the whole folder."""
+  folder = tmp_path / "mine"
+  for split, count in (("train", 12), ("val", 4)):
+    for name, photo in (("cat", "chelsea.png"), ("cup", "coffee.png")):
+      image = photos.load(photo, (100, 80))
+      (folder / split / name).mkdir(parents=True)
+      for i in range(count):
+        part = image.crop((i, i, i + 80, i + 60))
+        path = folder / split / name / f"{i}.jpg"
+        path.write_bytes(photos.encode(part))
+    (folder / split / "cup" / "broken.jpg").write_text("no picture")
+  workdir = tmp_path / "run"
+  flags = [
+    "--config=configs/folder.py:gc,smoke",
+    "--config.data.name=folder",
+    f"--config.data.path={folder}",
+    f"--config.data.dir={tmp_path / 'tfds'}",
+    "--config.data.train_split=train",
+    "--config.data.val_split=validation",
+    "--config.data.eval_split=test",
+    "--config.compose.mode=independent",
+    "--config.compose.distractors=dataset",
+    "--config.num_epochs=4",
+  ]
+  refused = run(workdir, *flags, check=False)
+  assert "cup/broken.jpg, cannot be read: it is no picture" in refused.stderr
+  assert "Traceback" not in refused.stderr
+  shutil.rmtree(workdir)
+
+  run(workdir, *flags, "--config.data.on_error=skip")
+  results = json.loads((workdir / "results.json").read_text())
+  assert results["step"] == 4
+  assert results["val/num_examples"] == 8
+  assert results["data/skipped_eval"] == 1
+  # Four steps of 16, a little over two epochs of 25; distractors besides.
+  assert results["data/skipped_train"] >= 2
+  assert results["data/dropped_train"] == results["data/dropped_eval"] == 0
+  lines = read_metrics(workdir / "metrics.jsonl")
+  assert sum(line.get("train/skipped_frac", 0) for line in lines) > 0
+  assert (workdir / "report.html").exists()
 
 
 def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(

@@ -40,12 +40,24 @@ def _coco(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   return coco.load(split, path=config_data.path, data_dir=config_data.dir)
 
 
+def _folder(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
+  from gc_jax.data import folder
+
+  return folder.load(
+    split,
+    path=config_data.path,
+    data_dir=config_data.dir,
+    on_error=config_data.on_error,
+  )
+
+
 # name -> (config.data, split) -> Dataset
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
   "context_digits": functools.partial(_context_digits, multi_label=False),
   "context_digits_multi": functools.partial(_context_digits, multi_label=True),
   "imagenet": _imagenet,
   "coco": _coco,
+  "folder": _folder,
 }
 
 

@@ -2,8 +2,13 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +21,18 @@ class Dataset:
       object the annotator counted (exactly one in single-label sets); and
       where known `objects`, a dict of equally long sequences: `label`, `bbox`
       (ymin xmin ymax xmax in 0..1), `difficult`, and optionally `mask`
-      (encoded, of the size of the image, > 127 inside the object).
+      (encoded, of the size of the image, > 127 inside the object; empty: its
+      filled box). Boxes and masks are in the frame that is stored, before
+      EXIF's orientation is applied. `name`, where known, is the file a record
+      came from, for messages. `image` may be read when it is asked for.
     class_names: what the ids mean, in order; K = len(class_names).
     multi_label: whether an image may show several classes.
     max_classes_per_image: P, the most classes one image shows.
     name: for tables and reports, with every setting that made the data.
     license: where the data is from and under which terms, in one sentence.
+    labels: a sequence, `labels` of every record, where known without reading.
+    num_dropped: records or objects left out because they were broken, under
+      `--config.data.on_error=skip`.
   """
 
   source: Any
@@ -30,6 +41,35 @@ class Dataset:
   max_classes_per_image: int
   name: str
   license: str
+  labels: Any = None
+  num_dropped: int = 0
+
+  def all_labels(self) -> Any:
+    """Returns the labels of every record, by reading all where need be."""
+    if self.labels is not None:
+      return self.labels
+    count = len(self.source)
+    _logger.info("Reading the labels of %d examples of %s", count, self.name)
+    return [self.source[index]["labels"] for index in range(count)]
+
+  def encode_labels(
+    self, labels: Sequence[Any] | np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Returns the entry of a batch that says what one image shows.
+
+    Raises:
+      ValueError: the set is single-label, and these are not one.
+    """
+    labels = np.asarray(labels, np.int64)
+    if self.multi_label:
+      counts = np.bincount(labels, minlength=len(self.class_names))
+      return {"labels": counts.astype(np.int32)}
+    if len(labels) != 1:
+      raise ValueError(
+        f"{self.name} is single-label: a record must have one label and one "
+        f"has {len(labels)}; load it as multi-label"
+      )
+    return {"label": np.asarray(labels[0], np.int32)}
 
 
 def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:

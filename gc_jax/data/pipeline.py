@@ -6,26 +6,33 @@ alone; neither depends on how many processes, workers or threads read it.
 
 import dataclasses
 import functools
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-import PIL.Image
 from absl import flags
 from jaxtyping import Bool, UInt8
 
+from gc_jax.data import decode, geometry
+from gc_jax.data.augment import Augmentation
 from gc_jax.data.dataset import Dataset
+from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.order import Order
+from gc_jax.data.reading import Reader
+from gc_jax.data.training_example import TrainingExample
 from gc_jax.types import Batch, EvalBatch
 
 # A unit of work is a whole batch, made by one thread. More threads than cores
 # only wait for each other. Two batches in reserve cover a slow one.
 _NUM_THREADS = min(8, os.cpu_count() or 1)
-_READ_OPTIONS = grain.ReadOptions(
+READ_OPTIONS = grain.ReadOptions(
   num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
 )
+
+
+_ENDLESS = 2**40  # shares of batches
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -49,8 +56,12 @@ def train_batches(
   start_step: int,
   batch_size: int,
   image_size: int,
+  crop: str = "center",
   crop_padding_px: int = 0,
   flip: bool = False,
+  on_error: str = "raise",
+  distractors: str = "batch",
+  target_draw: str = "category",
   num_workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -63,13 +74,19 @@ def train_batches(
 
   Args:
     dataset: the split to train on.
-    seed: order and augmentation follow from it.
+    seed: order, augmentation and distractors follow from it.
     start_step: number of the first batch; starting there equals skipping.
     batch_size: images of all processes.
     image_size: side of the images, in pixels.
-    crop_padding_px: random shift by up to this many pixels either way; the
-      border is repeated outwards.
-    flip: mirror every second image, at random.
+    crop: see `Augmentation`.
+    crop_padding_px: see `Augmentation`.
+    flip: see `Augmentation`.
+    on_error: what to do about a record that cannot be read: "raise", or
+      "skip", another takes its place and the batch counts it.
+    distractors: "dataset" draws three for every image from the whole split;
+      "batch" leaves them to be taken from the batch.
+    target_draw: with "dataset", how the explained class is drawn where an
+      image shows several: "category" or "instance".
     num_workers: processes that decode; 0 = threads of this one. They are
       spawned, so a script needs `if __name__ == "__main__"`.
     process_index: which share.
@@ -77,30 +94,37 @@ def train_batches(
 
   Raises:
     ValueError: if the batch cannot be shared evenly, or a number is negative.
+    DecodeError: later, where `on_error` is "raise": names the picture.
   """
   local_batch_size = _local_batch_size(batch_size, process_index, process_count)
-  if min(start_step, crop_padding_px, num_workers) < 0:
+  if min(seed, start_step, crop_padding_px, num_workers) < 0:
     raise ValueError(
-      f"start_step={start_step}, --config.data.crop_padding_px="
-      f"{crop_padding_px} and --config.data.num_workers={num_workers} must "
-      "be at least 0."
+      f"--config.seed={seed}, start_step={start_step}, "
+      f"--config.data.crop_padding_px={crop_padding_px} and "
+      f"--config.data.num_workers={num_workers} must be at least 0."
     )
-  if not len(dataset.source):
+  num_examples = len(dataset.source)
+  if not num_examples:
     raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
-  examples = (
-    grain.MapDataset.source(dataset.source)
-    .seed(seed)
-    .shuffle()
-    .repeat(None)
-    .map(_TrainExample(dataset, image_size))
+  class_index = None
+  if distractors == "dataset":
+    class_index = ClassIndex(dataset.all_labels(), len(dataset.class_names))
+  make_example = TrainingExample(
+    dataset=dataset,
+    reader=Reader(dataset, on_error),
+    augment=Augmentation(image_size, crop, crop_padding_px, flip),
+    seed=seed,
+    class_index=class_index,
+    target_draw=target_draw,
   )
-  if crop_padding_px or flip:
-    # Keyed by the position in the endless sequence, before it is shared.
-    examples = examples.random_map(_Augment(crop_padding_px, flip))
   # Shares are consecutive, so that joining them gives the global batch.
-  batches = examples.batch(local_batch_size, drop_remainder=True)
-  batches = batches[start_step * process_count + process_index :: process_count]
-  batches = batches.to_iter_dataset(_READ_OPTIONS)
+  shares = grain.MapDataset.range(
+    start_step * process_count + process_index, _ENDLESS, process_count
+  )
+  make_batch = _TrainBatches(
+    make_example, Order(num_examples, seed), local_batch_size
+  )
+  batches = shares.map(make_batch).to_iter_dataset(READ_OPTIONS)
   if num_workers:
     # Grain hands absl flags to its workers. A notebook never parses them.
     if not flags.FLAGS.is_parsed():
@@ -116,6 +140,8 @@ def eval_batches(
   *,
   batch_size: int,
   image_size: int,
+  resize_px: int = 0,
+  on_error: str = "raise",
   indices: Sequence[int] | None = None,
   process_index: int = 0,
   process_count: int = 1,
@@ -129,12 +155,17 @@ def eval_batches(
     dataset: the split to evaluate on.
     batch_size: images of all processes.
     image_size: side of the images and object masks, in pixels.
+    resize_px: the shorter side is scaled to this before the centre is cropped;
+      0 = `image_size`.
+    on_error: what to do about a record that cannot be read: "raise", or
+      "skip", there is padding in its place.
     indices: only these examples, in this order.
     process_index: which share.
     process_count: of how many.
 
   Raises:
     ValueError: if the batch cannot be shared evenly.
+    DecodeError: later, where `on_error` is "raise": names the picture.
   """
   local_batch_size = _local_batch_size(batch_size, process_index, process_count)
   if indices is None:
@@ -144,10 +175,15 @@ def eval_batches(
     process_index * local_batch_size, num_batches * batch_size, batch_size
   )
   shares = [indices[start : start + local_batch_size] for start in starts]
-  batches = grain.MapDataset.source(shares).map(
-    functools.partial(_eval_batch, dataset, local_batch_size, image_size)
+  make_batch = _EvalBatches(
+    dataset,
+    Reader(dataset, on_error),
+    local_batch_size,
+    image_size,
+    resize_px or image_size,
   )
-  return iter(batches.to_iter_dataset(_READ_OPTIONS))
+  batches = grain.MapDataset.source(shares).map(make_batch)
+  return iter(batches.to_iter_dataset(READ_OPTIONS))
 
 
 def _local_batch_size(
@@ -166,147 +202,123 @@ def _local_batch_size(
   return batch_size // process_count
 
 
-def fit(image: PIL.Image.Image, image_size: int) -> PIL.Image.Image:
-  """Scales the shorter side to `image_size` and keeps the centre square."""
-  width, height = image.size
-  if width == height == image_size:
-    return image
-  side = min(width, height)
-  left, top = (width - side) / 2, (height - side) / 2
-  return image.resize(
-    (image_size, image_size),
-    PIL.Image.Resampling.BILINEAR,
-    box=(left, top, left + side, top + side),
-    reducing_gap=2.0,
-  )
+def decode_image(
+  encoded: bytes, image_size: int, resize_px: int = 0
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Decodes any picture to a square, as for evaluation.
 
+  Args:
+    encoded: the picture.
+    image_size: side of the square, the centre of the picture.
+    resize_px: shorter side of the picture before that; 0 = `image_size`.
 
-def decode_image(encoded: bytes, image_size: int) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes PNG or JPEG of any colour mode to a square RGB image."""
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.asarray(fit(image.convert("RGB"), image_size))
+  Raises:
+    DecodeError: if it cannot be read.
+  """
+  resize_px = resize_px or image_size
+  image = decode.whole(decode.read_header(encoded), resize_px)
+  return np.asarray(geometry.resize_and_crop(image, resize_px, image_size))
 
 
 def decode_object_masks(
-  record: Mapping[str, Any], image_size: int
+  record: Mapping[str, Any], image_size: int, resize_px: int = 0
 ) -> list[tuple[int, Bool[np.ndarray, "H W"]]]:
   """Returns (class, pixels) of each object, fitted just as the image is.
 
   An object without a mask is its filled box.
+
+  Raises:
+    DecodeError: if a mask cannot be read.
   """
-  objects = record.get("objects")
-  if objects is None:
+  if record.get("objects") is None:
     return []
-  masks = objects.get("mask")
-  found = []
-  for i, label in enumerate(objects["label"]):
-    if masks is not None and len(masks[i]):
-      with PIL.Image.open(io.BytesIO(masks[i])) as image:
-        mask = image.convert("L")
-    else:
-      with PIL.Image.open(io.BytesIO(record["image"])) as image:
-        width, height = image.size
-      mask = _filled_box(objects["bbox"][i], width, height)
-    found.append((int(label), np.asarray(fit(mask, image_size)) >= 128))
-  return found
-
-
-def _filled_box(box: Any, width: int, height: int) -> PIL.Image.Image:
-  scale = np.array([height, width, height, width])
-  ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
-  pixels = np.zeros((height, width), np.uint8)
-  # A box thinner than a pixel still covers one.
-  pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = 255
-  return PIL.Image.fromarray(pixels)
-
-
-def _encode_labels(
-  dataset: Dataset, labels: np.ndarray
-) -> dict[str, np.ndarray]:
-  if dataset.multi_label:
-    counts = np.bincount(labels, minlength=len(dataset.class_names))
-    return {"labels": counts.astype(np.int32)}
-  if len(labels) != 1:
-    raise ValueError(
-      f"{dataset.name} is single-label: a record must have one label and one "
-      f"has {len(labels)}; load it as multi-label"
-    )
-  return {"label": np.asarray(labels[0], np.int32)}
+  fit = functools.partial(
+    geometry.resize_and_crop,
+    resize_px=resize_px or image_size,
+    crop_px=image_size,
+  )
+  header = decode.read_header(record["image"])
+  return [
+    (label, np.asarray(fit(mask)) >= 128)
+    for label, mask in geometry.object_masks(record, header)
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainExample:
-  """Record -> the entries of a `Batch` for one image. Pickled to workers."""
+class _TrainBatches:
+  """Number of a share -> the examples of it, at consecutive positions."""
 
-  dataset: Dataset
-  image_size: int
+  make_example: TrainingExample
+  order: Order
+  local_batch_size: int
 
-  def __call__(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  def __call__(self, share: int) -> Batch:
+    first = int(share) * self.local_batch_size
+    examples = [
+      self.make_example(position, self.order(position))
+      for position in range(first, first + self.local_batch_size)
+    ]
     return {
-      "image": decode_image(record["image"], self.image_size),
-      **_encode_labels(self.dataset, np.asarray(record["labels"])),
-      "mask": np.ones((), np.float32),
+      key: np.stack([example[key] for example in examples])
+      for key in examples[0]
     }
 
 
 @dataclasses.dataclass(frozen=True)
-class _Augment:
-  """Shifts and mirrors."""
+class _EvalBatches:
+  """Positions in the split -> the batch of them, padded at the end."""
 
-  crop_padding_px: int
-  flip: bool
+  dataset: Dataset
+  reader: Reader
+  local_batch_size: int
+  image_size: int
+  resize_px: int
 
-  def __call__(
-    self, example: dict[str, np.ndarray], generator: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    image, pad = example["image"], self.crop_padding_px
-    if pad:
-      height, width = image.shape[:2]
-      y, x = generator.integers(2 * pad + 1, size=2)
-      padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-      image = padded[y : y + height, x : x + width]
-    if self.flip and generator.random() < 0.5:
-      image = image[:, ::-1]
-    return {**example, "image": np.ascontiguousarray(image)}
+  def __call__(self, indices: Sequence[int]) -> EvalBatch:
+    batch = self._empty()
+    for row, index in enumerate(indices):
+      found = self.reader.read(index, self._decode)
+      if found is not None:
+        self._fill(batch, row, index, *found)
+    return batch
 
+  def _empty(self) -> EvalBatch:
+    count, size = self.local_batch_size, self.image_size
+    slots = self.dataset.max_classes_per_image
+    batch = {
+      "image": np.zeros((count, size, size, 3), np.uint8),
+      "mask": np.zeros(count, np.float32),
+      "target": np.zeros((count, slots), np.int32),
+      "target_mask": np.zeros((count, slots), np.float32),
+      "object_mask": np.zeros((count, slots, size, size), np.bool_),
+      "index": np.full(count, -1, np.int32),
+    }
+    if self.dataset.multi_label:
+      num_classes = len(self.dataset.class_names)
+      batch["labels"] = np.zeros((count, num_classes), np.int32)
+    else:
+      batch["label"] = np.zeros(count, np.int32)
+    return batch
 
-def _eval_batch(
-  dataset: Dataset,
-  local_batch_size: int,
-  image_size: int,
-  indices: Sequence[int],
-) -> EvalBatch:
-  """Makes the batch of these examples, padded at the end."""
-  count, slots = local_batch_size, dataset.max_classes_per_image
-  batch = {
-    "image": np.zeros((count, image_size, image_size, 3), np.uint8),
-    "mask": np.zeros(count, np.float32),
-    "target": np.zeros((count, slots), np.int32),
-    "target_mask": np.zeros((count, slots), np.float32),
-    "object_mask": np.zeros((count, slots, image_size, image_size), np.bool_),
-    "index": np.full(count, -1, np.int32),
-  }
-  if dataset.multi_label:
-    batch["labels"] = np.zeros((count, len(dataset.class_names)), np.int32)
-  else:
-    batch["label"] = np.zeros(count, np.int32)
+  def _decode(self, record: Mapping[str, Any]):
+    sizes = self.image_size, self.resize_px
+    image = decode_image(record["image"], *sizes)
+    return record["labels"], image, decode_object_masks(record, *sizes)
 
-  for row, index in enumerate(indices):
-    record = dataset.source[index]
-    labels = np.asarray(record["labels"])
-    targets = np.unique(labels)
+  def _fill(self, batch, row, index, labels, image, masks) -> None:
+    targets = np.unique(np.asarray(labels))
+    slots = batch["target"].shape[1]
     if len(targets) > slots:
       raise ValueError(
-        f"{dataset.name} says that an image shows at most {slots} classes and "
-        f"example {index} shows {len(targets)}; raise max_classes_per_image"
+        f"{self.dataset.name} says that an image shows at most {slots} classes "
+        f"and example {index} shows {len(targets)}; raise max_classes_per_image"
       )
-    batch["image"][row] = decode_image(record["image"], image_size)
+    batch["image"][row] = image
     batch["mask"][row] = 1
     batch["index"][row] = index
     batch["target"][row, : len(targets)] = targets
     batch["target_mask"][row, : len(targets)] = 1
-    for key, value in _encode_labels(dataset, labels).items():
+    for key, value in self.dataset.encode_labels(labels).items():
       batch[key][row] = value
-    for label, mask in decode_object_masks(record, image_size):
+    for label, mask in masks:
       batch["object_mask"][row, np.flatnonzero(targets == label)] |= mask
-  return batch

@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import io
 import itertools
@@ -7,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import Dataset, pipeline
+from gc_jax.data import Dataset, pipeline, reading
 
 SIZES = {"batch_size": 8, "image_size": 64}
 
@@ -137,17 +138,165 @@ def test_the_shares_of_any_number_of_processes_join_to_one_batch(
   assert_same(joined(*shares), train(dataset, 7, start_step=2, **AUGMENTED))
 
 
-@pytest.mark.slow  # workers are spawned and import everything: 10 s
-def test_workers_change_nothing(load_small):
-  dataset = load_small("train")
-  for kwargs in (
-    {},
-    {"start_step": 3, "process_index": 1, "process_count": 2},
-  ):
-    kwargs |= AUGMENTED
-    assert_same(
-      train(dataset, 7, **kwargs), train(dataset, 7, num_workers=2, **kwargs)
+EVERYTHING = {
+  "crop": "random_resized",
+  "flip": True,
+  "distractors": "dataset",
+  "target_draw": "instance",
+  "on_error": "skip",
+}
+
+
+@pytest.fixture(scope="module")
+def with_everything(load_small):
+  """A multi-label set in which pictures are broken, and its first batches."""
+  dataset = load_small("train", multi_label=True)
+  records = list(dataset.source)
+  for broken in (3, 17, 18):
+    records[broken] = {**records[broken], "image": b"broken"}
+  dataset = dataclasses.replace(dataset, source=records)
+  return dataset, train(dataset, 9, **EVERYTHING)
+
+
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_starting_later_and_sharing_change_nothing_of_everything(
+  with_everything, process_count
+):
+  dataset, batches = with_everything
+  assert sum(batch["skipped"].sum() for batch in batches) > 0
+  for start_step in (0, 4, 7):  # 7 is in the second epoch
+    shares = [
+      train(
+        dataset,
+        9 - start_step,
+        start_step=start_step,
+        process_index=i,
+        process_count=process_count,
+        **EVERYTHING,
+      )
+      for i in range(process_count)
+    ]
+    assert_same(joined(*shares), batches[start_step:])
+
+
+@pytest.mark.slow  # workers are spawned and import everything: 15 s
+@pytest.mark.parametrize(
+  ("num_workers", "process_count", "start_step"), [(1, 1, 4), (2, 2, 4)]
+)
+def test_workers_change_nothing(
+  with_everything, num_workers, process_count, start_step
+):
+  dataset, batches = with_everything
+  shares = [
+    train(
+      dataset,
+      9 - start_step,
+      start_step=start_step,
+      num_workers=num_workers,
+      process_index=i,
+      process_count=process_count,
+      **EVERYTHING,
     )
+    for i in range(process_count)
+  ]
+  assert_same(joined(*shares), batches[start_step:])
+
+
+def test_batches_with_everything_are_what_types_say(with_everything):
+  _, (batch, *_) = with_everything
+  shapes = {k: (v.shape, v.dtype.name) for k, v in batch.items()}
+  assert shapes == {
+    "image": ((8, 64, 64, 3), "uint8"),
+    "labels": ((8, 10), "int32"),
+    "mask": ((8,), "float32"),
+    "distractors": ((8, 3, 64, 64, 3), "uint8"),
+    "distractor_mask": ((8,), "float32"),
+    "target": ((8,), "int32"),
+    "skipped": ((8,), "float32"),
+  }
+  assert (batch["labels"][range(8), batch["target"]] > 0).all()
+
+
+@pytest.fixture
+def broken(load_small, monkeypatch):
+  """Of 40 pictures three cannot be read; nothing was logged of them yet."""
+  monkeypatch.setattr(reading, "_num_skipped", collections.Counter())
+  dataset = load_small("train")
+  records = list(dataset.source)
+  for index in (3, 17, 18):
+    records[index] = {**records[index], "image": b"broken"}
+  return dataclasses.replace(dataset, source=records)
+
+
+def test_a_broken_picture_stops_training_by_name(broken):
+  with pytest.raises(
+    pipeline.decode.DecodeError,
+    match=r"Example (3|17|18) of context_digits/.* cannot be read: it is no pic"
+    r"ture: its 6 bytes start with b'broken'\. Mend or remove it, or set "
+    r"--config.data.on_error=skip",
+  ):
+    train(broken, 5)
+
+
+@pytest.mark.slow  # workers are spawned and import everything: 5 s
+def test_a_broken_picture_stops_training_by_name_in_a_worker_too(broken):
+  with pytest.raises(
+    pipeline.decode.DecodeError, match=r"Example (3|17|18) of .* cannot be read"
+  ):
+    train(broken, 5, num_workers=1)
+
+
+def test_a_skipped_picture_is_replaced_and_counted_once_an_epoch(
+  broken, load_small
+):
+  batches = train(broken, 10, on_error="skip")  # two epochs
+  whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  # A replacement may be broken too: one more then.
+  assert (whole["skipped"] > 0).sum() == 6
+  assert whole["mask"].all()
+  plain = train(load_small("train"), 10)
+  images = np.concatenate([b["image"] for b in plain])
+  labels = np.concatenate([b["label"] for b in plain])
+  kept = whole["skipped"] == 0
+  np.testing.assert_array_equal(whole["image"][kept], images[kept])
+  np.testing.assert_array_equal(whole["label"][kept], labels[kept])
+  label_of = {i.tobytes(): k for i, k in zip(images, labels, strict=True)}
+  replaced = whole["image"][~kept]
+  assert len(np.unique(replaced, axis=0)) > 1
+  for image, label in zip(replaced, whole["label"][~kept], strict=True):
+    assert label_of[image.tobytes()] == label
+
+
+def test_a_skipped_picture_is_padding_in_an_evaluation(broken):
+  batches = list(pipeline.eval_batches(broken, on_error="skip", **SIZES))
+  whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+  missing = np.flatnonzero(whole["mask"] == 0)
+  assert missing.tolist() == [3, 17, 18]
+  for key in whole.keys() - {"index"}:
+    assert not whole[key][missing].any(), key
+  assert (whole["index"][missing] == -1).all()
+
+
+def test_skipping_is_logged_less_and_less_often(broken, caplog):
+  train(broken, 180, on_error="skip")  # 36 epochs of three
+  assert len(caplog.messages) == 9 + 9 + 1
+  assert caplog.messages[0].endswith("Skipped (number 1).")
+  assert caplog.messages[-1].endswith("Skipped (number 100).")
+  assert "cannot be read: it is no picture" in caplog.text
+
+
+def test_a_set_of_nothing_but_broken_pictures_is_an_error():
+  records = [{"image": b"broken", "labels": [0]}] * 8
+  with pytest.raises(
+    ValueError, match=r"20 pictures of hand-made, drawn one a"
+  ):
+    train(dataset_of(records), 1, on_error="skip")
+
+
+def test_a_record_that_contradicts_the_set_is_never_skipped(load_small):
+  multi = load_small("train", multi_label=True)
+  with pytest.raises(ValueError, match=r"is single-label"):
+    train(dataclasses.replace(multi, multi_label=False), 1, on_error="skip")
 
 
 def test_augmentation_shifts_and_mirrors_and_nothing_else():

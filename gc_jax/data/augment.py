@@ -1,0 +1,108 @@
+"""Training augmentation: what is drawn, and what it does to a picture."""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from gc_jax.data import decode, geometry
+
+AREA_FRAC = (0.08, 1.0)  # torchvision's defaults
+ASPECT = (3 / 4, 4 / 3)  # width / height
+_TRIES = 10
+
+
+def draw_crop(
+  width: int, height: int, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+  """Draws the part of a picture that a random resized crop shows.
+
+  Its share of the area is uniform in `AREA_FRAC`, the logarithm of its aspect
+  uniform between those of `ASPECT`, its place uniform; drawn again up to ten
+  times where it does not fit. Then: the largest centred part whose aspect is
+  within `ASPECT`.
+
+  Returns:
+    left, top, width, height, in pixels.
+
+  Source: torchvision.transforms.RandomResizedCrop.
+  Differs: none in law; the random numbers are others.
+  """
+  log_aspect = tuple(map(math.log, ASPECT))
+  for _ in range(_TRIES):
+    area = width * height * generator.uniform(*AREA_FRAC)
+    aspect = math.exp(generator.uniform(*log_aspect))
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      left = int(generator.integers(width - w + 1))
+      top = int(generator.integers(height - h + 1))
+      return left, top, w, h
+  aspect = min(max(width / height, ASPECT[0]), ASPECT[1])
+  w = min(width, max(1, round(height * aspect)))
+  h = min(height, max(1, round(width / aspect)))
+  return (width - w) // 2, (height - h) // 2, w, h
+
+
+def draw_flip(generator: np.random.Generator) -> bool:
+  """Draws whether to mirror: every second time."""
+  return bool(generator.random() < 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """Encoded picture -> a square for training.
+
+  Attributes:
+    image_size: side of the square, in pixels.
+    crop: "center", the centre square, or "random_resized", see `draw_crop`.
+    crop_padding_px: of the centre square: random shift by up to this many
+      pixels either way; the border is repeated outwards.
+    flip: mirror every second picture, at random.
+  """
+
+  image_size: int
+  crop: str = "center"
+  crop_padding_px: int = 0
+  flip: bool = False
+
+  def __post_init__(self):
+    if self.crop not in ("center", "random_resized"):
+      raise ValueError(
+        f"crop={self.crop!r} must be 'center' or 'random_resized'"
+      )
+
+  def __call__(
+    self, encoded: bytes, generator: np.random.Generator
+  ) -> UInt8[np.ndarray, "H W 3"]:
+    """Returns the picture, a function of its bytes and the generator.
+
+    Raises:
+      DecodeError: if the picture cannot be read.
+    """
+    header = decode.read_header(encoded)
+    if self.crop == "random_resized":
+      box = draw_crop(*header.size, generator)
+      pixels = decode.crop(header, box, self.image_size)
+    else:
+      pixels = self._shift(self._center(header), generator)
+    if self.flip and draw_flip(generator):
+      # 30 times as fast as numpy's way of reversing an axis.
+      pixels = cv2.flip(pixels, 1)
+    return np.ascontiguousarray(pixels)
+
+  def _center(self, header: decode.Header) -> np.ndarray:
+    image = decode.whole(header, self.image_size)
+    size = self.image_size
+    return np.asarray(geometry.resize_and_crop(image, size, size))
+
+  def _shift(
+    self, pixels: np.ndarray, generator: np.random.Generator
+  ) -> np.ndarray:
+    pad, (height, width) = self.crop_padding_px, pixels.shape[:2]
+    if not pad:
+      return pixels
+    y, x = generator.integers(2 * pad + 1, size=2)
+    padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    return padded[y : y + height, x : x + width]

@@ -1,0 +1,99 @@
+"""Distractors from a whole training set: which pictures, for which class.
+
+The release's way: for every picture three categories are drawn with
+replacement among the others, and of each a picture. No list of negatives is
+stored: an index of the labels (12 bytes a label) and rejection suffice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+SOURCES = ("batch", "dataset")  # of --config.compose.distractors
+
+_REJECTIONS = 20
+
+
+class ClassIndex:
+  """Which examples hold which class.
+
+  Args:
+    labels: a sequence, the class ids of every example.
+    num_classes: K.
+  """
+
+  def __init__(self, labels: Any, num_classes: int):
+    lengths = np.fromiter(map(len, labels), np.int64, len(labels))
+    flat = np.fromiter(
+      (k for row in labels for k in row), np.int64, int(lengths.sum())
+    )
+    examples = np.repeat(np.arange(len(labels)), lengths)
+    # One number a pair of class and example, ascending: of one class, all its
+    # examples in a row.
+    self._num_examples = len(labels)
+    self._pairs = np.unique(flat * self._num_examples + examples)
+    starts = np.arange(num_classes + 1) * self._num_examples
+    self._starts = np.searchsorted(self._pairs, starts)
+    self._present = np.flatnonzero(np.diff(self._starts))
+
+  def examples_of(self, category: int) -> Int[np.ndarray, "n"]:
+    """Returns the examples that hold a class, ascending."""
+    begin, end = self._starts[category], self._starts[category + 1]
+    return self._pairs[begin:end] % self._num_examples
+
+  def holds(
+    self, examples: Int[np.ndarray, "n"], category: int
+  ) -> Bool[np.ndarray, "n"]:
+    """Returns which of the examples hold a class."""
+    wanted = category * self._num_examples + np.asarray(examples)
+    at = np.searchsorted(self._pairs, wanted)
+    at = np.minimum(at, len(self._pairs) - 1)
+    return self._pairs[at] == wanted
+
+  def draw(
+    self, target: int, generator: np.random.Generator
+  ) -> tuple[int, int] | None:
+    """Draws a category other than `target`, and an example of it without it.
+
+    The category is uniform over those that have such an example, the example
+    uniform over them.
+
+    Returns:
+      (category, example), or None where every labelled example holds the
+      target.
+    """
+    categories = self._present[self._present != target]
+    while len(categories):
+      category = int(generator.choice(categories))
+      begin, end = self._starts[category], self._starts[category + 1]
+      # Most tries are good ones; looking at all of a class takes long.
+      tries = self._pairs[generator.integers(begin, end, _REJECTIONS)]
+      tries = tries % self._num_examples
+      good = tries[~self.holds(tries, target)]
+      if not len(good):
+        good = self.examples_of(category)
+        good = good[~self.holds(good, target)]
+        generator.shuffle(good)
+      if len(good):
+        return category, int(good[0])
+      categories = categories[categories != category]
+    return None
+
+
+def draw_target(
+  labels: Sequence[Any] | np.ndarray,
+  target_draw: str,
+  generator: np.random.Generator,
+) -> int | None:
+  """Draws the class to explain in an image; None where it shows none.
+
+  Args:
+    labels: class of each of its objects.
+    target_draw: "category", uniform over the classes (paper), or "instance",
+      over the objects (release).
+    generator: what the draw depends on.
+  """
+  choices = np.unique(labels) if target_draw == "category" else labels
+  return int(generator.choice(choices)) if len(choices) else None

@@ -1,0 +1,135 @@
+"""Where the pixels of an evaluated picture, its masks and boxes end up.
+
+Which evaluation uses which (METHOD: protocols):
+
+| evaluation | geometry |
+|---|---|
+| top-1 of ImageNet, both protocols | `resize_and_crop`, 256 then 224 |
+| maps, `paper` | `resize_and_crop`: image and annotation alike |
+| maps, `release` | `full_frame`: image scaled, annotation as it is |
+
+`resize_and_crop` is torchvision's Resize (shorter side, bilinear with
+antialias) and CenterCrop, to the pixel.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Bool, Int, UInt8
+
+from gc_jax.data import decode
+
+
+def resize_and_crop(
+  image: PIL.Image.Image, resize_px: int, crop_px: int
+) -> PIL.Image.Image:
+  """Scales the shorter side to `resize_px`, keeps the centre of `crop_px`.
+
+  The longer side is cut to whole pixels, the place of the crop rounded, as
+  torchvision does.
+  """
+  width, height = resized_size(image.size, resize_px)
+  if image.size != (width, height):
+    image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+  left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
+  return image.crop((left, top, left + crop_px, top + crop_px))
+
+
+def resized_size(
+  size: tuple[int, int], shorter_side_px: int
+) -> tuple[int, int]:
+  """Returns (width, height) once the shorter side has `shorter_side_px`."""
+  shorter = min(size)
+  width, height = (int(shorter_side_px * side / shorter) for side in size)
+  return width, height
+
+
+def object_masks(
+  record: Mapping[str, Any], header: decode.Header
+) -> list[tuple[int, PIL.Image.Image]]:
+  """Returns (class, mask) of each object of a record, upright, mode L.
+
+  An object without a mask is its filled box: the pixels that a box of whole
+  pixels was normalised from, so that VOC's inclusive corners are exact.
+  """
+  objects = record.get("objects")
+  if objects is None:
+    return []
+  masks = objects.get("mask")
+  found = []
+  for i, label in enumerate(objects["label"]):
+    encoded = b"" if masks is None else masks[i]
+    if len(encoded):
+      mask = decode.whole(decode.read_header(encoded)).convert("L")
+    else:
+      mask = _filled_box(objects["bbox"][i], *header.stored_size)
+    if mask.size != header.stored_size:
+      raise decode.DecodeError(
+        f"the mask of object {i} must be as large as the picture, "
+        f"{header.stored_size[0]}x{header.stored_size[1]} pixels, and is "
+        f"{mask.size[0]}x{mask.size[1]}"
+      )
+    found.append((int(label), decode.turned(mask, header.turn)))
+  return found
+
+
+def _filled_box(box: Any, width: int, height: int) -> PIL.Image.Image:
+  scale = np.array([height, width, height, width])
+  ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
+  pixels = np.zeros((height, width), np.uint8)
+  # A box thinner than a pixel still covers one.
+  pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = 255
+  return PIL.Image.fromarray(pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class FullFrame:
+  """An example of the release's localisation protocol.
+
+  Attributes:
+    image: uint8 `[h w 3]`, the whole picture, scaled.
+    target: int32 `[P]`, the classes of the image, ascending.
+    object_mask: bool `[P H W]`, pixels of any object of the class, at the
+      picture's own size.
+    difficult: bool `[P]`, whether all objects of the class are marked so: the
+      pointing games pass over them, the content heatmap does not.
+  """
+
+  image: UInt8[np.ndarray, "h w 3"]
+  target: Int[np.ndarray, "P"]
+  object_mask: Bool[np.ndarray, "P H W"]
+  difficult: Bool[np.ndarray, "P"]
+
+
+def full_frame(record: Mapping[str, Any], shorter_side_px: int) -> FullFrame:
+  """Returns a record whole: the image scaled, the annotation as it is.
+
+  Args:
+    record: of a `Dataset`.
+    shorter_side_px: of the image; its aspect stays. The release: 448.
+
+  Raises:
+    DecodeError: if the picture or a mask cannot be read.
+
+  Source: the release's evaluation (METHOD A2): shortest side resized, batch
+    of one, annotation in its own pixels.
+  """
+  header = decode.read_header(record["image"])
+  size = resized_size(header.size, shorter_side_px)
+  width, height = header.size
+  target = np.unique(np.asarray(record["labels"], np.int32))
+  object_mask = np.zeros((len(target), height, width), bool)
+  easy = np.zeros(len(target), bool)
+  annotated = np.zeros(len(target), bool)
+  for i, (label, mask) in enumerate(object_masks(record, header)):
+    rows = target == label
+    object_mask[rows] |= np.asarray(mask) > 127
+    annotated |= rows
+    easy |= rows & (not record["objects"]["difficult"][i])
+  image = decode.whole(header, shorter_side_px)
+  if image.size != size:
+    image = image.resize(size, PIL.Image.Resampling.BILINEAR)
+  return FullFrame(np.asarray(image), target, object_mask, annotated & ~easy)

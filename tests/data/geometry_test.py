@@ -1,0 +1,177 @@
+"""What an evaluated picture and its annotation are cut to."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from gc_jax.data import decode, geometry, pipeline
+from tests.data import photos
+
+
+def triangle_weights(in_px, out_px):
+  """Rows of weights: bilinear with antialias, written out."""
+  shrink = in_px / out_px
+  support = max(shrink, 1.0)
+  centres = (np.arange(out_px) + 0.5) * shrink
+  positions = np.arange(in_px) + 0.5
+  distance = np.abs(positions[None] - centres[:, None]) / support
+  weights = np.maximum(0, 1 - distance)
+  return weights / weights.sum(1, keepdims=True)
+
+
+def recomputed(pixels, resize_px, crop_px):
+  """Resize(shorter side), CenterCrop: torchvision's rules, matrix by matrix."""
+  height, width = pixels.shape[:2]
+  if width <= height:
+    new_width, new_height = resize_px, int(resize_px * height / width)
+  else:
+    new_width, new_height = int(resize_px * width / height), resize_px
+  rows = triangle_weights(height, new_height)
+  columns = triangle_weights(width, new_width)
+  # Pillow rounds once after each direction, columns first.
+  resized = np.round(np.einsum("xj,yjc->yxc", columns, pixels.astype(float)))
+  resized = np.round(np.einsum("yi,ixc->yxc", rows, resized))
+  top = round((new_height - crop_px) / 2.0)
+  left = round((new_width - crop_px) / 2.0)
+  return resized[top : top + crop_px, left : left + crop_px]
+
+
+SIZES = [(500, 375), (375, 500), (257, 256), (640, 427), (300, 1000)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_evaluation_is_resize_256_and_center_crop_224(size):
+  """Within one grey level of a computation without Pillow, and of Pillow."""
+  encoded = photos.encode(photos.load("motorcycle_left.png", size))
+  image = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
+  ours = pipeline.decode_image(encoded, 224, 256)
+  assert ours.shape == (224, 224, 3) and ours.dtype == np.uint8
+  by_hand = recomputed(np.asarray(image), 256, 224)
+  assert np.abs(ours - by_hand).max() <= 1
+
+  scale = 256 / min(size)
+  resized = image.resize((int(scale * size[0]), int(scale * size[1])), 2)
+  left, top = (round((side - 224) / 2) for side in resized.size)
+  box = (left, top, left + 224, top + 224)
+  difference = ours - np.asarray(resized.crop(box)).astype(int)
+  assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "brick.png"])
+def test_decoding_at_a_smaller_scale_does_not_show_in_an_evaluation(name):
+  """Pictures of 2,400 pixels are read at 1/2 or 1/4, and end up the same."""
+  large = photos.load(name, (3_000, 2_400))
+  encoded = photos.encode(large, quality=95)
+  header = decode.read_header(encoded)
+  assert decode.whole(header, 64).size == (750, 600)  # 1/4, and 9 times 64
+  exact = geometry.resize_and_crop(PIL.Image.open(io.BytesIO(encoded)), 72, 64)
+  ours = pipeline.decode_image(encoded, 64, 72).astype(int)
+  assert np.abs(ours - np.asarray(exact)).max() <= 1
+
+
+def test_without_a_size_to_resize_to_the_shorter_side_fills_the_square():
+  encoded = photos.encode(photos.load("coffee.png", (300, 200)), "png")
+  np.testing.assert_array_equal(
+    pipeline.decode_image(encoded, 64), pipeline.decode_image(encoded, 64, 64)
+  )
+
+
+def ellipse(shape):
+  y, x = np.mgrid[: shape[0], : shape[1]]
+  y = (y + 0.5) / shape[0] - 0.55
+  x = (x + 0.5) / shape[1] - 0.45
+  return (((y / 0.3) ** 2 + (x / 0.2) ** 2) < 1).astype(np.uint8) * 255
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
+  mask = ellipse((150, 200))
+  rows, columns = (np.flatnonzero(mask.any(i)) for i in (1, 0))
+  box = (
+    rows[0] / 150,
+    columns[0] / 200,
+    (rows[-1] + 1) / 150,
+    (columns[-1] + 1) / 200,
+  )
+  picture = np.repeat(mask[..., None], 3, -1)
+  record = {
+    "image": photos.with_orientation(
+      PIL.Image.fromarray(picture), orientation, "png"
+    ),
+    "labels": [1, 2],
+    "objects": {
+      "label": [1, 2],
+      "bbox": [box, box],
+      "difficult": [False, False],
+      "mask": [photos.encode(mask, "png"), b""],
+    },
+  }
+  seen = pipeline.decode_image(record["image"], 96, 110)[..., 0] >= 128
+  (_, of_mask), (_, of_box) = pipeline.decode_object_masks(record, 96, 110)
+  np.testing.assert_array_equal(of_mask, seen)
+  # The box is tight around what is seen, to a pixel.
+  for axis in (0, 1):
+    edges = [np.flatnonzero(m.any(axis))[[0, -1]] for m in (seen, of_box)]
+    assert np.abs(edges[0] - edges[1]).max() <= 1
+  frame = geometry.full_frame(record, 75)
+  assert frame.image.shape == (
+    (75, 100, 3) if orientation in (1, 3) else (100, 75, 3)
+  )
+  small = np.asarray(
+    PIL.Image.fromarray(frame.object_mask[0]).resize(
+      frame.image.shape[1::-1], PIL.Image.Resampling.BOX
+    )
+  )
+  # Two filters differ along the edge; turned wrongly, a tenth would.
+  assert (small != (frame.image[..., 0] >= 128)).mean() < 0.01
+
+
+def test_the_full_frame_keeps_the_aspect_and_the_annotations_own_pixels():
+  """The release: shortest side 448, 15 pixels in those of the annotation."""
+  photo = photos.load("coffee.png", (300, 200))
+  # VOC's corners count from 1, both included: rows 21..60, columns 31..90.
+  voc = {"ymin": 21, "xmin": 31, "ymax": 60, "xmax": 90}
+  box = (
+    (voc["ymin"] - 1) / 200,
+    (voc["xmin"] - 1) / 300,
+    voc["ymax"] / 200,
+    voc["xmax"] / 300,
+  )
+  other = (0.5, 0.5, 1.0, 1.0)
+  record = {
+    "image": photos.encode(photo),
+    "labels": [5, 2],
+    "objects": {
+      "label": [5, 2, 5, 7],
+      "bbox": [box, other, other, other],
+      "difficult": [True, True, False, False],
+    },
+  }
+  frame = geometry.full_frame(record, 448)
+  assert frame.image.shape == (448, 672, 3)
+  exact = PIL.Image.open(io.BytesIO(record["image"])).resize((672, 448), 2)
+  np.testing.assert_array_equal(frame.image, np.asarray(exact))
+  assert frame.target.tolist() == [2, 5]
+  # Difficult is what has no easy object: class 5 has one.
+  assert frame.difficult.tolist() == [True, False]
+  expected = np.zeros((2, 200, 300), bool)
+  expected[:, 100:, 150:] = True
+  expected[1, 20:60, 30:90] = True
+  np.testing.assert_array_equal(frame.object_mask, expected)
+
+
+def test_a_mask_of_another_size_is_refused():
+  record = {
+    "image": photos.encode(photos.load("coffee.png", (30, 20))),
+    "labels": [0],
+    "objects": {
+      "label": [0],
+      "bbox": [(0, 0, 1, 1)],
+      "difficult": [False],
+      "mask": [photos.encode(np.zeros((30, 20), np.uint8), "png")],
+    },
+  }
+  with pytest.raises(decode.DecodeError, match="30x20 pixels, and is 20x30"):
+    pipeline.decode_object_masks(record, 16)
