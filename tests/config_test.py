@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from configs import base, quickstart, quickstart_multi
+from configs import base, context, quickstart, quickstart_multi
 from gc_jax import config as configs
 
 
@@ -22,6 +22,19 @@ def make(**overrides):
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   configs.validate(recipe.get_config(variant + smoke), num_devices=1)
+
+
+@pytest.mark.parametrize("variant", context.VARIANTS)
+def test_the_context_recipe_is_valid_and_its_smoke_needs_no_package(variant):
+  recipe, smoke = (
+    context.get_config(variant),
+    context.get_config(variant + ",smoke"),
+  )
+  configs.validate(recipe, num_devices=1)
+  configs.validate(smoke, num_devices=1)
+  assert recipe.data.name == f"context_{variant.partition('_')[0]}"
+  assert smoke.data.name == "context_digits"
+  assert smoke.model.name == recipe.model.name
 
 
 def test_variants_are_the_four_rows_of_the_papers_tables():

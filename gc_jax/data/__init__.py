@@ -14,12 +14,21 @@ from gc_jax.data.dataset import Dataset, unknown_name_message
 __all__ = ["DATASETS", "Dataset", "load"]
 
 
-def _context_digits(
-  config_data: ml_collections.ConfigDict, split: str, *, multi_label: bool
+def _context(
+  config_data: ml_collections.ConfigDict,
+  split: str,
+  *,
+  objects: str,
+  multi_label: bool = False,
 ) -> Dataset:
-  from gc_jax.data import context_digits
+  from gc_jax.data import context_digits, context_fashion, context_objects
 
-  return context_digits.load(
+  load_split = {
+    "digits": context_digits.load,
+    "fashion": context_fashion.load,
+    "objects": context_objects.load,
+  }[objects]
+  return load_split(
     split,
     data_dir=config_data.dir,
     image_size=config_data.image_size,
@@ -30,8 +39,18 @@ def _context_digits(
 
 # name -> (config.data, split) -> Dataset
 DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
-  "context_digits": functools.partial(_context_digits, multi_label=False),
-  "context_digits_multi": functools.partial(_context_digits, multi_label=True),
+  "context_digits": functools.partial(_context, objects="digits"),
+  "context_digits_multi": functools.partial(
+    _context, objects="digits", multi_label=True
+  ),
+  "context_fashion": functools.partial(_context, objects="fashion"),
+  "context_fashion_multi": functools.partial(
+    _context, objects="fashion", multi_label=True
+  ),
+  "context_objects": functools.partial(_context, objects="objects"),
+  "context_objects_multi": functools.partial(
+    _context, objects="objects", multi_label=True
+  ),
 }
 
 

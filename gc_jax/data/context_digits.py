@@ -78,6 +78,7 @@ class ContextDigits(context.ContextBuilder):
   LICENSE = LICENSE
 
   def draw(self, split: str, index: int) -> Example:
+    """Draws example `index` of a split."""
     return draw_example(self.builder_config, split, index)
 
 
