@@ -1,7 +1,7 @@
 """Data sets by name. Batches of them: `gc_jax.data.pipeline`.
 
-Each entry imports its builder when called, so that importing this package
-costs nothing.
+Each entry of `DATASETS` imports its builder when called, so that importing
+this package costs nothing. Beside them, "tfds:NAME" is a stock set of TFDS.
 """
 
 import functools
@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import ml_collections
 
+from gc_jax.data import stock_sets
 from gc_jax.data.dataset import Dataset, unknown_name_message
 
-__all__ = ["DATASETS", "Dataset", "load"]
+__all__ = ["DATASETS", "Dataset", "check_name", "load"]
 
 
 def _context(
@@ -54,6 +55,20 @@ DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
 }
 
 
+def check_name(name: str) -> None:
+  """Checks that there is a data set of this name, as far as names tell.
+
+  Raises:
+    ValueError: there is none; gives the nearest.
+  """
+  if name in DATASETS or name.startswith(stock_sets.PREFIX):
+    return
+  stock = [stock_sets.PREFIX + example for example in stock_sets.EXAMPLES]
+  raise ValueError(
+    unknown_name_message("--config.data.name", name, [*DATASETS, *stock])
+  )
+
+
 def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   """Returns a split of the data set `config_data.name`, prepared if need be.
 
@@ -66,8 +81,9 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
     ValueError: if there is no such data set or split, or a field of
       `config_data` is out of range.
   """
-  if config_data.name not in DATASETS:
-    raise ValueError(
-      unknown_name_message("--config.data.name", config_data.name, DATASETS)
-    )
+  check_name(config_data.name)
+  if config_data.name.startswith(stock_sets.PREFIX):
+    from gc_jax.data import stock
+
+    return stock.load(config_data.name, split, data_dir=config_data.dir)
   return DATASETS[config_data.name](config_data, split)

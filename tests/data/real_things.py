@@ -10,6 +10,8 @@ import imgviz
 import numpy as np
 import PIL.Image
 
+from gc_jax.data import photographs
+
 MIN_AREA_PX = 400
 
 
@@ -43,3 +45,41 @@ def negative(thing, size=28):
   corner = (size - shape[0]) // 2, (size - shape[1]) // 2
   on_white.alpha_composite(small, corner)
   return 255 - np.asarray(on_white.convert("L"))
+
+
+def picture(number, num_things=1):
+  """Returns a photograph with things on it, and the pixels of each.
+
+  Args:
+    number: pictures of different numbers differ in size, photograph, things.
+    num_things: side by side, at most three.
+
+  Returns:
+    uint8 `[H W 3]`, and one bool `[H W]` for each thing.
+  """
+  generator = np.random.default_rng([7, number])
+  height, width = generator.integers((90, 120), (140, 190))
+  photograph = photographs.load_photograph(number % 14)
+  top = int(generator.integers(photograph.shape[0] - height + 1))
+  left = int(generator.integers(photograph.shape[1] - width + 1))
+  canvas = PIL.Image.fromarray(
+    photograph[top : top + height, left : left + width]
+  ).convert("RGBA")
+  masks = []
+  for i in range(num_things):
+    thing = PIL.Image.fromarray(things()[(number + 5 * i) % len(things())])
+    room = width // num_things, height
+    thing.thumbnail((room[0] - 4, room[1] - 4))
+    x = i * room[0] + int(generator.integers(room[0] - thing.width + 1))
+    y = int(generator.integers(height - thing.height + 1))
+    alpha = np.zeros((height, width), np.uint8)
+    alpha[y : y + thing.height, x : x + thing.width] = np.asarray(thing)[..., 3]
+    canvas.alpha_composite(thing, (x, y))
+    masks.append(alpha >= 128)
+  return np.asarray(canvas.convert("RGB")), masks
+
+
+def tight_box(mask):
+  """Returns (top, left, bottom, right) in pixels, the last two exclusive."""
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
