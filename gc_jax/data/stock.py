@@ -211,6 +211,10 @@ class _Records(Sequence):
       "image": record["image"],
       "labels": self._labels(record, objects),
     }
+    for feature in stock_sets.FILE_NAMES:
+      if isinstance(record.get(feature), bytes):
+        converted["name"] = record[feature].decode(errors="replace")
+        break
     if objects is not None:
       converted["objects"] = objects
     return converted

@@ -43,6 +43,15 @@ class Layout:
 
 PLAIN = Layout(label="label")
 
+# Text that says which file a record came from, where a set has one of them.
+FILE_NAMES = (
+  "image/filename",
+  "file_name",
+  "filename",
+  "image/file_name",
+  "id",
+)
+
 # name, or name/config where configs differ -> layout
 STOCK_SETS = {
   "oxford_iiit_pet": Layout(

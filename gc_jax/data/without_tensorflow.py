@@ -114,7 +114,7 @@ def _encode_jpeg(pixels: np.ndarray) -> Any:
 
 _STAND_IN = _Namespace(
   path="",
-  compat=_Namespace(path="compat.", as_text=os.fsdecode),
+  compat=_Namespace(path="compat.", as_bytes=os.fsencode, as_text=os.fsdecode),
   image=_Namespace(path="image.", decode_image=_decode_image),
   io=_Namespace(
     path="io.",

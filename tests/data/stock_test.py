@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -131,6 +132,20 @@ def test_images_labels_and_names_are_those_of_the_archive(load, prepared, name):
       assert names == truth.labels
   recoded = 3 if name == "oxford_iiit_pet" else 0
   assert count == sum(COUNTS[name].values()) - recoded
+
+
+def test_records_say_which_file_they_are(load):
+  names = {name: load(name, "test").source[0].get("name") for name in SETS}
+  assert names.pop("tf_flowers") is None
+  endings = {
+    "oxford_iiit_pet": ".jpg",
+    "voc/2007": ".jpg",
+    "voc/2012": ".jpg",
+    "caltech_birds2011": ".jpg",
+    "cifar10": "test_",
+    "imagenet_v2/matched-frequency": ".jpeg",
+  }
+  assert all(endings[name] in text for name, text in names.items())
 
 
 def test_class_counts_and_kinds_are_those_of_the_sets(load):
@@ -510,6 +525,55 @@ def test_files_of_a_set_whose_code_is_elsewhere_are_read(prepared, tmp_path):
   path.write_text(json.dumps(info | {"name": "my_flowers", "version": "1.0.0"}))
   dataset = stock.load("my_flowers", "test", data_dir=tmp_path)
   assert dataset.name == "tfds:my_flowers/1.0.0" and len(dataset.source) == 5
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from gc_jax.data import stock
+
+builder_class = tfds.builder_cls("oxford_iiit_pet")
+known = {info.filename: info for info in builder_class.url_infos.values()}
+checksums.compute_url_info = lambda path: known[pathlib.Path(path).name]
+generate = builder_class._generate_examples
+
+def generate_or_die(*args, **kwargs):
+  for i, example in enumerate(generate(*args, **kwargs)):
+    if i == int(sys.argv[2]):
+      os.kill(os.getpid(), signal.SIGKILL)
+    yield example
+
+builder_class._generate_examples = generate_or_die
+stock.load("oxford_iiit_pet", "test", data_dir=sys.argv[1])
+"""
+
+
+def test_a_killed_preparation_is_done_again(load, tmp_path):
+  stock_archives.write_pets(tmp_path / "downloads" / "manual")
+
+  def prepare(die_at):
+    return subprocess.run(
+      [sys.executable, "-c", KILLED, str(tmp_path), str(die_at)],
+      env={**os.environ, "PYTHONPATH": os.getcwd()},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  assert prepare(20).returncode == -signal.SIGKILL
+  (left,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
+  assert left.name.startswith("incomplete.")
+  done = prepare(-1)
+  assert done.returncode == 0, done.stderr
+  (whole,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
+  assert whole.name == "4.0.0"
+  again = stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  for record, expected in zip(
+    again.source, load("oxford_iiit_pet", "train").source, strict=True
+  ):
+    assert record["image"] == expected["image"]
+    assert record["objects"]["mask"][0] == expected["objects"]["mask"][0]
 
 
 def test_preparing_leaves_tfds_as_it_was(tmp_path):
