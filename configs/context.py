@@ -8,7 +8,8 @@ Variants, after a colon: `fashion_` (70,000 products) or `objects_` (about 200
 things in ten classes, 5,500 pictures of them), then `ce`, `gc`, `gmp` or
 `gmp_gc` as in configs/quickstart.py; `fashion_gc` is the default. A second
 word, `smoke`, shrinks any of them to seconds, on context digits, so that it
-needs neither package.
+needs neither package. With `--config.data.name=context_fashion_multi` (or
+`context_objects_multi`) a picture shows two or three.
 
 Hardware: 2 CPU cores. Time and score: not yet measured; hyper-parameters are
 the quickstart's.

@@ -19,6 +19,7 @@ from gc_jax.data.dataset import unknown_name_message
 from gc_jax.data.prepare import prepare
 from gc_jax.data.without_tensorflow import (
   NeedsTensorFlowError,
+  no_tensorflow,
   without_tensorflow,
 )
 
@@ -75,7 +76,8 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
   written = f"--config.data.name='{stock_sets.PREFIX}{name}'"
   options["data_dir"] = data_dir or None
   try:
-    return tfds.builder(name, **options)
+    with no_tensorflow():
+      return tfds.builder(name, **options)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(_unknown_name(name)) from error
   except ModuleNotFoundError as error:
@@ -90,8 +92,10 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
       raise ValueError(_cannot_prepare(name, data_dir, error)) from error
   except ValueError as error:
-    base = name.partition("/")[0]
+    base, _, config = name.partition("/")
     configs = tfds.builder_cls(base).builder_configs
+    if not config or config in configs:
+      raise  # of something else
     if not configs:
       message = f"{written} must be without a config: {base} has none."
     else:

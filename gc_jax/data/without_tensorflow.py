@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import glob
 import importlib.abc
+import importlib.machinery
 import io
 import logging
 import os
@@ -141,13 +142,39 @@ def _encode_image(self: Any, np_image: np.ndarray) -> bytes:
   return _encode(np_image, self.encoding_format)
 
 
-class _NoTensorFlow(importlib.abc.MetaPathFinder):
-  """Finds no TensorFlow; leaves every other module to others."""
+class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+  """Finds TensorFlow where it is, and does not load it.
+
+  It has to be found: libraries ask, and remember, whether it is there.
+  """
 
   @classmethod
-  def find_spec(cls, fullname: str, path: Any, target: Any = None) -> None:
-    if fullname == "tensorflow":
-      raise ModuleNotFoundError("No module named 'tensorflow'", name=fullname)
+  def find_spec(cls, fullname: str, path: Any, target: Any = None) -> Any:
+    if fullname != "tensorflow":
+      return None  # others find it
+    spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+    if spec is not None:
+      spec.loader = cls()
+    return spec
+
+  def exec_module(self, module: types.ModuleType) -> None:
+    raise ModuleNotFoundError(
+      f"No module named {module.__name__!r}", name=module.__name__
+    )
+
+
+@contextlib.contextmanager
+def no_tensorflow() -> Iterator[None]:
+  """Makes `import tensorflow` fail within, whether it is installed or not.
+
+  TFDS answers a failed import with a banner on stdout; nothing is printed.
+  """
+  sys.meta_path.insert(0, _NoTensorFlow)  # first in line
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    sys.meta_path.remove(_NoTensorFlow)
 
 
 @contextlib.contextmanager
@@ -173,9 +200,7 @@ def without_tensorflow(builder: core.DatasetBuilder) -> Iterator[None]:
     encoder = image_feature._ImageEncoder
     stack.enter_context(_replaced(encoder, "_encode_image", _encode_image))
     stack.enter_context(_replaced(downloader, "MAX_RETRIES", _MAX_RETRIES))
-    # First in line: `import tensorflow` fails, whether installed or not.
-    sys.meta_path.insert(0, _NoTensorFlow)
-    stack.callback(sys.meta_path.remove, _NoTensorFlow)
+    stack.enter_context(no_tensorflow())
     logger.setLevel(logging.ERROR)  # each retry would warn
     stack.callback(logger.setLevel, level)
     yield

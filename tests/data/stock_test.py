@@ -584,6 +584,7 @@ def test_preparing_leaves_tfds_as_it_was(tmp_path):
     assert module.tf is not before[0]
     with pytest.raises(ModuleNotFoundError, match="tensorflow"):
       import tensorflow  # noqa: F401
+  assert "tensorflow" not in sys.modules
   assert (module.tf, downloader.MAX_RETRIES, list(sys.meta_path)) == before
 
 
@@ -604,6 +605,10 @@ import sys
 from gc_jax.data import stock
 dataset = stock.load("tfds:voc/2007", "test", data_dir=sys.argv[1])
 assert len([record["objects"] for record in dataset.source]) == 10
+try:
+  stock.load("tfds:coco/2014", "test", data_dir=sys.argv[1])
+except ValueError as error:
+  assert "needs TensorFlow" in str(error)
 assert "tensorflow" not in sys.modules
 """
 
@@ -621,3 +626,4 @@ def test_tensorflow_stays_out_even_where_it_is_installed(prepared, tmp_path):
     timeout=60,
   )
   assert done.returncode == 0, done.stderr
+  assert done.stdout == "", "TFDS's banner is kept back"
