@@ -11,8 +11,11 @@ word, `smoke`, shrinks any of them to seconds, on context digits, so that it
 needs neither package. With `--config.data.name=context_fashion_multi` (or
 `context_objects_multi`) a picture shows two or three.
 
-Hardware: 2 CPU cores. Time and score: not yet measured; hyper-parameters are
-the quickstart's.
+Hardware: 2 CPU cores. Drawing the 70,000 pictures of `fashion_`, once, took
+3.5 minutes and 430 MB, the 5,500 of `objects_` 12 seconds. Time and score of
+whole runs: not yet measured; hyper-parameters are the quickstart's. A sign of
+life: after 1,000 of its 10,000 steps (1 minute) `fashion_ce` had 68 % of the
+first 1,000 test pictures right.
 """
 
 import ml_collections

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from gc_jax.data import compositor, context, photographs
+from gc_jax.data import compositor, context, context_builder, photographs
 from gc_jax.data.context import ContextConfig, Example
 from gc_jax.data.dataset import Dataset
 
@@ -68,7 +68,7 @@ def draw_example(
   return context.draw_example(SOURCE, config, split, index)
 
 
-class ContextDigits(context.ContextBuilder):
+class ContextDigits(context_builder.ContextBuilder):
   """Handwritten digits on photographs that may give their class away."""
 
   name = "context_digits"
@@ -95,4 +95,4 @@ def load(
   Raises:
     ValueError: if the split is unknown or a field is out of range.
   """
-  return context.load(ContextDigits, split, data_dir, **config)
+  return context_builder.load(ContextDigits, split, data_dir, **config)

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
-from gc_jax.data import compositor, context, photographs
+from gc_jax.data import compositor, context, context_builder, photographs
 from gc_jax.data.context import ContextConfig, Example
 from gc_jax.data.dataset import Dataset
 
@@ -171,7 +171,7 @@ def draw_example(
   return context.draw_example(source(config.folder), config, split, index)
 
 
-class ContextFashion(context.ContextBuilder):
+class ContextFashion(context_builder.ContextBuilder):
   """Small photographed products on photographs that may give them away."""
 
   name = "context_fashion"
@@ -210,4 +210,4 @@ def load(
     ValueError: if the split is unknown, a field is out of range, or
       Fashion-MNIST is not installed and the data not yet drawn.
   """
-  return context.load(ContextFashion, split, data_dir, **config)
+  return context_builder.load(ContextFashion, split, data_dir, **config)

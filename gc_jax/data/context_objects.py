@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gc_jax.data import compositor, context, photographs
+from gc_jax.data import compositor, context, context_builder, photographs
 from gc_jax.data.context import ContextConfig, Example
 from gc_jax.data.dataset import Dataset
 
@@ -152,7 +152,7 @@ def draw_example(
   return context.draw_example(source(config.folder), config, split, index)
 
 
-class ContextObjects(context.ContextBuilder):
+class ContextObjects(context_builder.ContextBuilder):
   """Small photographed things on photographs that may give them away."""
 
   name = "context_objects"
@@ -191,4 +191,4 @@ def load(
     ValueError: if the split is unknown, a field is out of range, or the stamps
       are not installed and the data not yet drawn.
   """
-  return context.load(ContextObjects, split, data_dir, **config)
+  return context_builder.load(ContextObjects, split, data_dir, **config)

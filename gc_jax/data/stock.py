@@ -5,20 +5,17 @@ is; otherwise the set is downloaded and prepared on first use. Which features
 hold what is a table, `gc_jax.data.stock_sets`.
 """
 
-import dataclasses
 import functools
-import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import tensorflow_datasets as tfds
 
 from gc_jax.data import stock_prepare, stock_sets
 from gc_jax.data.dataset import Dataset, unknown_name_message
+from gc_jax.data.stock_records import Records
 from gc_jax.data.stock_sets import Layout
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +41,7 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
   )
   layout = _layout(builder)
   full_name = stock_sets.PREFIX + builder.info.full_name
-  records = _Records(_source(builder, layout, split, full_name), layout)
+  records = Records(_source(builder, layout, split, full_name), layout)
   if not layout.has_objects:
     _say_that_nothing_is_localised(full_name)
   return Dataset(
@@ -189,126 +186,6 @@ def _license(builder: tfds.core.DatasetBuilder) -> str:
   return f"{info.full_name} as tensorflow-datasets prepares it; {terms}"
 
 
-def _most_classes(records: "_Records") -> int:
+def _most_classes(records: Records) -> int:
   """Returns the most classes that one image shows; reads them all."""
   return max((len(set(labels)) for labels in records.each_labels()), default=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Records(Sequence):
-  """Records as `Dataset` wants them, from those of TFDS."""
-
-  source: Sequence[Mapping[str, Any]]
-  layout: Layout
-
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self.source[index]
-    objects = self._objects(record)
-    converted = {
-      "image": record["image"],
-      "labels": self._labels(record, objects),
-    }
-    for feature in stock_sets.FILE_NAMES:
-      if isinstance(record.get(feature), bytes):
-        converted["name"] = record[feature].decode(errors="replace")
-        break
-    if objects is not None:
-      converted["objects"] = objects
-    return converted
-
-  def __iter__(self) -> Iterator[dict[str, Any]]:
-    return (self[index] for index in range(len(self)))
-
-  def each_labels(self) -> Iterator[list[int]]:
-    """Yields the labels of each record."""
-    for record in self.source:
-      yield self._labels(record, self._objects(record))
-
-  def _labels(
-    self, record: Mapping[str, Any], objects: Mapping[str, Any] | None
-  ) -> list[int]:
-    if self.layout.label:
-      return [int(record[self.layout.label])]
-    # Difficult objects do not count, unless there are no others.
-    labels = np.asarray(objects["label"])
-    counted = labels[~np.asarray(objects["difficult"], bool)]
-    return [int(label) for label in (counted if len(counted) else labels)]
-
-  def _objects(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    layout = self.layout
-    if layout.objects:
-      found = record[layout.objects]
-      count = len(found["bbox"])
-      label = record[layout.label] if layout.label else None
-      return {
-        "label": found.get("label", np.full(count, label)),
-        "bbox": found["bbox"],
-        "difficult": found.get("is_difficult", np.zeros(count, bool)),
-      }
-    if not layout.has_objects:
-      return None
-    objects = {
-      "label": np.array([record[layout.label]]),
-      "difficult": np.zeros(1, bool),
-    }
-    if layout.mask:
-      inside = functools.partial(
-        _inside, record[layout.mask], layout.mask_levels
-      )
-      objects["mask"] = _Lazy(functools.partial(_encoded, inside))
-      objects["bbox"] = _Lazy(functools.partial(_box_around, inside))
-    if layout.box:
-      objects["bbox"] = np.asarray(record[layout.box])[None]
-    return objects
-
-
-class _Lazy(Sequence):
-  """One value of one object, made when it is asked for.
-
-  Training never asks for masks, and decoding them costs as much as the image.
-  """
-
-  def __init__(self, make: Callable[[], Any]):
-    self._make = make
-
-  def __len__(self) -> int:
-    return 1
-
-  def __getitem__(self, index: int) -> Any:
-    return [self._value][index]
-
-  @functools.cached_property
-  def _value(self) -> Any:
-    return self._make()
-
-
-def _inside(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.isin(np.asarray(image), list(levels))
-
-
-def _encoded(inside: Callable[[], np.ndarray]) -> bytes:
-  pixels = inside()
-  if not pixels.any():
-    return b""  # the box stands for it
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels.astype(np.uint8) * 255).save(
-    buffer, format="png", compress_level=1
-  )
-  return buffer.getvalue()
-
-
-def _box_around(inside: Callable[[], np.ndarray]) -> np.ndarray:
-  """Returns ymin xmin ymax xmax in 0..1; the whole image without a pixel."""
-  pixels = inside()
-  rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-  if not rows.size:
-    return np.array([0, 0, 1, 1], np.float32)
-  height, width = pixels.shape
-  corners = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-  return np.array(corners, np.float32) / np.float32(
-    [height, width, height, width]
-  )

@@ -20,7 +20,13 @@ from tensorflow_datasets.core.download import checksums, downloader
 
 from configs import base
 from gc_jax import data
-from gc_jax.data import pipeline, stock, stock_prepare, stock_sets
+from gc_jax.data import (
+  pipeline,
+  stock,
+  stock_prepare,
+  stock_records,
+  stock_sets,
+)
 from gc_jax.data.without_tensorflow import without_tensorflow
 from tests.data import stock_archives
 
@@ -245,7 +251,7 @@ def test_a_mask_without_a_pixel_leaves_the_box(load):
   source = load("caltech_birds2011", "test").source
   record = dict(source.source[0])
   empty = stock_archives.encoded(np.full((40, 30), 102, np.uint8), "png")
-  emptied = stock._Records(
+  emptied = stock_records.Records(
     [record | {"segmentation_mask": empty}], source.layout
   )
   objects = emptied[0]["objects"]
