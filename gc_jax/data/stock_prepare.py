@@ -25,6 +25,9 @@ from gc_jax.data.without_tensorflow import (
 
 _logger = logging.getLogger(__name__)
 
+# module -> what to install for it, where that has another name
+_PACKAGES = {"cv2": "opencv-python-headless"}
+
 _ENVIRONMENT = (
   "  python -m venv tfds-tools\n"
   "  tfds-tools/bin/pip install tensorflow tensorflow-datasets array_record"
@@ -136,9 +139,10 @@ def _cannot_prepare(name: str, data_dir: str, error: Exception) -> str:
       f"its own, then run this again:\n{_ENVIRONMENT}\n"
       f"  tfds-tools/bin/tfds build {name}{where} --file_format=array_record"
     )
+  package = _PACKAGES.get(cause.name, cause.name or cause)
   return (
-    f"{stock_sets.PREFIX}{name} needs a Python package to be prepared that is "
-    f"not installed: {cause}. Install it, then run this again."
+    f"{stock_sets.PREFIX}{name} needs the Python package {package} to be "
+    f"prepared, which is not installed: pip install {package}."
   )
 
 

@@ -62,6 +62,8 @@ STOCK_SETS = {
     # the animal. `head_bbox` is not the object, and not used.
     mask_levels=frozenset({1, 3}),
   ),
+  # Boxes are as TFDS divides them: VOC counts pixels from 1, both ends within,
+  # so that they leave out their first row and column. No masks.
   "voc": Layout(objects="objects"),
   "voc/2012": Layout(objects="objects", unlabelled=("test",)),
   "caltech_birds2011": Layout(

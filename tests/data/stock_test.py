@@ -472,19 +472,16 @@ def test_more_of_tensorflow_than_there_is_gives_the_command(
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-  def generate(*_, **__):
-    raise ModuleNotFoundError("No module named 'pydicom'", name="pydicom")
-    yield
-
+  """TFDS itself would advise to install cv2, which is no package."""
   sanction(monkeypatch)
-  stock_archives.write_flowers(tmp_path / "downloads" / "manual")
-  monkeypatch.setattr(
-    tfds.builder_cls("tf_flowers"), "_generate_examples", generate
-  )
+  monkeypatch.setitem(sys.modules, "cv2", None)
+  stock_archives.write_birds(tmp_path / "downloads" / "manual")
   with pytest.raises(
-    ValueError, match=r"not installed: .*'pydicom'. Install it"
+    ValueError,
+    match=r"tfds:caltech_birds2011 needs the Python package opencv-python-headl"
+    r"ess to be prepared, .*: pip install opencv-python-headless\.",
   ):
-    stock.load("tf_flowers", "train", data_dir=tmp_path)
+    stock.load("caltech_birds2011", "train", data_dir=tmp_path)
 
 
 def test_sets_that_only_a_person_may_download_say_so(tmp_path):
