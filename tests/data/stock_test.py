@@ -410,6 +410,16 @@ def test_what_cannot_be_used_is_told_before_anything_is_downloaded(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["voc", "voc/2007"])
+def test_other_failures_are_passed_on(tmp_path, monkeypatch, name):
+  def broken(*_, **__):
+    raise ValueError("a version that cannot be read")
+
+  monkeypatch.setattr(tfds, "builder", broken)
+  with pytest.raises(ValueError, match=r"^a version that cannot be read$"):
+    stock.load(name, "train", data_dir=tmp_path)
+
+
 def test_a_failed_download_names_the_files_and_where_to_put_them(
   tmp_path, monkeypatch
 ):
