@@ -16,11 +16,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
 
   c.data = ml_collections.ConfigDict()
-  c.data.name = "context_digits"  # a key of gc_jax.data.DATASETS
+  c.data.name = "context_digits"  # a key of gc_jax.data.DATASETS, or a stock
+  #   set of tensorflow-datasets: tfds:NAME[/CONFIG], "tfds:voc/2007"
   c.data.dir = ""  # TFDS directory; "" = TFDS's own default
   c.data.image_size = 64  # pixels, square
   c.data.path = ""  # folder: the pictures; imagenet, coco: the official files
-  c.data.background_frac = 0.5  # context digits: how often the background is
+  c.data.background_frac = 0.5  # context sets: how often the background is
   #   the photograph that belongs to the class, the rest uniform over all
   c.data.train_split = "train"
   c.data.val_split = "validation"  # while training: the curve, and "best"

@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gc_jax import compose, losses, optim
-from gc_jax.data import DATASETS
+from gc_jax.data import check_name
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
 
@@ -45,7 +45,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     ValueError: names the field, what it must be, what it is, what to do.
   """
   _one_of("model.name", config.model.name, MODELS)
-  _one_of("data.name", config.data.name, DATASETS)
+  check_name(config.data.name)
   _one_of("compute_dtype", config.compute_dtype, DTYPES)
   _one_of("compose.mode", config.compose.mode, compose.MODES)
   _one_of("compose.distractors", config.compose.distractors, DISTRACTORS)

@@ -9,6 +9,7 @@ import pytest
 from configs import (
   base,
   coco,
+  context,
   folder,
   imagenet,
   quickstart,
@@ -96,6 +97,19 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
   default = [recipe.get_config() for recipe in (imagenet, coco)]
   assert [c.model.name for c in default] == 2 * ["resnet18"]
   assert [c.data.name for c in default] == ["imagenet", "coco"]
+
+
+@pytest.mark.parametrize("variant", context.VARIANTS)
+def test_the_context_recipe_is_valid_and_its_smoke_needs_no_package(variant):
+  recipe, smoke = (
+    context.get_config(variant),
+    context.get_config(variant + ",smoke"),
+  )
+  configs.validate(recipe, num_devices=1)
+  configs.validate(smoke, num_devices=1)
+  assert recipe.data.name == f"context_{variant.partition('_')[0]}"
+  assert smoke.data.name == "context_digits"
+  assert smoke.model.name == recipe.model.name
 
 
 def test_variants_are_the_four_rows_of_the_papers_tables():

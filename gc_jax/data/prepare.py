@@ -20,12 +20,18 @@ import tensorflow_datasets as tfds
 
 def prepare(
   make_builder: Callable[[], tfds.core.DatasetBuilder],
+  *,
+  download_config: tfds.download.DownloadConfig | None = None,
+  show_progress: bool = False,
 ) -> tfds.core.DatasetBuilder:
   """Returns a builder whose data is on disk.
 
   Args:
     make_builder: makes the builder. It is called again once the data is
       there: a builder reads its splits from disk when it is made.
+    download_config: of a builder that downloads.
+    show_progress: lets TFDS draw its own bars, on a terminal. Our builders
+      bring one that knows its total.
 
   Raises:
     ValueError: if the TFDS directory cannot be written to.
@@ -39,7 +45,9 @@ def prepare(
       if locked:  # then whoever made these is dead
         for stale in final.parent.glob(f"incomplete.*_{final.name}"):
           shutil.rmtree(stale)
-      _prepare(builder, final)
+      _prepare(
+        builder, final, download_config, show_progress and sys.stderr.isatty()
+      )
   return make_builder()
 
 
@@ -82,12 +90,18 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
     yield locked
 
 
-def _prepare(builder: tfds.core.DatasetBuilder, final: pathlib.Path) -> None:
+def _prepare(
+  builder: tfds.core.DatasetBuilder,
+  final: pathlib.Path,
+  download_config: tfds.download.DownloadConfig | None,
+  show_progress: bool,
+) -> None:
   start = time.monotonic()
-  tfds.disable_progress_bar()  # builders bring one that knows its total
+  if not show_progress:
+    tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()
+      builder.download_and_prepare(download_config=download_config)
   except OSError:
     # The rename fails where another process, without a lock, was faster.
     if not final.exists():
@@ -97,8 +111,9 @@ def _prepare(builder: tfds.core.DatasetBuilder, final: pathlib.Path) -> None:
     tfds.enable_progress_bar()
   secs = time.monotonic() - start
   count = sum(split.num_examples for split in builder.info.splits.values())
+  config = builder.builder_config
+  name = f"{builder.name}/{config.name}" if config else builder.name
   print(
-    f"Prepared {count:,} images of {builder.name}/{builder.builder_config.name}"
-    f" in {final}: {secs:.1f} s",
+    f"Prepared {count:,} images of {name} in {final}: {secs:.1f} s",
     file=sys.stderr,
   )

@@ -10,7 +10,10 @@ from gc_jax.report.run import Run
 _ARCHITECTURES = {"alexnet": "AlexNet", "resnet": "ResNet", "vgg": "VGG"}
 _DATA = {
   "context_digits": "context digits",
-  "oxford_iiit_pet": "Oxford-IIIT Pet",
+  "tfds:caltech_birds2011": "Caltech-UCSD Birds 2011",
+  "tfds:oxford_iiit_pet": "Oxford-IIIT Pet",
+  "tfds:voc/2007": "PASCAL VOC 2007",
+  "tfds:voc/2012": "PASCAL VOC 2012",
   "imagenet": "ImageNet",
   "coco": "MS-COCO",
 }
@@ -44,7 +47,7 @@ def architecture(run: Run) -> str:
 def data_name(run: Run) -> str:
   """Returns the data set as one writes it."""
   name = str(run.setting("data.name") or "unknown data")
-  return _DATA.get(name, name.replace("_", " "))
+  return _DATA.get(name, name.removeprefix("tfds:").replace("_", " "))
 
 
 def is_consistent(run: Run) -> bool:

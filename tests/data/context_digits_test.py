@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import context_digits
+from gc_jax.data import context_digits, photographs
 from gc_jax.data.context_digits import ContextDigitsConfig, draw_example
 
 
@@ -57,9 +57,9 @@ def test_no_digit_is_in_two_splits():
     split: {
       context_digits.load_strokes()[label, stroke].tobytes()
       for example in examples(split, 300, multi_label=True)
-      for label, stroke in zip(example.labels, example.strokes, strict=True)
+      for label, stroke in zip(example.labels, example.numbers, strict=True)
     }
-    for split in context_digits.SPLITS
+    for split in photographs.SPLITS
   }
   for a, b in itertools.combinations(used.values(), 2):
     assert not a & b
@@ -70,34 +70,34 @@ def test_every_digit_is_used_once_and_those_of_the_test_split_twice():
   assert ContextDigitsConfig().num_examples == (4_000, 500, 1_000)
   config = ContextDigitsConfig(image_size=32)
   once = [draw_example(config, "validation", i) for i in range(500)]
-  assert len({(e.labels, e.strokes) for e in once}) == 500
+  assert len({(e.labels, e.numbers) for e in once}) == 500
   a, b = draw_example(config, "test", 7), draw_example(config, "test", 507)
-  assert (a.labels, a.strokes) == (b.labels, b.strokes)
+  assert (a.labels, a.numbers) == (b.labels, b.numbers)
   assert a.crop != b.crop
   # The last of the train split is the last of its 400.
-  assert draw_example(config, "train", 3_999).strokes == (399,)
+  assert draw_example(config, "train", 3_999).numbers == (399,)
 
 
-@pytest.mark.parametrize("photograph", range(len(context_digits.PHOTOGRAPHS)))
+@pytest.mark.parametrize("photograph", range(len(photographs.PHOTOGRAPHS)))
 def test_no_pixel_of_a_photograph_is_in_two_splits(photograph):
-  shape = context_digits.load_photograph(photograph).shape[:2]
+  shape = photographs.load_photograph(photograph).shape[:2]
   owners = np.zeros(shape, int)
-  for split in context_digits.SPLITS:
-    left, top, right, bottom = context_digits.region(photograph, split)
-    assert min(right - left, bottom - top) >= context_digits.MAX_CROP_PX
+  for split in photographs.SPLITS:
+    left, top, right, bottom = photographs.region(photograph, split)
+    assert min(right - left, bottom - top) >= photographs.MAX_CROP_PX
     owners[top:bottom, left:right] += 1
   np.testing.assert_array_equal(owners, 1)
 
 
-@pytest.mark.parametrize("split", context_digits.SPLITS)
+@pytest.mark.parametrize("split", photographs.SPLITS)
 def test_backgrounds_are_made_of_the_region_of_their_split(split, monkeypatch):
   config = ContextDigitsConfig(image_size=32)
   before = [draw_example(config, split, index) for index in range(60)]
   boxes = [
-    context_digits.region(photograph, split)
-    for photograph in range(len(context_digits.PHOTOGRAPHS))
+    photographs.region(photograph, split)
+    for photograph in range(len(photographs.PHOTOGRAPHS))
   ]
-  load_photograph = context_digits.load_photograph
+  load_photograph = photographs.load_photograph
 
   def load_region_only(photograph):
     pixels = np.zeros_like(load_photograph(photograph))
@@ -106,7 +106,7 @@ def test_backgrounds_are_made_of_the_region_of_their_split(split, monkeypatch):
     pixels[window] = load_photograph(photograph)[window]
     return pixels
 
-  monkeypatch.setattr(context_digits, "load_photograph", load_region_only)
+  monkeypatch.setattr(photographs, "load_photograph", load_region_only)
   for index, example in enumerate(before):
     again = draw_example(config, split, index)
     np.testing.assert_array_equal(again.background, example.background)
@@ -114,7 +114,7 @@ def test_backgrounds_are_made_of_the_region_of_their_split(split, monkeypatch):
 
 def test_backgrounds_are_made_of_their_crop_alone(monkeypatch):
   config = ContextDigitsConfig(image_size=32)
-  load_photograph = context_digits.load_photograph
+  load_photograph = photographs.load_photograph
   for index in range(20):
     example = draw_example(config, "train", index)
     left, top, right, bottom = example.crop
@@ -123,7 +123,7 @@ def test_backgrounds_are_made_of_their_crop_alone(monkeypatch):
     pixels[window] = load_photograph(example.photograph)[window]
     with monkeypatch.context() as patch:
       patch.setattr(
-        context_digits, "load_photograph", lambda _, pixels=pixels: pixels
+        photographs, "load_photograph", lambda _, pixels=pixels: pixels
       )
       again = draw_example(config, "train", index)
     np.testing.assert_array_equal(again.background, example.background)
@@ -196,7 +196,7 @@ def test_the_pixels_are_those_of_this_version():
   whole = hashlib.sha256()
   for multi_label in (False, True):
     config = ContextDigitsConfig(multi_label=multi_label)
-    for split in context_digits.SPLITS:
+    for split in photographs.SPLITS:
       for index in range(10):
         whole.update(draw_example(config, split, index).picture.image.tobytes())
   assert str(context_digits.ContextDigits.VERSION) == "1.0.0"

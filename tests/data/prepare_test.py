@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax.data import context_digits
+from gc_jax.data import context_digits, photographs
 
 SMALL = {"image_size": 32, "num_examples": (20, 10, 10)}
 
@@ -60,7 +60,7 @@ def digest(data_dir):
   from process to process.
   """
   whole = hashlib.sha256()
-  for split in context_digits.SPLITS:
+  for split in photographs.SPLITS:
     dataset = context_digits.load(split, data_dir=data_dir, **SMALL)
     for record in dataset.source:
       objects = record["objects"]
