@@ -10,12 +10,12 @@ an architecture (`resnet18`, `resnet50`), a dash, and `ce`, `gc`, `gmp` or
 `resnet18-gc` is the default. With `,smoke` any of them shrinks to context
 digits, 64 pixels and eight steps, without ImageNet.
 
-Values are those of the authors' release. Two differ on purpose: composites are
-`packed` (two plain steps instead of five; `--config.compose.mode=independent`
-is the paper's, with `--config.compose.distractors=dataset` the release's draw
-of distractors, too), and there is no choice of the best epoch, which the release
-made on the split it reports. To choose something yourself, hold out a part of
-training: `--config.data.train_split='train[:99%]'` and
+Values are those of the authors' release. Two differ on purpose. Composites are
+`packed`, two plain steps instead of five; the release's are
+`--config.compose.mode=independent --config.compose.distractors=dataset`. And
+there is no choice of the best epoch, which the release made on the split it
+reports; to choose something yourself, hold out a part of training:
+`--config.data.train_split='train[:99%]'` and
 `--config.data.val_split='train[99%:]'`.
 
 Hardware: made for 8 accelerators of 16 GB. Time and score: not yet measured;

@@ -203,3 +203,29 @@ def test_upsample_is_bilinear_about_pixel_centres(size):
     [bilinear(plane, *size) for plane in cam],
     atol=2e-6,  # float32 weights
   )
+
+
+@pytest.mark.parametrize("size", [(13, 13), (4, 5), (3, 6)])
+def test_the_middle_of_an_odd_grid_belongs_to_both_sides(size):
+  """AlexNet's composites have 13x13 cells. By halves of cells, in a loop."""
+  cam = np.random.default_rng(0).random(size).astype(np.float32)
+  cam /= cam.sum()
+  rows, columns = (
+    [
+      (max(0, min(1, n / 2 - i)), max(0, min(1, i + 1 - n / 2)))
+      for i in range(n)
+    ]
+    for n in size
+  )
+  for cell in range(4):
+    own = sum(
+      cam[i, j] * rows[i][cell // 2] * columns[j][cell % 2]
+      for i, j in np.ndindex(*size)
+    )
+    negative = metrics.negative_quadrants_heatmap(
+      jnp.asarray(cam), jnp.asarray(cell)
+    )
+    assert float(negative) == pytest.approx(1 - own, abs=1e-6)
+  uniform = jnp.full(size, 1 / (size[0] * size[1]))
+  negative = metrics.negative_quadrants_heatmap(uniform, jnp.asarray(2))
+  assert float(negative) == pytest.approx(0.75, abs=1e-6)

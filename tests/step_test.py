@@ -19,6 +19,7 @@ from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.evaluators import localization
+from gc_jax.models import chain, layers
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -718,3 +719,54 @@ def test_the_quick_evaluation_agrees_with_the_whole_one(make_tiny, evaluated):
   for name in expected:
     for value, other in zip(totals[name], expected[name], strict=True):
       np.testing.assert_allclose(value, other, rtol=1e-5)  # float32 sums
+
+
+# AlexNet: dropout, and grids of which one is not twice the other.
+
+
+def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():
+  """Uniform ones of 6x6 and 13x13 then sum to 1393.8 and 1187.6 (release)."""
+  cam = jnp.full((2, 6, 6), 1 / 36)
+  composite_cam = jnp.full((2, 1, 13, 13), 1 / 169)
+  cam, composite_cam = steps._at_one_scale(cam, composite_cam, 224, 224)
+  assert cam.shape == (2, 224, 224)
+  assert composite_cam.shape == (2, 1, 448, 448)
+  np.testing.assert_allclose(cam.sum((1, 2)), 1393.8, atol=0.05)
+  np.testing.assert_allclose(composite_cam.sum((2, 3)), 1187.6, atol=0.05)
+  equal = jnp.ones((2, 7, 7)), jnp.ones((2, 1, 14, 14))
+  same = steps._at_one_scale(*equal, 224, 224)
+  assert same[0] is equal[0] and same[1] is equal[1]
+
+
+def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
+  """Logits and map of the originals come from one forward pass."""
+  model = chain.Chain(
+    ((4, 3, 2, 1), chain.POOL),
+    NUM_CLASSES,
+    pool_window=3,
+    grid=1,
+    hidden=8,
+    drops_features=True,
+    conv_init=layers.TORCH_INIT,
+    linear_init=layers.TORCH_INIT,
+    rngs=nnx.Rngs(models.init_key(0)),
+  )
+  keys = []
+  dropout = layers.dropout
+  monkeypatch.setattr(
+    layers,
+    "dropout",
+    lambda x, rate, key: (
+      keys.append(tuple(np.asarray(jax.random.key_data(key)))),
+      dropout(x, rate, key),
+    )[1],
+  )
+  step, state = make_step(model, objective(compose_groups=2))
+  state, _ = step(state, single_label())
+  # Two layers each: the logits, the originals' maps, the composites'.
+  assert keys[:2] == keys[2:4]
+  assert len(keys) == 6 and len(set(keys)) == 4
+  first = set(keys)
+  keys.clear()
+  step(state, single_label())
+  assert not first & set(keys)  # and another step, others

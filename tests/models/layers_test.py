@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from gc_jax.models import init_key, layers
@@ -136,3 +137,56 @@ def test_the_head_starts_as_torch_linear(rngs):
     # The variance of a uniform's square is 4/45 of the bound's fourth power.
     spread = np.sqrt(4 / 45 / values.size)
     assert abs((values**2).mean() * 400 - 1 / 3) < 4 * spread
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 9), (6, 6), (13, 7), (27, 5)])
+@pytest.mark.parametrize("grid", [1, 6, 7])
+def test_averaging_to_a_grid_is_pytorchs_adaptive_pooling(size, grid):
+  x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+  theirs = torch.nn.functional.adaptive_avg_pool2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2), (grid, grid)
+  )
+  np.testing.assert_allclose(
+    layers.average_to_grid(jnp.asarray(x), grid),
+    theirs.permute(0, 2, 3, 1),
+    atol=1e-6,  # float32 sums of up to 351 numbers
+  )
+
+
+@pytest.mark.parametrize("size", [(3, 4), (8, 9), (11, 6)])
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("partial_windows", [False, True])
+def test_max_pooling_ends_where_pytorchs_does(size, window, partial_windows):
+  x = -1 - np.random.default_rng(0).random((1, *size, 2)).astype(np.float32)
+  theirs = torch.nn.functional.max_pool2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2),
+    window,
+    2,
+    ceil_mode=partial_windows,
+  )
+  np.testing.assert_array_equal(
+    layers.max_pool(jnp.asarray(x), window, 2, partial_windows=partial_windows),
+    theirs.permute(0, 2, 3, 1),
+  )
+
+
+def test_batch_norm_loses_no_digits_to_a_large_mean(rngs):
+  """Near the running mean, as in a run; float32 has seven digits."""
+  x = np.random.default_rng(0).normal(1_000, 1, (8, 16, 16, 4))
+  x = x.astype(np.float32)
+  norm = layers.BatchNorm(4, dtype=jnp.float32, rngs=rngs)
+  norm.mean[...] = jnp.full(4, 999.0)
+  norm.train()
+  exact = x.astype(np.float64)
+  expected = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
+  np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=2e-4)
+
+
+def test_running_statistics_are_not_rounded_to_the_compute_dtype(rngs):
+  """bfloat16 would take 100.3 for 100.5 and be wrong by two deviations."""
+  norm = layers.BatchNorm(1, dtype=jnp.bfloat16, rngs=rngs)
+  norm.mean[...], norm.var[...] = jnp.array([100.3]), jnp.array([0.01])
+  norm.eval()
+  y = norm(jnp.full((1, 1, 1, 1), 100.5, jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(y.astype(jnp.float32), 2.0, rtol=0.01)

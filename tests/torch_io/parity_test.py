@@ -41,7 +41,7 @@ LAYOUT = compose.Layout(
 SIZES = {"alexnet": 96}
 # Small: where the loss leaps about, rounding errors grow from step to step.
 LR = {
-  "alexnet": 1e-2,
+  "alexnet": 1e-3,
   "resnet18": 1e-4,
   "resnet18-gmp": 1e-4,
   "resnet50": 2e-5,
