@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool
 
 from gc_jax.data import coco_files as files
-from gc_jax.data import shards
+from gc_jax.data import records, shards
 from gc_jax.data.dataset import Dataset, unknown_name_message
 
 SPLITS = ("train", "validation")
@@ -62,26 +62,11 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     return builder_config
 
   def _info(self) -> tfds.core.DatasetInfo:
-    label = tfds.features.ClassLabel(names=self.annotations.names)
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": tfds.features.Image(shape=(None, None, 3)),
-          "file_name": tfds.features.Text(),
-          "labels": tfds.features.Sequence(label),
-          "objects": tfds.features.Sequence(
-            {
-              "label": label,
-              "bbox": tfds.features.BBoxFeature(),
-              "difficult": np.bool_,
-              "mask": tfds.features.Image(
-                shape=(None, None, 1), encoding_format="png"
-              ),
-            }
-          ),
-        }
+      features=records.features(
+        self.annotations.names, masks=True, file_names=True
       ),
       license=LICENSE,
       disable_shuffling=True,
@@ -250,10 +235,7 @@ def load(
   builder = tfds.builder_from_directory(final)
   source = builder.as_data_source(
     base,
-    decoders={
-      "image": tfds.decode.SkipDecoding(),
-      "objects": {"mask": shards.SkipDecodingOfMany()},
-    },
+    decoders=records.decoders(masks=True),
   )
   numbers = np.concatenate(
     [

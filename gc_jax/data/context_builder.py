@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from gc_jax.data import records
 from gc_jax.data.context import MULTI_OBJECTS, ContextConfig, Example
 from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.data.photographs import SPLITS
@@ -65,26 +66,11 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
     return builder_config or self.CONFIG()
 
   def _info(self) -> tfds.core.DatasetInfo:
-    image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-    label = tfds.features.ClassLabel(names=self.CLASS_NAMES)
     return tfds.core.DatasetInfo(
       builder=self,
       description=type(self).__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          "image": image,
-          "labels": tfds.features.Sequence(label),
-          "objects": tfds.features.Sequence(
-            {
-              "label": label,
-              "bbox": tfds.features.BBoxFeature(),
-              "difficult": np.bool_,
-              "mask": tfds.features.Image(
-                shape=(None, None, 1), encoding_format="png"
-              ),
-            }
-          ),
-        }
+      features=records.features(
+        self.CLASS_NAMES, masks=True, encoding_format="png"
       ),
       license=self.LICENSE,
       # Record i is draw(split, i).
@@ -127,13 +113,6 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
       )
 
 
-class _SkipDecodingOfMany(tfds.decode.SkipDecoding):
-  """TFDS's own skips single values only, not those of a sequence."""
-
-  def decode_batch_example_np(self, serialized_examples):
-    return serialized_examples
-
-
 def load(
   builder_class: type[ContextBuilder],
   split: str,
@@ -170,10 +149,7 @@ def load(
   return Dataset(
     source=builder.as_data_source(
       split,
-      decoders={
-        "image": tfds.decode.SkipDecoding(),
-        "objects": {"mask": _SkipDecodingOfMany()},
-      },
+      decoders=records.decoders(masks=True),
     ),
     class_names=builder_class.CLASS_NAMES,
     multi_label=builder_config.multi_label,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gc_jax.data import imagenet_boxes, shards
+from gc_jax.data import imagenet_boxes, records, shards
 from gc_jax.data import imagenet_files as files
 from gc_jax.data.dataset import Dataset, unknown_name_message
 
@@ -61,24 +61,12 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     return builder_config
 
   def _info(self) -> tfds.core.DatasetInfo:
-    label = tfds.features.ClassLabel(names=self.synsets.names)
     return tfds.core.DatasetInfo(
       builder=self,
       description=__doc__,
-      features=tfds.features.FeaturesDict(
-        {
-          # As downloaded: JPEG, one of them PNG; RGB, grey and CMYK.
-          "image": tfds.features.Image(shape=(None, None, 3)),
-          "file_name": tfds.features.Text(),
-          "labels": tfds.features.Sequence(label),
-          "objects": tfds.features.Sequence(
-            {
-              "label": label,
-              "bbox": tfds.features.BBoxFeature(),
-              "difficult": np.bool_,
-            }
-          ),
-        }
+      # Images as downloaded: JPEG, one of them PNG; RGB, grey and CMYK.
+      features=records.features(
+        self.synsets.names, masks=False, file_names=True
       ),
       license=LICENSE,
       disable_shuffling=True,
@@ -286,9 +274,7 @@ def load(
   )
   shards.read_facts(final, sources(path, base) if given else {})
   builder = tfds.builder_from_directory(final)
-  source = builder.as_data_source(
-    base, decoders={"image": tfds.decode.SkipDecoding()}
-  )
+  source = builder.as_data_source(base, decoders=records.decoders(masks=False))
   order = np.arange(len(source), dtype=np.int32)
   if base == "train":
     order = np.random.default_rng(_ORDER_SEED).permutation(order)

@@ -238,14 +238,6 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr)
 
 
-class SkipDecodingOfMany(tfds.decode.SkipDecoding):
-  """TFDS's own skips single values only, not those of a sequence."""
-
-  def decode_batch_example_np(self, serialized_examples):
-    """Returns them as they are."""
-    return serialized_examples
-
-
 class Reordered:
   """Records of a source by other numbers: some of them, in another order."""
 

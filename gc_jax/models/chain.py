@@ -43,7 +43,7 @@ def _vgg_layers(stages: Sequence[tuple[int, int]]) -> tuple:
 VGG16_LAYERS = _vgg_layers(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
 
 
-class Chain(nnx.Module):
+class Chain(layers.Network):
   """A chain of convolutions split where Grad-CAM looks.
 
   Args:
@@ -110,14 +110,6 @@ class Chain(nnx.Module):
         "6": make_linear(hidden, num_classes),
       }
     )
-
-  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
-    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
-
-    Args:
-      images: `[B H W 3]`.
-    """
-    return layers.normalize_pixels(images).astype(self.dtype)
 
   def features(
     self, images: Float[Array, "B H W 3"]

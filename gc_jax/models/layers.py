@@ -238,6 +238,27 @@ def pool_globally(
   return jnp.take_along_axis(cells, first, axis=1)[:, 0]
 
 
+class Network(nnx.Module):
+  """What all architectures have: they take pixels, and know their own dtype.
+
+  Attributes:
+    dtype: of the activations that `features` returns.
+    last_layer: path of the layer whose outputs (pooled, where it is a
+      convolution) are the logits.
+  """
+
+  dtype: DTypeLike
+  last_layer: tuple[str, ...]
+
+  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
+    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
+
+    Args:
+      images: `[B H W 3]`.
+    """
+    return normalize_pixels(images).astype(self.dtype)
+
+
 def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
   """Returns `(pixels - mean) / std`, float32.
 

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models.layers import (
   BatchNorm,
+  Network,
   conv,
   linear,
   max_pool,
-  normalize_pixels,
   pool_globally,
 )
 
@@ -90,7 +90,7 @@ class Bottleneck(nnx.Module):
     return nnx.relu(out + _apply(self.downsample, x))
 
 
-class ResNet(nnx.Module):
+class ResNet(Network):
   """A ResNet split where Grad-CAM looks: `features`, then `classify`.
 
   Args:
@@ -139,14 +139,6 @@ class ResNet(nnx.Module):
         in_channels = channels * block.expansion
       setattr(self, f"layer{stage + 1}", blocks)
     self.fc = linear(in_channels, num_classes, rngs=rngs)
-
-  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
-    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
-
-    Args:
-      images: `[B H W 3]`.
-    """
-    return normalize_pixels(images).astype(self.dtype)
 
   def features(
     self, images: Float[Array, "B H W 3"]

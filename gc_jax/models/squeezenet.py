@@ -65,7 +65,7 @@ class Fire(nnx.Module):
     return nnx.relu(jnp.concatenate(wide, axis=-1))
 
 
-class SqueezeNet(nnx.Module):
+class SqueezeNet(layers.Network):
   """SqueezeNet 1.1 split where Grad-CAM looks.
 
   Args:
@@ -121,14 +121,6 @@ class SqueezeNet(nnx.Module):
         )
       }
     )
-
-  def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
-    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
-
-    Args:
-      images: `[B H W 3]`.
-    """
-    return layers.normalize_pixels(images).astype(self.dtype)
 
   def features(
     self, images: Float[Array, "B H W 3"]
