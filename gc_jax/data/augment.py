@@ -74,9 +74,18 @@ class Augmentation:
       )
 
   def __call__(
-    self, encoded: bytes, generator: np.random.Generator
-  ) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the picture, a function of its bytes and the generator.
+    self,
+    encoded: bytes,
+    generator: np.random.Generator,
+    out: UInt8[np.ndarray, "S S 3"],
+  ) -> None:
+    """Writes the picture, a function of its bytes and the generator.
+
+    Args:
+      encoded: any picture.
+      generator: what is drawn.
+      out: contiguous, of side `image_size`: its place in the batch. (Stacking
+        pictures afterwards took a twelfth of the time.)
 
     Raises:
       DecodeError: if the picture cannot be read.
@@ -84,13 +93,12 @@ class Augmentation:
     header = decode.read_header(encoded)
     if self.crop == "random_resized":
       box = draw_crop(*header.size, generator)
-      pixels = decode.crop(header, box, self.image_size)
+      decode.crop(header, box, out)
     else:
-      pixels = self._shift(self._center(header), generator)
+      out[...] = self._shift(self._center(header), generator)
     if self.flip and draw_flip(generator):
       # 30 times as fast as numpy's way of reversing an axis.
-      pixels = cv2.flip(pixels, 1)
-    return np.ascontiguousarray(pixels)
+      cv2.flip(out, 1, dst=out)
 
   def _center(self, header: decode.Header) -> np.ndarray:
     image = decode.whole(header, self.image_size)

@@ -167,20 +167,22 @@ def whole(
 
 
 def crop(
-  header: Header, box: tuple[int, int, int, int], size_px: int
-) -> UInt8[np.ndarray, "S S 3"]:
-  """Returns a part of the picture as a square of `size_px`, quickly.
+  header: Header,
+  box: tuple[int, int, int, int],
+  out: UInt8[np.ndarray, "S S 3"],
+) -> None:
+  """Writes a part of the picture, as a square, into `out`, quickly.
 
   Args:
     header: from `read_header`.
     box: (left, top, width, height) of the part, in pixels, upright.
-    size_px: side of the result.
+    out: contiguous; its side is that of the result.
 
   Raises:
     DecodeError: if it is truncated or otherwise broken.
   """
   left, top, width, height = box
-  enlarged = min(width, height) / size_px
+  enlarged = min(width, height) / len(out)
   scale = next((s for s in _JPEG_SCALES if s <= enlarged), 1)
   pixels = _decode_jpeg(header, scale)
   if pixels is None:
@@ -192,23 +194,24 @@ def crop(
   scale = round(header.size[0] / pixels.shape[1])
   x0, x1 = left // scale, -(-(left + width) // scale)
   y0, y1 = top // scale, -(-(top + height) // scale)
-  return _resize(pixels[y0:y1, x0:x1], size_px)
+  _resize(pixels[y0:y1, x0:x1], out)
 
 
-def _resize(pixels: np.ndarray, size_px: int) -> np.ndarray:
-  """Returns a square: bilinear, blurred first where that would alias.
+def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
+  """Scales to the size of `out`: bilinear, blurred where that would alias.
 
   An exact filter for shrinking s times is a triangle s pixels to either side;
   interpolation alone is one of 1. Three taps [a, 1 - 2a, a] before it, with
   a = (s^2 - 1) / 12, give the two together the same variance, up to s = 2.
   """
-  shrinks = [side / size_px for side in pixels.shape[:2]]
+  size = out.shape[1::-1]  # OpenCV names the width first
+  shrinks = [side / len(out) for side in pixels.shape[:2]]
   if max(shrinks) > _ALIASING:
     sigma_y, sigma_x = (_sigma(shrink) for shrink in shrinks)
     pixels = cv2.GaussianBlur(
       pixels, (3, 3), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
     )
-  return cv2.resize(pixels, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+  cv2.resize(pixels, size, dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def _sigma(shrink: float) -> float:

@@ -253,15 +253,18 @@ class _TrainBatches:
   local_batch_size: int
 
   def __call__(self, share: int) -> Batch:
-    first = int(share) * self.local_batch_size
+    count, size = self.local_batch_size, self.make_example.augment.image_size
+    first = int(share) * count
+    image = np.empty((count, size, size, 3), np.uint8)
     examples = [
-      self.make_example(position, self.order(position))
-      for position in range(first, first + self.local_batch_size)
+      self.make_example(position, self.order(position), image[row])
+      for row, position in enumerate(range(first, first + count))
     ]
-    return {
+    others = {
       key: np.stack([example[key] for example in examples])
       for key in examples[0]
     }
+    return {"image": image, **others}
 
 
 @dataclasses.dataclass(frozen=True)

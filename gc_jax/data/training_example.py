@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from gc_jax.data.augment import Augmentation
 from gc_jax.data.dataset import Dataset
@@ -41,11 +42,21 @@ class TrainingExample:
   class_index: ClassIndex | None
   target_draw: str
 
-  def __call__(self, position: int, index: int) -> dict[str, np.ndarray]:
-    """Returns the entries, all of the same shapes for every example."""
-    labels, image, skipped = self._picture(position, index)
+  def __call__(
+    self, position: int, index: int, image: UInt8[np.ndarray, "S S 3"]
+  ) -> dict[str, np.ndarray]:
+    """Writes the image, and returns the other entries.
+
+    Args:
+      position: in the endless sequence.
+      index: of the record that has its turn there.
+      image: its place in the batch.
+
+    Returns:
+      Entries of the same shapes for every example.
+    """
+    labels, skipped = self._picture(position, index, image)
     example = {
-      "image": image,
       **self.dataset.encode_labels(labels),
       "mask": np.ones((), np.float32),
     }
@@ -67,22 +78,23 @@ class TrainingExample:
     counter = np.array([0, purpose, count, attempt], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
-  def _read(self, index: int, key: tuple[int, ...]):
-    """Returns labels and augmented picture; None where it is passed over."""
-    return self.reader.read(
-      index,
-      lambda record: (
-        np.asarray(record["labels"]),
-        self.augment(record["image"], self._generator(*key)),
-      ),
-    )
+  def _read(
+    self, index: int, key: tuple[int, ...], out: np.ndarray
+  ) -> np.ndarray | None:
+    """Writes the augmented picture; returns its labels, None if passed over."""
 
-  def _picture(self, position: int, index: int):
-    """Returns (labels, image, how many were passed over to find them)."""
+    def read(record):
+      self.augment(record["image"], self._generator(*key), out)
+      return np.asarray(record["labels"])
+
+    return self.reader.read(index, read)
+
+  def _picture(self, position: int, index: int, out: np.ndarray):
+    """Returns (labels, how many were passed over to find a picture)."""
     for skipped in range(_TRIES):
-      found = self._read(index, (position, _PICTURE, 0, skipped))
-      if found is not None:
-        return *found, skipped
+      labels = self._read(index, (position, _PICTURE, 0, skipped), out)
+      if labels is not None:
+        return labels, skipped
       replacement = self._generator(position, _REPLACEMENT, 0, skipped)
       index = int(replacement.integers(len(self.dataset.source)))
     raise DecodeError(
@@ -107,12 +119,10 @@ class TrainingExample:
       if drawn is None:
         break
       key = position, _DISTRACTOR_PICTURE, count, skipped
-      found = self._read(drawn[1], key)
-      if found is None:
+      if self._read(drawn[1], key, pictures[count]) is None:
         skipped += 1
-        continue
-      pictures[count] = found[1]
-      count += 1
+      else:
+        count += 1
     return {
       "target": np.asarray(target or 0, np.int32),
       "distractors": pictures,
