@@ -79,7 +79,8 @@ def _ours(model: nnx.Module, images: Array) -> dict[str, np.ndarray]:
 def _theirs(
   torch: Any, model: nnx.Module, weights: dict, images: Array, target: Array
 ) -> dict[str, np.ndarray]:
-  normalized = np.asarray(model.normalize(jnp.asarray(images)), np.float32)
+  # Copies: what jax lends cannot be written to, and PyTorch warns of it.
+  normalized = np.array(model.normalize(jnp.asarray(images)), np.float32)
   inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2)
   network = _network(torch, model, weights)
   with torch.no_grad():
@@ -88,7 +89,7 @@ def _theirs(
   logits = network.classify(features)
   rows = torch.arange(len(target))
   (gradient,) = torch.autograd.grad(
-    logits[rows, torch.from_numpy(target)].sum(), features
+    logits[rows, torch.from_numpy(np.array(target))].sum(), features
   )
   channel = gradient.mean((2, 3), keepdim=True)
   tensors = {

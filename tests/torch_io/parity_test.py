@@ -47,7 +47,12 @@ LR = {
   "resnet50": 2e-5,
   "resnet50-gmp": 2e-5,
 }
-ALEXNET_HIDDEN = 128  # of 4096: the same code, a thirtieth of the parameters
+# Ours and PyTorch's alike: every layer of the architecture, fewer channels.
+NARROW = {
+  "alexnet": {"hidden": 128},  # of 4096
+  "resnet18": {"width": 16},  # of 64
+  "resnet50": {"width": 16},
+}
 
 
 class Step(NamedTuple):
@@ -104,9 +109,11 @@ def torch_losses(model, images, label):
 
 def trained_by_torch(name, seed, num_steps):
   """Everything PyTorch computes on the way, step by step."""
-  # Dropout is another test's: its masks are no other generator's.
-  alexnet = {"dropout": 0.0, "hidden": ALEXNET_HIDDEN}
-  fields = alexnet if name == "alexnet" else {}
+  fields = dict(NARROW[name.removesuffix("-gmp")])
+  if name == "alexnet":
+    fields["dropout"] = (
+      0.0  # another test's: its masks are no other generator's
+    )
   model = torch_models.create(name, NUM_CLASSES, seed, **fields)
   images = torch.from_numpy(pixels(name, seed)).permute(0, 3, 1, 2) / 255
   mean, std = torch.tensor(RGB_MEAN), torch.tensor(RGB_STD)
@@ -159,10 +166,11 @@ class Ours:
 
   def train(self, start, seed, num_steps):
     with pytest.MonkeyPatch.context() as patch:
-      small = functools.partial(
-        models.MODELS["alexnet"], hidden=ALEXNET_HIDDEN, dropout_rate=0.0
-      )
-      patch.setitem(models.MODELS, "alexnet", small)
+      fields = dict(NARROW[self.name.removesuffix("-gmp")])
+      if self.name == "alexnet":
+        fields["dropout_rate"] = 0.0
+      narrow = functools.partial(models.MODELS[self.name], **fields)
+      patch.setitem(models.MODELS, self.name, narrow)
       model = names.from_torch(self.name, start, "PyTorch")
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
     state = states.TrainState(

@@ -47,14 +47,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-  def __init__(self, block, layers, num_classes=1000):
+  def __init__(self, block, layers, num_classes=1000, width=64):
     super().__init__()
-    self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-    self.bn1 = nn.BatchNorm2d(64)
+    self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    self.bn1 = nn.BatchNorm2d(width)
     self.maxpool = nn.MaxPool2d(3, 2, 1)
-    inplanes = 64
+    inplanes = width
     for stage, blocks in enumerate(layers):
-      planes, stride = 64 * 2**stage, 2 if stage else 1
+      planes, stride = width * 2**stage, 2 if stage else 1
       outplanes = planes * block.expansion
       downsample = None
       if stride != 1 or inplanes != outplanes:
@@ -208,20 +208,20 @@ def squeezenet1_1(num_classes=1000, dropout=0.5):
   return SqueezeNet(num_classes, dropout)
 
 
-def resnet18(num_classes=1000):
-  return ResNet(BasicBlock, [2, 2, 2, 2], num_classes)
+def resnet18(num_classes=1000, width=64):
+  return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, width)
 
 
-def resnet34(num_classes=1000):
-  return ResNet(BasicBlock, [3, 4, 6, 3], num_classes)
+def resnet34(num_classes=1000, width=64):
+  return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, width)
 
 
-def resnet50(num_classes=1000):
-  return ResNet(Bottleneck, [3, 4, 6, 3], num_classes)
+def resnet50(num_classes=1000, width=64):
+  return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width)
 
 
-def resnet101(num_classes=1000):
-  return ResNet(Bottleneck, [3, 4, 23, 3], num_classes)
+def resnet101(num_classes=1000, width=64):
+  return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, width)
 
 
 _CONSTRUCTORS = {
