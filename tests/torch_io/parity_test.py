@@ -111,9 +111,7 @@ def trained_by_torch(name, seed, num_steps):
   """Everything PyTorch computes on the way, step by step."""
   fields = dict(NARROW[name.removesuffix("-gmp")])
   if name == "alexnet":
-    fields["dropout"] = (
-      0.0  # another test's: its masks are no other generator's
-    )
+    fields["dropout"] = 0.0  # its masks are no two generators' alike
   model = torch_models.create(name, NUM_CLASSES, seed, **fields)
   images = torch.from_numpy(pixels(name, seed)).permute(0, 3, 1, 2) / 255
   mean, std = torch.tensor(RGB_MEAN), torch.tensor(RGB_STD)

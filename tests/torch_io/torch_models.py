@@ -130,7 +130,7 @@ class AlexNet(_Chain):
 
 
 class VGG16(_Chain):
-  def __init__(self, num_classes=1000, dropout=0.5):
+  def __init__(self, num_classes=1000, dropout=0.5, hidden=4096):
     super().__init__()
     stages = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
     convs = []
@@ -139,13 +139,13 @@ class VGG16(_Chain):
     self.features = _chain(*convs, pool=(2, 2))
     self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
     self.classifier = nn.Sequential(
-      nn.Linear(512 * 7 * 7, 4096),
+      nn.Linear(512 * 7 * 7, hidden),
       nn.ReLU(),
       nn.Dropout(dropout),
-      nn.Linear(4096, 4096),
+      nn.Linear(hidden, hidden),
       nn.ReLU(),
       nn.Dropout(dropout),
-      nn.Linear(4096, num_classes),
+      nn.Linear(hidden, num_classes),
     )
 
 
@@ -200,8 +200,8 @@ def alexnet(num_classes=1000, dropout=0.5, hidden=4096):
   return AlexNet(num_classes, dropout, hidden)
 
 
-def vgg16(num_classes=1000, dropout=0.5):
-  return VGG16(num_classes, dropout)
+def vgg16(num_classes=1000, dropout=0.5, hidden=4096):
+  return VGG16(num_classes, dropout, hidden)
 
 
 def squeezenet1_1(num_classes=1000, dropout=0.5):
