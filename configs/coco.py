@@ -9,7 +9,8 @@ use, see gc_jax/data/coco.py. Variants are named as in configs/imagenet.py, each
 also with `,smoke`: context digits, two or three in a picture, and eight steps.
 
 Values are those of the authors' release: the classification loss is a mean over
-80 classes times 80, and the class to explain is drawn by instances. The release
+80 classes times 80, the class to explain is drawn by instances, and pictures
+are evaluated squashed to 224 by 224. The release
 starts from the ImageNet model of the same variant:
 `--config.init_from=runs/imagenet_resnet18_gc`. Composites are `independent`
 as in the paper: half of all pictures show a person, so that of a `packed`
@@ -32,6 +33,7 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c.num_epochs = 36.0
   c.data.name = "coco"
   c.data.eval_resize_px = 0
+  c.data.eval_squash = True
   c.optim.lr_per_256 = 0.01
   c.optim.weight_decay = 5e-4
   c.optim.step_epochs = (24, 30)

@@ -66,6 +66,6 @@ def shrink(
   c = base.shrink(c)
   c.data.name = data_name
   c.data.image_size = 64
-  c.data.eval_resize_px = 72
+  c.data.eval_resize_px = 72 if c.data.eval_resize_px else 0
   c.data.num_workers = 0
   return c

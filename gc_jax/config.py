@@ -103,6 +103,12 @@ def _validate_pictures(config: ConfigDict) -> None:
       f"crop and must be 0 with --config.data.crop={data.crop!r}, which is "
       "random already."
     )
+  if data.eval_squash and data.eval_resize_px:
+    raise ValueError(
+      f"--config.data.eval_resize_px={data.eval_resize_px} resizes before a "
+      "crop and must be 0 with --config.data.eval_squash=True, which crops "
+      "nothing."
+    )
   if 0 < data.eval_resize_px < data.image_size:
     raise ValueError(
       f"--config.data.eval_resize_px={data.eval_resize_px} must be at least "

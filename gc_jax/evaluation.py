@@ -140,6 +140,7 @@ class Evaluation:
       batch_size=self._batch_size,
       image_size=self._config.data.image_size,
       resize_px=self._config.data.eval_resize_px,
+      squash=self._config.data.eval_squash,
       on_error=self._config.data.on_error,
       indices=indices,
       process_index=process_index,

@@ -185,6 +185,10 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
       r"--config\.data\.crop='random_resized'",
     ),
     (
+      {"data.eval_squash": True, "data.eval_resize_px": 72},
+      r"eval_resize_px=72 .* must be 0 with --config\.data\.eval_squash=True",
+    ),
+    (
       {"data.eval_resize_px": 63},
       r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
     ),

@@ -5,6 +5,7 @@ Which evaluation uses which (METHOD: protocols):
 | evaluation | geometry |
 |---|---|
 | top-1 of ImageNet, both protocols | `resize_and_crop`, 256 then 224 |
+| F1 of COCO, `release` | `squash` to 224 |
 | maps, `paper` | `resize_and_crop`: image and annotation alike |
 | maps, `release` | `full_frame`: image scaled, annotation as it is |
 
@@ -36,6 +37,11 @@ def resize_and_crop(
     image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
   left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
   return image.crop((left, top, left + crop_px, top + crop_px))
+
+
+def squash(image: PIL.Image.Image, size_px: int) -> PIL.Image.Image:
+  """Scales to a square: nothing is cut off, and the aspect is lost."""
+  return image.resize((size_px, size_px), PIL.Image.Resampling.BILINEAR)
 
 
 def resized_size(

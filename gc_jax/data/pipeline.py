@@ -5,13 +5,13 @@ alone; neither depends on how many processes, workers or threads read it.
 """
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+import PIL.Image
 from absl import flags
 from jaxtyping import Bool, UInt8
 
@@ -141,6 +141,7 @@ def eval_batches(
   batch_size: int,
   image_size: int,
   resize_px: int = 0,
+  squash: bool = False,
   on_error: str = "raise",
   indices: Sequence[int] | None = None,
   process_index: int = 0,
@@ -157,6 +158,7 @@ def eval_batches(
     image_size: side of the images and object masks, in pixels.
     resize_px: the shorter side is scaled to this before the centre is cropped;
       0 = `image_size`.
+    squash: instead, the whole picture is scaled to a square.
     on_error: what to do about a record that cannot be read: "raise", or
       "skip", there is padding in its place.
     indices: only these examples, in this order.
@@ -180,7 +182,8 @@ def eval_batches(
     Reader(dataset, on_error),
     local_batch_size,
     image_size,
-    resize_px or image_size,
+    resize_px,
+    squash,
   )
   batches = grain.MapDataset.source(shares).map(make_batch)
   return iter(batches.to_iter_dataset(READ_OPTIONS))
@@ -203,7 +206,7 @@ def _local_batch_size(
 
 
 def decode_image(
-  encoded: bytes, image_size: int, resize_px: int = 0
+  encoded: bytes, image_size: int, resize_px: int = 0, squash: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes any picture to a square, as for evaluation.
 
@@ -211,17 +214,28 @@ def decode_image(
     encoded: the picture.
     image_size: side of the square, the centre of the picture.
     resize_px: shorter side of the picture before that; 0 = `image_size`.
+    squash: instead, the whole picture is scaled to the square.
 
   Raises:
     DecodeError: if it cannot be read.
   """
-  resize_px = resize_px or image_size
-  image = decode.whole(decode.read_header(encoded), resize_px)
-  return np.asarray(geometry.resize_and_crop(image, resize_px, image_size))
+  image = decode.whole(decode.read_header(encoded), resize_px or image_size)
+  return np.asarray(_fitted(image, image_size, resize_px, squash))
+
+
+def _fitted(
+  image: PIL.Image.Image, image_size: int, resize_px: int, squash: bool
+) -> PIL.Image.Image:
+  if squash:
+    return geometry.squash(image, image_size)
+  return geometry.resize_and_crop(image, resize_px or image_size, image_size)
 
 
 def decode_object_masks(
-  record: Mapping[str, Any], image_size: int, resize_px: int = 0
+  record: Mapping[str, Any],
+  image_size: int,
+  resize_px: int = 0,
+  squash: bool = False,
 ) -> list[tuple[int, Bool[np.ndarray, "H W"]]]:
   """Returns (class, pixels) of each object, fitted just as the image is.
 
@@ -232,14 +246,9 @@ def decode_object_masks(
   """
   if record.get("objects") is None:
     return []
-  fit = functools.partial(
-    geometry.resize_and_crop,
-    resize_px=resize_px or image_size,
-    crop_px=image_size,
-  )
   header = decode.read_header(record["image"])
   return [
-    (label, np.asarray(fit(mask)) >= 128)
+    (label, np.asarray(_fitted(mask, image_size, resize_px, squash)) >= 128)
     for label, mask in geometry.object_masks(record, header)
   ]
 
@@ -276,6 +285,7 @@ class _EvalBatches:
   local_batch_size: int
   image_size: int
   resize_px: int
+  squash: bool
 
   def __call__(self, indices: Sequence[int]) -> EvalBatch:
     batch = self._empty()
@@ -304,9 +314,9 @@ class _EvalBatches:
     return batch
 
   def _decode(self, record: Mapping[str, Any]):
-    sizes = self.image_size, self.resize_px
-    image = decode_image(record["image"], *sizes)
-    return record["labels"], image, decode_object_masks(record, *sizes)
+    how = self.image_size, self.resize_px, self.squash
+    image = decode_image(record["image"], *how)
+    return record["labels"], image, decode_object_masks(record, *how)
 
   def _fill(self, batch, row, index, labels, image, masks) -> None:
     targets = np.unique(np.asarray(labels))

@@ -175,3 +175,26 @@ def test_a_mask_of_another_size_is_refused():
   }
   with pytest.raises(decode.DecodeError, match="30x20 pixels, and is 20x30"):
     pipeline.decode_object_masks(record, 16)
+
+
+def test_a_squashed_picture_is_whole_and_its_masks_go_along():
+  """The release's F1 on COCO. A box at the very right would be cropped off."""
+  photo = photos.load("coffee.png", (120, 80))
+  record = {
+    "image": photos.encode(photo, "png"),
+    "labels": [0],
+    "objects": {
+      "label": [0],
+      "bbox": [[0.25, 0.75, 1.0, 1.0]],
+      "difficult": [False],
+    },
+  }
+  seen = pipeline.decode_image(record["image"], 40, squash=True)
+  expected = photo.resize((40, 40), PIL.Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(seen, np.asarray(expected))
+  ((_, mask),) = pipeline.decode_object_masks(record, 40, squash=True)
+  by_hand = np.zeros((40, 40), bool)
+  by_hand[10:, 30:] = True
+  np.testing.assert_array_equal(mask, by_hand)
+  ((_, cropped),) = pipeline.decode_object_masks(record, 40)
+  assert cropped.sum() < by_hand.sum() / 2
