@@ -197,4 +197,4 @@ def test_a_squashed_picture_is_whole_and_its_masks_go_along():
   by_hand[10:, 30:] = True
   np.testing.assert_array_equal(mask, by_hand)
   ((_, cropped),) = pipeline.decode_object_masks(record, 40)
-  assert cropped.sum() < by_hand.sum() / 2
+  assert cropped.sum() < 0.6 * by_hand.sum()
