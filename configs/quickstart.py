@@ -6,7 +6,7 @@ Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM
 consistency loss), `gmp` (global max pooling), `gmp_gc` (both). A second word,
 `smoke`, shrinks any of them to seconds: `configs/quickstart.py:gmp,smoke`.
 
-Hardware: 2 CPU cores; `gc` took 6 min 43 s from a fresh clone, installation
+Hardware: 2 CPU cores; `gc` took 4 min 1 s from a fresh clone, installation
 and evaluation included (launch/local.sh). Scores: the table in the README, of
 the test split; hyper-parameters were chosen on the validation split.
 """

@@ -48,6 +48,7 @@ def test_there_and_back_every_bit_is_the_same(name, small_perceptrons):
     "resnet18",
     "resnet18-gmp",
     "resnet50",
+    "resnet50-gmp",
     "squeezenet1_1",
     "squeezenet1_1-gmp",
     "vgg16",
