@@ -11,7 +11,9 @@ ensure_environment tests/requirements.txt
 if (($# == 0)); then
   ruff check
   ruff format --check
-  set -- tests --durations=15
+  # Two processes: most of the time, one core compiles. Whole files, so that
+  # what the tests of a file share is made once.
+  set -- tests -n 2 --dist loadfile --durations=15
 fi
 # The tests make their own devices, on any machine.
 export JAX_PLATFORMS=cpu
