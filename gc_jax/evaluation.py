@@ -64,14 +64,18 @@ class Evaluation:
   def full(self, state: TrainState, workdir: Path) -> dict[str, float]:
     """Returns every metric on the evaluation split; writes the gallery."""
     totals: dict[str, Metrics] = {}
-    content, indices = [], []
+    content, annotated, indices = [], [], []
     for i, batch in enumerate(self._batches(self._test)):
       sums, explained, index = self._explain(state, batch, i)
       totals = _added(totals, sums)
       content.append(explained.content_heatmap)
+      annotated.append(explained.annotated)
       indices.append(index)
     index = np.concatenate(indices)
-    content_heatmap = np.concatenate(content)[index >= 0]
+    real = index >= 0
+    index = index[real]
+    content_heatmap = np.concatenate(content)[real]
+    annotated = np.concatenate(annotated)[real]
     results = _summarized(totals)
     results["val/num_examples"] = len(content_heatmap)
     if self._config.data.on_error == "skip":
@@ -79,7 +83,10 @@ class Evaluation:
       results["data/skipped_eval"] = num_skipped
       results["data/dropped_eval"] = self._test.num_dropped
 
-    order = index[index >= 0][np.argsort(content_heatmap, kind="stable")]
+    # Without annotation a picture is neither good nor bad; where none has any,
+    # all are shown.
+    shown = annotated if annotated.any() else np.ones_like(annotated)
+    order = index[shown][np.argsort(content_heatmap[shown], kind="stable")]
     examples = self._examples(state, chosen_examples(order))
     if parallel.is_main():
       gallery.save_gallery(

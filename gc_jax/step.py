@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from gc_jax import cam as cams
 from gc_jax import compose, losses
@@ -293,6 +293,8 @@ class Explained(NamedTuple):
   """What a gallery shows of each image, for the first of its classes.
 
   Attributes:
+    annotated: `[B]`, whether any pixel of that class is known: the next number
+      says nothing otherwise.
     content_heatmap: `[B]`, in [0, 1].
     predicted: `[B]`, the class of the highest logit.
     cam: `[B h w]`, raw.
@@ -301,6 +303,7 @@ class Explained(NamedTuple):
     cell: `[B]`, where the image sits in its composite.
   """
 
+  annotated: Bool[Array, "B"]
   content_heatmap: Float[Array, "B"]
   predicted: Int[Array, "B"]
   cam: Float[Array, "B h w"]
@@ -349,7 +352,9 @@ def make_eval_step(
       ),
     }
     # The first class of each image, by the method that is trained.
+    known = batch["object_mask"][:, 0].any((-2, -1))
     explained = Explained(
+      annotated=known & (batch["target_mask"][:, 0] > 0),
       content_heatmap=content[MAIN_METHOD][:, 0],
       predicted=jnp.argmax(logits, -1),
       cam=cams[MAIN_METHOD][:, 0],

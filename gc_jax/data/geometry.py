@@ -47,9 +47,19 @@ def squash(image: PIL.Image.Image, size_px: int) -> PIL.Image.Image:
 def resized_size(
   size: tuple[int, int], shorter_side_px: int
 ) -> tuple[int, int]:
-  """Returns (width, height) once the shorter side has `shorter_side_px`."""
+  """Returns (width, height) once the shorter side has `shorter_side_px`.
+
+  Raises:
+    DecodeError: if a strip would become larger than may be decoded.
+  """
   shorter = min(size)
   width, height = (int(shorter_side_px * side / shorter) for side in size)
+  if width * height > decode.MAX_PIXELS:
+    raise decode.DecodeError(
+      f"it has {size[0]}x{size[1]} pixels, a strip, and would have "
+      f"{width}x{height} once its shorter side has {shorter_side_px}; at most "
+      f"{decode.MAX_PIXELS:,} are decoded. Cut it into pieces"
+    )
   return width, height
 
 

@@ -66,9 +66,9 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
 def read(path: Path) -> UInt8[np.ndarray, "H W 3"]:
   """Decodes a picture upright and in RGB.
 
-  EXIF orientation is applied; of several frames the first is taken; alpha is
-  dropped, as when training decodes a picture; 16-bit grey is scaled from
-  0..65535, and grey in floats from 0..1.
+  EXIF orientation is applied; of several frames the first is taken;
+  transparent pixels are put on white, as when training decodes a picture;
+  16-bit grey is scaled from 0..65535, and grey in floats from 0..1.
 
   Raises:
     ValueError: it cannot be decoded to the end; names the file.
@@ -95,8 +95,10 @@ def _to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
       )
     grey = np.rint(values * (255 / limit)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
-  if image.mode in ("P", "PA"):
-    image = image.convert("RGBA")  # Pillow warns of the direct way
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, "white")
+    image = PIL.Image.alpha_composite(white, image)
   return np.asarray(image.convert("RGB"))
 
 

@@ -24,6 +24,9 @@ from gc_jax.data.reading import Reader
 from gc_jax.data.training_example import TrainingExample
 from gc_jax.types import Batch, EvalBatch
 
+# In a process of its own, a worker makes one batch at a time: with the buffers
+# of threads in each, eight of them would hold gigabytes.
+_WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 # A unit of work is a whole batch, made by one thread. More threads than cores
 # only wait for each other. Two batches in reserve cover a slow one.
 _NUM_THREADS = min(8, os.cpu_count() or 1)
@@ -124,7 +127,9 @@ def train_batches(
   make_batch = _TrainBatches(
     make_example, Order(num_examples, seed), local_batch_size
   )
-  batches = shares.map(make_batch).to_iter_dataset(READ_OPTIONS)
+  batches = shares.map(make_batch).to_iter_dataset(
+    _WORKER_READ_OPTIONS if num_workers else READ_OPTIONS
+  )
   if num_workers:
     # Grain hands absl flags to its workers. A notebook never parses them.
     if not flags.FLAGS.is_parsed():

@@ -67,5 +67,5 @@ class Reader:
 
 def _name(record: Mapping[str, Any]) -> str:
   """Returns the file a record came from, where it says so."""
-  name = record.get("name", "")
+  name = record.get("name") or record.get("file_name", "")
   return name.decode() if isinstance(name, bytes) else str(name)

@@ -56,10 +56,9 @@ class Records(Sequence):
   ) -> list[int]:
     if self.layout.label:
       return [int(record[self.layout.label])]
-    # Difficult objects do not count, unless there are no others.
-    labels = np.asarray(objects["label"])
-    counted = labels[~np.asarray(objects["difficult"], bool)]
-    return [int(label) for label in (counted if len(counted) else labels)]
+    # Difficult ones as well: they are there, and a picture that holds one must
+    # not be a distractor for its class. Pointing games may pass over them.
+    return [int(label) for label in objects["label"]]
 
   def _objects(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
     layout = self.layout

@@ -198,3 +198,9 @@ def test_a_squashed_picture_is_whole_and_its_masks_go_along():
   np.testing.assert_array_equal(mask, by_hand)
   ((_, cropped),) = pipeline.decode_object_masks(record, 40)
   assert cropped.sum() < 0.6 * by_hand.sum()
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused_first():
+  encoded = photos.encode(PIL.Image.new("RGB", (1, 12_000)), "png")
+  with pytest.raises(decode.DecodeError, match=r"1x12000 pixels, a strip, and"):
+    pipeline.decode_image(encoded, 224, 256)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_jax.data import image_files
+from gc_jax.data import decode, image_files
 
 
 @pytest.fixture
@@ -80,14 +80,21 @@ def test_floats_in_0_to_1_are_read_and_others_refused(ramp, save):
     image_files.read(path)
 
 
-def test_alpha_is_dropped_and_transparent_palettes_do_not_warn(ramp, save):
+def test_transparent_pixels_are_put_on_white_as_in_training(ramp, save):
   image = Image.fromarray(rgb(ramp))
-  image.putalpha(Image.fromarray(ramp[:, ::-1].copy()))
-  read = image_files.read(save(image, "alpha.png"))
-  np.testing.assert_array_equal(read, rgb(ramp))
+  alpha = ramp[:, ::-1].copy()
+  image.putalpha(Image.fromarray(alpha))
+  path = save(image, "alpha.png")
+  opacity = alpha[..., None] / 255
+  by_hand = opacity * rgb(ramp) + (1 - opacity) * 255
+  np.testing.assert_allclose(image_files.read(path), by_hand, atol=1)
   palette = Image.fromarray(ramp).convert("P")
   path = save(palette, "palette.png", transparency=bytes([0] * 256))
-  np.testing.assert_array_equal(image_files.read(path), rgb(ramp))
+  assert (image_files.read(path) == 255).all()
+  for name in ("alpha.png", "palette.png"):
+    path = path.with_name(name)
+    trained = decode.whole(decode.read_header(path.read_bytes()))
+    np.testing.assert_array_equal(image_files.read(path), np.asarray(trained))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -238,6 +238,16 @@ def test_a_broken_picture_stops_training_by_name(broken):
     train(broken, 5)
 
 
+@pytest.mark.parametrize("field", ["name", "file_name"])  # folders, archives
+@pytest.mark.parametrize("name", ["cat/7.jpg", b"cat/7.jpg"])
+def test_the_file_of_a_broken_picture_is_named(field, name):
+  dataset = dataset_of([{"image": b"broken", "labels": [1], field: name}])
+  with pytest.raises(
+    pipeline.decode.DecodeError, match=r"Example 0 of .*, cat/7\.jpg, cannot be"
+  ):
+    train(dataset, 1, batch_size=1)
+
+
 @pytest.mark.slow  # workers are spawned and import everything: 5 s
 def test_a_broken_picture_stops_training_by_name_in_a_worker_too(broken):
   with pytest.raises(
