@@ -109,9 +109,9 @@ def read_annotations(path: pathlib.Path, split: str) -> Annotations:
     found = json.loads(text)
     categories = sorted(found["categories"], key=lambda c: c["id"])
     images, annotations = found["images"], found["annotations"]
+    _check(file, categories, images, annotations)
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise _damaged(file, f"reading it ends with {error!r}") from error
-  _check(file, categories, images, annotations)
   of_image = collections.defaultdict(list)
   for annotation in annotations:
     of_image[annotation["image_id"]].append(annotation)
@@ -132,6 +132,8 @@ def _check(file, categories, images, annotations) -> None:
     ("image file name", [i["file_name"] for i in images]),
     ("annotation id", [a["id"] for a in annotations]),
   ):
+    if not values:
+      raise _damaged(file, f"it has no {what}")
     value, times = collections.Counter(values).most_common(1)[0]
     if times > 1:
       raise ValueError(f"{file} must name every {what} once; {value!r} recurs.")

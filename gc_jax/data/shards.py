@@ -260,11 +260,14 @@ def positions(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[range]:
     split: in the notation of TFDS, of one split: "train[99%:]+train[:10]".
 
   Raises:
-    ValueError: if it is not understood.
+    ValueError: if it is not understood, or names more than one split.
   """
   try:
     spec = tfds.core.ReadInstruction.from_spec(split)
-    for part in spec.to_absolute(builder.info.splits):
+    parts = spec.to_absolute(builder.info.splits)
+    if len(names := sorted({part.splitname for part in parts})) > 1:
+      raise ValueError(f"its parts are of {' and '.join(names)}")
+    for part in parts:
       total = builder.info.splits[part.splitname].num_examples
       start = 0 if part.from_ is None else part.from_
       yield range(total)[start : part.to]

@@ -368,6 +368,9 @@ def _set(field, value):
     ),
     (_set("category_id", 12), r"must have a category_id .* has 12"),
     (_set("image_id", 3), r"must have a image_id .* has 3"),
+    (lambda d: d["annotations"].clear(), "it has no annotation id"),
+    (lambda d: d["annotations"][0].pop("id"), "KeyError\\('id'\\)"),
+    (lambda d: d["images"][0].pop("file_name"), "KeyError\\('file_name'\\)"),
     (lambda d: d.pop("annotations"), "KeyError\\('annotations'\\)"),
     (
       _set("segmentation", {"counts": [5, 5], "size": [9, 9]}),

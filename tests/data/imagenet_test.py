@@ -571,6 +571,13 @@ def test_what_tfds_prepared_is_joined_with_the_boxes(prepared, built, tmp_path):
   assert batch["object_mask"].any((1, 2, 3)).sum() == 11
 
 
+def test_parts_of_two_splits_are_refused(prepared, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"must be a split .*: its parts are of train and valid"
+  ):
+    imagenet.load("train[:10]+validation[:5]", path=prepared, data_dir=tmp_path)
+
+
 def test_without_boxes_or_kit_it_still_classifies(prepared, tmp_path, capsys):
   (prepared / imagenet_boxes.ARCHIVES["validation"]).unlink()
   (prepared / imagenet_files.DEVKIT).unlink()
