@@ -18,6 +18,7 @@ import math
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageChops
 import PIL.ImageOps
 import simplejpeg
 from jaxtyping import UInt8
@@ -164,6 +165,21 @@ def whole(
     if share < 1:
       image.draft(None, tuple(round(share * side) for side in image.size))
   return turned(_rgb(_loaded(image)), header.turn)
+
+
+def mask(header: Header) -> PIL.Image.Image:
+  """Returns the picture as a mask, mode L: what is transparent is outside.
+
+  Raises:
+    DecodeError: if it is truncated or otherwise broken.
+  """
+  image = _loaded(header.open())
+  if not image.has_transparency_data:
+    return turned(_rgb(image).convert("L"), header.turn)
+  image = image.convert("RGBA")
+  opacity = image.getchannel("A")
+  levels = PIL.ImageChops.multiply(image.convert("RGB").convert("L"), opacity)
+  return turned(levels, header.turn)
 
 
 def crop(

@@ -15,9 +15,9 @@ LABELS_FILE = "labels.csv"
 
 # split -> the folders that may hold it
 _SPLIT_FOLDERS = {
-  "train": ("train",),
-  "validation": ("val", "validation"),
-  "test": ("test",),
+  "train": ("train", "training"),
+  "validation": ("val", "valid", "validation"),
+  "test": ("test", "testing"),
 }
 _NOT_PICTURES = ("masks", "annotations")
 _SUFFIXES = frozenset(
@@ -69,6 +69,7 @@ def read_layout(path: str) -> Layout:
       f"DIR/CLASS/*.jpg; none is among its {len(files)} files."
     )
   split_of = _split_folders(pictures)
+  _check_tops(root, pictures, split_of)
   if LABELS_FILE in files:
     class_names, labels = _labels_of_table(root, pictures)
   else:
@@ -112,16 +113,41 @@ def _is_picture(name: str) -> bool:
 
 
 def _split_folders(pictures: Iterable[str]) -> dict[str, str]:
-  """Returns folder -> split, of those there are; empty without `train`."""
+  """Returns folder -> split, of those there are; empty where none is.
+
+  Raises:
+    ValueError: if there are splits alone, and none to train on.
+  """
   tops = {PurePosixPath(name).parts[0] for name in pictures if "/" in name}
-  if "train" not in tops:
-    return {}
-  return {
+  known = {
     folder: split
     for split, folders in _SPLIT_FOLDERS.items()
     for folder in folders
-    if folder in tops
   }
+  found = {top: known[top.lower()] for top in tops if top.lower() in known}
+  if "train" in found.values():
+    return found
+  if found and len(found) == len(tops):
+    raise ValueError(
+      "A folder of splits must hold `train`; there are only "
+      f"{', '.join(sorted(found))}. Name the folder to train on `train`, or "
+      "the folder above the classes."
+    )
+  return {}  # a class may be called so
+
+
+def _check_tops(
+  root: Path, pictures: Iterable[str], split_of: dict[str, str]
+) -> None:
+  """Checks that every picture belongs to a split, where there are splits."""
+  for name in pictures:
+    top = PurePosixPath(name).parts[0]
+    if split_of and top not in split_of:
+      raise ValueError(
+        f"{root / top} stands beside {root / 'train'} and must be called "
+        "val, validation or test, masks or annotations; it holds pictures that "
+        "belong to no split."
+      )
 
 
 def _labels_of_folders(
@@ -132,12 +158,6 @@ def _labels_of_folders(
   class_of = {}
   for name in pictures:
     parts = PurePosixPath(name).parts
-    if split_of and parts[0] not in split_of:
-      raise ValueError(
-        f"{root / parts[0]} stands beside {root / 'train'} and must be called "
-        "val, validation or test, masks or annotations; it holds pictures that "
-        "belong to no split."
-      )
     if len(parts) < depth + 2:
       raise ValueError(
         f"{root / name} must lie in the folder of its class, as "

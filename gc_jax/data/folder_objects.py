@@ -72,7 +72,7 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
         continue
       label = _label(annotation, layout, picture, ids)
       box = _checked_box(annotation, layout, size_of(picture))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
       problems.append(f"{annotation.where}: {error}")
       continue
     if from_mask:
@@ -85,6 +85,17 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
     found["difficult"].append(annotation.difficult)
     found["mask"].append(annotation.mask or "")
   return objects, problems
+
+
+# What files meant for other programs, or broken ones, make their readers raise.
+_MALFORMED = (
+  OSError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  ValueError,
+  ElementTree.ParseError,
+)
 
 
 def has_annotations(layout: Layout) -> bool:
@@ -122,7 +133,7 @@ def _annotations(layout: Layout) -> Iterator[Annotation | Problem]:
   for kind, path in _files(layout):
     try:
       yield from readers[kind](layout.root, path)
-    except (OSError, KeyError, ValueError, ElementTree.ParseError) as error:
+    except _MALFORMED as error:
       reason = (
         f"{error} is missing" if isinstance(error, KeyError) else str(error)
       )
@@ -286,7 +297,7 @@ def _words(box) -> str:
 
 
 def _box_of_mask(path: Path, stored_size: tuple[int, int]) -> tuple[float, ...]:
-  image = decode.whole(decode.read_header(path.read_bytes())).convert("L")
+  image = decode.mask(decode.read_header(path.read_bytes()))
   if image.size != stored_size:
     raise ValueError(
       f"the mask must be as large as its picture, {stored_size[0]}x"
@@ -317,8 +328,20 @@ def draw_segmentation(
   """Returns the mask that COCO's polygons or run lengths say.
 
   Raises:
-    DecodeError: if they are of a picture of another size.
+    DecodeError: if they are of a picture of another size, or say nothing.
   """
+  try:
+    return _drawn(segmentation, width, height)
+  except decode.DecodeError:
+    raise
+  except Exception as error:  # pycocotools raises whatever it meets
+    raise decode.DecodeError(
+      f"its segmentation cannot be drawn ({type(error).__name__}: {error}); "
+      "polygons need three corners, run lengths their size and counts"
+    ) from error
+
+
+def _drawn(segmentation: Any, width: int, height: int) -> PIL.Image.Image:
   from pycocotools import mask as coco_mask
 
   if isinstance(segmentation, list):  # polygons

@@ -79,7 +79,7 @@ def object_masks(
   for i, label in enumerate(objects["label"]):
     encoded = b"" if masks is None else masks[i]
     if len(encoded):
-      mask = decode.whole(decode.read_header(encoded)).convert("L")
+      mask = decode.mask(decode.read_header(encoded))
     else:
       mask = _filled_box(objects["bbox"][i], *header.stored_size)
     if mask.size != header.stored_size:

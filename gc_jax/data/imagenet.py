@@ -180,7 +180,15 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     objects = boxes.get(name.rpartition(".")[0], [])
     if boxes and not objects:
       self.counts["pictures without a box"] += 1
-    known = [box for box in objects if box.wnid in self._ids]
+    # Some training boxes name their class in words: the picture's own.
+    wnids = [
+      box.wnid if re.fullmatch(r"n\d{8}", box.wnid) else wnid for box in objects
+    ]
+    known = [
+      (self._ids[k], box)
+      for k, box in zip(wnids, objects, strict=True)
+      if k in self._ids
+    ]
     if len(known) < len(objects):
       self.counts["boxes left out: unknown class"] += len(objects) - len(known)
     return name, {
@@ -189,11 +197,11 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       "labels": [self._ids[wnid]],
       "objects": [
         {
-          "label": self._ids[box.wnid],
+          "label": label,
           "bbox": tfds.features.BBox(*box.bbox),
           "difficult": box.difficult,
         }
-        for box in known
+        for label, box in known
       ],
     }
 

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -79,7 +80,9 @@ def prepare_shards(
   with claim(final, final.parents[1].name) as locked:
     if not final.exists():
       # Where nothing can be locked, two runs must not write the same parts.
-      mark = "parts" if locked else f"process{os.getpid()}"
+      # Containers of two hosts may have the same number.
+      process = f"process{socket.gethostname()}-{os.getpid()}"
+      mark = "parts" if locked else process
       _prepare(make_builder(), final, mark)
 
 
@@ -170,7 +173,14 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
     **builder.facts(),
   }
   (parts / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-  parts.rename(final)
+  try:
+    parts.rename(final)
+  except OSError:
+    # Another process, without a lock, was faster.
+    if not final.exists():
+      raise
+    shutil.rmtree(parts)
+    return
   # Not before: without its notes a finished part would be written again.
   shutil.rmtree(final / "finished")
   odd = "".join(f"; {n:,} {what}" for what, n in facts["counts"].items())
@@ -183,7 +193,14 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
 def _open_parts(parts: pathlib.Path, sources: dict[str, int]) -> None:
   """Makes the folder of parts; empties one made from other archives."""
   made_from = parts / "finished" / "sources.json"
-  if not made_from.exists() or json.loads(made_from.read_text()) != sources:
+  was = json.loads(made_from.read_text()) if made_from.exists() else {}
+  if was != sources:
+    if was:
+      other = sorted(dict(was.items() ^ sources.items()))
+      _say(
+        f"Starting anew in {parts}: what is there was made from other archives "
+        f"({', '.join(other)} came, went or changed)"
+      )
     shutil.rmtree(parts, ignore_errors=True)
     made_from.parent.mkdir(parents=True)
     _replace(made_from, json.dumps(sources))

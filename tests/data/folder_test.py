@@ -10,8 +10,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import folder, pipeline
+from gc_jax.data import folder, folder_objects, pipeline
 from gc_jax.data.dataset import Dataset
+from gc_jax.data.decode import DecodeError
 from tests.data import photos
 
 CLASSES = ("cat", "cup", "moto")
@@ -83,7 +84,7 @@ def test_a_test_folder_is_the_test_split(root):
   assert len(load(root, "validation").source) == 3
 
 
-@pytest.mark.parametrize("spelling", ["val", "validation"])
+@pytest.mark.parametrize("spelling", ["val", "validation", "Valid"])
 def test_both_spellings_of_validation_are_known(root, spelling):
   (root / "val").rename(root / spelling)
   assert len(load(root, "validation").source) == 3
@@ -509,8 +510,8 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
       r"must lie in the folder of its class, as .*mine/train/CLASS/2.jpg",
     ),
     (
-      ["train/a/1.jpg", "train/b/1.jpg", "valid/a/1.jpg"],
-      r"mine/valid stands beside .*mine/train and must be called val, validat",
+      ["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg"],
+      r"mine/extra stands beside .*mine/train and must be called val, validat",
     ),
     (
       ["train/cat/1.jpg", "train/b/1.jpg", "val/cats/1.jpg"],
@@ -620,3 +621,39 @@ def test_what_is_logged_is_no_error(root, caplog):
   with caplog.at_level(logging.WARNING):
     load(root)
   assert not caplog.records
+
+
+def test_splits_without_one_to_train_on_are_no_classes(tmp_path):
+  for top in ("Val/", "test/"):
+    fill(tmp_path / "mine", 3, top=top)
+  with pytest.raises(ValueError, match=r"must hold `train`; .* Val, test"):
+    load(tmp_path / "mine")
+
+
+def test_what_is_transparent_is_outside_of_a_mask(without_val):
+  inside = np.zeros((72, 96), np.uint8)
+  inside[10:30, 20:50] = 255
+  white = np.full((72, 96, 3), 255, np.uint8)
+  pixels = np.concatenate([white, inside[..., None]], -1)
+  write(without_val, "masks/train/cat/000.png", photos.encode(pixels, "png"))
+  dataset = load(without_val)
+  record = next(
+    r for r in dataset.source if str(r["name"]).endswith("cat/000.jpg")
+  )
+  box = [10 / 72, 20 / 96, 30 / 72, 50 / 96]
+  np.testing.assert_allclose(record["objects"]["bbox"][0], box, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "segmentation", [[[10, 10, 15, 15]], [[]], [[1, 2]], {"size": [72, 96]}]
+)
+def test_a_segmentation_that_says_nothing_is_told(segmentation):
+  with pytest.raises(DecodeError, match=r"segmentation cannot be drawn"):
+    folder_objects.draw_segmentation(segmentation, 96, 72)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"images": 1}'])
+def test_a_json_of_another_kind_is_told_by_name(without_val, text):
+  write(without_val, "annotations.json", text)
+  with pytest.raises(ValueError, match=r"annotations\.json"):
+    load(without_val)
