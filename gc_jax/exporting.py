@@ -50,7 +50,9 @@ def export_run(
   if verify:
     torch_io.import_torch("To verify what is exported")
   beside = out.with_name(f"{out.name}.md")
-  for path in (out, beside):
+  # A state dict has its metadata in a file of its own.
+  described = [out.with_name(f"{out.name}.json")] * (out.suffix == ".pth")
+  for path in (out, beside, *described):
     if path.exists() and not overwrite:
       raise ValueError(
         f"{path} exists, and nothing was written. Choose another --out, or "
@@ -105,6 +107,9 @@ def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
       dataset,
       batch_size=count,
       image_size=config.data.image_size,
+      resize_px=config.data.eval_resize_px,
+      squash=config.data.eval_squash,
+      on_error=config.data.on_error,
       indices=range(count),
     )
   )

@@ -138,6 +138,18 @@ def test_nothing_is_overwritten_unasked(command, smoke_run, tmp_path):
   assert status == 2 and str(card_path) in errors and not out.exists()
 
 
+def test_the_metadata_of_a_pth_is_not_overwritten_either(
+  command, smoke_run, tmp_path
+):
+  mine = tmp_path / "model.pth.json"
+  mine.write_text("mine")
+  status, _, errors = command(
+    f"--workdir={smoke_run}", f"--out={tmp_path / 'model.pth'}"
+  )
+  assert status == 2 and f"{mine} exists" in errors
+  assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
+
+
 def test_what_cannot_be_exported_says_why(
   command, smoke_run, tmp_path, monkeypatch
 ):

@@ -73,7 +73,9 @@ def _ours(model: nnx.Module, images: Array) -> dict[str, np.ndarray]:
     cams = {name: METHODS[name](model, images, target)[:, 0] for name in CAMS}
     return {"logits": logits, **cams}
 
-  return jax.tree.map(np.asarray, run(state, images))
+  # PyTorch multiplies in float32; accelerators would not, unless told to.
+  with jax.default_matmul_precision("highest"):
+    return jax.tree.map(np.asarray, run(state, images))
 
 
 def _theirs(

@@ -4,6 +4,7 @@ Reading never runs code: a pickle that holds more than tensors and plain values
 is refused by PyTorch's `weights_only`, before any of it is executed.
 """
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -248,8 +249,11 @@ def import_torch(purpose: str) -> Any:
 def _read_safetensors(path: pathlib.Path):
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      tensors = {key: _float32(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
-      return tensors, Metadata.from_strings(file.metadata() or {})
+      tensors = {
+        _without_wrappers(key): _float32(file.get_tensor(key))
+        for key in file.keys()  # noqa: SIM118
+      }
+      return tensors, _metadata(path, file.metadata() or {})
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"{path} must be a whole .safetensors file ({error}). Copy it again."
@@ -262,13 +266,16 @@ def _read_pickle(path: pathlib.Path):
     with warnings.catch_warnings():
       # Of a pickle not written by torch.save: it is read, or refused below.
       warnings.filterwarnings("ignore", "Detected pickle protocol")
-      content = torch.load(path, map_location="cpu", weights_only=True)
+      # torchvision's training checkpoints hold their arguments: plain values.
+      with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
+    # What PyTorch says here advises to read it all the same.
     raise ValueError(
-      f"{path} must hold tensors and plain values only, and holds code that "
-      "reading it would run; nothing of it was run "
-      f"({_first_line(error)}). Save its state dict alone: "
-      "torch.save(model.state_dict(), FILE)."
+      f"{path} must hold tensors and plain values only; it is no PyTorch "
+      "checkpoint, or holds code that reading it would run, and nothing of it "
+      "was run. Save its state dict alone: torch.save(model.state_dict(), "
+      "FILE)."
     ) from error
   except (EOFError, RuntimeError, OSError) as error:
     raise ValueError(
@@ -280,8 +287,20 @@ def _read_pickle(path: pathlib.Path):
     for key, tensor in _state_dict(path, content, torch).items()
   }
   beside = _metadata_path(path)
-  strings = json.loads(beside.read_text()) if beside.is_file() else {}
-  return tensors, Metadata.from_strings(strings)
+  text = beside.read_text() if beside.is_file() else "{}"
+  return tensors, _metadata(beside, text)
+
+
+def _metadata(path: pathlib.Path, strings: Mapping[str, str] | str) -> Metadata:
+  """Returns what a file says, in JSON or as strings already."""
+  try:
+    strings = json.loads(strings) if isinstance(strings, str) else strings
+    return Metadata.from_strings(strings)
+  except (AttributeError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"What {path} says of its weights must be as gc_jax writes it; it cannot "
+      f"be read: {error}. Remove it, or export again."
+    ) from error
 
 
 def _state_dict(path: pathlib.Path, content: Any, torch: Any) -> dict:
@@ -300,11 +319,13 @@ def _state_dict(path: pathlib.Path, content: Any, torch: Any) -> dict:
 
 
 def _without_wrappers(key: str) -> str:
-  """Returns the key as it is without DataParallel, around all or a part."""
-  return ".".join(part for part in key.split(".") if part != "module")
+  """Returns the key as it is without DataParallel or torch.compile."""
+  wrappers = ("module", "_orig_mod")
+  return ".".join(part for part in key.split(".") if part not in wrappers)
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
+  tensor = tensor.detach()
   return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 

@@ -166,8 +166,11 @@ def _message(
   source: str,
 ) -> str:
   known = architectures(tensors)
+  both = [
+    f"{k} (or its -gmp)" if f"{k}-gmp" in models.MODELS else k for k in known
+  ]
   advice = (
-    f"They look like {' or '.join(known)} (or its -gmp): name that instead."
+    f"They look like {' or '.join(both)}: name that instead."
     if known
     else "They look like none of the known architectures: "
     f"{', '.join(models.MODELS)}."

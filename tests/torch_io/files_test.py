@@ -1,5 +1,6 @@
 """Files of weights: what is written, and what is refused."""
 
+import argparse
 import json
 import pickle
 import subprocess
@@ -243,3 +244,41 @@ def test_metadata_is_plain_strings():
   assert json.loads(strings["pixel_mean"]) == [0.485, 0.456, 0.406]
   assert Metadata.from_strings(strings) == METADATA
   assert Metadata.from_strings({}) == Metadata()
+
+
+def test_torchvisions_training_checkpoints_are_read(tmp_path, model, weights):
+  """Their arguments lie beside the weights; parameters may want gradients."""
+  parameters = {
+    key: torch.from_numpy(value).requires_grad_()
+    for key, value in weights.items()
+  }
+  content = {"model": parameters, "args": argparse.Namespace(lr=0.1)}
+  torch.save(content, tmp_path / "a.pth")
+  assert same(load_model(tmp_path / "a.pth", NAME)[0], weights)
+
+
+def test_wrappers_are_taken_off_in_either_kind_of_file(
+  tmp_path, tensors, weights
+):
+  wrapped = {f"_orig_mod.module.{key}": v for key, v in tensors.items()}
+  safetensors.torch.save_file(wrapped, tmp_path / "a.safetensors")
+  torch.save(wrapped, tmp_path / "a.pth")
+  for name in ("a.safetensors", "a.pth"):
+    assert same(load_model(tmp_path / name, NAME)[0], weights)
+
+
+def test_what_is_no_checkpoint_or_says_nothing_readable_is_told(
+  tmp_path, tensors
+):
+  (tmp_path / "page.pth").write_text("<html>404</html>")
+  with pytest.raises(ValueError, match="no PyTorch checkpoint, or holds code"):
+    load_model(tmp_path / "page.pth", NAME)
+  torch.save(tensors, tmp_path / "a.pth")
+  for text in ("[1]", "{"):
+    (tmp_path / "a.pth.json").write_text(text)
+    with pytest.raises(ValueError, match=r"What .*a\.pth\.json says"):
+      load_model(tmp_path / "a.pth", NAME)
+  metadata = {"class_names": "cat,dog"}
+  safetensors.torch.save_file(tensors, tmp_path / "b.safetensors", metadata)
+  with pytest.raises(ValueError, match=r"What .*b\.safetensors says"):
+    load_model(tmp_path / "b.safetensors", NAME)

@@ -258,12 +258,12 @@ def test_the_gradient_of_every_parameter_is_pytorchs(case):
   worst = []
   for seed in range(3):
     _, theirs, ours = case(seed, NUM_STEPS if seed == 0 else 1)
-    worst.append(
-      max(
-        (distance(ours[0].gradients[key], gradient), key)
-        for key, gradient in theirs[0].gradients.items()
-      )
-    )
+    distances = {
+      key: distance(ours[0].gradients[key], gradient)
+      for key, gradient in theirs[0].gradients.items()
+    }
+    assert np.isfinite(list(distances.values())).all()
+    worst.append(max((value, key) for key, value in distances.items()))
     if worst[-1][0] < 1e-4:
       return
   pytest.fail(f"largest relative distances: {worst}")
