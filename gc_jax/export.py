@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--out",
     required=True,
     metavar="FILE",
-    help=".safetensors or .pth",
+    help=".safetensors (added where there is no suffix) or .pth",
   )
   parser.add_argument(
     "--verify",

@@ -32,7 +32,8 @@ def export_run(
 
   Args:
     workdir: of the run, finished or not.
-    out: `.safetensors` or `.pth`; the card is written beside it, as `.md`.
+    out: `.safetensors`, which a name without suffix gets, or `.pth`; the card
+      is written beside it, as `.md`.
     verify: whether to run the file in PyTorch, on pictures of the run's
       evaluation split.
     overwrite: whether files of these names may be replaced.
@@ -46,6 +47,8 @@ def export_run(
     gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   workdir, out = Path(workdir), Path(out)
+  if not out.suffix:
+    out = out.with_name(f"{out.name}.safetensors")
   torch_io.check_suffix(out, torch_io.WRITTEN)
   if verify:
     torch_io.import_torch("To verify what is exported")

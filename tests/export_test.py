@@ -150,6 +150,13 @@ def test_the_metadata_of_a_pth_is_not_overwritten_either(
   assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
 
 
+def test_a_name_without_suffix_becomes_safetensors(
+  command, smoke_run, tmp_path
+):
+  assert command(f"--workdir={smoke_run}", f"--out={tmp_path / 'gc'}")[0] == 0
+  assert torch_io.load_model(tmp_path / "gc.safetensors")
+
+
 def test_what_cannot_be_exported_says_why(
   command, smoke_run, tmp_path, monkeypatch
 ):
