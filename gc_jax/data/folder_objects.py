@@ -225,14 +225,22 @@ def _read_json(
     where = f"{root / path}, annotation {item.get('id')}"
     image = images.get(item.get("image_id"))
     label = names.get(item.get("category_id"))
-    if image is None or label is None or len(item.get("bbox", ())) != 4:
+    box = item.get("bbox")
+    if image is None or label is None or not _is_box(box):
       yield Problem(
         f"{where}: it must have a bbox of four numbers, and name an image and "
         f"a category of the file; its image is {item.get('image_id')}, its "
         f"category {item.get('category_id')}"
       )
       continue
-    xmin, ymin, width, height = map(float, item["bbox"])
+    mask = item.get("segmentation") or None
+    if not isinstance(mask, list | dict | None):
+      yield Problem(
+        f"{where}: its segmentation must be polygons or run lengths, and is "
+        f"{str(mask)[:40]!r}"
+      )
+      continue
+    xmin, ymin, width, height = map(float, box)
     size = None
     if "width" in image and "height" in image:
       size = image["width"], image["height"]
@@ -241,9 +249,17 @@ def _read_json(
       image["file_name"],
       label,
       (xmin, ymin, xmin + width, ymin + height),
-      mask=item.get("segmentation") or None,
+      mask=mask,
       size=size,
     )
+
+
+def _is_box(value: Any) -> bool:
+  return (
+    isinstance(value, list)
+    and len(value) == 4
+    and all(isinstance(number, int | float) for number in value)
+  )
 
 
 def _label(annotation, layout, picture, ids) -> int:
@@ -348,9 +364,13 @@ def _drawn(segmentation: Any, width: int, height: int) -> PIL.Image.Image:
     runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
   else:
     runs, counts = segmentation, segmentation["counts"]
-    # pycocotools writes beyond the mask where they do not add up.
-    if segmentation["size"] != [height, width] or (
-      isinstance(counts, list) and sum(counts) != height * width
+    lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+    # pycocotools leaves memory as it was, or writes beyond the mask, where
+    # they do not add up.
+    if (
+      segmentation["size"] != [height, width]
+      or min(lengths, default=-1) < 0
+      or sum(lengths) != height * width
     ):
       raise decode.DecodeError(
         "the run lengths of its mask must be of as many pixels as it has, "
@@ -359,3 +379,25 @@ def _drawn(segmentation: Any, width: int, height: int) -> PIL.Image.Image:
     if isinstance(counts, list):
       runs = coco_mask.frPyObjects(segmentation, height, width)
   return PIL.Image.fromarray(coco_mask.decode(runs) * np.uint8(255))
+
+
+def _run_lengths(compressed: str) -> list[int]:
+  """Returns the run lengths that COCO's characters say.
+
+  Each is a number in groups of five bits, the lowest first, in characters
+  from "0"; the sixth bit says that more follow, the fifth of the last is the
+  sign. From the fourth number on, they are differences to the one two before.
+  """
+  lengths: list[int] = []
+  number = shift = 0
+  for character in compressed:
+    bits = ord(character) - ord("0")
+    number |= (bits & 31) << shift
+    shift += 5
+    if bits & 32:
+      continue
+    if bits & 16:
+      number -= 1 << shift
+    lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+    number = shift = 0
+  return lengths

@@ -84,6 +84,11 @@ def test_a_test_folder_is_the_test_split(root):
   assert len(load(root, "validation").source) == 3
 
 
+def test_training_is_known_as_train(root):
+  (root / "train").rename(root / "Training")
+  assert load(root).class_names == CLASSES
+
+
 @pytest.mark.parametrize("spelling", ["val", "validation", "Valid"])
 def test_both_spellings_of_validation_are_known(root, spelling):
   (root / "val").rename(root / spelling)
@@ -315,12 +320,28 @@ WITH_MASKS = ("polygon", "run lengths")
 
 @pytest.mark.parametrize(
   "runs",
-  [{"size": [72, 96], "counts": [9, 9]}, {"size": [96, 72], "counts": "0"}],
+  [
+    {"size": [72, 96], "counts": [9, 9]},
+    {"size": [72, 96], "counts": [-1, 72 * 96 + 1]},
+    {"size": [72, 96], "counts": "0"},
+    {"size": [96, 72], "counts": "0"},
+  ],
 )
 def test_run_lengths_of_another_picture_are_told(without_val, runs):
   write(without_val, "annotations.json", coco(runs))
   with pytest.raises(ValueError, match=r"run lengths .* it has, 96x72"):
     next(pipeline.eval_batches(load(without_val), batch_size=6, image_size=48))
+
+
+def test_compressed_run_lengths_are_drawn():
+  from pycocotools import mask as coco_mask
+
+  noise = np.random.default_rng(0).random((72, 96)) > 0.5
+  for pixels in (noise, rectangle() > 0):
+    runs = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    runs["counts"] = runs["counts"].decode()
+    drawn = folder_objects.draw_segmentation(runs, 96, 72)
+    np.testing.assert_array_equal(np.asarray(drawn) > 127, pixels)
 
 
 def test_a_mask_takes_the_place_of_boxes(without_val):
@@ -427,6 +448,31 @@ PROBLEMS = [
     coco(category_id=8),
     r"annotation 5: it must have a bbox .* its category 8",
   ),
+  (
+    "annotations.json",
+    coco(bbox=None),
+    r"annotation 5: it must have a bbox of four numbers",
+  ),
+  (
+    "annotations.json",
+    coco(bbox=[1, 2, None, 4]),
+    r"annotation 5: it must have a bbox of four numbers",
+  ),
+  (
+    "annotations.json",
+    coco("labels.csv"),
+    r"annotation 5: its segmentation must be polygons .* is 'labels.csv'",
+  ),
+  (
+    "annotations.json",
+    json.dumps({"images": [], "categories": [], "annotations": [3]}),
+    r"annotations.json: 'int' object has no attribute 'get'",
+  ),
+  (
+    "train/cat/000.xml",
+    "<a><size/></a>",
+    r"000.xml: int\(\) argument must be",
+  ),
 ]
 
 
@@ -445,6 +491,14 @@ def test_an_annotation_that_cannot_be_used_is_told_or_left_out(
   assert dataset.num_dropped == 1
   assert not any("objects" in record for record in dataset.source)
   assert re.search(message, caplog.text, re.MULTILINE)
+
+
+def test_a_mask_that_cannot_be_opened_is_told(without_val):
+  path = write(without_val, *ANNOTATIONS["a mask"])
+  path.unlink()
+  path.symlink_to("nowhere.png")
+  with pytest.raises(ValueError, match=r"masks/train/cat/000.png: .*No such"):
+    load(without_val)
 
 
 def test_two_pictures_of_one_stem_cannot_share_a_mask(without_val):

@@ -177,6 +177,28 @@ def test_a_mask_of_another_size_is_refused():
     pipeline.decode_object_masks(record, 16)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_outside_of_the_object(mode):
+  inside = np.zeros((20, 30), np.uint8)
+  inside[5:12, 8:21] = 255
+  mask = PIL.Image.new(mode, (30, 20), "white")
+  mask.putalpha(PIL.Image.fromarray(inside))
+  encoded = io.BytesIO()
+  mask.save(encoded, format="png")
+  record = {
+    "image": photos.encode(photos.load("coffee.png", (30, 20))),
+    "objects": {
+      "label": [3],
+      "bbox": [(0, 0, 1, 1)],
+      "mask": [encoded.getvalue()],
+    },
+  }
+  header = decode.read_header(record["image"])
+  ((label, seen),) = geometry.object_masks(record, header)
+  assert label == 3
+  np.testing.assert_array_equal(np.asarray(seen), inside)
+
+
 def test_a_squashed_picture_is_whole_and_its_masks_go_along():
   """The release's F1 on COCO. A box at the very right would be cropped off."""
   photo = photos.load("coffee.png", (120, 80))
