@@ -190,3 +190,15 @@ def test_running_statistics_are_not_rounded_to_the_compute_dtype(rngs):
   y = norm(jnp.full((1, 1, 1, 1), 100.5, jnp.bfloat16))
   assert y.dtype == jnp.bfloat16
   np.testing.assert_allclose(y.astype(jnp.float32), 2.0, rtol=0.01)
+
+
+def test_the_unbiased_variance_of_a_batch_is_kept(rngs):
+  """Of four numbers it is a third more than the one normalised by."""
+  x = np.array([1.0, 3.0, 5.0, 7.0], np.float32)
+  norm = layers.BatchNorm(1, dtype=jnp.float32, rngs=rngs)
+  norm.train()
+  normalized = norm(jnp.asarray(x.reshape(4, 1, 1, 1)))
+  np.testing.assert_allclose(
+    normalized[:, 0, 0, 0], (x - 4) / np.sqrt(5 + 1e-5), rtol=1e-5
+  )
+  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * 20 / 3, rtol=1e-5)
