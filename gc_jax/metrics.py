@@ -2,13 +2,21 @@
 
 A map is a distribution over pixels or cells (`as_distribution`); every metric
 is a fraction in [0, 1], one an example, and defined for every input.
+
+There are two routes to the same numbers. In pixels: `upsample` the map, and
+meet the mask there. On the map's own grid: the mass of an enlarged map inside a
+mask is linear in the map, so that one small `GridAnnotation`, made once, serves
+every map, whatever the size of the picture.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from gc_jax import types
 
 
 def upsample(
@@ -132,6 +140,83 @@ def content_heatmap(
   Source: Pillai & Pirsiavash 2021, section 4.
   """
   return (cam * object_mask).sum((-2, -1))
+
+
+class GridAnnotation(NamedTuple):
+  """An annotation in its own H x W pixels, as maps of h x w cells meet it.
+
+  `data.annotation.on_grid` makes them, of numpy's arrays.
+
+  Attributes:
+    inside: for each cell, the sum over the mask of its weights in the bilinear
+      enlargement: the mask under the transposed interpolation.
+    near: the same of the mask dilated by the tolerance.
+    everywhere: the same of all pixels.
+    rows: where the enlarged map may peak, ascending, in cells of the map: of
+      the pixel rows between two rows of cells the first and the last, as the
+      map is linear in between. Filled up with the last one.
+    columns: likewise.
+    near_peak: whether the dilated mask holds the pixel in that row and column.
+  """
+
+  inside: Float[types.Array, "*P h w"]
+  near: Float[types.Array, "*P h w"]
+  everywhere: Float[types.Array, "*P h w"]
+  rows: Float[types.Array, "*P r"]
+  columns: Float[types.Array, "*P c"]
+  near_peak: Bool[types.Array, "*P r c"]
+
+
+def grid_content_heatmap(
+  cam: Float[Array, "*P h w"],
+  inside: Float[Array, "*P h w"],
+  everywhere: Float[Array, "*P h w"],
+) -> Float[Array, "*P"]:
+  """Returns `content_heatmap` of the enlarged map, from the map itself.
+
+  sum_p up(cam)[p] mask[p] / sum_p up(cam)[p]
+    = sum_c cam[c] inside[c] / sum_c cam[c] everywhere[c]
+
+  Args:
+    cam: raw map >= 0; an empty one counts as uniform.
+    inside: of a `GridAnnotation`; or `near`, for the stochastic pointing
+      game's expectation.
+    everywhere: of the same.
+  """
+  cam = as_distribution(cam)
+  total = (cam * everywhere).sum((-2, -1))
+  return (cam * inside).sum((-2, -1)) / total
+
+
+def grid_pointing_game(
+  cam: Float[Array, "*P h w"], annotation: GridAnnotation
+) -> Float[Array, "*P"]:
+  """Returns `pointing_game` of the enlarged map, from the map itself.
+
+  Args:
+    cam: raw map >= 0; an empty one counts as uniform and points at the first
+      pixel.
+    annotation: of a grid of this size.
+  """
+  cam = jnp.where(is_empty(cam)[..., None, None], 1.0, cam)
+  between_rows = _interpolated(cam, annotation.rows)
+  peaks = _interpolated(between_rows.mT, annotation.columns).mT
+  return pointing_game(peaks, annotation.near_peak)
+
+
+def _interpolated(
+  cam: Float[Array, "*P h w"], rows: Float[Array, "*P r"]
+) -> Float[Array, "*P r w"]:
+  """Returns the map at some coordinates of its first axis."""
+  below = jnp.floor(rows)
+  weight = (rows - below)[..., None]
+  first = below.astype(jnp.int32)[..., None]
+  second = jnp.minimum(first + 1, cam.shape[-2] - 1)
+  low = jnp.take_along_axis(cam, first, axis=-2)
+  high = jnp.take_along_axis(cam, second, axis=-2)
+  # Not a weighted sum of both: this is exact where they are equal, so that a
+  # flat map peaks at its first pixel.
+  return low + weight * (high - low)
 
 
 def negative_quadrants_heatmap(
