@@ -55,9 +55,9 @@ def brute_force(cam, mask, near):
     cam.astype(np.float64), (width, height), interpolation=cv2.INTER_LINEAR
   )
   cam /= cam.sum()
-  # Rounded: of equal values the first counts, and OpenCV's differ in the last
-  # of sixteen digits.
-  peak = (cam / cam.max()).round(12).argmax()
+  # Rounded: of equal values the first counts, and OpenCV keeps its weights in
+  # float32.
+  peak = (cam / cam.max()).round(6).argmax()
   row, column = np.unravel_index(peak, cam.shape)
   return float(near[row, column]), cam[near].sum(), cam[mask].sum()
 
