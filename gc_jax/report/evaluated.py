@@ -26,6 +26,7 @@ RESULTS = "results.json"
 PER_CLASS = "per_class.json"
 CURVES = "curves.json"
 EXAMPLES = "examples.npz"
+FILENAMES = (RESULTS, PER_CLASS, CURVES, EXAMPLES, ABOUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class About:
     num_costly_images: how many.
     num_compilations: of programs, over all shapes of pictures.
     secs: time taken, of all sittings.
+    identity: what makes this evaluation another than others: model, weights,
+      methods, settings.
   """
 
   source: str
@@ -66,6 +69,7 @@ class About:
   num_costly_images: int
   num_compilations: int
   secs: float
+  identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +144,16 @@ def save(evaluated: Evaluated) -> list[pathlib.Path]:
   """Writes every file, each completely or not at all; returns their paths."""
   folder = evaluated.folder
   texts = {
-    ABOUT: dataclasses.asdict(evaluated.about),
     RESULTS: evaluated.results,
     PER_CLASS: evaluated.per_class,
     CURVES: dataclasses.asdict(evaluated.curves),
+    # Last: where it is, the rest is.
+    ABOUT: dataclasses.asdict(evaluated.about),
   }
   _save_examples(folder / EXAMPLES, evaluated)
   for name, value in texts.items():
     files.write_text(folder / name, json.dumps(value, indent=2) + "\n")
-  return [folder / name for name in (*texts, EXAMPLES)]
+  return [folder / name for name in FILENAMES]
 
 
 def load(folder: str | os.PathLike) -> Evaluated:

@@ -1,0 +1,101 @@
+"""Layers by name, for methods that look elsewhere than at the last.
+
+A layer is known by its output, after the nonlinearity, and named as torchvision
+names it: "layer3" of a ResNet, "features.23" of VGG16 (its fourth pooling).
+Its output is what the module after it is given.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gc_jax.attribution.intercept import intercept
+from gc_jax.models.chain import Chain
+from gc_jax.models.resnet import ResNet
+from gc_jax.models.squeezenet import SqueezeNet
+
+FEATURES = ""  # in place of a path: no module is given the last layer's output
+
+
+def layer_paths(model: nnx.Module) -> dict[str, str]:
+  """Returns the layers there are, from the picture up.
+
+  Args:
+    model: of a class of `gc_jax.models`; of any other, only its features have
+      a name, "features".
+
+  Returns:
+    Name -> dotted path of the module whose input it is; `FEATURES` for the
+    last, which are the features.
+  """
+  match model:
+    case ResNet():
+      stages = [f"layer{i + 1}" for i in range(model.num_stages)]
+      inputs = [f"{stage}.0" for stage in stages]
+      return dict(zip(["maxpool", *stages], [*inputs, FEATURES], strict=True))
+    case Chain():
+      numbers = [number for number, _ in model.numbered()]
+      last = int(numbers[-1])
+    case SqueezeNet():
+      numbers = list(model.trunk)
+      last = 1 + len(model.chain)
+    case _:
+      return {"features": FEATURES}
+  paths = {
+    f"features.{int(number) - 1}": f"trunk.{number}"
+    for number in numbers[1:]
+    if number in model.trunk
+  }
+  return paths | {f"features.{last}": FEATURES}
+
+
+def layer_names(model: nnx.Module) -> tuple[str, ...]:
+  """Returns what `layer` may be for a model, from the picture up."""
+  return tuple(layer_paths(model))
+
+
+def input_path(model: nnx.Module, layer: str) -> str:
+  """Returns the path of the module whose input a layer is, or `FEATURES`.
+
+  Raises:
+    ValueError: the model has no such layer; names those it has.
+  """
+  paths = layer_paths(model)
+  if layer in paths:
+    return paths[layer]
+  nearest = difflib.get_close_matches(layer, paths, n=1)
+  hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+  raise ValueError(
+    f"layer must be one of {', '.join(paths)} for this model; it is "
+    f"{layer!r}.{hint}"
+  )
+
+
+def tapped_features(
+  model: nnx.Module, taps: Mapping[str, Callable[[Array], Array]]
+) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B h w D"]]:
+  """Returns `model.features` with functions applied to outputs of layers.
+
+  Args:
+    model: left as it was.
+    taps: name of a layer -> what is done to its output before it goes on.
+
+  Raises:
+    ValueError: the model has no such layer.
+  """
+  by_path = {input_path(model, name): tap for name, tap in taps.items()}
+  last = by_path.pop(FEATURES, lambda x: x)
+  if not by_path:
+    return lambda images: last(model.features(images))
+  modules = {
+    ".".join(map(str, path)): module for path, module in nnx.iter_modules(model)
+  }
+  kinds = tuple({type(modules[path]) for path in by_path})
+
+  def call(path, module, x):
+    return module(by_path[path](x) if path in by_path else x)
+
+  copy = intercept(model, kinds, call)
+  return lambda images: last(copy.features(images))
