@@ -6,6 +6,7 @@ convolution, or what every layer puts out, runs a copy whose modules call it.
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -36,7 +37,8 @@ def intercept(
 
   Args:
     model: left as it was.
-    kinds: classes of the modules to replace; those inside them stay.
+    kinds: classes of the modules to replace; where one is inside another, both
+      are.
     call: what is done in their place; `module(x)` is what they would do.
   """
 
@@ -46,3 +48,19 @@ def intercept(
     return node
 
   return nnx.recursive_map(replaced, model)
+
+
+def in_float32(model: nnx.Module) -> nnx.Module:
+  """Returns a copy of the model whose activations are float32 throughout.
+
+  Args:
+    model: left as it was; parameters are float32 already.
+  """
+
+  def widened(path, node):
+    del path
+    if isinstance(node, nnx.Module) and hasattr(node, "dtype"):
+      node.dtype = jnp.float32
+    return node
+
+  return nnx.recursive_map(widened, nnx.clone(model))

@@ -1,0 +1,216 @@
+"""Excitation backprop: conservation, closed forms, and PyTorch by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from gc_jax import models
+from gc_jax.attribution import excitation, layers
+from gc_jax.attribution.excitation import LAST_INPUT
+from gc_jax.models.layers import normalize_pixels
+from gc_jax.torch_io import names
+from tests.attribution import torch_excitation
+from tests.torch_io import torch_models
+
+NUM_CLASSES = 5
+TARGETS = jnp.array([[1, 4], [3, 0]])
+
+
+def pixels(size, count=2):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.integers(0, 256, (count, size, size, 3), np.uint8))
+
+
+def jitted(function, model, *names):
+  """A method with the model's variables as arguments, the names fixed."""
+  graphdef, state = nnx.split(model)
+  run = jax.jit(
+    lambda state, images, targets: function(
+      nnx.merge(graphdef, state), images, targets, *names
+    )
+  )
+  return functools.partial(run, state)
+
+
+def made(name, num_classes=NUM_CLASSES):
+  model = models.create(name, num_classes)
+  model.eval()
+  return model
+
+
+@pytest.mark.parametrize("pooling", ["", "-gmp"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_without_contrast_every_layer_holds_all_the_probability(name, pooling):
+  """At the layer of the map and the one below."""
+  model = made(name + pooling)
+  run = jitted(
+    lambda model, *args: [
+      excitation.propagated(model, *args, layer)[0].sum((-3, -2, -1))
+      for layer in ("layer3", "layer2")
+    ],
+    model,
+  )
+  for total in run(pixels(64), TARGETS):
+    np.testing.assert_allclose(total, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_at_the_classifier_it_is_the_closed_form(make_tiny, pooling):
+  """d_c A_c / sum A_c under the average, d_c at the maximum under that."""
+  model = make_tiny(pooling, NUM_CLASSES)
+  model.eval()
+  images = pixels(16)
+  signed, difference = excitation.propagated(
+    model, images, TARGETS, "layer1", LAST_INPUT
+  )
+  features = np.asarray(model.features(model.normalize(images)), np.float64)
+  cells = features.reshape(2, -1, features.shape[-1])
+  if pooling == "average":
+    pooled = cells.mean(1)
+    share = cells / np.maximum(cells.sum(1, keepdims=True), 1e-30)
+  else:
+    pooled = cells.max(1)
+    first = cells.argmax(1)[:, None]
+    share = (np.arange(cells.shape[1])[None, :, None] == first) * (pooled > 0)[
+      :, None
+    ]
+  weights = np.asarray(model.fc.kernel[...], np.float64)  # [D K]
+  for image, place in np.ndindex(TARGETS.shape):
+    w, a = weights[:, TARGETS[image, place]], pooled[image]
+    up, down = a * np.maximum(w, 0), a * np.maximum(-w, 0)
+    d = up / up.sum() - down / down.sum()
+    np.testing.assert_allclose(difference[image, place], d, atol=1e-6)
+    expected = (d * share[image]).reshape(features.shape[1:])
+    np.testing.assert_allclose(signed[image, place], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("contrast", [None, LAST_INPUT])
+@pytest.mark.parametrize(
+  "name", ["resnet18", "resnet18-gmp", "resnet50", "alexnet"]
+)
+def test_maps_are_those_of_pytorch_by_hand(name, contrast):
+  narrow = {"hidden": 64} if name == "alexnet" else {"width": 8}
+  twin = torch_models.create(name, NUM_CLASSES, **narrow).eval()
+  make = functools.partial(models.MODELS[name], **narrow)
+  model = loaded(name, make, twin)
+  images = pixels(96 if name == "alexnet" else 64)
+  layer = excitation.default_layer(model)
+  ours = jitted(excitation.propagated, model, layer, contrast)(images, TARGETS)
+  ours = np.asarray(ours[0])
+
+  x = torch.from_numpy(np.array(normalize_pixels(images)).transpose(0, 3, 1, 2))
+  by_hand = (
+    torch_excitation.alexnet if name == "alexnet" else torch_excitation.resnet
+  )
+  for place in range(2):
+    target = torch.from_numpy(np.array(TARGETS[:, place], np.int64))
+    place_of = {"alexnet": 5}.get(name, 3)  # features.5, layer3
+    theirs = by_hand(twin, x, target, place_of, contrast is not None)
+    theirs = theirs.numpy().transpose(0, 2, 3, 1)
+    # Channel by channel the contrast is a small difference of probabilities.
+    near(ours[:, place], theirs, 3e-4)
+    near(*(np.maximum(p.sum(-1), 0) for p in (ours[:, place], theirs)), 1e-4)
+
+
+def near(ours, theirs, atol):
+  scale = np.abs(theirs).max()
+  np.testing.assert_allclose(ours / scale, theirs / scale, atol=atol)
+
+
+def loaded(name, make, twin):
+  """Our model with the weights of its twin."""
+  model = make(NUM_CLASSES, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  tensors = {k: v.numpy() for k, v in twin.state_dict().items()}
+  variables = nnx.to_flat_state(nnx.state(model))
+  filled = []
+  for path, variable in variables:
+    array = tensors[names.torch_key(path)]
+    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
+    filled.append(
+      (path, variable.replace(jnp.asarray(array.transpose(*order))))
+    )
+  nnx.update(model, nnx.from_flat_state(filled))
+  model.eval()
+  return model
+
+
+@pytest.mark.parametrize("name", ["resnet8-small", "squeezenet1_1", "vgg16"])
+def test_with_contrast_nothing_is_left_in_sum(name, small_perceptrons):
+  run = jitted(excitation.propagated, made(name), None, LAST_INPUT)
+  signed, difference = run(pixels(64), TARGETS)
+  assert np.abs(signed).max() > 0
+  for values in (signed, difference):
+    total = values.reshape(2, 2, -1).sum(-1)
+    np.testing.assert_allclose(total, 0, atol=1e-5)
+
+
+def test_another_contrast_layer_gives_the_same_map():
+  """The rules are linear in the probability."""
+  model = made("resnet8-small-gmp")
+  expected = excitation.cmwp(model, pixels(32), TARGETS)
+  found = excitation.cmwp(model, pixels(32), TARGETS, contrast="layer2")
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert found.max() > 1e-3
+
+
+def test_maps_are_sums_over_channels_cut_at_zero(make_tiny):
+  model = make_tiny("max", NUM_CLASSES)
+  model.eval()
+  for method, contrast in (
+    (excitation.excitation_backprop, None),
+    (excitation.cmwp, LAST_INPUT),
+  ):
+    signed, _ = excitation.propagated(
+      model, pixels(16), TARGETS, None, contrast
+    )
+    expected = np.maximum(np.asarray(signed).sum(-1), 0)
+    found = method(model, pixels(16), TARGETS)
+    assert found.shape == (2, 2, 4, 4)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_several_classes_are_each_alone_and_one_logit_will_do(make_tiny):
+  model = make_tiny("average", NUM_CLASSES)
+  model.eval()
+  both = excitation.cmwp(model, pixels(16), TARGETS)
+  for place in range(2):
+    alone = excitation.cmwp(model, pixels(16), TARGETS[:, place : place + 1])
+    np.testing.assert_allclose(both[:, place], alone[:, 0], atol=1e-6)
+  single = make_tiny("average", 1)
+  single.eval()
+  found = excitation.cmwp(single, pixels(16), jnp.zeros((2, 1), int))
+  assert found.shape == (2, 1, 4, 4) and found.max() > 0
+
+
+def test_maps_are_float32_and_finite_whatever_the_model(make_tiny):
+  model = make_tiny("max", NUM_CLASSES, dtype=jnp.bfloat16)
+  model.eval()
+  images = pixels(16).at[0].set(0)
+  for method in (excitation.excitation_backprop, excitation.cmwp):
+    found = method(model, images, TARGETS)
+    assert found.dtype == jnp.float32
+    assert jnp.isfinite(found).all()
+  assert model.dtype == jnp.bfloat16  # left as it was
+
+
+def test_the_default_layers_are_the_releases(small_perceptrons):
+  assert excitation.default_layer(made("resnet18")) == "layer3"
+  assert excitation.default_layer(made("vgg16")) == "features.23"
+  for name in ("alexnet", "squeezenet1_1", "resnet8-small"):
+    model = made(name)
+    assert excitation.default_layer(model) in layers.layer_names(model)
+
+
+def test_layers_that_cannot_be_are_named(make_tiny):
+  model = made("resnet8-small")
+  with pytest.raises(ValueError, match="layer must be one of maxpool, layer1"):
+    excitation.cmwp(model, pixels(16), TARGETS, layer="layer7")
+  with pytest.raises(ValueError, match="one of layer2, last_input"):
+    excitation.cmwp(
+      model, pixels(16), TARGETS, layer="layer2", contrast="layer1"
+    )
