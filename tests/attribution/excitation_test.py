@@ -110,16 +110,22 @@ def test_maps_are_those_of_pytorch_by_hand(name, contrast):
   for place in range(2):
     target = torch.from_numpy(np.array(TARGETS[:, place], np.int64))
     place_of = {"alexnet": 5}.get(name, 3)  # features.5, layer3
-    theirs = by_hand(twin, x, target, place_of, contrast is not None)
-    theirs = theirs.numpy().transpose(0, 2, 3, 1)
-    # Channel by channel the contrast is a small difference of probabilities.
-    near(ours[:, place], theirs, 3e-4)
-    near(*(np.maximum(p.sum(-1), 0) for p in (ours[:, place], theirs)), 1e-4)
+    down = lambda contrasts: (
+      by_hand(twin, x, target, place_of, contrasts)
+      .numpy()
+      .transpose(0, 2, 3, 1)
+    )
+    # The contrast is a small difference of such probabilities.
+    scale = np.abs(down(False)).max(), down(False).sum(-1).max()
+    theirs = down(contrast is not None)
+    near(ours[:, place], theirs, scale[0])
+    near(
+      *(np.maximum(p.sum(-1), 0) for p in (ours[:, place], theirs)), scale[1]
+    )
 
 
-def near(ours, theirs, atol):
-  scale = np.abs(theirs).max()
-  np.testing.assert_allclose(ours / scale, theirs / scale, atol=atol)
+def near(ours, theirs, scale):
+  np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
 
 
 def loaded(name, make, twin):
