@@ -70,10 +70,27 @@ def get_config() -> ml_collections.ConfigDict:
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 100  # rounded up to a multiple of the devices
   c.eval.every_epochs = 1.0  # on val_split, classification only
-  c.eval.protocol = "paper"  # annotation and map at the image's own size
-  c.eval.tolerance_px = 15.0  # at 224 pixels; scaled to data.image_size
+  c.eval.methods = ("gradcam_elementwise", "gradcam")  # keys of
+  #   gc_jax.METHODS, explained after training; the first on the gallery.
+  #   `gc_jax.evaluate` has its own --methods
+  c.eval.protocol = "paper"  # paper: pictures and annotations as squares of
+  #   data.image_size | release: pictures whole, annotations as they are
+  c.eval.tolerance_px = 15.0  # of the pointing games. paper: at 224 pixels,
+  #   scaled to data.image_size; release: of the annotation's own pixels
+  c.eval.shorter_side_px = 448  # release: of pictures as the model gets them
+  c.eval.round_px = 0  # release: their sides to a multiple of this; 0 = not
+  c.eval.max_shapes = 64  # release: a program is compiled for each; more than
+  #   this is an error
   c.eval.spg_samples = 100  # stochastic pointing game: points per run
   c.eval.spg_runs = 5
+  c.eval.num_resamples = 1_000  # bootstrap over pictures for 95% intervals; 0
+  #   = none
+  # `gc_jax.evaluate` only:
+  c.eval.epsilons = (1, 2, 8, 16, 32, 64)  # of FGSM and PGD, in 1/255
+  c.eval.costly_rows = 100  # pairs of picture and class on which methods of
+  #   many passes, PGD, insertion, deletion and boxes are measured
+  c.eval.faithfulness_steps = 16  # insertion and deletion: parts of a picture
+  c.eval.sanity_rows = 16  # pairs explained with weights randomised
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_epochs = 1.0

@@ -6,6 +6,7 @@ owns them through `Checkpoints`; everyone else only looks, by `read_variables`.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -286,6 +287,16 @@ def _first_line(error: Exception) -> str:
 
 def _best_metric(metrics: dict[str, float]) -> float:
   return metrics[_BEST]
+
+
+def digest(state: PyTree) -> str:
+  """Returns a fingerprint of every number of a state, 16 characters."""
+  found = hashlib.sha256()
+  for name, leaf in sorted(named_leaves(state).items()):
+    array = np.ascontiguousarray(np.asarray(leaf))
+    found.update(f"{name} {array.dtype} {array.shape}".encode())
+    found.update(array.tobytes())
+  return found.hexdigest()[:16]
 
 
 def named_leaves(state: PyTree) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gc_jax import compose, losses, optim
+from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
@@ -16,7 +17,7 @@ from gc_jax.models import MODELS
 FILENAME = "config.json"
 
 DTYPES = ("auto", "float32", "bfloat16")
-PROTOCOLS = ("paper",)
+PROTOCOLS = ("paper", "release")
 TARGET_DRAWS = ("category", "instance")
 CROPS = ("center", "random_resized")
 ON_ERROR = ("raise", "skip")
@@ -54,18 +55,13 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   _one_of("loss.reduction", config.loss.reduction, losses.REDUCTIONS)
   _one_of("loss.target_draw", config.loss.target_draw, TARGET_DRAWS)
   _one_of("optim.schedule", config.optim.schedule, optim.SCHEDULES)
-  _one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
 
   for field in (
     "num_epochs",
     "batch_size",
     "optim.lr_per_256",
     "data.image_size",
-    "eval.batch_size",
     "eval.every_epochs",
-    "eval.tolerance_px",
-    "eval.spg_samples",
-    "eval.spg_runs",
     "checkpoint.every_epochs",
     "checkpoint.keep",
     "log.every_steps",
@@ -88,6 +84,46 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _at_least(config, field, 0)
   _validate_pictures(config)
   _validate_batch(config, num_devices)
+  validate_evaluation(config)
+
+
+def validate_evaluation(config: ConfigDict) -> None:
+  """Checks what an evaluation asks of a config.
+
+  Raises:
+    ValueError: names the field, what it must be, what it is, what to do.
+  """
+  check_name(config.data.name)
+  settings = config.eval
+  _one_of("eval.protocol", settings.protocol, PROTOCOLS)
+  for name in settings.methods:
+    _one_of("eval.methods", name, METHODS)
+  if not settings.methods or len(set(settings.methods)) < len(settings.methods):
+    raise ValueError(
+      "--config.eval.methods must name explanation methods, each once; it is "
+      f"{tuple(settings.methods)}. Known: {', '.join(METHODS)}."
+    )
+  for field in (
+    "data.image_size",
+    "eval.batch_size",
+    "eval.tolerance_px",
+    "eval.shorter_side_px",
+    "eval.max_shapes",
+    "eval.spg_samples",
+    "eval.spg_runs",
+    "eval.costly_rows",
+    "eval.faithfulness_steps",
+    "eval.sanity_rows",
+  ):
+    _at_least(config, field, 0, exclusive=True)
+  _at_least(config, "eval.round_px", 0)
+  _at_least(config, "eval.num_resamples", 0)
+  for epsilon in settings.epsilons:
+    if not 0 < epsilon <= 255:
+      raise ValueError(
+        "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
+        f"a pixel's range; {epsilon} is not."
+      )
 
 
 def _validate_pictures(config: ConfigDict) -> None:
@@ -216,6 +252,23 @@ def read(workdir: Path) -> dict[str, Any]:
       f"{config!r:.40}. Restore it from a copy, or name another run."
     )
   return config
+
+
+def completed(saved: Mapping[str, Any], base: ConfigDict) -> ConfigDict:
+  """Returns the configuration of a run with every field there is today.
+
+  Args:
+    saved: from `read`. A field it lacks, of an older run, has its default; one
+      that there no longer is, is left out.
+    base: every field, with defaults.
+  """
+  completed = base.copy_and_resolve_references()
+  known = flatten(base.to_dict())
+  for name, value in flatten(saved).items():
+    if name in known:
+      as_before = tuple(value) if isinstance(value, list) else value
+      completed.update_from_flattened_dict({name: as_before})
+  return completed
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,24 +1,30 @@
-"""Runs evaluators over a split, and picks the pictures a person looks at."""
+"""The evaluations of a training run, and the pictures a person looks at."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from gc_jax import data, metrics, parallel
+from gc_jax import data, measure, metrics, parallel, passes
 from gc_jax import step as steps
+from gc_jax.data import pairs as pair_rows
 from gc_jax.data import pipeline
-from gc_jax.evaluators import EVALUATORS, localization
+from gc_jax.evaluators import boxes, classification, robustness, summary
+from gc_jax.evaluators.ledger import Ledger
 from gc_jax.report import gallery
 from gc_jax.report.gallery import GalleryExample
 from gc_jax.state import TrainState
-from gc_jax.types import EvalBatch, Metrics
 
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8
+_EXAMPLES_AT_ONCE = 16
+_POOLED = ("true_positives", "false_positives", "false_negatives")
 
 
 class Evaluation:
@@ -37,134 +43,168 @@ class Evaluation:
     self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
   ):
     self._config = config
+    self._graphdef = graphdef
     self._mesh = mesh
-    self._batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
     self._val = data.load(config.data, config.data.val_split)
     self._test = data.load(config.data, config.data.eval_split)
     self._quick_step = jax.jit(steps.make_classification_step(graphdef))
-    protocol = localization.Protocol(
-      tolerance_px=config.eval.tolerance_px,
-      spg_samples=config.eval.spg_samples,
-      spg_runs=config.eval.spg_runs,
-    )
-    self._full_step = jax.jit(
-      steps.make_eval_step(graphdef, len(self._test.class_names), protocol)
-    )
 
   def quick(self, state: TrainState) -> dict[str, float]:
     """Returns classification on the validation split."""
-    totals: dict[str, Metrics] = {}
-    for batch in self._batches(self._val):
-      on_devices = parallel.to_devices(batch, self._mesh)
-      totals = _added(
-        totals, parallel.fetch(self._quick_step(state, on_devices))
-      )
-    return _summarized(totals)
+    ledger = Ledger(0)
+    config = self._config
+    process_index, process_count = parallel.process()
+    for batch in pipeline.eval_batches(
+      self._val,
+      batch_size=-(-config.eval.batch_size // self._mesh.size)
+      * self._mesh.size,
+      image_size=config.data.image_size,
+      resize_px=config.data.eval_resize_px,
+      squash=config.data.eval_squash,
+      on_error=config.data.on_error,
+      process_index=process_index,
+      process_count=process_count,
+    ):
+      sums = self._quick_step(state, parallel.to_devices(batch, self._mesh))
+      ledger.add("quick", np.zeros(0, int), {}, parallel.fetch(sums))
+    results = classification.summarize(ledger.totals["classification"])
+    return {f"val/{name}": value for name, value in results.items()}
 
   def full(self, state: TrainState, workdir: Path) -> dict[str, float]:
     """Returns every metric on the evaluation split; writes the gallery."""
-    totals: dict[str, Metrics] = {}
-    content, annotated, indices = [], [], []
-    for i, batch in enumerate(self._batches(self._test)):
-      sums, explained, index = self._explain(state, batch, i)
-      totals = _added(totals, sums)
-      content.append(explained.content_heatmap)
-      annotated.append(explained.annotated)
-      indices.append(index)
-    index = np.concatenate(indices)
-    real = index >= 0
-    index = index[real]
-    content_heatmap = np.concatenate(content)[real]
-    annotated = np.concatenate(annotated)[real]
-    results = _summarized(totals)
-    results["val/num_examples"] = len(content_heatmap)
-    if self._config.data.on_error == "skip":
-      num_skipped = len(self._test.source) - len(content_heatmap)
-      results["data/skipped_eval"] = num_skipped
-      results["data/dropped_eval"] = self._test.num_dropped
-
-    # Without annotation a picture is neither good nor bad; where none has any,
-    # all are shown.
-    shown = annotated if annotated.any() else np.ones_like(annotated)
-    order = index[shown][np.argsort(content_heatmap[shown], kind="stable")]
-    examples = self._examples(state, chosen_examples(order))
+    config, dataset = self._config, self._test
+    model = steps.eval_model(self._graphdef, state)
+    planner = passes.Planner(model, dataset, config, self._mesh)
+    ledger = Ledger(len(planner.pairs.index))
+    methods = tuple(config.eval.methods)
+    plan = planner.standard(methods)
+    for _ in passes.run(plan, planner.pairs, self._mesh, ledger):
+      pass
+    found, _ = results(ledger, planner.pairs, config, dataset.class_names)
+    if config.data.on_error == "skip":
+      num_skipped = len(dataset.source) - found["val/num_examples"]
+      found["data/skipped_eval"] = num_skipped
+      found["data/dropped_eval"] = dataset.num_dropped
+    examples = self._examples(model, planner, ledger, methods[0])
     if parallel.is_main():
       gallery.save_gallery(
-        workdir / gallery.FILENAME, examples, self._test.class_names
+        workdir / gallery.FILENAME, examples, dataset.class_names
       )
-    return results
-
-  def _explain(self, state: TrainState, batch: EvalBatch, number: int):
-    key = jax.random.fold_in(jax.random.key(0), number)
-    on_devices = parallel.to_devices(batch, self._mesh)
-    sums, explained = self._full_step(state, on_devices, key)
-    return parallel.fetch((sums, explained, on_devices["index"]))
+    return found
 
   def _examples(
-    self, state: TrainState, chosen: dict[str, Sequence[int]]
+    self,
+    model: nnx.Module,
+    planner: passes.Planner,
+    ledger: Ledger,
+    method: str,
   ) -> list[GalleryExample]:
     """Returns the pictures and maps of the chosen examples."""
-    kinds = [(kind, i) for kind, group in chosen.items() for i in group]
-    examples = []
-    batches = self._batches(self._test, [index for _, index in kinds])
-    for number, batch in enumerate(batches):
-      _, explained, index = self._explain(state, batch, number)
-      on_devices = parallel.to_devices(batch, self._mesh)
-      whole = parallel.fetch(on_devices)
-      cam = np.asarray(metrics.as_distribution(explained.cam))
-      composite_cam = np.asarray(
-        metrics.as_distribution(explained.composite_cam)
-      )
-      negative = np.asarray(
-        metrics.negative_quadrants_heatmap(composite_cam, explained.cell)
-      )
-      for row in range((index >= 0).sum()):
-        kind, example = kinds[len(examples)]
-        examples.append(
-          GalleryExample(
-            index=int(example),
-            kind=kind,
-            image=whole["image"][row],
-            object_mask=whole["object_mask"][row, 0],
-            target=int(whole["target"][row, 0]),
-            predicted=int(explained.predicted[row]),
-            cam=cam[row],
-            content_heatmap=float(100 * explained.content_heatmap[row]),
-            composite=explained.composite[row],
-            composite_cam=composite_cam[row],
-            cell=int(explained.cell[row]),
-            negative_quadrants_heatmap=float(100 * negative[row]),
-          )
-        )
-    return examples
-
-  def _batches(
-    self, dataset: data.Dataset, indices: Sequence[int] | None = None
-  ) -> Iterator[EvalBatch]:
-    process_index, process_count = parallel.process()
-    return pipeline.eval_batches(
-      dataset,
-      batch_size=self._batch_size,
-      image_size=self._config.data.image_size,
-      resize_px=self._config.data.eval_resize_px,
-      squash=self._config.data.eval_squash,
-      on_error=self._config.data.on_error,
-      indices=indices,
-      process_index=process_index,
-      process_count=process_count,
+    content = ledger.columns[f"{method}/content_heatmap"]
+    outside = ledger.columns[f"{method}/negative_quadrants_heatmap"]
+    candidates = planner.pairs.first & ~np.isnan(outside)
+    chosen = chosen_rows(candidates, content)
+    kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
+    rows = [row for _, row in kinds]
+    look = lambda maker: explained(
+      model, planner.pairs, rows, maker, (method,), self._mesh
     )
+    alone, together = look(planner.with_objects()), look(planner.composite())
+    return [
+      GalleryExample(
+        index=int(planner.pairs.index[row]),
+        kind=kind,
+        image=picture.batch["image"],
+        object_mask=picture.batch["object_mask"],
+        target=int(planner.pairs.target[row]),
+        predicted=picture.predicted,
+        cam=picture.cams[method],
+        # 0 where nothing is annotated.
+        content_heatmap=float(100 * np.nan_to_num(content[row])),
+        composite=composite.batch["image"],
+        composite_cam=composite.cams[method],
+        cell=int(composite.batch["cell"]),
+        negative_quadrants_heatmap=float(100 * outside[row]),
+      )
+      for (kind, row), picture, composite in zip(
+        kinds, alone, together, strict=True
+      )
+    ]
 
 
-def chosen_examples(order: np.ndarray) -> dict[str, list[int]]:
-  """Returns which examples to show, by kind.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Explained:
+  """A pair, with its maps.
+
+  Attributes:
+    batch: its entries of the `PairBatch`.
+    predicted: the class with the highest score.
+    cams: method -> map, a distribution.
+  """
+
+  batch: dict[str, np.ndarray]
+  predicted: int
+  cams: dict[str, np.ndarray]
+
+
+def explained(
+  model: nnx.Module,
+  pairs: pair_rows.Pairs,
+  rows: Sequence[int],
+  maker: pair_rows.Maker,
+  methods: tuple[str, ...],
+  mesh: jax.sharding.Mesh,
+) -> list[Explained]:
+  """Returns some pairs with their maps.
 
   Args:
-    order: positions in the split, by content heatmap, ascending.
+    model: in evaluation mode.
+    pairs: of the split.
+    rows: which of them, in this order.
+    maker: makes them, without annotations.
+    methods: keys of `ALL_METHODS`.
+    mesh: a batch is divided along it.
+  """
+  process_index, process_count = parallel.process()
+  graph = nnx.split(model)
+  found = []
+  for share in pair_rows.batches(
+    pairs,
+    rows,
+    maker,
+    -(-_EXAMPLES_AT_ONCE // mesh.size) * mesh.size,
+    process_index=process_index,
+    process_count=process_count,
+  ):
+    batch = parallel.to_devices(share.batch, mesh)
+    logits, cams = measure.maps(*graph, batch, methods)
+    cams = {k: metrics.as_distribution(cam) for k, cam in cams.items()}
+    batch, logits, cams = parallel.fetch((batch, logits, cams))
+    for i in np.flatnonzero(batch["row"] >= 0):
+      row = lambda tree, i=i: {k: v[i] for k, v in tree.items()}
+      batch.pop("annotations", None)
+      found.append(Explained(row(batch), int(logits[i].argmax()), row(cams)))
+  return found
+
+
+def chosen_rows(
+  candidates: Bool[np.ndarray, "N"], content: Float[np.ndarray, "N"]
+) -> dict[str, list[int]]:
+  """Returns which rows to show, by kind.
+
+  Args:
+    candidates: which may be shown.
+    content: content heatmap; NaN where nothing is annotated. Without
+      annotation a row is neither good nor bad: where none has any, all are
+      shown.
 
   Returns:
-    `best`, `typical` and `worst` by content heatmap, and `fixed`: examples
-    spread evenly over the split, the same for every model.
+    `best`, `typical` and `worst` by content heatmap, and `fixed`: rows spread
+    evenly over the split, the same for every model.
   """
+  annotated = candidates & ~np.isnan(content)
+  rows = np.flatnonzero(annotated if annotated.any() else candidates)
+  order = rows[np.argsort(content[rows], kind="stable")]
   n = min(_EXAMPLES_PER_KIND, len(order))
   middle = (len(order) - n) // 2
   fixed = np.linspace(0, len(order) - 1, min(_FIXED_EXAMPLES, len(order)))
@@ -172,20 +212,56 @@ def chosen_examples(order: np.ndarray) -> dict[str, list[int]]:
     "best": order[::-1][:n],
     "typical": order[middle : middle + n],
     "worst": order[:n],
-    "fixed": np.sort(order)[fixed.astype(int)],
+    "fixed": rows[fixed.astype(int)],
   }
   return {kind: [int(i) for i in group] for kind, group in groups.items()}
 
 
-def _added(totals: dict[str, Metrics], sums: dict[str, Metrics]):
-  if not totals:
-    return sums
-  # In float64 on the host: a sum over 50,000 examples outgrows float32.
-  return jax.tree.map(lambda a, b: np.asarray(a, np.float64) + b, totals, sums)
+def results(
+  ledger: Ledger,
+  pairs: pair_rows.Pairs,
+  config: ConfigDict,
+  class_names: Sequence[str],
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+  """Returns what a ledger says, in percent: of all rows, and by class.
 
-
-def _summarized(totals: dict[str, Metrics]) -> dict[str, float]:
-  results = {}
-  for name, sums in totals.items():
-    results |= EVALUATORS[name].summarize(sums)
-  return {f"val/{name}": value for name, value in results.items()}
+  Args:
+    ledger: after its passes.
+    pairs: its rows.
+    config: of the evaluation.
+    class_names: of the data set.
+  """
+  columns = dict(ledger.columns)
+  difficult = columns.pop("difficult", np.zeros(ledger.num_rows))
+  pooled = [columns.pop(name) for name in _POOLED if name in columns]
+  rows = summary.Rows(pairs.index, pairs.target, difficult > 0)
+  protocol = summary.Protocol(
+    name=config.eval.protocol,
+    spg_samples=config.eval.spg_samples,
+    spg_runs=config.eval.spg_runs,
+    num_resamples=config.eval.num_resamples,
+  )
+  read = columns.get("top1", pooled[0] if pooled else np.zeros(0))
+  located = [v for k, v in columns.items() if k.endswith("/content_heatmap")]
+  found: dict[str, Any] = {
+    "num_examples": int((~np.isnan(read)).sum()),
+    "num_pairs": int((~np.isnan(located[0])).sum()) if located else 0,
+  }
+  totals = ledger.totals
+  if "classification" in totals:
+    found |= classification.summarize(totals["classification"])
+  found |= summary.summarize(columns, rows, protocol)
+  if pooled and protocol.num_resamples:
+    counts = np.stack(pooled, 1)
+    real = ~np.isnan(counts[:, 0])
+    low, high = summary.f1_interval(
+      pairs.index[real], counts[real], protocol.num_resamples
+    )
+    found |= {"f1_overall_low": low, "f1_overall_high": high}
+  if "robustness" in totals:
+    found |= robustness.summarize(totals["robustness"])
+  for name, (correct, count) in totals.get("boxes", {}).items():
+    accuracies = boxes.max_box_acc(correct, count)
+    found |= {f"{name}/{k}": v for k, v in accuracies.items()}
+  by_class = summary.by_class(columns, rows, protocol, class_names)
+  return {f"val/{name}": value for name, value in found.items()}, by_class

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -68,6 +69,17 @@ def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
     while (batch := ahead.result()) is not end:
       ahead = thread.submit(load)
       yield batch
+
+
+def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:
+  """Returns the model with a copy of its variables on every device.
+
+  Args:
+    model: on any device.
+    mesh: from `make_mesh`.
+  """
+  graphdef, state = nnx.split(model)
+  return nnx.merge(graphdef, jax.device_put(state, replicated(mesh)))
 
 
 def fetch(tree: Any) -> Any:

@@ -1,26 +1,24 @@
-"""The train step and the evaluation steps, pure functions to jit.
+"""The train step, and the cheap evaluation beside it: pure functions to jit.
 
 The method of the paper, read in a row: cam -> compose -> cam -> consistency.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gc_jax import cam as cams
 from gc_jax import compose, losses
-from gc_jax.attribution import CONTROLS, METHODS
-from gc_jax.evaluators import EVALUATORS, localization
+from gc_jax.evaluators import classification
 from gc_jax.metrics import upsample
 from gc_jax.models import pure_head
 from gc_jax.state import TrainState
-from gc_jax.types import Batch, EvalBatch, Metrics
+from gc_jax.types import Batch, Metrics
 
 TARGET_DRAWS = ("category", "instance")
 
@@ -280,91 +278,9 @@ def make_classification_step(
   def classification_step(state: TrainState, batch: Batch):
     model = eval_model(graphdef, state)
     logits = model.classify(model.features(model.normalize(batch["image"])))
-    return {"classification": EVALUATORS["classification"].sums(logits, batch)}
+    return {"classification": classification.sums(logits, batch)}
 
   return classification_step
-
-
-# The variant that the consistency loss is taken on.
-MAIN_METHOD = "gradcam_elementwise"
-
-
-class Explained(NamedTuple):
-  """What a gallery shows of each image, for the first of its classes.
-
-  Attributes:
-    annotated: `[B]`, whether any pixel of that class is known: the next number
-      says nothing otherwise.
-    content_heatmap: `[B]`, in [0, 1].
-    predicted: `[B]`, the class of the highest logit.
-    cam: `[B h w]`, raw.
-    composite: `[B 2H 2W 3]`, uint8.
-    composite_cam: `[B 2h 2w]`, raw.
-    cell: `[B]`, where the image sits in its composite.
-  """
-
-  annotated: Bool[Array, "B"]
-  content_heatmap: Float[Array, "B"]
-  predicted: Int[Array, "B"]
-  cam: Float[Array, "B h w"]
-  composite: UInt8[Array, "B H2 W2 3"]
-  composite_cam: Float[Array, "B h2 w2"]
-  cell: Int[Array, "B"]
-
-
-def make_eval_step(
-  graphdef: nnx.GraphDef, num_classes: int, protocol: localization.Protocol
-) -> Callable[..., tuple[dict[str, Metrics], Explained]]:
-  """Returns the whole evaluation of a batch as a pure function.
-
-  Args:
-    graphdef: structure of the model.
-    num_classes: K.
-    protocol: of the localisation metrics.
-  """
-
-  def eval_step(state: TrainState, batch: EvalBatch, key: PRNGKeyArray):
-    key_points, key_layout = jax.random.split(key)
-    model = eval_model(graphdef, state)
-    images, target = batch["image"], batch["target"]
-    logits = model.classify(model.features(model.normalize(images)))
-    cams = _all_maps(model, images, target)
-    composites, layouts = _eval_composites(key_layout, batch, num_classes)
-    composite_cams = [
-      _all_maps(model, composites[p], target[:, p : p + 1])
-      for p in range(target.shape[1])
-    ]
-    stacked = {
-      name: jnp.concatenate([c[name] for c in composite_cams], 1)
-      for name in cams
-    }
-    cell = jnp.concatenate([layout.cell for layout in layouts], 1)
-    mask = jnp.concatenate([layout.mask for layout in layouts], 1)
-
-    by_pair, content = EVALUATORS["localization"].sums(
-      cams, batch, key_points, protocol
-    )
-    totals = {
-      "classification": EVALUATORS["classification"].sums(logits, batch),
-      "localization": by_pair,
-      "negative_quadrants": EVALUATORS["negative_quadrants"].sums(
-        stacked, cell, mask * batch["target_mask"]
-      ),
-    }
-    # The first class of each image, by the method that is trained.
-    known = batch["object_mask"][:, 0].any((-2, -1))
-    explained = Explained(
-      annotated=known & (batch["target_mask"][:, 0] > 0),
-      content_heatmap=content[MAIN_METHOD][:, 0],
-      predicted=jnp.argmax(logits, -1),
-      cam=cams[MAIN_METHOD][:, 0],
-      composite=composites[0],
-      composite_cam=stacked[MAIN_METHOD][:, 0],
-      cell=cell[:, 0],
-    )
-    return totals, explained
-
-  return eval_step
 
 
 def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
@@ -372,30 +288,6 @@ def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
   model = nnx.merge(graphdef, state.params, state.batch_stats, copy=True)
   model.eval()
   return model
-
-
-def _all_maps(model, images, target) -> dict[str, Array]:
-  """Returns the maps of every method and control row.
-
-  Each method asks for the features anew; the compiler shares them.
-  """
-  methods = METHODS | CONTROLS
-  return {
-    name: method(model, images, target) for name, method in methods.items()
-  }
-
-
-def _eval_composites(key, batch, num_classes):
-  """Returns, for each of the P targets, the composites and their layout."""
-  contains = classes_present(batch, num_classes)
-  composites, layouts = [], []
-  for p in range(batch["target"].shape[1]):
-    layout = compose.independent(
-      jax.random.fold_in(key, p), contains, batch["target"][:, p], batch["mask"]
-    )
-    layouts.append(layout)
-    composites.append(compose.assemble(layout, batch["image"]))
-  return composites, layouts
 
 
 def _probes(graphdef, state, batch, objective) -> dict[str, Array]:

@@ -5,7 +5,9 @@ The public `load`; `load_model` tells what else the file says.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,8 @@ class LoadedModel:
       each then, not one softmax.
     image_size: pixels of the shorter side it was trained on.
     source: where it is from, for people.
+    consistency: whether it was trained with the consistency loss; None where
+      unknown.
   """
 
   model: nnx.Module
@@ -37,6 +41,7 @@ class LoadedModel:
   multi_label: bool
   image_size: int
   source: str
+  consistency: bool | None = None
 
 
 def load(path: str | Path, arch: str | None = None) -> nnx.Module:
@@ -134,7 +139,15 @@ def _load_run(workdir: Path, arch: str | None) -> LoadedModel:
     multi_label=bool(saved.meta.get("multi_label", False)),
     image_size=image_size,
     source=f"{workdir}, step {saved.step}",
+    consistency=_is_consistent(config),
   )
+
+
+def _is_consistent(config: Mapping[str, Any]) -> bool | None:
+  try:
+    return config["loss"]["consistency_weight"] > 0
+  except (KeyError, TypeError):
+    return None
 
 
 def _class_names(workdir: Path, saved: checkpoint.Variables) -> tuple[str, ...]:

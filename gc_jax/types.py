@@ -62,3 +62,41 @@ class EvalBatch(Batch):
   target_mask: Array
   object_mask: Array
   index: Array
+
+
+class PairBatch(TypedDict):
+  """A batch of (picture, class) pairs, for evaluation (`data.pairs`).
+
+  Keys:
+    image: uint8 `[B H W 3]`, RGB; of composites all four pictures.
+    row: int32 `[B]`, number of the pair among all (-1 = padding).
+    mask: float32 `[B]`, 1 where the picture was read.
+    first: float32 `[B]`, 1 on the first row of each picture: what is asked of
+      the picture alone is counted there.
+    target: int32 `[B]`, the class to explain.
+    target_mask: float32 `[B]`, 0 where the picture shows no class.
+    label: int32 `[B]`, of single-label sets.
+    labels: int32 `[B K]`, of multi-label sets, as in `Batch`.
+    annotated: float32 `[B]`, whether any pixel of the class is known.
+    difficult: float32 `[B]`, whether all its objects are marked so.
+    object_mask: bool `[B H W]`, pixels of any object of the class; where asked
+      for.
+    annotations: name of a grid -> `metrics.GridAnnotation` `[B ...]`.
+    cell: int32 `[B]`, where the picture sits in its composite.
+
+  Those of the annotation are missing from composites, and `cell` elsewhere.
+  """
+
+  image: Array
+  row: Array
+  mask: Array
+  first: Array
+  target: Array
+  target_mask: Array
+  label: NotRequired[Array]
+  labels: NotRequired[Array]
+  annotated: NotRequired[Array]
+  difficult: NotRequired[Array]
+  object_mask: NotRequired[Array]
+  annotations: NotRequired[dict[str, tuple]]
+  cell: NotRequired[Array]

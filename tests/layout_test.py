@@ -34,8 +34,9 @@ NOT_CHECKED_IN = {"runs", "__pycache__"}
 # is entered here, in the row of what it owns.
 LAYERS = {
   6: "main evaluate explain export compare preflight",  # entries
-  5: "train evaluation explanation exporting",  # the story
-  4: "step state inference trained",
+  5: "train evaluation evaluating passes sanity explanation exporting "
+  "command_line",  # the story
+  4: "step measure state inference trained",
   3: "evaluators data checkpoint parallel config optim report torch_io",
   2: "models attribution attacks",
   1: "cam compose losses metrics",

@@ -18,7 +18,6 @@ from configs import quickstart
 from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
-from gc_jax.evaluators import localization
 from gc_jax.models import chain, layers
 
 WEIGHT = 3.0  # λ
@@ -600,125 +599,6 @@ def test_no_image_crosses_from_device_to_device(compiled, mode):
   for produced, kind in found:
     for shape in shapes(produced):
       assert np.prod(shape, dtype=int) < 16 * 16 * 3, (kind, shape)
-
-
-# Evaluation.
-
-
-def eval_batch(filler):
-  """Five images of one or two classes, and three rows of padding."""
-  labels = np.zeros((8, NUM_CLASSES), int)
-  target = np.zeros((8, 2), int)
-  target[:5] = [[1, 2], [3, 0], [4, 7], [5, 0], [1, 0]]
-  target_mask = np.zeros((8, 2), np.float32)
-  target_mask[:5] = [[1, 1], [1, 0], [1, 1], [1, 0], [1, 0]]
-  for image, slot in zip(*target_mask.nonzero(), strict=True):
-    labels[image, target[image, slot]] = 1
-  object_mask = np.zeros((8, 2, 16, 16), bool)
-  object_mask[:, :, 4:8, 2:10] = target_mask[..., None, None] > 0
-  images = pixels(8)
-  rng = np.random.default_rng(filler)
-  images[5:] = rng.integers(0, 256, (3, 16, 16, 3))
-  labels[5:] = rng.integers(0, 2, (3, NUM_CLASSES))
-  object_mask[5:] = rng.integers(0, 2, (3, 2, 16, 16))
-  return {
-    "image": jnp.asarray(images),
-    "labels": jnp.asarray(labels),
-    "mask": jnp.asarray([1.0] * 5 + [0.0] * 3),
-    "target": jnp.asarray(target),
-    "target_mask": jnp.asarray(target_mask),
-    "object_mask": jnp.asarray(object_mask),
-    "index": jnp.asarray([0, 1, 2, 3, 4, -1, -1, -1]),
-  }
-
-
-@pytest.fixture(scope="module")
-def evaluate(make_tiny):
-  """The whole evaluation of a batch, compiled."""
-  graphdef, params, batch_stats = nnx.split(make_tiny("max"), nnx.Param, ...)
-  state = states.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ())
-  protocol = localization.Protocol(spg_samples=10, spg_runs=2)
-  step = jax.jit(steps.make_eval_step(graphdef, NUM_CLASSES, protocol))
-  return lambda batch: step(state, batch, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def evaluated(evaluate):
-  """The sums and pictures of one batch, under two kinds of padding."""
-  return [evaluate(eval_batch(filler)) for filler in (0, 1)]
-
-
-def test_padding_counts_nowhere_in_an_evaluation(evaluated):
-  """Nor does it serve as a distractor."""
-  (totals, explained), (others, other_explained) = evaluated
-  jax.tree.map(np.testing.assert_array_equal, totals, others)
-  np.testing.assert_array_equal(
-    explained.composite[:5], other_explained.composite[:5]
-  )
-  assert totals["classification"]["loss"][1] == 5
-  assert totals["localization"]["num_pairs"][0] == 7
-
-
-def test_the_uniform_map_has_its_known_scores(evaluated):
-  (totals, _), _ = evaluated
-  results = steps.EVALUATORS["negative_quadrants"].summarize(
-    totals["negative_quadrants"]
-  )
-  assert results["uniform/negative_quadrants_heatmap"] == 75
-  results = localization.summarize(totals["localization"])
-  share = 100 * 4 * 8 / 16**2
-  assert results["uniform/content_heatmap"] == pytest.approx(share, rel=1e-5)
-
-
-def test_every_method_and_control_is_evaluated(evaluated):
-  (totals, _), _ = evaluated
-  for part, metric in (
-    ("localization", "content_heatmap"),
-    ("negative_quadrants", "negative_quadrants_heatmap"),
-  ):
-    for method in ("gradcam", "gradcam_elementwise", "uniform", "center"):
-      assert totals[part][f"{method}/{metric}"][1] == 7
-
-
-def test_a_class_that_no_image_lacks_has_no_composite(evaluate):
-  """Then only the negative quadrants have nothing to be measured on."""
-  batch = eval_batch(0)
-  batch["labels"] = batch["labels"].at[:5, 1].set(1)
-  totals, _ = evaluate(batch)
-  for part, metric, num_pairs in (
-    ("localization", "content_heatmap", 7),
-    ("negative_quadrants", "negative_quadrants_heatmap", 5),
-  ):
-    assert totals[part][f"gradcam/{metric}"][1] == num_pairs
-
-
-def test_an_explained_image_sits_in_its_cell(evaluated):
-  """And its neighbours lack the class: images 0 and 4 share it."""
-  (_, explained), _ = evaluated
-  images = pixels(8)
-  for i in range(5):
-    composite = np.asarray(explained.composite[i])
-    quadrants = [
-      composite[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
-      for row in (0, 1)
-      for column in (0, 1)
-    ]
-    np.testing.assert_array_equal(quadrants.pop(explained.cell[i]), images[i])
-    for quadrant in quadrants:
-      (sources,) = np.nonzero((images == quadrant).all((1, 2, 3)))
-      assert sources[0] < 5 and sources[0] != i
-      assert {i, sources[0]} != {0, 4}
-
-
-def test_the_quick_evaluation_agrees_with_the_whole_one(make_tiny, evaluated):
-  graphdef, params, batch_stats = nnx.split(make_tiny("max"), nnx.Param, ...)
-  state = states.TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ())
-  quick = jax.jit(steps.make_classification_step(graphdef))
-  totals = quick(state, eval_batch(0))["classification"]
-  expected = evaluated[0][0]["classification"]
-  for name in expected:
-    for value, other in zip(totals[name], expected[name], strict=True):
-      np.testing.assert_allclose(value, other, rtol=1e-5)  # float32 sums
 
 
 # AlexNet: dropout, and grids of which one is not twice the other.

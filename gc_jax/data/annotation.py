@@ -18,6 +18,11 @@ from gc_jax.metrics import GridAnnotation
 Grid = tuple[int, int]  # h, w
 
 
+def name(grid: Grid) -> str:
+  """Returns what a grid is called in a batch."""
+  return f"{grid[0]}x{grid[1]}"
+
+
 def on_grid(
   object_mask: Bool[np.ndarray, "H W"],
   dilated: Bool[np.ndarray, "H W"],

@@ -63,6 +63,27 @@ def resized_size(
   return width, height
 
 
+def frame_size(
+  size: tuple[int, int], shorter_side_px: int, round_px: int = 0
+) -> tuple[int, int]:
+  """Returns (width, height) at which a model gets a whole picture.
+
+  Args:
+    size: (width, height) of the picture.
+    shorter_side_px: of the image; its aspect stays.
+    round_px: both sides become the nearest multiple of this, for which the
+      aspect gives way a little; 0 = they stay.
+
+  Raises:
+    DecodeError: if a strip would become larger than may be decoded.
+  """
+  sides = resized_size(size, shorter_side_px)
+  if not round_px:
+    return sides
+  width, height = (max(1, round(n / round_px)) * round_px for n in sides)
+  return width, height
+
+
 def object_masks(
   record: Mapping[str, Any], header: decode.Header
 ) -> list[tuple[int, PIL.Image.Image]]:
@@ -120,12 +141,15 @@ class FullFrame:
   difficult: Bool[np.ndarray, "P"]
 
 
-def full_frame(record: Mapping[str, Any], shorter_side_px: int) -> FullFrame:
+def full_frame(
+  record: Mapping[str, Any], shorter_side_px: int, round_px: int = 0
+) -> FullFrame:
   """Returns a record whole: the image scaled, the annotation as it is.
 
   Args:
     record: of a `Dataset`.
     shorter_side_px: of the image; its aspect stays. The release: 448.
+    round_px: see `frame_size`. The release: 0.
 
   Raises:
     DecodeError: if the picture or a mask cannot be read.
@@ -134,7 +158,7 @@ def full_frame(record: Mapping[str, Any], shorter_side_px: int) -> FullFrame:
     of one, annotation in its own pixels.
   """
   header = decode.read_header(record["image"])
-  size = resized_size(header.size, shorter_side_px)
+  size = frame_size(header.size, shorter_side_px, round_px)
   width, height = header.size
   target = np.unique(np.asarray(record["labels"], np.int32))
   object_mask = np.zeros((len(target), height, width), bool)

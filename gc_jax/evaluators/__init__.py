@@ -1,17 +1,5 @@
 """One file per question; predictions and maps in, numbers out.
 
-Each has `sums` (pure, on the device, one batch) and `summarize` (on the host,
-sums over the whole split), so that every example counts exactly once.
+Sums of batches (pure, on the device) become results on the host, so that every
+example counts exactly once; or numbers of pairs do, in `summary`.
 """
-
-from gc_jax.evaluators import (
-  classification,
-  localization,
-  negative_quadrants,
-)
-
-EVALUATORS = {
-  "classification": classification,
-  "localization": localization,
-  "negative_quadrants": negative_quadrants,
-}

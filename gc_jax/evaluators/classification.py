@@ -2,13 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gc_jax import losses
-from gc_jax.types import Batch, Metrics
+from gc_jax.types import Batch, Metrics, PairBatch
 
 
-def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
+def sums(logits: Float[Array, "B K"], batch: Batch | PairBatch) -> Metrics:
   """Returns the sums of one batch; add them up over batches.
 
   Args:
@@ -29,18 +29,49 @@ def sums(logits: Float[Array, "B K"], batch: Batch) -> Metrics:
       "false_negatives": count(present & ~predicted),
     }
   label = batch["label"]
-  own = jnp.take_along_axis(logits, label[:, None], axis=1)
-  # Rank of the label. Of classes with equal logits the first is better, as for
-  # argmax: constant logits are right once. Where there is a NaN, none is right.
-  classes = jnp.arange(logits.shape[-1])[None]
-  better = (logits > own) | ((logits == own) & (classes < label[:, None]))
-  sound = jnp.isfinite(own[:, 0]) & ~jnp.isnan(logits).any(1)
-  rank = jnp.where(sound, better.sum(1), jnp.inf)
+  rank = _rank(logits, label)
   return {
     "loss": _total(losses.cross_entropy(logits, label), mask),
     "top1": _total(rank < 1, mask),
     "top5": _total(rank < 5, mask),
   }
+
+
+def by_example(
+  logits: Float[Array, "B K"], batch: Batch | PairBatch
+) -> dict[str, Float[Array, "B"]]:
+  """Returns what each picture adds to the headline number.
+
+  Args:
+    logits: predictions.
+    batch: with `label`: whether each picture is right, as `top1`. With
+      `labels`: its `true_positives`, `false_positives` and `false_negatives`.
+  """
+  if "labels" not in batch:
+    right = _rank(logits, batch["label"]) < 1
+    return {"top1": right.astype(jnp.float32)}
+  present, predicted = batch["labels"] > 0, logits > 0
+  cases = {
+    "true_positives": present & predicted,
+    "false_positives": ~present & predicted,
+    "false_negatives": present & ~predicted,
+  }
+  return {k: v.sum(-1).astype(jnp.float32) for k, v in cases.items()}
+
+
+def _rank(
+  logits: Float[Array, "B K"], label: Int[Array, "B"]
+) -> Float[Array, "B"]:
+  """Returns how many classes are better than the label.
+
+  Of classes with equal logits the first is better, as for argmax: constant
+  logits are right once. Where there is a NaN, none is right.
+  """
+  own = jnp.take_along_axis(logits, label[:, None], axis=1)
+  classes = jnp.arange(logits.shape[-1])[None]
+  better = (logits > own) | ((logits == own) & (classes < label[:, None]))
+  sound = jnp.isfinite(own[:, 0]) & ~jnp.isnan(logits).any(1)
+  return jnp.where(sound, better.sum(1), jnp.inf)
 
 
 def summarize(totals: Metrics) -> dict[str, float]:

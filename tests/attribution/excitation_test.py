@@ -107,13 +107,11 @@ def test_maps_are_those_of_pytorch_by_hand(name, contrast):
   by_hand = (
     torch_excitation.alexnet if name == "alexnet" else torch_excitation.resnet
   )
+  stage = 5 if name == "alexnet" else 3  # features.5, layer3
   for place in range(2):
     target = torch.from_numpy(np.array(TARGETS[:, place], np.int64))
-    place_of = {"alexnet": 5}.get(name, 3)  # features.5, layer3
-    down = lambda contrasts: (
-      by_hand(twin, x, target, place_of, contrasts)
-      .numpy()
-      .transpose(0, 2, 3, 1)
+    down = lambda contrasts, target=target: (
+      by_hand(twin, x, target, stage, contrasts).numpy().transpose(0, 2, 3, 1)
     )
     # The contrast is a small difference of such probabilities.
     scale = np.abs(down(False)).max(), down(False).sum(-1).max()

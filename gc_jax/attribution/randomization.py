@@ -1,0 +1,112 @@
+"""Models with their weights randomised, from the head down.
+
+Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from flax import nnx
+from jaxtyping import Float, PRNGKeyArray
+
+from gc_jax.models.layers import HE_INIT, TORCH_INIT, BatchNorm
+
+_LAYERS = (nnx.Conv, nnx.Linear)
+
+
+def stages(model: nnx.Module) -> tuple[str, ...]:
+  """Returns the parts of a model that are randomised together, head first.
+
+  Stages of a ResNet, single layers of a chain: "fc", "layer4", ..., "stem";
+  "head.6", "head.4", ..., "trunk.0".
+  """
+  found = dict.fromkeys(_stage(path) for path, _ in _layers(model))
+  return tuple(reversed(found))
+
+
+def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
+  """Returns a copy, initialised anew from the head down to a stage.
+
+  BatchNorms start as at the beginning of training: their statistics are
+  learned, too, and belong to the weights before them.
+
+  Args:
+    model: left as it was.
+    stage: the last that is randomised, of `stages`.
+    key: the initialisation is a function of it and of each layer's place.
+
+  Raises:
+    ValueError: the model has no such stage.
+  """
+  names = stages(model)
+  if stage not in names:
+    raise ValueError(
+      f"stage must be one of {', '.join(names)}; it is {stage!r}."
+    )
+  anew = names[: names.index(stage) + 1]
+  copy = nnx.clone(model)
+  for number, (path, module) in enumerate(_layers(copy)):
+    if _stage(path) in anew:
+      _initialize(module, jax.random.fold_in(key, number))
+  return copy
+
+
+def _initialize(module: nnx.Module, key: PRNGKeyArray) -> None:
+  if isinstance(module, BatchNorm):
+    module.scale[...] = jnp.ones_like(module.scale[...])
+    module.bias[...] = jnp.zeros_like(module.bias[...])
+    module.mean[...] = jnp.zeros_like(module.mean[...])
+    module.var[...] = jnp.ones_like(module.var[...])
+    return
+  # A module does not keep its initialiser: convolutions get the ResNets',
+  # dense layers PyTorch's.
+  init = HE_INIT if isinstance(module, nnx.Conv) else TORCH_INIT
+  key_kernel, key_bias = jax.random.split(key)
+  shape = module.kernel[...].shape
+  module.kernel[...] = init.kernel(key_kernel, shape, jnp.float32)
+  if module.bias is not None:
+    draw = init.bias(int(np.prod(shape[:-1])))
+    module.bias[...] = draw(key_bias, shape[-1:])
+
+
+def _layers(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
+  """Returns the layers with weights, from the picture up, head last."""
+  found = [
+    (path, module)
+    for path, module in nnx.iter_modules(model)
+    if isinstance(module, (*_LAYERS, BatchNorm))
+  ]
+  order = ("stem", "trunk", "layer", "head", "fc")
+
+  def place(item):
+    first, *rest = map(str, item[0])
+    number = int(first[5:]) if first.startswith("layer") else 0
+    kind = "stem" if first in ("conv1", "bn1") else first.rstrip("0123456789")
+    return order.index(kind), number, [int(n) for n in rest[:1]]
+
+  return sorted(found, key=place)
+
+
+def _stage(path: tuple) -> str:
+  first, *rest = map(str, path)
+  if first in ("trunk", "head"):
+    return f"{first}.{rest[0]}"
+  return "stem" if first in ("conv1", "bn1") else first
+
+
+def rank_correlation(
+  a: Float[np.ndarray, "N h w"], b: Float[np.ndarray, "N h w"]
+) -> Float[np.ndarray, "N"]:
+  """Returns Spearman's correlation of two maps of the same size, each pair.
+
+  Equal cells share their mean rank; 0 where a map is constant.
+  """
+  ranks = [
+    scipy.stats.rankdata(cam.reshape(len(cam), -1), axis=1) for cam in (a, b)
+  ]
+  centred = [r - r.mean(1, keepdims=True) for r in ranks]
+  norms = [np.sqrt((r**2).sum(1)) for r in centred]
+  product = norms[0] * norms[1]
+  inner = (centred[0] * centred[1]).sum(1)
+  return np.where(product > 0, inner / np.where(product > 0, product, 1), 0.0)

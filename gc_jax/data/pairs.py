@@ -1,0 +1,386 @@
+"""Batches of (picture, class) pairs: what evaluation explains.
+
+A picture that shows three classes is three pairs, each a row of its own, so
+that nothing is computed for classes that are not there. A picture without any
+class is one row without a target: its prediction counts.
+
+Every row is a function of the split and its pair alone. Neither the size of
+batches nor the number of processes changes what is measured.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from gc_jax.data import annotation, decode, geometry, pipeline
+from gc_jax.data.annotation import Grid
+from gc_jax.data.dataset import Dataset
+from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.reading import Reader
+from gc_jax.types import PairBatch
+
+_NUM_DISTRACTORS = 3
+_TRIES = 20  # at pictures that may be broken
+_HEADERS_AT_ONCE = 8
+
+
+class Pairs(NamedTuple):
+  """The rows of an evaluation, in the order of the split.
+
+  Attributes:
+    index: position of the picture in the split.
+    target: the class explained; -1 where the picture shows none.
+    first: whether it is the first row of its picture.
+  """
+
+  index: Int[np.ndarray, "N"]
+  target: Int[np.ndarray, "N"]
+  first: Bool[np.ndarray, "N"]
+
+
+def all_pairs(labels: Sequence[Any]) -> Pairs:
+  """Returns every picture with every class it shows, classes ascending.
+
+  Args:
+    labels: of every record, from `Dataset.all_labels`.
+  """
+  index, target, first = [], [], []
+  for position, own in enumerate(labels):
+    classes = np.unique(np.asarray(own, np.int64)) if len(own) else [-1]
+    index += [position] * len(classes)
+    target += [int(k) for k in classes]
+    first += [True] + [False] * (len(classes) - 1)
+  return Pairs(
+    np.asarray(index, np.int64),
+    np.asarray(target, np.int64),
+    np.asarray(first, bool),
+  )
+
+
+def frame_sizes(
+  dataset: Dataset,
+  reader: Reader,
+  indices: Sequence[int] | np.ndarray,
+  shorter_side_px: int,
+  round_px: int,
+) -> Int[np.ndarray, "N 2"]:
+  """Returns (height, width) of pictures as a model gets them whole.
+
+  Args:
+    dataset: the split.
+    reader: of it.
+    indices: of the pictures.
+    shorter_side_px: see `geometry.full_frame`.
+    round_px: likewise.
+
+  Returns:
+    The sizes; 0 for pictures that are passed over.
+  """
+
+  def size(index):
+    found = reader.read(
+      int(index), lambda record: decode.read_header(record["image"]).size
+    )
+    if found is None:
+      return 0, 0
+    return geometry.frame_size(found, shorter_side_px, round_px)[::-1]
+
+  with ThreadPoolExecutor(_HEADERS_AT_ONCE) as threads:
+    sizes = list(threads.map(size, indices))
+  return np.asarray(sizes, np.int64).reshape(-1, 2)
+
+
+class Row(NamedTuple):
+  """A pair as a maker gives it.
+
+  Attributes:
+    entries: of a `PairBatch`.
+    boxes: of each object of the class, in pixels of the image: ymin xmin ymax
+      xmax, half-open. For the host: pictures have unequally many.
+  """
+
+  entries: dict[str, Any]
+  boxes: Int[np.ndarray, "N 4"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+  """Pictures fitted to a square, annotations alike: the protocol "paper".
+
+  Attributes:
+    dataset: the split.
+    reader: of it.
+    image_size: side of the square, in pixels.
+    resize_px: see `pipeline.decode_image`.
+    squash: likewise.
+    tolerance_px: of the pointing games, in pixels of the square.
+    grids: of the maps that meet the annotation.
+    with_objects: whether rows have `object_mask` and boxes.
+  """
+
+  dataset: Dataset
+  reader: Reader
+  image_size: int
+  resize_px: int = 0
+  squash: bool = False
+  tolerance_px: float = 1.0
+  grids: tuple[Grid, ...] = ()
+  with_objects: bool = False
+
+  def image(self, index: int) -> UInt8[np.ndarray, "S S 3"] | None:
+    """Returns a picture alone; None where it is passed over."""
+    return self.reader.read(
+      index, lambda record: pipeline.decode_image(record["image"], *self._how)
+    )
+
+  def row(self, index: int, target: int) -> Row | None:
+    """Returns a pair; None where its picture is passed over."""
+
+    def read(record):
+      image = pipeline.decode_image(record["image"], *self._how)
+      masks = []
+      if self.grids or self.with_objects:
+        objects = pipeline.decode_object_masks(record, *self._how)
+        masks = [mask for label, mask in objects if label == target]
+      return record["labels"], image, masks
+
+    found = self.reader.read(index, read)
+    if found is None:
+      return None
+    labels, image, masks = found
+    object_mask = np.zeros(image.shape[:2], bool)
+    for mask in masks:
+      object_mask |= mask
+    entries = {
+      "image": image,
+      **self.dataset.encode_labels(labels),
+      **_annotated(object_mask, self.tolerance_px, self.grids),
+    }
+    if not self.with_objects:
+      return Row(entries)
+    boxes = [_box(mask) for mask in masks if mask.any()]
+    entries["object_mask"] = object_mask
+    return Row(entries, np.array(boxes, np.int64).reshape(-1, 4))
+
+  def blank(self) -> dict[str, Any]:
+    """Returns entries of the same shapes for a row that does not count."""
+    shape = self.image_size, self.image_size
+    blank = _blank(self.dataset, shape, self.grids)
+    if self.with_objects:
+      blank["object_mask"] = np.zeros(shape, bool)
+    return blank
+
+  @property
+  def _how(self):
+    return self.image_size, self.resize_px, self.squash
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """Pictures whole, annotations as they are: the protocol "release".
+
+  All pictures of one `Frame` have one size when the model gets them.
+
+  Attributes:
+    dataset: the split.
+    reader: of it.
+    size: (height, width) of the images.
+    shorter_side_px: see `geometry.full_frame`.
+    round_px: likewise.
+    tolerance_px: of the pointing games, in the annotation's own pixels.
+    grids: of the maps that meet the annotation.
+  """
+
+  dataset: Dataset
+  reader: Reader
+  size: tuple[int, int]
+  shorter_side_px: int
+  round_px: int
+  tolerance_px: float
+  grids: tuple[Grid, ...]
+
+  def row(self, index: int, target: int) -> Row | None:
+    """Returns a pair; None where its picture is passed over."""
+
+    def read(record):
+      frame = geometry.full_frame(record, self.shorter_side_px, self.round_px)
+      return record["labels"], frame
+
+    found = self.reader.read(index, read)
+    if found is None:
+      return None
+    labels, frame = found
+    object_mask = np.zeros(frame.object_mask.shape[1:], bool)
+    difficult = False
+    for k in np.flatnonzero(frame.target == target):
+      object_mask, difficult = frame.object_mask[k], bool(frame.difficult[k])
+    entries = {
+      "image": frame.image,
+      **self.dataset.encode_labels(labels),
+      **_annotated(object_mask, self.tolerance_px, self.grids),
+    }
+    return Row(entries | {"difficult": np.float32(difficult)})
+
+  def blank(self) -> dict[str, Any]:
+    """Returns entries of the same shapes for a row that does not count."""
+    return _blank(self.dataset, self.size, self.grids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+  """Composites of a pair's picture and three without its class.
+
+  Distractors and the picture's cell follow from the pair: three categories are
+  drawn with replacement, and of each a picture (the release's way).
+
+  Attributes:
+    square: makes the four pictures.
+    class_index: of the split.
+  """
+
+  square: Square
+  class_index: ClassIndex
+
+  def row(self, index: int, target: int) -> Row | None:
+    """Returns a pair; None where it has no composite."""
+    image = self.square.image(index) if target >= 0 else None
+    if image is None:
+      return None
+    generator = np.random.default_rng([index, target])
+    cell = int(generator.integers(4))
+    tiles = self._distractors(target, generator)
+    if len(tiles) < _NUM_DISTRACTORS:
+      return None
+    tiles.insert(cell, image)
+    composite = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
+    return Row({"image": composite, "cell": np.int32(cell)})
+
+  def blank(self) -> dict[str, Any]:
+    """Returns entries of the same shapes for a row that does not count."""
+    side = 2 * self.square.image_size
+    return {"image": np.zeros((side, side, 3), np.uint8), "cell": np.int32(0)}
+
+  def _distractors(self, target: int, generator: np.random.Generator) -> list:
+    tiles: list[np.ndarray] = []
+    for _ in range(_TRIES):
+      drawn = self.class_index.draw(target, generator)
+      if drawn is None or len(tiles) == _NUM_DISTRACTORS:
+        break
+      image = self.square.image(drawn[1])
+      if image is not None:
+        tiles.append(image)
+    return tiles
+
+
+# What makes the rows of a batch.
+Maker = Square | Frame | Composite
+
+
+def _annotated(object_mask, tolerance_px, grids) -> dict[str, Any]:
+  dilated = annotation.dilate(object_mask, tolerance_px) if grids else None
+  return {
+    "annotated": np.float32(object_mask.any()),
+    "difficult": np.float32(0),
+    "annotations": {
+      annotation.name(grid): annotation.on_grid(object_mask, dilated, grid)
+      for grid in grids
+    },
+  }
+
+
+def _blank(dataset, shape, grids) -> dict[str, Any]:
+  no_object = np.zeros(shape, bool)
+  labels = [] if dataset.multi_label else [0]
+  return {
+    "image": np.zeros((*shape, 3), np.uint8),
+    **dataset.encode_labels(labels),
+    **_annotated(no_object, 1.0, grids),
+  }
+
+
+def _box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+
+
+class Share(NamedTuple):
+  """What one process has of a batch.
+
+  Attributes:
+    batch: for the devices.
+    boxes: of each row, for the host; None where a maker gives none.
+  """
+
+  batch: PairBatch
+  boxes: list[Int[np.ndarray, "N 4"] | None]
+
+
+def batches(
+  pairs: Pairs,
+  rows: Sequence[int] | np.ndarray,
+  maker: Maker,
+  batch_size: int,
+  *,
+  start: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Share]:
+  """Yields this process's share of the batches of some pairs.
+
+  Every row comes once; the last batch is filled up. A pair whose picture is
+  passed over keeps its row, with `mask` 0.
+
+  Args:
+    pairs: of the split.
+    rows: which of them, in this order.
+    maker: makes the rows.
+    batch_size: rows of all processes; divisible by their number.
+    start: number of the first batch that is made.
+    process_index: which share.
+    process_count: of how many.
+  """
+  local = batch_size // process_count
+  begin = process_index * local
+  shares = [
+    np.asarray(rows[first + begin :][:local], np.int64)
+    for first in range(start * batch_size, len(rows), batch_size)
+  ]
+  source = grain.MapDataset.source(shares).map(_Shares(pairs, maker, local))
+  return iter(source.to_iter_dataset(pipeline.READ_OPTIONS))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shares:
+  """Numbers of rows -> the share of them, filled up."""
+
+  pairs: Pairs
+  maker: Maker
+  size: int
+
+  def __call__(self, rows: Int[np.ndarray, "n"]) -> Share:
+    made = [
+      self.maker.row(int(self.pairs.index[row]), int(self.pairs.target[row]))
+      for row in rows
+    ]
+    made += [None] * (self.size - len(rows))
+    blank = self.maker.blank()
+    entries = [blank if row is None else row.entries for row in made]
+    batch = jax.tree.map(lambda *values: np.stack(values), *entries)
+    padding = np.full(self.size - len(rows), -1)
+    target = np.concatenate([self.pairs.target[rows], padding])
+    batch |= {
+      "row": np.concatenate([rows, padding]).astype(np.int32),
+      "mask": np.array([row is not None for row in made], np.float32),
+      "first": np.concatenate([self.pairs.first[rows], padding > 0]).astype(
+        np.float32
+      ),
+      "target": np.maximum(target, 0).astype(np.int32),
+      "target_mask": (target >= 0).astype(np.float32),
+    }
+    return Share(batch, [None if row is None else row.boxes for row in made])

@@ -1,0 +1,110 @@
+"""Evaluates a trained model: python -m gc_jax.evaluate --workdir=DIR --out=DIR.
+
+A run, by the configuration it was trained with:
+
+  python -m gc_jax.evaluate --workdir=runs/gc --out=runs/gc_evaluated
+
+A checkpoint of PyTorch's, on data that a configuration names:
+
+  python -m gc_jax.evaluate --checkpoint=resnet50.pth --arch=resnet50 \\
+    --config=configs/imagenet.py:resnet50-ce --config.data.path=ILSVRC2012 \\
+    --out=resnet50_evaluated
+
+Every explanation method and metric, insertion and deletion, FGSM and PGD, and
+whether maps change when weights are randomised. Written to --out: results.json,
+per_class.json, curves.json, tables.md, tables.csv and tables.tex, figures, and
+report.html. Interrupted, the same command goes on where it stopped.
+"""
+
+import pathlib
+import sys
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from configs import base
+from gc_jax import command_line, evaluating
+from gc_jax import config as configs
+from gc_jax.attribution import METHODS
+from gc_jax.checkpoint import CheckpointError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  base.__file__,
+  "Data and evaluation: a recipe, with an optional :variant. A --workdir brings"
+  " its own; single fields change with --config.field=value.",
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", None, "File of PyTorch's: .pth, .pt, .pth.tar or .safetensors."
+)
+_ARCH = flags.DEFINE_string(
+  "arch", None, "Architecture of a --checkpoint that gc_jax did not export."
+)
+_METHODS = flags.DEFINE_list(
+  "methods", ["all"], f"Explanation methods: all, or of {', '.join(METHODS)}."
+)
+_PROTOCOL = flags.DEFINE_enum(
+  "protocol",
+  None,
+  configs.PROTOCOLS,
+  "paper: squares; release: whole pictures. Default: the configuration's.",
+)
+_OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  command_line.start(argv)
+  names = [name for name in _METHODS.value if name]
+  methods = tuple(METHODS) if names == ["all"] else tuple(names)
+  try:
+    source, config = _asked_for()
+    for line in evaluating.evaluate(
+      config,
+      source=source,
+      arch=_ARCH.value,
+      methods=methods,
+      out=pathlib.Path(_OUT.value),
+    ):
+      print(line, flush=True)
+  except (ValueError, OSError, ImportError, CheckpointError) as error:
+    sys.exit(f"error: {error}")
+
+
+def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
+  """Returns the model's path, and the configuration of its evaluation.
+
+  Raises:
+    ValueError: the flags do not go together.
+  """
+  given = flags.FLAGS["config"].present
+  if bool(_WORKDIR.value) == bool(_CHECKPOINT.value):
+    raise ValueError("Give --workdir or --checkpoint: one of the two.")
+  if _WORKDIR.value and _ARCH.value:
+    raise ValueError(
+      "--arch goes with --checkpoint; a --workdir knows its own."
+    )
+  if _CHECKPOINT.value and not given:
+    raise ValueError(
+      "--checkpoint needs a --config that names the data, "
+      "--config=configs/imagenet.py:resnet50-ce for example."
+    )
+  config = _CONFIG.value
+  if _WORKDIR.value and not given:
+    config = configs.completed(
+      configs.read(pathlib.Path(_WORKDIR.value)), base.get_config()
+    )
+    for field, value in config_flags.get_override_values(
+      flags.FLAGS["config"]
+    ).items():
+      config.update_from_flattened_dict({field: value})
+  if _PROTOCOL.value:
+    config.eval.protocol = _PROTOCOL.value
+  return _WORKDIR.value or _CHECKPOINT.value, config
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("out")
+  app.run(main, flags_parser=command_line.parser(_CONFIG))

@@ -1,0 +1,269 @@
+"""What is measured of a batch of pairs: pure functions to jit.
+
+Each takes a model as structure and variables, a `PairBatch`, and the names of
+what to measure, and returns columns, one number a row, and totals, sums over
+the rows that count.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from gc_jax import metrics
+from gc_jax.attribution import CONTROLS, METHODS
+from gc_jax.data import annotation
+from gc_jax.evaluators import classification, faithfulness, robustness
+from gc_jax.metrics import GridAnnotation
+from gc_jax.types import Metrics, PairBatch
+
+ALL_METHODS = METHODS | CONTROLS
+
+
+class Measured(NamedTuple):
+  """What came of a batch.
+
+  Attributes:
+    columns: name -> number of each row; NaN where the row does not count.
+    totals: name -> (sum, weight), over the rows that count.
+    cams: method -> raw map of each row; empty unless asked for.
+  """
+
+  columns: dict[str, Float[Array, "B"]]
+  totals: dict[str, Metrics]
+  cams: dict[str, Float[Array, "B h w"]]
+
+
+def grids(
+  model: nnx.Module, methods: tuple[str, ...], height: int, width: int
+) -> tuple[annotation.Grid, ...]:
+  """Returns (h, w) of the maps of some methods, without computing any.
+
+  Args:
+    model: in evaluation mode.
+    methods: keys of `ALL_METHODS`.
+    height: of the images.
+    width: of the images.
+  """
+  graphdef, variables = nnx.split(model)
+  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+  target = jax.ShapeDtypeStruct((1,), jnp.int32)
+  cams = jax.eval_shape(
+    lambda *args: _maps(nnx.merge(graphdef, args[0]), *args[1:], methods),
+    variables,
+    images,
+    target,
+  )
+  return tuple(sorted({cam.shape[1:] for cam in cams.values()}))
+
+
+def num_classes(model: nnx.Module, image_size: int) -> int:
+  """Returns K, without computing anything.
+
+  Args:
+    model: in evaluation mode.
+    image_size: side of the images.
+  """
+  graphdef, variables = nnx.split(model)
+  image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+  logits = jax.eval_shape(
+    lambda variables, image: _logits(_model(graphdef, variables), image),
+    variables,
+    image,
+  )
+  return logits.shape[-1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predictions(graphdef, variables, batch: PairBatch) -> Measured:
+  """Returns whether the class is right, for pictures of their own."""
+  model = _model(graphdef, variables)
+  return _predictions(_logits(model, batch["image"]), batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def localization(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  methods: tuple[str, ...],
+  predicts: bool,
+) -> Measured:
+  """Returns PG, SPG exact and CH of each method.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: with the annotations.
+    methods: keys of `ALL_METHODS`.
+    predicts: whether the predictions are returned as well.
+  """
+  model = _model(graphdef, variables)
+  cams = _maps(model, batch["image"], batch["target"], methods)
+  columns = _located(cams, batch)
+  if not predicts:
+    return Measured(columns, {}, {})
+  measured = _predictions(_logits(model, batch["image"]), batch)
+  return measured._replace(columns=measured.columns | columns)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def negative_quadrants(
+  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+) -> Measured:
+  """Returns NQH of each method, of composites.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: of composites.
+    methods: keys of `ALL_METHODS`.
+  """
+  model = _model(graphdef, variables)
+  cams = _maps(model, batch["image"], batch["target"], methods)
+  counts = batch["mask"] * batch["target_mask"]
+  columns = {}
+  for name, cam in cams.items():
+    outside = metrics.negative_quadrants_heatmap(
+      metrics.as_distribution(cam), batch["cell"]
+    )
+    columns[f"{name}/negative_quadrants_heatmap"] = _where(counts, outside)
+  return Measured(columns, {}, {})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def maps(
+  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B h w"]]]:
+  """Returns the logits, and each method's raw maps.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: of pictures or composites.
+    methods: keys of `ALL_METHODS`.
+  """
+  model = _model(graphdef, variables)
+  cams = _maps(model, batch["image"], batch["target"], methods)
+  return _logits(model, batch["image"]), cams
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def attacked(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  attacks: tuple[str, ...],
+  epsilons: tuple[int, ...],
+) -> Measured:
+  """Returns the predictions for pictures changed to mislead the model.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: of pictures.
+    attacks: keys of `ATTACKS`.
+    epsilons: how far a pixel may be moved, in 1/255.
+  """
+  model = _model(graphdef, variables)
+  pictures = dict(batch) | {"mask": batch["mask"] * batch["first"]}
+  totals = robustness.sums(model, pictures, epsilons, attacks)
+  return Measured({}, {"robustness": totals}, {})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def faithful(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  methods: tuple[str, ...],
+  num_steps: int,
+) -> Measured:
+  """Returns insertion and deletion of each method, and its maps.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: of pictures.
+    methods: keys of `ALL_METHODS`.
+    num_steps: see `faithfulness.curves`.
+  """
+  model = _model(graphdef, variables)
+  images, target = batch["image"], batch["target"][:, None]
+  cams = _maps(model, images, batch["target"], methods)
+  counts = batch["mask"] * batch["target_mask"]
+  columns, totals = {}, {}
+  for name, cam in cams.items():
+    fractions, *both = faithfulness.curves(
+      model,
+      images,
+      target,
+      cam[:, None],
+      num_steps=num_steps,
+      multi_label="labels" in batch,
+    )
+    for what, curve in zip(("insertion", "deletion"), both, strict=True):
+      area = faithfulness.area_under(fractions, curve)[:, 0]
+      columns[f"{name}/{what}_auc"] = _where(counts, area)
+      total = jnp.where(counts[:, None] > 0, curve[:, 0], 0).sum(0)
+      totals[f"{name}/{what}"] = (total, counts.sum())
+  return Measured(columns, {"faithfulness": totals}, cams)
+
+
+def _model(graphdef, variables) -> nnx.Module:
+  return nnx.merge(graphdef, variables, copy=True)
+
+
+def _logits(model, images) -> Float[Array, "B K"]:
+  return model.classify(model.features(model.normalize(images)))
+
+
+def _maps(model, images, target, methods) -> dict[str, Array]:
+  """Returns each method's raw maps of the targets, `[B h w]`.
+
+  Each method asks for the features anew; the compiler shares them.
+  """
+  return {
+    name: ALL_METHODS[name](model, images, target[:, None])[:, 0]
+    for name in methods
+  }
+
+
+def _predictions(logits, batch) -> Measured:
+  counts = batch["mask"] * batch["first"]
+  pictures = dict(batch) | {"mask": counts}
+  totals = {"classification": classification.sums(logits, pictures)}
+  columns = {
+    name: _where(counts, values)
+    for name, values in classification.by_example(logits, batch).items()
+  }
+  return Measured(columns, totals, {})
+
+
+def _located(cams, batch) -> dict[str, Array]:
+  counts = batch["mask"] * batch["target_mask"] * batch["annotated"]
+  columns = {}
+  for name, cam in cams.items():
+    annotated = GridAnnotation(
+      *batch["annotations"][annotation.name(cam.shape[1:])]
+    )
+    inside, near, everywhere = annotated[:3]
+    values = {
+      "pointing_game": metrics.grid_pointing_game(cam, annotated),
+      "stochastic_pointing_game_exact": metrics.grid_content_heatmap(
+        cam, near, everywhere
+      ),
+      "content_heatmap": metrics.grid_content_heatmap(cam, inside, everywhere),
+      "zero_map_frac": metrics.is_empty(cam).astype(jnp.float32),
+    }
+    for metric, value in values.items():
+      columns[f"{name}/{metric}"] = _where(counts, value)
+  columns["difficult"] = _where(counts, batch["difficult"])
+  return columns
+
+
+def _where(counts, values):
+  return jnp.where(counts > 0, values, jnp.nan)

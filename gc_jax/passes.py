@@ -1,0 +1,297 @@
+"""An evaluation as passes over pairs: which rows, made how, measured how.
+
+Planned before anything is compiled, so that how many programs and batches
+there are is known at the start; then run one after the other into a `Ledger`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import cv2
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from gc_jax import measure, parallel
+from gc_jax.attribution import CONTROLS
+from gc_jax.data import pairs as pair_rows
+from gc_jax.data.dataset import Dataset
+from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Square
+from gc_jax.data.reading import Reader
+from gc_jax.evaluators import boxes
+from gc_jax.evaluators.ledger import Ledger
+from gc_jax.measure import Measured
+from gc_jax.types import Metrics, PairBatch
+
+_PIXELS_224 = 224  # side at which tolerances are given
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass:
+  """One sweep over some rows, all of one shape: one program.
+
+  Attributes:
+    name: unique, for the ledger.
+    rows: which pairs, in order.
+    maker: makes them.
+    batch_size: rows of all processes.
+    step: measures a batch.
+    on_host: what the host makes of a batch's maps and boxes, or None.
+  """
+
+  name: str
+  rows: Int[np.ndarray, "N"]
+  maker: Maker
+  batch_size: int
+  step: Callable[[PairBatch], Measured]
+  on_host: Callable[..., dict[str, Metrics]] | None = None
+
+  @property
+  def num_batches(self) -> int:
+    """Returns how many batches the pass has."""
+    return -(-len(self.rows) // self.batch_size)
+
+
+class Planner:
+  """Makes the passes of one model over one split.
+
+  Args:
+    model: in evaluation mode, on every device of the mesh.
+    dataset: the split.
+    config: of the evaluation, resolved.
+    mesh: the batch is divided along it.
+  """
+
+  def __init__(
+    self,
+    model: nnx.Module,
+    dataset: Dataset,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._model = model
+    self._graph = nnx.split(model)
+    self._dataset = dataset
+    self._config = config
+    self._mesh = mesh
+    self._reader = Reader(dataset, config.data.on_error)
+    labels = dataset.all_labels()
+    self.pairs = pair_rows.all_pairs(labels)
+    self._class_index = ClassIndex(labels, len(dataset.class_names))
+    self._explained = np.flatnonzero(self.pairs.target >= 0)
+    size = config.data.image_size
+    self.square = Square(
+      dataset,
+      self._reader,
+      size,
+      config.data.eval_resize_px,
+      config.data.eval_squash,
+      config.eval.tolerance_px * size / _PIXELS_224,
+    )
+
+  def composite(self) -> Composite:
+    """Returns what makes composites."""
+    return Composite(self.square, self._class_index)
+
+  def with_objects(self) -> Square:
+    """Returns what makes squares with the objects in them."""
+    return dataclasses.replace(self.square, with_objects=True)
+
+  def standard(self, methods: tuple[str, ...]) -> list[Pass]:
+    """Returns the passes over every row.
+
+    Args:
+      methods: keys of `METHODS`; control rows come with them.
+
+    Raises:
+      ValueError: pictures have more shapes than may be compiled for.
+    """
+    everything = np.arange(len(self.pairs.index))
+    methods = (*methods, *CONTROLS)
+    if self._config.eval.protocol == "paper":
+      passes = [self._on_squares("squares", everything, methods, True)]
+    else:
+      first = np.flatnonzero(self.pairs.first)
+      step = lambda batch: measure.predictions(*self._graph, batch)
+      passes = [Pass("predictions", first, self.square, self._rows(), step)]
+      passes += self._frames("frames", self._explained, methods)
+    return [*passes, self._composites("composites", self._explained, methods)]
+
+  def costly(self, methods: tuple[str, ...]) -> list[Pass]:
+    """Returns the passes of methods that are measured on fewer rows."""
+    if not methods:
+      return []
+    rows = self.few()
+    if self._config.eval.protocol == "paper":
+      passes = [self._on_squares("costly squares", rows, methods, False)]
+    else:
+      passes = self._frames("costly frames", rows, methods)
+    return [*passes, self._composites("costly composites", rows, methods)]
+
+  def faithfulness(self, methods: tuple[str, ...]) -> Pass:
+    """Returns the pass of insertion, deletion and boxes, on fewer rows."""
+    methods = (*methods, *CONTROLS)
+    num_steps = self._config.eval.faithfulness_steps
+    step = lambda batch: measure.faithful(
+      *self._graph, batch, methods, num_steps
+    )
+    square = self.with_objects()
+    name = "insertion, deletion and boxes"
+    on_host = functools.partial(_boxes, square.image_size)
+    return Pass(name, self.few(), square, self._rows(), step, on_host)
+
+  def robustness(self, epsilons: tuple[int, ...]) -> list[Pass]:
+    """Returns FGSM on every picture, and PGD on fewer."""
+    first = np.flatnonzero(self.pairs.first)
+    few = self.few()
+    few = few[self.pairs.first[few]]
+    fgsm = lambda batch: measure.attacked(
+      *self._graph, batch, ("fgsm",), epsilons
+    )
+    pgd = lambda batch: measure.attacked(
+      *self._graph, batch, ("pgd",), (0, *epsilons)
+    )
+    return [
+      Pass("FGSM", first, self.square, self._rows(), fgsm),
+      Pass("PGD", few, self.square, self._rows(), pgd),
+    ]
+
+  def few(self) -> Int[np.ndarray, "n"]:
+    """Returns the rows on which what is costly is measured: evenly spread."""
+    count = min(self._config.eval.costly_rows, len(self._explained))
+    places = np.linspace(0, len(self._explained) - 1, count)
+    return self._explained[places.astype(int)]
+
+  def _on_squares(self, name, rows, methods, predicts) -> Pass:
+    size = self.square.image_size
+    grids = measure.grids(self._model, methods, size, size)
+    square = dataclasses.replace(self.square, grids=grids)
+    step = lambda batch: measure.localization(
+      *self._graph, batch, methods, predicts
+    )
+    return Pass(name, rows, square, self._rows(), step)
+
+  def _composites(self, name, rows, methods) -> Pass:
+    step = lambda batch: measure.negative_quadrants(
+      *self._graph, batch, methods
+    )
+    return Pass(name, rows, self.composite(), self._rows(4), step)
+
+  def _frames(self, name, rows, methods) -> list[Pass]:
+    settings = self._config.eval
+    pictures, place = np.unique(self.pairs.index[rows], return_inverse=True)
+    sizes = pair_rows.frame_sizes(
+      self._dataset,
+      self._reader,
+      pictures,
+      settings.shorter_side_px,
+      settings.round_px,
+    )[place]
+    shapes = np.unique(sizes[sizes[:, 0] > 0], axis=0)
+    if len(shapes) > settings.max_shapes:
+      raise ValueError(
+        f"Pictures must have at most --config.eval.max_shapes="
+        f"{settings.max_shapes} shapes when the model gets them, as a program "
+        f"is compiled for each; they have {len(shapes):,}. Set "
+        "--config.eval.round_px=32 to round their sides, or raise the bound."
+      )
+    passes = []
+    for height, width in shapes.tolist():
+      frame = Frame(
+        self._dataset,
+        self._reader,
+        (height, width),
+        settings.shorter_side_px,
+        settings.round_px,
+        settings.tolerance_px,
+        measure.grids(self._model, methods, height, width),
+      )
+      step = lambda batch: measure.localization(
+        *self._graph, batch, methods, False
+      )
+      own = rows[(sizes == (height, width)).all(1)]
+      share = height * width / self.square.image_size**2
+      label = f"{name} {height}x{width}"
+      passes.append(Pass(label, own, frame, self._rows(share), step))
+    return passes
+
+  def _rows(self, share: float = 1.0) -> int:
+    """Returns rows of a batch of images so many times as large as a square."""
+    rows = max(1, int(self._config.eval.batch_size / share))
+    return -(-rows // self._mesh.size) * self._mesh.size
+
+
+def run(
+  passes: list[Pass],
+  pairs: Pairs,
+  mesh: jax.sharding.Mesh,
+  ledger: Ledger,
+) -> Iterator[Pass]:
+  """Measures what the ledger has not yet; yields after every batch.
+
+  Args:
+    passes: from a `Planner`.
+    pairs: of the split.
+    mesh: the batch is divided along it.
+    ledger: gets the numbers.
+
+  Yields:
+    The pass of which a batch was added.
+  """
+  for one in passes:
+    waiting = None
+    for share in _shares(one, pairs, ledger.done.get(one.name, 0)):
+      on_devices = parallel.to_devices(share.batch, mesh)
+      measured = one.step(on_devices)
+      # Fetched one batch late: the devices compute meanwhile.
+      if waiting is not None:
+        _add(one, ledger, *waiting)
+        yield one
+      waiting = measured, on_devices["row"], share.boxes
+    if waiting is not None:
+      _add(one, ledger, *waiting)
+      yield one
+
+
+def _shares(one: Pass, pairs: Pairs, start: int):
+  process_index, process_count = parallel.process()
+  return pair_rows.batches(
+    pairs,
+    one.rows,
+    one.maker,
+    one.batch_size,
+    start=start,
+    process_index=process_index,
+    process_count=process_count,
+  )
+
+
+def _add(one: Pass, ledger: Ledger, measured: Measured, row, found) -> None:
+  columns, totals, rows = parallel.fetch(
+    (measured.columns, measured.totals, row)
+  )
+  if one.on_host is not None:
+    totals = totals | one.on_host(parallel.fetch(measured.cams), found)
+  ledger.add(one.name, rows, columns, totals)
+
+
+def _boxes(size: int, cams, found) -> dict[str, Metrics]:
+  """Returns how often the box around each map is right, at each threshold."""
+  totals = {}
+  for name, maps in cams.items():
+    correct = [
+      boxes.box_correct(_enlarged(cam, size), own)
+      for cam, own in zip(maps, found, strict=True)
+      if own is not None and len(own)
+    ]
+    none = np.zeros((len(boxes.IOUS), len(boxes.THRESHOLDS)))
+    totals[name] = (np.sum(correct, 0) + none, np.float64(len(correct)))
+  return {"boxes": totals}
+
+
+def _enlarged(cam: np.ndarray, size: int) -> np.ndarray:
+  return cv2.resize(cam, (size, size), interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,261 @@
+"""Rows of evaluations: which there are, and that batching changes none."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gc_jax.data import annotation, decode, geometry, pairs, pipeline
+from gc_jax.data.dataset import Dataset
+from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.pairs import Composite, Frame, Square
+from gc_jax.data.reading import Reader
+from tests.data import photos
+
+CLASSES = ("cat", "dog", "bird")
+
+
+def record(index, size, labels, objects=True):
+  """A photograph with a box of its own for each object."""
+  width, height = size
+  rng = np.random.default_rng(index)
+  boxes = []
+  for _ in labels:
+    top, left = rng.uniform(0, 0.6, 2)
+    boxes.append([top, left, top + 0.3, left + 0.35])
+  made = {
+    "image": photos.encode(
+      rng.integers(0, 256, (height, width, 3), np.uint8), "png"
+    ),
+    "labels": list(labels),
+    "name": f"picture {index}",
+  }
+  if objects:
+    made["objects"] = {
+      "label": list(labels),
+      "bbox": boxes,
+      "difficult": [False] * len(labels),
+    }
+  return made
+
+
+@pytest.fixture(scope="module")
+def several():
+  """Pictures of many sizes with one, two or no classes."""
+  records = [
+    record(0, (60, 40), [2, 0, 2]),
+    record(1, (40, 60), [1]),
+    record(2, (50, 50), []),
+    record(3, (80, 40), [0, 1]),
+    record(4, (41, 60), [2]),
+    record(5, (60, 40), [1], objects=False),
+    record(6, (60, 40), [0]),
+  ]
+  return Dataset(
+    source=records,
+    class_names=CLASSES,
+    multi_label=True,
+    max_classes_per_image=3,
+    name="several",
+    license="made for this test",
+  )
+
+
+@pytest.fixture(scope="module")
+def rows(several):
+  return pairs.all_pairs(several.all_labels())
+
+
+def square(dataset, **fields):
+  made = Square(dataset, Reader(dataset), 32, tolerance_px=3.0)
+  return dataclasses.replace(made, **fields)
+
+
+def composite(dataset, reader=None):
+  made = square(dataset)
+  if reader is not None:
+    made = dataclasses.replace(made, reader=reader)
+  return Composite(made, ClassIndex(dataset.all_labels(), len(CLASSES)))
+
+
+def joined(shares):
+  return jax.tree.map(lambda *x: np.concatenate(x), *[s.batch for s in shares])
+
+
+def test_every_class_of_every_picture_is_a_row_and_so_is_none(rows):
+  np.testing.assert_array_equal(rows.index, [0, 0, 1, 2, 3, 3, 4, 5, 6])
+  np.testing.assert_array_equal(rows.target, [0, 2, 1, -1, 0, 1, 2, 1, 0])
+  np.testing.assert_array_equal(rows.first, [1, 0, 1, 1, 1, 0, 1, 1, 1])
+
+
+def test_a_row_holds_what_the_picture_and_its_class_say(several, rows):
+  maker = square(several, grids=((4, 4), (8, 8)), with_objects=True)
+  (share,) = pairs.batches(rows, range(9), maker, 12)
+  batch = share.batch
+  np.testing.assert_array_equal(batch["row"], [*range(9), -1, -1, -1])
+  np.testing.assert_array_equal(batch["mask"], [1] * 9 + [0] * 3)
+  np.testing.assert_array_equal(batch["first"][:9], rows.first)
+  assert batch["first"][9:].sum() == 0
+  np.testing.assert_array_equal(
+    batch["target_mask"], [1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+  )
+  np.testing.assert_array_equal(
+    batch["annotated"][:9], [1, 1, 1, 0, 1, 1, 1, 0, 1]
+  )
+  np.testing.assert_array_equal(batch["labels"][1], [1, 0, 2])
+  for i in (0, 1, 5):
+    record = several.source[rows.index[i]]
+    np.testing.assert_array_equal(
+      batch["image"][i], pipeline.decode_image(record["image"], 32)
+    )
+    masks = [
+      mask
+      for label, mask in pipeline.decode_object_masks(record, 32)
+      if label == rows.target[i]
+    ]
+    object_mask = np.logical_or.reduce(masks)
+    np.testing.assert_array_equal(batch["object_mask"][i], object_mask)
+    near = annotation.dilate(object_mask, 3.0)
+    for grid in ((4, 4), (8, 8)):
+      expected = annotation.on_grid(object_mask, near, grid)
+      found = batch["annotations"][annotation.name(grid)]
+      for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours[i], theirs)
+    for box, mask in zip(share.boxes[i], masks, strict=True):
+      ymin, xmin, ymax, xmax = box
+      inside = mask[ymin:ymax, xmin:xmax]
+      assert inside.sum() == mask.sum()  # and no border could be left out:
+      for border in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+        assert border.any()
+
+
+@pytest.mark.parametrize("make", [square, composite])
+def test_neither_batches_nor_processes_change_a_row(several, rows, make):
+  maker = make(several)
+  (whole,) = pairs.batches(rows, range(9), maker, 9)
+  for batch_size, count in ((2, 1), (4, 1), (4, 2), (6, 3)):
+    shares = [
+      list(
+        pairs.batches(
+          rows,
+          range(9),
+          maker,
+          batch_size,
+          process_index=process,
+          process_count=count,
+        )
+      )
+      for process in range(count)
+    ]
+    assert len({len(own) for own in shares}) == 1
+    batch = joined([own for step in zip(*shares, strict=True) for own in step])
+    real = batch["row"] >= 0
+    np.testing.assert_array_equal(batch["row"][real], range(9))
+    for name, values in whole.batch.items():
+      if name != "annotations":
+        np.testing.assert_array_equal(batch[name][real], values)
+
+
+def test_starting_later_leaves_out_what_is_done(several, rows):
+  maker = square(several)
+  every = list(pairs.batches(rows, range(9), maker, 4))
+  later = list(pairs.batches(rows, range(9), maker, 4, start=1))
+  assert len(every) == 3 and len(later) == 2
+  for ours, theirs in zip(later, every[1:], strict=True):
+    jax.tree.map(np.testing.assert_array_equal, ours.batch, theirs.batch)
+
+
+def test_a_composite_holds_its_picture_and_three_without_the_class(
+  several, rows
+):
+  (share,) = pairs.batches(rows, range(9), composite(several), 9)
+  batch = share.batch
+  pictures = {
+    index: pipeline.decode_image(one["image"], 32)
+    for index, one in enumerate(several.source)
+  }
+  assert batch["mask"][3] == 0  # no class, no composite
+  cells = set()
+  for i in np.flatnonzero(batch["mask"]):
+    image = batch["image"][i]
+    tiles = [image[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+    cell = int(batch["cell"][i])
+    cells.add(cell)
+    np.testing.assert_array_equal(tiles.pop(cell), pictures[rows.index[i]])
+    for tile in tiles:
+      (source,) = [k for k, one in pictures.items() if (one == tile).all()]
+      assert rows.target[i] not in several.source[source]["labels"]
+  assert len(cells) > 1
+
+
+def test_where_all_show_the_class_there_is_no_composite(several, rows):
+  alike = dataclasses.replace(
+    several, source=[one | {"labels": [1]} for one in several.source]
+  )
+  found = pairs.all_pairs(alike.all_labels())
+  (share,) = pairs.batches(found, range(7), composite(alike), 8)
+  assert share.batch["mask"].sum() == 0
+
+
+def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
+  reader = Reader(several)
+  sizes = pairs.frame_sizes(several, reader, rows.index, 64, 0)
+  np.testing.assert_array_equal(sizes[2], (96, 64))
+  np.testing.assert_array_equal(sizes[0], (64, 96))
+  grid = (4, 6)
+  frame = Frame(several, reader, (64, 96), 64, 0, 15.0, (grid,))
+  (share,) = pairs.batches(rows, [0, 1, 8], frame, 3)
+  assert share.batch["image"].shape == (3, 64, 96, 3)
+  for i, row in enumerate([0, 1, 8]):
+    whole = geometry.full_frame(several.source[rows.index[row]], 64)
+    (k,) = np.flatnonzero(whole.target == rows.target[row])
+    object_mask = whole.object_mask[k]
+    assert object_mask.shape == (40, 60)
+    expected = annotation.on_grid(
+      object_mask, annotation.dilate(object_mask, 15.0), grid
+    )
+    for ours, theirs in zip(
+      share.batch["annotations"]["4x6"], expected, strict=True
+    ):
+      np.testing.assert_array_equal(ours[i], theirs)
+
+
+def test_rounded_frames_have_few_shapes(several, rows):
+  sizes = pairs.frame_sizes(several, Reader(several), rows.index, 64, 32)
+  assert (sizes % 32 == 0).all()
+  assert len(np.unique(sizes, axis=0)) == 4
+  frame = Frame(several, Reader(several), (96, 64), 64, 32, 15.0, ())
+  (share,) = pairs.batches(rows, [2, 6], frame, 2)
+  assert share.batch["image"].shape == (2, 96, 64, 3)
+
+
+def test_only_difficult_objects_make_a_difficult_pair(several, rows):
+  source = [dict(one) for one in several.source]
+  source[0]["objects"] = source[0]["objects"] | {
+    "difficult": [True, True, False]
+  }
+  marked = dataclasses.replace(several, source=source)
+  frame = Frame(marked, Reader(marked), (64, 96), 64, 0, 15.0, ())
+  (share,) = pairs.batches(rows, [0, 1], frame, 2)
+  np.testing.assert_array_equal(share.batch["difficult"], [1, 0])
+
+
+def test_broken_pictures_are_named_or_keep_an_empty_row(several, rows):
+  source = [dict(one) for one in several.source]
+  source[1]["image"] = b"no picture"
+  broken = dataclasses.replace(several, source=source)
+  with pytest.raises(decode.DecodeError, match="picture 1"):
+    list(pairs.batches(rows, range(9), square(broken), 9))
+  reader = Reader(broken, "skip")
+  passing = square(broken, reader=reader)
+  (share,) = pairs.batches(rows, range(9), passing, 9)
+  np.testing.assert_array_equal(share.batch["mask"], [1, 1, 0] + [1] * 6)
+  assert share.batch["row"][2] == 2
+  sizes = pairs.frame_sizes(broken, reader, rows.index, 64, 0)
+  np.testing.assert_array_equal(sizes[2], (0, 0))
+  # As a distractor it is passed over for another.
+  (share,) = pairs.batches(rows, range(9), composite(broken, reader), 9)
+  np.testing.assert_array_equal(
+    share.batch["mask"], [1, 1, 0, 0, 1, 1, 1, 1, 1]
+  )
