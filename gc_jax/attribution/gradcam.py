@@ -1,19 +1,27 @@
-"""Grad-CAM at the last convolutional layer, standard and element-wise.
+"""Grad-CAM and its relatives: activations weighted by gradients.
 
 Each method takes a model in evaluation mode, pixels and one or several classes
-an image, and returns raw maps >= 0 on the feature grid.
+an image, and returns raw maps >= 0 on the grid of the layer it looks at: the
+last convolutional one, or any that `layers.layer_names` knows.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gc_jax import cam as cams
+from gc_jax.attribution import layers
+from gc_jax.attribution.intercept import in_float32
 from gc_jax.models import pure_head
 
 
 def gradcam(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  *,
+  layer: str | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns Grad-CAM maps: channels weighted by their mean gradient.
 
@@ -21,29 +29,127 @@ def gradcam(
     model: with `normalize`, `features` and `classify`.
     images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
     targets: classes to explain.
+    layer: of `layers.layer_names`; None = the features.
+
+  Raises:
+    ValueError: the model has no such layer.
 
   Source: Selvaraju et al. 2017, arXiv:1610.02391.
   """
-  features, gradients = _features_and_gradients(model, images, targets)
+  features, gradients = _features_and_gradients(model, images, targets, layer)
   return cams.grad_cam(features[:, None], gradients.mean((-3, -2)))
 
 
 def gradcam_elementwise(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  *,
+  layer: str | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns maps in which every cell is weighted by its own gradient.
 
   Args:
-    model: with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
+    model: as for `gradcam`.
+    images: likewise.
+    targets: likewise.
+    layer: likewise.
+
+  Raises:
+    ValueError: the model has no such layer.
 
   Source: Pillai & Pirsiavash 2021, eq. 3.
   """
-  features, gradients = _features_and_gradients(model, images, targets)
+  features, gradients = _features_and_gradients(model, images, targets, layer)
   return cams.elementwise_grad_cam(features[:, None], gradients)
 
 
-def _features_and_gradients(model, images, targets):
-  features = model.features(model.normalize(images)).astype(jnp.float32)
-  return features, cams.class_gradients(pure_head(model), features, targets)
+def layercam(
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  *,
+  layer: str | None = None,
+) -> Float[Array, "B P h w"]:
+  """Returns maps in which every cell is weighted by its positive gradient.
+
+  cam[i,j] = relu( sum_d relu(gradient[i,j,d]) * features[i,j,d] )
+
+  Args:
+    model: as for `gradcam`.
+    images: likewise.
+    targets: likewise.
+    layer: likewise.
+
+  Raises:
+    ValueError: the model has no such layer.
+
+  Source: Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 7-8.
+  """
+  features, gradients = _features_and_gradients(model, images, targets, layer)
+  return cams.elementwise_grad_cam(features[:, None], jax.nn.relu(gradients))
+
+
+def gradcam_plus_plus(
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  *,
+  layer: str | None = None,
+) -> Float[Array, "B P h w"]:
+  """Returns maps whose weights favour cells by how few share a gradient.
+
+  For the score exp(logit), with g the gradient of the logit,
+
+    alpha[i,j,d] = g^2 / (2 g^2 + g^3 sum_ab features[a,b,d])   (0 where g = 0)
+    weights[d] = sum_ij alpha[i,j,d] * relu(g[i,j,d])
+    cam = relu( sum_d weights[d] * features[d] )
+
+  The factor exp(logit), the same for all cells, is left out.
+
+  Args:
+    model: as for `gradcam`.
+    images: likewise.
+    targets: likewise.
+    layer: likewise.
+
+  Raises:
+    ValueError: the model has no such layer.
+
+  Source: Chattopadhay et al. 2018, arXiv:1710.11063, eq. 11 and 19.
+  """
+  features, g = _features_and_gradients(model, images, targets, layer)
+  total = features.sum((1, 2))[:, None, None, None]
+  # g^2 divided out, so that small gradients do not vanish in their squares.
+  below = 2 + g * total
+  alpha = jnp.where((g != 0) & (below != 0), 1 / jnp.where(below, below, 1), 0)
+  weights = (alpha * jax.nn.relu(g)).sum((2, 3))
+  return cams.grad_cam(features[:, None], weights)
+
+
+def _features_and_gradients(
+  model, images, targets, layer
+) -> tuple[Float[Array, "B h w D"], Float[Array, "B P h w D"]]:
+  if layer in (None, layers.layer_names(model)[-1]):
+    features = model.features(model.normalize(images)).astype(jnp.float32)
+    return features, cams.class_gradients(pure_head(model), features, targets)
+  return _inside(in_float32(model), images, targets, layer)
+
+
+def _inside(model, images, targets, layer):
+  """Returns the same of a layer inside `features`."""
+  images = model.normalize(images)
+
+  def forward(offset):
+    seen = []
+    tap = lambda x: (seen.append(x), x + offset)[1]
+    features = layers.tapped_features(model, {layer: tap})(images)
+    return model.classify(features), seen[0]
+
+  # Of one number: an offset of any shape would have to be known before.
+  shape = jax.eval_shape(forward, jnp.zeros(()))[1]
+  zeros = jnp.zeros(shape.shape, shape.dtype)
+  logits, pull, activations = jax.vjp(forward, zeros, has_aux=True)
+  start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+  gradients = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
+  return activations, gradients

@@ -6,6 +6,7 @@ convolution, or what every layer puts out, runs a copy whose modules call it.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
@@ -54,13 +55,16 @@ def in_float32(model: nnx.Module) -> nnx.Module:
   """Returns a copy of the model whose activations are float32 throughout.
 
   Args:
-    model: left as it was; parameters are float32 already.
+    model: left as it was. Of one whose parameters are float64, activations are
+      so, too.
   """
+  parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+  dtype = jnp.result_type(jnp.float32, *(p.dtype for p in parameters))
 
   def widened(path, node):
     del path
     if isinstance(node, nnx.Module) and hasattr(node, "dtype"):
-      node.dtype = jnp.float32
+      node.dtype = dtype
     return node
 
   return nnx.recursive_map(widened, nnx.clone(model))

@@ -141,7 +141,7 @@ class Chain(layers.Network):
     keys = (None, None) if key is None else jax.random.split(key)
     drop = lambda x, i: layers.dropout(x, self.dropout_rate, keys[i])
 
-    x = layers.average_to_grid(features.astype(jnp.float32), self.grid)
+    x = layers.average_to_grid(layers.at_least_float32(features), self.grid)
     # PyTorch flattens channels first.
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     if self.drops_features:

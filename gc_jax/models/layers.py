@@ -134,7 +134,7 @@ class BatchNorm(nnx.BatchNorm):
     # loses no digits. From 0 it would lose three where a mean is 30 times the
     # standard deviation, as after a ReLU it can be.
     origin = jax.lax.stop_gradient(self.mean[...])
-    x = x.astype(jnp.float32) - _channels(origin)
+    x = at_least_float32(x) - _channels(origin)
     if self.use_running_average:
       mean, var = jnp.zeros_like(origin), self.var[...]
     else:
@@ -156,6 +156,11 @@ class BatchNorm(nnx.BatchNorm):
 
 def _channels(x: Float[Array, "D"]) -> Float[Array, "1 1 1 D"]:
   return x[None, None, None]
+
+
+def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+  """Returns x as float32, but for float64, which stays."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def max_pool(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gc_jax.models.layers import (
   BatchNorm,
   Network,
+  at_least_float32,
   conv,
   linear,
   max_pool,
@@ -165,7 +166,7 @@ class ResNet(Network):
       key: of dropout, which a ResNet has none of.
     """
     del key
-    pooled = pool_globally(features.astype(jnp.float32), self.pooling)
+    pooled = pool_globally(at_least_float32(features), self.pooling)
     return self.fc(pooled)
 
 

@@ -147,5 +147,7 @@ class SqueezeNet(layers.Network):
       features: of any h and w.
       key: of the dropout mask; None drops nothing.
     """
-    x = layers.dropout(features.astype(jnp.float32), self.dropout_rate, key)
+    x = layers.dropout(
+      layers.at_least_float32(features), self.dropout_rate, key
+    )
     return layers.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)

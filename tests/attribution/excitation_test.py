@@ -13,9 +13,7 @@ from gc_jax import models
 from gc_jax.attribution import excitation, layers
 from gc_jax.attribution.excitation import LAST_INPUT
 from gc_jax.models.layers import normalize_pixels
-from gc_jax.torch_io import names
-from tests.attribution import torch_excitation
-from tests.torch_io import torch_models
+from tests.attribution import torch_excitation, twins
 
 NUM_CLASSES = 5
 TARGETS = jnp.array([[1, 4], [3, 0]])
@@ -95,9 +93,7 @@ def test_at_the_classifier_it_is_the_closed_form(make_tiny, pooling):
 )
 def test_maps_are_those_of_pytorch_by_hand(name, contrast):
   narrow = {"hidden": 64} if name == "alexnet" else {"width": 8}
-  twin = torch_models.create(name, NUM_CLASSES, **narrow).eval()
-  make = functools.partial(models.MODELS[name], **narrow)
-  model = loaded(name, make, twin)
+  model, twin = twins.pair(name, NUM_CLASSES, **narrow)
   images = pixels(96 if name == "alexnet" else 64)
   layer = excitation.default_layer(model)
   ours = jitted(excitation.propagated, model, layer, contrast)(images, TARGETS)
@@ -124,23 +120,6 @@ def test_maps_are_those_of_pytorch_by_hand(name, contrast):
 
 def near(ours, theirs, scale):
   np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
-
-
-def loaded(name, make, twin):
-  """Our model with the weights of its twin."""
-  model = make(NUM_CLASSES, dtype=jnp.float32, rngs=nnx.Rngs(0))
-  tensors = {k: v.numpy() for k, v in twin.state_dict().items()}
-  variables = nnx.to_flat_state(nnx.state(model))
-  filled = []
-  for path, variable in variables:
-    array = tensors[names.torch_key(path)]
-    order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
-    filled.append(
-      (path, variable.replace(jnp.asarray(array.transpose(*order))))
-    )
-  nnx.update(model, nnx.from_flat_state(filled))
-  model.eval()
-  return model
 
 
 @pytest.mark.parametrize("name", ["resnet8-small", "squeezenet1_1", "vgg16"])

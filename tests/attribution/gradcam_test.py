@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax.attribution import METHODS
+from gc_jax import cam as cams
+from gc_jax.attribution import METHODS, layers
+from gc_jax.models import pure_head
 
+# Those with a closed form under a pooling and a linear head.
+PLAIN = ("gradcam", "gradcam_elementwise")
 TARGETS = jnp.array([[3, 0], [7, 7]])
 
 
@@ -40,7 +44,7 @@ def maps_of(model, method):
   return functools.partial(explain, state)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 def test_maps_are_the_closed_form_on_the_models_own_features(model, method):
   maps = maps_of(model, method)(pixels(), TARGETS)
   features = np.asarray(model.features(model.normalize(pixels())))
@@ -70,3 +74,129 @@ def test_explaining_leaves_the_model_as_it_was(model, method):
   before = jax.tree.map(np.array, nnx.state(model))
   METHODS[method](model, pixels(), TARGETS)
   jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
+class Published(nnx.Module):
+  """A convolution of ones with biases -50 and -75, a ReLU, a linear row.
+
+  The net of captum's public test of Grad-CAM; its input is arange(16).
+  """
+
+  def normalize(self, images):
+    return images
+
+  def before_relu(self, images):
+    window = jax.lax.reduce_window(
+      images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID"
+    )
+    return jnp.concatenate([window - 50, window - 75], -1)
+
+  def head(self, activations):
+    # Flattened channel by channel: 1 1 1 1 | 1 -1 -1 -1.
+    weights = jnp.array([[1.0, 1, 1, 1], [1, -1, -1, -1]]).reshape(2, 2, 2)
+    return (activations.transpose(0, 3, 1, 2) * weights[None]).sum((1, 2, 3))[
+      :, None
+    ]
+
+
+class AtConvolution(Published):
+  def features(self, images):
+    return self.before_relu(images)
+
+  def classify(self, features, key=None):
+    return self.head(nnx.relu(features))
+
+
+class AfterRelu(Published):
+  def features(self, images):
+    return nnx.relu(self.before_relu(images))
+
+  def classify(self, features, key=None):
+    return self.head(features)
+
+
+@pytest.mark.parametrize(
+  "net, expected",
+  [
+    (AtConvolution, [[11.25, 13.5], [20.25, 22.5]]),
+    (AfterRelu, [[0, 4], [28, 32.5]]),
+  ],
+)
+def test_published_values_are_met(net, expected):
+  """Values >= 0, so that the final ReLU changes none of them."""
+  model = net()
+  images = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  target = jnp.zeros((1, 1), int)
+  found = METHODS["gradcam"](model, images, target)
+  np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gradcam_plus_plus", "layercam"])
+def test_relatives_are_their_equations(model, method):
+  """In numpy, from the features and the gradients at them."""
+  features = np.asarray(model.features(model.normalize(pixels())), np.float64)
+  g = np.asarray(
+    cams.class_gradients(
+      pure_head(model), jnp.asarray(features, jnp.float32), TARGETS
+    ),
+    np.float64,
+  )
+  found = METHODS[method](model, pixels(), TARGETS)
+  for image, place in np.ndindex(2, 2):
+    a, grad = features[image], g[image, place]
+    if method == "layercam":
+      expected = (np.maximum(grad, 0) * a).sum(-1)
+    else:
+      below = 2 * grad**2 + grad**3 * a.sum((0, 1))
+      alpha = np.divide(
+        grad**2, below, out=np.zeros_like(grad), where=below != 0
+      )
+      weights = (alpha * np.maximum(grad, 0)).sum((0, 1))
+      expected = np.maximum((weights * a).sum(-1), 0)
+    np.testing.assert_allclose(
+      found[image, place], expected, rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  "method", ["gradcam", "gradcam_elementwise", "gradcam_plus_plus", "layercam"]
+)
+def test_other_layers_can_be_looked_at(make_tiny, method):
+  model = make_tiny()
+  model.eval()
+  default = METHODS[method](model, pixels(), TARGETS)
+  named = METHODS[method](model, pixels(), TARGETS, layer="layer1")
+  np.testing.assert_array_equal(default, named)
+  with pytest.raises(ValueError, match="layer must be one of maxpool, layer1"):
+    METHODS[method](model, pixels(), TARGETS, layer="layer4")
+
+
+def test_an_inner_layers_map_is_its_gradients_weighing_it(make_tiny):
+  """The same as cutting the net there, and calling the rest its head."""
+  model = make_tiny("max")
+  model.eval()
+  seen = []
+  layers.tapped_features(model, {"maxpool": lambda x: (seen.append(x), x)[1]})(
+    model.normalize(pixels())
+  )
+
+  def rest(x):
+    for block in model.layer1:
+      x = block(x)
+    return model.classify(x)
+
+  gradients = cams.class_gradients(rest, seen[0], TARGETS)
+  expected = cams.elementwise_grad_cam(seen[0][:, None], gradients)
+  found = METHODS["gradcam_elementwise"](
+    model, pixels(), TARGETS, layer="maxpool"
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_logit_and_bfloat16_will_do(make_tiny, method):
+  model = make_tiny("average", 1, dtype=jnp.bfloat16)
+  model.eval()
+  found = METHODS[method](model, pixels(), jnp.zeros((2, 1), int))
+  assert found.dtype == jnp.float32 and found.shape[:2] == (2, 1)
+  assert jnp.isfinite(found).all() and (found >= 0).all()

@@ -1,0 +1,179 @@
+"""FullGrad: a score divided over the input and every bias.
+
+  f = sum(grad_x f * x) + sum over layers l of sum(grad_{z_l} f * b_l)
+
+z_l is what a layer with a bias b_l puts out. In evaluation mode a BatchNorm has
+the bias b = beta - gamma * mean / sqrt(var + eps). The map is made of all terms
+that have places; it has the size of the picture.
+
+Source: Srinivas & Fleuret 2019, arXiv:1905.00780, eq. 5 and 9.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gc_jax.attribution.intercept import in_float32, intercept
+from gc_jax.models.layers import BatchNorm
+
+RESCALES = ("layer", "channel")
+
+_EPSILON = 1e-6  # added to the largest value of a term, as their code does
+
+
+class Terms(NamedTuple):
+  """What a score is the sum of, for P targets of B images.
+
+  Attributes:
+    score: f, raw logits.
+    input: gradient times input, at each pixel.
+    biases: of each layer gradient times bias, at each place; layers without
+      places, dense ones, have no h and w.
+  """
+
+  score: Float[Array, "B P"]
+  input: Float[Array, "B P H W C"]
+  biases: dict[str, Array]
+
+
+def fullgrad(
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  *,
+  rescale: str = "layer",
+) -> Float[Array, "B P H W"]:
+  """Returns maps of the picture's size: every term that has places, rescaled.
+
+  map = sum_c psi(grad_x f * x) + sum_l sum_c psi(grad_{z_l} f * b_l)
+
+  psi takes the absolute value, brings it to 0..1 and enlarges it bilinearly,
+  corners aligned, to the size of the picture.
+
+  Args:
+    model: in evaluation mode, with `normalize`, `features` and `classify`.
+    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
+    targets: classes to explain.
+    rescale: what psi brings to 0..1: all channels of a "layer" together (the
+      authors' code), or each "channel" by itself (the paper's text).
+
+  Raises:
+    ValueError: `rescale` is something else.
+  """
+  if rescale not in RESCALES:
+    raise ValueError(
+      f"rescale must be one of {', '.join(RESCALES)}; it is {rescale!r}."
+    )
+  found = terms(model, images, targets)
+  height, width = found.input.shape[2:4]
+  total = jnp.zeros(found.input.shape[:4], found.input.dtype)
+  for term in (found.input, *found.biases.values()):
+    if term.ndim == 5:
+      # Channels are summed first: enlarging is linear.
+      small = _rescaled(jnp.abs(term), rescale).sum(-1)
+      total += _enlarged(small, height, width)
+  return total
+
+
+def terms(
+  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
+) -> Terms:
+  """Returns what the score of each target is the sum of.
+
+  Complete for nets of ReLUs, poolings and maxima in evaluation mode:
+  `score` is the sum of `input` and of all `biases`.
+
+  Args:
+    model: as for `fullgrad`.
+    images: likewise.
+    targets: likewise.
+  """
+  model = in_float32(model)
+  images = model.normalize(images)
+  biases: dict[str, Array] = {}
+
+  def logits(images, probes):
+    def call(path, module, x):
+      z, bias = module(x), _bias(module)
+      if bias is None:
+        return z
+      biases[path] = bias
+      return z + probes.get(path, jnp.zeros_like(z))
+
+    kinds = (nnx.Conv, nnx.Linear, BatchNorm)
+    copy = intercept(model, kinds, call)
+    return copy.classify(copy.features(images))
+
+  probes = _zeros_put_out(model, images)
+  all_scores, pull = jax.vjp(logits, images, probes)
+  num_classes = all_scores.shape[-1]
+
+  def one_target(target):
+    start = jax.nn.one_hot(target, num_classes, dtype=all_scores.dtype)
+    at_input, at_layers = pull(start)
+    return (
+      (all_scores * start).sum(-1),
+      at_input * images,
+      {path: _times(at_layers[path], biases[path]) for path in probes},
+    )
+
+  over_targets = jax.vmap(one_target, in_axes=1, out_axes=1)
+  return Terms(*over_targets(targets))
+
+
+def _zeros_put_out(model, images) -> dict[str, Array]:
+  """Returns zeros shaped as the output of every layer with a bias."""
+  shapes = {}
+
+  def call(path, module, x):
+    z = module(x)
+    if _bias(module) is not None:
+      shapes[path] = z.shape, z.dtype
+    return z
+
+  def forward():
+    copy = intercept(model, (nnx.Conv, nnx.Linear, BatchNorm), call)
+    return copy.classify(copy.features(images))
+
+  jax.eval_shape(forward)
+  return {path: jnp.zeros(*shape) for path, shape in shapes.items()}
+
+
+def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:
+  return gradient * bias.reshape(*[1] * (gradient.ndim - 1), -1)
+
+
+def _bias(module: nnx.Module) -> Float[Array, "D"] | None:
+  """Returns what a layer adds to a linear function of its input."""
+  if isinstance(module, BatchNorm):
+    scale = module.scale[...] * jax.lax.rsqrt(module.var[...] + module.epsilon)
+    return module.bias[...] - scale * module.mean[...]
+  return None if module.bias is None else module.bias[...]
+
+
+def _rescaled(
+  term: Float[Array, "B P h w C"], rescale: str
+) -> Float[Array, "B P h w C"]:
+  axes = (2, 3, 4) if rescale == "layer" else (2, 3)
+  term -= term.min(axes, keepdims=True)
+  return term / (term.max(axes, keepdims=True) + _EPSILON)
+
+
+def _enlarged(
+  cam: Float[Array, "B P h w"], height: int, width: int
+) -> Float[Array, "B P H W"]:
+  """Returns the map enlarged bilinearly, corners aligned to corners."""
+  rows, columns = (
+    _weights(*n, cam.dtype)
+    for n in zip(cam.shape[2:], (height, width), strict=True)
+  )
+  return jnp.einsum("Hh,bphw,Ww->bpHW", rows, cam, columns, precision="highest")
+
+
+def _weights(cells: int, pixels: int, dtype) -> Float[Array, "N n"]:
+  at = jnp.linspace(0, cells - 1, pixels, dtype=dtype)
+  distance = jnp.abs(at[:, None] - jnp.arange(cells, dtype=dtype)[None])
+  return jnp.maximum(1 - distance, 0)

@@ -1,0 +1,144 @@
+"""Gradients at the pixels: by hand, and what their integral sums to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gc_jax.attribution import gradients
+from gc_jax.models.layers import RGB_MEAN, RGB_STD, normalize_pixels
+
+METHODS = (
+  gradients.input_gradients,
+  gradients.integrated_gradients,
+  gradients.smoothgrad,
+)
+TARGETS = jnp.array([[1, 4], [3, 0]])
+
+
+class Linear(nnx.Module):
+  """Logits linear in the normalised pixels, weights of any sign."""
+
+  def __init__(self):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(4, 5, 3, 6)).astype(np.float32)
+    self.weights = nnx.Param(jnp.asarray(weights))
+
+  def normalize(self, images):
+    return normalize_pixels(images)
+
+  def features(self, images):
+    return images
+
+  def classify(self, features):
+    return jnp.einsum("bhwc,hwck->bk", features, self.weights[...])
+
+
+def pixels(height=16, width=16):
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.integers(0, 256, (2, height, width, 3), np.uint8))
+
+
+def weights_of(target):
+  """Returns d logit / d pixel of the linear model."""
+  std = np.array(RGB_STD)
+  return np.asarray(Linear().weights[...])[..., target] / std
+
+
+def test_a_linear_models_gradients_are_its_weights():
+  for method in (gradients.input_gradients, gradients.smoothgrad):
+    found = method(Linear(), pixels(4, 5), TARGETS)
+    for image, place in np.ndindex(2, 2):
+      expected = np.abs(weights_of(TARGETS[image, place])).sum(-1)
+      np.testing.assert_allclose(found[image, place], expected, rtol=1e-5)
+
+
+def test_a_linear_models_integral_is_weights_times_the_way():
+  found = gradients.attributions(Linear(), pixels(4, 5), TARGETS, steps=1)
+  way = np.asarray(pixels(4, 5)) / 255 - np.array(RGB_MEAN)
+  for image, place in np.ndindex(2, 2):
+    expected = weights_of(TARGETS[image, place]) * way[image]
+    np.testing.assert_allclose(
+      found[image, place], expected, rtol=1e-4, atol=1e-5
+    )
+  cam = gradients.integrated_gradients(Linear(), pixels(4, 5), TARGETS)
+  np.testing.assert_allclose(
+    cam, np.abs(np.asarray(found).sum(-1)), rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_the_integral_sums_to_the_difference_of_the_scores(make_tiny, pooling):
+  model = make_tiny(pooling)
+  model.eval()
+  found = gradients.attributions(model, pixels(), TARGETS, steps=300)
+  grey = jnp.broadcast_to(jnp.array(RGB_MEAN), (2, 16, 16, 3))
+  score = lambda images: jnp.take_along_axis(
+    model.classify(model.features(model.normalize(images))), TARGETS, 1
+  )
+  difference = score(pixels()) - score(grey)
+  # A net of ReLUs is linear in pieces: 300 midpoints miss few of the corners.
+  np.testing.assert_allclose(
+    found.sum((2, 3, 4)), difference, atol=0.01 * np.abs(difference).max()
+  )
+
+
+def test_without_noise_the_smoothed_gradient_is_the_plain_one(make_tiny):
+  model = make_tiny()
+  model.eval()
+  plain = gradients.input_gradients(model, pixels(), TARGETS)
+  smooth = gradients.smoothgrad(
+    model, pixels(), TARGETS, sigma_frac=0.0, num_samples=3
+  )
+  np.testing.assert_allclose(smooth, plain, rtol=1e-4, atol=1e-6)
+  noisy = functools.partial(gradients.smoothgrad, model, pixels(), TARGETS)
+  assert np.abs(noisy() - plain).max() > 1e-3
+  np.testing.assert_array_equal(noisy(), noisy())
+  assert np.abs(noisy(key=jax.random.key(1)) - noisy()).max() > 1e-4
+
+
+def test_the_gradient_is_the_slope_of_the_score(make_tiny):
+  """A small step over one pixel, across few corners of the ReLUs."""
+  model = make_tiny()
+  model.eval()
+  images = pixels().astype(jnp.float32) / 255
+  found = gradients.input_gradients(model, images, TARGETS)
+  score = lambda x: model.classify(model.features(model.normalize(x)))[0, 1]
+  row, column = np.unravel_index(found[0, 0].argmax(), found.shape[2:])
+  slopes = []
+  for channel in range(3):
+    step = jnp.zeros_like(images).at[0, row, column, channel].set(1e-3)
+    slopes.append((score(images + step) - score(images - step)) / 2e-3)
+  assert found[0, 0, row, column] == pytest.approx(
+    np.abs(slopes).sum(), rel=0.05
+  )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_classes_are_each_alone_jitted_or_not(make_tiny, method):
+  model = make_tiny("max")
+  model.eval()
+  graphdef, state = nnx.split(model)
+  both = jax.jit(
+    lambda state, *args: method(nnx.merge(graphdef, state), *args)
+  )(state, pixels(), TARGETS)
+  assert both.shape == (2, 2, 16, 16) and (both >= 0).all()
+  for place in range(2):
+    alone = method(model, pixels(), TARGETS[:, place : place + 1])
+    np.testing.assert_allclose(
+      both[:, place], alone[:, 0], rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_logit_will_do_and_a_black_picture_too(make_tiny, method):
+  model = make_tiny("average", 1, dtype=jnp.bfloat16)
+  model.eval()
+  found = method(
+    model, jnp.zeros((2, 16, 16, 3), jnp.uint8), jnp.zeros((2, 1), int)
+  )
+  assert found.shape == (2, 1, 16, 16) and found.dtype == jnp.float32
+  assert jnp.isfinite(found).all()

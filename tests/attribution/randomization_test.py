@@ -1,0 +1,105 @@
+"""Weights randomised from the head down, and the rank correlation of maps."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from flax import nnx
+
+from gc_jax import models
+from gc_jax.attribution import randomization
+
+
+def made(name):
+  model = models.create(name, 3)
+  model.eval()
+  return model
+
+
+def numbers(model):
+  """Path -> array of every variable but the count of batches."""
+  return {
+    path: np.asarray(variable[...])
+    for path, variable in nnx.to_flat_state(nnx.state(model))
+    if path[-1] != "num_batches_tracked"
+  }
+
+
+def test_stages_go_from_the_head_down(small_perceptrons):
+  stages = randomization.stages
+  assert stages(made("resnet8-small")) == ("fc", "layer2", "layer1", "stem")
+  assert stages(made("alexnet"))[:4] == (
+    "head.6",
+    "head.4",
+    "head.1",
+    "trunk.10",
+  )
+  assert stages(made("squeezenet1_1"))[-1] == "trunk.0"
+
+
+@pytest.mark.parametrize("name", ["resnet8-small", "alexnet"])
+def test_down_to_a_stage_everything_changes_and_nothing_below(
+  name, small_perceptrons
+):
+  model = made(name)
+  # Norms and biases as after training.
+  rng = np.random.default_rng(0)
+  for _, variable in nnx.to_flat_state(nnx.state(model)):
+    if variable[...].ndim == 1:
+      variable[...] = variable[...] + rng.uniform(0.5, 1, variable.shape)
+  before = numbers(model)
+  stages = randomization.stages(model)
+  for last, stage in enumerate(stages):
+    other = randomization.randomized(model, stage, jax.random.key(0))
+    changed = {
+      path
+      for path, array in numbers(other).items()
+      if (array != before[path]).any()
+    }
+    expected = {
+      path
+      for path in before
+      if any(_belongs(path, name) for name in stages[: last + 1])
+    }
+    assert changed == expected
+  # The model itself is left as it was.
+  for path, array in numbers(model).items():
+    np.testing.assert_array_equal(array, before[path])
+
+
+def _belongs(path, stage):
+  first, *rest = map(str, path)
+  if stage == "stem":
+    return first in ("conv1", "bn1")
+  return first == stage or f"{first}.{rest[0]}" == stage
+
+
+def test_another_key_gives_other_weights():
+  model = made("resnet8-small")
+  one, other = (
+    randomization.randomized(model, "fc", jax.random.key(seed)).fc.kernel[...]
+    for seed in (0, 1)
+  )
+  assert np.abs(one - other).max() > 0.01
+
+
+def test_an_unknown_stage_is_named():
+  with pytest.raises(ValueError, match="stage must be one of fc, layer2"):
+    randomization.randomized(made("resnet8-small"), "layer9", jax.random.key(0))
+
+
+def test_the_rank_correlation_is_spearmans():
+  rng = np.random.default_rng(0)
+  a = rng.integers(0, 5, (6, 4, 5)).astype(np.float32)  # with ties
+  b = (a + rng.normal(size=a.shape)).astype(np.float32)
+  found = randomization.rank_correlation(a, b)
+  for x, y, value in zip(a, b, found, strict=True):
+    expected = scipy.stats.spearmanr(x.ravel(), y.ravel()).statistic
+    assert value == pytest.approx(expected)
+  np.testing.assert_allclose(randomization.rank_correlation(a, 3 * a), 1)
+
+
+def test_a_constant_map_correlates_with_nothing():
+  rng = np.random.default_rng(0)
+  a = rng.random((1, 3, 3)).astype(np.float32)
+  assert randomization.rank_correlation(a, np.ones_like(a)) == 0
