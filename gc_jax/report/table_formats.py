@@ -7,12 +7,21 @@ import io
 from gc_jax.report import tables
 
 
-def format_cell(cell: tables.Cell | None) -> str:
+def format_cell(cell: tables.Cell | None, decimals: int = 1) -> str:
   """Returns "45.2", or "45.2 ± 0.3" where there is a spread; "" for none."""
   if cell is None:
     return ""
   std = cell.sampling_std if cell.std is None else cell.std
-  return f"{cell.mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+  text = f"{cell.mean:,.{decimals}f}"
+  return text + ("" if std is None else f" ± {std:.{decimals}f}")
+
+
+def format_interval(cell: tables.Cell | None, decimals: int = 1) -> str:
+  """Returns "[44.1, 46.3]"; "" where there is no interval."""
+  if cell is None or cell.interval is None:
+    return ""
+  low, high = cell.interval
+  return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def notes(table: tables.Table) -> list[str]:
@@ -20,7 +29,7 @@ def notes(table: tables.Table) -> list[str]:
   meanings = "; ".join(f"{c.title}: {c.meaning}" for c in table.columns)
   sentences = [f"All numbers in percent. {meanings}."]
   spreads = []
-  if _repeated(table):
+  if is_repeated(table):
     spreads.append(
       "± is the sample standard deviation over the runs of a row, which "
       "differ by seed only"
@@ -43,24 +52,27 @@ def notes(table: tables.Table) -> list[str]:
 
 def to_markdown(table: tables.Table) -> str:
   """Returns a GitHub table; the best of each method and column is bold."""
-  runs = _repeated(table)
+  runs = is_repeated(table)
   headings = ["Model", "Explanation"] + ["Runs"] * runs
   headings += [column.heading for column in table.columns]
   aligned = ["---", "---"] + ["--:"] * (len(headings) - 2)
   lines = [headings, aligned]
   for row in table.rows:
-    line = [_escape(row.label), _escape(_method_title(row))]
-    line += ["" if row.is_control else str(row.num_runs)] * runs
+    line = [_escape(row.label), _escape(method_title(row))]
+    line += [_num_runs(row)] * runs
     for column in table.columns:
-      text = format_cell(row.cells.get(column.key))
-      line.append(f"**{text}**" if table.is_best(row, column) else text)
+      cell = row.cells.get(column.key)
+      text = format_cell(cell, column.decimals)
+      text = f"**{text}**" if table.is_best(row, column) else text
+      interval = format_interval(cell, column.decimals)
+      line.append(f"{text} {interval}" if interval else text)
     lines.append(line)
   return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def to_html(table: tables.Table) -> str:
-  """Returns a `<table>`; classes `control`, `best`, `first` for the style."""
-  runs = _repeated(table)
+  """Returns a `<table>`; classes `control`, `reference`, `best` for style."""
+  runs = is_repeated(table)
   headings = ["Model", "Explanation"] + ["Runs"] * runs
   out = ["<table>", "<thead><tr>"]
   out += [f'<th scope="col">{heading}</th>' for heading in headings]
@@ -73,16 +85,20 @@ def to_html(table: tables.Table) -> str:
     first = " first" if previous not in (None, row.method) else ""
     first = "" if first and previous in tables.CONTROLS else first
     kind = ("control" if row.is_control else "model") + first
+    kind = "reference" + first if row.is_reference else kind
     previous = row.method
     out.append(f'<tr class="{kind}">')
     out.append(f'<th scope="row">{html.escape(row.label)}</th>')
-    out.append(f"<td>{html.escape(_method_title(row))}</td>")
+    out.append(f"<td>{html.escape(method_title(row))}</td>")
     if runs:
-      out.append(f"<td>{'' if row.is_control else row.num_runs}</td>")
+      out.append(f"<td>{_num_runs(row)}</td>")
     for column in table.columns:
-      text = format_cell(row.cells.get(column.key))
+      cell = row.cells.get(column.key)
+      text = format_cell(cell, column.decimals)
       if table.is_best(row, column):
         text = f'<strong class="best">{text}</strong>'
+      if interval := format_interval(cell, column.decimals):
+        text += f' <span class="interval">{interval}</span>'
       out.append(f"<td>{text}</td>")
     out.append("</tr>")
   return "".join(out) + "</tbody>\n</table>"
@@ -124,14 +140,22 @@ def to_csv(table: tables.Table) -> str:
   return buffer.getvalue()
 
 
-def _repeated(table: tables.Table) -> bool:
+def is_repeated(table: tables.Table) -> bool:
+  """Returns whether a row stands for several runs."""
   return any(row.num_runs > 1 for row in table.rows)
 
 
-def _method_title(row: tables.Row) -> str:
+def method_title(row: tables.Row) -> str:
+  """Returns what stands in the second column."""
+  if row.title:
+    return row.title
   if row.is_control:
     return "control"
   return tables.METHOD_TITLES.get(row.method, row.method)
+
+
+def _num_runs(row: tables.Row) -> str:
+  return "" if row.is_control or row.is_reference else str(row.num_runs)
 
 
 def _escape(text: str) -> str:
