@@ -149,7 +149,9 @@ def _labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
   for names in details:
     clashing = {name for name in labels if labels.count(name) > 1}
     labels = [
-      f"{text}, {name}" if text in clashing and name not in text else text
+      f"{text}, {name}"
+      if text in clashing and not text.endswith((f"({name})", f", {name}"))
+      else text
       for text, name in zip(labels, names, strict=True)
     ]
   return labels

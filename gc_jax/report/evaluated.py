@@ -258,7 +258,8 @@ def _save_examples(path: pathlib.Path, evaluated: Evaluated) -> None:
 
 def _load_examples(path: pathlib.Path) -> tuple[list[Example], list[str]]:
   fields: dict[str, dict[str, Any]] = {}
-  with np.load(path, allow_pickle=False) as arrays:
+  # Opened here: numpy leaves what is no archive open.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
     class_names = [str(name) for name in arrays["class_names"]]
     for key in arrays.files:
       number, _, name = key.partition("/")

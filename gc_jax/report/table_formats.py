@@ -1,8 +1,9 @@
-"""A table as Markdown, HTML and CSV."""
+"""Tables as Markdown, HTML and CSV."""
 
 import csv
 import html
 import io
+from collections.abc import Sequence
 
 from gc_jax.report import tables
 
@@ -26,8 +27,12 @@ def format_interval(cell: tables.Cell | None, decimals: int = 1) -> str:
 
 def notes(table: tables.Table) -> list[str]:
   """Returns what a reader of this table must know, a sentence each."""
-  meanings = "; ".join(f"{c.title}: {c.meaning}" for c in table.columns)
-  sentences = [f"All numbers in percent. {meanings}."]
+  meanings = "; ".join(
+    f"{c.title}: {c.meaning}" for c in table.columns if c.meaning
+  )
+  plain = [c.title for c in table.columns if c.unit != "percent"]
+  but = f" but {', '.join(plain)}" if plain else ""
+  sentences = [f"All numbers{but} in percent. {meanings}."]
   spreads = []
   if is_repeated(table):
     spreads.append(
@@ -43,11 +48,15 @@ def notes(table: tables.Table) -> list[str]:
   if spreads:
     text = "; ".join(spreads)
     sentences.append(text[0].upper() + text[1:] + ".")
+  if any(cell.interval for row in table.rows for cell in row.cells.values()):
+    sentences.append(
+      "In brackets: the 95% interval, by resampling the evaluated images."
+    )
   if any(row.is_control for row in table.rows):
     sentences.append(
       "The last rows are controls: maps that know nothing of the model."
     )
-  return sentences
+  return sentences + list(table.notes)
 
 
 def to_markdown(table: tables.Table) -> str:
@@ -59,7 +68,7 @@ def to_markdown(table: tables.Table) -> str:
   lines = [headings, aligned]
   for row in table.rows:
     line = [_escape(row.label), _escape(method_title(row))]
-    line += [_num_runs(row)] * runs
+    line += [num_runs(row)] * runs
     for column in table.columns:
       cell = row.cells.get(column.key)
       text = format_cell(cell, column.decimals)
@@ -82,16 +91,14 @@ def to_html(table: tables.Table) -> str:
   out.append("</tr></thead>\n<tbody>")
   previous = None
   for row in table.rows:
-    first = " first" if previous not in (None, row.method) else ""
-    first = "" if first and previous in tables.CONTROLS else first
-    kind = ("control" if row.is_control else "model") + first
-    kind = "reference" + first if row.is_reference else kind
-    previous = row.method
-    out.append(f'<tr class="{kind}">')
+    first = " first" if previous not in (None, block(row)) else ""
+    previous = block(row)
+    kind = previous if row.is_reference or row.is_control else "model"
+    out.append(f'<tr class="{kind}{first}">')
     out.append(f'<th scope="row">{html.escape(row.label)}</th>')
     out.append(f"<td>{html.escape(method_title(row))}</td>")
     if runs:
-      out.append(f"<td>{_num_runs(row)}</td>")
+      out.append(f"<td>{num_runs(row)}</td>")
     for column in table.columns:
       cell = row.cells.get(column.key)
       text = format_cell(cell, column.decimals)
@@ -102,6 +109,32 @@ def to_html(table: tables.Table) -> str:
       out.append(f"<td>{text}</td>")
     out.append("</tr>")
   return "".join(out) + "</tbody>\n</table>"
+
+
+def to_long_csv(all_tables: Sequence[tables.Table]) -> str:
+  """Returns the cells of several tables, a line each, empty ones too.
+
+  `kind` is model, paper or control; `std` is over runs, `sampling_std` over
+  the draws within a run; `low` and `high` end the 95% interval.
+  """
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  names = ["table", "kind", "model", "method", "num_runs", "metric", "value"]
+  writer.writerow([*names, "std", "sampling_std", "low", "high"])
+  for table in all_tables:
+    for row in table.rows:
+      kind = "paper" if row.is_reference else "model"
+      kind = "control" if row.is_control else kind
+      start = [table.title, kind, row.label, row.method, row.num_runs]
+      for column in table.columns:
+        cell = row.cells.get(column.key)
+        numbers: tuple[float | None, ...] = (None,) * 5
+        if cell is not None:
+          ends = cell.interval or (None, None)
+          numbers = (cell.mean, cell.std, cell.sampling_std, *ends)
+        written = ["" if n is None else f"{n:.4f}" for n in numbers]
+        writer.writerow([*start, column.key, *written])
+  return buffer.getvalue()
 
 
 def to_csv(table: tables.Table) -> str:
@@ -154,7 +187,15 @@ def method_title(row: tables.Row) -> str:
   return tables.METHOD_TITLES.get(row.method, row.method)
 
 
-def _num_runs(row: tables.Row) -> str:
+def block(row: tables.Row) -> str:
+  """Returns what a row stands together with: a method, quotes, controls."""
+  if row.is_reference:
+    return "reference"
+  return "control" if row.is_control else f"method {row.method}"
+
+
+def num_runs(row: tables.Row) -> str:
+  """Returns how many runs a row stands for, where that is said."""
   return "" if row.is_control or row.is_reference else str(row.num_runs)
 
 

@@ -133,12 +133,14 @@ class Table:
     rows: from top to bottom.
     title: what stands above it, or "".
     notes: what a reader of this table must know, a sentence or more each.
+    across_methods: whether rows of all methods compete for the best.
   """
 
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
   title: str = ""
   notes: tuple[str, ...] = ()
+  across_methods: bool = False
 
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
@@ -150,7 +152,9 @@ class Table:
     rivals = [
       round(r.cells[column.key].mean, column.decimals)
       for r in self.rows
-      if r.method == row.method and column.key in r.cells and not r.is_reference
+      if (self.across_methods or r.method == row.method)
+      and column.key in r.cells
+      and not (r.is_reference or r.is_control)
     ]
     if row.is_control or row.is_reference or column.key not in row.cells:
       return False
