@@ -84,6 +84,13 @@ def setting(about: About, name: str) -> Any:
   return group.get(name) if isinstance(group, dict) else None
 
 
+def class_name(evaluated: Evaluated, label: int) -> str:
+  """Returns the name of a class, or its number where it has none."""
+  if 0 <= label < len(evaluated.class_names):
+    return evaluated.class_names[label]
+  return str(label)
+
+
 def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
   """Returns label to evaluations; those of a label differ by seed only."""
   groups: dict[str, list[Evaluated]] = {}
