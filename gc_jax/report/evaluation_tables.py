@@ -58,7 +58,7 @@ MAPS = (
 _KNOWN = {column.key: column for column in (*CLASSIFICATION, *MAPS)}
 _OF_MODELS = {column.key for column in CLASSIFICATION}
 _OF_MAPS = {column.key for column in MAPS}
-_FRACTIONS = ("zero_map_frac",)  # in results; percent in tables
+FRACTIONS = ("zero_map_frac",)  # in results; percent in tables
 
 
 def make_tables(models: Models) -> list[Table]:
@@ -356,7 +356,7 @@ def _cell(
   """Returns the number at val/KEY; fractions become percent."""
   runs = [evaluated.results for evaluated in members]
   cell = tables.make_cell(runs, f"val/{key}", interval=interval)
-  if cell is None or key.rpartition("/")[2] not in _FRACTIONS:
+  if cell is None or key.rpartition("/")[2] not in FRACTIONS:
     return cell
   ends = cell.interval
   return dataclasses.replace(
