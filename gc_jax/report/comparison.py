@@ -1,20 +1,17 @@
 """Several runs beside each other: the paper's table and its Figure 2."""
 
-import io
 import os
 import pathlib
 from collections.abc import Sequence
 
 import markupsafe
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from gc_jax.report import (
   describe,
   files,
   overlay,
   page,
+  picture_grid,
   pictures,
   table_formats,
   tables,
@@ -121,38 +118,16 @@ def draw_figure(
     remarks.append("No figure: the runs' galleries share no images.")
     return None, remarks
 
-  rows, columns = len(common), 1 + len(shown)
-  figure = Figure(
-    figsize=(1.7 * columns, 1.62 * rows + 0.35),
-    layout="constrained",
-    facecolor="white",
-    dpi=160,
-  )
-  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-  grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
-  for row, key in enumerate(common):
-    first_run = next(iter(shown.values()))
-    first = fixed[next(iter(shown))][key]
-    cells = [pictures.outlined(first)]
-    cells += [pictures.explained(fixed[label][key]) for label in shown]
-    for column, picture in enumerate(cells):
-      axes = grid[row, column]
-      axes.imshow(picture, interpolation="antialiased")
-      axes.set_xticks([])
-      axes.set_yticks([])
-      axes.spines[:].set_visible(False)
-    grid[row, 0].set_ylabel(
-      first_run.class_name(first.target),
-      fontsize=9,
-      rotation=0,
-      ha="right",
-      va="center",
-    )
-  for axes, heading in zip(grid[0], ["Image", *shown], strict=True):
-    axes.set_title(heading.replace(", ", "\n"), fontsize=9)
-  buffer = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-  return buffer.getvalue(), remarks
+  first_label, first_run = next(iter(shown.items()))
+  rows = []
+  for key in common:
+    first = fixed[first_label][key]
+    cells = [pictures.outlined(first.image, first.object_mask)]
+    for label in shown:
+      own = fixed[label][key]
+      cells.append(pictures.explained(own.image, own.object_mask, own.cam))
+    rows.append(picture_grid.GridRow(first_run.class_name(first.target), cells))
+  return picture_grid.draw(["Image", *shown], rows), remarks
 
 
 def _same_seeds(groups: dict[str, list[Run]]) -> list[str]:

@@ -37,7 +37,12 @@ _CONSISTENCY = {
 
 def architecture(run: Run) -> str:
   """Returns "ResNet18": the model's name without its pooling."""
-  name = str(run.setting("model.name") or "model").removesuffix("-gmp")
+  return architecture_title(str(run.setting("model.name") or "model"))
+
+
+def architecture_title(name: str) -> str:
+  """Returns "ResNet18" for a key of `MODELS`: its pooling is not said."""
+  name = name.removesuffix("-gmp")
   for start, written in _ARCHITECTURES.items():
     if name.startswith(start):
       return written + name.removeprefix(start)
@@ -46,7 +51,11 @@ def architecture(run: Run) -> str:
 
 def data_name(run: Run) -> str:
   """Returns the data set as one writes it."""
-  name = str(run.setting("data.name") or "unknown data")
+  return data_title(str(run.setting("data.name") or "unknown data"))
+
+
+def data_title(name: str) -> str:
+  """Returns a key of `DATASETS`, or a stock set's name, as one writes it."""
   return _DATA.get(name, name.removeprefix("tfds:").replace("_", " "))
 
 
@@ -57,9 +66,22 @@ def is_consistent(run: Run) -> bool:
 
 def short_name(run: Run) -> str:
   """Returns the paper's name: Baseline, GC, GMP or GMP+GC."""
-  gmp = str(run.setting("model.name")).endswith("-gmp")
-  parts = ["GMP"] * gmp + ["GC"] * is_consistent(run)
+  return paper_name(str(run.setting("model.name")), is_consistent(run))
+
+
+def paper_name(architecture: str, is_consistent: bool) -> str:
+  """Returns Baseline, GC, GMP or GMP+GC for a key of `MODELS`."""
+  parts = ["GMP"] * architecture.endswith("-gmp") + ["GC"] * is_consistent
   return "+".join(parts) or "Baseline"
+
+
+def pooling(architecture: str) -> str:
+  """Returns " with global max pooling", or "" for a key of `MODELS`."""
+  if architecture.endswith("-gmp"):
+    return " with global max pooling"
+  if architecture.startswith("resnet"):
+    return " with global average pooling"
+  return ""
 
 
 def sentence(run: Run, others: Sequence[Run] = ()) -> str:
@@ -69,12 +91,7 @@ def sentence(run: Run, others: Sequence[Run] = ()) -> str:
     run: the run described.
     others: runs that differ from it by seed only.
   """
-  model = architecture(run)
-  name = str(run.setting("model.name"))
-  if name.endswith("-gmp"):
-    model += " with global max pooling"
-  elif name.startswith("resnet"):
-    model += " with global average pooling"
+  model = architecture(run) + pooling(str(run.setting("model.name")))
   parts = [model + ","]
   epochs = run.setting("num_epochs")
   if epochs is not None:
@@ -112,21 +129,32 @@ def check_comparable(runs: Sequence[Run]) -> None:
     "eval.protocol",
   ):
     values = {str(run.workdir): run.setting(path) for run in runs}
-    _check_equal(f"--config.{path}", values)
+    check_equal("Runs", f"--config.{path}", values)
   counts = {
     str(run.workdir): run.results["val/num_examples"]
     for run in runs
     if run.results.get("val/num_examples") is not None
   }
-  _check_equal("the number of evaluated images", counts)
+  check_equal("Runs", "the number of evaluated images", counts)
 
 
-def _check_equal(what: str, values: dict[str, Any]) -> None:
-  if len(set(values.values())) > 1:
+def check_equal(who: str, what: str, values: dict[str, Any]) -> None:
+  """Checks that all values are one.
+
+  Args:
+    who: whose they are, in the plural.
+    what: they are.
+    values: by their owner's name.
+
+  Raises:
+    ValueError: they differ.
+  """
+  first, *others = values.values() or [None]
+  if any(other != first for other in others):
     listed = ", ".join(f"{name}: {value!r}" for name, value in values.items())
     raise ValueError(
-      f"Runs must share {what} for their numbers to compare. Got {listed}. "
-      "Compare runs on the same data."
+      f"{who} must share {what} for their numbers to compare. Got {listed}. "
+      f"Compare {who.lower()} on the same data."
     )
 
 
@@ -184,11 +212,16 @@ def _value(value: Any) -> str:
 
 def _identity(run: Run) -> dict[str, Any]:
   """Returns the flat settings that make the model."""
-  flat = dict(sorted(flatten(run.config).items()))
+  return model_settings(run.config)
+
+
+def model_settings(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns the flat settings that make the model, its seed not among them."""
+  flat = dict(sorted(flatten(config).items()))
   ignored = set(_NO_PART)
-  if run.setting("data.name") in ("folder", "image_folder"):
+  if flat.get("data.name") in ("folder", "image_folder"):
     ignored.discard("data.dir")  # there, the folder is the data
-  if not is_consistent(run):
+  if (flat.get("loss.consistency_weight") or 0) <= 0:
     ignored |= _CONSISTENCY | {"loss.consistency_weight"}
     ignored |= {path for path in flat if path.startswith("compose.")}
   return {path: v for path, v in flat.items() if path not in ignored}

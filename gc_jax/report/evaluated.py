@@ -13,6 +13,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,16 +171,16 @@ def load(folder: str | os.PathLike) -> Evaluated:
       f"--out); {str(folder)!r} has no {ABOUT}. Give the evaluation's command "
       "again, or name its folder."
     )
-  examples, class_names = _load_examples(folder / EXAMPLES)
-  about = _read(folder / ABOUT)
+  about = _fields(folder / ABOUT, About)
   for name in ("methods", "costly_methods"):
     about[name] = tuple(about[name])
+  examples, class_names = _read_examples(folder / EXAMPLES)
   return Evaluated(
     folder=folder,
     about=About(**about),
     results=_read(folder / RESULTS),
     per_class=_read(folder / PER_CLASS),
-    curves=Curves(**_read(folder / CURVES)),
+    curves=Curves(**_fields(folder / CURVES, Curves)),
     examples=examples,
     class_names=class_names,
   )
@@ -191,11 +193,49 @@ def is_evaluation(folder: pathlib.Path) -> bool:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, json.JSONDecodeError) as error:
-    raise ValueError(
-      f"{path} must be a file of an evaluation: {error}. Evaluate again."
-    ) from error
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:  # not there, not JSON, not UTF-8
+    raise _broken(path, str(error)) from error
+  if not isinstance(value, dict):
+    raise _broken(path, f"it holds {value!r:.40}, no JSON object")
+  return value
+
+
+def _fields(
+  path: pathlib.Path, kind: type[About] | type[Curves]
+) -> dict[str, Any]:
+  """Returns the object in a file, held to the fields of a dataclass."""
+  value = _read(path)
+  known = dataclasses.fields(kind)
+  unknown = sorted(set(value) - {field.name for field in known})
+  missing = [
+    field.name
+    for field in known
+    if field.name not in value
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  ]
+  if unknown or missing:
+    words = [f"it lacks {', '.join(missing)}"] * bool(missing)
+    words += [f"nobody knows its {', '.join(unknown)}"] * bool(unknown)
+    raise _broken(path, "; ".join(words))
+  return value
+
+
+def _read_examples(path: pathlib.Path) -> tuple[list[Example], list[str]]:
+  try:
+    return _load_examples(path)
+  # numpy's and zipfile's words for what is missing, cut off, or no archive.
+  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    raise _broken(path, str(error)) from error
+  except (zipfile.BadZipFile, zlib.error) as error:
+    raise _broken(path, str(error)) from error
+
+
+def _broken(path: pathlib.Path, why: str) -> ValueError:
+  return ValueError(
+    f"{path} must be a file of a finished evaluation: {why}. Evaluate again."
+  )
 
 
 _SCALARS = {"index": int, "target": int, "predicted": int}
@@ -218,7 +258,8 @@ def _save_examples(path: pathlib.Path, evaluated: Evaluated) -> None:
 
 def _load_examples(path: pathlib.Path) -> tuple[list[Example], list[str]]:
   fields: dict[str, dict[str, Any]] = {}
-  with np.load(path, allow_pickle=False) as arrays:
+  # Opened here: numpy leaves what is no archive open.
+  with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
     class_names = [str(name) for name in arrays["class_names"]]
     for key in arrays.files:
       number, _, name = key.partition("/")
@@ -229,7 +270,9 @@ def _load_examples(path: pathlib.Path) -> tuple[list[Example], list[str]]:
       if what == "maps":
         own["maps"][rest[0]] = arrays[key]
       elif what == "randomized":
-        own["randomized"].setdefault(rest[0], {})[rest[1]] = arrays[key]
+        own["randomized"].setdefault(rest[0], {})["/".join(rest[1:])] = arrays[
+          key
+        ]
       else:
         value = arrays[key]
         own[what] = _SCALARS[what](value) if what in _SCALARS else value

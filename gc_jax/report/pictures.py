@@ -3,6 +3,8 @@
 import dataclasses
 
 import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
 from matplotlib.colors import to_hex
 
 from gc_jax.report import overlay
@@ -106,18 +108,24 @@ def color_bar() -> str:
   return f"linear-gradient(90deg, {', '.join(stops)})"
 
 
-def outlined(example: GalleryExample):
+def outlined(
+  image: UInt8[np.ndarray, "H W 3"], object_mask: Bool[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "sH sW 3"]:
   """Returns the enlarged image with its object outlined."""
-  scale = overlay.display_scale(*example.image.shape[:2])
-  image = overlay.enlarge_image(example.image, scale)
-  return overlay.draw_outline(image, example.object_mask)
+  scale = overlay.display_scale(*image.shape[:2])
+  enlarged = overlay.enlarge_image(image, scale)
+  return overlay.draw_outline(enlarged, object_mask)
 
 
-def explained(example: GalleryExample):
+def explained(
+  image: UInt8[np.ndarray, "H W 3"],
+  object_mask: Bool[np.ndarray, "H W"],
+  cam: Float32[np.ndarray, "h w"],
+) -> UInt8[np.ndarray, "sH sW 3"]:
   """Returns the enlarged image under its map, with its object outlined."""
-  scale = overlay.display_scale(*example.image.shape[:2])
-  heat = overlay.heat_overlay(example.image, example.cam, scale)
-  return overlay.draw_outline(heat, example.object_mask)
+  scale = overlay.display_scale(*image.shape[:2])
+  heat = overlay.heat_overlay(image, cam, scale)
+  return overlay.draw_outline(heat, object_mask)
 
 
 def _is_correct(run: Run, example: GalleryExample) -> bool | None:
@@ -131,7 +139,9 @@ def _image(run: Run, example: GalleryExample, caption: str) -> Picture:
     f"Image {example.index} of the evaluation split with its object "
     f"({run.class_name(example.target)}) outlined."
   )
-  return Picture(overlay.data_uri(outlined(example)), caption, alt)
+  return Picture(
+    overlay.data_uri(outlined(example.image, example.object_mask)), caption, alt
+  )
 
 
 def _heat(run: Run, example: GalleryExample, caption: str) -> Picture:
@@ -140,7 +150,8 @@ def _heat(run: Run, example: GalleryExample, caption: str) -> Picture:
     f"{run.class_name(example.target)}: {example.content_heatmap:.1f}% of "
     "the map lies on the object."
   )
-  return Picture(overlay.data_uri(explained(example)), caption, alt)
+  picture = explained(example.image, example.object_mask, example.cam)
+  return Picture(overlay.data_uri(picture), caption, alt)
 
 
 def _key(example: GalleryExample) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """The headline numbers of a run, each with what it means in a sentence."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from gc_jax.report import describe, progress
+from gc_jax.report import describe, progress, tables
 from gc_jax.report.run import Run
 from gc_jax.report.tables import number
 
@@ -22,6 +23,7 @@ class Headline:
     reference: what to hold it against, or "".
     change: "+1.2 against Baseline", or "".
     is_better: whether the change is one for the better; None where it is 0.
+    interval: "95% interval 85.0 to 87.4", or "".
   """
 
   title: str
@@ -31,26 +33,54 @@ class Headline:
   reference: str
   change: str = ""
   is_better: bool | None = None
+  interval: str = ""
 
 
 def headlines(run: Run, other: Run | None = None) -> list[Headline]:
   """Returns the headline numbers that the run has, changes against `other`."""
-  count = number(run.results, "val/num_examples")
+  return headlines_of(
+    run.results,
+    _tolerance(run),
+    None if other is None else other.results,
+    "" if other is None else describe.short_name(other),
+  )
+
+
+def headlines_of(
+  results: Mapping[str, Any],
+  tolerance: str,
+  other: Mapping[str, Any] | None = None,
+  other_name: str = "",
+  method: str = METHOD,
+) -> list[Headline]:
+  """Returns the headline numbers among some results.
+
+  Args:
+    results: results.json, flat.
+    tolerance: when a point beside the object hits it, ending the sentence
+      "... hits the object, or".
+    other: results to tell changes against.
+    other_name: whose they are.
+    method: whose maps' numbers to take.
+  """
+  count = number(results, "val/num_examples")
   images = f"the {count:,.0f} evaluation images" if count else "the images"
-  uniform = _control(run, "uniform", "content_heatmap")
-  center = _control(run, "center", "pointing_game")
+  uniform = number(results, "val/uniform/content_heatmap")
+  center = number(results, "val/center/pointing_game")
   made = [
     _headline(
-      run,
+      results,
       other,
+      other_name,
       "val/top1",
       "Accuracy",
       "Top-1",
       f"{{:.1f}}% of {images} were classified correctly.",
     ),
     _headline(
-      run,
+      results,
       other,
+      other_name,
       "val/f1_overall",
       "F1 over all decisions",
       "F1-Overall",
@@ -58,9 +88,10 @@ def headlines(run: Run, other: Run | None = None) -> list[Headline]:
       "{:.1f} of 100.",
     ),
     _headline(
-      run,
+      results,
       other,
-      f"val/{METHOD}/content_heatmap",
+      other_name,
+      f"val/{method}/content_heatmap",
       "On the object",
       "CH",
       "On average {:.1f}% of what the explanation highlights is the object "
@@ -71,9 +102,10 @@ def headlines(run: Run, other: Run | None = None) -> list[Headline]:
       "that objects cover.",
     ),
     _headline(
-      run,
+      results,
       other,
-      f"val/{METHOD}/negative_quadrants_heatmap",
+      other_name,
+      f"val/{method}/negative_quadrants_heatmap",
       "On other images",
       "NQH",
       "Beside three images without the class, {:.1f}% of the explanation "
@@ -82,13 +114,14 @@ def headlines(run: Run, other: Run | None = None) -> list[Headline]:
       higher_is_better=False,
     ),
     _headline(
-      run,
+      results,
       other,
-      f"val/{METHOD}/pointing_game",
+      other_name,
+      f"val/{method}/pointing_game",
       "Peak on the object",
       "PG",
       "In {:.1f}% of cases the highest point of the map hits the object, or "
-      f"{_tolerance(run)}.",
+      f"{tolerance}.",
       ""
       if center is None
       else f"Always pointing at the centre scores {center:.1f}.",
@@ -127,8 +160,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _headline(
-  run: Run,
-  other: Run | None,
+  results: Mapping[str, Any],
+  other: Mapping[str, Any] | None,
+  other_name: str,
   key: str,
   title: str,
   short: str,
@@ -136,15 +170,16 @@ def _headline(
   reference: str = "",
   higher_is_better: bool = True,
 ) -> Headline | None:
-  value = number(run.results, key)
+  value = number(results, key)
   if value is None:
     return None
+  ends = tables.number_interval(results, key)
   change, is_better = "", None
-  before = None if other is None else number(other.results, key)
+  before = None if other is None else number(other, key)
   if before is not None:
     delta = round(value, 1) - round(before, 1)  # as the reader would subtract
     delta = round(delta, 1) + 0.0
-    change = f"{delta:+.1f} against {describe.short_name(other)}"
+    change = f"{delta:+.1f} against {other_name}"
     change = change.replace("-", "−", 1) if delta < 0 else change
     if delta:
       is_better = (delta > 0) == higher_is_better
@@ -156,11 +191,10 @@ def _headline(
     reference=reference,
     change=change,
     is_better=is_better,
+    interval=""
+    if ends is None
+    else f"95% interval {ends[0]:.1f} to {ends[1]:.1f}",
   )
-
-
-def _control(run: Run, method: str, metric: str) -> float | None:
-  return number(run.results, f"val/{method}/{metric}")
 
 
 def _tolerance(run: Run) -> str:

@@ -1,26 +1,40 @@
-"""A table as Markdown, HTML and CSV."""
+"""Tables as Markdown, HTML and CSV."""
 
 import csv
 import html
 import io
+from collections.abc import Sequence
 
 from gc_jax.report import tables
 
 
-def format_cell(cell: tables.Cell | None) -> str:
+def format_cell(cell: tables.Cell | None, decimals: int = 1) -> str:
   """Returns "45.2", or "45.2 ± 0.3" where there is a spread; "" for none."""
   if cell is None:
     return ""
   std = cell.sampling_std if cell.std is None else cell.std
-  return f"{cell.mean:.1f}" + ("" if std is None else f" ± {std:.1f}")
+  text = f"{cell.mean:,.{decimals}f}"
+  return text + ("" if std is None else f" ± {std:.{decimals}f}")
+
+
+def format_interval(cell: tables.Cell | None, decimals: int = 1) -> str:
+  """Returns "[44.1, 46.3]"; "" where there is no interval."""
+  if cell is None or cell.interval is None:
+    return ""
+  low, high = cell.interval
+  return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def notes(table: tables.Table) -> list[str]:
   """Returns what a reader of this table must know, a sentence each."""
-  meanings = "; ".join(f"{c.title}: {c.meaning}" for c in table.columns)
-  sentences = [f"All numbers in percent. {meanings}."]
+  meanings = "; ".join(
+    f"{c.title}: {c.meaning}" for c in table.columns if c.meaning
+  )
+  plain = [c.title for c in table.columns if c.unit != "percent"]
+  but = f" but {', '.join(plain)}" if plain else ""
+  sentences = [f"All numbers{but} in percent. {meanings}."]
   spreads = []
-  if _repeated(table):
+  if is_repeated(table):
     spreads.append(
       "± is the sample standard deviation over the runs of a row, which "
       "differ by seed only"
@@ -34,33 +48,40 @@ def notes(table: tables.Table) -> list[str]:
   if spreads:
     text = "; ".join(spreads)
     sentences.append(text[0].upper() + text[1:] + ".")
+  if any(cell.interval for row in table.rows for cell in row.cells.values()):
+    sentences.append(
+      "In brackets: the 95% interval, by resampling the evaluated images."
+    )
   if any(row.is_control for row in table.rows):
     sentences.append(
       "The last rows are controls: maps that know nothing of the model."
     )
-  return sentences
+  return sentences + list(table.notes)
 
 
 def to_markdown(table: tables.Table) -> str:
   """Returns a GitHub table; the best of each method and column is bold."""
-  runs = _repeated(table)
+  runs = is_repeated(table)
   headings = ["Model", "Explanation"] + ["Runs"] * runs
   headings += [column.heading for column in table.columns]
   aligned = ["---", "---"] + ["--:"] * (len(headings) - 2)
   lines = [headings, aligned]
   for row in table.rows:
-    line = [_escape(row.label), _escape(_method_title(row))]
-    line += ["" if row.is_control else str(row.num_runs)] * runs
+    line = [_escape(row.label), _escape(method_title(row))]
+    line += [num_runs(row)] * runs
     for column in table.columns:
-      text = format_cell(row.cells.get(column.key))
-      line.append(f"**{text}**" if table.is_best(row, column) else text)
+      cell = row.cells.get(column.key)
+      text = format_cell(cell, column.decimals)
+      text = f"**{text}**" if table.is_best(row, column) else text
+      interval = format_interval(cell, column.decimals)
+      line.append(f"{text} {interval}" if interval else text)
     lines.append(line)
   return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def to_html(table: tables.Table) -> str:
-  """Returns a `<table>`; classes `control`, `best`, `first` for the style."""
-  runs = _repeated(table)
+  """Returns a `<table>`; classes `control`, `reference`, `best` for style."""
+  runs = is_repeated(table)
   headings = ["Model", "Explanation"] + ["Runs"] * runs
   out = ["<table>", "<thead><tr>"]
   out += [f'<th scope="col">{heading}</th>' for heading in headings]
@@ -70,22 +91,50 @@ def to_html(table: tables.Table) -> str:
   out.append("</tr></thead>\n<tbody>")
   previous = None
   for row in table.rows:
-    first = " first" if previous not in (None, row.method) else ""
-    first = "" if first and previous in tables.CONTROLS else first
-    kind = ("control" if row.is_control else "model") + first
-    previous = row.method
-    out.append(f'<tr class="{kind}">')
+    first = " first" if previous not in (None, block(row)) else ""
+    previous = block(row)
+    kind = previous if row.is_reference or row.is_control else "model"
+    out.append(f'<tr class="{kind}{first}">')
     out.append(f'<th scope="row">{html.escape(row.label)}</th>')
-    out.append(f"<td>{html.escape(_method_title(row))}</td>")
+    out.append(f"<td>{html.escape(method_title(row))}</td>")
     if runs:
-      out.append(f"<td>{'' if row.is_control else row.num_runs}</td>")
+      out.append(f"<td>{num_runs(row)}</td>")
     for column in table.columns:
-      text = format_cell(row.cells.get(column.key))
+      cell = row.cells.get(column.key)
+      text = format_cell(cell, column.decimals)
       if table.is_best(row, column):
         text = f'<strong class="best">{text}</strong>'
+      if interval := format_interval(cell, column.decimals):
+        text += f' <span class="interval">{interval}</span>'
       out.append(f"<td>{text}</td>")
     out.append("</tr>")
   return "".join(out) + "</tbody>\n</table>"
+
+
+def to_long_csv(all_tables: Sequence[tables.Table]) -> str:
+  """Returns the cells of several tables, a line each, empty ones too.
+
+  `kind` is model, paper or control; `std` is over runs, `sampling_std` over
+  the draws within a run; `low` and `high` end the 95% interval.
+  """
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  names = ["table", "kind", "model", "method", "num_runs", "metric", "value"]
+  writer.writerow([*names, "std", "sampling_std", "low", "high"])
+  for table in all_tables:
+    for row in table.rows:
+      kind = "paper" if row.is_reference else "model"
+      kind = "control" if row.is_control else kind
+      start = [table.title, kind, row.label, row.method, row.num_runs]
+      for column in table.columns:
+        cell = row.cells.get(column.key)
+        numbers: tuple[float | None, ...] = (None,) * 5
+        if cell is not None:
+          ends = cell.interval or (None, None)
+          numbers = (cell.mean, cell.std, cell.sampling_std, *ends)
+        written = ["" if n is None else f"{n:.4f}" for n in numbers]
+        writer.writerow([*start, column.key, *written])
+  return buffer.getvalue()
 
 
 def to_csv(table: tables.Table) -> str:
@@ -124,14 +173,30 @@ def to_csv(table: tables.Table) -> str:
   return buffer.getvalue()
 
 
-def _repeated(table: tables.Table) -> bool:
+def is_repeated(table: tables.Table) -> bool:
+  """Returns whether a row stands for several runs."""
   return any(row.num_runs > 1 for row in table.rows)
 
 
-def _method_title(row: tables.Row) -> str:
+def method_title(row: tables.Row) -> str:
+  """Returns what stands in the second column."""
+  if row.title:
+    return row.title
   if row.is_control:
     return "control"
   return tables.METHOD_TITLES.get(row.method, row.method)
+
+
+def block(row: tables.Row) -> str:
+  """Returns what a row stands together with: a method, quotes, controls."""
+  if row.is_reference:
+    return "reference"
+  return "control" if row.is_control else f"method {row.method}"
+
+
+def num_runs(row: tables.Row) -> str:
+  """Returns how many runs a row stands for, where that is said."""
+  return "" if row.is_control or row.is_reference else str(row.num_runs)
 
 
 def _escape(text: str) -> str:

@@ -9,16 +9,29 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A metric: its key after "val/" or "val/METHOD/", and how to read it."""
+  """A metric: its key after "val/" or "val/METHOD/", and how to read it.
+
+  Attributes:
+    key: unique in its table.
+    title: the heading.
+    meaning: a few words.
+    higher_is_better: None where neither direction is.
+    decimals: printed.
+    unit: "percent", or "" for a plain number.
+  """
 
   key: str
   title: str
   meaning: str
-  higher_is_better: bool = True
+  higher_is_better: bool | None = True
+  decimals: int = 1
+  unit: str = "percent"
 
   @property
   def heading(self) -> str:
     """Returns the title with an arrow towards better."""
+    if self.higher_is_better is None:
+      return self.title
     return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
 
@@ -51,6 +64,14 @@ MAP_COLUMNS = (
 METHOD_TITLES = {
   "gradcam_elementwise": "Grad-CAM, element-wise",
   "gradcam": "Grad-CAM",
+  "gradcam_plus_plus": "Grad-CAM++",
+  "layercam": "LayerCAM",
+  "cmwp": "cMWP",
+  "excitation_backprop": "Excitation backprop",
+  "fullgrad": "FullGrad",
+  "input_gradients": "Input gradients",
+  "integrated_gradients": "Integrated gradients",
+  "smoothgrad": "SmoothGrad",
   "uniform": "Uniform map",
   "center": "Centred Gaussian",
 }
@@ -67,22 +88,35 @@ class Cell:
     sampling_std: spread of a single run over the draws of a stochastic
       metric, averaged over runs; None where nothing is drawn.
     num_runs: how many runs have this number.
+    interval: low and high end of its 95% interval, or None.
   """
 
   mean: float
   std: float | None
   sampling_std: float | None
   num_runs: int
+  interval: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One model explained by one method; `cells` lacks what is not measured."""
+  """One model explained by one method; `cells` lacks what is not measured.
+
+  Attributes:
+    label: the model's name.
+    method: the explanation's; rows of one method compete for the best.
+    cells: by the columns' keys.
+    num_runs: that differ by seed only.
+    title: the method in words, where `METHOD_TITLES` does not say it.
+    is_reference: whether the numbers are another's, quoted for comparison.
+  """
 
   label: str
   method: str
   cells: Mapping[str, Cell]
   num_runs: int
+  title: str = ""
+  is_reference: bool = False
 
   @property
   def is_control(self) -> bool:
@@ -92,28 +126,42 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows in blocks of one method, controls last; columns with any number."""
+  """Rows in blocks of one method, controls last.
+
+  Attributes:
+    columns: as they stand from left to right.
+    rows: from top to bottom.
+    title: what stands above it, or "".
+    notes: what a reader of this table must know, a sentence or more each.
+    across_methods: whether rows of all methods compete for the best.
+  """
 
   columns: tuple[Column, ...]
   rows: tuple[Row, ...]
+  title: str = ""
+  notes: tuple[str, ...] = ()
+  across_methods: bool = False
 
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
 
-    Numbers that print the same count as the same. Never a control row, and
-    never where all rows are the same: there is nothing to choose.
+    Numbers that print the same count as the same. Never a control row nor
+    one quoted, and never where all rows are the same: there is nothing to
+    choose.
     """
     rivals = [
-      round(r.cells[column.key].mean, 1)
+      round(r.cells[column.key].mean, column.decimals)
       for r in self.rows
-      if r.method == row.method and column.key in r.cells
+      if (self.across_methods or r.method == row.method)
+      and column.key in r.cells
+      and not (r.is_reference or r.is_control)
     ]
-    if row.is_control or column.key not in row.cells:
+    if row.is_control or row.is_reference or column.key not in row.cells:
       return False
-    if len(set(rivals)) < 2:
+    if column.higher_is_better is None or len(set(rivals)) < 2:
       return False
     best = max(rivals) if column.higher_is_better else min(rivals)
-    return round(row.cells[column.key].mean, 1) == best
+    return round(row.cells[column.key].mean, column.decimals) == best
 
 
 def make_table(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -157,14 +205,24 @@ def _make_row(
     label, runs = METHOD_TITLES[method], runs[:1]
   else:
     for column in CLASSIFICATION_COLUMNS:
-      cells[column.key] = _make_cell(runs, f"val/{column.key}")
+      cells[column.key] = make_cell(runs, f"val/{column.key}")
   for column in MAP_COLUMNS:
-    cells[column.key] = _make_cell(runs, f"val/{method}/{column.key}")
+    cells[column.key] = make_cell(runs, f"val/{method}/{column.key}")
   cells = {key: cell for key, cell in cells.items() if cell is not None}
   return Row(label=label, method=method, cells=cells, num_runs=len(runs))
 
 
-def _make_cell(runs: Sequence[Mapping[str, Any]], key: str) -> Cell | None:
+def make_cell(
+  runs: Sequence[Mapping[str, Any]], key: str, *, interval: bool = False
+) -> Cell | None:
+  """Returns a number over the runs of one configuration, or None.
+
+  Args:
+    runs: their results.json.
+    key: of the number.
+    interval: whether to take its 95% interval along, which a single run has
+      under `KEY_low` and `KEY_high`.
+  """
   values = [v for run in runs if (v := number(run, key)) is not None]
   stds = [v for run in runs if (v := number(run, f"{key}_std")) is not None]
   if not values:
@@ -174,7 +232,18 @@ def _make_cell(runs: Sequence[Mapping[str, Any]], key: str) -> Cell | None:
     std=statistics.stdev(values) if len(values) > 1 else None,
     sampling_std=statistics.fmean(stds) if stds else None,
     num_runs=len(values),
+    interval=(
+      number_interval(runs[0], key) if interval and len(runs) == 1 else None
+    ),
   )
+
+
+def number_interval(
+  results: Mapping[str, Any], key: str
+) -> tuple[float, float] | None:
+  """Returns the ends of a result's 95% interval, where it has one."""
+  low, high = (number(results, f"{key}_{end}") for end in ("low", "high"))
+  return None if low is None or high is None else (low, high)
 
 
 def _methods(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -1,0 +1,254 @@
+"""What an evaluation shows in pictures: curves, maps of all methods, sanity.
+
+The sanity check is that of Adebayo et al. 2018, arXiv:1810.03292: maps must
+change when the model's weights are randomised, from the head down.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gc_jax.report import (
+  describe_evaluated,
+  evaluation_tables,
+  picture_grid,
+  pictures,
+  plots,
+  tables,
+)
+from gc_jax.report.evaluated import Evaluated, Example
+from gc_jax.report.evaluation_tables import title_of
+from gc_jax.report.plots import Chart, Line
+
+MAX_ROWS = 8  # images in the figure of all methods
+MAX_SANITY_ROWS = 12  # methods in the strip of maps by stage
+STAYS_HIGH = 0.5  # rank correlation after the last stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Sanity:
+  """How a method took the randomisation.
+
+  Attributes:
+    title: the method in words.
+    correlations: with the trained model's map, after each stage.
+    stays_high: whether the last is at least `STAYS_HIGH` either way: the map
+      hardly depends on what the model learned.
+  """
+
+  title: str
+  correlations: tuple[float, ...]
+  stays_high: bool
+
+
+def charts(evaluated: Evaluated) -> dict[str, Chart]:
+  """Returns name of the file, without suffix, to chart; those with numbers."""
+  found = {
+    "robustness": robustness_chart({"": evaluated}),
+    "insertion": _faithfulness_chart(
+      evaluated, "Insertion", evaluated.curves.insertion
+    ),
+    "deletion": _faithfulness_chart(
+      evaluated, "Deletion", evaluated.curves.deletion
+    ),
+    "randomization": _randomization_chart(evaluated),
+  }
+  return {name: chart for name, chart in found.items() if chart is not None}
+
+
+def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
+  """Returns accuracy against epsilon, a line for each model and attack.
+
+  Args:
+    models: label to evaluation; a single one may go without a label.
+  """
+  lines = []
+  for label, evaluated in models.items():
+    for attack, by_epsilon in evaluated.curves.robustness.items():
+      word = evaluation_tables.ATTACKS.get(attack, attack)
+      word = f"{label}, {word}" if label else word
+      points = sorted((float(e), value) for e, value in by_epsilon.items())
+      lines += _line(word, *zip(*points, strict=True)) if points else []
+  if not lines:
+    return None
+  places = sorted({x for line in lines for x in line.x.tolist()})
+  first = next(iter(models.values()))
+  return plots.line_chart(
+    "Robustness",
+    f"{evaluation_tables.accuracy_title(first)}, percent",
+    lines,
+    "ε in 1/255",
+    x_scale="doubling",
+    ticks={place: f"{place:g}" for place in places},
+    y_limits=(0.0, 100.0),
+    legend="above" if len(lines) <= 2 else "right",
+    png=True,
+  )
+
+
+def sanity(evaluated: Evaluated) -> list[Sanity]:
+  """Returns how each method took the randomisation, the worst first."""
+  found = []
+  for method, values in evaluated.curves.randomization.items():
+    correlations = tuple(
+      float("nan") if value is None else float(value) for value in values
+    )
+    last = correlations[-1] if correlations else float("nan")
+    found.append(
+      Sanity(title_of(method), correlations, abs(last) >= STAYS_HIGH)
+    )
+  return sorted(
+    found,
+    key=lambda s: (
+      -abs(s.correlations[-1])
+      if s.correlations and np.isfinite(s.correlations[-1])
+      else 1.0
+    ),
+  )
+
+
+def methods_figure(evaluated: Evaluated) -> bytes | None:
+  """Returns the paper's Figure 2 over methods: a PNG, or None.
+
+  Rows: images; columns: the image with its object outlined, then its map by
+  each method that any image has.
+  """
+  examples = evaluated.examples[:MAX_ROWS]
+  methods = shown_methods(examples)
+  if not methods:
+    return None
+  rows = []
+  for example in examples:
+    cells = [pictures.outlined(example.image, example.object_mask)]
+    cells += [explained(example, method) for method in methods]
+    rows.append(
+      picture_grid.GridRow(
+        describe_evaluated.class_name(evaluated, example.target), cells
+      )
+    )
+  return picture_grid.draw(["Image", *map(title_of, methods)], rows)
+
+
+def sanity_figure(evaluated: Evaluated) -> bytes | None:
+  """Returns the maps of an image by stage: a PNG, or None.
+
+  Rows: methods; columns: the trained model's map, then that of the model with
+  weights randomised down to each stage.
+  """
+  example = sanity_example(evaluated)
+  if example is None:
+    return None
+  stages = [
+    stage
+    for stage in evaluated.curves.stages
+    if any(stage in by_stage for by_stage in example.randomized.values())
+  ]
+  rows = []
+  methods = [m for m in example.randomized if m in example.maps]
+  for method in methods[:MAX_SANITY_ROWS]:
+    by_stage = example.randomized[method]
+    cells = [explained(example, method)]
+    cells += [
+      None if stage not in by_stage else _explained(example, by_stage[stage])
+      for stage in stages
+    ]
+    rows.append(picture_grid.GridRow(title_of(method), cells))
+  if not rows:
+    return None
+  return picture_grid.draw(["trained", *stages], rows)
+
+
+def sanity_example(evaluated: Evaluated) -> Example | None:
+  """Returns the first example that has maps of randomised models."""
+  return next((e for e in evaluated.examples if e.randomized), None)
+
+
+def shown_methods(examples: Sequence[Example]) -> list[str]:
+  """Returns the methods that any example has: known order, controls last."""
+  found = {method: None for e in examples for method in e.maps}
+  known = [m for m in tables.METHOD_TITLES if m in found]
+  others = [m for m in found if m not in tables.METHOD_TITLES]
+  return (
+    [m for m in known if m not in tables.CONTROLS]
+    + others
+    + [m for m in known if m in tables.CONTROLS]
+  )
+
+
+def explained(example: Example, method: str):
+  """Returns the image under its map by a method; None where it has none."""
+  cam = example.maps.get(method)
+  return None if cam is None else _explained(example, cam)
+
+
+def _explained(example: Example, cam: np.ndarray):
+  return pictures.explained(example.image, example.object_mask, cam)
+
+
+def _faithfulness_chart(
+  evaluated: Evaluated, title: str, curves: Mapping[str, Sequence[float]]
+) -> Chart | None:
+  percent = [100.0 * fraction for fraction in evaluated.curves.fractions]
+  lines = _method_lines(curves, percent)
+  if not lines:
+    return None
+  done = "inserted" if title == "Insertion" else "deleted"
+  return plots.line_chart(
+    title,
+    "mean probability of the class",
+    lines,
+    f"percent of the pixels {done}, highest of the map first",
+    y_limits=(0.0, 1.0),
+    legend="right",
+    png=True,
+  )
+
+
+def _randomization_chart(evaluated: Evaluated) -> Chart | None:
+  stages = evaluated.curves.stages
+  curves = {
+    method: [1.0, *values]  # with itself
+    for method, values in evaluated.curves.randomization.items()
+  }
+  lines = _method_lines(curves, [float(i) for i in range(len(stages) + 1)])
+  if not lines:
+    return None
+  words = ["trained", *stages]
+  return plots.line_chart(
+    "Sanity check",
+    "rank correlation with the trained model's map",
+    lines,
+    "weights randomised from the head down to",
+    ticks={float(place): word for place, word in enumerate(words)},
+    legend="right",
+    png=True,
+  )
+
+
+def _method_lines(
+  curves: Mapping[str, Sequence[float]], x: Sequence[float]
+) -> list[Line]:
+  """Returns a line for each method; the controls come last."""
+  methods = sorted(curves, key=lambda m: m in tables.CONTROLS)
+  return [
+    line
+    for method in methods
+    if len(curves[method]) == len(x)
+    for line in _line(
+      title_of(method), x, curves[method], method in tables.CONTROLS
+    )
+  ]
+
+
+def _line(
+  word: str,
+  x: Sequence[float],
+  y: Sequence[float | None],
+  is_control: bool = False,
+) -> list[Line]:
+  """Returns a line, or none where no point is finite; None becomes NaN."""
+  values = np.array(y, dtype=float)
+  if not np.isfinite(values).any():
+    return []
+  return [Line(word, np.array(x, dtype=float), values, is_control)]

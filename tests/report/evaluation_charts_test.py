@@ -1,0 +1,131 @@
+"""An evaluation's pictures: curves, all methods side by side, sanity."""
+
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gc_jax.report import evaluation_charts, overlay, plots
+from tests.report import evaluations
+
+
+@pytest.fixture
+def made(tmp_path):
+  return evaluations.make(tmp_path / "e")
+
+
+def _open(png):
+  return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_every_curve_becomes_a_chart_for_page_and_file(made):
+  charts = evaluation_charts.charts(made)
+  assert list(charts) == [
+    "robustness",
+    "insertion",
+    "deletion",
+    "randomization",
+  ]
+  ids = []
+  for chart in charts.values():
+    assert _open(chart.png).shape[1] > 700
+    assert "currentColor" in chart.svg and "var(--series-1)" in chart.svg
+    assert not re.search(r"#[0-9a-f]{6}\b", chart.svg)
+    assert "http" not in chart.svg
+    ids += sorted(set(re.findall(r'\bid="([^"]*)"', chart.svg)))
+  assert len(ids) == len(set(ids))
+
+
+def test_curves_say_their_numbers(made):
+  charts = evaluation_charts.charts(made)
+  robustness = charts["robustness"].svg
+  assert "FGSM from 86.5 to 5 at ε in 1/255 64" in robustness
+  assert "PGD from 86.5 to 0 at ε in 1/255 64" in robustness
+  for chart in ("insertion", "deletion", "randomization"):
+    for word in ("Grad-CAM, element-wise", "cMWP", "SmoothGrad"):
+      assert f">{word}<" in charts[chart].svg  # the legend, as real text
+  assert ">Uniform map<" in charts["insertion"].svg
+  assert "var(--muted)" in charts["insertion"].svg
+  assert "cMWP from 1 to -0.02" in charts["randomization"].svg
+  assert ">layer3/1<" in charts["randomization"].svg
+
+
+def test_lines_of_many_methods_look_different():
+  x = np.array([0.0, 1.0])
+  lines = [plots.Line(str(n), x, x) for n in range(12)]
+  looks = plots._looks(lines, plots._PAPER)
+  assert len(set(looks)) == 12
+
+
+def test_without_curves_there_are_no_charts(tmp_path):
+  bare = evaluations.bare(tmp_path / "e")
+  assert evaluation_charts.charts(bare) == {}
+  assert evaluation_charts.methods_figure(bare) is None
+  assert evaluation_charts.sanity_figure(bare) is None
+  assert evaluation_charts.sanity(bare) == []
+
+
+def test_numbers_that_are_not_finite_break_a_line(made):
+  values = made.curves.insertion
+  values["cmwp"][3] = float("nan")
+  values["gradcam"] = [float("nan")] * len(values["gradcam"])
+  svg = evaluation_charts.charts(made)["insertion"].svg
+  assert "nan" not in svg.lower()
+  assert ">cMWP<" in svg and ">Grad-CAM<" not in svg
+
+
+def test_methods_that_ignore_the_weights_are_flagged(made):
+  found = evaluation_charts.sanity(made)
+  assert [s.title for s in found if s.stays_high] == ["SmoothGrad"]
+  assert found[0].title == "SmoothGrad"  # the worst first
+  made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
+  assert evaluation_charts.sanity(made)[1].stays_high
+
+
+def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
+  small = dataclasses.replace(made, examples=made.examples[:1])
+  one = _open(evaluation_charts.methods_figure(small))
+  all_rows = _open(evaluation_charts.methods_figure(made))
+  columns = 1 + len(evaluations.METHODS) + len(evaluations.CONTROLS)
+  assert one.shape[1] == all_rows.shape[1] == round(1.7 * columns * 160)
+  assert all_rows.shape[0] - one.shape[0] == pytest.approx(
+    2 * 1.62 * 160, abs=2
+  )
+
+
+def test_the_controls_stand_last_and_unknown_methods_before_them(made):
+  example = made.examples[0]
+  maps = {"uniform": example.maps["uniform"], "new": example.maps["gradcam"]}
+  maps |= {"gradcam": example.maps["gradcam"]}
+  methods = evaluation_charts.shown_methods(
+    [dataclasses.replace(example, maps=maps)]
+  )
+  assert methods == ["gradcam", "new", "uniform"]
+
+
+def test_the_sanity_strip_has_the_trained_map_and_every_stage(made):
+  strip = _open(evaluation_charts.sanity_figure(made))
+  assert strip.shape[1] == round(1.7 * (1 + len(evaluations.STAGES)) * 160)
+  assert strip.shape[0] == pytest.approx((3 * 1.62 + 0.35) * 160, abs=2)
+
+
+def test_stages_without_a_map_leave_gaps(made):
+  example = made.examples[0]
+  randomized = {"gradcam": {"layer4": example.randomized["gradcam"]["layer4"]}}
+  randomized["cmwp"] = {"stem": example.maps["cmwp"]}
+  only = dataclasses.replace(
+    made, examples=[dataclasses.replace(example, randomized=randomized)]
+  )
+  strip = _open(evaluation_charts.sanity_figure(only))
+  assert strip.shape[1] == round(1.7 * 3 * 160)  # trained, layer4, stem
+
+
+def test_photographs_are_embedded_small_and_pixel_art_crisp():
+  rng = np.random.default_rng(0)
+  photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+  assert overlay.compact_uri(photograph).startswith("data:image/jpeg;base64,")
+  enlarged = overlay.enlarge_image(photograph[:16, :16], 16)
+  assert overlay.compact_uri(enlarged) == overlay.data_uri(enlarged)

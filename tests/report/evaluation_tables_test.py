@@ -1,0 +1,363 @@
+"""Evaluations laid out as the paper's tables, in every format."""
+
+import csv
+import dataclasses
+import io
+import re
+
+import pytest
+
+from gc_jax.report import (
+  describe_evaluated,
+  evaluation_tables,
+  latex,
+  table_formats,
+)
+from tests.report import evaluations
+
+
+def _models(*made):
+  return describe_evaluated.group(made)
+
+
+def _table(made_tables, start):
+  (table,) = [t for t in made_tables if t.title.startswith(start)]
+  return table
+
+
+def _rows(table):
+  """Returns (label, method in words) -> heading -> text."""
+  return {
+    (row.label, table_formats.method_title(row)): {
+      column.title: table_formats.format_cell(
+        row.cells.get(column.key), column.decimals
+      )
+      for column in table.columns
+    }
+    for row in table.rows
+  }
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+  """ResNet18 with GC, and a GMP file that does not say its loss."""
+  return _models(
+    evaluations.make(tmp_path / "gc", data_name="imagenet"),
+    evaluations.make(
+      tmp_path / "gmp",
+      data_name="imagenet",
+      architecture="resnet18-gmp",
+      consistency=None,
+      source="files/best.pth",
+      ch=35.0,
+      accuracy=80.0,
+    ),
+  )
+
+
+def test_table_1_has_both_variants_the_papers_rows_and_the_controls(imagenet):
+  table = evaluation_tables.make_tables(imagenet)[0]
+  assert table.title == "Table 1: Grad-CAM, ImageNet"
+  titles = [column.title for column in table.columns]
+  assert titles == ["Top-1", "PG", "SPG", "CH", "NQH"]
+  rows = _rows(table)
+  assert list(rows) == [
+    ("ResNet18 GC", "Grad-CAM, element-wise"),
+    ("ResNet18 GMP (best.pth)", "Grad-CAM, element-wise"),
+    ("ResNet18 GC", "Grad-CAM"),
+    ("ResNet18 GMP (best.pth)", "Grad-CAM"),
+    ("paper: ResNet18 GC", "Grad-CAM, both variants"),
+    ("paper: ResNet18 GMP", "Grad-CAM, variant uncertain"),
+    ("paper: ResNet18 GMP+GC", "Grad-CAM, variant uncertain"),
+    ("Uniform map", "control"),
+    ("Centred Gaussian", "control"),
+  ]
+  assert rows["ResNet18 GC", "Grad-CAM"] == {
+    "Top-1": "86.50",
+    "PG": "69.25",
+    "SPG": "49.50 ± 0.12",
+    "CH": "29.00",
+    "NQH": "41.00",
+  }
+  assert rows["paper: ResNet18 GC", "Grad-CAM, both variants"] == {
+    "Top-1": "67.74",
+    "PG": "80.00",
+    "SPG": "65.85 ± 0.01",
+    "CH": "57.73",
+    "NQH": "7.62",
+  }
+  assert rows["Uniform map", "control"]["NQH"] == "75.00"
+  assert rows["Uniform map", "control"]["Top-1"] == ""
+  notes = " ".join(table.notes)
+  assert "not certain" in notes and "Not measured" not in notes
+
+
+@pytest.mark.parametrize(
+  "changes, quoted",
+  [
+    ({"data_name": "context_digits"}, []),
+    ({"data_name": "imagenet", "architecture": "vgg16"}, []),
+    ({"data_name": "imagenet", "architecture": "resnet34"}, []),
+    ({"data_name": "imagenet", "consistency": False}, ["Baseline"]),
+    ({"data_name": "imagenet", "consistency": None}, ["Baseline", "GC"]),
+  ],
+)
+def test_the_paper_stands_only_beside_what_it_measured(
+  tmp_path, changes, quoted
+):
+  models = _models(evaluations.make(tmp_path / "e", **changes))
+  for table in evaluation_tables.make_tables(models):
+    labels = [row.label for row in table.rows if row.is_reference]
+    wanted = quoted if table.title.startswith("Table 1") else []
+    assert labels == [f"paper: ResNet18 {name}" for name in wanted]
+    if table.title.startswith("Table") and not wanted:
+      assert re.search("none (of its rows )?stands here", table.notes[-1])
+
+
+def test_several_classes_a_picture_take_table_2(tmp_path):
+  made = evaluation_tables.make_tables(
+    _models(
+      evaluations.make(
+        tmp_path / "e",
+        data_name="coco",
+        multi_label=True,
+        architecture="resnet18-gmp",
+      )
+    )
+  )
+  table = made[0]
+  assert table.title == "Table 2: Grad-CAM, MS-COCO"
+  titles = [column.title for column in table.columns]
+  assert titles == ["F1-PerClass", "F1-Overall", "PG", "SPG", "CH", "NQH"]
+  row = _rows(table)["paper: ResNet18 GMP+GC", "Grad-CAM, variant uncertain"]
+  assert list(row.values())[:3] == ["61.99", "68.93", "66.10"]
+  third = _rows(_table(made, "Table 3"))
+  assert third["ResNet18 GMP+GC", "cMWP"]["CH"] == "26.00"
+  assert third["paper: ResNet18 GMP+GC", "cMWP"]["NQH"] == "74.86"
+  fourth = _rows(_table(made, "Table 4"))
+  assert fourth["paper: ResNet18 GMP+GC", "FullGrad"]["SPG"] == "27.18 ± 0.00"
+  sixth = _table(made, "Table 6")
+  assert _rows(sixth)["ResNet18 GMP+GC", "FGSM"]["clean"] == "86.50"
+  assert "F1-Overall without an attack" in table_formats.notes(sixth)[0]
+
+
+def test_table_5_sets_the_variants_side_by_side(tmp_path):
+  models = _models(
+    evaluations.make(
+      tmp_path / "e", data_name="imagenet", architecture="alexnet"
+    )
+  )
+  rows = _rows(_table(evaluation_tables.make_tables(models), "Table 5"))
+  assert rows["AlexNet GC", ""] == {
+    "PG, GCAM": "69.25",
+    "PG, element-wise GCAM": "70.25",
+    "CH, GCAM": "29.00",
+    "CH, element-wise GCAM": "30.00",
+  }
+  assert list(rows["paper: AlexNet GC", "as headed"].values()) == [
+    "73.70",
+    "76.60",
+    "48.10",
+    "55.20",
+  ]
+  assert set(rows["Uniform map", "control"].values()) == {"48.25", "8.00"}
+
+
+def test_table_6_has_fgsm_and_pgd_at_every_epsilon(tmp_path):
+  made = evaluations.make(
+    tmp_path / "e", data_name="imagenet", architecture="resnet50-gmp"
+  )
+  made.results["val/fgsm_4/top1"] = 43.21  # not one of the paper's
+  table = _table(evaluation_tables.make_tables(_models(made)), "Table 6")
+  titles = [column.title for column in table.columns]
+  assert titles == ["clean"] + [f"ε = {e}" for e in (1, 2, 4, 8, 16, 32, 64)]
+  rows = _rows(table)
+  assert rows["ResNet50 GMP+GC", "FGSM"]["ε = 4"] == "43.21"
+  assert rows["ResNet50 GMP+GC", "PGD"]["ε = 4"] == ""
+  assert rows["ResNet50 GMP+GC", "PGD"]["ε = 1"] == "43.25"
+  paper = rows["paper: ResNet50 GMP+GC", "FGSM, ε without unit"]
+  assert paper["ε = 64"] == "2.71" and paper["ε = 4"] == ""
+  notes = " ".join(table.notes)
+  assert "PGD: ε = 4" in notes and "no unit of epsilon" in notes
+
+
+def test_what_was_not_measured_is_empty_and_named(tmp_path):
+  made = evaluations.make(tmp_path / "e", methods=("gradcam_elementwise",))
+  del made.results["val/gradcam_elementwise/negative_quadrants_heatmap"]
+  all_tables = evaluation_tables.make_tables(_models(made))
+  first, third = all_tables[0], _table(all_tables, "Table 3")
+  assert _rows(first)["ResNet18 GC", "Grad-CAM"]["CH"] == ""
+  notes = " ".join(first.notes)
+  assert "Grad-CAM, element-wise: NQH; Grad-CAM: PG, SPG, CH, NQH" in notes
+  assert set(_rows(third)["ResNet18 GC", "cMWP"].values()) == {""}
+  assert "cMWP: everything" in " ".join(third.notes)
+
+
+def test_an_evaluation_of_accuracy_alone_still_has_all_layouts(tmp_path):
+  all_tables = evaluation_tables.make_tables(
+    _models(evaluations.bare(tmp_path / "e"))
+  )
+  assert _rows(all_tables[0])["ResNet18 GC", "Grad-CAM"]["Top-1"] == "80.00"
+  for table in all_tables:
+    for text in (
+      table_formats.to_markdown(table),
+      table_formats.to_html(table),
+      latex.to_latex(table),
+    ):
+      assert "nan" not in text.lower() and "None" not in text
+
+
+def test_the_full_table_has_every_method_with_its_intervals(tmp_path):
+  models = _models(evaluations.make(tmp_path / "e"))
+  table = evaluation_tables.full_table(models)
+  assert {row.method for row in table.rows} == {
+    *evaluations.METHODS,
+    *evaluations.CONTROLS,
+  }
+  text = table_formats.to_markdown(table)
+  assert "| **30.0** [28.5, 31.5] |" in text  # the best of all methods
+  assert "| 29.0 [27.5, 30.5] |" in text
+  assert "| 3.2 | 1,200 |" in text  # cMWP's empty maps, a fraction; pairs
+  notes = " ".join(table_formats.notes(table))
+  assert "All numbers but Pairs in percent." in notes
+  assert "95% interval" in notes
+  assert "on 100 of the 1,000 images" in notes
+  assert "Integrated gradients, SmoothGrad" in notes
+  accuracy = table_formats.to_markdown(evaluation_tables.accuracy_table(models))
+  assert "86.5 [84.4, 88.4]" in accuracy
+
+
+def test_repetitions_by_seed_become_one_row(tmp_path):
+  made = [
+    evaluations.make(
+      tmp_path / str(seed),
+      ch=ch,
+      config={"seed": seed, "loss": {"consistency_weight": 25.0}},
+    )
+    for seed, ch in enumerate((30.0, 34.0))
+  ]
+  table = evaluation_tables.make_tables(_models(*made))[0]
+  row = _rows(table)["ResNet18 GC", "Grad-CAM, element-wise"]
+  assert row["CH"] == "32.00 ± 2.83"
+  assert table.rows[0].num_runs == 2
+
+
+def test_namesakes_are_told_apart_by_their_source(tmp_path):
+  made = [
+    evaluations.make(tmp_path / name, consistency=None, source=f"x/{name}")
+    for name in ("a.pth", "b.pth")
+  ]
+  assert list(_models(*made)) == ["ResNet18 (a.pth)", "ResNet18 (b.pth)"]
+  made = [
+    evaluations.make(tmp_path / name, source="same", config={"seed": 0, "x": n})
+    for n, name in enumerate("ab")
+  ]
+  assert list(_models(*made)) == [
+    "ResNet18 GC, same, a",
+    "ResNet18 GC, same, b",
+  ]
+
+
+def _unescaped(text):
+  """Returns LaTeX without commands, maths, comments and escaped letters."""
+  lines = [x for x in text.splitlines() if not x.startswith("%")]
+  text = re.sub(r"\\[&%$#_{}]", "", "\n".join(lines))
+  return re.sub(r"\$\\?[a-z-]+\$", "", text)
+
+
+def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
+  models = _models(
+    evaluations.make(
+      tmp_path / "gc",
+      consistency=None,
+      source="50%_of #1 & {x}~y^2 \\ $5.pth",
+      data_name="my_data",
+    ),
+    evaluations.make(tmp_path / "b", consistency=False, ch=20.0),
+  )
+  text = latex.document(evaluation_tables.make_tables(models))
+  assert r"\usepackage{booktabs}" in text.splitlines()[0]
+  assert (
+    r"50\%\_of \#1 \& \{x\}\textasciitilde{}y\textasciicircum{}2 "
+    r"\textbackslash{} \$5.pth"
+  ) in text
+  assert r"CH $\uparrow$" in text and r"NQH $\downarrow$" in text
+  assert r"49.50 $\pm$ 0.12" in text
+  assert r"\textbf{30.00}" in text
+  for environment in ("table", "tabular"):
+    begun = text.count(rf"\begin{{{environment}}}")
+    assert begun == text.count(rf"\end{{{environment}}}") == 7
+  bare = _unescaped(text)
+  assert bare.isascii()
+  for character in "%#_$^~":
+    assert character not in bare
+  depth = 0
+  for character in bare:
+    depth += {"{": 1, "}": -1}.get(character, 0)
+    assert depth >= 0
+  assert depth == 0
+  for tabular in text.split(r"\begin{tabular}{")[1:]:
+    columns = len(tabular[: tabular.index("}")])
+    body = tabular[: tabular.index(r"\bottomrule")]
+    rows = [x for x in body.splitlines() if x.endswith(r"\\")]
+    assert rows
+    for row in rows:
+      assert len(re.findall(r"(?<!\\)&", row)) == columns - 1
+
+
+def test_csv_has_a_line_for_every_cell(imagenet):
+  all_tables = evaluation_tables.make_tables(imagenet)
+  text = table_formats.to_long_csv(all_tables)
+  lines = list(csv.DictReader(io.StringIO(text)))
+  cells = sum(len(t.rows) * len(t.columns) for t in all_tables)
+  assert len(lines) == cells
+
+  def find(**wanted):
+    return [x for x in lines if all(x[k] == v for k, v in wanted.items())]
+
+  (line,) = find(
+    table="Table 1: Grad-CAM, ImageNet",
+    kind="paper",
+    model="paper: ResNet18 GC",
+    metric="stochastic_pointing_game",
+  )
+  assert (line["value"], line["sampling_std"]) == ("65.8500", "0.0100")
+  (line,) = find(
+    table="All methods, all metrics",
+    model="ResNet18 GC",
+    method="gradcam",
+    metric="content_heatmap",
+  )
+  assert (line["low"], line["high"]) == ("27.5000", "30.5000")
+  (line,) = find(
+    table="Table 1: Grad-CAM, ImageNet", method="uniform", metric="top1"
+  )
+  assert line["kind"] == "control" and line["value"] == ""
+
+
+def test_evaluations_of_other_data_or_settings_are_refused(tmp_path):
+  first = evaluations.make(tmp_path / "a")
+  describe_evaluated.check_comparable([first, first])
+  for changes, words in [
+    ({"data_name": "coco"}, "must share the data set"),
+    ({"split": "val"}, "must share the split"),
+    ({"protocol": "release"}, "must share the protocol"),
+    (
+      {"settings": {"tolerance_px": 9.0}},
+      "must share the setting tolerance_px",
+    ),
+    ({"num_images": 10}, "must share the number of images"),
+    (
+      {"config": {"data": {"background_frac": 0.9}}},
+      "must share --config.data.image_size",
+    ),
+  ]:
+    other = evaluations.make(tmp_path / "b", **changes)
+    with pytest.raises(ValueError, match=re.escape(words)):
+      describe_evaluated.check_comparable([first, other])
+  # As read from its file, where tuples are lists.
+  settings = {"tolerance_px": 15.0, "epsilons": list(evaluations.EPSILONS)}
+  read = dataclasses.replace(
+    first, about=dataclasses.replace(first.about, settings=settings)
+  )
+  describe_evaluated.check_comparable([first, read])
