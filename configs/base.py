@@ -87,10 +87,10 @@ def get_config() -> ml_collections.ConfigDict:
   #   = none
   # `gc_jax.evaluate` only:
   c.eval.epsilons = (1, 2, 8, 16, 32, 64)  # of FGSM and PGD, in 1/255
-  c.eval.costly_rows = 100  # pairs of picture and class on which methods of
+  c.eval.costly_rows = 50  # pairs of picture and class on which methods of
   #   many passes, PGD, insertion, deletion and boxes are measured
   c.eval.faithfulness_steps = 16  # insertion and deletion: parts of a picture
-  c.eval.sanity_rows = 16  # pairs explained with weights randomised
+  c.eval.sanity_rows = 8  # pairs explained with weights randomised
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_epochs = 1.0

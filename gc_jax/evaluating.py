@@ -269,7 +269,7 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
     planner: of the split.
     methods: keys of `METHODS`.
     mesh: a batch is divided along it.
-    strips: of the first pictures, the maps of models randomised.
+    strips: row -> its maps of models randomised.
   """
   rows = sanity.spread(planner, _NUM_EXAMPLES)
   found = evaluation.explained(
@@ -283,9 +283,9 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
       target=int(planner.pairs.target[row]),
       predicted=one.predicted,
       maps=one.cams,
-      randomized=strips[i] if i < len(strips) else {},
+      randomized=strips.get(int(row), {}),
     )
-    for i, (row, one) in enumerate(zip(rows, found, strict=True))
+    for row, one in zip(rows, found, strict=True)
   ]
 
 

@@ -192,24 +192,29 @@ def faithful(
     num_steps: see `faithfulness.curves`.
   """
   model = _model(graphdef, variables)
-  images, target = batch["image"], batch["target"][:, None]
+  images = batch["image"]
   cams = _maps(model, images, batch["target"], methods)
+  # All methods in one loop: maps of the picture's size, as so many targets.
+  enlarged = [
+    faithfulness.enlarged(cam, *images.shape[1:3]) for cam in cams.values()
+  ]
+  targets = jnp.broadcast_to(batch["target"][:, None], (len(images), len(cams)))
+  fractions, *both = faithfulness.curves(
+    model,
+    images,
+    targets,
+    jnp.stack(enlarged, 1),
+    num_steps=num_steps,
+    multi_label="labels" in batch,
+  )
   counts = batch["mask"] * batch["target_mask"]
   columns, totals = {}, {}
-  for name, cam in cams.items():
-    fractions, *both = faithfulness.curves(
-      model,
-      images,
-      target,
-      cam[:, None],
-      num_steps=num_steps,
-      multi_label="labels" in batch,
-    )
-    for what, curve in zip(("insertion", "deletion"), both, strict=True):
-      area = faithfulness.area_under(fractions, curve)[:, 0]
-      columns[f"{name}/{what}_auc"] = _where(counts, area)
-      total = jnp.where(counts[:, None] > 0, curve[:, 0], 0).sum(0)
-      totals[f"{name}/{what}"] = (total, counts.sum())
+  for what, curves in zip(("insertion", "deletion"), both, strict=True):
+    areas = faithfulness.area_under(fractions, curves)
+    sums = jnp.where(counts[:, None, None] > 0, curves, 0).sum(0)
+    for i, name in enumerate(cams):
+      columns[f"{name}/{what}_auc"] = _where(counts, areas[:, i])
+      totals[f"{name}/{what}"] = (sums[i], counts.sum())
   return Measured(columns, {"faithfulness": totals}, cams)
 
 

@@ -117,7 +117,8 @@ class Planner:
     else:
       first = np.flatnonzero(self.pairs.first)
       step = lambda batch: measure.predictions(*self._graph, batch)
-      passes = [Pass("predictions", first, self.square, self._rows(), step)]
+      size = self._batch_size(first)
+      passes = [Pass("predictions", first, self.square, size, step)]
       passes += self._frames("frames", self._explained, methods)
     return [*passes, self._composites("composites", self._explained, methods)]
 
@@ -142,7 +143,8 @@ class Planner:
     square = self.with_objects()
     name = "insertion, deletion and boxes"
     on_host = functools.partial(_boxes, square.image_size)
-    return Pass(name, self.few(), square, self._rows(), step, on_host)
+    rows = self.few()
+    return Pass(name, rows, square, self._batch_size(rows), step, on_host)
 
   def robustness(self, epsilons: tuple[int, ...]) -> list[Pass]:
     """Returns FGSM on every picture, and PGD on fewer."""
@@ -153,11 +155,11 @@ class Planner:
       *self._graph, batch, ("fgsm",), epsilons
     )
     pgd = lambda batch: measure.attacked(
-      *self._graph, batch, ("pgd",), (0, *epsilons)
+      *self._graph, batch, ("pgd",), epsilons
     )
     return [
-      Pass("FGSM", first, self.square, self._rows(), fgsm),
-      Pass("PGD", few, self.square, self._rows(), pgd),
+      Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
+      Pass("PGD", few, self.square, self._batch_size(few), pgd),
     ]
 
   def few(self) -> Int[np.ndarray, "n"]:
@@ -173,13 +175,14 @@ class Planner:
     step = lambda batch: measure.localization(
       *self._graph, batch, methods, predicts
     )
-    return Pass(name, rows, square, self._rows(), step)
+    return Pass(name, rows, square, self._batch_size(rows), step)
 
   def _composites(self, name, rows, methods) -> Pass:
     step = lambda batch: measure.negative_quadrants(
       *self._graph, batch, methods
     )
-    return Pass(name, rows, self.composite(), self._rows(4), step)
+    size = self._batch_size(rows, area=4)
+    return Pass(name, rows, self.composite(), size, step)
 
   def _frames(self, name, rows, methods) -> list[Pass]:
     settings = self._config.eval
@@ -214,15 +217,17 @@ class Planner:
         *self._graph, batch, methods, False
       )
       own = rows[(sizes == (height, width)).all(1)]
-      share = height * width / self.square.image_size**2
+      area = height * width / self.square.image_size**2
       label = f"{name} {height}x{width}"
-      passes.append(Pass(label, own, frame, self._rows(share), step))
+      size = self._batch_size(own, area)
+      passes.append(Pass(label, own, frame, size, step))
     return passes
 
-  def _rows(self, share: float = 1.0) -> int:
+  def _batch_size(self, rows: Int[np.ndarray, "N"], area: float = 1.0) -> int:
     """Returns rows of a batch of images so many times as large as a square."""
-    rows = max(1, int(self._config.eval.batch_size / share))
-    return -(-rows // self._mesh.size) * self._mesh.size
+    size = max(1, int(self._config.eval.batch_size / area))
+    size = min(size, max(1, len(rows)))
+    return -(-size // self._mesh.size) * self._mesh.size
 
 
 def run(

@@ -15,8 +15,6 @@ from flax import nnx
 from gc_jax import evaluation, parallel, passes
 from gc_jax.attribution import randomization
 
-_NUM_STRIPS = 2  # pictures whose maps are kept
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Panel:
@@ -26,12 +24,12 @@ class Panel:
     stages: from the head down; each randomised with all before it.
     correlations: method -> mean over pictures of the rank correlation of the
       map after each stage with the trained model's. Near 1: it did not change.
-    strips: of the first pictures: method -> stage -> map.
+    strips: row of some pictures -> method -> stage -> map.
   """
 
   stages: list[str]
   correlations: dict[str, list[float]]
-  strips: list[dict[str, dict[str, np.ndarray]]]
+  strips: dict[int, dict[str, dict[str, np.ndarray]]]
 
 
 def check(
@@ -52,31 +50,32 @@ def check(
   """
   rows = spread(planner, num_rows)
 
-  def maps(which, rows):
-    square = planner.with_objects()
+  def maps(which):
     found = evaluation.explained(
-      which, planner.pairs, rows, square, methods, mesh
+      which, planner.pairs, rows, planner.with_objects(), methods, mesh
     )
-    return [one.cams for one in found]
+    return {
+      name: np.stack([one.cams[name] for one in found]) for name in methods
+    }
 
-  shown = spread(planner, _NUM_STRIPS)
-  trained = maps(model, rows)
+  before = maps(model)
   stages = list(randomization.stages(model))
   correlations: dict[str, list[float]] = {name: [] for name in methods}
-  strips: list[dict] = [{name: {} for name in methods} for _ in shown]
+  # The first and the last: of any number of rows they are the same.
+  strips: dict[int, dict] = {
+    int(rows[place]): {name: {} for name in methods} for place in (0, -1)
+  }
   for stage in stages:
-    other = parallel.on_all_devices(
-      randomization.randomized(model, stage, jax.random.key(0)), mesh
+    after = maps(
+      parallel.on_all_devices(
+        randomization.randomized(model, stage, jax.random.key(0)), mesh
+      )
     )
-    now = maps(other, rows)
     for name in methods:
-      before = np.stack([cams[name] for cams in trained])
-      after = np.stack([cams[name] for cams in now])
-      found = randomization.rank_correlation(before, after)
+      found = randomization.rank_correlation(before[name], after[name])
       correlations[name].append(float(np.mean(found)))
-    for strip, cams in zip(strips, maps(other, shown), strict=True):
-      for name in methods:
-        strip[name][stage] = cams[name]
+      for place in (0, -1):
+        strips[int(rows[place])][name][stage] = after[name][place]
   return Panel(stages, correlations, strips)
 
 

@@ -100,15 +100,22 @@ def area_under(
   return (means * jnp.diff(fractions)[None, None]).sum(-1)
 
 
-def _ranks(
+def enlarged(
   cam: Float[Array, "B h w"], height: int, width: int
-) -> Int[Array, "B H W"]:
-  """Returns each pixel's place, 0 for the brightest."""
+) -> Float[Array, "B H W"]:
+  """Returns maps of the picture's size, bilinear; constant ones stay so."""
   cam = metrics.as_distribution(cam)
   cam_px = metrics.upsample(cam, height, width)
   # Enlarging rounds: a constant would be ranked by the last digits.
   is_constant = cam.max((1, 2)) == cam.min((1, 2))
-  cam_px = jnp.where(is_constant[:, None, None], 0, cam_px)
+  return jnp.where(is_constant[:, None, None], cam[:, :1, :1], cam_px)
+
+
+def _ranks(
+  cam: Float[Array, "B h w"], height: int, width: int
+) -> Int[Array, "B H W"]:
+  """Returns each pixel's place, 0 for the brightest."""
+  cam_px = enlarged(cam, height, width)
   order = jnp.argsort(-cam_px.reshape(len(cam), -1), axis=1, stable=True)
   return jnp.argsort(order, axis=1).reshape(cam_px.shape)
 
