@@ -105,20 +105,6 @@ def tables_files(
   }
 
 
-def table_blocks(made: Sequence[tables.Table]) -> list[dict[str, Any]]:
-  """Returns tables for the page; a note stands below the first it is of."""
-  seen: set[str] = set()
-  blocks = []
-  for table in made:
-    if not table.columns:
-      continue
-    notes = [n for n in table_formats.notes(table) if n not in seen]
-    seen.update(notes)
-    html = table_formats.to_html(table)
-    blocks.append({"title": table.title, "html": html, "notes": notes})
-  return blocks
-
-
 def _context(
   evaluated: Evaluated,
   made: Sequence[tables.Table],
@@ -133,7 +119,7 @@ def _context(
     describe_evaluated.tolerance(about),
     method=method or summary.METHOD,
   )
-  blocks = table_blocks(made)
+  blocks = page.table_blocks(made)
   is_papers = [block["title"].startswith("Table ") for block in blocks]
   verdicts = evaluation_charts.sanity(evaluated)
   headings, rows = _by_class(evaluated, method)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from gc_jax.report import plots
 
 _CELL_INCHES = (1.7, 1.62)  # width; height, of a square picture
+_LETTER_INCHES = 0.065  # of a label, on average
 _DPI = 160
 
 
@@ -34,9 +35,10 @@ def draw(
   width, height = _CELL_INCHES
   first = rows[0].pictures[0]
   aspect = 1.0 if first is None else first.shape[0] / first.shape[1]
+  labels_inches = _LETTER_INCHES * max(len(row.label) for row in rows)
   figure = Figure(
     figsize=(
-      width * len(headings),
+      width * len(headings) + labels_inches,
       height * max(0.5, min(aspect, 2.0)) * len(rows) + 0.35,
     ),
     layout="constrained",

@@ -111,7 +111,7 @@ def test_the_paper_stands_only_beside_what_it_measured(
     wanted = quoted if table.title.startswith("Table 1") else []
     assert labels == [f"paper: ResNet18 {name}" for name in wanted]
     if table.title.startswith("Table") and not wanted:
-      assert re.search("none (of its rows )?stands here", table.notes[-1])
+      assert re.search("none (of its rows )?stands here", table.notes[0])
 
 
 def test_several_classes_a_picture_take_table_2(tmp_path):
