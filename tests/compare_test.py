@@ -232,6 +232,17 @@ def test_evaluations_of_different_settings_are_refused(
   assert not out.exists()
 
 
+def test_repeated_evaluations_that_share_a_seed_are_pointed_out(
+  tmp_path, evaluated, capsys
+):
+  twin = evaluations.write(tmp_path / "eval-twin", ch=32.0)
+  out = tmp_path / "out"
+  folders = [*map(str, evaluated), str(twin)]
+  assert compare.main([*folders, f"--out={out}"]) == 0
+  assert "note: Runs of ResNet18 GC share a seed" in capsys.readouterr().out
+  assert "31.00 ± 1.41" in (out / "tables.md").read_text()
+
+
 def test_an_evaluations_own_folder_is_not_overwritten(evaluated, capsys):
   (evaluated[0] / "tables.csv").write_text("mine")
   assert compare.main([*map(str, evaluated), f"--out={evaluated[0]}"]) == 2

@@ -94,7 +94,11 @@ def _compare_runs(runs: Sequence[Run]) -> tuple[dict[str, bytes], list[str]]:
   results = {k: [run.results for run in group] for k, group in groups.items()}
   table = tables.make_table(results)
   figure, remarks = draw_figure({k: group[0] for k, group in groups.items()})
-  remarks = _same_seeds(groups) + remarks
+  seeds = {
+    label: {str(run.workdir): run.setting("seed") for run in group}
+    for label, group in groups.items()
+  }
+  remarks = describe.shared_seeds(seeds) + remarks
   points = pareto.points(results)
   chart = pareto.draw(points)
 
@@ -168,22 +172,6 @@ def draw_figure(
       cells.append(pictures.explained(own.image, own.object_mask, own.cam))
     rows.append(picture_grid.GridRow(first_run.class_name(first.target), cells))
   return picture_grid.draw(["Image", *shown], rows), remarks
-
-
-def _same_seeds(groups: dict[str, list[Run]]) -> list[str]:
-  """Returns a remark on runs of one configuration that share a seed."""
-  remarks = []
-  for label, group in groups.items():
-    seeds = [run.setting("seed") for run in group]
-    if len(set(seeds)) < len(seeds):
-      listed = ", ".join(
-        f"{run.workdir} ({seed})"
-        for run, seed in zip(group, seeds, strict=True)
-      )
-      remarks.append(
-        f"Runs of {label} share a seed, so their ± says too little: {listed}."
-      )
-  return remarks
 
 
 def _check_out(out: pathlib.Path) -> None:

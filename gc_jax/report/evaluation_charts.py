@@ -5,6 +5,7 @@ change when the model's weights are randomised, from the head down.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,13 +34,27 @@ class Sanity:
   Attributes:
     title: the method in words.
     correlations: with the trained model's map, after each stage.
-    stays_high: whether the last is at least `STAYS_HIGH` either way: the map
-      hardly depends on what the model learned.
   """
 
   title: str
   correlations: tuple[float, ...]
-  stays_high: bool
+
+  @property
+  def last(self) -> float:
+    """Returns the size of the last correlation; NaN where there is none."""
+    return abs(self.correlations[-1]) if self.correlations else math.nan
+
+  @property
+  def stays_high(self) -> bool:
+    """Returns whether the map hardly depends on what the model learned."""
+    return self.last >= STAYS_HIGH
+
+  @property
+  def verdict(self) -> str:
+    """Returns "stays high", "changes" or "not measured"."""
+    if math.isnan(self.last):
+      return "not measured"
+    return "stays high" if self.stays_high else "changes"
 
 
 def charts(evaluated: Evaluated) -> dict[str, Chart]:
@@ -92,20 +107,10 @@ def sanity(evaluated: Evaluated) -> list[Sanity]:
   found = []
   for method, values in evaluated.curves.randomization.items():
     correlations = tuple(
-      float("nan") if value is None else float(value) for value in values
+      math.nan if value is None else float(value) for value in values
     )
-    last = correlations[-1] if correlations else float("nan")
-    found.append(
-      Sanity(title_of(method), correlations, abs(last) >= STAYS_HIGH)
-    )
-  return sorted(
-    found,
-    key=lambda s: (
-      -abs(s.correlations[-1])
-      if s.correlations and np.isfinite(s.correlations[-1])
-      else 1.0
-    ),
-  )
+    found.append(Sanity(title_of(method), correlations))
+  return sorted(found, key=lambda s: 1.0 if math.isnan(s.last) else -s.last)
 
 
 def methods_figure(evaluated: Evaluated) -> bytes | None:

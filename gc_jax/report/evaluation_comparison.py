@@ -49,6 +49,11 @@ def make(
   chart = pareto.draw(points)
   robustness = evaluation_charts.robustness_chart(firsts)
   figure, method, remarks = _figure(firsts)
+  seeds = {
+    label: {str(e.folder): e.about.config.get("seed") for e in members}
+    for label, members in models.items()
+  }
+  remarks = describe.shared_seeds(seeds) + remarks
 
   written = evaluation_page.tables_files(made, protocol)
   written["comparison.html"] = page.render(

@@ -142,9 +142,13 @@ def _context(
     "sanity": verdicts,
     "stages": list(evaluated.curves.stages),
     "flagged": [v.title for v in verdicts if v.stays_high],
+    "all_change": bool(verdicts)
+    and all(v.verdict == "changes" for v in verdicts),
     "threshold": f"{evaluation_charts.STAYS_HIGH:g}",
     "sanity_figure": (
-      "" if sanity_figure is None else overlay.as_data_uri(sanity_figure)
+      ""
+      if sanity_figure is None
+      else overlay.compact_uri(overlay.read_png(sanity_figure))
     ),
     "sanity_index": None if shown is None else shown.index,
     "gallery": [_card(evaluated, e) for e in evaluated.examples[:_MAX_CARDS]],

@@ -168,7 +168,7 @@ def _variants_table(models: Models) -> Table:
   columns = []
   for key in paper_tables.TABLES[5].rows[0].cells:
     method, metric = key.split("/")
-    word = "GCAM" if method == "gradcam" else "element-wise GCAM"
+    word = "GCAM" if method == "gradcam" else "element-wise"
     known = _KNOWN[metric]
     columns.append(
       Column(

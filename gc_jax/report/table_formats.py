@@ -42,6 +42,8 @@ def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
   ]
   if meanings:
     sentences[0] += f" {'; '.join(meanings)}."
+  elif explained and not plain:
+    sentences = []  # said before
   spreads = []
   if is_repeated(table):
     spreads.append(

@@ -83,6 +83,9 @@ def test_methods_that_ignore_the_weights_are_flagged(made):
   assert found[0].title == "SmoothGrad"  # the worst first
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
   assert evaluation_charts.sanity(made)[1].stays_high
+  made.curves.randomization["gradcam"][-1] = float("nan")
+  last = evaluation_charts.sanity(made)[-1]
+  assert (last.title, last.verdict) == ("Grad-CAM", "not measured")
 
 
 def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
