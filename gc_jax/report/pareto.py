@@ -132,7 +132,11 @@ def _draw(own: Sequence[Point]) -> Chart:
       linewidth=1.0,
       zorder=1,
     )
+    axes.margins(0.16)
+    places = [point.content_heatmap for point in own]
+    middle = (min(places) + max(places)) / 2
     for point in own:
+      is_right = point.content_heatmap > middle
       axes.plot(
         [point.content_heatmap],
         [point.accuracy],
@@ -146,12 +150,13 @@ def _draw(own: Sequence[Point]) -> Chart:
         # "$" would begin a formula.
         point.label.replace("$", r"\$"),
         (point.content_heatmap, point.accuracy),
-        xytext=(7, 5),
+        # Towards the middle: there is room whatever the name's length.
+        xytext=(-7 if is_right else 7, 6),
+        ha="right" if is_right else "left",
         textcoords="offset points",
         fontsize=8.5,
         color=palette.text,
       )
-    axes.margins(0.16)
     axes.set_xlabel(f"CH in percent, {method}")
     axes.set_ylabel(f"{word} in percent")
     plots.clean(axes, palette)

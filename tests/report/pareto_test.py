@@ -1,6 +1,6 @@
 """Accuracy against content heatmap: who is on the front."""
 
-from gc_jax.report import pareto
+from gc_jax.report import overlay, pareto
 
 
 def _results(accuracy, ch, metric="top1", method="gradcam_elementwise"):
@@ -40,6 +40,17 @@ def test_the_chart_needs_two_models_and_says_their_numbers():
   assert "b: Top-1 70.0, CH 5.0." in chart.svg
   assert ">a_$1$<" in chart.svg
   assert chart.png.startswith(b"\x89PNG")
+
+
+def test_long_names_end_within_the_chart():
+  models = {
+    f"{name} with a name that is rather long, for a model": [_results(*place)]
+    for name, place in {"a": (80.0, 10.0), "b": (70.0, 50.0)}.items()
+  }
+  png = pareto.draw(pareto.points(models)).png
+  picture = overlay.read_png(png)
+  assert (picture[:, :10] == 255).all()
+  assert (picture[:, -30:] == 255).all()
 
 
 def test_models_with_the_standard_map_alone_are_drawn_by_it():
