@@ -24,6 +24,7 @@ from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods
 MAX_SANITY_ROWS = 12  # methods in the strip of maps by stage
+MAX_SANITY_STAGES = 8  # evenly spread over them, the last among them
 STAYS_HIGH = 0.5  # rank correlation after the last stage
 
 
@@ -149,6 +150,9 @@ def sanity_figure(evaluated: Evaluated) -> bytes | None:
     for stage in evaluated.curves.stages
     if any(stage in by_stage for by_stage in example.randomized.values())
   ]
+  if len(stages) > MAX_SANITY_STAGES:  # VGG16 has 16
+    places = np.linspace(0, len(stages) - 1, MAX_SANITY_STAGES)
+    stages = [stages[place] for place in places.round().astype(int)]
   rows = []
   methods = [m for m in example.randomized if m in example.maps]
   for method in methods[:MAX_SANITY_ROWS]:

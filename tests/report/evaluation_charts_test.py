@@ -131,6 +131,27 @@ def test_stages_without_a_map_leave_gaps(made):
   )  # trained, layer4, stem
 
 
+def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
+  stages = [f"trunk.{n}" for n in range(17, 0, -1)]
+  cam = made.examples[0].maps["gradcam"]
+  example = dataclasses.replace(
+    made.examples[0], randomized={"gradcam": dict.fromkeys(stages, cam)}
+  )
+  curves = dataclasses.replace(
+    made.curves,
+    stages=stages,
+    randomization={"gradcam": [n / 20 for n in range(17, 0, -1)]},
+  )
+  many = dataclasses.replace(made, curves=curves, examples=[example])
+  strip = _open(evaluation_charts.sanity_figure(many))
+  assert strip.shape[1] == pytest.approx((1.7 * 9 + 0.065 * 8) * 160, abs=2)
+  svg = evaluation_charts.charts(many)["randomization"].svg
+  for stage in stages:
+    turned = rf"<text[^>]*rotate\(-90[^>]*>{re.escape(stage)}</text>"
+    assert re.search(turned, svg), stage
+  assert "rotate(-90" not in evaluation_charts.charts(made)["randomization"].svg
+
+
 def test_photographs_are_embedded_small_and_pixel_art_crisp():
   rng = np.random.default_rng(0)
   photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
