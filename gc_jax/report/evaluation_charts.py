@@ -97,7 +97,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
     "ε in 1/255",
     x_scale="doubling",
     ticks={place: f"{place:g}" for place in places},
-    y_limits=(0.0, 100.0),
+    y_limits=(-2.0, 102.0),
     legend="above" if len(lines) <= 2 else "right",
     png=True,
   )
@@ -208,7 +208,7 @@ def _faithfulness_chart(
     "mean probability of the class",
     lines,
     f"percent of the pixels {done}, highest of the map first",
-    y_limits=(0.0, 1.0),
+    y_limits=(-0.02, 1.02),
     legend="right",
     png=True,
   )
@@ -224,12 +224,14 @@ def _randomization_chart(evaluated: Evaluated) -> Chart | None:
   if not lines:
     return None
   words = ["trained", *stages]
+  lowest = min(float(np.nanmin(line.y)) for line in lines)
   return plots.line_chart(
     "Sanity check",
     "rank correlation with the trained model's map",
     lines,
     "weights randomised from the head down to",
     ticks={float(place): word for place, word in enumerate(words)},
+    y_limits=(min(0.0, lowest) - 0.05, 1.05),
     legend="right",
     png=True,
   )

@@ -146,6 +146,8 @@ def line_chart(
     if x_scale == "doubling":
       axes.set_xscale("symlog", base=2, linthresh=1.0, linscale=1.0)
     axes.set_xlabel(x_label)
+    if palette is _PAPER:  # a page says it above the chart
+      axes.set_ylabel(unit)
     if y_limits is not None:
       axes.set_ylim(*y_limits)
     if ticks is not None:
@@ -208,11 +210,19 @@ def to_svg(
 
 
 def to_png(draw: Callable[[Palette], Figure]) -> bytes:
-  """Returns a chart on white, as a file."""
+  """Returns a chart on white, as a file, with room for all its words."""
   with matplotlib.rc_context(_settings(_PAPER)):
     figure = draw(_PAPER)
     figure.set_facecolor("white")
-    return figure_png(figure, _PNG_DPI)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(
+      buffer,
+      format="png",
+      dpi=_PNG_DPI,
+      bbox_inches="tight",
+      metadata={"Software": None},
+    )
+    return buffer.getvalue()
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:

@@ -49,8 +49,8 @@ def test_long_names_end_within_the_chart():
   }
   png = pareto.draw(pareto.points(models)).png
   picture = overlay.read_png(png)
-  assert (picture[:, :10] == 255).all()
-  assert (picture[:, -30:] == 255).all()
+  # The file grows with what sticks out of the chart's 7.2 inches.
+  assert picture.shape[1] <= 7.2 * 200
 
 
 def test_models_with_the_standard_map_alone_are_drawn_by_it():
