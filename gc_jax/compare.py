@@ -1,4 +1,4 @@
-"""Compares finished runs: python -m gc_jax.compare RUN... --out=DIR."""
+"""Compares models: python -m gc_jax.compare RUN... --out=DIR."""
 
 import argparse
 import sys
@@ -7,19 +7,32 @@ from collections.abc import Sequence
 from gc_jax.report import comparison
 
 _DESCRIPTION = """\
-Puts finished runs into the paper's table and its Figure 2.
+Puts models beside each other: finished runs, or evaluations.
 
-Runs that differ by seed only become one row, mean ± standard deviation; what
-else their configurations differ in becomes the row's name. Written to --out:
+Those that differ by seed only become one row, mean ± standard deviation; what
+else their configurations differ in becomes the row's name. All folders must
+be of one kind, and of the same data. Written to --out:
 
+from runs (the --workdir of gc_jax.main)
   comparison.md    the table as Markdown
   comparison.csv   the same with four decimals, for other programs
-  comparison.html  one page with table and figure, to pass on
+
+from evaluations (the --out of gc_jax.evaluate)
+  tables.md        the paper's Tables 1 to 6 over the models, then everything
+  tables.csv       the same, a line for every cell, with 95% intervals
+  tables.tex       the same as LaTeX, for a paper
+  robustness.png   accuracy under attack, if it was measured
+
+from both
+  comparison.html  one page with tables and figures, to pass on
   figure.png       the same images explained by each model, side by side
+  pareto.png       accuracy against content heatmap, a point for each model
+  pareto.csv       its points (two models or more)
 """
 _EPILOG = """\
-example:
+examples:
   python -m gc_jax.compare runs/baseline runs/gc --out=runs/comparison
+  python -m gc_jax.compare runs/baseline/eval runs/gc/eval --out=runs/tables
 """
 
 
@@ -35,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "runs",
     nargs="+",
     metavar="RUN",
-    help="folder of a finished run (the --workdir of gc_jax.main)",
+    help="folder of a finished run (the --workdir of gc_jax.main), or of an "
+    "evaluation (the --out of gc_jax.evaluate)",
   )
   parser.add_argument(
     "--out",

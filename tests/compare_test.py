@@ -9,10 +9,27 @@ import pytest
 from PIL import Image
 
 from gc_jax import compare
-from tests.report import workdirs
+from tests.report import evaluations, workdirs
 
 ROOT = pathlib.Path(__file__).parents[1]
-FILES = ["comparison.csv", "comparison.html", "comparison.md", "figure.png"]
+FILES = [
+  "comparison.csv",
+  "comparison.html",
+  "comparison.md",
+  "figure.png",
+  "pareto.csv",
+  "pareto.png",
+]
+EVALUATION_FILES = [
+  "comparison.html",
+  "figure.png",
+  "pareto.csv",
+  "pareto.png",
+  "robustness.png",
+  "tables.csv",
+  "tables.md",
+  "tables.tex",
+]
 
 
 def _compare(*args):
@@ -58,6 +75,19 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
     width, height = figure.size
   assert width / height == pytest.approx(4 / 2, rel=0.15)  # 1 + 3 by 2 images
 
+  points = list(csv.DictReader((out / "pareto.csv").read_text().splitlines()))
+  element_wise = [p for p in points if p["method"] == "gradcam_elementwise"]
+  assert [
+    (p["model"], p["content_heatmap"], p["num_runs"], p["on_front"])
+    for p in element_wise
+  ] == [
+    ("Baseline", "13.0000", "1", "0"),
+    ("GC", "21.0000", "2", "1"),
+    ("GMP", "17.0000", "1", "0"),
+  ]
+  with Image.open(out / "pareto.png") as chart:
+    assert chart.size[0] == pytest.approx(1440, rel=0.1)
+
   again = _compare(*runs[:2], f"--out={out}")  # over an earlier comparison
   assert again.returncode == 0, again.stderr
   assert "2 models" in (out / "comparison.html").read_text()
@@ -66,7 +96,7 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
 def test_help_says_what_is_written():
   done = _compare("--help")
   assert done.returncode == 0
-  for word in ["RUN", "--out DIR", *FILES]:
+  for word in ["RUN", "--out DIR", *FILES, *EVALUATION_FILES]:
     assert word in done.stdout
 
 
@@ -109,7 +139,9 @@ def test_runs_without_galleries_are_compared_without_a_figure(
   printed = capsys.readouterr().out
   assert "note: Baseline is not in the figure" in printed
   assert "No figure" in printed
-  assert sorted(path.name for path in out.iterdir()) == FILES[:3]
+  assert sorted(path.name for path in out.iterdir()) == [
+    name for name in FILES if name != "figure.png"
+  ]
 
 
 def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
@@ -119,3 +151,100 @@ def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
   )
   printed = capsys.readouterr().out
   assert "note: Runs of GC share a seed" in printed
+
+
+def test_one_model_has_no_pareto_plot(tmp_path, runs):
+  out = tmp_path / "out"
+  assert compare.main([str(runs[1]), str(runs[2]), f"--out={out}"]) == 0
+  names = sorted(path.name for path in out.iterdir())
+  assert names == [name for name in FILES if not name.startswith("pareto")]
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+  return [
+    evaluations.write(tmp_path / "eval-base", consistency=False, ch=20.0),
+    evaluations.write(tmp_path / "eval-gc", accuracy=80.0),
+  ]
+
+
+def test_evaluations_become_the_papers_tables(tmp_path, evaluated, capsys):
+  out = tmp_path / "out"
+  assert compare.main([*map(str, evaluated), f"--out={out}"]) == 0
+  assert sorted(path.name for path in out.iterdir()) == EVALUATION_FILES
+  printed = capsys.readouterr().out
+  assert all(f"wrote {out / name}" in printed for name in EVALUATION_FILES)
+  markdown = (out / "tables.md").read_text()
+  for number in (1, 3, 4, 5, 6):
+    assert f"## Table {number}: " in markdown
+  line = "| ResNet18 GC | Grad-CAM, element-wise | 80.00 | **70.25** |"
+  assert line in markdown
+  assert "| ResNet18 Baseline | PGD | **86.50** | **43.25** |" in markdown
+  assert r"\begin{tabular}" in (out / "tables.tex").read_text()
+  points = (out / "pareto.csv").read_text().splitlines()
+  assert points[1:3] == [
+    "ResNet18 Baseline,gradcam_elementwise,top1,86.5000,20.0000,1,1",
+    "ResNet18 GC,gradcam_elementwise,top1,80.0000,30.0000,1,1",
+  ]
+  page = (out / "comparison.html").read_text()
+  assert "2 models on context digits" in page and "http" not in page
+  assert page.count('src="data:image/png;base64,') == 1
+  assert "Robustness" in page and "Accuracy against content heatmap" in page
+  with Image.open(out / "figure.png") as figure:
+    width, height = figure.size
+  assert width / height == pytest.approx(3 / 3, rel=0.15)  # 1 + 2 by 3 images
+
+
+def test_a_comparison_of_another_kind_leaves_nothing_behind(
+  tmp_path, runs, evaluated
+):
+  out = tmp_path / "out"
+  assert compare.main([*map(str, evaluated), f"--out={out}"]) == 0
+  assert compare.main([*map(str, runs), f"--out={out}"]) == 0
+  assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_runs_and_evaluations_do_not_mix(tmp_path, runs, evaluated, capsys):
+  out = tmp_path / "out"
+  assert compare.main([str(runs[0]), str(evaluated[0]), f"--out={out}"]) == 2
+  error = capsys.readouterr().err
+  assert "must be all evaluations" in error
+  assert "eval-base: evaluated" in error and "base: not" in error
+  assert not out.exists()
+
+
+def test_runs_evaluated_into_their_own_folders_still_compare(tmp_path, runs):
+  evaluations.write(runs[0])
+  out = tmp_path / "out"
+  assert compare.main([*map(str, runs), f"--out={out}"]) == 0
+  assert (out / "comparison.md").is_file()
+
+
+def test_evaluations_of_different_settings_are_refused(
+  tmp_path, evaluated, capsys
+):
+  other = evaluations.write(tmp_path / "other", protocol="release")
+  out = tmp_path / "out"
+  assert compare.main([str(evaluated[0]), str(other), f"--out={out}"]) == 2
+  error = capsys.readouterr().err
+  assert "Evaluations must share the protocol" in error
+  assert "'release'" in error
+  assert not out.exists()
+
+
+def test_repeated_evaluations_that_share_a_seed_are_pointed_out(
+  tmp_path, evaluated, capsys
+):
+  twin = evaluations.write(tmp_path / "eval-twin", ch=32.0)
+  out = tmp_path / "out"
+  folders = [*map(str, evaluated), str(twin)]
+  assert compare.main([*folders, f"--out={out}"]) == 0
+  assert "note: Runs of ResNet18 GC share a seed" in capsys.readouterr().out
+  assert "31.00 ± 1.41" in (out / "tables.md").read_text()
+
+
+def test_an_evaluations_own_folder_is_not_overwritten(evaluated, capsys):
+  (evaluated[0] / "tables.csv").write_text("mine")
+  assert compare.main([*map(str, evaluated), f"--out={evaluated[0]}"]) == 2
+  assert "--out must be a new folder" in capsys.readouterr().err
+  assert (evaluated[0] / "tables.csv").read_text() == "mine"

@@ -1,16 +1,17 @@
-"""Several runs beside each other: the paper's table and its Figure 2."""
+"""Several models beside each other: the paper's tables and its Figure 2."""
 
 import os
 import pathlib
 from collections.abc import Sequence
 
-import markupsafe
-
 from gc_jax.report import (
   describe,
+  evaluated,
+  evaluation_comparison,
   files,
   overlay,
   page,
+  pareto,
   picture_grid,
   pictures,
   table_formats,
@@ -23,50 +24,94 @@ FILENAMES = (
   "comparison.csv",
   "comparison.html",
   "figure.png",
+  "pareto.csv",
+  "pareto.png",
 )
 MAX_ROWS = 8  # images in the figure
+_ALL_FILENAMES = {*FILENAMES, *evaluation_comparison.FILENAMES}
 
 
 def compare(
-  workdirs: Sequence[str | os.PathLike], out: str | os.PathLike
+  folders: Sequence[str | os.PathLike], out: str | os.PathLike
 ) -> tuple[list[pathlib.Path], list[str]]:
-  """Writes the table of some runs, three ways, and the figure.
+  """Writes the tables of some models, and their figures.
 
   Args:
-    workdirs: finished runs on the same data. Those that differ by seed only
-      become one row, mean ± sample standard deviation.
+    folders: finished runs, or evaluations, on the same data. Those that
+      differ by seed only become one row, mean ± sample standard deviation.
     out: a folder: new, empty, or with an earlier comparison.
 
   Returns:
     The files written, and notes on what could not be shown.
 
   Raises:
-    ValueError: a folder is no finished run, the runs' data differ, or `out`
-      holds something else.
+    ValueError: a folder is neither, some are runs and some evaluations, their
+      data differ, or `out` holds something else.
   """
   out = pathlib.Path(out)
   _check_out(out)
-  paths = list(dict.fromkeys(pathlib.Path(w).resolve() for w in workdirs))
-  names = {pathlib.Path(w).resolve(): w for w in reversed(workdirs)}
-  runs = [load_finished_run(names[path]) for path in paths]
+  names = {pathlib.Path(f).resolve(): f for f in reversed(folders)}
+  paths = list(dict.fromkeys(pathlib.Path(f).resolve() for f in folders))
+  if _are_evaluations([pathlib.Path(names[path]) for path in paths]):
+    evaluations = [evaluated.load(names[path]) for path in paths]
+    written, remarks = evaluation_comparison.make(evaluations)
+  else:
+    runs = [load_finished_run(names[path]) for path in paths]
+    written, remarks = _compare_runs(runs)
+  for name, content in written.items():
+    with files.replacing(out / name) as file:
+      file.write(content)
+  for name in _ALL_FILENAMES - set(written):
+    (out / name).unlink(missing_ok=True)  # an earlier comparison's
+  return [out / name for name in written], remarks
+
+
+def _are_evaluations(folders: Sequence[pathlib.Path]) -> bool:
+  """Returns whether all are evaluations; a folder may be a run as well.
+
+  Raises:
+    ValueError: some are evaluations, others are not.
+  """
+  with_evaluation = [f for f in folders if evaluated.is_evaluation(f)]
+  if len(with_evaluation) == len(folders):
+    return True
+  if all((f / "config.json").is_file() for f in with_evaluation):
+    return False  # evaluated into their own folders, and compared as runs
+  others = [str(f) for f in folders if f not in with_evaluation]
+  raise ValueError(
+    "Folders to compare must be all evaluations (--out of gc_jax.evaluate) or "
+    "all runs (--workdir of gc_jax.main). "
+    f"{', '.join(map(str, with_evaluation))}: evaluated; "
+    f"{', '.join(others)}: not. Evaluate the others too, or name the runs' "
+    "own folders."
+  )
+
+
+def _compare_runs(runs: Sequence[Run]) -> tuple[dict[str, bytes], list[str]]:
+  """Returns name to content of the files, and what could not be shown."""
   describe.check_comparable(runs)
   groups = describe.group_runs(runs)
-  table = tables.make_table(
-    {label: [run.results for run in group] for label, group in groups.items()}
-  )
-  notes = table_formats.notes(table)
+  results = {k: [run.results for run in group] for k, group in groups.items()}
+  table = tables.make_table(results)
   figure, remarks = draw_figure({k: group[0] for k, group in groups.items()})
-
-  remarks = _same_seeds(groups) + remarks
+  seeds = {
+    label: {str(run.workdir): run.setting("seed") for run in group}
+    for label, group in groups.items()
+  }
+  remarks = describe.shared_seeds(seeds) + remarks
+  points = pareto.points(results)
+  chart = pareto.draw(points)
 
   written = {}
   text = table_formats.to_markdown(table)
-  text += "".join(f"\n{note}\n" for note in notes)
+  text += "".join(f"\n{note}\n" for note in table_formats.notes(table))
   written["comparison.md"] = text.encode()
   written["comparison.csv"] = table_formats.to_csv(table).encode()
   written["comparison.html"] = page.render(
     "comparison.html",
     data_name=describe.data_name(runs[0]),
+    who="Runs",
+    preface="",
     groups=[
       (
         label,
@@ -75,20 +120,19 @@ def compare(
       )
       for label, group in groups.items()
     ],
-    table=markupsafe.Markup(table_formats.to_html(table)),
-    notes=notes,
+    tables=page.table_blocks([table]),
+    charts=[] if chart is None else [chart],
     figure="" if figure is None else overlay.as_data_uri(figure),
+    map_title="Element-wise Grad-CAM",
     remarks=remarks,
     color_bar=pictures.color_bar(),
   ).encode()
   if figure is not None:
     written["figure.png"] = figure
-  else:
-    (out / "figure.png").unlink(missing_ok=True)  # an earlier comparison's
-  for name, content in written.items():
-    with files.replacing(out / name) as file:
-      file.write(content)
-  return [out / name for name in written], remarks
+  if chart is not None:
+    written["pareto.csv"] = pareto.to_csv(points).encode()
+    written["pareto.png"] = chart.png
+  return written, remarks
 
 
 def draw_figure(
@@ -130,29 +174,13 @@ def draw_figure(
   return picture_grid.draw(["Image", *shown], rows), remarks
 
 
-def _same_seeds(groups: dict[str, list[Run]]) -> list[str]:
-  """Returns a remark on runs of one configuration that share a seed."""
-  remarks = []
-  for label, group in groups.items():
-    seeds = [run.setting("seed") for run in group]
-    if len(set(seeds)) < len(seeds):
-      listed = ", ".join(
-        f"{run.workdir} ({seed})"
-        for run, seed in zip(group, seeds, strict=True)
-      )
-      remarks.append(
-        f"Runs of {label} share a seed, so their ± says too little: {listed}."
-      )
-  return remarks
-
-
 def _check_out(out: pathlib.Path) -> None:
   """Refuses a place that holds anything but an earlier comparison."""
   if out.exists() and not out.is_dir():
     raise ValueError(
       f"--out must be a folder. {str(out)!r} is a file. Choose another name."
     )
-  if not out.is_dir() or (out / "comparison.csv").is_file():
+  if not out.is_dir() or (out / "comparison.html").is_file():
     return
   others = sorted(path.name for path in out.iterdir())
   if others:

@@ -1,7 +1,7 @@
 """What a run is, in words: a sentence, a short name, what sets it apart."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gc_jax.config import flatten
@@ -156,6 +156,22 @@ def check_equal(who: str, what: str, values: dict[str, Any]) -> None:
       f"{who} must share {what} for their numbers to compare. Got {listed}. "
       f"Compare {who.lower()} on the same data."
     )
+
+
+def shared_seeds(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Returns a remark on each group whose members share a seed.
+
+  Args:
+    groups: label to the seeds of its members, by folder.
+  """
+  remarks = []
+  for label, seeds in groups.items():
+    if len(set(seeds.values())) < len(seeds):
+      listed = ", ".join(f"{name} ({seed})" for name, seed in seeds.items())
+      remarks.append(
+        f"Runs of {label} share a seed, so their ± says too little: {listed}."
+      )
+  return remarks
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -5,6 +5,7 @@ change when the model's weights are randomised, from the head down.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,6 +24,7 @@ from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods
 MAX_SANITY_ROWS = 12  # methods in the strip of maps by stage
+MAX_SANITY_STAGES = 8  # evenly spread over them, the last among them
 STAYS_HIGH = 0.5  # rank correlation after the last stage
 
 
@@ -33,13 +35,27 @@ class Sanity:
   Attributes:
     title: the method in words.
     correlations: with the trained model's map, after each stage.
-    stays_high: whether the last is at least `STAYS_HIGH` either way: the map
-      hardly depends on what the model learned.
   """
 
   title: str
   correlations: tuple[float, ...]
-  stays_high: bool
+
+  @property
+  def last(self) -> float:
+    """Returns the size of the last correlation; NaN where there is none."""
+    return abs(self.correlations[-1]) if self.correlations else math.nan
+
+  @property
+  def stays_high(self) -> bool:
+    """Returns whether the map hardly depends on what the model learned."""
+    return self.last >= STAYS_HIGH
+
+  @property
+  def verdict(self) -> str:
+    """Returns "stays high", "changes" or "not measured"."""
+    if math.isnan(self.last):
+      return "not measured"
+    return "stays high" if self.stays_high else "changes"
 
 
 def charts(evaluated: Evaluated) -> dict[str, Chart]:
@@ -81,7 +97,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
     "ε in 1/255",
     x_scale="doubling",
     ticks={place: f"{place:g}" for place in places},
-    y_limits=(0.0, 100.0),
+    y_limits=(-2.0, 102.0),
     legend="above" if len(lines) <= 2 else "right",
     png=True,
   )
@@ -92,20 +108,10 @@ def sanity(evaluated: Evaluated) -> list[Sanity]:
   found = []
   for method, values in evaluated.curves.randomization.items():
     correlations = tuple(
-      float("nan") if value is None else float(value) for value in values
+      math.nan if value is None else float(value) for value in values
     )
-    last = correlations[-1] if correlations else float("nan")
-    found.append(
-      Sanity(title_of(method), correlations, abs(last) >= STAYS_HIGH)
-    )
-  return sorted(
-    found,
-    key=lambda s: (
-      -abs(s.correlations[-1])
-      if s.correlations and np.isfinite(s.correlations[-1])
-      else 1.0
-    ),
-  )
+    found.append(Sanity(title_of(method), correlations))
+  return sorted(found, key=lambda s: 1.0 if math.isnan(s.last) else -s.last)
 
 
 def methods_figure(evaluated: Evaluated) -> bytes | None:
@@ -144,6 +150,9 @@ def sanity_figure(evaluated: Evaluated) -> bytes | None:
     for stage in evaluated.curves.stages
     if any(stage in by_stage for by_stage in example.randomized.values())
   ]
+  if len(stages) > MAX_SANITY_STAGES:  # VGG16 has 16
+    places = np.linspace(0, len(stages) - 1, MAX_SANITY_STAGES)
+    stages = [stages[place] for place in places.round().astype(int)]
   rows = []
   methods = [m for m in example.randomized if m in example.maps]
   for method in methods[:MAX_SANITY_ROWS]:
@@ -199,7 +208,7 @@ def _faithfulness_chart(
     "mean probability of the class",
     lines,
     f"percent of the pixels {done}, highest of the map first",
-    y_limits=(0.0, 1.0),
+    y_limits=(-0.02, 1.02),
     legend="right",
     png=True,
   )
@@ -215,12 +224,14 @@ def _randomization_chart(evaluated: Evaluated) -> Chart | None:
   if not lines:
     return None
   words = ["trained", *stages]
+  lowest = min(float(np.nanmin(line.y)) for line in lines)
   return plots.line_chart(
     "Sanity check",
     "rank correlation with the trained model's map",
     lines,
     "weights randomised from the head down to",
     ticks={float(place): word for place, word in enumerate(words)},
+    y_limits=(min(0.0, lowest) - 0.05, 1.05),
     legend="right",
     png=True,
   )

@@ -105,20 +105,6 @@ def tables_files(
   }
 
 
-def table_blocks(made: Sequence[tables.Table]) -> list[dict[str, Any]]:
-  """Returns tables for the page; a note stands below the first it is of."""
-  seen: set[str] = set()
-  blocks = []
-  for table in made:
-    if not table.columns:
-      continue
-    notes = [n for n in table_formats.notes(table) if n not in seen]
-    seen.update(notes)
-    html = table_formats.to_html(table)
-    blocks.append({"title": table.title, "html": html, "notes": notes})
-  return blocks
-
-
 def _context(
   evaluated: Evaluated,
   made: Sequence[tables.Table],
@@ -133,7 +119,7 @@ def _context(
     describe_evaluated.tolerance(about),
     method=method or summary.METHOD,
   )
-  blocks = table_blocks(made)
+  blocks = page.table_blocks(made)
   is_papers = [block["title"].startswith("Table ") for block in blocks]
   verdicts = evaluation_charts.sanity(evaluated)
   headings, rows = _by_class(evaluated, method)
@@ -156,9 +142,13 @@ def _context(
     "sanity": verdicts,
     "stages": list(evaluated.curves.stages),
     "flagged": [v.title for v in verdicts if v.stays_high],
+    "all_change": bool(verdicts)
+    and all(v.verdict == "changes" for v in verdicts),
     "threshold": f"{evaluation_charts.STAYS_HIGH:g}",
     "sanity_figure": (
-      "" if sanity_figure is None else overlay.as_data_uri(sanity_figure)
+      ""
+      if sanity_figure is None
+      else overlay.compact_uri(overlay.read_png(sanity_figure))
     ),
     "sanity_index": None if shown is None else shown.index,
     "gallery": [_card(evaluated, e) for e in evaluated.examples[:_MAX_CARDS]],

@@ -168,7 +168,7 @@ def _variants_table(models: Models) -> Table:
   columns = []
   for key in paper_tables.TABLES[5].rows[0].cells:
     method, metric = key.split("/")
-    word = "GCAM" if method == "gradcam" else "element-wise GCAM"
+    word = "GCAM" if method == "gradcam" else "element-wise"
     known = _KNOWN[metric]
     columns.append(
       Column(
@@ -226,7 +226,13 @@ def _finished(
   own = [row for row in rows if not row.is_control]
   controls = [row for row in rows if row.is_control]
   quoted = _paper_rows(models, number)
-  notes = [f"Laid out as the paper's Table {number}, {paper.caption}."]
+  laid_out = f"Laid out as the paper's Table {number}, {paper.caption}"
+  if not quoted and about.data_name != paper.data_name:
+    of = describe.data_title(paper.data_name)
+    laid_out += f"; that is of {of}, so none of its rows stands here"
+  elif not quoted:
+    laid_out += "; it has no row of such a model, so none stands here"
+  notes = [f"{laid_out}."]
   notes += _unmeasured(rows, columns)
   notes += _costly_notes(models, [row.method for row in rows])
   if number == 6:
@@ -235,18 +241,8 @@ def _finished(
       "of every pixel in [0, 1] and clipped there. PGD stands beside FGSM "
       "because a maximum may only hide gradients from a single step."
     )
-  if quoted:
-    notes += [paper.caveat] if paper.caveat else []
-  elif about.data_name != paper.data_name:
-    notes.append(
-      f"The paper's Table {number} is of "
-      f"{describe.data_title(paper.data_name)}: none of its rows stands here."
-    )
-  else:
-    notes.append(
-      f"The paper's Table {number} has no row of such a model: none stands "
-      "here."
-    )
+  if quoted and paper.caveat:
+    notes.append(paper.caveat)
   what = paper.caption.partition(" on the ")[0]
   return Table(
     columns=tuple(columns),

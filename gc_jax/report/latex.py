@@ -59,7 +59,7 @@ def to_latex(table: tables.Table) -> str:
   ]
   previous = None
   for row in table.rows:
-    block = table_formats.block(row)
+    block = table_formats.block(table, row)
     if block != previous:
       lines.append(r"\midrule")
     previous = block

@@ -129,6 +129,12 @@ def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
   return buffer.getvalue()
 
 
+def read_png(png: bytes) -> UInt8[np.ndarray, "H W 3"]:
+  """Returns the picture in a PNG file, as RGB."""
+  with Image.open(io.BytesIO(png)) as picture:
+    return np.asarray(picture.convert("RGB"))
+
+
 def data_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
   """Returns the picture as a PNG in a data URI, for a page without files."""
   return as_data_uri(png_bytes(picture))

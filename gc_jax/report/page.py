@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -66,6 +67,23 @@ def render(template: str, **context: Any) -> str:
     lstrip_blocks=True,
   )
   return environment.get_template(template).render(**context)
+
+
+def table_blocks(made: Sequence[tables.Table]) -> list[dict[str, Any]]:
+  """Returns tables for the page; a note stands below the first it is of."""
+  seen: set[str] = set()
+  explained: set[str] = set()
+  blocks = []
+  for table in made:
+    if not table.columns:
+      continue
+    notes = table_formats.notes(table, explained)
+    notes = [note for note in notes if note not in seen]
+    seen.update(notes)
+    explained.update(column.title for column in table.columns)
+    html = table_formats.to_html(table)
+    blocks.append({"title": table.title, "html": html, "notes": notes})
+  return blocks
 
 
 def _context(run: Run, other: Run | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from gc_jax.report import plots
 
 _CELL_INCHES = (1.7, 1.62)  # width; height, of a square picture
+_LETTER_INCHES = 0.065  # of a label, on average
 _DPI = 160
 
 
@@ -32,19 +33,22 @@ def draw(
     dpi: 160 gives 270 pixels a picture.
   """
   width, height = _CELL_INCHES
-  first = rows[0].pictures[0]
-  aspect = 1.0 if first is None else first.shape[0] / first.shape[1]
+  aspects = [_aspect(row) for row in rows]
+  labels_inches = _LETTER_INCHES * max(len(row.label) for row in rows)
   figure = Figure(
     figsize=(
-      width * len(headings),
-      height * max(0.5, min(aspect, 2.0)) * len(rows) + 0.35,
+      width * len(headings) + labels_inches,
+      height * sum(aspects) + 0.35,
     ),
     layout="constrained",
     facecolor="white",
     dpi=dpi,
   )
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-  grid = np.asarray(figure.subplots(len(rows), len(headings), squeeze=False))
+  axes = figure.subplots(
+    len(rows), len(headings), squeeze=False, height_ratios=aspects
+  )
+  grid = np.asarray(axes)
   for row, cells in zip(rows, grid, strict=True):
     for axes, picture in zip(cells, row.pictures, strict=True):
       axes.set_xticks([])
@@ -58,3 +62,11 @@ def draw(
   for axes, heading in zip(grid[0], headings, strict=True):
     axes.set_title(heading.replace(", ", "\n"), fontsize=9)
   return plots.figure_png(figure, dpi)
+
+
+def _aspect(row: GridRow) -> float:
+  """Returns height by width of a row's pictures, within reason."""
+  picture = next((p for p in row.pictures if p is not None), None)
+  if picture is None:
+    return 1.0
+  return min(max(picture.shape[0] / picture.shape[1], 0.4), 2.5)

@@ -20,6 +20,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 _PNG_DPI = 200
+_MAX_LEVEL_TICKS = 8  # more words than these run into each other
+_TURNED_FRAC = 0.13  # of the height, for words that stand upright
 _DASHES = (
   "-",
   (0.0, (5.0, 1.5)),
@@ -123,8 +125,12 @@ def line_chart(
   def draw(palette: Palette) -> Figure:
     size = (7.2, 0.9 + max(2.3, 0.21 * len(lines))) if many else (3.7, 2.3)
     figure = Figure(figsize=size, facecolor="none")
-    place = (0.085, 0.19, 0.60, 0.76) if many else (0.13, 0.19, 0.85, 0.68)
-    axes = figure.add_axes(place, facecolor="none")
+    left, bottom, width, height = (
+      (0.085, 0.19, 0.60, 0.76) if many else (0.13, 0.19, 0.85, 0.68)
+    )
+    if ticks is not None and len(ticks) > _MAX_LEVEL_TICKS:
+      bottom, height = bottom + _TURNED_FRAC, height - _TURNED_FRAC
+    axes = figure.add_axes((left, bottom, width, height), facecolor="none")
     for line, (color, dash) in zip(lines, _looks(lines, palette), strict=True):
       axes.plot(
         line.x,
@@ -140,10 +146,13 @@ def line_chart(
     if x_scale == "doubling":
       axes.set_xscale("symlog", base=2, linthresh=1.0, linscale=1.0)
     axes.set_xlabel(x_label)
+    if palette is _PAPER:  # a page says it above the chart
+      axes.set_ylabel(unit)
     if y_limits is not None:
       axes.set_ylim(*y_limits)
     if ticks is not None:
-      axes.set_xticks(list(ticks), list(ticks.values()))
+      turned = 90.0 if len(ticks) > _MAX_LEVEL_TICKS else 0.0
+      axes.set_xticks(list(ticks), list(ticks.values()), rotation=turned)
       axes.minorticks_off()
     clean(axes, palette)
     if legend == "above":
@@ -201,11 +210,19 @@ def to_svg(
 
 
 def to_png(draw: Callable[[Palette], Figure]) -> bytes:
-  """Returns a chart on white, as a file."""
+  """Returns a chart on white, as a file, with room for all its words."""
   with matplotlib.rc_context(_settings(_PAPER)):
     figure = draw(_PAPER)
     figure.set_facecolor("white")
-    return figure_png(figure, _PNG_DPI)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(
+      buffer,
+      format="png",
+      dpi=_PNG_DPI,
+      bbox_inches="tight",
+      metadata={"Software": None},
+    )
+    return buffer.getvalue()
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:

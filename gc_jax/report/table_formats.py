@@ -3,7 +3,7 @@
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from gc_jax.report import tables
 
@@ -25,14 +25,25 @@ def format_interval(cell: tables.Cell | None, decimals: int = 1) -> str:
   return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def notes(table: tables.Table) -> list[str]:
-  """Returns what a reader of this table must know, a sentence each."""
-  meanings = "; ".join(
-    f"{c.title}: {c.meaning}" for c in table.columns if c.meaning
-  )
+def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
+  """Returns what a reader of this table must know, a sentence each.
+
+  Args:
+    table: read.
+    explained: titles of columns whose meaning the reader was told before.
+  """
   plain = [c.title for c in table.columns if c.unit != "percent"]
   but = f" but {', '.join(plain)}" if plain else ""
-  sentences = [f"All numbers{but} in percent. {meanings}."]
+  sentences = [f"All numbers{but} in percent."]
+  meanings = [
+    f"{c.title}: {c.meaning}"
+    for c in table.columns
+    if c.meaning and c.title not in explained
+  ]
+  if meanings:
+    sentences[0] += f" {'; '.join(meanings)}."
+  elif explained and not plain:
+    sentences = []  # said before
   spreads = []
   if is_repeated(table):
     spreads.append(
@@ -91,8 +102,8 @@ def to_html(table: tables.Table) -> str:
   out.append("</tr></thead>\n<tbody>")
   previous = None
   for row in table.rows:
-    first = " first" if previous not in (None, block(row)) else ""
-    previous = block(row)
+    first = " first" if previous not in (None, block(table, row)) else ""
+    previous = block(table, row)
     kind = previous if row.is_reference or row.is_control else "model"
     out.append(f'<tr class="{kind}{first}">')
     out.append(f'<th scope="row">{html.escape(row.label)}</th>')
@@ -187,11 +198,13 @@ def method_title(row: tables.Row) -> str:
   return tables.METHOD_TITLES.get(row.method, row.method)
 
 
-def block(row: tables.Row) -> str:
+def block(table: tables.Table, row: tables.Row) -> str:
   """Returns what a row stands together with: a method, quotes, controls."""
   if row.is_reference:
     return "reference"
-  return "control" if row.is_control else f"method {row.method}"
+  if row.is_control:
+    return "control"
+  return "method" if table.across_methods else f"method {row.method}"
 
 
 def num_runs(row: tables.Row) -> str:

@@ -83,6 +83,9 @@ def test_methods_that_ignore_the_weights_are_flagged(made):
   assert found[0].title == "SmoothGrad"  # the worst first
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
   assert evaluation_charts.sanity(made)[1].stays_high
+  made.curves.randomization["gradcam"][-1] = float("nan")
+  last = evaluation_charts.sanity(made)[-1]
+  assert (last.title, last.verdict) == ("Grad-CAM", "not measured")
 
 
 def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
@@ -90,7 +93,8 @@ def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
   one = _open(evaluation_charts.methods_figure(small))
   all_rows = _open(evaluation_charts.methods_figure(made))
   columns = 1 + len(evaluations.METHODS) + len(evaluations.CONTROLS)
-  assert one.shape[1] == all_rows.shape[1] == round(1.7 * columns * 160)
+  assert one.shape[1] == all_rows.shape[1]
+  assert one.shape[1] == pytest.approx(1.7 * columns * 160, rel=0.03)
   assert all_rows.shape[0] - one.shape[0] == pytest.approx(
     2 * 1.62 * 160, abs=2
   )
@@ -108,7 +112,9 @@ def test_the_controls_stand_last_and_unknown_methods_before_them(made):
 
 def test_the_sanity_strip_has_the_trained_map_and_every_stage(made):
   strip = _open(evaluation_charts.sanity_figure(made))
-  assert strip.shape[1] == round(1.7 * (1 + len(evaluations.STAGES)) * 160)
+  assert strip.shape[1] == pytest.approx(
+    (1.7 * (1 + len(evaluations.STAGES)) + 0.065 * 22) * 160, abs=2
+  )
   assert strip.shape[0] == pytest.approx((3 * 1.62 + 0.35) * 160, abs=2)
 
 
@@ -120,7 +126,30 @@ def test_stages_without_a_map_leave_gaps(made):
     made, examples=[dataclasses.replace(example, randomized=randomized)]
   )
   strip = _open(evaluation_charts.sanity_figure(only))
-  assert strip.shape[1] == round(1.7 * 3 * 160)  # trained, layer4, stem
+  assert strip.shape[1] == pytest.approx(
+    (1.7 * 3 + 0.065 * 8) * 160, abs=2
+  )  # trained, layer4, stem
+
+
+def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
+  stages = [f"trunk.{n}" for n in range(17, 0, -1)]
+  cam = made.examples[0].maps["gradcam"]
+  example = dataclasses.replace(
+    made.examples[0], randomized={"gradcam": dict.fromkeys(stages, cam)}
+  )
+  curves = dataclasses.replace(
+    made.curves,
+    stages=stages,
+    randomization={"gradcam": [n / 20 for n in range(17, 0, -1)]},
+  )
+  many = dataclasses.replace(made, curves=curves, examples=[example])
+  strip = _open(evaluation_charts.sanity_figure(many))
+  assert strip.shape[1] == pytest.approx((1.7 * 9 + 0.065 * 8) * 160, abs=2)
+  svg = evaluation_charts.charts(many)["randomization"].svg
+  for stage in stages:
+    turned = rf"<text[^>]*rotate\(-90[^>]*>{re.escape(stage)}</text>"
+    assert re.search(turned, svg), stage
+  assert "rotate(-90" not in evaluation_charts.charts(made)["randomization"].svg
 
 
 def test_photographs_are_embedded_small_and_pixel_art_crisp():

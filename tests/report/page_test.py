@@ -1,63 +1,11 @@
 """The report page: complete, self-contained, tolerant of missing parts."""
 
 import dataclasses
-import html.parser
-import re
 
 import pytest
 
 from gc_jax.report.page import write_report
-from tests.report import workdirs
-
-_VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class _Page(html.parser.HTMLParser):
-  """Checks that tags close in order; keeps attributes and text."""
-
-  def __init__(self, source):
-    super().__init__()
-    self.open, self.attributes, self.text = [], [], ""
-    self.feed(source)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    self.attributes.append((tag, dict(attrs)))
-    if tag not in _VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.attributes.append((tag, dict(attrs)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if self.open and self.open[-1] not in ("style", "script"):
-      self.text += data
-
-  def images(self):
-    return [attrs for tag, attrs in self.attributes if tag == "img"]
-
-
-def _load(path):
-  source = path.read_text(encoding="utf-8")
-  page = _Page(source)
-  page.text = re.sub(r"\s+", " ", page.text)
-  return page, source
-
-
-def _assert_self_contained(page, source):
-  for tag, attrs in page.attributes:
-    assert tag not in ("link", "iframe", "object")
-    for name in ("src", "href", "xlink:href", "srcset", "poster"):
-      value = attrs.get(name) or "#"
-      assert value.startswith(("#", "data:image/png;base64,")), (tag, value)
-  assert "url(http" not in source and "@import" not in source
-  for image in page.images():
-    assert image["src"].startswith("data:image/png;base64,")
-    assert image["alt"]
+from tests.report import pages, workdirs
 
 
 @pytest.fixture
@@ -73,14 +21,14 @@ def baseline(tmp_path):
 
 
 def test_the_page_needs_no_other_file(gc):
-  page, source = _load(write_report(gc))
-  _assert_self_contained(page, source)
+  page, source = pages.load(write_report(gc))
+  pages.assert_self_contained(page, source)
   assert len(page.images()) == 5 * 4  # examples times pictures
   assert [p.name for p in gc.glob("*.tmp")] == []
 
 
 def test_the_page_holds_the_numbers_to_one_decimal(gc):
-  page, _ = _load(write_report(gc))
+  page, _ = pages.load(write_report(gc))
   for number in ("86.1", "21.4", "20.4", "30.1", "36.9", "63.5", "62.0"):
     assert number in page.text
   for number in ("42.2 ± 0.3", "41.2 ± 0.4", "75.0", "8.2", "12.5%"):
@@ -93,7 +41,7 @@ def test_the_page_holds_the_numbers_to_one_decimal(gc):
 
 
 def test_examples_stand_under_their_headings(gc):
-  page, _ = _load(write_report(gc))
+  page, _ = pages.load(write_report(gc))
   places = [page.text.index(w) for w in ("Best", "Typical", "Worst")]
   assert places == sorted(places)
   assert "✗ predicted two <&>" in page.text
@@ -101,14 +49,14 @@ def test_examples_stand_under_their_headings(gc):
 
 
 def test_without_a_baseline_the_page_says_how_to_get_one(gc):
-  page, _ = _load(write_report(gc))
+  page, _ = pages.load(write_report(gc))
   assert "--config.loss.consistency_weight=0" in page.text
   assert "What changed" not in page.text
 
 
 def test_a_baseline_adds_its_row_the_changes_and_its_maps(gc, baseline):
-  page, source = _load(write_report(gc, baseline))
-  _assert_self_contained(page, source)
+  page, source = pages.load(write_report(gc, baseline))
+  pages.assert_self_contained(page, source)
   assert "+8.4 against Baseline (better)" in page.text
   assert "−0.4 against Baseline (worse)" in page.text
   assert '<strong class="best">21.4</strong>' in source
@@ -120,7 +68,7 @@ def test_a_baseline_adds_its_row_the_changes_and_its_maps(gc, baseline):
 
 def test_a_baseline_of_the_same_configuration_is_told_apart(tmp_path, gc):
   other = workdirs.write_finished(tmp_path / "other", seed=1)
-  page, _ = _load(write_report(gc, other))
+  page, _ = pages.load(write_report(gc, other))
   assert "GC, seed 0" in page.text and "GC, seed 1" in page.text
 
 
@@ -131,7 +79,7 @@ def test_a_baseline_on_other_data_is_refused(tmp_path, gc):
 
 
 def test_a_run_without_the_loss_points_to_it(baseline):
-  page, _ = _load(write_report(baseline))
+  page, _ = pages.load(write_report(baseline))
   assert "without the consistency loss, seed 0." in page.text
   assert "--config.loss.consistency_weight=25" in page.text
 
@@ -148,8 +96,8 @@ def test_a_run_without_the_loss_points_to_it(baseline):
 )
 def test_missing_parts_leave_their_sections_out(tmp_path, parts):
   path = workdirs.write(tmp_path / "run", workdirs.config(), **parts)
-  page, source = _load(write_report(path))
-  _assert_self_contained(page, source)
+  page, source = pages.load(write_report(path))
+  pages.assert_self_contained(page, source)
   assert ("No final evaluation yet" in page.text) == ("results" not in parts)
   assert "nan" not in page.text.lower()
   assert "None" not in page.text
@@ -163,7 +111,7 @@ def test_numbers_that_were_not_finite_are_announced(tmp_path):
   path = workdirs.write(
     tmp_path / "run", workdirs.config(), workdirs.results(), lines
   )
-  page, _ = _load(write_report(path))
+  page, _ = pages.load(write_report(path))
   assert "1 logged line holds a number that was not finite" in page.text
 
 
@@ -177,7 +125,7 @@ def test_multi_label_results_show_f1(tmp_path):
   path = workdirs.write(
     tmp_path / "run", workdirs.config(), results, [], examples
   )
-  page, _ = _load(write_report(path))
+  page, _ = pages.load(write_report(path))
   assert "scored highest: two <&>" in page.text
   assert "✗" not in page.text
   assert "F1-Overall ↑" in page.text and "66.6" in page.text
@@ -189,7 +137,7 @@ def test_empty_maps_are_counted(tmp_path):
     **{"val/gradcam_elementwise/zero_map_frac": 0.0325}
   )
   path = workdirs.write(tmp_path / "run", workdirs.config(), results)
-  page, _ = _load(write_report(path))
+  page, _ = pages.load(write_report(path))
   assert "3.2% of the element-wise maps were zero everywhere" in page.text
 
 
@@ -201,5 +149,5 @@ def test_an_empty_map_makes_no_trouble(tmp_path):
   path = workdirs.write(
     tmp_path / "run", workdirs.config(), workdirs.results(), [], [example]
   )
-  page, _ = _load(write_report(path))
+  page, _ = pages.load(write_report(path))
   assert len(page.images()) == 4

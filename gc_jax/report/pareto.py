@@ -1,0 +1,176 @@
+"""Accuracy against content heatmap: one point a model."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from gc_jax.report import plots, tables
+from gc_jax.report.plots import Chart
+
+METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
+ACCURACIES = ("top1", "f1_overall")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A model under one explanation.
+
+  Attributes:
+    label: the model.
+    method: the explanation.
+    metric: "top1" or "f1_overall".
+    accuracy: percent; the mean over seeds.
+    content_heatmap: likewise.
+    num_runs: how many seeds.
+    is_on_front: whether no other model is as good in both and better in one.
+  """
+
+  label: str
+  method: str
+  metric: str
+  accuracy: float
+  content_heatmap: float
+  num_runs: int
+  is_on_front: bool = False
+
+
+def points(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
+  """Returns the points of every method that has any, its front marked.
+
+  Args:
+    models: label to the results.json of its runs, which differ by seed only.
+  """
+  found = []
+  for method in METHODS:
+    own = [
+      point
+      for label, runs in models.items()
+      if (point := _point(label, method, runs))
+    ]
+    found += [
+      dataclasses.replace(
+        point, is_on_front=not any(_beats(other, point) for other in own)
+      )
+      for point in own
+    ]
+  return found
+
+
+def to_csv(found: Sequence[Point]) -> str:
+  """Returns a line for each point."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  names = ["model", "method", "metric", "accuracy", "content_heatmap"]
+  writer.writerow([*names, "num_runs", "on_front"])
+  for point in found:
+    start = [point.label, point.method, point.metric]
+    numbers = [f"{n:.4f}" for n in (point.accuracy, point.content_heatmap)]
+    end = [point.num_runs, int(point.is_on_front)]
+    writer.writerow([*start, *numbers, *end])
+  return buffer.getvalue()
+
+
+def draw(found: Sequence[Point]) -> Chart | None:
+  """Returns the chart of the first method that two models have, or None."""
+  for method in METHODS:
+    own = [point for point in found if point.method == method]
+    if len(own) >= 2:
+      return _draw(own)
+  return None
+
+
+def _point(
+  label: str, method: str, runs: Sequence[Mapping[str, Any]]
+) -> Point | None:
+  key = f"val/{method}/content_heatmap"
+  for metric in ACCURACIES:
+    pairs = [
+      (tables.number(run, f"val/{metric}"), tables.number(run, key))
+      for run in runs
+    ]
+    whole = [(a, ch) for a, ch in pairs if a is not None and ch is not None]
+    if whole:
+      return Point(
+        label=label,
+        method=method,
+        metric=metric,
+        accuracy=statistics.fmean(a for a, _ in whole),
+        content_heatmap=statistics.fmean(ch for _, ch in whole),
+        num_runs=len(whole),
+      )
+  return None
+
+
+def _beats(one: Point, other: Point) -> bool:
+  ours = (one.accuracy, one.content_heatmap)
+  theirs = (other.accuracy, other.content_heatmap)
+  return ours != theirs and all(
+    a >= b for a, b in zip(ours, theirs, strict=True)
+  )
+
+
+def _draw(own: Sequence[Point]) -> Chart:
+  title = "Accuracy against content heatmap"
+  method = tables.METHOD_TITLES[own[0].method]
+  word = {"top1": "Top-1", "f1_overall": "F1-Overall"}[own[0].metric]
+  front = sorted(
+    (p for p in own if p.is_on_front), key=lambda p: p.content_heatmap
+  )
+
+  def figure_of(palette: plots.Palette) -> Figure:
+    figure = Figure(figsize=(7.2, 3.6), facecolor="none")
+    axes = figure.add_axes((0.09, 0.14, 0.88, 0.82), facecolor="none")
+    axes.plot(
+      [point.content_heatmap for point in front],
+      [point.accuracy for point in front],
+      color=palette.muted,
+      linewidth=1.0,
+      zorder=1,
+    )
+    axes.margins(0.16)
+    places = [point.content_heatmap for point in own]
+    middle = (min(places) + max(places)) / 2
+    for point in own:
+      is_right = point.content_heatmap > middle
+      axes.plot(
+        [point.content_heatmap],
+        [point.accuracy],
+        marker="o",
+        markersize=7.0 if point.is_on_front else 5.0,
+        color=palette.series[0 if point.is_on_front else 1],
+        linestyle="none",
+        zorder=2,
+      )
+      axes.annotate(
+        # "$" would begin a formula.
+        point.label.replace("$", r"\$"),
+        (point.content_heatmap, point.accuracy),
+        # Towards the middle: there is room whatever the name's length.
+        xytext=(-7 if is_right else 7, 6),
+        ha="right" if is_right else "left",
+        textcoords="offset points",
+        fontsize=8.5,
+        color=palette.text,
+      )
+    axes.set_xlabel(f"CH in percent, {method}")
+    axes.set_ylabel(f"{word} in percent")
+    plots.clean(axes, palette)
+    return figure
+
+  listed = "; ".join(
+    f"{p.label}: {word} {p.accuracy:.1f}, CH {p.content_heatmap:.1f}"
+    + (", on the front" if p.is_on_front else "")
+    for p in own
+  )
+  unit = f"{word} and CH in percent, maps of {method}"
+  return Chart(
+    title,
+    unit,
+    plots.to_svg(figure_of, title, f"{title} ({unit}): {listed}."),
+    plots.to_png(figure_of),
+  )
