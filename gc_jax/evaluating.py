@@ -297,7 +297,7 @@ def _curves(ledger, results, config, panel: sanity.Panel) -> Curves:
   for key, value in results.items():
     attack, _, name = key.removeprefix("val/").partition("/")
     kind, _, epsilon = attack.partition("_")
-    if kind in ATTACKS and name == metric:
+    if kind.removesuffix(measure.FEW) in ATTACKS and name == metric:
       robustness.setdefault(kind, {})[epsilon] = value
   steps = config.eval.faithfulness_steps
   curves = {"insertion": {}, "deletion": {}}

@@ -261,7 +261,7 @@ def results(
   if "robustness" in totals:
     found |= robustness.summarize(totals["robustness"])
   for name, (correct, count) in totals.get("boxes", {}).items():
-    accuracies = boxes.max_box_acc(correct, count)
+    accuracies = boxes.max_box_acc(correct, float(count))
     found |= {f"{name}/{k}": v for k, v in accuracies.items()}
   by_class = summary.by_class(columns, rows, protocol, class_names)
   return {f"val/{name}": value for name, value in found.items()}, by_class

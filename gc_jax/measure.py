@@ -21,6 +21,7 @@ from gc_jax.metrics import GridAnnotation
 from gc_jax.types import Metrics, PairBatch
 
 ALL_METHODS = METHODS | CONTROLS
+FEW = "-few"  # marks FGSM on the pictures on which PGD is measured
 
 
 class Measured(NamedTuple):
@@ -151,13 +152,14 @@ def maps(
   return _logits(model, batch["image"]), cams
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def attacked(
   graphdef,
   variables,
   batch: PairBatch,
   attacks: tuple[str, ...],
   epsilons: tuple[int, ...],
+  suffix: str = "",
 ) -> Measured:
   """Returns the predictions for pictures changed to mislead the model.
 
@@ -167,10 +169,17 @@ def attacked(
     batch: of pictures.
     attacks: keys of `ATTACKS`.
     epsilons: how far a pixel may be moved, in 1/255.
+    suffix: of the attack's name, where not all pictures are attacked; PGD's
+      never are, and its has none.
   """
   model = _model(graphdef, variables)
   pictures = dict(batch) | {"mask": batch["mask"] * batch["first"]}
-  totals = robustness.sums(model, pictures, epsilons, attacks)
+  totals = {
+    name.replace("fgsm_", f"fgsm{suffix}_"): sums
+    for name, sums in robustness.sums(
+      model, pictures, epsilons, attacks
+    ).items()
+  }
   return Measured({}, {"robustness": totals}, {})
 
 

@@ -24,7 +24,7 @@ from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Square
 from gc_jax.data.reading import Reader
 from gc_jax.evaluators import boxes
 from gc_jax.evaluators.ledger import Ledger
-from gc_jax.measure import Measured
+from gc_jax.measure import FEW, Measured
 from gc_jax.types import Metrics, PairBatch
 
 _PIXELS_224 = 224  # side at which tolerances are given
@@ -152,10 +152,11 @@ class Planner:
     few = self.few()
     few = few[self.pairs.first[few]]
     fgsm = lambda batch: measure.attacked(
-      *self._graph, batch, ("fgsm",), epsilons
+      *self._graph, batch, ("fgsm",), epsilons, ""
     )
+    # On the same pictures FGSM as well, and none: else PGD has no measure.
     pgd = lambda batch: measure.attacked(
-      *self._graph, batch, ("pgd",), epsilons
+      *self._graph, batch, ("fgsm", "pgd"), (0, *epsilons), FEW
     )
     return [
       Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
@@ -223,7 +224,9 @@ class Planner:
       passes.append(Pass(label, own, frame, size, step))
     return passes
 
-  def _batch_size(self, rows: Int[np.ndarray, "N"], area: float = 1.0) -> int:
+  def _batch_size(
+    self, rows: Int[np.ndarray, "N"], area: int | float = 1
+  ) -> int:
     """Returns rows of a batch of images so many times as large as a square."""
     size = max(1, int(self._config.eval.batch_size / area))
     size = min(size, max(1, len(rows)))

@@ -130,7 +130,7 @@ def box_correct(
 
 def max_box_acc(
   correct: Real[np.ndarray, "I T"],
-  num_pairs: float,
+  num_pairs: int | float,
   ious: Sequence[float] = IOUS,
 ) -> dict[str, float]:
   """Returns percent of pairs with a good box, at the best threshold of all.

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from gc_jax import metrics
 from gc_jax.models.layers import RGB_MEAN
 
-# RISE's blur of pictures of 224 pixels: a kernel of 11, a sigma of 5.
-_SIGMA_FRAC = 5 / 224
-_RADIUS_FRAC = 5 / 224
+# RISE's blur of pictures of 224 pixels: a kernel of 11, a sigma of 5. Of larger
+# ones it grows with them; of smaller ones it stays, or would hide nothing.
+_SIGMA_PX, _RADIUS_PX = 5.0, 5
+_SIDE_PX = 224
 
 
 def curves(
@@ -55,7 +56,7 @@ def curves(
 
   Source: Petsiuk et al. 2018, arXiv:1806.07421; the grey, and the kernel of 11
     and sigma of 5 at 224 pixels, are their code's.
-  Differs: the blur scales with the picture's shorter side, and repeats the
+  Differs: the blur grows with pictures larger than 224 pixels, and repeats the
     border where theirs fades to grey. Their kernel folds the Gaussian's tails
     back in, and so is flatter.
   """
@@ -124,8 +125,8 @@ def _blurred(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
   """Returns the pictures under a Gaussian, its border repeated."""
   height, width = images.shape[1:3]
   side = min(height, width)
-  sigma = _SIGMA_FRAC * side
-  radius = max(round(_RADIUS_FRAC * side), 1)
+  scale = max(side / _SIDE_PX, 1.0)
+  sigma, radius = _SIGMA_PX * scale, round(_RADIUS_PX * scale)
   rows, columns = (
     _blur_weights(size, sigma, radius) for size in (height, width)
   )

@@ -16,7 +16,11 @@ from gc_jax.report.tables import Cell, Column, Row, Table
 Models = Mapping[str, Sequence[Evaluated]]  # label to repetitions by seed
 
 GRADCAMS = ("gradcam_elementwise", "gradcam")
-ATTACKS = {"fgsm": "FGSM", "pgd": "PGD"}
+ATTACKS = {
+  "fgsm": "FGSM",
+  "fgsm-few": "FGSM, on PGD's pictures",
+  "pgd": "PGD",
+}
 CLASSIFICATION = (
   tables.CLASSIFICATION_COLUMNS[0],
   Column("top5", "Top-5", "images with the class among the five highest"),
@@ -146,7 +150,7 @@ def epsilons(evaluations: Iterable[Evaluated]) -> list[str]:
   for evaluated in evaluations:
     for key in evaluated.results:
       attack = re.fullmatch(r"val/(\w+?)_(\d+(?:\.\d+)?)/\w+", key)
-      if attack and attack[1] in ATTACKS:
+      if attack and attack[1] in ATTACKS and attack[2] != "0":
         found.add(attack[2])
   return sorted(found, key=float)
 
@@ -204,13 +208,19 @@ def _robustness_table(models: Models) -> Table:
   rows = []
   for attack, title in ATTACKS.items():
     for label, members in models.items():
+      # Measured on fewer pictures, an attack has a clean number of its own.
+      clean = f"{attack}_0/{metric}"
+      if f"val/{clean}" not in members[0].results:
+        clean = metric
       cells = {
         column.key: _cell(
           members,
-          metric if column.key == metric else f"{attack}_{column.key}/{metric}",
+          clean if column.key == metric else f"{attack}_{column.key}/{metric}",
         )
         for column in columns
       }
+      if attack != "fgsm" and len(_present(cells)) < 2:
+        continue
       rows.append(
         Row(label, attack, _present(cells), len(members), title=title)
       )
