@@ -10,7 +10,16 @@ import scipy.stats
 from flax import nnx
 from jaxtyping import Float, PRNGKeyArray
 
-from gc_jax.models.layers import HE_INIT, TORCH_INIT, BatchNorm
+from gc_jax.models.chain import Chain, alexnet, vgg16
+from gc_jax.models.layers import (
+  HE_INIT,
+  HE_UNIFORM_INIT,
+  TORCH_INIT,
+  BatchNorm,
+  Init,
+)
+from gc_jax.models.resnet import ResNet
+from gc_jax.models.squeezenet import SqueezeNet
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 
@@ -28,8 +37,9 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
 def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   """Returns a copy, initialised anew from the head down to a stage.
 
-  BatchNorms start as at the beginning of training: their statistics are
-  learned, too, and belong to the weights before them.
+  Each layer is drawn as its architecture draws it. BatchNorms start as at the
+  beginning of training: their statistics are learned, too, and belong to the
+  weights before them. The copy is in evaluation mode.
 
   Args:
     model: left as it was.
@@ -46,22 +56,43 @@ def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
     )
   anew = names[: names.index(stage) + 1]
   copy = nnx.clone(model)
+  copy.eval()
   for number, (path, module) in enumerate(_layers(copy)):
     if _stage(path) in anew:
-      _initialize(module, jax.random.fold_in(key, number))
+      init = _initializer(model, path, module)
+      _initialize(module, init, jax.random.fold_in(key, number))
   return copy
 
 
-def _initialize(module: nnx.Module, key: PRNGKeyArray) -> None:
+def _initializer(model: nnx.Module, path: tuple, module: nnx.Module) -> Init:
+  """Returns how the model's constructor initialises one of its layers.
+
+  A module does not keep its initialiser; the class of the model, and of a
+  chain its layers, say which it was. Of others it is PyTorch's default.
+  """
+  is_conv = isinstance(module, nnx.Conv)
+  match model:
+    case ResNet():
+      return HE_INIT if is_conv else TORCH_INIT
+    case SqueezeNet():
+      if tuple(path) == model.last_layer:
+        return Init(nnx.initializers.normal(0.01), zero_bias=True)
+      return HE_UNIFORM_INIT
+    case Chain():
+      for constructor in (alexnet, vgg16):
+        if constructor.args[0] == model.chain:
+          kind = "conv_init" if is_conv else "linear_init"
+          return constructor.keywords[kind]
+  return TORCH_INIT
+
+
+def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
   if isinstance(module, BatchNorm):
     module.scale[...] = jnp.ones_like(module.scale[...])
     module.bias[...] = jnp.zeros_like(module.bias[...])
     module.mean[...] = jnp.zeros_like(module.mean[...])
     module.var[...] = jnp.ones_like(module.var[...])
     return
-  # A module does not keep its initialiser: convolutions get the ResNets',
-  # dense layers PyTorch's.
-  init = HE_INIT if isinstance(module, nnx.Conv) else TORCH_INIT
   key_kernel, key_bias = jax.random.split(key)
   shape = module.kernel[...].shape
   module.kernel[...] = init.kernel(key_kernel, shape, jnp.float32)

@@ -74,6 +74,37 @@ def _belongs(path, stage):
   return first == stage or f"{first}.{rest[0]}" == stage
 
 
+@pytest.mark.parametrize(
+  "name", ["resnet8-small", "alexnet", "vgg16", "squeezenet1_1"]
+)
+def test_weights_are_drawn_as_the_architecture_draws_them(
+  name, small_perceptrons
+):
+  """Of the same spread and tails as those of a new model."""
+  model = made(name)
+  last = randomization.stages(model)[-1]
+  drawn = numbers(randomization.randomized(model, last, jax.random.key(0)))
+  for path, array in numbers(model).items():
+    if path[-1] == "kernel":
+      # Of n numbers the spread is known to about 1 / sqrt(2n).
+      tolerance = 0.02 + 3 * array.size**-0.5
+      assert drawn[path].std() == pytest.approx(array.std(), rel=tolerance)
+      # Largest over spread: 1.7 of uniform numbers, 3 or more of normal ones.
+      tails = [np.abs(x).max() / x.std() for x in (array, drawn[path])]
+      if array.size > 1_000:
+        assert (tails[0] < 2) == (tails[1] < 2)
+    elif path[-1] == "bias":
+      assert array.any() == drawn[path].any()
+
+
+def test_the_copy_is_in_evaluation_mode():
+  model = made("resnet8-small")
+  model.train()
+  other = randomization.randomized(model, "fc", jax.random.key(0))
+  assert other.bn1.use_running_average
+  assert not model.bn1.use_running_average
+
+
 def test_another_key_gives_other_weights():
   model = made("resnet8-small")
   one, other = (
