@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from flax import nnx
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models.chain import Chain, alexnet, vgg16
 from gc_jax.models.layers import (
@@ -23,12 +23,17 @@ from gc_jax.models.squeezenet import SqueezeNet
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 
+# Attribute of a chain -> torchvision's name for it.
+_NUMBERED = {"trunk": "features", "head": "classifier"}
+
 
 def stages(model: nnx.Module) -> tuple[str, ...]:
   """Returns the parts of a model that are randomised together, head first.
 
-  Stages of a ResNet, single layers of a chain: "fc", "layer4", ..., "stem";
-  "head.6", "head.4", ..., "trunk.0".
+  Named as torchvision names them. Stages of a ResNet: "fc", "layer4", ...,
+  "layer1", "conv1", the last with its norm. Single layers of a chain, and of
+  SqueezeNet its fire modules: "classifier.6", "classifier.4", ...,
+  "features.0".
   """
   found = dict.fromkeys(_stage(path) for path, _ in _layers(model))
   return tuple(reversed(found))
@@ -121,20 +126,22 @@ def _layers(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
 
 def _stage(path: tuple) -> str:
   first, *rest = map(str, path)
-  if first in ("trunk", "head"):
-    return f"{first}.{rest[0]}"
-  return "stem" if first in ("conv1", "bn1") else first
+  if first in _NUMBERED:
+    return f"{_NUMBERED[first]}.{rest[0]}"
+  return "conv1" if first == "bn1" else first
 
 
 def rank_correlation(
-  a: Float[np.ndarray, "N h w"], b: Float[np.ndarray, "N h w"]
+  a: Float[Array | np.ndarray, "N h w"],
+  b: Float[Array | np.ndarray, "N h w"],
 ) -> Float[np.ndarray, "N"]:
   """Returns Spearman's correlation of two maps of the same size, each pair.
 
   Equal cells share their mean rank; 0 where a map is constant.
   """
   ranks = [
-    scipy.stats.rankdata(cam.reshape(len(cam), -1), axis=1) for cam in (a, b)
+    scipy.stats.rankdata(np.asarray(cam).reshape(len(cam), -1), axis=1)
+    for cam in (a, b)
   ]
   centred = [r - r.mean(1, keepdims=True) for r in ranks]
   norms = [np.sqrt((r**2).sum(1)) for r in centred]

@@ -1,6 +1,7 @@
 """Weights randomised from the head down, and the rank correlation of maps."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,6 +9,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import randomization
+from gc_jax.torch_io import names
 
 
 def made(name):
@@ -27,14 +29,22 @@ def numbers(model):
 
 def test_stages_go_from_the_head_down(small_perceptrons):
   stages = randomization.stages
-  assert stages(made("resnet8-small")) == ("fc", "layer2", "layer1", "stem")
-  assert stages(made("alexnet"))[:4] == (
-    "head.6",
-    "head.4",
-    "head.1",
-    "trunk.10",
+  assert stages(made("resnet8-small")) == ("fc", "layer2", "layer1", "conv1")
+  assert stages(made("alexnet")) == (
+    *("classifier.6", "classifier.4", "classifier.1"),
+    *("features.10", "features.8", "features.6", "features.3", "features.0"),
   )
-  assert stages(made("squeezenet1_1"))[-1] == "trunk.0"
+  fires = [f"features.{i}" for i in (12, 11, 10, 9, 7, 6, 4, 3, 0)]
+  assert stages(made("squeezenet1_1")) == ("classifier.1", *fires)
+
+
+def test_stages_are_named_as_pytorch_names_their_layers(small_perceptrons):
+  for name in ("resnet8-small", "alexnet", "squeezenet1_1"):
+    model = made(name)
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    keys = {names.torch_key(path) for path, _ in flat}
+    for stage in randomization.stages(model):
+      assert any(key.startswith(f"{stage}.") for key in keys)
 
 
 @pytest.mark.parametrize("name", ["resnet8-small", "alexnet"])
@@ -59,7 +69,7 @@ def test_down_to_a_stage_everything_changes_and_nothing_below(
     expected = {
       path
       for path in before
-      if any(_belongs(path, name) for name in stages[: last + 1])
+      if any(_belongs(path, other) for other in stages[: last + 1])
     }
     assert changed == expected
   # The model itself is left as it was.
@@ -69,9 +79,12 @@ def test_down_to_a_stage_everything_changes_and_nothing_below(
 
 def _belongs(path, stage):
   first, *rest = map(str, path)
-  if stage == "stem":
-    return first in ("conv1", "bn1")
-  return first == stage or f"{first}.{rest[0]}" == stage
+  if first == "bn1":
+    return stage == "conv1"
+  numbered = {"trunk": "features", "head": "classifier"}
+  if first in numbered:
+    return f"{numbered[first]}.{rest[0]}" == stage
+  return first == stage
 
 
 @pytest.mark.parametrize(
@@ -128,6 +141,8 @@ def test_the_rank_correlation_is_spearmans():
     expected = scipy.stats.spearmanr(x.ravel(), y.ravel()).statistic
     assert value == pytest.approx(expected)
   np.testing.assert_allclose(randomization.rank_correlation(a, 3 * a), 1)
+  on_device = randomization.rank_correlation(jnp.asarray(a), jnp.asarray(b))
+  np.testing.assert_array_equal(on_device, found)
 
 
 def test_a_constant_map_correlates_with_nothing():
