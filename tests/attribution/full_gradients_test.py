@@ -156,6 +156,17 @@ def test_one_logit_will_do_and_a_black_picture_too(make_tiny):
   assert jnp.isfinite(found).all() and (found >= 0).all()
 
 
+def test_a_bfloat16_model_is_explained_in_float32(make_tiny):
+  """Not only the dtype: nothing on the way is rounded."""
+  images = jnp.asarray(pixels())[:, :16, :16]
+  found = []
+  for dtype in (jnp.float32, jnp.bfloat16):
+    model = make_tiny("average", dtype=dtype)
+    model.eval()
+    found.append(full_gradients.fullgrad(model, images, jnp.asarray(TARGETS)))
+  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_another_rescaling_is_refused(make_tiny):
   with pytest.raises(ValueError, match="rescale must be one of layer, channel"):
     full_gradients.fullgrad(

@@ -14,6 +14,7 @@ from gc_jax.models import pure_head
 
 # Those with a closed form under a pooling and a linear head.
 PLAIN = ("gradcam", "gradcam_elementwise")
+CAMS = (*PLAIN, "gradcam_plus_plus", "layercam")
 TARGETS = jnp.array([[3, 0], [7, 7]])
 
 
@@ -131,6 +132,28 @@ def test_published_values_are_met(net, expected):
   np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  "method, weights",
+  [
+    # The second channel has a positive gradient only where it is 0.
+    ("layercam", (1, 0)),
+    # alpha = 1 / (2 + sum), of sums 75 and 21, over 4 positive cells and 1.
+    ("gradcam_plus_plus", (4 / 77, 1 / 23)),
+  ],
+)
+def test_relatives_are_met_by_hand(method, weights):
+  """On the published net, after the ReLU.
+
+  Windows sum to 45 54 81 90: activations are 0 4 31 40 and 0 0 6 15, gradients
+  1 1 1 1 and 1 -1 -1 -1.
+  """
+  images = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  found = METHODS[method](AfterRelu(), images, jnp.zeros((1, 1), int))
+  activations = np.array([[[0, 4], [31, 40]], [[0, 0], [6, 15]]])
+  expected = np.tensordot(weights, activations, axes=1)
+  np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["gradcam_plus_plus", "layercam"])
 def test_relatives_are_their_equations(model, method):
   """In numpy, from the features and the gradients at them."""
@@ -158,9 +181,7 @@ def test_relatives_are_their_equations(model, method):
     )
 
 
-@pytest.mark.parametrize(
-  "method", ["gradcam", "gradcam_elementwise", "gradcam_plus_plus", "layercam"]
-)
+@pytest.mark.parametrize("method", CAMS)
 def test_other_layers_can_be_looked_at(make_tiny, method):
   model = make_tiny()
   model.eval()
@@ -191,6 +212,48 @@ def test_an_inner_layers_map_is_its_gradients_weighing_it(make_tiny):
     model, pixels(), TARGETS, layer="maxpool"
   )
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [None, "maxpool"])
+@pytest.mark.parametrize("method", CAMS)
+def test_several_classes_are_each_alone_jitted_or_not(make_tiny, method, layer):
+  model = make_tiny("max")
+  model.eval()
+  graphdef, state = nnx.split(model)
+  explain = functools.partial(METHODS[method], layer=layer)
+  both = jax.jit(
+    lambda state, *args: explain(nnx.merge(graphdef, state), *args)
+  )(state, pixels(), TARGETS)
+  assert both.max() > 0
+  for place in range(2):
+    alone = explain(model, pixels(), TARGETS[:, place : place + 1])
+    np.testing.assert_allclose(
+      both[:, place], alone[:, 0], rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("layer", [None, "maxpool"])
+@pytest.mark.parametrize("method", CAMS)
+def test_a_black_picture_of_one_logit_has_a_map(make_tiny, method, layer):
+  model = make_tiny("average", 1)
+  model.eval()
+  images = jnp.zeros((2, 16, 16, 3), jnp.uint8)
+  found = METHODS[method](model, images, jnp.zeros((2, 1), int), layer=layer)
+  assert found.shape == (2, 1, 4, 4) and jnp.isfinite(found).all()
+
+
+@pytest.mark.parametrize("method", CAMS)
+def test_inside_a_bfloat16_model_maps_are_float32s(make_tiny, method):
+  """Not only their dtype: the trunk is computed so as well."""
+  exact, rough = (
+    make_tiny("average", dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  found = []
+  for model in (exact, rough):
+    model.eval()
+    found.append(METHODS[method](model, pixels(), TARGETS, layer="maxpool"))
+  assert found[1].dtype == jnp.float32
+  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

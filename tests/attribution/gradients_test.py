@@ -134,6 +134,18 @@ def test_several_classes_are_each_alone_jitted_or_not(make_tiny, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_bfloat16_model_is_explained_in_float32(make_tiny, method):
+  """Not only the dtype: nothing on the way is rounded."""
+  found = []
+  for dtype in (jnp.float32, jnp.bfloat16):
+    model = make_tiny("average", dtype=dtype)
+    model.eval()
+    found.append(method(model, pixels(), TARGETS))
+  assert found[1].dtype == jnp.float32
+  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_one_logit_will_do_and_a_black_picture_too(make_tiny, method):
   model = make_tiny("average", 1, dtype=jnp.bfloat16)
   model.eval()
