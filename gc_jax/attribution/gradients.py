@@ -49,6 +49,9 @@ def integrated_gradients(
 
   Returns:
     Magnitudes of `attributions`, summed over channels.
+
+  Raises:
+    ValueError: there are no steps.
   """
   signed = attributions(model, images, targets, steps=steps)
   return jnp.abs(signed.sum(-1))
@@ -74,9 +77,13 @@ def attributions(
     targets: likewise.
     steps: midpoints of as many equal parts of the path.
 
+  Raises:
+    ValueError: there are no steps.
+
   Source: Sundararajan et al. 2017, arXiv:1703.01365, eq. 3.
   Differs: midpoints, not right ends, which are nearer to the integral.
   """
+  _check_at_least_one("steps", steps)
   images = _in_unit_range(images)
   start = jnp.broadcast_to(jnp.array(RGB_MEAN), images.shape)
   gradient = _gradient_of(model, targets)
@@ -105,9 +112,13 @@ def smoothgrad(
     sigma_frac: of the noise, in parts of the picture's range.
     key: of the noise; None = always the same.
 
+  Raises:
+    ValueError: there are no samples.
+
   Source: Smilkov et al. 2017, arXiv:1706.03825.
   Differs: none.
   """
+  _check_at_least_one("num_samples", num_samples)
   images = _in_unit_range(images)
   gradient = _gradient_of(model, targets)
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
@@ -121,6 +132,11 @@ def smoothgrad(
     return gradient(images + sigma * noise)
 
   return jnp.abs(_mean_over(noisy, keys)).sum(-1)
+
+
+def _check_at_least_one(name: str, count: int) -> None:
+  if count < 1:
+    raise ValueError(f"{name} must be at least 1; it is {count}.")
 
 
 def _in_unit_range(images: Array) -> Float[Array, "B H W 3"]:

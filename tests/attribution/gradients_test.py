@@ -70,6 +70,52 @@ def test_a_linear_models_integral_is_weights_times_the_way():
   )
 
 
+class Quadratic(Linear):
+  """Logits that are weighted sums of squares: gradients change on the way."""
+
+  def features(self, images):
+    return images**2
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_midpoints_integrate_a_square_exactly(steps):
+  """Any other point of each part would miss it by 1 / steps."""
+  found = gradients.attributions(
+    Quadratic(), pixels(4, 5), TARGETS, steps=steps
+  )
+  squares = np.asarray(normalize_pixels(pixels(4, 5))) ** 2
+  weights = np.asarray(Quadratic().weights[...])
+  for image, place in np.ndindex(2, 2):
+    expected = weights[..., TARGETS[image, place]] * squares[image]
+    np.testing.assert_allclose(
+      found[image, place], expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_noise_is_in_parts_of_each_pictures_range():
+  """The smoothed gradient of a square is off by what the noise's mean is."""
+  model = Quadratic()
+  # Bright, so that noise turns no sign and the magnitude is linear in it.
+  pattern = jnp.asarray(np.random.default_rng(0).random((1, 4, 5, 3)), float)
+  off = []
+  for contrast in (0.2, 0.1, 0.0):
+    images = 0.7 + contrast * pattern
+    smooth = gradients.smoothgrad(model, images, TARGETS[:1])
+    plain = gradients.input_gradients(model, images, TARGETS[:1])
+    off.append(np.asarray(smooth - plain))
+  assert np.abs(off[0]).max() > 0.1
+  # Differences of float32 numbers of about 50.
+  np.testing.assert_allclose(off[0], 2 * off[1], rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(off[2], 0, atol=1e-4)
+
+
+def test_no_steps_and_no_samples_are_refused():
+  with pytest.raises(ValueError, match="steps must be at least 1; it is 0"):
+    gradients.integrated_gradients(Linear(), pixels(4, 5), TARGETS, steps=0)
+  with pytest.raises(ValueError, match="num_samples must be at least 1"):
+    gradients.smoothgrad(Linear(), pixels(4, 5), TARGETS, num_samples=0)
+
+
 @pytest.mark.parametrize("pooling", ["average", "max"])
 def test_the_integral_sums_to_the_difference_of_the_scores(make_tiny, pooling):
   model = make_tiny(pooling)
