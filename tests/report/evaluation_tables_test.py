@@ -181,6 +181,29 @@ def test_table_6_has_fgsm_and_pgd_at_every_epsilon(tmp_path):
   assert "PGD: ε = 4" in notes and "no unit of epsilon" in notes
 
 
+def test_table_6_says_on_how_many_pictures_pgd_was_measured(tmp_path):
+  made = evaluations.make(tmp_path / "e")
+  made.results["val/pgd_0/top1"] = 91.25  # of its own pictures
+  made.results["val/fgsm-few_0/top1"] = 91.25
+  made.results["val/fgsm-few_5/top1"] = 12.5
+  table = _table(evaluation_tables.make_tables(_models(made)), "Table 6")
+  rows = _rows(table)
+  assert rows["ResNet18 GC", "FGSM"]["clean"] == "86.50"
+  assert rows["ResNet18 GC", "PGD"]["clean"] == "91.25"
+  few = rows["ResNet18 GC", "FGSM, on PGD's pictures"]
+  assert (few["clean"], few["ε = 5"]) == ("91.25", "12.50")
+  assert (
+    "Measured on the images of 100 of the 1,200 (image, class) pairs, clean "
+    "ones too: FGSM, on PGD's pictures; PGD."
+  ) in table.notes
+
+
+def test_what_is_costly_has_no_note_where_it_had_every_pair(tmp_path):
+  made = evaluations.make(tmp_path / "e", num_costly_images=1200)
+  for table in evaluation_tables.make_tables(_models(made)):
+    assert "Measured on" not in " ".join(table.notes)
+
+
 def test_what_was_not_measured_is_empty_and_named(tmp_path):
   made = evaluations.make(tmp_path / "e", methods=("gradcam_elementwise",))
   del made.results["val/gradcam_elementwise/negative_quadrants_heatmap"]
@@ -221,8 +244,9 @@ def test_the_full_table_has_every_method_with_its_intervals(tmp_path):
   notes = " ".join(table_formats.notes(table))
   assert "All numbers but Pairs in percent." in notes
   assert "95% interval" in notes
-  assert "on 100 of the 1,000 images" in notes
-  assert "Integrated gradients, SmoothGrad" in notes
+  assert "Measured on 100 of the 1,200 (image, class) pairs" in notes
+  assert "by every method Insertion, Deletion, MaxBoxAcc 0.5, Max" in notes
+  assert "Integrated gradients; SmoothGrad; by every" in notes
   accuracy = table_formats.to_markdown(evaluation_tables.accuracy_table(models))
   assert "86.5 [84.4, 88.4]" in accuracy
 
