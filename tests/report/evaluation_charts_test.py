@@ -39,6 +39,29 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
   assert len(ids) == len(set(ids))
 
 
+def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
+  charts = list(evaluation_charts.charts(made).values())
+  stacked = _open(plots.stack(charts))
+  shapes = [_open(chart.png).shape for chart in charts]
+  gap_px = 90  # a title and what is left free, of each
+  assert stacked.shape[0] == pytest.approx(
+    sum(shape[0] + gap_px for shape in shapes), abs=2
+  )
+  assert stacked.shape[1] == pytest.approx(max(s[1] for s in shapes), abs=1)
+  top = 0
+  for chart, (height, width, _) in zip(charts, shapes, strict=True):
+    title = stacked[top : top + 50]
+    assert title.min() < 128 and title.shape[0] == 50
+    own = stacked[top + 50 : top + 50 + height, :width]
+    # Within a pixel: a figure is as high as floats of inches say.
+    errors = [
+      np.abs(np.roll(own, shift, 0).astype(int) - _open(chart.png)).mean()
+      for shift in (-1, 0, 1)
+    ]
+    assert min(errors) < 1.0
+    top += height + gap_px
+
+
 def test_curves_say_their_numbers(made):
   charts = evaluation_charts.charts(made)
   robustness = charts["robustness"].svg
