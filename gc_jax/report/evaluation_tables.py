@@ -107,7 +107,7 @@ def accuracy_table(models: Models) -> Table:
 def full_table(models: Models) -> Table:
   """Returns all methods by all metrics of maps, with their 95% intervals."""
   rows = [
-    row
+    _counted(models, row)
     for method in _methods(models)
     for row in _method_rows(models, method, MAPS, interval=True)
     if row.cells
@@ -120,6 +120,23 @@ def full_table(models: Models) -> Table:
     tuple(_costly_notes(models, rows, columns)),
     across_methods=len(models) == 1,
   )
+
+
+def _counted(models: Models, row: Row) -> Row:
+  """Returns a model's row that says what of it is of fewer pairs."""
+  first = _first(models) if row.is_control else models[row.label][0]
+  if not describe_evaluated.fewer_pairs(first):
+    return row
+  is_costly = row.method in first.about.costly_methods
+  cells = {
+    key: dataclasses.replace(
+      cell, is_on_fewer=is_costly or key in _COSTLY_METRICS
+    )
+    for key, cell in row.cells.items()
+  }
+  count = f"{title_of(row.method)}, {first.about.num_costly_images:,} pairs"
+  title = count if is_costly else row.title
+  return dataclasses.replace(row, cells=cells, title=title)
 
 
 def _costly_notes(

@@ -276,6 +276,36 @@ def test_quoted_rows_and_controls_are_never_best_and_take_no_best(tmp_path):
   assert "| 51.0 |" in lines[-1] and "**" not in lines[-1] + lines[-2]
 
 
+def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
+  methods = ("gradcam", "cmwp", "smoothgrad")
+  made = evaluations.make(
+    tmp_path / "e", methods=methods, costly_methods=("smoothgrad",)
+  )
+  made.results["val/smoothgrad/content_heatmap"] = 99.0  # of 100 pairs
+  made.results["val/smoothgrad/max_box_acc_50"] = 77.0  # as of all methods
+  rows = {
+    line.split(" | ")[1]: line
+    for line in table_formats.to_markdown(
+      evaluation_tables.full_table(_models(made))
+    ).splitlines()
+  }
+  assert "| **30.0** [28.5, 31.5] |" in rows["Grad-CAM"]
+  few = rows["SmoothGrad, 100 pairs"]
+  assert "| 99.0 [" in few and "| **77.0** |" in few
+  # On every pair it competes.
+  full = dataclasses.replace(
+    made, about=dataclasses.replace(made.about, num_costly_images=1200)
+  )
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(full)))
+  assert "| **99.0** [" in text and "pairs |" not in text
+  # Two costly methods alone compete with each other.
+  two = evaluations.make(
+    tmp_path / "two", methods=methods[1:], costly_methods=methods[1:]
+  )
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(two)))
+  assert "| **30.0** [28.5, 31.5] |" in text
+
+
 def test_repetitions_by_seed_become_one_row(tmp_path):
   made = [
     evaluations.make(
