@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_jax.report import evaluation_charts, overlay, plots
+from gc_jax.report import evaluation_charts, overlay, plots, tables
 from tests.report import evaluations
 
 
@@ -74,6 +74,18 @@ def test_curves_say_their_numbers(made):
   assert "var(--muted)" in charts["insertion"].svg
   assert "cMWP from 1 to -0.02" in charts["randomization"].svg
   assert ">layer3/1<" in charts["randomization"].svg
+
+
+def test_a_method_has_the_same_place_in_every_chart(made):
+  # As its file has them, by name.
+  curves = dataclasses.replace(
+    made.curves, insertion=dict(sorted(made.curves.insertion.items()))
+  )
+  charts = evaluation_charts.charts(dataclasses.replace(made, curves=curves))
+  titles = [tables.METHOD_TITLES[m] for m in evaluations.METHODS]
+  for name in ("insertion", "randomization"):
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", charts[name].svg)
+    assert [word for word in words if word in titles] == titles
 
 
 def test_lines_of_many_methods_look_different():
