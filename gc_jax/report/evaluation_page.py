@@ -188,7 +188,13 @@ def _measured_notes(evaluated: Evaluated) -> list[str]:
   if costly and fewer:
     notes.append(
       f"Measured on {fewer}, as they take many passes each: "
-      f"{', '.join(costly)}. The column Pairs counts the other metrics'."
+      f"{', '.join(costly)}."
+    )
+  num_rows = describe_evaluated.setting(about, "sanity_rows")
+  if evaluated.curves.randomization and num_rows:
+    notes.append(
+      f"Rank correlations of the sanity check are means over {num_rows:,} "
+      f"{'pair' if num_rows == 1 else 'pairs'} at most."
     )
   for method in about.methods:
     key = f"val/{method}/zero_map_frac"

@@ -113,6 +113,14 @@ def test_the_share_below_a_map_is_that_on_the_object(made):
   assert "SmoothGrad: empty" in page.text
 
 
+def test_the_page_counts_the_pairs_of_the_sanity_check(tmp_path):
+  made = evaluations.make(
+    tmp_path / "e", methods=("gradcam",), settings={"sanity_rows": 8}
+  )
+  page, _ = _write(made)
+  assert "sanity check are means over 8 pairs at most" in page.text
+
+
 def test_an_evaluation_of_accuracy_alone_leaves_the_rest_out(tmp_path, made):
   _write(made)
   bare = dataclasses.replace(
