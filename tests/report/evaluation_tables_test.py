@@ -292,6 +292,11 @@ def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
   assert "| **30.0** [28.5, 31.5] |" in rows["Grad-CAM"]
   few = rows["SmoothGrad, 100 pairs"]
   assert "| 99.0 [" in few and "| **77.0** |" in few
+  # Not even where it scores what the best of all pairs does.
+  made.results["val/smoothgrad/content_heatmap"] = 30.0
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(made)))
+  assert text.count("| **30.0** [") == 1
+  made.results["val/smoothgrad/content_heatmap"] = 99.0
   # On every pair it competes.
   full = dataclasses.replace(
     made, about=dataclasses.replace(made.about, num_costly_images=1200)
