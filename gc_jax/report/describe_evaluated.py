@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gc_jax.report import describe
+from gc_jax.report import describe, tables
 from gc_jax.report.evaluated import About, Evaluated
 
 _SAME_DATA = ("image_size", "background_frac", "eval_split", "eval_resize_px")
@@ -82,6 +82,16 @@ def setting(about: About, name: str) -> Any:
       return about.settings[known]
   group = about.config.get("eval")
   return group.get(name) if isinstance(group, dict) else None
+
+
+def fewer_pairs(evaluated: Evaluated) -> str:
+  """Returns "100 of the 1,200 pairs"; "" where costly things had them all."""
+  about = evaluated.about
+  num_pairs = tables.number(evaluated.results, "val/num_pairs")
+  total = about.num_images if num_pairs is None else round(num_pairs)
+  if about.num_costly_images >= total:
+    return ""
+  return f"{about.num_costly_images:,} of the {total:,} (image, class) pairs"
 
 
 def class_name(evaluated: Evaluated, label: int) -> str:

@@ -7,6 +7,7 @@ change when the model's weights are randomised, from the head down.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -175,7 +176,11 @@ def sanity_example(evaluated: Evaluated) -> Example | None:
 
 def shown_methods(examples: Sequence[Example]) -> list[str]:
   """Returns the methods that any example has: known order, controls last."""
-  found = {method: None for e in examples for method in e.maps}
+  return _ordered({method: None for e in examples for method in e.maps})
+
+
+def _ordered(found: Mapping[str, Any]) -> list[str]:
+  """Returns methods in the order of tables, unknown ones, controls."""
   known = [m for m in tables.METHOD_TITLES if m in found]
   others = [m for m in found if m not in tables.METHOD_TITLES]
   return (
@@ -240,8 +245,11 @@ def _randomization_chart(evaluated: Evaluated) -> Chart | None:
 def _method_lines(
   curves: Mapping[str, Sequence[float]], x: Sequence[float]
 ) -> list[Line]:
-  """Returns a line for each method; the controls come last."""
-  methods = sorted(curves, key=lambda m: m in tables.CONTROLS)
+  """Returns a line for each method, in the order of tables.
+
+  So a method looks the same in every chart; the controls come last.
+  """
+  methods = _ordered(curves)
   return [
     line
     for method in methods

@@ -17,6 +17,7 @@ from gc_jax.report import (
   overlay,
   page,
   pictures,
+  plots,
   progress,
   summary,
   table_formats,
@@ -26,18 +27,20 @@ from gc_jax.report.evaluated import Evaluated, Example
 from gc_jax.report.evaluation_tables import title_of
 
 REPORT = "report.html"
-FILENAMES = {  # what `write_evaluation` may write, and what it is
+_MEANINGS = {  # of the files that `write_evaluation` may write
   REPORT: "this page, which needs no other file",
   "tables.md": "the tables as Markdown",
   "tables.csv": "a line for every cell, four decimals, for other programs",
   "tables.tex": "the tables as LaTeX, for a paper",
   "figure_methods.png": "the images by every method, side by side",
+  "curves.png": "all curves, below each other",
   "robustness.png": "accuracy against ε",
   "insertion.png": "the insertion curves",
   "deletion.png": "the deletion curves",
   "randomization.png": "rank correlation while weights are randomised",
   "sanity.png": "the maps of an image while weights are randomised",
 }
+FILENAMES = tuple(_MEANINGS)
 _DATA_FILES = {
   "results.json": "every number, flat",
   "per_class.json": "the same by class",
@@ -63,6 +66,8 @@ def write_evaluation(evaluated: Evaluated) -> list[pathlib.Path]:
   charts = evaluation_charts.charts(evaluated)
   contents = tables_files(made, describe_evaluated.protocol(evaluated.about))
   contents |= {f"{name}.png": chart.png for name, chart in charts.items()}
+  if charts:
+    contents["curves.png"] = plots.stack(list(charts.values()))
   for name, picture in (
     ("figure_methods.png", evaluation_charts.methods_figure(evaluated)),
     ("sanity.png", evaluation_charts.sanity_figure(evaluated)),
@@ -72,7 +77,7 @@ def write_evaluation(evaluated: Evaluated) -> list[pathlib.Path]:
   written = [name for name in FILENAMES if name == REPORT or name in contents]
   context = _context(evaluated, made, charts, contents.get("sanity.png"))
   context["listed_files"] = [
-    *((name, FILENAMES[name]) for name in written),
+    *((name, _MEANINGS[name]) for name in written),
     *_DATA_FILES.items(),
   ]
   contents[REPORT] = page.render("evaluation.html", **context).encode()
@@ -139,6 +144,7 @@ def _context(
       b for b, own in zip(blocks, is_papers, strict=True) if not own
     ],
     "charts": charts,
+    "attacks": list(evaluated.curves.robustness),
     "sanity": verdicts,
     "stages": list(evaluated.curves.stages),
     "flagged": [v.title for v in verdicts if v.stays_high],
@@ -157,6 +163,7 @@ def _context(
     "class_rows": rows,
     "class_method": title_of(method) if method else "",
     "measured_notes": _measured_notes(evaluated),
+    "fewer_pairs": describe_evaluated.fewer_pairs(evaluated),
     "facts": _facts(evaluated),
     "settings": {
       name: _written(value) for name, value in about.settings.items()
@@ -177,18 +184,17 @@ def _headline_method(evaluated: Evaluated) -> str:
 def _measured_notes(evaluated: Evaluated) -> list[str]:
   about = evaluated.about
   notes = [describe_evaluated.protocol(about)]
-  costly = [title_of(method) for method in about.costly_methods]
-  if costly and about.num_costly_images < about.num_images:
+  costly, fewer = _costly(evaluated), describe_evaluated.fewer_pairs(evaluated)
+  if costly and fewer:
     notes.append(
-      f"{', '.join(costly)} take many passes an image: they were measured on "
-      f"{about.num_costly_images:,} of the {about.num_images:,} images. The "
-      "column Pairs says how many (image, class) pairs each row is of."
+      f"Measured on {fewer}, as they take many passes each: "
+      f"{', '.join(costly)}."
     )
-  rows = describe_evaluated.setting(about, "costly_rows")
-  if rows:
+  num_rows = describe_evaluated.setting(about, "sanity_rows")
+  if evaluated.curves.randomization and num_rows:
     notes.append(
-      f"PGD, insertion, deletion and boxes were measured on at most {rows:,} "
-      "pairs."
+      f"Rank correlations of the sanity check are means over {num_rows:,} "
+      f"{'pair' if num_rows == 1 else 'pairs'} at most."
     )
   for method in about.methods:
     key = f"val/{method}/zero_map_frac"
@@ -198,6 +204,19 @@ def _measured_notes(evaluated: Evaluated) -> list[str]:
         "everywhere; they count as they are."
       )
   return notes
+
+
+def _costly(evaluated: Evaluated) -> list[str]:
+  """Returns what was measured, of all that is measured on fewer pairs."""
+  curves = evaluated.curves
+  measured = {
+    "insertion": bool(curves.insertion),
+    "deletion": bool(curves.deletion),
+    "boxes": any("/max_box_acc_" in key for key in evaluated.results),
+    "PGD": "pgd" in curves.robustness,
+  }
+  methods = [title_of(method) for method in evaluated.about.costly_methods]
+  return methods + [what for what, is_there in measured.items() if is_there]
 
 
 def _facts(evaluated: Evaluated) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ their own, where data set, architecture and pooling are the same.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gc_jax.report import describe, describe_evaluated, paper_tables, tables
 from gc_jax.report.evaluated import Evaluated
@@ -59,6 +59,14 @@ MAPS = (
     unit="",
   ),
 )
+# Measured by every method on as few pairs as costly methods are.
+_COSTLY_METRICS = (
+  "insertion_auc",
+  "deletion_auc",
+  "max_box_acc_50",
+  "max_box_acc_v2",
+)
+_ON_FEW = tuple(attack for attack in ATTACKS if attack != "fgsm")
 _KNOWN = {column.key: column for column in (*CLASSIFICATION, *MAPS)}
 _OF_MODELS = {column.key for column in CLASSIFICATION}
 _OF_MAPS = {column.key for column in MAPS}
@@ -99,33 +107,58 @@ def accuracy_table(models: Models) -> Table:
 def full_table(models: Models) -> Table:
   """Returns all methods by all metrics of maps, with their 95% intervals."""
   rows = [
-    row
+    _counted(models, row)
     for method in _methods(models)
     for row in _method_rows(models, method, MAPS, interval=True)
     if row.cells
   ]
+  columns = _measured(MAPS, rows)
   return Table(
-    tuple(_measured(MAPS, rows)),
+    tuple(columns),
     tuple(rows),
     "All methods, all metrics",
-    tuple(_costly_notes(models, [row.method for row in rows])),
+    tuple(_costly_notes(models, rows, columns)),
     across_methods=len(models) == 1,
   )
 
 
-def _costly_notes(models: Models, methods: Collection[str]) -> list[str]:
-  """Returns what of some methods was measured on fewer pictures."""
+def _counted(models: Models, row: Row) -> Row:
+  """Returns a model's row that says what of it is of fewer pairs."""
+  first = _first(models) if row.is_control else models[row.label][0]
+  if not describe_evaluated.fewer_pairs(first):
+    return row
+  is_costly = row.method in first.about.costly_methods
+  cells = {
+    key: dataclasses.replace(
+      cell, is_on_fewer=is_costly or key in _COSTLY_METRICS
+    )
+    for key, cell in row.cells.items()
+  }
+  count = f"{title_of(row.method)}, {first.about.num_costly_images:,} pairs"
+  title = count if is_costly else row.title
+  return dataclasses.replace(row, cells=cells, title=title)
+
+
+def _costly_notes(
+  models: Models, rows: Sequence[Row], columns: Sequence[Column]
+) -> list[str]:
+  """Returns what of a table was measured on fewer pairs."""
+  shown = {row.method for row in rows if row.cells}
+  metrics = [c.title for c in columns if c.key in _COSTLY_METRICS]
+  attacks = [ATTACKS[attack] for attack in _ON_FEW if attack in shown]
   notes = {}
   for members in models.values():
-    about = members[0].about
-    costly = [title_of(m) for m in about.costly_methods if m in methods]
-    if costly and about.num_costly_images < about.num_images:
-      sentence = (
-        f"Measured on {about.num_costly_images:,} of the "
-        f"{about.num_images:,} images, as they take many passes each: "
-        f"{', '.join(costly)}."
-      )
-      notes[sentence] = None
+    costly = members[0].about.costly_methods
+    words = [title_of(method) for method in costly if method in shown]
+    if metrics:
+      words.append(f"by every method {', '.join(metrics)}")
+    fewer = describe_evaluated.fewer_pairs(members[0])
+    if fewer and words:
+      sentence = f"Measured on {fewer}, as they take many passes each: "
+      notes[f"{sentence}{'; '.join(words)}."] = None
+    if fewer and attacks:
+      sentence = f"Measured on the images of {fewer}, clean ones too: "
+      notes[f"{sentence}{'; '.join(attacks)}."] = None
   return list(notes)
 
 
@@ -149,7 +182,7 @@ def epsilons(evaluations: Iterable[Evaluated]) -> list[str]:
   found = set(paper_tables.TABLES[6].rows[0].cells)
   for evaluated in evaluations:
     for key in evaluated.results:
-      attack = re.fullmatch(r"val/(\w+?)_(\d+(?:\.\d+)?)/\w+", key)
+      attack = re.fullmatch(r"val/([\w-]+?)_(\d+(?:\.\d+)?)/\w+", key)
       if attack and attack[1] in ATTACKS and attack[2] != "0":
         found.add(attack[2])
   return sorted(found, key=float)
@@ -244,7 +277,7 @@ def _finished(
     laid_out += "; it has no row of such a model, so none stands here"
   notes = [f"{laid_out}."]
   notes += _unmeasured(rows, columns)
-  notes += _costly_notes(models, [row.method for row in rows])
+  notes += _costly_notes(models, rows, columns)
   if number == 6:
     notes.append(
       "ε is in 1/255. Ours: untargeted, away from the ground truth, within ε "

@@ -19,6 +19,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from gc_jax.report import overlay
+
 _PNG_DPI = 200
 _MAX_LEVEL_TICKS = 8  # more words than these run into each other
 _TURNED_FRAC = 0.13  # of the height, for words that stand upright
@@ -223,6 +225,37 @@ def to_png(draw: Callable[[Palette], Figure]) -> bytes:
       metadata={"Software": None},
     )
     return buffer.getvalue()
+
+
+def stack(charts: Sequence[Chart]) -> bytes:
+  """Returns charts below each other, under their titles, as one PNG.
+
+  Args:
+    charts: at least one, each drawn for a file; their pixels stay as they are.
+  """
+  pictures = [overlay.read_png(chart.png) for chart in charts]
+  title_px, gap_px = _PNG_DPI // 4, _PNG_DPI // 5
+  width = max(picture.shape[1] for picture in pictures)
+  heights = [title_px + picture.shape[0] + gap_px for picture in pictures]
+  figure = Figure(
+    figsize=(width / _PNG_DPI, sum(heights) / _PNG_DPI),
+    facecolor="white",
+    dpi=_PNG_DPI,
+  )
+  top = sum(heights)
+  for chart, picture, height in zip(charts, pictures, heights, strict=True):
+    figure.text(
+      0.01,
+      (top - title_px / 2) / sum(heights),
+      chart.title,
+      fontsize=11.0,
+      fontweight="bold",
+      color=_PAPER.text,
+      va="center",
+    )
+    figure.figimage(picture, 0, top - title_px - picture.shape[0])
+    top -= height
+  return figure_png(figure, _PNG_DPI)
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:

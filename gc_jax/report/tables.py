@@ -89,6 +89,7 @@ class Cell:
       metric, averaged over runs; None where nothing is drawn.
     num_runs: how many runs have this number.
     interval: low and high end of its 95% interval, or None.
+    is_on_fewer: whether it was measured on fewer examples than others may be.
   """
 
   mean: float
@@ -96,6 +97,7 @@ class Cell:
   sampling_std: float | None
   num_runs: int
   interval: tuple[float, float] | None = None
+  is_on_fewer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,16 +149,24 @@ class Table:
 
     Numbers that print the same count as the same. Never a control row nor
     one quoted, and never where all rows are the same: there is nothing to
-    choose.
+    choose. Nor one measured on fewer examples than a rival.
     """
-    rivals = [
-      round(r.cells[column.key].mean, column.decimals)
+    if row.is_control or row.is_reference or column.key not in row.cells:
+      return False
+    cells = [
+      r.cells[column.key]
       for r in self.rows
       if (self.across_methods or r.method == row.method)
       and column.key in r.cells
       and not (r.is_reference or r.is_control)
     ]
-    if row.is_control or row.is_reference or column.key not in row.cells:
+    on_fewer = all(cell.is_on_fewer for cell in cells)
+    rivals = [
+      round(cell.mean, column.decimals)
+      for cell in cells
+      if cell.is_on_fewer == on_fewer
+    ]
+    if row.cells[column.key].is_on_fewer != on_fewer:
       return False
     if column.higher_is_better is None or len(set(rivals)) < 2:
       return False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_jax.report import evaluation_charts, overlay, plots
+from gc_jax.report import evaluation_charts, overlay, plots, tables
 from tests.report import evaluations
 
 
@@ -39,6 +39,29 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
   assert len(ids) == len(set(ids))
 
 
+def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
+  charts = list(evaluation_charts.charts(made).values())
+  stacked = _open(plots.stack(charts))
+  shapes = [_open(chart.png).shape for chart in charts]
+  gap_px = 90  # a title and what is left free, of each
+  assert stacked.shape[0] == pytest.approx(
+    sum(shape[0] + gap_px for shape in shapes), abs=2
+  )
+  assert stacked.shape[1] == pytest.approx(max(s[1] for s in shapes), abs=1)
+  top = 0
+  for chart, (height, width, _) in zip(charts, shapes, strict=True):
+    title = stacked[top : top + 50]
+    assert title.min() < 128 and title.shape[0] == 50
+    own = stacked[top + 50 : top + 50 + height, :width]
+    # Within a pixel: a figure is as high as floats of inches say.
+    errors = [
+      np.abs(np.roll(own, shift, 0).astype(int) - _open(chart.png)).mean()
+      for shift in (-1, 0, 1)
+    ]
+    assert min(errors) < 1.0
+    top += height + gap_px
+
+
 def test_curves_say_their_numbers(made):
   charts = evaluation_charts.charts(made)
   robustness = charts["robustness"].svg
@@ -51,6 +74,18 @@ def test_curves_say_their_numbers(made):
   assert "var(--muted)" in charts["insertion"].svg
   assert "cMWP from 1 to -0.02" in charts["randomization"].svg
   assert ">layer3/1<" in charts["randomization"].svg
+
+
+def test_a_method_has_the_same_place_in_every_chart(made):
+  # As its file has them, by name.
+  curves = dataclasses.replace(
+    made.curves, insertion=dict(sorted(made.curves.insertion.items()))
+  )
+  charts = evaluation_charts.charts(dataclasses.replace(made, curves=curves))
+  titles = [tables.METHOD_TITLES[m] for m in evaluations.METHODS]
+  for name in ("insertion", "randomization"):
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", charts[name].svg)
+    assert [word for word in words if word in titles] == titles
 
 
 def test_lines_of_many_methods_look_different():

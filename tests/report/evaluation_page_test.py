@@ -69,7 +69,9 @@ def test_the_page_says_what_was_measured_how(made):
     "within 15 pixels of it (at 224×224)",
     "Table 1: Grad-CAM, context digits",
     "Table 6: accuracy under adversarial attack",
-    "SmoothGrad take many passes an image: they were measured on 100 of the",
+    "Measured on 100 of the 1,200 (image, class) pairs, as they take many "
+    "passes each: SmoothGrad, insertion, deletion, boxes, PGD.",
+    "PGD was measured on the images of 100 of the 1,200",
     "programs compiled14",  # a term and its description
     "tolerance_px",
     "model.name",
@@ -111,6 +113,14 @@ def test_the_share_below_a_map_is_that_on_the_object(made):
   assert "SmoothGrad: empty" in page.text
 
 
+def test_the_page_counts_the_pairs_of_the_sanity_check(tmp_path):
+  made = evaluations.make(
+    tmp_path / "e", methods=("gradcam",), settings={"sanity_rows": 8}
+  )
+  page, _ = _write(made)
+  assert "sanity check are means over 8 pairs at most" in page.text
+
+
 def test_an_evaluation_of_accuracy_alone_leaves_the_rest_out(tmp_path, made):
   _write(made)
   bare = dataclasses.replace(
@@ -119,6 +129,7 @@ def test_an_evaluation_of_accuracy_alone_leaves_the_rest_out(tmp_path, made):
   page, source = _write(bare)
   pages.assert_self_contained(page, source)
   assert "80.0% of the 1,000 evaluation images" in page.text
+  assert "Measured on" not in page.text
   for heading in ("Robustness", "Sanity check", "By class", "every method"):
     assert heading not in page.text
   assert "None" not in page.text and "nan" not in page.text.lower()

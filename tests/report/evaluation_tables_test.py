@@ -181,6 +181,29 @@ def test_table_6_has_fgsm_and_pgd_at_every_epsilon(tmp_path):
   assert "PGD: ε = 4" in notes and "no unit of epsilon" in notes
 
 
+def test_table_6_says_on_how_many_pictures_pgd_was_measured(tmp_path):
+  made = evaluations.make(tmp_path / "e")
+  made.results["val/pgd_0/top1"] = 91.25  # of its own pictures
+  made.results["val/fgsm-few_0/top1"] = 91.25
+  made.results["val/fgsm-few_5/top1"] = 12.5
+  table = _table(evaluation_tables.make_tables(_models(made)), "Table 6")
+  rows = _rows(table)
+  assert rows["ResNet18 GC", "FGSM"]["clean"] == "86.50"
+  assert rows["ResNet18 GC", "PGD"]["clean"] == "91.25"
+  few = rows["ResNet18 GC", "FGSM, on PGD's pictures"]
+  assert (few["clean"], few["ε = 5"]) == ("91.25", "12.50")
+  assert (
+    "Measured on the images of 100 of the 1,200 (image, class) pairs, clean "
+    "ones too: FGSM, on PGD's pictures; PGD."
+  ) in table.notes
+
+
+def test_what_is_costly_has_no_note_where_it_had_every_pair(tmp_path):
+  made = evaluations.make(tmp_path / "e", num_costly_images=1200)
+  for table in evaluation_tables.make_tables(_models(made)):
+    assert "Measured on" not in " ".join(table.notes)
+
+
 def test_what_was_not_measured_is_empty_and_named(tmp_path):
   made = evaluations.make(tmp_path / "e", methods=("gradcam_elementwise",))
   del made.results["val/gradcam_elementwise/negative_quadrants_heatmap"]
@@ -221,8 +244,9 @@ def test_the_full_table_has_every_method_with_its_intervals(tmp_path):
   notes = " ".join(table_formats.notes(table))
   assert "All numbers but Pairs in percent." in notes
   assert "95% interval" in notes
-  assert "on 100 of the 1,000 images" in notes
-  assert "Integrated gradients, SmoothGrad" in notes
+  assert "Measured on 100 of the 1,200 (image, class) pairs" in notes
+  assert "by every method Insertion, Deletion, MaxBoxAcc 0.5, Max" in notes
+  assert "Integrated gradients; SmoothGrad; by every" in notes
   accuracy = table_formats.to_markdown(evaluation_tables.accuracy_table(models))
   assert "86.5 [84.4, 88.4]" in accuracy
 
@@ -250,6 +274,41 @@ def test_quoted_rows_and_controls_are_never_best_and_take_no_best(tmp_path):
   ).splitlines()
   assert "| **49.0** |" in lines[-3] and "SmoothGrad" in lines[-3]
   assert "| 51.0 |" in lines[-1] and "**" not in lines[-1] + lines[-2]
+
+
+def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
+  methods = ("gradcam", "cmwp", "smoothgrad")
+  made = evaluations.make(
+    tmp_path / "e", methods=methods, costly_methods=("smoothgrad",)
+  )
+  made.results["val/smoothgrad/content_heatmap"] = 99.0  # of 100 pairs
+  made.results["val/smoothgrad/max_box_acc_50"] = 77.0  # as of all methods
+  rows = {
+    line.split(" | ")[1]: line
+    for line in table_formats.to_markdown(
+      evaluation_tables.full_table(_models(made))
+    ).splitlines()
+  }
+  assert "| **30.0** [28.5, 31.5] |" in rows["Grad-CAM"]
+  few = rows["SmoothGrad, 100 pairs"]
+  assert "| 99.0 [" in few and "| **77.0** |" in few
+  # Not even where it scores what the best of all pairs does.
+  made.results["val/smoothgrad/content_heatmap"] = 30.0
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(made)))
+  assert text.count("| **30.0** [") == 1
+  made.results["val/smoothgrad/content_heatmap"] = 99.0
+  # On every pair it competes.
+  full = dataclasses.replace(
+    made, about=dataclasses.replace(made.about, num_costly_images=1200)
+  )
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(full)))
+  assert "| **99.0** [" in text and "pairs |" not in text
+  # Two costly methods alone compete with each other.
+  two = evaluations.make(
+    tmp_path / "two", methods=methods[1:], costly_methods=methods[1:]
+  )
+  text = table_formats.to_markdown(evaluation_tables.full_table(_models(two)))
+  assert "| **30.0** [28.5, 31.5] |" in text
 
 
 def test_repetitions_by_seed_become_one_row(tmp_path):
