@@ -1,0 +1,145 @@
+# Sourced by the launch scripts: --help, --dry-run, arguments, messages.
+#
+#   parse_arguments "nodes=1 zone! spot?" "$@"
+#
+# leaves a variable for every name, its value after the = unless given; zone!
+# must be given; spot? is a switch, 0 or 1. A - in a name is a _ in its
+# variable. --config, --workdir and --config.field are gc_jax.main's, and
+# collected in training; both of the first are required, and repeated in config
+# and workdir. --dry-run, which every script takes, makes `run` print what it
+# would do. Works in the bash 3.2 of macOS.
+
+fail() {
+  echo "$(basename "$0"): $*" >&2
+  exit 2
+}
+
+print_help() {
+  # The comment at the top, without the line that names the interpreter.
+  sed -n -e '1d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$1"
+}
+
+# Prints a command as it can be typed, or runs it.
+run() {
+  if ((dry_run)); then
+    show "$@"
+  else
+    "$@"
+  fi
+}
+
+show() {
+  local word line=""
+  for word in "$@"; do
+    # %q hides what is plain but for a comma or an = behind backslashes.
+    if [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
+      line+=" $word"
+    else
+      line+=" '${word//\'/\'\\\'\'}'"
+    fi
+  done
+  echo "${line# }"
+}
+
+parse_arguments() {
+  local specification=$1 option name value argument known usage=""
+  shift
+  dry_run=0 training=() config="" workdir=""
+  for option in $specification; do
+    name=${option%%[=!?]*}
+    case "$option" in
+      *=*) value=${option#*=} usage+=" --$name=..." ;;
+      *\?) value=0 usage+=" [--$name]" ;;
+      *) value="" usage+=" --$name=..." ;;
+    esac
+    printf -v "${name//-/_}" %s "$value"
+  done
+  for argument in "$@"; do
+    case "$argument" in
+      --help | -h)
+        print_help "$0"
+        exit 0
+        ;;
+      --dry-run) dry_run=1 && continue ;;
+      --multihost | --multihost=*)
+        fail "$argument is added where it belongs; leave it out."
+        ;;
+      --config=?* | --workdir=?* | --config.?*=*)
+        case "$argument" in
+          --config=*) config=${argument#*=} ;;
+          --workdir=*) workdir=${argument#*=} ;;
+        esac
+        training+=("$argument")
+        continue
+        ;;
+    esac
+    known=0
+    for option in $specification; do
+      name=${option%%[=!?]*}
+      case "$option:$argument" in
+        *\?:"--$name") value=1 ;;
+        *\?:"--$name="*)
+          fail "--$name is a switch, and takes no value; got '$argument'." \
+            "Write --$name, or leave it out."
+          ;;
+        *:"--$name="?*) value=${argument#*=} ;;
+        *:"--$name" | *:"--$name=")
+          fail "--$name needs a value; got '$argument'. Write --$name=VALUE."
+          ;;
+        *) continue ;;
+      esac
+      printf -v "${name//-/_}" %s "$value"
+      known=1
+    done
+    ((known)) || fail "Unknown argument '$argument'. Known:$usage" \
+      "--dry-run --help, and --config=FILE --workdir=DIR --config.FIELD=VALUE" \
+      "for gc_jax.main."
+  done
+  [[ -n "$config" ]] ||
+    fail "--config=FILE must say what to train, for example" \
+      "--config=configs/quickstart.py; none came. Add it, or see --help."
+  [[ -n "$workdir" ]] ||
+    fail "--workdir=DIR must say where to write; none came. Add it."
+  for option in $specification; do
+    [[ "$option" == *! ]] || continue
+    name=${option%!}
+    value=${name//-/_}
+    [[ -n "${!value}" ]] || fail "--$name must be given; it was not." \
+      "Add --$name=VALUE; --help says what it is."
+  done
+}
+
+# require_number NAME LEAST: the option must be a whole number, at least so.
+require_number() {
+  local name=$1 least=$2 variable=${1//-/_}
+  if [[ ! "${!variable}" =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+    ((${!variable} < least)); then
+    fail "--$name must be a whole number of at least $least;" \
+      "got '${!variable}'. Write for example --$name=$((least > 1 ? least : 1))."
+  fi
+}
+
+# require_match NAME PATTERN MEANING: the option must match the whole pattern.
+require_match() {
+  local variable=${1//-/_}
+  [[ "${!variable}" =~ ^($2)$ ]] ||
+    fail "--$1 must be $3; got '${!variable}'. Change it."
+}
+
+# The workers see no common disk, and are gone after a preemption.
+require_bucket() {
+  [[ "$workdir" =~ ^gs://[a-z0-9][a-z0-9._-]+(/.*)?$ ]] ||
+    fail "--workdir must be a folder of a bucket, gs://BUCKET/FOLDER: every" \
+      "worker writes its part of a checkpoint there, and the disks of the" \
+      "workers are lost when they are preempted; got '$workdir'. Make a" \
+      "bucket (gcloud storage buckets create) in the zone's region."
+}
+
+# The virtual environment that is active, or one made from requirements.txt.
+use_environment() {
+  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+    # shellcheck source=launch/environment.sh
+    source launch/environment.sh
+    ensure_environment requirements.txt
+  fi
+}
