@@ -42,56 +42,57 @@ show() {
 }
 
 parse_arguments() {
-  local specification=$1 option name value argument known usage=""
+  # The names of options are the caller's: what is local has another.
+  local _specification=$1 _option _name _value _argument _known _usage=""
   shift
   dry_run=0 training=() config="" workdir=""
-  for option in $specification; do
-    name=${option%%[=!?]*}
-    case "$option" in
-      *=*) value=${option#*=} usage+=" --$name=..." ;;
-      *\?) value=0 usage+=" [--$name]" ;;
-      *) value="" usage+=" --$name=..." ;;
+  for _option in $_specification; do
+    _name=${_option%%[=!?]*}
+    case "$_option" in
+      *=*) _value=${_option#*=} _usage+=" --$_name=..." ;;
+      *\?) _value=0 _usage+=" [--$_name]" ;;
+      *) _value="" _usage+=" --$_name=..." ;;
     esac
-    printf -v "${name//-/_}" %s "$value"
+    printf -v "${_name//-/_}" %s "$_value"
   done
-  for argument in "$@"; do
-    case "$argument" in
+  for _argument in "$@"; do
+    case "$_argument" in
       --help | -h)
         print_help "$0"
         exit 0
         ;;
       --dry-run) dry_run=1 && continue ;;
       --multihost | --multihost=*)
-        fail "$argument is added where it belongs; leave it out."
+        fail "$_argument is added where it belongs; leave it out."
         ;;
       --config=?* | --workdir=?* | --config.?*=*)
-        case "$argument" in
-          --config=*) config=${argument#*=} ;;
-          --workdir=*) workdir=${argument#*=} ;;
+        case "$_argument" in
+          --config=*) config=${_argument#*=} ;;
+          --workdir=*) workdir=${_argument#*=} ;;
         esac
-        training+=("$argument")
+        training+=("$_argument")
         continue
         ;;
     esac
-    known=0
-    for option in $specification; do
-      name=${option%%[=!?]*}
-      case "$option:$argument" in
-        *\?:"--$name") value=1 ;;
-        *\?:"--$name="*)
-          fail "--$name is a switch, and takes no value; got '$argument'." \
-            "Write --$name, or leave it out."
+    _known=0
+    for _option in $_specification; do
+      _name=${_option%%[=!?]*}
+      case "$_option:$_argument" in
+        *\?:"--$_name") _value=1 ;;
+        *\?:"--$_name="*)
+          fail "--$_name is a switch, and takes no value; got '$_argument'." \
+            "Write --$_name, or leave it out."
           ;;
-        *:"--$name="?*) value=${argument#*=} ;;
-        *:"--$name" | *:"--$name=")
-          fail "--$name needs a value; got '$argument'. Write --$name=VALUE."
+        *:"--$_name="?*) _value=${_argument#*=} ;;
+        *:"--$_name" | *:"--$_name=")
+          fail "--$_name needs a value; got '$_argument'. Write --$_name=VALUE."
           ;;
         *) continue ;;
       esac
-      printf -v "${name//-/_}" %s "$value"
-      known=1
+      printf -v "${_name//-/_}" %s "$_value"
+      _known=1
     done
-    ((known)) || fail "Unknown argument '$argument'. Known:$usage" \
+    ((_known)) || fail "Unknown argument '$_argument'. Known:$_usage" \
       "--dry-run --help, and --config=FILE --workdir=DIR --config.FIELD=VALUE" \
       "for gc_jax.main."
   done
@@ -100,30 +101,30 @@ parse_arguments() {
       "--config=configs/quickstart.py; none came. Add it, or see --help."
   [[ -n "$workdir" ]] ||
     fail "--workdir=DIR must say where to write; none came. Add it."
-  for option in $specification; do
-    [[ "$option" == *! ]] || continue
-    name=${option%!}
-    value=${name//-/_}
-    [[ -n "${!value}" ]] || fail "--$name must be given; it was not." \
-      "Add --$name=VALUE; --help says what it is."
+  for _option in $_specification; do
+    [[ "$_option" == *! ]] || continue
+    _name=${_option%!}
+    _value=${_name//-/_}
+    [[ -n "${!_value}" ]] || fail "--$_name must be given; it was not." \
+      "Add --$_name=VALUE; --help says what it is."
   done
 }
 
 # require_number NAME LEAST: the option must be a whole number, at least so.
 require_number() {
-  local name=$1 least=$2 variable=${1//-/_}
-  if [[ ! "${!variable}" =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
-    ((${!variable} < least)); then
-    fail "--$name must be a whole number of at least $least;" \
-      "got '${!variable}'. Write for example --$name=$((least > 1 ? least : 1))."
+  local _variable=${1//-/_}
+  if [[ ! "${!_variable}" =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+    ((${!_variable} < $2)); then
+    fail "--$1 must be a whole number of at least $2;" \
+      "got '${!_variable}'. Write for example --$1=$(($2 > 1 ? $2 : 1))."
   fi
 }
 
 # require_match NAME PATTERN MEANING: the option must match the whole pattern.
 require_match() {
-  local variable=${1//-/_}
-  [[ "${!variable}" =~ ^($2)$ ]] ||
-    fail "--$1 must be $3; got '${!variable}'. Change it."
+  local _variable=${1//-/_}
+  [[ "${!_variable}" =~ ^($2)$ ]] ||
+    fail "--$1 must be $3; got '${!_variable}'. Change it."
 }
 
 # The workers see no common disk, and are gone after a preemption.
