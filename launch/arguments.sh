@@ -136,6 +136,13 @@ require_bucket() {
       "bucket (gcloud storage buckets create) in the zone's region."
 }
 
+# Only what is in the source is on the workers.
+require_shipped_config() {
+  [[ "$config" == configs/* && "$config" != */../* && -f "${config%%:*}" ]] ||
+    fail "--config must be a file of configs/, which goes to the workers;" \
+      "got '$config'. Put yours there, or correct the name."
+}
+
 # The virtual environment that is active, or one made from requirements.txt.
 use_environment() {
   if [[ -z "${VIRTUAL_ENV:-}" ]]; then
