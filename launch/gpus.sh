@@ -37,7 +37,7 @@ if [[ "$gpus" != all ]]; then
   environment=("CUDA_VISIBLE_DEVICES=$chosen")
 fi
 # Without it a broken CUDA installation would train on the CPU, unnoticed.
-environment+=(JAX_PLATFORMS=cuda)
+environment+=("JAX_PLATFORMS=cuda,cpu")
 
 ((dry_run)) || use_environment
 run exec env "${environment[@]}" python -m gc_jax.main "${training[@]}"

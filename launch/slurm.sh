@@ -61,6 +61,8 @@ ${environment:+$environment
 }source launch/arguments.sh
 # Once, before the tasks of all nodes look for it.
 (use_environment) || exit 1
+# A GPU that does not start is an error, not a CPU.
+export JAX_PLATFORMS=cuda,cpu
 
 # A task that has saved must not end those that are about to.
 srun --cpus-per-task=$cpus_per_task --kill-on-bad-exit=0 \\

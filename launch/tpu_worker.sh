@@ -10,7 +10,8 @@
 # line is "worker exited: STATUS", the status that of launch/worker.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export JAX_BUILD=tpu
+# The second, so that a TPU that does not start is an error, not a CPU.
+export JAX_BUILD=tpu JAX_PLATFORMS=tpu,cpu
 
 install() {
   source launch/environment.sh
