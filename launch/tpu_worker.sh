@@ -32,7 +32,7 @@ stop() {
   group=$(cat attempt.group 2>/dev/null || true)
   if [[ -n "$group" ]] && kill -0 "$group" 2>/dev/null; then
     kill -TERM "$(cat attempt.pid)" 2>/dev/null || true
-    timeout "${GRACE:-120}" tail --pid="$group" -f /dev/null ||
+    timeout "${GRACE:-120}" tail -s 0.2 --pid="$group" -f /dev/null ||
       kill -KILL -- "-$group" 2>/dev/null || true
   fi
   rm -f attempt.group attempt.pid
@@ -56,7 +56,7 @@ train() {
     ' attempt "$result" "$@" </dev/null >"$log" 2>&1 &
     echo "$!" >attempt.group
   fi
-  tail -n "$lines" -f --pid="$(cat attempt.group)" "$log"
+  tail -s 0.2 -n "$lines" -f --pid="$(cat attempt.group)" "$log"
   # Without a status it was killed, perhaps with the machine.
   status=$(cat "$result" 2>/dev/null || echo 137)
   echo "worker exited: $status"
