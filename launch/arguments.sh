@@ -7,7 +7,7 @@
 # variable. --config, --workdir and --config.field are gc_jax.main's, and
 # collected in training; both of the first are required, and repeated in config
 # and workdir. --dry-run, which every script takes, makes `run` print what it
-# would do. Works in the bash 3.2 of macOS.
+# would do. Keeps to what bash 3.2 knows, that of macOS.
 
 fail() {
   echo "$(basename "$0"): $*" >&2
