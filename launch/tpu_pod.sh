@@ -229,8 +229,8 @@ while true; do
     rm "$folder/output"
     statuses=$(sed -n 's/.*worker exited: \([0-9]*\).*/\1/p' "$folder/log")
   fi
-  if ((status == 0)) && [[ -n "$statuses" ]] &&
-    ! grep -qv '^0$' <<<"$statuses"; then
+  # Without any, there is an empty line, which is no 0 either.
+  if ((status == 0)) && ! grep -qv '^0$' <<<"$statuses"; then
     training_runs=0
     say "Training is finished: $workdir"
     exit 0

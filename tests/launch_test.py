@@ -766,6 +766,7 @@ def test_workers_that_let_nobody_in_yet_are_tried_again(cloud):
   done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
   assert done.returncode == 2
   assert "failed 5 times" in done.stderr
+  assert verbs(cloud).count("install") == 3 + 5
 
 
 def test_a_pod_that_cannot_be_had_is_told(cloud):
