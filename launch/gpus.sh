@@ -12,9 +12,9 @@ source launch/arguments.sh
 parse_arguments "gpus=all" "$@"
 [[ "$gpus" == all ]] || require_number gpus 1
 
-count=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
 if ((count == 0 && !dry_run)); then
-  fail "An NVIDIA GPU is needed; nvidia-smi lists none. Install the driver, or" \
+  fail "An NVIDIA GPU is needed; nvidia-smi lists none. Install a driver, or" \
     "train on the CPU with launch/local.sh."
 fi
 environment=()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a SLURM cluster: one task per GPU, over any number of nodes.
 #
-#   launch/slurm.sh --gpus-per-node=N --config=... --workdir=...   as gc_jax.main
+#   launch/slurm.sh --gpus-per-node=N --config=... --workdir=...
+#                          as gc_jax.main
 #     --nodes=1
 #     --time=24:00:00      of one job; what is not finished is queued again
 #     --partition=NAME     the cluster's default unless given
@@ -74,7 +75,7 @@ if ((status == 75)); then
     scontrol requeue "\$SLURM_JOB_ID"
     exit
   fi
-  echo "Stopped before the end, and queued again $max_restarts times already." \\
+  echo "Stopped before the end, and queued again $max_restarts times before." \\
     "Submit it once more to go on, or raise --max-restarts." >&2
 fi
 exit \$status

@@ -244,7 +244,8 @@ while true; do
   if [[ "$now" == ACTIVE && "$node" == READY ]]; then
     if [[ -n "$failed" ]]; then
       training_runs=0
-      say "Training failed with status $failed on a TPU that is sound; see above."
+      say "Training failed with status $failed on a TPU that is sound;" \
+        "see above."
       exit "$failed"
     elif ((copies == 5)); then
       fail "The source must be copied and installed on every worker; that" \

@@ -25,7 +25,7 @@ find_port() {
       return
     fi
   done
-  fail "A free port between 20000 and 32000 is needed; of 100 tried, none was." \
+  fail "A free port between 20000 and 32000 is needed; of 100 none was." \
     "End what listens on them."
 }
 
