@@ -87,8 +87,8 @@ node_state() {
 }
 
 on_all_workers() {
-  run "${vm[@]}" ssh "$name" "${where[@]}" --worker=all --batch-size=all \
-    --quiet --command="$1"
+  # All at once; of a --batch-size only gcloud alpha knows.
+  run "${vm[@]}" ssh "$name" "${where[@]}" --worker=all --quiet --command="$1"
 }
 
 copy_source() {

@@ -58,8 +58,24 @@ def play(name, default):
 {body}
 """
 
+# What gcloud 528 takes; it refuses the whole command for any other flag.
 GCLOUD = """
 words = " ".join(call)
+common = {"--zone", "--project", "--format", "--quiet"}
+flags = {
+  "queued-resources create": {
+    *("--node-id", "--accelerator-type", "--runtime-version"),
+    *("--spot", "--reserved"),
+  },
+  "queued-resources describe": set(),
+  "queued-resources delete": {"--force", "--async"},
+  "tpu-vm describe": set(),
+  "tpu-vm scp": {"--worker", "--recurse", "--compress"},
+  "tpu-vm ssh": {"--worker", "--command"},
+}
+given = {word.split("=")[0] for word in call if word.startswith("--")}
+if unknown := given - common - flags[" ".join(call[3:5])]:
+  sys.exit(f"unrecognized arguments: {unknown}")
 if "queued-resources describe" in words:
   state = play("states", "ACTIVE")
   sys.exit(1) if state == "-" else print(state)
@@ -655,8 +671,11 @@ def test_a_pod_is_asked_for_used_and_deleted(cloud):
     *("--node-id=gc", "--accelerator-type=v5litepod-16", "--spot"),
     "--runtime-version=v2-alpha-tpuv5-lite",
   } <= set(create)
-  for call in cloud.calls("tpu-vm", "--command"):
+  # Each command of all workers, and the deletion of a TPU that still runs.
+  for call in cloud.calls("tpu-vm"):
     assert "--worker=all" in call
+  for call in cloud.calls("queued-resources delete"):
+    assert {"--force", "--quiet"} <= set(call)
   for call in cloud.calls("gcloud"):
     assert {"--zone=us-west4-a", "--project=p-1"} <= set(call)
   (command,) = [
