@@ -59,9 +59,9 @@ ${partition:+#SBATCH --partition=$partition
 set -uo pipefail
 cd $(quote "$PWD") || exit 1
 ${environment:+$environment
-}source launch/arguments.sh
-# Once, before the tasks of all nodes look for it.
-(use_environment) || exit 1
+}# Once, before the tasks of all nodes look for it. In a shell of its own: in
+# this one, what is left of an || would go on after an error.
+bash -euo pipefail -c 'source launch/arguments.sh; use_environment' || exit 1
 # A GPU that does not start is an error, not a CPU.
 export JAX_PLATFORMS=cuda,cpu
 

@@ -118,6 +118,20 @@ if status == "wait":
 sys.exit(int(status))
 """
 
+# An interpreter that environments are made of, or one of the wrong version.
+INTERPRETER = """
+import shutil
+if call[1] == "-c":
+  sys.exit(int(play("version", "0")))
+elif call[1:3] == ["-m", "venv"]:
+  copy = pathlib.Path(call[3], "bin", "python")
+  copy.parent.mkdir(parents=True, exist_ok=True)
+  shutil.copy(sys.argv[0], copy)
+elif call[1:4] == ["-m", "uv", "python"] and "find" in call:
+  print(here / "uv/python3.12")
+elif call[1:3] == ["-m", "pip"]:
+  sys.exit(int(play("pip", "0")))
+"""
 
 # All else that the scripts may find. Not whole folders: a gcloud, kubectl or
 # sbatch of the machine that tests must never be reached.
@@ -446,11 +460,11 @@ def test_gpus_that_are_not_there_are_told(fakes):
 # SLURM.
 
 
-def job(fakes, *arguments):
+def job(fakes, *arguments, root=ROOT):
   """Returns the path of the job that was submitted."""
   body = '(here / "job").write_text(sys.stdin.read())'
   fakes.add("sbatch", body)
-  done = fakes.run("slurm.sh", *COMPLETE["slurm.sh"], *arguments)
+  done = fakes.run("slurm.sh", *COMPLETE["slurm.sh"], *arguments, root=root)
   assert done.returncode == 0, done.stderr
   assert fakes.calls() == [["sbatch"]]
   path = fakes.folder / "job"
@@ -510,6 +524,26 @@ def test_only_what_is_not_finished_is_queued_again(
   assert ("raise --max-restarts" in done.stderr) == (restarts == 3)
 
 
+@pytest.mark.parametrize("pip", [0, 1])
+def test_a_job_does_not_train_where_the_packages_could_not_be_installed(
+  fakes, pip
+):
+  root = fakes.folder / "source"
+  shutil.copytree(ROOT / "launch", root / "launch")
+  shutil.copy(ROOT / "requirements.txt", root)
+  del fakes.env["VIRTUAL_ENV"]
+  path = job(fakes, root=root)
+  fakes.add("python3", INTERPRETER)
+  fakes.add("srun")
+  fakes.plays(pip=str(pip))
+  done = subprocess.run([path], env=fakes.env, capture_output=True, text=True)
+  assert done.returncode == pip, done.stderr
+  assert len(fakes.calls("pip install")) == 1
+  assert len(fakes.calls("srun")) == 1 - pip
+  # A failed installation is not taken for one that is done.
+  assert len(list(root.glob(".venv/.installed-*"))) == 1 - pip
+
+
 def test_the_tasks_of_a_job_train_with_the_others(fakes):
   path = job(fakes)
   fakes.add("srun", "os.execv(call[3], call[3:])")
@@ -518,6 +552,8 @@ def test_the_tasks_of_a_job_train_with_the_others(fakes):
   assert done.returncode == 0, done.stderr
   (python,) = fakes.calls("gc_jax.main")
   assert python[1:] == ["-m", "gc_jax.main", *TRAINING, "--multihost"]
+  env = json.loads((fakes.folder / "environment0").read_text())
+  assert env["JAX_PLATFORMS"].startswith("cuda")
 
 
 # GKE.
