@@ -60,6 +60,8 @@ where=("--zone=$zone")
 [[ -z "$project" ]] || where+=("--project=$project")
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
+# To all at once; of a --batch-size only gcloud alpha knows.
+ssh=("${vm[@]}" ssh "$name" "${where[@]}" --worker=all --quiet)
 
 say() {
   echo "tpu_pod.sh: $*" >&2
@@ -87,8 +89,7 @@ node_state() {
 }
 
 on_all_workers() {
-  # All at once; of a --batch-size only gcloud alpha knows.
-  run "${vm[@]}" ssh "$name" "${where[@]}" --worker=all --quiet --command="$1"
+  run "${ssh[@]}" --command="$1"
 }
 
 copy_source() {
@@ -102,8 +103,9 @@ copy_source() {
 && gc_jax/launch/tpu_worker.sh install"
 }
 
-train() {
-  on_all_workers "gc_jax/launch/tpu_worker.sh train $1 $(show "${training[@]}")"
+# Prints what each worker does to train; the argument is the attempt.
+worker_command() {
+  echo "gc_jax/launch/tpu_worker.sh train $1 $(show "${training[@]}")"
 }
 
 # Waits until the queued resource is ACTIVE, asking for one where there is none.
@@ -123,13 +125,14 @@ acquire() {
     fi
     case "$now" in
       ACTIVE) return ;;
-      FAILED)
-        fail "$name cannot be had; 'gcloud compute tpus queued-resources" \
-          "describe $name ${where[*]}' says why. Check --zone, --accelerator," \
-          "--runtime and the project's quota."
-        ;;
-      SUSPENDING | SUSPENDED)
-        say "Preempted before it was used; asking again."
+      FAILED | SUSPENDING | SUSPENDED)
+        # What was had before can be had again; else the request is wrong.
+        if [[ "$now" == FAILED ]] && ((!trained)); then
+          fail "$name cannot be had; 'gcloud compute tpus queued-resources" \
+            "describe $name ${where[*]}' says why. Check --zone," \
+            "--accelerator, --runtime and the project's quota."
+        fi
+        say "Lost ($now) before it was used; asking again."
         wait_gone
         ((restarts++ < max_restarts)) || out_of_restarts
         create
@@ -184,6 +187,9 @@ finish() {
     fi
     delete >&2 || say "$name may be left, and cost: look at it."
   fi
+  # What shows the training, which goes on by itself with --keep.
+  # Without the printer, gcloud's own ssh ends at its next line.
+  [[ -z "$trainer" ]] || kill "$trainer" "$printer" 2>/dev/null || true
   exit "$status"
 }
 
@@ -192,7 +198,7 @@ if ((dry_run)); then
   create
   state
   copy_source
-  train 1
+  on_all_workers "$(worker_command 1)"
   ((keep)) || delete
   exit
 fi
@@ -201,6 +207,7 @@ command -v gcloud >/dev/null ||
 
 folder=$(mktemp -d)
 restarts=0 acquired=0 training_runs=0 attempt=$(date +%s) copied=0 copies=0
+trained=0 trainer=""
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -218,14 +225,17 @@ while true; do
   fi
   status=1 statuses=""
   if ((copied)); then
-    training_runs=1
+    training_runs=1 trained=1
     mkfifo "$folder/output"
     tee "$folder/log" <"$folder/output" &
     printer=$!
-    train "$attempt" >"$folder/output" 2>&1 &
+    (exec "${ssh[@]}" --command="$(worker_command "$attempt")") \
+      >"$folder/output" 2>&1 &
+    trainer=$!
     status=0
-    wait $! || status=$?
+    wait "$trainer" || status=$?
     wait "$printer"
+    trainer=""
     rm "$folder/output"
     statuses=$(sed -n 's/.*worker exited: \([0-9]*\).*/\1/p' "$folder/log")
   fi
