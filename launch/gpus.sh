@@ -5,7 +5,9 @@
 #     --gpus=N     the first N only
 #     --dry-run    print the command instead
 #
-# Run again, it continues where it stopped.
+# Run again, it continues where it stopped. Compiler flags are left as they are
+# in the environment, and none is added: none was timed with this training on
+# several GPUs, and XLA ends the process at a flag that its version dropped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/arguments.sh
