@@ -370,6 +370,36 @@ def test_both_processes_train_and_their_lines_are_numbered(fakes):
   assert not addresses
 
 
+# What gc_jax.main does with what the script tells it, and a sum over both.
+JAX = """
+import os, pathlib, sys
+import jax
+from jax.experimental import multihost_utils
+jax.distributed.initialize(
+  coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
+  num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+  process_id=int(os.environ["JAX_PROCESS_ID"]),
+)
+ranks = multihost_utils.process_allgather(jax.numpy.array(jax.process_index()))
+counts = jax.device_count(), jax.local_device_count()
+# Not printed: Gloo prints too, in the middle of a line.
+result = pathlib.Path(sys.argv[1], f"result{jax.process_index()}")
+result.write_text(f"{counts} {ranks.tolist()}")
+"""
+
+
+def test_two_processes_are_one_jax_of_eight_devices(fakes):
+  script = fakes.folder / "script.py"
+  script.write_text(JAX)
+  words = [sys.executable, str(script), str(fakes.folder)]
+  fakes.add("python", f"os.execv({words[0]!r}, {words!r})")
+  done = fakes.run("two_processes.sh", *TRAINING)
+  assert done.returncode == 0, done.stdout + done.stderr
+  for rank in "01":
+    result = (fakes.folder / f"result{rank}").read_text()
+    assert result == "(8, 4) [0, 1]"
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_when_one_process_fails_the_other_is_stopped(fakes, failing):
   fakes.add("python", PYTHON)
@@ -601,6 +631,9 @@ def test_a_slice_has_a_pod_on_every_node(fakes, topology, chips, nodes):
   job, pod, container = parts(manifest(fakes, *TPU, *CLOUD, *options))
   assert job["parallelism"] == job["completions"] == nodes
   assert container["resources"]["limits"] == {"google.com/tpu": chips}
+  env = {e["name"]: e["value"] for e in container["env"]}
+  assert env["JAX_PLATFORMS"].startswith("tpu")
+  assert "JAX_COORDINATOR_ADDRESS" not in env  # jax finds it by itself
   assert pod["nodeSelector"] == {
     "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
     "cloud.google.com/gke-tpu-topology": topology,
@@ -608,7 +641,10 @@ def test_a_slice_has_a_pod_on_every_node(fakes, topology, chips, nodes):
 
 
 def test_gpu_pods_know_one_another(fakes):
-  job, pod, container = parts(manifest(fakes, *GPU, *CLOUD, "--spot"))
+  filled = manifest(fakes, *GPU, *CLOUD, "--spot")
+  job, pod, container = parts(filled)
+  # The first pod has its name before it is ready, as the others look for it.
+  assert all(filled["spec"]["network"].values())
   env = {e["name"]: e.get("value") for e in container["env"]}
   assert job["completions"] == 2
   assert env["JAX_NUM_PROCESSES"] == "2"
@@ -617,6 +653,7 @@ def test_gpu_pods_know_one_another(fakes):
   assert host == "gc-worker-0-0.gc"
   assert {"containerPort": int(port)} in container["ports"]
   assert env["JAX_PROCESS_ID"] is None  # from the index of the pod
+  assert env["JAX_PLATFORMS"].startswith("cuda")
   assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
   assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
@@ -630,11 +667,14 @@ def test_a_stopped_pod_restarts_the_set_without_counting(fakes, kind):
   (rule,) = filled["spec"]["failurePolicy"]["rules"]
   assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
   job, pod, container = parts(filled)
-  assert job["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [75]
-  assert (
-    job["podFailurePolicy"]["rules"][1]["onExitCodes"]["containerName"]
-    == container["name"]
-  )
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  disrupted, stopped = job["podFailurePolicy"]["rules"]
+  # The reason above is that of a job which its policy fails.
+  assert disrupted["action"] == stopped["action"] == "FailJob"
+  assert disrupted["onPodConditions"][0]["status"] == "True"
+  assert stopped["onExitCodes"]["operator"] == "In"
+  assert stopped["onExitCodes"]["values"] == [75]
+  assert stopped["onExitCodes"]["containerName"] == container["name"]
   assert pod["terminationGracePeriodSeconds"] == 60
   assert container["command"] == ["launch/worker.sh"]
   volumes = [v["name"] for v in pod["volumes"]]
@@ -663,6 +703,7 @@ def test_the_manifest_is_handed_to_kubectl(fakes):
 
 def test_the_image_holds_what_a_worker_needs():
   text = (ROOT / "launch/Dockerfile").read_text()
+  assert "\nFROM python:3.11-slim\n" in text
   copied = re.findall(r"^COPY (\S+) ", text, re.MULTILINE)
   sent = (ROOT / "launch/Dockerfile.dockerignore").read_text().splitlines()
   for path in copied:
@@ -902,6 +943,28 @@ def test_a_tpu_worker_trains_on_when_the_connection_breaks(machine):
   assert done.returncode == 0, done.stderr
   assert second.communicate(timeout=20)[0] == "saved\nworker exited: 75\n"
   assert len(machine.calls("gc_jax.main")) == 1
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_tpu_worker_installs_the_build_for_tpus(machine, old):
+  shutil.copy(ROOT / "requirements.txt", machine.root)
+  machine.add("python3", INTERPRETER)
+  (machine.folder / "uv").mkdir()
+  newer = machine.folder / "uv" / "python3.12"
+  newer.symlink_to(machine.bin / "python3")
+  # The first is asked twice: whether it will do, and then to be chosen.
+  machine.plays(version="1, 0" if old else "0")
+  done = machine.run("tpu_worker.sh", "install", root=machine.root)
+  assert done.returncode == 0, done.stderr
+  *_, pip = machine.calls("pip install", "requirements.txt")
+  assert pip[-1] == "jax[tpu]"
+  assert bool(machine.calls("uv python install")) == old
+  (venv,) = machine.calls("-m venv")
+  assert venv[0] == ("python3.12" if old else "python3")
+  machine.plays(pip="1")
+  (machine.root / "requirements.txt").write_text("other")
+  done = machine.run("tpu_worker.sh", "install", root=machine.root)
+  assert done.returncode == 1
 
 
 def test_a_new_attempt_ends_what_the_last_one_left(machine):
