@@ -1,0 +1,977 @@
+"""The launch scripts, with stand-ins for the programs that they drive.
+
+Every stand-in writes its arguments into a file, and plays what the test says.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parents[1]
+SCHEMA = json.loads((ROOT / "tests/launch/jobset.schema.json").read_text())
+TRAINING = ("--config=configs/quickstart.py:gc", "--workdir=runs/gc")
+CLOUD = ("--config=configs/quickstart.py:gc", "--workdir=gs://bucket/gc")
+TPU = (
+  *("--on=tpu", "--name=gc", "--image=docker.pkg.dev/p/gc:1"),
+  *("--accelerator=tpu-v5-lite-podslice", "--topology=4x4"),
+)
+GPU = (
+  *("--on=gpu", "--name=gc", "--image=docker.pkg.dev/p/gc:1"),
+  *("--accelerator=nvidia-h100-80gb", "--nodes=2"),
+)
+POD = ("--name=gc", "--zone=us-west4-a", "--accelerator=v5litepod-16")
+# What each script needs to do its work.
+COMPLETE = {
+  "gke.sh": (*TPU, *CLOUD),
+  "gpus.sh": TRAINING,
+  "slurm.sh": ("--gpus-per-node=4", *TRAINING),
+  "tpu_pod.sh": (*POD, *CLOUD),
+  "two_processes.sh": TRAINING,
+  "worker.sh": TRAINING,
+}
+
+# The arguments of each call are a line of calls, in JSON.
+PROGRAM = """#!{python} -S
+import json, os, pathlib, sys
+here = pathlib.Path({folder!r})
+call = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+with (here / "calls").open("a") as file:
+  file.write(json.dumps(call) + "\\n")
+def play(name, default):
+  path = here / name
+  lines = path.read_text().splitlines() if path.exists() else [default]
+  if len(lines) > 1:
+    path.write_text("\\n".join(lines[1:]))
+  return lines[0]
+{body}
+"""
+
+# What gcloud 528 takes; it refuses the whole command for any other flag.
+GCLOUD = """
+words = " ".join(call)
+common = {"--zone", "--project", "--format", "--quiet"}
+flags = {
+  "queued-resources create": {
+    *("--node-id", "--accelerator-type", "--runtime-version"),
+    *("--spot", "--reserved"),
+  },
+  "queued-resources describe": set(),
+  "queued-resources delete": {"--force", "--async"},
+  "tpu-vm describe": set(),
+  "tpu-vm scp": {"--worker", "--recurse", "--compress"},
+  "tpu-vm ssh": {"--worker", "--command"},
+}
+given = {word.split("=")[0] for word in call if word.startswith("--")}
+if unknown := given - common - flags[" ".join(call[3:5])]:
+  sys.exit(f"unrecognized arguments: {unknown}")
+if "queued-resources describe" in words:
+  state = play("states", "ACTIVE")
+  sys.exit(1) if state == "-" else print(state)
+elif "tpu-vm describe" in words:
+  print(play("nodes", "READY"))
+elif "queued-resources delete" in words:
+  sys.exit(int(play("deletions", "0")))
+elif "tpu-vm scp" in words:
+  (here / "copied").write_bytes(pathlib.Path(call[5]).read_bytes())
+elif "tpu_worker.sh install" in words:
+  sys.exit(int(play("installations", "0")))
+elif "tpu_worker.sh train" in words:
+  statuses = play("trainings", "0 0").split()
+  if statuses == ["wait"]:
+    (here / "training").touch()
+    import time
+    time.sleep(60)
+  for status in statuses:
+    if status != "lost":
+      print("worker exited:", status)
+  sys.exit(int(play("verdict", "0" if set(statuses) == {"0"} else "255")))
+"""
+
+# One process of a training: ends by itself, fails, or waits to be stopped.
+PYTHON = """
+import signal, time
+rank = os.environ.get("JAX_PROCESS_ID", "0")
+def save(*_):
+  print("saved", flush=True)
+  sys.exit(0)
+deaf = play("deaf" + rank, "")
+signal.signal(signal.SIGTERM, signal.SIG_IGN if deaf else save)
+(here / f"environment{rank}").write_text(json.dumps(dict(os.environ)))
+print("training", flush=True)
+(here / f"started{rank}").touch()
+status = play("status" + rank, "0")
+if status == "wait":
+  time.sleep(60)
+  status = 99
+sys.exit(int(status))
+"""
+
+# An interpreter that environments are made of, or one of the wrong version.
+INTERPRETER = """
+import shutil
+if call[1] == "-c":
+  sys.exit(int(play("version", "0")))
+elif call[1:3] == ["-m", "venv"]:
+  copy = pathlib.Path(call[3], "bin", "python")
+  copy.parent.mkdir(parents=True, exist_ok=True)
+  shutil.copy(sys.argv[0], copy)
+elif call[1:4] == ["-m", "uv", "python"] and "find" in call:
+  print(here / "uv/python3.12")
+elif call[1:3] == ["-m", "pip"]:
+  sys.exit(int(play("pip", "0")))
+"""
+
+# All else that the scripts may find. Not whole folders: a gcloud, kubectl or
+# sbatch of the machine that tests must never be reached.
+TOOLS = (
+  *("basename", "bash", "cat", "cksum", "date", "dirname", "env", "grep"),
+  *("gzip", "head", "mkdir", "mkfifo", "mktemp", "rm", "sed", "setsid"),
+  *("sleep", "tail", "tar", "tee", "timeout"),
+)
+
+
+class Fakes:
+  """A folder that is the PATH, and what was called in it."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    self.bin = folder / "bin"
+    self.bin.mkdir()
+    self.env = {
+      k: v
+      for k, v in os.environ.items()
+      if not k.startswith(("JAX_", "SLURM_", "CUDA_"))
+    }
+    for tool in TOOLS:
+      (self.bin / tool).symlink_to(shutil.which(tool))
+    self.env["PATH"] = str(self.bin)
+    self.env["XLA_FLAGS"] = ""
+    # An active environment is used as it is: nothing is installed.
+    self.env["VIRTUAL_ENV"] = str(folder / "venv")
+
+  def add(self, name, body=""):
+    path = self.bin / name
+    path.unlink(missing_ok=True)  # a tool it takes the place of
+    path.write_text(
+      PROGRAM.format(python=sys.executable, folder=str(self.folder), body=body)
+    )
+    path.chmod(0o755)
+
+  def plays(self, **lines):
+    for name, text in lines.items():
+      (self.folder / name).write_text(text.replace(", ", "\n"))
+
+  def calls(self, *having):
+    path = self.folder / "calls"
+    text = path.read_text() if path.exists() else ""
+    found = [json.loads(line) for line in text.splitlines()]
+    return [c for c in found if all(h in " ".join(c) for h in having)]
+
+  def start(self, script, *arguments, root=ROOT, **options):
+    return subprocess.Popen(
+      [str(root / "launch" / script), *arguments],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env=self.env,
+      **options,
+    )
+
+  def run(self, script, *arguments, **options):
+    process = self.start(script, *arguments, **options)
+    stdout, stderr = process.communicate(timeout=30)
+    return subprocess.CompletedProcess(
+      arguments, process.returncode, stdout, stderr
+    )
+
+  def wait_for(self, *names):
+    for _ in range(500):
+      if all((self.folder / name).exists() for name in names):
+        return
+      time.sleep(0.02)
+    raise AssertionError(f"{names} never came")
+
+
+@pytest.fixture
+def fakes(tmp_path):
+  return Fakes(tmp_path)
+
+
+@pytest.fixture
+def cloud(fakes):
+  fakes.add("gcloud", GCLOUD)
+  fakes.add("sleep")
+  return fakes
+
+
+def test_no_program_of_a_cloud_is_within_reach(fakes):
+  for program in ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "python"):
+    assert shutil.which(program, path=fakes.env["PATH"]) is None
+
+
+def test_shellcheck_finds_nothing():
+  here = pathlib.Path(sysconfig.get_path("scripts")) / "shellcheck"
+  shellcheck = here if here.exists() else shutil.which("shellcheck")
+  scripts = sorted((ROOT / "launch").glob("*.sh"))
+  assert len(scripts) >= 8
+  done = subprocess.run(
+    [shellcheck, *scripts], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", COMPLETE)
+def test_help_is_the_comment_at_the_top_and_names_every_option(fakes, script):
+  done = fakes.run(script, "--help")
+  text = (ROOT / "launch" / script).read_text()
+  comment = re.match(r"#!.*\n((?:#.*\n)+)", text)[1]
+  assert done.returncode == 0
+  assert done.stdout == re.sub("^# ?", "", comment, flags=re.M)
+  specification = re.search(r'parse_arguments "([^"]*)"', text)[1]
+  for option in specification.replace("\\\n", "").split():
+    name, default = re.fullmatch(r"([a-z-]+)[=!?]?(.*)", option).groups()
+    assert f"--{name}" in done.stdout
+    if default:
+      assert f"--{name}={default}" in done.stdout or name == "gpus"
+
+
+@pytest.mark.parametrize("script", COMPLETE)
+def test_a_dry_run_prints_the_training_and_calls_nothing(fakes, script):
+  for program in ("gcloud", "kubectl", "sbatch", "srun", "python", "curl"):
+    fakes.add(program)
+  field = "--config.data.path=/a b/it's"
+  done = fakes.run(script, *COMPLETE[script], field, "--dry-run")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "--config=configs/quickstart.py:gc" in done.stdout
+  assert "--config.data.path=/a b/it" in done.stdout
+  assert fakes.calls() == []
+
+
+@pytest.mark.parametrize("script", COMPLETE)
+@pytest.mark.parametrize(
+  ("without", "added", "message"),
+  [
+    ("--config=", (), "--config=FILE must say what to train"),
+    ("--workdir=", (), "--workdir=DIR must say where to write"),
+    ("-", ("--multihost",), "--multihost is added where it belongs"),
+    ("-", ("--noeds=2",), r"Unknown argument '--noeds=2'. Known:.*--config"),
+    ("-", ("--config.seed",), r"Unknown argument '--config.seed'"),
+    ("-", ("configs/a.py",), r"Unknown argument 'configs/a.py'"),
+  ],
+)
+def test_arguments_that_no_script_takes(fakes, script, without, added, message):
+  arguments = [a for a in COMPLETE[script] if not a.startswith(without)]
+  if without == "-":
+    arguments = COMPLETE[script]
+  done = fakes.run(script, *arguments, *added, "--dry-run")
+  assert (done.returncode, done.stdout) == (2, "")
+  assert re.search(message, done.stderr)
+  assert done.stderr.startswith(f"{script}: ")
+
+
+@pytest.mark.parametrize(
+  ("script", "arguments", "message"),
+  [
+    ("two_processes.sh", ("--grace=-1",), "--grace must be a whole number"),
+    ("two_processes.sh", ("--grace=",), "--grace needs a value"),
+    ("gpus.sh", ("--gpus=0",), "--gpus must be a whole number of at least 1"),
+    ("gpus.sh", ("--gpus=two",), "got 'two'"),
+    ("slurm.sh", ("--nodes=1.5",), "--nodes must be a whole number"),
+    ("slurm.sh", ("--nodes=08",), "--nodes must be a whole number"),
+    ("slurm.sh", ("--time=tomorrow",), "--time must be a time as SLURM"),
+    ("slurm.sh", ("--name=a b",), "--name must be letters"),
+    ("slurm.sh", ("--account=a\n#SBATCH -x",), "--account must be the name"),
+    ("tpu_pod.sh", ("--workdir=/data",), "--workdir must be a folder of a buc"),
+    ("tpu_pod.sh", ("--workdir=/data",), "lost when they are preempted"),
+    ("tpu_pod.sh", ("--zone=us-west4",), "--zone must be a zone"),
+    ("tpu_pod.sh", ("--accelerator=a100",), "--accelerator must be a gener"),
+    ("tpu_pod.sh", ("--accelerator=v9z-8",), "--runtime must be given"),
+    ("tpu_pod.sh", ("--spot", "--reserved"), "exclude one another"),
+    ("tpu_pod.sh", ("--spot=yes",), "--spot is a switch"),
+    ("tpu_pod.sh", ("--name=A",), "--name must be small letters"),
+    ("tpu_pod.sh", ("--config=/tmp/mine.py",), "a file of configs/"),
+    ("tpu_pod.sh", ("--config=configs/none.py",), "got 'configs/none.py'"),
+    ("gke.sh", ("--on=cpu",), "--on must be tpu or gpu"),
+    ("gke.sh", ("--workdir=runs/gc",), "--workdir must be a folder of a buc"),
+    ("gke.sh", ("--topology=4",), "--topology must be a topology"),
+    ("gke.sh", ("--topology=2x3",), "must fill whole nodes"),
+    ("gke.sh", ("--nodes=2",), "--nodes and --gpus-per-node are for --on=gpu"),
+    ("gke.sh", ("--image=a b",), "--image must be the name of an image"),
+    ("gke.sh", ("--on=gpu",), "--topology is for --on=tpu"),
+    ("gke.sh", ("--config.data.path=a\nb",), "of one line"),
+  ],
+)
+def test_bad_arguments_are_told(fakes, script, arguments, message):
+  # Of an option given twice, the last counts.
+  done = fakes.run(script, *COMPLETE[script], *arguments, "--dry-run")
+  assert (done.returncode, done.stdout) == (2, "")
+  assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("script", "option"),
+  [
+    *(("tpu_pod.sh", o) for o in ("--name", "--zone", "--accelerator")),
+    *(("gke.sh", o) for o in ("--on", "--name", "--image", "--accelerator")),
+    ("slurm.sh", "--gpus-per-node"),
+  ],
+)
+def test_required_options_are_asked_for(fakes, script, option):
+  arguments = [a for a in COMPLETE[script] if not a.startswith(f"{option}=")]
+  done = fakes.run(script, *arguments, "--dry-run")
+  assert done.returncode == 2
+  assert f"{option} must be given; it was not" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("script", "program"),
+  [("slurm.sh", "sbatch"), ("tpu_pod.sh", "gcloud"), ("gke.sh", "kubectl")],
+)
+def test_a_missing_program_is_told(fakes, script, program):
+  done = fakes.run(script, *COMPLETE[script])
+  assert done.returncode == 2
+  assert f"{program} must be on the PATH" in done.stderr
+
+
+# Two processes.
+
+
+def test_both_processes_train_and_their_lines_are_numbered(fakes):
+  fakes.add("python", PYTHON)
+  fakes.env["XLA_FLAGS"] = "--xla_a=1"
+  done = fakes.run("two_processes.sh", *TRAINING)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert sorted(done.stdout.split("\n")) == ["", "[0] training", "[1] training"]
+  command = ["python", "-m", "gc_jax.main", *TRAINING, "--multihost"]
+  assert fakes.calls() == [command, command]
+  addresses = set()
+  for rank in "01":
+    env = json.loads((fakes.folder / f"environment{rank}").read_text())
+    addresses.add(env["JAX_COORDINATOR_ADDRESS"])
+    assert env["JAX_NUM_PROCESSES"] == "2"
+    assert env["JAX_PLATFORMS"] == "cpu"
+    assert env["XLA_FLAGS"].split() == [
+      "--xla_a=1",
+      "--xla_force_host_platform_device_count=4",
+    ]
+  assert re.fullmatch(r"127\.0\.0\.1:\d{5}", addresses.pop())
+  assert not addresses
+
+
+# What gc_jax.main does with what the script tells it, and a sum over both.
+JAX = """
+import os, pathlib, sys
+import jax
+from jax.experimental import multihost_utils
+jax.distributed.initialize(
+  coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
+  num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+  process_id=int(os.environ["JAX_PROCESS_ID"]),
+)
+ranks = multihost_utils.process_allgather(jax.numpy.array(jax.process_index()))
+counts = jax.device_count(), jax.local_device_count()
+# Not printed: Gloo prints too, in the middle of a line.
+result = pathlib.Path(sys.argv[1], f"result{jax.process_index()}")
+result.write_text(f"{counts} {ranks.tolist()}")
+"""
+
+
+def test_two_processes_are_one_jax_of_eight_devices(fakes):
+  script = fakes.folder / "script.py"
+  script.write_text(JAX)
+  words = [sys.executable, str(script), str(fakes.folder)]
+  fakes.add("python", f"os.execv({words[0]!r}, {words!r})")
+  done = fakes.run("two_processes.sh", *TRAINING)
+  assert done.returncode == 0, done.stdout + done.stderr
+  for rank in "01":
+    result = (fakes.folder / f"result{rank}").read_text()
+    assert result == "(8, 4) [0, 1]"
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_one_process_fails_the_other_is_stopped(fakes, failing):
+  fakes.add("python", PYTHON)
+  fakes.plays(**{f"status{failing}": "7", f"status{1 - failing}": "wait"})
+  done = fakes.run("two_processes.sh", *TRAINING)
+  assert done.returncode == 7
+  assert f"Process {failing} failed with status 7" in done.stderr
+
+
+def test_a_process_that_does_not_stop_is_killed(fakes):
+  fakes.add("python", PYTHON)
+  fakes.plays(status0="7", status1="wait", deaf1="yes")
+  done = fakes.run("two_processes.sh", *TRAINING, "--grace=1")
+  assert done.returncode == 7
+  assert "Process 1 did not end within 1 s; killing it" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_pass_a_signal_on(fakes, number):
+  fakes.add("python", PYTHON)
+  fakes.plays(status0="wait", status1="wait")
+  process = fakes.start("two_processes.sh", *TRAINING)
+  fakes.wait_for("started0", "started1")
+  process.send_signal(number)
+  stdout, _ = process.communicate(timeout=20)
+  assert process.returncode == 0
+  assert "[0] saved" in stdout
+  assert "[1] saved" in stdout
+
+
+# One worker.
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_a_worker_exits_as_its_training(fakes, status):
+  fakes.add("python", PYTHON)
+  fakes.plays(status0=str(status))
+  assert fakes.run("worker.sh", *TRAINING).returncode == status
+
+
+def test_a_worker_that_was_stopped_is_told_from_one_that_ended(fakes):
+  fakes.add("python", PYTHON)
+  fakes.plays(status0="wait")
+  process = fakes.start("worker.sh", *TRAINING)
+  fakes.wait_for("started0")
+  process.send_signal(signal.SIGTERM)
+  stdout, _ = process.communicate(timeout=20)
+  assert stdout == "training\nsaved\n"
+  assert process.returncode == 75
+
+
+# GPUs of one node.
+
+LIST = "print('GPU 0: a\\nGPU 1: b\\nGPU 2: c')"
+
+
+@pytest.mark.parametrize(
+  ("option", "visible", "expected"),
+  [
+    ((), None, None),
+    (("--gpus=2",), None, "0,1"),
+    (("--gpus=1",), "5,3", "5"),
+  ],
+)
+def test_one_process_drives_the_gpus(fakes, option, visible, expected):
+  fakes.add("nvidia-smi", LIST)
+  fakes.add("python", PYTHON)
+  if visible:
+    fakes.env["CUDA_VISIBLE_DEVICES"] = visible
+  done = fakes.run("gpus.sh", *TRAINING, *option)
+  assert done.returncode == 0, done.stderr
+  assert fakes.calls("python") == [["python", "-m", "gc_jax.main", *TRAINING]]
+  env = json.loads((fakes.folder / "environment0").read_text())
+  assert env.get("CUDA_VISIBLE_DEVICES") == expected
+  assert env["JAX_PLATFORMS"].startswith("cuda")
+
+
+def test_gpus_that_are_not_there_are_told(fakes):
+  done = fakes.run("gpus.sh", *TRAINING)
+  assert done.returncode == 2
+  assert "An NVIDIA GPU is needed" in done.stderr
+  fakes.add("nvidia-smi", LIST)
+  done = fakes.run("gpus.sh", *TRAINING, "--gpus=4")
+  assert done.returncode == 2
+  assert "--gpus must be at most the 3 of this machine" in done.stderr
+
+
+# SLURM.
+
+
+def job(fakes, *arguments, root=ROOT):
+  """Returns the path of the job that was submitted."""
+  body = '(here / "job").write_text(sys.stdin.read())'
+  fakes.add("sbatch", body)
+  done = fakes.run("slurm.sh", *COMPLETE["slurm.sh"], *arguments, root=root)
+  assert done.returncode == 0, done.stderr
+  assert fakes.calls() == [["sbatch"]]
+  path = fakes.folder / "job"
+  path.chmod(0o755)
+  return path
+
+
+def test_the_job_has_a_task_per_gpu_that_sees_all_gpus(fakes):
+  text = job(fakes, "--nodes=2", "--partition=a100", "--time=1-0").read_text()
+  settings = dict(
+    re.match(r"#SBATCH --([a-z-]+)=?(.*)", line).groups()
+    for line in text.splitlines()
+    if line.startswith("#SBATCH")
+  )
+  assert settings == {
+    "job-name": "gc_jax",
+    "nodes": "2",
+    "ntasks-per-node": "4",
+    "gpus-per-node": "4",
+    "cpus-per-task": "8",
+    "time": "1-0",
+    "partition": "a100",
+    "output": "slurm-gc_jax-%j.log",
+    "open-mode": "append",
+    "requeue": "",
+    "signal": "TERM@120",
+  }
+  # SLURM reads no settings after the first command.
+  head = text.split("\nset -uo pipefail\n")[0]
+  assert all(line.startswith("#") for line in head.splitlines())
+  assert text.startswith("#!")
+
+
+@pytest.mark.parametrize(
+  ("status", "restarts", "requeued"),
+  [(0, 0, False), (75, 0, True), (75, 3, False), (1, 0, False)],
+)
+def test_only_what_is_not_finished_is_queued_again(
+  fakes, status, restarts, requeued
+):
+  path = job(fakes, "--max-restarts=3", "--config.data.path=/a b/it's")
+  fakes.add("srun", f"sys.exit({status})")
+  fakes.add("scontrol")
+  done = subprocess.run(
+    [path],
+    env=fakes.env
+    | {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": f"{restarts}"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == (0 if requeued else status), done.stderr
+  expected = [["scontrol", "requeue", "42"]] if requeued else []
+  assert fakes.calls("scontrol") == expected
+  (srun,) = fakes.calls("srun")
+  at = srun.index("launch/worker.sh")
+  assert srun[at + 1 :] == [*TRAINING, "--config.data.path=/a b/it's"]
+  assert ("raise --max-restarts" in done.stderr) == (restarts == 3)
+
+
+@pytest.mark.parametrize("pip", [0, 1])
+def test_a_job_does_not_train_where_the_packages_could_not_be_installed(
+  fakes, pip
+):
+  root = fakes.folder / "source"
+  shutil.copytree(ROOT / "launch", root / "launch")
+  shutil.copy(ROOT / "requirements.txt", root)
+  del fakes.env["VIRTUAL_ENV"]
+  path = job(fakes, root=root)
+  fakes.add("python3", INTERPRETER)
+  fakes.add("srun")
+  fakes.plays(pip=str(pip))
+  done = subprocess.run([path], env=fakes.env, capture_output=True, text=True)
+  assert done.returncode == pip, done.stderr
+  assert len(fakes.calls("pip install")) == 1
+  assert len(fakes.calls("srun")) == 1 - pip
+  # A failed installation is not taken for one that is done.
+  assert len(list(root.glob(".venv/.installed-*"))) == 1 - pip
+
+
+def test_the_tasks_of_a_job_train_with_the_others(fakes):
+  path = job(fakes)
+  fakes.add("srun", "os.execv(call[3], call[3:])")
+  fakes.add("python", PYTHON)
+  done = subprocess.run([path], env=fakes.env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  (python,) = fakes.calls("gc_jax.main")
+  assert python[1:] == ["-m", "gc_jax.main", *TRAINING, "--multihost"]
+  env = json.loads((fakes.folder / "environment0").read_text())
+  assert env["JAX_PLATFORMS"].startswith("cuda")
+
+
+# GKE.
+
+
+def manifest(fakes, *arguments):
+  done = fakes.run("gke.sh", *arguments, "--dry-run")
+  assert done.returncode == 0, done.stderr
+  filled = yaml.safe_load(done.stdout)
+  jsonschema.validate(filled, SCHEMA)
+  assert "${" not in re.sub(r"args: .*", "", done.stdout)
+  return filled
+
+
+def parts(filled):
+  """Returns the specs of the job, of its pods and of their container."""
+  (replicated,) = filled["spec"]["replicatedJobs"]
+  job = replicated["template"]["spec"]
+  pod = job["template"]["spec"]
+  return job, pod, pod["containers"][0]
+
+
+def test_the_schema_is_one_and_strict():
+  jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+  def objects(node):
+    if isinstance(node, dict):
+      if node.get("type") == "object":
+        yield node
+      for child in node.values():
+        yield from objects(child)
+    elif isinstance(node, list):
+      for child in node:
+        yield from objects(child)
+
+  assert all(o["additionalProperties"] is False for o in objects(SCHEMA))
+
+
+@pytest.mark.parametrize(
+  ("topology", "chips", "nodes"),
+  [("4x4", 4, 4), ("2x4", 8, 1), ("2x2x4", 4, 4), ("16x16", 4, 64)],
+)
+def test_a_slice_has_a_pod_on_every_node(fakes, topology, chips, nodes):
+  options = (f"--topology={topology}", f"--chips-per-node={chips}")
+  job, pod, container = parts(manifest(fakes, *TPU, *CLOUD, *options))
+  assert job["parallelism"] == job["completions"] == nodes
+  assert container["resources"]["limits"] == {"google.com/tpu": chips}
+  env = {e["name"]: e["value"] for e in container["env"]}
+  assert env["JAX_PLATFORMS"].startswith("tpu")
+  assert "JAX_COORDINATOR_ADDRESS" not in env  # jax finds it by itself
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+    "cloud.google.com/gke-tpu-topology": topology,
+  }
+
+
+def test_gpu_pods_know_one_another(fakes):
+  filled = manifest(fakes, *GPU, *CLOUD, "--spot")
+  job, pod, container = parts(filled)
+  # The first pod has its name before it is ready, as the others look for it.
+  assert all(filled["spec"]["network"].values())
+  env = {e["name"]: e.get("value") for e in container["env"]}
+  assert job["completions"] == 2
+  assert env["JAX_NUM_PROCESSES"] == "2"
+  # The port is one that the container names.
+  host, port = env["JAX_COORDINATOR_ADDRESS"].split(":")
+  assert host == "gc-worker-0-0.gc"
+  assert {"containerPort": int(port)} in container["ports"]
+  assert env["JAX_PROCESS_ID"] is None  # from the index of the pod
+  assert env["JAX_PLATFORMS"].startswith("cuda")
+  assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+  assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+
+
+@pytest.mark.parametrize("kind", [TPU, GPU], ids=["tpu", "gpu"])
+def test_a_stopped_pod_restarts_the_set_without_counting(fakes, kind):
+  options = ("--max-restarts=3", "--grace=60", "--name=on")
+  filled = manifest(fakes, *kind, *CLOUD, *options)
+  assert filled["metadata"]["name"] == "on"  # no truth value of YAML's
+  assert filled["spec"]["failurePolicy"]["maxRestarts"] == 3
+  (rule,) = filled["spec"]["failurePolicy"]["rules"]
+  assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+  job, pod, container = parts(filled)
+  assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+  disrupted, stopped = job["podFailurePolicy"]["rules"]
+  # The reason above is that of a job which its policy fails.
+  assert disrupted["action"] == stopped["action"] == "FailJob"
+  assert disrupted["onPodConditions"][0]["status"] == "True"
+  assert stopped["onExitCodes"]["operator"] == "In"
+  assert stopped["onExitCodes"]["values"] == [75]
+  assert stopped["onExitCodes"]["containerName"] == container["name"]
+  assert pod["terminationGracePeriodSeconds"] == 60
+  assert container["command"] == ["launch/worker.sh"]
+  volumes = [v["name"] for v in pod["volumes"]]
+  assert [m["name"] for m in container["volumeMounts"]] == volumes
+
+
+def test_arguments_reach_the_container_as_they_are(fakes):
+  field = """--config.data.path=/a "b"\\c $(NAME) ${NAME} $$ it's, é & #"""
+  _, _, container = parts(manifest(fakes, *TPU, *CLOUD, field))
+  # Kubernetes makes one dollar of two, and expands $(NAME).
+  assert container["args"][:-1] == [*CLOUD]
+  assert "$(NAME)" not in container["args"][-1].replace("$$", "")
+  assert container["args"][-1].replace("$$", "$") == field
+
+
+def test_the_manifest_is_handed_to_kubectl(fakes):
+  fakes.add("kubectl", '(here / "applied").write_text(sys.stdin.read())')
+  done = fakes.run("gke.sh", *GPU, *CLOUD)
+  assert done.returncode == 0, done.stderr
+  assert fakes.calls() == [["kubectl", "create", "-f", "-"]]
+  applied = yaml.safe_load((fakes.folder / "applied").read_text())
+  assert applied == manifest(fakes, *GPU, *CLOUD)
+  fakes.add("kubectl", "sys.exit(5)")
+  assert fakes.run("gke.sh", *GPU, *CLOUD).returncode == 5
+
+
+def test_the_image_holds_what_a_worker_needs():
+  text = (ROOT / "launch/Dockerfile").read_text()
+  assert "\nFROM python:3.11-slim\n" in text
+  copied = re.findall(r"^COPY (\S+) ", text, re.MULTILINE)
+  sent = (ROOT / "launch/Dockerfile.dockerignore").read_text().splitlines()
+  for path in copied:
+    assert (ROOT / path).exists()
+    assert f"!{path.split('/')[0]}" in sent
+  assert {"configs", "gc_jax", "launch", "requirements.txt"} <= set(copied)
+
+
+# TPU pods.
+
+
+def verbs(fakes):
+  """Returns what was done to the TPU, in order."""
+  names = {
+    "queued-resources create": "create",
+    "queued-resources delete": "delete",
+    "tpu-vm scp": "copy",
+    "tpu_worker.sh install": "install",
+    "tpu_worker.sh train": "train",
+    "tpu_worker.sh stop": "stop",
+  }
+  lines = [" ".join(call) for call in fakes.calls("gcloud")]
+  return [v for line in lines for k, v in names.items() if k in line]
+
+
+def attempts(fakes):
+  return [
+    re.search(r"tpu_worker.sh train (\d+) ", " ".join(call))[1]
+    for call in fakes.calls("tpu_worker.sh train")
+  ]
+
+
+def test_a_pod_is_asked_for_used_and_deleted(cloud):
+  cloud.plays(states="-, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE")
+  field = "--config.data.path=gs://b/a b/it's"
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, field, "--spot", "--project=p-1")
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud) == ["create", "copy", "install", "train", "delete"]
+  (create,) = cloud.calls("queued-resources create")
+  assert " ".join(create[1:6]) == "compute tpus queued-resources create gc"
+  assert {
+    *("--node-id=gc", "--accelerator-type=v5litepod-16", "--spot"),
+    "--runtime-version=v2-alpha-tpuv5-lite",
+  } <= set(create)
+  # Each command of all workers, and the deletion of a TPU that still runs.
+  for call in cloud.calls("tpu-vm"):
+    assert "--worker=all" in call
+  for call in cloud.calls("queued-resources delete"):
+    assert {"--force", "--quiet"} <= set(call)
+  for call in cloud.calls("gcloud"):
+    assert {"--zone=us-west4-a", "--project=p-1"} <= set(call)
+  (command,) = [
+    word.removeprefix("--command=")
+    for word in cloud.calls("tpu_worker.sh train")[0]
+    if word.startswith("--command=")
+  ]
+  words = subprocess.run(
+    ["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True
+  ).stdout.splitlines()
+  assert words[:2] == ["gc_jax/launch/tpu_worker.sh", "train"]
+  assert words[3:] == [*CLOUD, field]
+
+
+def test_what_workers_say_counts_and_not_what_gcloud_does(cloud):
+  cloud.plays(verdict="0", trainings="0 75, lost lost, 0 0")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud)[2:] == ["train", "train", "train", "delete"]
+
+
+def test_the_source_that_is_copied_is_all_a_worker_needs(cloud):
+  root = cloud.folder / "source"
+  shutil.copytree(ROOT / "launch", root / "launch")
+  for path in (
+    *("requirements.txt", "README.md", "runs/gc/config.json"),
+    *("configs/quickstart.py", "gc_jax/main.py"),
+    *("gc_jax/__pycache__/main.pyc", ".venv/bin/python"),
+  ):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).touch()
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, root=root)
+  assert done.returncode == 0, done.stderr
+  with tarfile.open(cloud.folder / "copied") as archive:
+    names = {m.name for m in archive if m.isfile()}
+  launch = {f"launch/{p.name}" for p in (ROOT / "launch").iterdir()}
+  assert names == launch | {
+    *("requirements.txt", "configs/quickstart.py", "gc_jax/main.py")
+  }
+
+
+def test_a_preempted_pod_is_asked_for_again_until_training_ends(cloud):
+  cloud.plays(
+    states="-, ACTIVE, SUSPENDED, -, ACTIVE, ACTIVE, -, ACTIVE",
+    nodes="PREEMPTED, TERMINATED, READY",
+    trainings="75 lost, 134 lost, 0 0",
+    deletions="1, 0",
+  )
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--spot")
+  assert done.returncode == 0, done.stderr
+  once = ["create", "copy", "install", "train"]
+  assert verbs(cloud) == [
+    *(*once, "delete", "delete"),  # the first is refused
+    *(*once, "delete"),
+    *(*once, "delete"),
+  ]
+  assert len(set(attempts(cloud))) == 3
+  assert "Preempted (SUSPENDED, PREEMPTED)" in done.stderr
+
+
+def test_a_pod_that_was_had_is_asked_for_again_when_that_fails(cloud):
+  cloud.plays(
+    states="-, ACTIVE, SUSPENDED, -, FAILED, WAITING_FOR_RESOURCES, ACTIVE",
+    nodes="PREEMPTED, READY",
+    trainings="lost lost, 0 0",
+  )
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--max-restarts=2")
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud) == [
+    *("create", "copy", "install", "train", "delete"),
+    *("create", "delete"),
+    *("create", "copy", "install", "train", "delete"),
+  ]
+
+
+def test_restarts_end_at_the_maximum(cloud):
+  cloud.plays(nodes="PREEMPTED", trainings="75 75")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--max-restarts=2")
+  assert done.returncode == 75
+  assert attempts(cloud) == sorted(set(attempts(cloud)))
+  assert len(attempts(cloud)) == 3
+  assert verbs(cloud)[-1] == "delete"
+  assert "--max-restarts=2" in done.stderr
+
+
+def test_a_failure_on_a_sound_pod_is_the_end(cloud):
+  cloud.plays(states="-, ACTIVE", trainings="0 1")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 1
+  assert verbs(cloud) == ["create", "copy", "install", "train", "delete"]
+  assert "Training failed with status 1 on a TPU that is sound" in done.stderr
+
+
+def test_a_lost_connection_is_taken_up_in_the_same_attempt(cloud):
+  cloud.plays(states="-, ACTIVE", trainings="lost 0, lost lost, 0 0")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud)[3:] == ["train", "train", "train", "delete"]
+  assert len(set(attempts(cloud))) == 1
+
+
+def test_a_training_that_was_stopped_starts_again_in_place(cloud):
+  cloud.plays(states="-, ACTIVE", trainings="75 0, 0 0")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud)[3:] == ["train", "train", "delete"]
+  assert len(set(attempts(cloud))) == 2
+
+
+def test_a_pod_of_that_name_is_taken_over_and_kept(cloud):
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--keep")
+  assert done.returncode == 0, done.stderr
+  assert verbs(cloud) == ["copy", "install", "train"]
+  assert "queued-resources delete gc --zone=us-west4-a" in done.stderr
+
+
+def test_workers_that_let_nobody_in_yet_are_tried_again(cloud):
+  cloud.plays(installations="255, 255, 0")
+  assert cloud.run("tpu_pod.sh", *POD, *CLOUD).returncode == 0
+  assert verbs(cloud).count("install") == 3
+  cloud.plays(installations="255")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 2
+  assert "failed 5 times" in done.stderr
+  assert verbs(cloud).count("install") == 3 + 5
+
+
+def test_a_pod_that_cannot_be_had_is_told(cloud):
+  cloud.plays(states="-, CREATING, FAILED")
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
+  assert done.returncode == 2
+  assert "gc cannot be had" in done.stderr
+  assert verbs(cloud) == ["create", "delete"]
+
+
+@pytest.mark.parametrize("keep", [(), ("--keep",)])
+def test_on_interruption_training_is_saved_and_the_pod_deleted(cloud, keep):
+  cloud.plays(trainings="wait")
+  process = cloud.start(
+    "tpu_pod.sh", *POD, *CLOUD, *keep, start_new_session=True
+  )
+  cloud.wait_for("training")
+  process.send_signal(signal.SIGINT)
+  # What shows the training ends too: it would hold the output open.
+  process.communicate(timeout=20)
+  assert process.returncode == 130
+  end = [] if keep else ["stop", "delete"]
+  assert verbs(cloud) == ["copy", "install", "train", *end]
+
+
+# A worker of a TPU pod.
+
+
+@pytest.fixture
+def machine(fakes):
+  """A worker with a copy of the source, where files of attempts may lie."""
+  fakes.add("python", PYTHON)
+  shutil.copytree(ROOT / "launch", fakes.folder / "source" / "launch")
+  fakes.root = fakes.folder / "source"
+  yield fakes
+  if (fakes.root / "attempt.group").exists():
+    fakes.run("tpu_worker.sh", "stop", root=fakes.root)
+
+
+def test_a_tpu_worker_shows_the_training_and_its_status(machine):
+  machine.plays(status0="3, 0")
+  for attempt, status in (("1", 3), ("2", 0), ("2", 0), ("1", 3)):
+    done = machine.run(
+      "tpu_worker.sh", "train", attempt, *CLOUD, root=machine.root
+    )
+    assert done.stdout == f"training\nworker exited: {status}\n"
+    assert done.returncode == status
+  assert len(machine.calls("gc_jax.main", "--multihost")) == 2
+  env = json.loads((machine.folder / "environment0").read_text())
+  assert env["JAX_PLATFORMS"].startswith("tpu")
+
+
+def test_a_tpu_worker_trains_on_when_the_connection_breaks(machine):
+  machine.plays(status0="wait")
+  train = ("tpu_worker.sh", "train", "1", *CLOUD)
+  first = machine.start(*train, root=machine.root, start_new_session=True)
+  machine.wait_for("started0")
+  os.killpg(first.pid, signal.SIGHUP)
+  first.communicate(timeout=20)
+  second = machine.start(*train, root=machine.root)
+  assert second.stdout.readline() == "training\n"
+  done = machine.run("tpu_worker.sh", "stop", root=machine.root)
+  assert done.returncode == 0, done.stderr
+  assert second.communicate(timeout=20)[0] == "saved\nworker exited: 75\n"
+  assert len(machine.calls("gc_jax.main")) == 1
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_tpu_worker_installs_the_build_for_tpus(machine, old):
+  shutil.copy(ROOT / "requirements.txt", machine.root)
+  machine.add("python3", INTERPRETER)
+  (machine.folder / "uv").mkdir()
+  newer = machine.folder / "uv" / "python3.12"
+  newer.symlink_to(machine.bin / "python3")
+  # The first is asked twice: whether it will do, and then to be chosen.
+  machine.plays(version="1, 0" if old else "0")
+  done = machine.run("tpu_worker.sh", "install", root=machine.root)
+  assert done.returncode == 0, done.stderr
+  *_, pip = machine.calls("pip install", "requirements.txt")
+  assert pip[-1] == "jax[tpu]"
+  assert bool(machine.calls("uv python install")) == old
+  (venv,) = machine.calls("-m venv")
+  assert venv[0] == ("python3.12" if old else "python3")
+  machine.plays(pip="1")
+  (machine.root / "requirements.txt").write_text("other")
+  done = machine.run("tpu_worker.sh", "install", root=machine.root)
+  assert done.returncode == 1
+
+
+def test_a_new_attempt_ends_what_the_last_one_left(machine):
+  machine.plays(status0="wait, 0")
+  train = ("tpu_worker.sh", "train")
+  first = machine.start(*train, "1", *CLOUD, root=machine.root)
+  machine.wait_for("started0")
+  done = machine.run(*train, "2", *CLOUD, root=machine.root)
+  assert done.stdout == "training\nworker exited: 0\n"
+  assert "worker exited: 75" in first.communicate(timeout=20)[0]
