@@ -7,9 +7,27 @@ from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from configs import base
 from gc_jax.config import flatten
+
+# Flags defined through this file are those of the command that asks for them.
+flags.disclaim_key_flags()
+
+
+def define_config(default: str | None, text: str) -> flags.FlagHolder:
+  """Returns the flag `--config`, with its fields as `--config.field`.
+
+  Args:
+    default: file of the configuration that is used without the flag.
+    text: for `--help`.
+  """
+  try:
+    return config_flags.DEFINE_config_file("config", default, text)
+  except (AttributeError, KeyError) as error:
+    # Fields that change a default are looked up at once.
+    sys.exit(_unknown_field(sys.argv) or str(error))
 
 
 def start(argv: list[str]) -> None:

@@ -29,8 +29,7 @@ from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
+_CONFIG = command_line.define_config(
   base.__file__,
   "Data and evaluation: a recipe, with an optional :variant. A --workdir brings"
   " its own; single fields change with --config.field=value.",

@@ -283,7 +283,7 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
       target=int(planner.pairs.target[row]),
       predicted=one.predicted,
       maps=one.cams,
-      randomized=strips.get(int(row), {}),
+      randomized=strips.get(row, {}),
     )
     for row, one in zip(rows, found, strict=True)
   ]

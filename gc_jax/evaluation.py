@@ -142,7 +142,7 @@ class Explained:
     cams: method -> map, a distribution.
   """
 
-  batch: dict[str, np.ndarray]
+  batch: dict[str, np.ndarray | np.generic]
   predicted: int
   cams: dict[str, np.ndarray]
 

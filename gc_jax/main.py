@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from gc_jax import command_line
 from gc_jax.checkpoint import CheckpointError
 from gc_jax.train import TrainingDivergedError, train_and_evaluate
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "File of the recipe, with an optional :variant."
+_CONFIG = command_line.define_config(
+  None, "File of the recipe, with an optional :variant."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; continued if it exists."

@@ -63,7 +63,7 @@ def check(
   correlations: dict[str, list[float]] = {name: [] for name in methods}
   # The first and the last: of any number of rows they are the same.
   strips: dict[int, dict] = {
-    int(rows[place]): {name: {} for name in methods} for place in (0, -1)
+    rows[place]: {name: {} for name in methods} for place in (0, -1)
   }
   for stage in stages:
     after = maps(
@@ -75,12 +75,12 @@ def check(
       found = randomization.rank_correlation(before[name], after[name])
       correlations[name].append(float(np.mean(found)))
       for place in (0, -1):
-        strips[int(rows[place])][name][stage] = after[name][place]
+        strips[rows[place]][name][stage] = after[name][place]
   return Panel(stages, correlations, strips)
 
 
-def spread(planner: passes.Planner, count: int) -> np.ndarray:
+def spread(planner: passes.Planner, count: int) -> list[int]:
   """Returns rows of different pictures, evenly spread over the split."""
   rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
   count = min(count, len(rows))
-  return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+  return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist()
