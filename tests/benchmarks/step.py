@@ -114,26 +114,40 @@ def make_batch(batch_size: int, image_size: int) -> Batch:
 
 
 def create(
-  model: str, dtype: str, tx: optax.GradientTransformation
+  model: str, dtype: str, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[nnx.GraphDef, states.TrainState]:
-  """Returns the structure and the state of step 0, the same at every call."""
+  """Returns the structure and the state of step 0, the same at every call.
+
+  Args:
+    model: a key of `models.MODELS`.
+    dtype: of activations.
+    sharding: of the state; by default it lies on the first device.
+  """
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return states.create(
     lambda key: models.create(
       model, NUM_CLASSES, dtype=jnp.dtype(dtype), key=key
     ),
-    tx,
-    jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    _optimizer(),
+    sharding,
     models.init_key(0),
   )
 
 
-def optimizer() -> optax.GradientTransformation:
-  """Returns SGD so slow that no number leaves its range while it is timed."""
+def _optimizer() -> optax.GradientTransformation:
+  # So slow that no number leaves its range while it is timed.
   return optax.sgd(1e-4, momentum=0.9)
 
 
 def lower(
-  model: str, dtype: str, mode: str, batch: Batch
+  model: str,
+  dtype: str,
+  mode: str,
+  batch: Batch,
+  *,
+  sharding: jax.sharding.Sharding | None = None,
+  groups: int = 1,
 ) -> tuple[jax.stages.Lowered, states.TrainState]:
   """Returns the step as traced, and the state of step 0.
 
@@ -142,16 +156,22 @@ def lower(
     dtype: of activations.
     mode: "plain", or a key of `compose.MODES`.
     batch: what it will be run on.
+    sharding: of the state, as in `create`.
+    groups: composites mix images within one of so many shares of the batch.
   """
-  tx = optimizer()
-  graphdef, state = create(model, dtype, tx)
+  graphdef, state = create(model, dtype, sharding)
   objective = steps.Objective(
     num_classes=NUM_CLASSES,
     consistency=mode != "plain",
     compose_mode=mode if mode != "plain" else "packed",
+    compose_groups=groups,
   )
   step = steps.make_train_step(
-    graphdef, tx, objective, lambda step: jnp.float32(WEIGHT), jax.random.key(0)
+    graphdef,
+    _optimizer(),
+    objective,
+    lambda step: jnp.float32(WEIGHT),
+    jax.random.key(0),
   )
   # As in training: the state's memory is used again for the next.
   return jax.jit(step, donate_argnums=0).lower(state, batch), state

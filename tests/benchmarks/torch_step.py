@@ -186,7 +186,7 @@ def disagreements(losses: dict[str, tuple[float, float]]) -> list[str]:
 
 def _first_model(name: str) -> nnx.Module:
   """Returns the model of the state that `step.create` makes."""
-  graphdef, state = ours.create(name, "float32", ours.optimizer())
+  graphdef, state = ours.create(name, "float32")
   return nnx.merge(graphdef, state.params, state.batch_stats)
 
 
