@@ -1,93 +1,271 @@
 """Times and weighs the train step: plain, packed, independent, in one run.
 
   python -m tests.benchmarks.step --model=resnet18 --image_size=224
+  python -m tests.benchmarks.step --model resnet18 resnet50 \
+    --dtype float32 bfloat16 --batch_size 64 256
+  python -m tests.benchmarks.step --model resnet50 --dtype bfloat16 --find_batch
 
-The three are timed in turns, so that a noisy machine is noisy for all of them;
-ratios are what to read. FLOPs and bytes are the compiler's own count.
+Every combination of architecture, precision and batch size is measured. The
+three steps of one are timed in turns, so that a noisy machine is noisy for all
+of them; ratios are what to read. FLOPs and bytes are the compiler's own count.
+`--find_batch` doubles the batch instead, until the device's memory is
+exhausted.
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
-import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from gc_jax import models, parallel
 from gc_jax import state as states
 from gc_jax import step as steps
+from gc_jax.types import Batch
+from tests.benchmarks import turns
 
 MODES = ("plain", "packed", "independent")
+NUM_CLASSES = 1_000
+WEIGHT = 25.0  # λ
+
+# device_kind -> dense TFLOP/s in bfloat16, of one device as JAX counts them.
+# NVIDIA's data sheets of H100 SXM and H200 SXM (half of what they give "with
+# sparsity"); docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
+PEAK_TFLOPS = {
+  "NVIDIA H100 80GB HBM3": 989.0,
+  "NVIDIA H200": 989.0,
+  "TPU v4": 275.0,
+  "TPU v5 lite": 197.0,
+  "TPU v5": 459.0,
+  "TPU v5p": 459.0,
+  "TPU v6 lite": 918.0,
+  "TPU v6e": 918.0,
+}
 
 
 def main() -> None:
   """Runs what the arguments say."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--model", choices=models.MODELS, default="resnet18")
+  parser.add_argument(
+    "--model", nargs="+", choices=models.MODELS, default=["resnet18"]
+  )
   parser.add_argument("--image_size", type=int, default=224)
-  parser.add_argument("--batch_size", type=int, default=8)
-  parser.add_argument("--dtype", default="float32")
+  parser.add_argument("--batch_size", nargs="+", type=int, default=[8])
+  parser.add_argument(
+    "--dtype",
+    nargs="+",
+    choices=("float32", "bfloat16"),
+    default=["float32"],
+    help="of activations; float32 multiplies as the device does by default",
+  )
   parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--find_batch",
+    action="store_true",
+    help="double from --batch_size on, on a GPU or TPU",
+  )
   arguments = parser.parse_args()
+  if any(size < 4 or size % 4 for size in arguments.batch_size):
+    parser.error(
+      f"--batch_size={arguments.batch_size} must be multiples of 4: packed "
+      "composites take four images each. Use 8 or 64."
+    )
+  # Without this the largest batch is that of three quarters of the memory.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+  if arguments.find_batch and jax.default_backend() == "cpu":
+    parser.error(
+      "--find_batch must run on a GPU or TPU, and this is a CPU: it would fill "
+      "the machine's memory. Leave it out; temporaries_mb says what a step "
+      "takes."
+    )
 
-  random = np.random.default_rng(0)
-  shape = (arguments.batch_size, arguments.image_size, arguments.image_size, 3)
-  batch = {
-    "image": jnp.asarray(random.integers(0, 256, shape, np.uint8)),
-    "label": jnp.arange(arguments.batch_size, dtype=jnp.int32),
-    "mask": jnp.ones(arguments.batch_size),
-  }
-  compiled = {mode: _compile(arguments, mode, batch) for mode in MODES}
-  secs = {mode: [] for mode in MODES}
-  for _ in range(arguments.rounds + 1):
-    for mode, (step, state) in compiled.items():
-      started = time.perf_counter()
-      jax.block_until_ready(step(state, batch))
-      secs[mode].append(time.perf_counter() - started)
-
-  # The first round warms up.
-  median = {mode: statistics.median(t[1:]) for mode, t in secs.items()}
-  rows = {}
-  for mode, (step, _) in compiled.items():
-    flops = step.cost_analysis()["flops"]
-    plain = compiled["plain"][0].cost_analysis()["flops"]
-    rows[mode] = {
-      "secs": median[mode],
-      "secs_ratio": median[mode] / median["plain"],
-      "images_per_sec": arguments.batch_size / median[mode],
-      "gflops": flops / 1e9,
-      "flops_ratio": flops / plain,
-      "temporaries_mb": step.memory_analysis().temp_size_in_bytes / 1e6,
-    }
+  measure = _largest if arguments.find_batch else _timed
+  rows = [
+    {"model": model, "dtype": dtype}
+    | measure(model, dtype, batch_size, arguments)
+    for model, dtype, batch_size in itertools.product(
+      arguments.model, arguments.dtype, arguments.batch_size
+    )
+  ]
   print(
     json.dumps(
-      {"device": parallel.describe(), **vars(arguments), "step": rows}, indent=2
+      {"device": parallel.describe(), **vars(arguments), "steps": rows},
+      indent=2,
     )
   )
 
 
-def _compile(arguments: argparse.Namespace, mode: str, batch: dict):
-  tx = optax.sgd(0.1, momentum=0.9)
-  graphdef, state = states.create(
+def make_batch(batch_size: int, image_size: int) -> Batch:
+  """Returns random pixels, each picture of a class of its own."""
+  random = np.random.default_rng(0)
+  shape = (batch_size, image_size, image_size, 3)
+  return {
+    "image": jnp.asarray(random.integers(0, 256, shape, np.uint8)),
+    "label": jnp.arange(batch_size, dtype=jnp.int32) % NUM_CLASSES,
+    "mask": jnp.ones(batch_size),
+  }
+
+
+def create(
+  model: str, dtype: str, sharding: jax.sharding.Sharding | None = None
+) -> tuple[nnx.GraphDef, states.TrainState]:
+  """Returns the structure and the state of step 0, the same at every call.
+
+  Args:
+    model: a key of `models.MODELS`.
+    dtype: of activations.
+    sharding: of the state; by default it lies on the first device.
+  """
+  if sharding is None:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return states.create(
     lambda key: models.create(
-      arguments.model, 1_000, dtype=jnp.dtype(arguments.dtype), key=key
+      model, NUM_CLASSES, dtype=jnp.dtype(dtype), key=key
     ),
-    tx,
-    jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+    _optimizer(),
+    sharding,
     models.init_key(0),
   )
+
+
+def _optimizer() -> optax.GradientTransformation:
+  # So slow that no number leaves its range while it is timed.
+  return optax.sgd(1e-4, momentum=0.9)
+
+
+def lower(
+  model: str,
+  dtype: str,
+  mode: str,
+  batch: Batch,
+  *,
+  sharding: jax.sharding.Sharding | None = None,
+  groups: int = 1,
+) -> tuple[jax.stages.Lowered, states.TrainState]:
+  """Returns the step as traced, and the state of step 0.
+
+  Args:
+    model: a key of `models.MODELS`.
+    dtype: of activations.
+    mode: "plain", or a key of `compose.MODES`.
+    batch: what it will be run on.
+    sharding: of the state, as in `create`.
+    groups: composites mix images within one of so many shares of the batch.
+  """
+  graphdef, state = create(model, dtype, sharding)
   objective = steps.Objective(
-    num_classes=1_000,
+    num_classes=NUM_CLASSES,
     consistency=mode != "plain",
     compose_mode=mode if mode != "plain" else "packed",
+    compose_groups=groups,
   )
   step = steps.make_train_step(
-    graphdef, tx, objective, lambda step: jnp.float32(25), jax.random.key(0)
+    graphdef,
+    _optimizer(),
+    objective,
+    lambda step: jnp.float32(WEIGHT),
+    jax.random.key(0),
   )
-  return jax.jit(step).lower(state, batch).compile(), state
+  # As in training: the state's memory is used again for the next.
+  return jax.jit(step, donate_argnums=0).lower(state, batch), state
+
+
+def utilization(flops: float, secs: float, dtype: str) -> float | None:
+  """Returns the share of the device's peak, or None where that is unknown.
+
+  Args:
+    flops: of one step on one device.
+    secs: that it took.
+    dtype: of activations; the peaks are bfloat16's.
+  """
+  peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
+  if peak is None or dtype != "bfloat16":
+    return None
+  return flops / secs / (peak * 1e12)
+
+
+def _timed(
+  model: str, dtype: str, batch_size: int, arguments: argparse.Namespace
+) -> dict:
+  batch = make_batch(batch_size, arguments.image_size)
+  flops, runs = {}, {}
+  for mode in MODES:
+    lowered, state = lower(model, dtype, mode, batch)
+    compiled = lowered.compile()
+    flops[mode] = compiled.cost_analysis()["flops"]
+    runs[mode] = turns.Steps(compiled, state, batch)
+  secs = turns.in_turns(runs, arguments.rounds)
+  rows = {}
+  for mode, run in runs.items():
+    median = statistics.median(secs[mode])
+    memory = run.compiled.memory_analysis()
+    rows[mode] = {
+      "secs": median,
+      "secs_ratio": turns.ratio(secs[mode], secs["plain"]),
+      "images_per_sec": batch_size / median,
+      "gflops": flops[mode] / 1e9,
+      "flops_ratio": flops[mode] / flops["plain"],
+      "flops_utilization": utilization(flops[mode], median, dtype),
+      "temporaries_mb": memory.temp_size_in_bytes / 1e6,
+    }
+  return {"batch_size": batch_size, **rows}
+
+
+def _largest(
+  model: str, dtype: str, batch_size: int, arguments: argparse.Namespace
+) -> dict:
+  def secs_of(mode: str, size: int) -> float:
+    batch = make_batch(size, arguments.image_size)
+    lowered, state = lower(model, dtype, mode, batch)
+    run = turns.Steps(lowered.compile(), state, batch)
+    secs = turns.in_turns({mode: run}, arguments.rounds)
+    return statistics.median(secs[mode])
+
+  memory = jax.devices()[0].memory_stats() or {}
+  return {
+    "memory_mb": memory.get("bytes_limit", 0) / 1e6,
+    **{
+      mode: largest_batch(
+        lambda size, mode=mode: secs_of(mode, size), batch_size
+      )
+      for mode in MODES
+    },
+  }
+
+
+def largest_batch(secs_of: Callable[[int], float], start: int) -> dict:
+  """Doubles the batch until a step of it fails.
+
+  Args:
+    secs_of: seconds of a step on so many images; raises what JAX raises where
+      they do not fit.
+    start: the first number of images.
+
+  Returns:
+    The largest that ran (0: none did), its images a second, and the first line
+    of the error that ended the search: "RESOURCE_EXHAUSTED" is a full memory,
+    anything else is not.
+  """
+  largest, rate, size = 0, 0.0, start
+  while True:
+    try:
+      secs = secs_of(size)
+    except jax.errors.JaxRuntimeError as error:
+      return {
+        "largest_batch_size": largest,
+        "images_per_sec": rate,
+        "failed_batch_size": size,
+        "failure": str(error).split("\n")[0][:200],
+      }
+    largest, rate = size, size / secs
+    size *= 2
 
 
 if __name__ == "__main__":
