@@ -70,7 +70,7 @@ class Evaluation:
     results = classification.summarize(ledger.totals["classification"])
     return {f"val/{name}": value for name, value in results.items()}
 
-  def full(self, state: TrainState, workdir: Path) -> dict[str, float]:
+  def full(self, state: TrainState, workdir: Path) -> dict[str, float | int]:
     """Returns every metric on the evaluation split; writes the gallery."""
     config, dataset = self._config, self._test
     model = steps.eval_model(self._graphdef, state)
@@ -222,7 +222,7 @@ def results(
   pairs: pair_rows.Pairs,
   config: ConfigDict,
   class_names: Sequence[str],
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, float | int], dict[str, dict[str, float]]]:
   """Returns what a ledger says, in percent: of all rows, and by class.
 
   Args:

@@ -25,6 +25,14 @@ def shrunk(command, folder):
     argument = re.sub(r"(?<=\.py)$", ":smoke", argument)
     argument = re.sub(r"(\.py:(?!smoke).*)$", r"\1,smoke", argument)
     arguments[i] = re.sub(r"\bruns/", f"{folder}/", argument)
+  if "gc_jax.evaluate" in arguments:
+    arguments += [
+      "--methods=gradcam",
+      "--config.eval.costly_rows=2",
+      "--config.eval.sanity_rows=1",
+      "--config.eval.faithfulness_steps=2",
+      "--config.eval.epsilons=(8,)",
+    ]
   return arguments
 
 

@@ -146,6 +146,16 @@ def test_without_noise_the_smoothed_gradient_is_the_plain_one(make_tiny):
   assert np.abs(noisy(key=jax.random.key(1)) - noisy()).max() > 1e-4
 
 
+def test_a_smoothed_map_does_not_depend_on_the_pictures_beside_it(make_tiny):
+  model = make_tiny()
+  model.eval()
+  smooth = functools.partial(gradients.smoothgrad, model, num_samples=2)
+  two = jnp.concatenate([pixels()[:1, ::-1], pixels()[:1]])
+  beside = smooth(two, jnp.array([[0], [3]]))[1]
+  alone = smooth(two[1:], jnp.array([[3]]))[0]
+  np.testing.assert_allclose(beside, alone, rtol=1e-3, atol=1e-5)
+
+
 def test_the_gradient_is_the_slope_of_the_score(make_tiny):
   """A small step over one pixel, across few corners of the ReLUs."""
   model = make_tiny()

@@ -1,0 +1,284 @@
+"""The command: a run or a file in, everything measured, written and resumed."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from configs import base
+from gc_jax import config as configs
+from gc_jax import data, evaluating, passes, trained
+from gc_jax.attribution import CONTROLS
+from gc_jax.report import evaluated as files
+from tests import smoke
+
+CHEAP = ("gradcam_elementwise", "gradcam")
+# A map of cells and one of pixels. All methods pass through the same lines, and
+# each has its own tests; those of many passes are tests/passes_test.py's.
+KINDS = ("gradcam", "input_gradients")
+
+
+def settings(workdir, **fields):
+  """The run's configuration, shrunk to few rows."""
+  c = configs.completed(configs.read(workdir), base.get_config())
+  c.eval.costly_rows = 2
+  c.eval.sanity_rows = 2
+  c.eval.faithfulness_steps = 2
+  c.eval.epsilons = (8,)
+  c.eval.num_resamples = 50
+  for name, value in fields.items():
+    c.update_from_flattened_dict({name.replace("__", "."): value})
+  return c
+
+
+def evaluate(workdir, out, methods=CHEAP, config=None, arch=None):
+  config = settings(workdir) if config is None else config
+  return list(
+    evaluating.evaluate(
+      config, source=workdir, arch=arch, methods=methods, out=out
+    )
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(smoke_run, tmp_path_factory):
+  """An evaluation by methods of every kind."""
+  out = tmp_path_factory.mktemp("evaluated") / "out"
+  lines = evaluate(smoke_run, out, KINDS)
+  return out, lines
+
+
+def test_every_metric_is_there(finished):
+  out, lines = finished
+  found = files.load(out)
+  results = found.results
+  for method in (*KINDS, *CONTROLS):
+    metrics = [
+      "pointing_game",
+      "stochastic_pointing_game",
+      "stochastic_pointing_game_std",
+      "stochastic_pointing_game_exact",
+      "content_heatmap",
+      "negative_quadrants_heatmap",
+      "zero_map_frac",
+      "insertion_auc",
+      "deletion_auc",
+      "max_box_acc_50",
+    ]
+    for metric in metrics:
+      assert np.isfinite(results[f"val/{method}/{metric}"])
+  for attack in ("fgsm", "fgsm-few", "pgd"):
+    assert 0 <= results[f"val/{attack}_8/top1"] <= 100
+  assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
+  assert results["val/num_examples"] == 40
+  for key in ("val/top1", "val/input_gradients/content_heatmap"):
+    assert results[f"{key}_low"] <= results[key] <= results[f"{key}_high"]
+  assert found.about.costly_methods == ()
+  assert found.about.num_costly_images == 2
+  compiled = int(re.match(r"(\d+) programs", lines[0])[1])
+  assert compiled == found.about.num_compilations == 5
+  for method in KINDS:
+    assert len(found.curves.randomization[method]) == 4
+    assert len(found.curves.deletion[method]) == 3
+  assert sum(bool(example.randomized) for example in found.examples) == 2
+  assert all(set(example.maps) == set(KINDS) for example in found.examples)
+  for by_class in found.per_class.values():
+    assert "gradcam/content_heatmap" in by_class
+
+
+def test_its_numbers_are_the_training_runs(finished, smoke_run):
+  """The same rows, composites and methods, so the same results."""
+  out, _ = finished
+  there = json.loads((smoke_run / "results.json").read_text())
+  here = files.load(out).results
+  for method in ("gradcam", "uniform"):
+    for metric in (
+      "pointing_game",
+      "content_heatmap",
+      "negative_quadrants_heatmap",
+    ):
+      key = f"val/{method}/{metric}"
+      assert here[key] == pytest.approx(there[key], abs=1e-3)
+  assert here["val/top1"] == pytest.approx(there["val/top1"])
+
+
+def test_a_finished_evaluation_is_kept(finished, smoke_run):
+  out, _ = finished
+  before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+  lines = evaluate(smoke_run, out, KINDS)
+  assert len(lines) == 1 and "finished; nothing to do" in lines[0]
+  assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+  with pytest.raises(ValueError, match=r"something else.*methods"):
+    evaluate(smoke_run, out)
+  assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+
+
+def test_interrupted_it_goes_on_to_the_same_numbers(
+  finished, smoke_run, tmp_path, monkeypatch
+):
+  out, _ = finished
+  run, done = passes.run, []
+
+  def interrupted(*args):
+    for one in run(*args):
+      done.append(one.name)
+      yield one
+      if len(done) == 5:
+        raise KeyboardInterrupt
+
+  monkeypatch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
+  monkeypatch.setattr(passes, "run", interrupted)
+  again = tmp_path / "again"
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(smoke_run, again, KINDS)
+  assert {path.name for path in again.iterdir()} == {"partial.npz"}
+  monkeypatch.setattr(passes, "run", run)
+  lines = evaluate(smoke_run, again, KINDS)
+  (going_on,) = [line for line in lines if "going on from" in line]
+  # Squares and the first composites: what was saved is not measured again.
+  assert re.search(r": [45] batches are done", going_on), going_on
+  theirs, ours = files.load(out).results, files.load(again).results
+  assert ours == theirs
+  assert not (again / "partial.npz").exists()
+
+
+def test_an_unfinished_one_of_something_else_is_refused(
+  smoke_run, tmp_path, monkeypatch
+):
+  run = passes.run
+
+  def interrupted(*args):
+    yield next(run(*args))
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
+  monkeypatch.setattr(passes, "run", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate(smoke_run, tmp_path)
+  before = (tmp_path / "partial.npz").read_bytes()
+  other = settings(smoke_run, eval__tolerance_px=10.0)
+  with pytest.raises(ValueError, match=r"eval\.tolerance_px: 15\.0 there, 10"):
+    evaluate(smoke_run, tmp_path, config=other)
+  assert (tmp_path / "partial.npz").read_bytes() == before
+
+
+def command(*flags):
+  return [sys.executable, "-m", "gc_jax.evaluate", *flags]
+
+
+FEW = (
+  "--config.eval.costly_rows=2",
+  "--config.eval.sanity_rows=1",
+  "--config.eval.faithfulness_steps=2",
+  "--config.eval.epsilons=(8,)",
+)
+
+
+def test_killed_the_command_continues_under_the_release_protocol(
+  smoke_run, tmp_path, compilation_cache
+):
+  """SIGKILL once something was saved; the same command then finishes."""
+  flags = (
+    f"--workdir={smoke_run}",
+    f"--out={tmp_path / 'out'}",
+    "--methods=gradcam",
+    "--protocol=release",
+    "--config.eval.shorter_side_px=64",
+    *FEW,
+  )
+  process = subprocess.Popen(
+    command(*flags), cwd=smoke.ROOT, env=compilation_cache
+  )
+  deadline = time.monotonic() + 120
+  while not (tmp_path / "out" / "partial.npz").exists():
+    assert process.poll() is None or time.monotonic() < deadline
+    if process.poll() is not None:
+      break
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  done = subprocess.run(
+    command(*flags),
+    capture_output=True,
+    text=True,
+    cwd=smoke.ROOT,
+    env=compilation_cache,
+  )
+  assert done.returncode == 0, done.stderr
+  found = files.load(tmp_path / "out")
+  assert found.about.protocol == "release"
+  assert found.about.methods == ("gradcam",)
+  assert found.about.consistency is True
+  written = {path.name for path in (tmp_path / "out").iterdir()}
+  assert {"report.html", "tables.md", "tables.csv", "tables.tex"} <= written
+  for name in written:
+    if name != "partial.npz":
+      assert f"wrote {tmp_path / 'out' / name}" in done.stdout
+
+
+WRONG = [
+  (["--workdir=RUN", "--checkpoint=x.pth"], "one of the two"),
+  (["--checkpoint=x.pth", "--arch=resnet18"], "needs a --config"),
+  (["--workdir=RUN", "--methods=gradcam,cmvp"], "Did you mean 'cmwp'"),
+  (["--workdir=RUN", "--config.evil.spg_runs=1"], "Unknown field"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG)
+def test_what_cannot_be_is_said_in_a_line(smoke_run, tmp_path, flags, message):
+  flags = [flag.replace("RUN", str(smoke_run)) for flag in flags]
+  done = subprocess.run(
+    command(*flags, f"--out={tmp_path / 'out'}"),
+    capture_output=True,
+    text=True,
+    cwd=smoke.ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  assert done.returncode != 0
+  assert message in done.stderr and "Traceback" not in done.stderr
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+  "field, value, message",
+  [
+    ("spg_runs", 0, r"spg_runs=0 must be"),
+    ("epsilons", (300,), r"at most 255"),
+    ("costly_rows", 0, r"costly_rows=0 must be"),
+  ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_work(
+  smoke_run, tmp_path, field, value, message
+):
+  config = settings(smoke_run, **{f"eval__{field}": value})
+  with pytest.raises(ValueError, match=message):
+    evaluate(smoke_run, tmp_path / "out", config=config)
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(smoke_run, tmp_path):
+  (tmp_path / "thesis.txt").write_text("all of it")
+  with pytest.raises(ValueError, match=r"holds thesis\.txt"):
+    evaluate(smoke_run, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_model_of_other_classes_is_refused(smoke_run):
+  config = settings(smoke_run)
+  loaded = trained.load_model(smoke_run)
+  digits = data.load(config.data, config.data.eval_split)
+  evaluating.check_fits(loaded, digits, config)
+  names = (*digits.class_names[:9], "ten")
+  renamed = dataclasses.replace(digits, class_names=names)
+  with pytest.raises(ValueError, match=r"its class 9 is '9', and 'ten' there"):
+    evaluating.check_fits(loaded, renamed, config)
+  fewer = dataclasses.replace(digits, class_names=names[:9])
+  with pytest.raises(ValueError, match=r"'context_digits', 9; it has 10"):
+    evaluating.check_fits(loaded, fewer, config)
