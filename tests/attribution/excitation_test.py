@@ -42,7 +42,9 @@ def made(name, num_classes=NUM_CLASSES):
 
 
 @pytest.mark.parametrize("pooling", ["", "-gmp"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+  "name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.large)]
+)
 def test_without_contrast_every_layer_holds_all_the_probability(name, pooling):
   """At the layer of the map and the one below."""
   model = made(name + pooling)
@@ -89,7 +91,11 @@ def test_at_the_classifier_it_is_the_closed_form(make_tiny, pooling):
 
 @pytest.mark.parametrize("contrast", [None, LAST_INPUT])
 @pytest.mark.parametrize(
-  "name", ["resnet18", "resnet18-gmp", "resnet50", "alexnet"]
+  "name",
+  [
+    *("resnet18", "resnet18-gmp", "alexnet"),
+    pytest.param("resnet50", marks=pytest.mark.large),
+  ],
 )
 def test_maps_are_those_of_pytorch_by_hand(name, contrast):
   narrow = {"hidden": 64} if name == "alexnet" else {"width": 8}

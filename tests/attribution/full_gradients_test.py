@@ -18,7 +18,9 @@ NUM_CLASSES = 5
 TARGETS = np.array([[1, 4], [3, 0]])
 NAMES = [
   *("alexnet", "vgg16", "squeezenet1_1"),
-  *("resnet18", "resnet18-gmp", "resnet50", "resnet50-gmp"),
+  *("resnet18", "resnet18-gmp"),
+  pytest.param("resnet50", marks=pytest.mark.large),
+  pytest.param("resnet50-gmp", marks=pytest.mark.large),
 ]
 
 
@@ -135,7 +137,14 @@ def reference(twin, images, target, rescale):
 
 
 @pytest.mark.parametrize("rescale", full_gradients.RESCALES)
-@pytest.mark.parametrize("name", ["alexnet", "resnet18-gmp", "resnet50"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "alexnet",
+    "resnet18-gmp",
+    pytest.param("resnet50", marks=pytest.mark.large),
+  ],
+)
 def test_maps_are_pytorchs(name, rescale):
   model, twin = pair(name)
   images = pixels(name)
