@@ -121,11 +121,25 @@ class Chain(layers.Network):
         for VGG16.
     """
     x = images
+    for stage in self._stages():
+      x = self.segment(partial(self._run, stage), self.trunk, x)
+    return x
+
+  def _stages(self) -> list[list[tuple[str, tuple[int, int, int, int] | str]]]:
+    """Returns the numbered chain, cut after each pooling."""
+    stages = [[]]
     for number, layer in self.numbered():
+      stages[-1].append((number, layer))
+      if layer == POOL:
+        stages.append([])
+    return [stage for stage in stages if stage]
+
+  def _run(self, stage, trunk: nnx.Dict, x: Array) -> Array:
+    for number, layer in stage:
       if layer == POOL:
         x = layers.max_pool(x, self.pool_window, 2)
       else:
-        x = nnx.relu(self.trunk[number](x))
+        x = nnx.relu(trunk[number](x))
     return x
 
   def classify(
