@@ -18,7 +18,7 @@ from gc_jax import cam as cams
 from gc_jax import compose, losses
 from gc_jax.evaluators import classification
 from gc_jax.metrics import upsample
-from gc_jax.models import pure_head
+from gc_jax.models import layers, pure_head
 from gc_jax.state import TrainState
 from gc_jax.types import Batch, Metrics
 
@@ -222,10 +222,11 @@ def _part_sums(
   def loss_fn(params, probes):
     model = nnx.merge(graphdef, params, batch_stats, copy=True)
     model.train(bn_groups=bn_groups, remat=objective.remat)
+    layers.hold_origins(model)
     loss, metrics = _losses(
       model, batch, objective, weight, key, probes, drawn, shares
     )
-    _, _, after = nnx.split(model, nnx.Param, ...)
+    _, _, after, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     return loss, (after, metrics)
 
   probes = _probes(graphdef, params, batch_stats, batch, objective)

@@ -106,6 +106,10 @@ def linear(
   )
 
 
+class Origin(nnx.Variable):
+  """Where a BatchNorm sees activations from, while a step lasts: `[D]`."""
+
+
 class BatchNorm(nnx.BatchNorm):
   """Batch normalisation as torch.nn.BatchNorm2d computes it.
 
@@ -123,6 +127,7 @@ class BatchNorm(nnx.BatchNorm):
     bn_groups: equal, contiguous groups of a training batch; set by
       `train(bn_groups=...)`. Must divide the batch. Groups that lie whole on
       a device need no other's numbers to be normalised.
+    origin: see `hold_origins`; None = the running mean as it is.
 
   Args:
     num_features: D.
@@ -131,6 +136,7 @@ class BatchNorm(nnx.BatchNorm):
   """
 
   bn_groups: int = 1
+  origin: Origin | None = None
 
   def __init__(self, num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     # Flax's momentum of 0.9 is PyTorch's 0.1.
@@ -146,7 +152,8 @@ class BatchNorm(nnx.BatchNorm):
     # then take one pass over the activations, and their difference of squares
     # loses no digits. From 0 it would lose three where a mean is 30 times the
     # standard deviation, as after a ReLU it can be.
-    origin = jax.lax.stop_gradient(self.mean[...])[None]
+    origin = self.mean if self.origin is None else self.origin
+    origin = jax.lax.stop_gradient(origin[...])[None]
     groups = 1 if self.use_running_average else self.bn_groups
     grouped = at_least_float32(x).reshape(groups, -1, *x.shape[1:])
     grouped -= _channels(origin)
@@ -171,6 +178,21 @@ class BatchNorm(nnx.BatchNorm):
     self.mean[...] = old * self.mean[...] + new * mean.mean(0)
     self.var[...] = old * self.var[...] + new * unbiased.mean(0)
     self.num_batches_tracked[...] += 1
+
+
+def hold_origins(model: nnx.Module) -> None:
+  """Lets every BatchNorm see activations from its running mean of now.
+
+  The origin changes rounding alone. The running mean, though, is an average
+  over devices: seen from one that a first pass has moved, a second pass would
+  wait for all devices at every BatchNorm, to no end.
+
+  Args:
+    model: gets an `Origin` in each, which is no part of a checkpoint.
+  """
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, BatchNorm):
+      module.origin = Origin(module.mean[...])
 
 
 def _channels(x: Float[Array, "G D"]) -> Float[Array, "G 1 1 1 D"]:
