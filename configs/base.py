@@ -10,7 +10,10 @@ def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
   c.seed = 0  # model, data order, augmentation and composites follow from it
   c.num_epochs = 10.0
-  c.batch_size = 128  # images over all devices
+  c.batch_size = 128  # images of an update, over all devices
+  c.accumulate_steps = 1  # equal parts that a batch is computed in, one after
+  #   the other, for one update: memory of one part. The loss is the whole
+  #   batch's; composites and BatchNorm keep to a part's images
   c.init_from = ""  # weights to start from: a run's folder, a .safetensors or
   #   .pth of the same architecture; a head of another size starts anew
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
@@ -39,6 +42,13 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.name = "resnet18"  # a key of gc_jax.MODELS
+  c.model.bn_group = 0  # images that a BatchNorm normalises together in
+  #   training; 0 = all of a batch (or of a part), over every device. Counted
+  #   in images, so that a run is the same on other devices. With no more than
+  #   a device has, devices wait for each other once an update, not at every
+  #   BatchNorm. Release: 64 on ImageNet, 128 on COCO
+  c.model.remat = False  # the backward pass computes each block's insides
+  #   anew, not the forward pass keeps them: less memory, a third more time
 
   c.loss = ml_collections.ConfigDict()
   c.loss.classification_weight = 1.0  # release: 80 for multi-label BCE

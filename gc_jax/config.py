@@ -28,6 +28,7 @@ DISTRACTORS = ("batch", "dataset")
 _NOT_THE_RUN = (
   "data.dir",
   "data.num_workers",
+  "model.remat",
   "eval.batch_size",
   "log.every_steps",
   "checkpoint.keep",
@@ -59,6 +60,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   for field in (
     "num_epochs",
     "batch_size",
+    "accumulate_steps",
     "optim.lr_per_256",
     "data.image_size",
     "eval.every_epochs",
@@ -77,6 +79,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     "optim.warmup_epochs",
     "optim.clip_norm",
     "compose.groups",
+    "model.bn_group",
     "data.crop_padding_px",
     "data.eval_resize_px",
     "data.num_workers",
@@ -163,14 +166,23 @@ def _validate_pictures(config: ConfigDict) -> None:
 
 
 def _validate_batch(config: ConfigDict, num_devices: int) -> None:
-  batch_size = config.batch_size
-  if batch_size % num_devices:
+  batch_size, num_parts = config.batch_size, config.accumulate_steps
+  parts = f" by --config.accumulate_steps={num_parts}" * (num_parts > 1)
+  share = num_devices * num_parts
+  if batch_size % share:
     raise ValueError(
       f"--config.batch_size={batch_size} must be divisible by {num_devices} "
-      f"devices; use {_neighbours(batch_size, num_devices)}."
+      f"devices{parts}; use {_neighbours(batch_size, share)}."
     )
-  if not config.loss.consistency_weight:
-    return
+  if config.loss.consistency_weight:
+    _validate_composites(config, num_devices, parts)
+  _validate_bn_group(config, num_devices)
+
+
+def _validate_composites(
+  config: ConfigDict, num_devices: int, parts: str
+) -> None:
+  batch_size = config.batch_size
   groups = compose_groups(config, num_devices)
   if groups % num_devices:
     raise ValueError(
@@ -178,14 +190,41 @@ def _validate_batch(config: ConfigDict, num_devices: int) -> None:
       "devices, so that no image crosses from one to another; use "
       f"{_neighbours(groups, num_devices)}, or 0 for one group a device."
     )
-  share = 4 * groups if config.compose.mode == "packed" else groups
+  is_packed = config.compose.mode == "packed"
+  share = groups * config.accumulate_steps * (4 if is_packed else 1)
   if batch_size % share:
-    packed = " by 4 images a composite" if share != groups else ""
+    packed = " by 4 images a composite" if is_packed else ""
     raise ValueError(
       f"--config.batch_size={batch_size} must be divisible by {groups} groups"
-      f"{packed} under --config.compose.mode={config.compose.mode!r}; use "
-      f"{_neighbours(batch_size, share)}."
+      f"{packed}{parts} under --config.compose.mode={config.compose.mode!r}; "
+      f"use {_neighbours(batch_size, share)}."
     )
+
+
+def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:
+  size = config.model.bn_group
+  part = config.batch_size // config.accumulate_steps
+  on_device = part // num_devices
+  # Packed composites, a quarter as many as images, are grouped like them.
+  is_packed = config.loss.consistency_weight and config.compose.mode == "packed"
+  multiple = 4 if is_packed else 1
+
+  def fits(size):
+    aligned = not (on_device % size and size % on_device)
+    return aligned and part % size == 0 and size % multiple == 0
+
+  if not size or fits(size):
+    return
+  known = [other for other in range(1, part + 1) if fits(other)]
+  nearest = min(known, key=lambda other: abs(other - size))
+  raise ValueError(
+    f"--config.model.bn_group={size} must divide the {part} images that are "
+    f"computed at once into equal groups, of which a device's {on_device} "
+    "images are several, or a part of one"
+    + ", and of multiples of 4 images, as many as a packed composite has"
+    * (multiple > 1)
+    + f"; use {nearest}, or 0 for all images together."
+  )
 
 
 def validate_data(

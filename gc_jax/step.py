@@ -4,7 +4,9 @@ The method of the paper, read in a row: cam -> compose -> cam -> consistency.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from gc_jax import cam as cams
 from gc_jax import compose, losses
 from gc_jax.evaluators import classification
 from gc_jax.metrics import upsample
-from gc_jax.models import pure_head
+from gc_jax.models import layers, pure_head
 from gc_jax.state import TrainState
 from gc_jax.types import Batch, Metrics
 
@@ -25,7 +27,7 @@ TARGET_DRAWS = ("category", "instance")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What is minimised; the fields are those of configs/base.py.
+  """What is minimised, and in which parts; the fields are configs/base.py's.
 
   Attributes:
     num_classes: K.
@@ -39,6 +41,11 @@ class Objective:
     compose_groups: composites mix images within one of these equal, contiguous
       shares of the batch. With a multiple of the number of devices no image
       crosses from one to another.
+    accumulate_steps: equal parts of the batch that are computed one after the
+      other (see `make_train_step`).
+    bn_group: images that a BatchNorm normalises together, or 0 for all of a
+      part. Composites are divided into as many groups as the images are.
+    remat: whether the backward pass computes activations anew.
   """
 
   num_classes: int
@@ -49,6 +56,37 @@ class Objective:
   target_draw: str = "category"
   compose_mode: str = "packed"
   compose_groups: int = 1
+  accumulate_steps: int = 1
+  bn_group: int = 0
+  remat: bool = False
+
+
+class Drawn(NamedTuple):
+  """What chance decides about composites before the model is asked.
+
+  Attributes:
+    target: `[B]`, the class to explain in each image.
+    layout: of the composites, with a leading axis of `compose_groups`.
+  """
+
+  target: Array
+  layout: compose.Layout
+
+
+class Sums(NamedTuple):
+  """What is added up over the parts of a batch.
+
+  Attributes:
+    grads: of the loss.
+    loss: the part's share of it.
+    squares: squared norms of each term's gradient at the features.
+    metrics: as they are logged.
+  """
+
+  grads: nnx.State
+  loss: Array
+  squares: dict[str, Array]
+  metrics: Metrics
 
 
 def make_train_step(
@@ -59,6 +97,13 @@ def make_train_step(
   key: PRNGKeyArray,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns one update as a pure function of state and batch.
+
+  With `objective.accumulate_steps` above 1, the activations of one part of the
+  batch at a time are in memory. The loss stays what it is of the whole: each
+  term is the mean over all images, or all unmasked pairs, of the batch, in
+  whichever parts they are. Three things are a part's own: composites are drawn
+  among its images, BatchNorm sees no others, and running statistics are
+  updated once for each part, in turn.
 
   Args:
     graphdef: structure of the model, from `state.create`.
@@ -72,28 +117,127 @@ def make_train_step(
     weight = consistency_weight(state.step)
     step_key = jax.random.fold_in(key, state.step)
 
-    def loss_fn(params, probes):
-      model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-      model.train()
-      loss, metrics = _losses(model, batch, objective, weight, step_key, probes)
-      _, _, batch_stats = nnx.split(model, nnx.Param, ...)
-      return loss, (batch_stats, metrics)
+    def of_part(batch_stats, part):
+      return _part_sums(
+        graphdef, state.params, batch_stats, part, objective, weight
+      )
 
-    probes = _probes(graphdef, state, batch, objective)
-    (_, (batch_stats, metrics)), (grads, probe_grads) = jax.value_and_grad(
-      loss_fn, argnums=(0, 1), has_aux=True
-    )(state.params, probes)
+    num_parts = objective.accumulate_steps
+    if num_parts == 1:
+      drawn = _draw(objective, batch, step_key)
+      part = batch, step_key, drawn, _Shares(1.0, 1.0)
+      batch_stats, sums = of_part(state.batch_stats, part)
+    else:
+      batches = _parts(batch, num_parts)
+      keys = jax.random.split(step_key, num_parts)
+      drawn = jax.vmap(functools.partial(_draw, objective))(batches, keys)
+      parts = batches, keys, drawn, _shares(batches, drawn)
+      batch_stats, sums = _sum_over(of_part, state.batch_stats, parts)
+
+    grads, metrics = sums.grads, dict(sums.metrics)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
+    metrics["train/loss"] = _scalar(sums.loss)
+    if objective.consistency:
+      metrics["train/consistency_weight"] = _scalar(weight)
     metrics["train/grad_norm"] = _scalar(optax.tree.norm(grads))
-    for name, grad in probe_grads.items():
-      norm = optax.tree.norm(grad)
-      metrics[f"train/grad_norm_features/{name}"] = _scalar(norm)
+    for name, square in sums.squares.items():
+      metrics[f"train/grad_norm_features/{name}"] = _scalar(jnp.sqrt(square))
     state = TrainState(state.step + 1, params, batch_stats, opt_state)
     return state, metrics
 
   return train_step
+
+
+class _Shares(NamedTuple):
+  """How much of a batch a part is, in images and in unmasked pairs."""
+
+  images: Array | float
+  pairs: Array | float
+
+
+def _parts(batch: Batch, num_parts: int) -> Batch:
+  """Returns the batch with a leading axis of parts.
+
+  Part i has every `num_parts`-th example from the i-th on: a share of each
+  device's, so that none moves to another.
+  """
+  return jax.tree.map(
+    lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+
+def _shares(batches: Batch, drawn: Drawn | None) -> _Shares:
+  """Returns the shares of all parts, `[parts]` each.
+
+  A mean over the batch is the sum over parts of share times mean.
+  """
+
+  def share(mask):
+    counts = mask.reshape(len(mask), -1).sum(1)
+    return counts / jnp.maximum(counts.sum(), 1.0)
+
+  images = share(batches["mask"])
+  return _Shares(images, images if drawn is None else share(drawn.layout.mask))
+
+
+def _sum_over(
+  of_part: Callable[..., tuple[nnx.State, Sums]],
+  batch_stats: nnx.State,
+  parts: Any,
+) -> tuple[nnx.State, Sums]:
+  """Returns the running statistics after all parts, and the sums over them.
+
+  Args:
+    of_part: makes both of the running statistics before and a part.
+    batch_stats: running statistics before the first.
+    parts: arrays with a leading axis of parts.
+  """
+  first = jax.tree.map(lambda x: x[0], parts)
+  _, shapes = jax.eval_shape(of_part, batch_stats, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(carry, part):
+    batch_stats, total = carry
+    batch_stats, sums = of_part(batch_stats, part)
+    return (batch_stats, jax.tree.map(jnp.add, total, sums)), None
+
+  (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), parts)
+  return batch_stats, sums
+
+
+def _part_sums(
+  graphdef: nnx.GraphDef,
+  params: nnx.State,
+  batch_stats: nnx.State,
+  part: tuple[Batch, PRNGKeyArray, Drawn | None, _Shares],
+  objective: Objective,
+  weight: Float[Array, ""],
+) -> tuple[nnx.State, Sums]:
+  """Returns the running statistics after a part of a batch, and its sums."""
+  batch, key, drawn, shares = part
+  bn_groups = len(batch["image"]) // (objective.bn_group or len(batch["image"]))
+
+  def loss_fn(params, probes):
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    model.train(bn_groups=bn_groups, remat=objective.remat)
+    layers.hold_origins(model)
+    loss, metrics = _losses(
+      model, batch, objective, weight, key, probes, drawn, shares
+    )
+    _, _, after, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    return loss, (after, metrics)
+
+  probes = _probes(graphdef, params, batch_stats, batch, objective)
+  (loss, (batch_stats, metrics)), (grads, probe_grads) = jax.value_and_grad(
+    loss_fn, argnums=(0, 1), has_aux=True
+  )(params, probes)
+  squares = {
+    name: optax.tree.norm(grad, squared=True)
+    for name, grad in probe_grads.items()
+  }
+  return batch_stats, Sums(grads, loss, squares, metrics)
 
 
 def _losses(
@@ -103,17 +247,21 @@ def _losses(
   weight: Float[Array, ""],
   key: PRNGKeyArray,
   probes: dict[str, Array],
+  drawn: Drawn | None,
+  shares: _Shares,
 ) -> tuple[Float[Array, ""], Metrics]:
-  """Returns the total loss and the metrics of one batch.
+  """Returns a part's share of the loss, and its metrics.
 
   Args:
     model: in training mode; its running statistics are updated in place, by
       the originals first and then by the composites (the release).
-    batch: images and labels.
+    batch: images and labels of the part.
     objective: what is minimised.
     weight: λ.
-    key: of the composites, the drawn targets and dropout.
+    key: of dropout.
     probes: zeros, added to the features each term sees (`_probes`).
+    drawn: the part's composites, where there are any.
+    shares: factors that make of the part's means its shares of the batch's.
   """
   key_dropout, key_composites = jax.random.split(key)
   mask = batch["mask"]
@@ -125,14 +273,13 @@ def _losses(
     classification = losses.binary_cross_entropy(logits, batch["labels"])
   else:
     classification = losses.cross_entropy(logits, batch["label"])
-  loss = objective.classification_weight * losses.masked_mean(
-    classification, mask
-  )
+  mean = shares.images * losses.masked_mean(classification, mask)
+  loss = objective.classification_weight * mean
   metrics = {"train/classification_loss": _sums(classification, mask)}
   if "skipped" in batch:
     metrics["train/skipped_frac"] = _sums(batch["skipped"])
 
-  if objective.consistency:
+  if drawn is not None:
     consistency, pair_mask = _consistency_losses(
       model,
       # The originals are seen once: dropped out as for their logits.
@@ -142,12 +289,12 @@ def _losses(
       batch,
       objective,
       key_composites,
+      drawn,
     )
-    loss += weight * losses.masked_mean(consistency, pair_mask)
+    mean = shares.pairs * losses.masked_mean(consistency, pair_mask)
+    loss += weight * mean
     metrics["train/consistency_loss"] = _sums(consistency, pair_mask)
     metrics["train/masked_pairs_frac"] = _sums(1 - pair_mask)
-    metrics["train/consistency_weight"] = _scalar(weight)
-  metrics["train/loss"] = _scalar(loss)
   return loss, metrics
 
 
@@ -159,6 +306,7 @@ def _consistency_losses(
   batch: Batch,
   objective: Objective,
   key: PRNGKeyArray,
+  drawn: Drawn,
 ) -> tuple[Float[Array, "M P"], Float[Array, "M P"]]:
   """Returns the consistency loss of every (composite, class) pair and its mask.
 
@@ -167,40 +315,26 @@ def _consistency_losses(
     classify: its head as it is for the originals.
     images: the originals, normalised.
     features: theirs.
-    batch: labels and mask.
+    batch: brings distractors along, or not.
     objective: what is minimised.
-    key: of the drawn targets, the composites and their dropout masks.
+    key: of the composites' dropout masks.
+    drawn: the targets and the layout.
 
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
   """
-  key_target, key_layout, key_dropout = jax.random.split(key, 3)
-  contains = classes_present(batch, objective.num_classes)
-  if "distractors" in batch:
-    target = batch["target"]  # what they were drawn against
-  else:
-    target = draw_target(key_target, batch, objective.target_draw)
-
+  _, _, key_dropout = _composite_keys(key)
+  target, layout = drawn
   cam = _normalized_cam(classify, features, target[:, None])[:, 0]
   if objective.stop_gradient:
     cam = jax.lax.stop_gradient(cam)
 
-  groups = objective.compose_groups
-  grouped = lambda x: x.reshape(groups, -1, *x.shape[1:])
+  grouped = functools.partial(_grouped, objective)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
-  keys = jax.random.split(key_layout, groups)
-  mask = batch["mask"] * contains.any(-1)
   tiles = grouped(images)
   if "distractors" in batch:
-    layout = jax.vmap(compose.supplied)(
-      keys, grouped(mask * batch["distractor_mask"])
-    )
     distractors = model.normalize(flat(batch["distractors"]))
     tiles = jnp.concatenate([tiles, grouped(distractors)], axis=1)
-  else:
-    layout = jax.vmap(compose.MODES[objective.compose_mode])(
-      keys, grouped(contains), grouped(target), grouped(mask)
-    )
   composites = flat(jax.vmap(compose.assemble)(layout, tiles))
   explained = flat(jax.vmap(jnp.take)(grouped(target), layout.explained))
 
@@ -213,6 +347,46 @@ def _consistency_losses(
     expected, composite_cam, objective.reduction
   )
   return pair_losses, flat(layout.mask)
+
+
+def _draw(
+  objective: Objective, batch: Batch, key: PRNGKeyArray
+) -> Drawn | None:
+  """Returns the composites of a part of a batch; None without the loss.
+
+  Args:
+    objective: what is minimised.
+    batch: labels and mask of the part.
+    key: of the part.
+  """
+  if not objective.consistency:
+    return None
+  _, key_composites = jax.random.split(key)
+  key_target, key_layout, _ = _composite_keys(key_composites)
+  contains = classes_present(batch, objective.num_classes)
+  grouped = functools.partial(_grouped, objective)
+  keys = jax.random.split(key_layout, objective.compose_groups)
+  mask = batch["mask"] * contains.any(-1)
+  if "distractors" in batch:
+    target = batch["target"]  # what they were drawn against
+    layout = jax.vmap(compose.supplied)(
+      keys, grouped(mask * batch["distractor_mask"])
+    )
+  else:
+    target = draw_target(key_target, batch, objective.target_draw)
+    layout = jax.vmap(compose.MODES[objective.compose_mode])(
+      keys, grouped(contains), grouped(target), grouped(mask)
+    )
+  return Drawn(target, layout)
+
+
+def _composite_keys(key: PRNGKeyArray) -> Array:
+  """Returns keys of the targets, the layouts and the composites' dropout."""
+  return jax.random.split(key, 3)
+
+
+def _grouped(objective: Objective, x: Array) -> Array:
+  return x.reshape(objective.compose_groups, -1, *x.shape[1:])
 
 
 def _normalized_cam(classify, features, target):
@@ -290,7 +464,9 @@ def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
   return model
 
 
-def _probes(graphdef, state, batch, objective) -> dict[str, Array]:
+def _probes(
+  graphdef, params, batch_stats, batch, objective
+) -> dict[str, Array]:
   """Returns zeros shaped as the features, one for each loss term.
 
   The gradient with respect to what is added to a term's features is the
@@ -299,10 +475,10 @@ def _probes(graphdef, state, batch, objective) -> dict[str, Array]:
   """
 
   def features(params, images):
-    model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
     return model.features(model.normalize(images))
 
-  shape = jax.eval_shape(features, state.params, batch["image"])
+  shape = jax.eval_shape(features, params, batch["image"])
   names = ["classification"] + ["consistency"] * objective.consistency
   return {name: jnp.zeros(shape.shape, shape.dtype) for name in names}
 

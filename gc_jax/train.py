@@ -213,6 +213,9 @@ def objective(
     target_draw=config.loss.target_draw,
     compose_mode=config.compose.mode,
     compose_groups=configs.compose_groups(config, num_devices),
+    accumulate_steps=config.accumulate_steps,
+    bn_group=config.model.bn_group,
+    remat=config.model.remat,
   )
 
 

@@ -486,6 +486,16 @@ def test_several_labels_are_classified_by_binary_cross_entropy(
 # What is compiled.
 
 
+# name -> fields of the objective, for a batch of 32
+VARIANTS = {
+  "independent": {"compose_mode": "independent"},
+  "grouped": {"bn_group": 8},  # one group on each of four devices
+  "grouped over two devices": {"bn_group": 16},
+  "accumulated": {"accumulate_steps": 2, "bn_group": 4, "remat": True},
+}
+MODES = [*compose.MODES, "supplied", *list(VARIANTS)[1:]]
+
+
 @pytest.fixture(scope="module")
 def compiled(make_tiny):
   """The step compiled for some devices, its state, and a batch of 32."""
@@ -495,8 +505,9 @@ def compiled(make_tiny):
     if (mode, num_devices) in cache:
       return cache[mode, num_devices]
     supplied = mode == "supplied"
+    kind = "independent" if supplied else "packed"
     goal = objective(
-      compose_mode="independent" if supplied else mode, compose_groups=4
+      **{"compose_mode": kind, "compose_groups": 4} | VARIANTS.get(mode, {})
     )
     step, state = make_step(make_tiny("max"), goal, lr=0.1)
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
@@ -571,7 +582,7 @@ def test_a_consistency_step_costs_two_plain_steps_or_five(name):
     assert made == (mode != "plain")  # without the loss, no composite
 
 
-@pytest.mark.parametrize("mode", [*compose.MODES, "supplied"])
+@pytest.mark.parametrize("mode", MODES)
 def test_four_devices_compute_what_one_does(compiled, mode):
   losses = {}
   for num_devices in (1, 4):
@@ -590,7 +601,7 @@ COLLECTIVE = re.compile(
 )
 
 
-@pytest.mark.parametrize("mode", [*compose.MODES, "supplied"])
+@pytest.mark.parametrize("mode", MODES)
 def test_no_image_crosses_from_device_to_device(compiled, mode):
   """What is exchanged is smaller than one picture of 16 x 16 x 3."""
   text = compiled(mode, 4)[0].as_text()
@@ -599,6 +610,67 @@ def test_no_image_crosses_from_device_to_device(compiled, mode):
   for produced, kind in found:
     for shape in shapes(produced):
       assert np.prod(shape, dtype=int) < 16 * 16 * 3, (kind, shape)
+
+
+DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\(")
+
+
+def exchanged_before_a_convolution(text):
+  """Sizes of exchanged arrays, more than one number, that one depends on."""
+  computations = re.split(r"\n(?=\S)", text)
+  convolving = {
+    re.match(r"(?:ENTRY )?%?([\w.-]+)", body)[1]
+    for body in computations
+    if re.search(r" convolution\(", body)
+  }
+  found = []
+  for body in computations:
+    lines = [line for line in body.splitlines() if DEFINED.match(line)]
+    reached = {}  # instruction -> sizes it depends on
+    for line in lines:
+      name, produced, kind = DEFINED.match(line).groups()
+      names = set(re.findall(r"%([\w.-]+)", line.partition("=")[2]))
+      sizes = set().union(*(reached.get(other, set()) for other in names))
+      if kind == "convolution" or names & convolving:
+        found += sizes
+      if COLLECTIVE.search(line):
+        exchanged = [s for s in shapes(produced) if np.prod(s, dtype=int) > 1]
+        # Of several that travel together, each is told apart below.
+        sizes = sizes if produced.startswith("(") else sizes | {*exchanged}
+      elif kind == "get-tuple-element" and names & tuples(lines):
+        sizes = sizes | {s for s in shapes(produced) if np.prod(s) > 1}
+      reached[name] = sizes
+  return found
+
+
+def tuples(lines):
+  """Names of exchanges of several arrays at once."""
+  return {
+    DEFINED.match(line)[1]
+    for line in lines
+    if COLLECTIVE.search(line) and DEFINED.match(line)[2].startswith("(")
+  }
+
+
+def test_with_a_group_a_device_no_layer_waits_for_another_device(compiled):
+  """Gradients, running statistics and counts: nothing else is exchanged."""
+  step, state, _ = compiled("grouped", 4)
+  text = step.as_text()
+  assert not exchanged_before_a_convolution(text)
+  found = COLLECTIVE.findall(text)
+  assert {kind for _, kind in found} == {"all-reduce"}
+  count = sum(
+    np.prod(shape, dtype=int) for out, _ in found for shape in shapes(out)
+  )
+  gradients = states.num_params(state)
+  statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
+  # Of originals and of composites, where the compiler does not add them up
+  # first; and a handful of sums.
+  assert gradients <= count <= 2 * gradients + 4 * statistics + 20
+  # The same reading of a step with statistics of the whole batch sees them.
+  assert (1, 8) in exchanged_before_a_convolution(
+    compiled("packed", 4)[0].as_text()
+  )
 
 
 # AlexNet: dropout, and grids of which one is not twice the other.

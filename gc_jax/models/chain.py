@@ -121,11 +121,9 @@ class Chain(layers.Network):
         for VGG16.
     """
     x = images
-    for number, layer in self.numbered():
-      if layer == POOL:
-        x = layers.max_pool(x, self.pool_window, 2)
-      else:
-        x = nnx.relu(self.trunk[number](x))
+    for stage in self._stages():
+      run = partial(_run_stage, stage, self.pool_window)
+      x = self.segment(run, self.trunk, x)
     return x
 
   def classify(
@@ -159,6 +157,24 @@ class Chain(layers.Network):
       numbered.append((str(number), layer))
       number += 1 if layer == POOL else 2
     return numbered
+
+  def _stages(self) -> list[list[tuple[str, tuple[int, int, int, int] | str]]]:
+    """Returns the numbered chain, cut after each pooling."""
+    stages = [[]]
+    for number, layer in self.numbered():
+      stages[-1].append((number, layer))
+      if layer == POOL:
+        stages.append([])
+    return [stage for stage in stages if stage]
+
+
+def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
+  for number, layer in stage:
+    if layer == POOL:
+      x = layers.max_pool(x, pool_window, 2)
+    else:
+      x = nnx.relu(trunk[number](x))
+  return x
 
 
 alexnet = partial(

@@ -1,6 +1,7 @@
 """Layers shared by the architectures, each as PyTorch defines it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,10 @@ def linear(
   )
 
 
+class Origin(nnx.Variable):
+  """Where a BatchNorm sees activations from, while a step lasts: `[D]`."""
+
+
 class BatchNorm(nnx.BatchNorm):
   """Batch normalisation as torch.nn.BatchNorm2d computes it.
 
@@ -113,11 +118,25 @@ class BatchNorm(nnx.BatchNorm):
   variance of each batch, where PyTorch normalises by the biased one and keeps
   the unbiased, n / (n - 1) times it.
 
+  A training batch may be normalised in groups, each by its own mean and
+  variance, as PyTorch's replicas do. The running statistics then follow the
+  mean over groups of the groups' means, and of their unbiased variances;
+  PyTorch keeps those of the first replica and drops the others'.
+
+  Attributes:
+    bn_groups: equal, contiguous groups of a training batch; set by
+      `train(bn_groups=...)`. Must divide the batch. Groups that lie whole on
+      a device need no other's numbers to be normalised.
+    origin: see `hold_origins`; None = the running mean as it is.
+
   Args:
     num_features: D.
     dtype: of the output.
     rngs: as every layer's.
   """
+
+  bn_groups: int = 1
+  origin: Origin | None = None
 
   def __init__(self, num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     # Flax's momentum of 0.9 is PyTorch's 0.1.
@@ -133,29 +152,51 @@ class BatchNorm(nnx.BatchNorm):
     # then take one pass over the activations, and their difference of squares
     # loses no digits. From 0 it would lose three where a mean is 30 times the
     # standard deviation, as after a ReLU it can be.
-    origin = jax.lax.stop_gradient(self.mean[...])
-    x = at_least_float32(x) - _channels(origin)
+    origin = self.mean if self.origin is None else self.origin
+    origin = jax.lax.stop_gradient(origin[...])[None]
+    groups = 1 if self.use_running_average else self.bn_groups
+    grouped = at_least_float32(x).reshape(groups, -1, *x.shape[1:])
+    grouped -= _channels(origin)
     if self.use_running_average:
-      mean, var = jnp.zeros_like(origin), self.var[...]
+      mean, var = jnp.zeros_like(origin), self.var[...][None]
     else:
-      mean = x.mean((0, 1, 2))
-      var = jnp.maximum(jnp.square(x).mean((0, 1, 2)) - jnp.square(mean), 0)
-      self._track(origin + mean, var, x.size // x.shape[-1])
-    scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-    shift = self.bias[...] - mean * scale
-    return (x * _channels(scale) + _channels(shift)).astype(self.dtype)
+      mean = grouped.mean((1, 2, 3))
+      var = jnp.square(grouped).mean((1, 2, 3)) - jnp.square(mean)
+      var = jnp.maximum(var, 0)
+      self._track(origin + mean, var, x.size // x.shape[-1] // groups)
+    scale = self.scale[...][None] * jax.lax.rsqrt(var + self.epsilon)
+    shift = self.bias[...][None] - mean * scale
+    grouped = grouped * _channels(scale) + _channels(shift)
+    return grouped.reshape(x.shape).astype(self.dtype)
 
-  def _track(self, mean: Array, var: Array, count: int) -> None:
+  def _track(
+    self, mean: Float[Array, "G D"], var: Float[Array, "G D"], count: int
+  ) -> None:
     old, new = self.momentum, 1 - self.momentum
     mean, var = jax.lax.stop_gradient((mean, var))
     unbiased = var * (count / max(count - 1, 1))
-    self.mean[...] = old * self.mean[...] + new * mean
-    self.var[...] = old * self.var[...] + new * unbiased
+    self.mean[...] = old * self.mean[...] + new * mean.mean(0)
+    self.var[...] = old * self.var[...] + new * unbiased.mean(0)
     self.num_batches_tracked[...] += 1
 
 
-def _channels(x: Float[Array, "D"]) -> Float[Array, "1 1 1 D"]:
-  return x[None, None, None]
+def hold_origins(model: nnx.Module) -> None:
+  """Lets every BatchNorm see activations from its running mean of now.
+
+  The origin changes rounding alone. The running mean, though, is an average
+  over devices: seen from one that a first pass has moved, a second pass would
+  wait for all devices at every BatchNorm, to no end.
+
+  Args:
+    model: gets an `Origin` in each, which is no part of a checkpoint.
+  """
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, BatchNorm):
+      module.origin = Origin(module.mean[...])
+
+
+def _channels(x: Float[Array, "G D"]) -> Float[Array, "G 1 1 1 D"]:
+  return x[:, None, None, None]
 
 
 def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -250,10 +291,28 @@ class Network(nnx.Module):
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs (pooled, where it is a
       convolution) are the logits.
+    remat: whether the backward pass computes the insides of each `segment`
+      anew instead of keeping them; set by `train(remat=True)`.
   """
 
   dtype: DTypeLike
   last_layer: tuple[str, ...]
+  remat: bool = False
+
+  def segment(
+    self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x
+  ) -> Array:
+    """Returns `call(module, x)`, a part of the network worth computing twice.
+
+    Under `remat` only `x` is kept for the backward pass: memory for a second
+    forward pass. The module's variables are updated once, either way.
+
+    Args:
+      call: applies the module, or some layers of it.
+      module: holds the variables that are used.
+      x: activations.
+    """
+    return (nnx.remat(call) if self.remat else call)(module, x)
 
   def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
     """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.

@@ -153,7 +153,7 @@ class ResNet(Network):
     x = max_pool(x, 3, 2, padding=1)
     for stage in range(self.num_stages):
       for block in getattr(self, f"layer{stage + 1}"):
-        x = block(x)
+        x = self.segment(_call, block, x)
     return x
 
   def classify(
@@ -180,6 +180,10 @@ def _shortcut(in_channels, out_channels, stride, make_conv, make_norm):
       make_norm(out_channels),
     ]
   )
+
+
+def _call(module: nnx.Module, x: jax.Array) -> jax.Array:
+  return module(x)
 
 
 def _apply(layers: nnx.List, x: jax.Array) -> jax.Array:

@@ -135,7 +135,8 @@ class SqueezeNet(layers.Network):
       if layer == POOL:
         x = layers.max_pool(x, 3, 2, partial_windows=True)
       else:
-        x = self.trunk[str(number)](x)
+        fire = self.trunk[str(number)]
+        x = self.segment(lambda fire, x: fire(x), fire, x)
     return x
 
   def classify(

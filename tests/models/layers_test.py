@@ -7,7 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
-from gc_jax.models import init_key, layers
+from gc_jax.models import chain, init_key, layers, squeezenet
 
 
 @pytest.fixture
@@ -202,3 +202,123 @@ def test_the_unbiased_variance_of_a_batch_is_kept(rngs):
     normalized[:, 0, 0, 0], (x - 4) / np.sqrt(5 + 1e-5), rtol=1e-5
   )
   np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * 20 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_groups_are_normalized_as_pytorchs_replicas_are(rngs, groups):
+  """Each by itself, gradients included; running statistics are their mean."""
+  rng = np.random.default_rng(0)
+  # Group by group from another distribution.
+  shift = np.repeat(np.arange(groups), 4)[:, None, None, None]
+  x = rng.normal(shift, 1 + shift, (4 * groups, 3, 3, 2)).astype(np.float32)
+  weights = rng.normal(size=x.shape).astype(np.float32)
+  norm = layers.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
+  norm.scale[...], norm.bias[...] = jnp.array([2.0, 0.5]), jnp.array([1.0, -1])
+  norm.train(bn_groups=groups)
+  graphdef, state = nnx.split(norm)
+
+  def loss(x, state):
+    norm = nnx.merge(graphdef, state, copy=True)
+    out = norm(x)
+    return (out * weights).sum(), (out, nnx.state(norm, nnx.BatchStat))
+
+  (_, (out, stats)), (grad, state_grad) = jax.jit(
+    jax.value_and_grad(loss, argnums=(0, 1), has_aux=True, allow_int=True)
+  )(jnp.asarray(x), state)
+
+  means, variances, outs, grads = [], [], [], []
+  theirs = torch.nn.BatchNorm2d(2)
+  theirs.weight.data = torch.tensor([2.0, 0.5])
+  theirs.bias.data = torch.tensor([1.0, -1.0])
+  for group, weight in zip(
+    np.split(x, groups), np.split(weights, groups), strict=True
+  ):
+    theirs.running_mean.zero_(), theirs.running_var.fill_(1.0)
+    inputs = torch.from_numpy(group).permute(0, 3, 1, 2).requires_grad_()
+    result = theirs(inputs).permute(0, 2, 3, 1)
+    (result * torch.from_numpy(weight)).sum().backward()
+    outs.append(result.detach().numpy())
+    grads.append(inputs.grad.permute(0, 2, 3, 1).numpy())
+    means.append(theirs.running_mean.numpy().copy())
+    variances.append(theirs.running_var.numpy().copy())
+  # float32 sums over 36 numbers, in another order.
+  close = {"rtol": 1e-4, "atol": 1e-5}
+  np.testing.assert_allclose(out, np.concatenate(outs), **close)
+  np.testing.assert_allclose(grad, np.concatenate(grads), **close)
+  np.testing.assert_allclose(
+    state_grad["scale"][...], theirs.weight.grad, **close
+  )
+  np.testing.assert_allclose(stats["mean"][...], np.mean(means, 0), **close)
+  np.testing.assert_allclose(stats["var"][...], np.mean(variances, 0), **close)
+  assert stats["num_batches_tracked"][...] == 1
+
+
+def test_groups_are_of_training_alone(rngs):
+  norm = layers.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
+  norm.train(bn_groups=4)
+  norm.eval()
+  # Three images are no four groups.
+  x = jnp.ones((3, 2, 2, 2))
+  np.testing.assert_allclose(norm(x), x / np.sqrt(1 + 1e-5), rtol=1e-6)
+
+
+def test_a_held_origin_changes_rounding_alone(rngs):
+  x = np.random.default_rng(0).normal(2, 3, (4, 3, 3, 2)).astype(np.float32)
+  norm = layers.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
+  norm.train()
+  free = nnx.clone(norm)
+  layers.hold_origins(norm)
+  for _ in range(3):
+    ours, theirs = norm(jnp.asarray(x)), free(jnp.asarray(x))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(norm.mean[...], free.mean[...], rtol=1e-6)
+  np.testing.assert_allclose(norm.var[...], free.var[...], rtol=1e-5)
+  np.testing.assert_array_equal(norm.origin[...], 0)  # as it was
+
+
+def small_chain():
+  return chain.Chain(
+    ((8, 3, 2, 1), chain.POOL, (6, 3, 1, 1), (6, 3, 1, 1), chain.POOL),
+    5,
+    pool_window=2,
+    grid=1,
+    hidden=8,
+    drops_features=True,
+    conv_init=layers.TORCH_INIT,
+    linear_init=layers.TORCH_INIT,
+    rngs=nnx.Rngs(init_key(0)),
+  )
+
+
+def small_squeezenet():
+  return squeezenet.SqueezeNet(
+    5,
+    chain=((4, 4), squeezenet.POOL, (4, 8)),
+    rngs=nnx.Rngs(init_key(0)),
+  )
+
+
+@pytest.mark.parametrize("kind", ["resnet", "chain", "squeezenet"])
+def test_what_is_computed_twice_is_the_same(make_tiny, kind):
+  """Outputs, gradients, and running statistics, which are updated once."""
+  make = {"chain": small_chain, "squeezenet": small_squeezenet}
+  make["resnet"] = make_tiny
+  results, recomputed = [], []
+  for remat in (False, True):
+    graphdef, params, rest = nnx.split(make[kind](), nnx.Param, ...)
+
+    def loss(params, graphdef=graphdef, rest=rest, remat=remat):
+      model = nnx.merge(graphdef, params, rest, copy=True)
+      model.train(remat=remat)
+      x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+      features = model.features(x)
+      return jnp.square(features).mean(), nnx.state(model, nnx.BatchStat)
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    recomputed.append(str(jax.make_jaxpr(loss)(params)).count("remat"))
+    results.append(jax.jit(step)(params))
+  assert recomputed[0] == 0
+  assert recomputed[1] >= {"resnet": 1, "chain": 2, "squeezenet": 2}[kind]
+  for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+    # The same operations; float32 sums may be taken in another order.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
