@@ -673,6 +673,182 @@ def test_with_a_group_a_device_no_layer_waits_for_another_device(compiled):
   )
 
 
+# A batch in parts, or in groups: what it computes, and what it holds.
+
+
+def make_chain(dropout_rate=0.0):
+  """A net without BatchNorm; pictures of 16 pixels give 4x4 cells."""
+  return chain.Chain(
+    ((4, 3, 2, 1), chain.POOL),
+    NUM_CLASSES,
+    pool_window=2,
+    grid=2,
+    hidden=8,
+    drops_features=True,
+    dropout_rate=dropout_rate,
+    conv_init=layers.TORCH_INIT,
+    linear_init=layers.TORCH_INIT,
+    rngs=nnx.Rngs(models.init_key(0)),
+  )
+
+
+def interleaved(tree, num_parts):
+  """The batch of which the parts are the contiguous ones of `tree`."""
+  return jax.tree.map(
+    lambda x: (
+      x.reshape(num_parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    ),
+    tree,
+  )
+
+
+def assert_same_update(ours, theirs, atol=1e-6):
+  (after, metrics), (expected, expected_metrics) = ours, theirs
+  for leaf, other in zip(
+    jax.tree.leaves(after), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=atol)
+  assert metrics.keys() == expected_metrics.keys()
+  for name in metrics:
+    np.testing.assert_allclose(
+      metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name
+    )
+
+
+def test_four_parts_update_as_one_batch_does_padding_included():
+  """At a rate of 1 parameters fall by the gradient: here to 1e-6."""
+  batch = single_label()
+  # Padding falls unevenly on the parts: 4, 3, 2 and 3 images count.
+  batch["mask"] = batch["mask"].at[jnp.array([1, 2, 6, 15])].set(0)
+  results = []
+  for parts in (1, 4):
+    goal = objective(consistency=False, accumulate_steps=parts)
+    step, state = make_step(make_chain(), goal)
+    results.append(jax.jit(step)(state, batch))
+  assert_same_update(*results)
+  assert results[1][1]["train/classification_loss"][1] == 12
+
+
+def uneven(layout):
+  """Fixed, with five pairs masked where the first image is not of class 0."""
+
+  def mode(key, contains, target, mask):
+    drawn = fixed(layout)(key, contains, target, mask)
+    fewer = drawn.mask.at[1].set(0)
+    return drawn._replace(
+      mask=jnp.where(target[0] == LABEL[0], drawn.mask, fewer)
+    )
+
+  return mode
+
+
+def test_two_parts_update_as_two_groups_of_one_batch_do(monkeypatch):
+  """Each pair weighs the same, in whichever part and among however many."""
+  monkeypatch.setitem(compose.MODES, "packed", uneven(PACKED))
+  batch = single_label()
+  results = []
+  for parts in (1, 2):
+    goal = objective(compose_groups=2 // parts, accumulate_steps=parts)
+    step, state = make_step(make_chain(), goal)
+    # The groups are contiguous, the parts are taken in turns.
+    results.append(jax.jit(step)(state, interleaved(batch, parts)))
+  assert results[0][1]["train/consistency_loss"][1] == 7 + 3
+  assert_same_update(*results)
+
+
+def test_the_parts_of_a_batch_draw_composites_and_dropout_of_their_own():
+  """Two parts of the same images: two losses, not one twice."""
+  batch = jax.tree.map(lambda x: jnp.repeat(x[:8], 2, axis=0), single_label())
+
+  def step_on(batch, parts):
+    goal = objective(accumulate_steps=parts)
+    step, state = make_step(make_chain(dropout_rate=0.5), goal)
+    return jax.jit(step)(state, batch)[1]["train/classification_loss"]
+
+  total, count = step_on(batch, 2)
+  assert count == 16
+  half, _ = step_on(jax.tree.map(lambda x: x[::2], batch), 1)
+  assert abs(float(total - 2 * half)) > 1e-3
+
+
+def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
+  """A group: half a gradient of each, and the mean of running statistics.
+
+  A part: the same gradients, but running statistics of one after the other.
+  """
+  full = PACKED._replace(mask=np.ones_like(PACKED.mask))
+  monkeypatch.setitem(compose.MODES, "packed", fixed(full))
+  batch = single_label()
+  halves = [jax.tree.map(lambda x, i=i: x[i : i + 8], batch) for i in (0, 8)]
+  step, start = make_step(make_tiny("max"), objective(compose_groups=1))
+  step = jax.jit(step)
+  alone = [step(start, half) for half in halves]
+  mean_of = lambda *x: sum(x) / len(x)
+  params = jax.tree.map(mean_of, *(state.params for state, _ in alone))
+
+  goal = objective(compose_groups=2, bn_group=8)
+  grouped, metrics = jax.jit(make_step(make_tiny("max"), goal)[0])(start, batch)
+  goal = objective(accumulate_steps=2)
+  accumulated, of_parts = jax.jit(make_step(make_tiny("max"), goal)[0])(
+    start, interleaved(batch, 2)
+  )
+  for state in (grouped, accumulated):
+    for leaf, other in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+    ):
+      # The division by a variance, in another order of float32 sums.
+      np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)
+  for name in ("loss", "classification_loss", "consistency_loss"):
+    expected = np.mean([mean(own, name) for _, own in alone])
+    assert mean(metrics, name) == pytest.approx(expected, rel=1e-5)
+    assert mean(of_parts, name) == pytest.approx(expected, rel=1e-5)
+
+  in_turns, _ = step(
+    dataclasses.replace(start, batch_stats=alone[0][0].batch_stats), halves[1]
+  )
+  statistics = jax.tree.map(mean_of, *(state.batch_stats for state, _ in alone))
+  for stats, expected, batches in (
+    (grouped.batch_stats, statistics, 2),
+    (accumulated.batch_stats, in_turns.batch_stats, 4),
+  ):
+    for name in ("mean", "var"):
+      np.testing.assert_allclose(
+        stats["bn1"][name][...], expected["bn1"][name][...], rtol=1e-5
+      )
+    assert stats["bn1"]["num_batches_tracked"][...] == batches
+
+
+@pytest.mark.parametrize("mode", compose.MODES)
+def test_what_is_computed_anew_gives_the_same_update(make_tiny, mode):
+  results = []
+  for remat in (False, True):
+    goal = objective(compose_mode=mode, compose_groups=2, remat=remat)
+    step, state = make_step(make_tiny("average"), goal, lr=0.1)
+    batch = single_label()
+    assert ("remat" in str(jax.make_jaxpr(step)(state, batch))) == remat
+    results.append(jax.jit(step)(state, batch))
+  assert_same_update(*results)
+
+
+def temporaries(name, **fields):
+  """Bytes that a step of an architecture needs besides what it is given."""
+  step = compiled_for(name, **fields)
+  return step.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    quickstart.get_config().model.name,
+    pytest.param("resnet18", marks=pytest.mark.slow),  # three compilations
+  ],
+)
+def test_parts_and_recomputation_need_less_memory(name):
+  plain = temporaries(name)
+  assert temporaries(name, remat=True) < plain
+  assert temporaries(name, accumulate_steps=2) < plain
+
+
 # AlexNet: dropout, and grids of which one is not twice the other.
 
 
