@@ -1,0 +1,90 @@
+r"""Does a recipe fit? Its train step, compiled for devices that are not here.
+
+  python -m gc_jax.preflight --config=configs/imagenet.py:resnet50-gmp_gc \
+    --topology=v5e:16x16 --per_chip_batch=auto
+
+Compiled, not executed: memory of each device against its limit, FLOPs,
+collectives, whether pictures would travel between devices. No data is read and
+no TPU needed, only its compiler: pip install libtpu, in the version that jax
+names. `--topology=local` compiles for the devices that are here.
+
+Exits with 1 where the batch that was asked for does not fit, and with "auto"
+where none does.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from gc_jax import command_line, pods, preflighting
+from gc_jax.report import files, preflight_table
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File of the recipe, with an optional :variant."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  None,
+  f"What to compile for: {pods.LOCAL}, or a TPU slice, "
+  f"{', '.join(pods.TOPOLOGIES)}.",
+)
+_PER_CHIP_BATCH = flags.DEFINE_string(
+  "per_chip_batch",
+  "",
+  "Images on each device; auto searches the largest that fits. Default: the "
+  "batch of the configuration, divided.",
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+  "num_classes", 0, "Classes, where they are known only with the data."
+)
+_FAST = flags.DEFINE_bool(
+  "fast", False, "Compile with few optimizations; memory may differ."
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  command_line.start(argv)
+  try:
+    found = preflighting.preflight(
+      _CONFIG.value,
+      _TOPOLOGY.value,
+      per_device=_per_device(_PER_CHIP_BATCH.value),
+      num_classes=_NUM_CLASSES.value,
+      fast=_FAST.value,
+    )
+    print("\n".join(preflight_table.lines(found)))
+    if _OUT.value:
+      path = pathlib.Path(_OUT.value)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      files.write_text(path, json.dumps(found, indent=2) + "\n")
+      print(f"wrote {path}")
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f"error: {error}")
+  verdict = found["largest"] if "largest" in found else found["asked"]
+  sys.exit(0 if verdict and verdict["fits"] else 1)
+
+
+def _per_device(text: str) -> int | str:
+  """Returns what --per_chip_batch says; 0: nothing.
+
+  Raises:
+    ValueError: it is neither a number of images nor "auto".
+  """
+  if text in ("", "auto"):
+    return text or 0
+  if not text.isdecimal() or int(text) < 1:
+    raise ValueError(
+      f"--per_chip_batch={text} must be a number of images, at least 1, or "
+      "auto."
+    )
+  return int(text)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "topology"])
+  app.run(main, flags_parser=command_line.parser(_CONFIG))

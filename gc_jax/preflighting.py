@@ -1,0 +1,422 @@
+"""Compiles a recipe's train step for devices that need not be here."""
+
+import bisect
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gc_jax import compiled, data, models, optim, parallel, pods, train
+from gc_jax import config as configs
+from gc_jax import state as states
+from gc_jax.compiled import Exchange, Memory, OutOfMemory
+from gc_jax.data.training_example import NUM_DISTRACTORS
+from gc_jax.state import TrainState
+from gc_jax.types import Batch
+
+# Schedules need a length of an epoch. It is a constant of the program, on which
+# neither shapes nor costs depend.
+_STEPS_PER_EPOCH = 1_000
+_MOST = 2**16  # images a device: beyond it the search gives up
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What is compiled for.
+
+  Attributes:
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    mesh: its devices.
+    memory_limit: bytes of one device; None: not known.
+    fast: whether the compiler leaves out most of what it does.
+  """
+
+  topology: str
+  mesh: Mesh
+  memory_limit: int | None
+  fast: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """What came of compiling one batch size.
+
+  Attributes:
+    batch_size: images over all devices.
+    per_device: images on one.
+    fits: whether the program, with the next batch beside it, is within the
+      limit; where that is not known, whether it was compiled.
+    memory: plan of one device; None where the compiler refused.
+    refused: why; None where it did not.
+    next_batch: bytes of the batch that lies ready on a device meanwhile.
+    flops: of one step on one device; None where the compiler does not say.
+    exchanges: collectives.
+    picture_sized: those of them that may carry pictures.
+    compile_secs: what it took.
+  """
+
+  batch_size: int
+  per_device: int
+  fits: bool
+  memory: Memory | None
+  refused: OutOfMemory | None
+  next_batch: int
+  flops: float | None
+  exchanges: tuple[Exchange, ...]
+  picture_sized: tuple[Exchange, ...]
+  compile_secs: float
+
+
+def preflight(
+  config: ConfigDict,
+  topology: str,
+  *,
+  per_device: int | str = 0,
+  num_classes: int = 0,
+  fast: bool = False,
+) -> dict[str, Any]:
+  """Returns what the compiler says of a recipe's train step on some devices.
+
+  Nothing is executed, and no data is read.
+
+  Args:
+    config: resolved.
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    per_device: images on one device; 0 = as the config's batch has it; "auto":
+      that, and the largest that fits.
+    num_classes: K; 0 = that of the data set.
+    fast: leave out most optimizations of the compiler. Memory may differ.
+
+  Returns:
+    Plain values for JSON and `report.preflight_table`: what was compiled, for
+    which devices, `asked`, and with "auto" `largest` and `tried`.
+
+  Raises:
+    ValueError: the config or an argument does not allow it.
+    ModuleNotFoundError: the devices' compiler is not installed.
+  """
+  pods.check_topology(topology)
+  classes = data.classes(config.data, num_classes)
+  where = target(topology, fast)
+  config = config.copy_and_resolve_references()
+  searching = per_device == "auto"
+  if searching and where.memory_limit is None:
+    raise ValueError(
+      "--per_chip_batch=auto must have a limit of memory to search below, and "
+      f"--topology={topology} has none that is known; give a number."
+    )
+  if per_device and not searching:
+    config.batch_size = per_device * where.mesh.size
+  found = {
+    "note": "compiled, not executed",
+    "model": config.model.name,
+    "image_size": config.data.image_size,
+    "num_classes": classes.count,
+    "compute_dtype": train.compute_dtype(
+      config.compute_dtype, _platform(where.mesh)
+    ).name,
+    "composites": config.compose.mode
+    if config.loss.consistency_weight > 0
+    else "none",
+    "topology": topology,
+    "device_kind": where.mesh.devices.flat[0].device_kind,
+    "num_devices": where.mesh.size,
+    "memory_limit_bytes": where.memory_limit,
+    "fast": fast,
+    "jax": jax.__version__,
+  }
+  if not searching:
+    return found | {
+      "asked": as_dict(compile_step(config, where, classes)),
+    }
+  return found | _search(config, where, classes)
+
+
+def _search(config, where, classes) -> dict[str, Any]:
+  """Returns `asked` (None: not possible there), `largest` and `tried`."""
+  unit = images_unit(config, where.mesh.size)
+  findings = {}
+
+  def finding(per_device: int) -> Finding:
+    if per_device not in findings:
+      tried = config.copy_and_resolve_references()
+      tried.batch_size = per_device * where.mesh.size
+      findings[per_device] = compile_step(tried, where, classes)
+      _logger.info(
+        "%d images a device: %s, compiled in %.0f s",
+        per_device,
+        "fits" if findings[per_device].fits else "does not fit",
+        findings[per_device].compile_secs,
+      )
+    return findings[per_device]
+
+  asked, remainder = divmod(config.batch_size, where.mesh.size)
+  possible = asked > 0 and not remainder and asked % unit == 0
+  first = finding(asked if possible else unit)
+  largest = largest_that_fits(
+    lambda size: finding(size).fits, _guess(first, where.memory_limit), unit
+  )
+  return {
+    "asked": as_dict(first) if possible else None,
+    "largest": as_dict(findings[largest]) if largest else None,
+    "tried": [
+      {"per_device": size, "fits": findings[size].fits}
+      for size in sorted(findings)
+    ],
+  }
+
+
+def _guess(finding: Finding, limit: int) -> int:
+  """Returns about how many images fit, if memory grows with them."""
+  if finding.memory is None:
+    return max(1, finding.per_device // 2)
+  free = limit - finding.memory.arguments
+  return int(finding.per_device * free / max(1, finding.memory.temporaries))
+
+
+def images_unit(config: ConfigDict, num_devices: int) -> int:
+  """Returns of what the images of one device must be a multiple."""
+  share = num_devices
+  if config.loss.consistency_weight > 0:
+    groups = configs.compose_groups(config, num_devices)
+    share = groups * (4 if config.compose.mode == "packed" else 1)
+  return math.lcm(share, num_devices) // num_devices
+
+
+def largest_that_fits(
+  fits: Callable[[int], bool], guess: int, unit: int
+) -> int:
+  """Returns the largest size that fits; 0 where not even the least does.
+
+  By doubling or halving, and then by bisection over multiples of eight: it is
+  taken for granted that what is less than one that fits, fits.
+
+  Args:
+    fits: whether a size does.
+    guess: where to begin.
+    unit: sizes are its multiples.
+  """
+  size = unit * 2 ** max(0, math.floor(math.log2(max(1, guess / unit))))
+  fitting, failing = 0, None
+  while not fitting or failing is None:
+    if fits(size):
+      fitting = size
+      if failing is None and 2 * size > _MOST:
+        return fitting
+      size *= 2
+    else:
+      failing = size
+      if size == unit:
+        return 0
+      size //= 2
+  step = math.lcm(8, unit)
+  between = range((fitting // step + 1) * step, failing, step)
+  # The first of `between` that does not fit; those before it do.
+  at = bisect.bisect_left(between, True, key=lambda size: not fits(size))
+  return between[at - 1] if at else fitting
+
+
+def target(topology: str, fast: bool = False) -> Target:
+  """Returns what a topology's name stands for.
+
+  Args:
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    fast: see `preflight`.
+
+  Raises:
+    ValueError: there is no such topology.
+    ModuleNotFoundError: its compiler is not installed.
+  """
+  devices = pods.devices(topology)
+  return Target(
+    topology,
+    parallel.make_mesh(devices),
+    pods.memory_limit(topology, devices),
+    fast,
+  )
+
+
+def compile_step(
+  config: ConfigDict, where: Target, classes: data.Classes
+) -> Finding:
+  """Returns what the compiler says of the train step of a recipe.
+
+  The step, the state and what lies where are those of `train`; the batch is
+  shaped as `data.pipeline.train_batches` makes it.
+
+  Args:
+    config: resolved.
+    where: from `target`.
+    classes: of the data.
+
+  Raises:
+    ValueError: the config does not allow the run.
+  """
+  mesh = where.mesh
+  configs.validate(config, mesh.size)
+  started = time.perf_counter()
+  goal = train.objective(config, classes.count, mesh.size)
+  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
+  graphdef, state = abstract_state(
+    train.model_maker(config, classes.count, _platform(mesh)), tx, mesh
+  )
+  batch = abstract_batch(config, classes, mesh)
+  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  # Nothing but the lowering: on a mesh that is not here no array can be made.
+  with jax.set_mesh(mesh):
+    lowered = step.lower(state, batch)
+  program, refused = _compile(lowered, where.fast)
+  memory, found, costs = None, (), {}
+  if program is not None:
+    memory = compiled.memory(program.memory_analysis())
+    found = tuple(compiled.exchanges(program.as_text()))
+    costs = program.cost_analysis() or {}
+  next_batch = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in batch.values()
+  )
+  next_batch //= mesh.size
+  return Finding(
+    batch_size=config.batch_size,
+    per_device=config.batch_size // mesh.size,
+    fits=memory is not None
+    and (
+      where.memory_limit is None
+      or memory.total + next_batch <= where.memory_limit
+    ),
+    memory=memory,
+    refused=refused,
+    next_batch=next_batch,
+    flops=costs.get("flops"),
+    exchanges=found,
+    picture_sized=tuple(
+      compiled.picture_sized(
+        found,
+        3 * config.data.image_size**2,
+        {leaf.size for leaf in jax.tree.leaves(state.params)},
+      )
+    ),
+    compile_secs=time.perf_counter() - started,
+  )
+
+
+def _compile(
+  lowered: jax.stages.Lowered, fast: bool
+) -> tuple[jax.stages.Compiled | None, OutOfMemory | None]:
+  """Returns the program, or why there is none."""
+  level = jax.config.jax_optimization_level
+  if fast:
+    jax.config.update("jax_optimization_level", "O0")
+  try:
+    return lowered.compile(), None
+  except jax.errors.JaxRuntimeError as error:
+    refused = compiled.read_out_of_memory(str(error))
+    if refused is None:
+      raise
+    return None, refused
+  finally:
+    jax.config.update("jax_optimization_level", level)
+
+
+def _platform(mesh: Mesh) -> str:
+  return mesh.devices.flat[0].platform
+
+
+def as_dict(finding: Finding) -> dict[str, Any]:
+  """Returns a finding as plain values, collectives summed up by kind."""
+  collectives = {}
+  for each in finding.exchanges:
+    total = collectives.setdefault(each.kind, {"count": 0, "bytes": 0})
+    total["count"] += 1
+    total["bytes"] += each.num_bytes
+  flops = finding.flops
+  memory = finding.memory
+  return {
+    "batch_size": finding.batch_size,
+    "per_device": finding.per_device,
+    "fits": finding.fits,
+    "memory_bytes": memory
+    and memory._asdict()
+    | {
+      "total": memory.total,
+      "next_batch": finding.next_batch,
+      "total_with_next_batch": memory.total + finding.next_batch,
+    },
+    "refused": finding.refused and finding.refused._asdict(),
+    "flops_per_device": flops,
+    "flops_per_image": flops and flops / finding.per_device,
+    "flops_per_step": flops and flops * finding.batch_size / finding.per_device,
+    "collectives": collectives,
+    "picture_sized": [
+      {"kind": each.kind, "shapes": each.shapes, "bytes": each.num_bytes}
+      for each in finding.picture_sized
+    ],
+    "compile_secs": round(finding.compile_secs, 1),
+  }
+
+
+def abstract_state(
+  make_model: Callable[..., nnx.Module], tx, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Returns the structure of a model and the shapes of `state.create`.
+
+  Args:
+    make_model: builds the model, initialised from a key.
+    tx: the optimizer.
+    mesh: the state is on all its devices.
+  """
+  everywhere = parallel.replicated(mesh)
+  graphdef = None
+
+  def create(key):
+    nonlocal graphdef
+    graphdef, state = states.create(make_model, tx, everywhere, key)
+    return state
+
+  state = jax.eval_shape(create, models.init_key(0))
+  return graphdef, jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+  )
+
+
+def abstract_batch(
+  config: ConfigDict, classes: data.Classes, mesh: Mesh
+) -> Batch:
+  """Returns the shapes of a batch of `data.pipeline.train_batches`.
+
+  Args:
+    config: resolved.
+    classes: of the data.
+    mesh: the batch is divided over its devices.
+  """
+  count, side = config.batch_size, config.data.image_size
+  shapes = {
+    "image": ((side, side, 3), jnp.uint8),
+    "mask": ((), jnp.float32),
+  }
+  if classes.multi_label:
+    shapes["labels"] = ((classes.count,), jnp.int32)
+  else:
+    shapes["label"] = ((), jnp.int32)
+  drawn = config.compose.distractors == "dataset"
+  if drawn and config.loss.consistency_weight > 0:
+    shapes["distractors"] = ((NUM_DISTRACTORS, side, side, 3), jnp.uint8)
+    shapes["distractor_mask"] = ((), jnp.float32)
+    shapes["target"] = ((), jnp.int32)
+  if config.data.on_error == "skip":
+    shapes["skipped"] = ((), jnp.float32)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (count, *shape), dtype, sharding=parallel.divided(mesh)
+    )
+    for name, (shape, dtype) in shapes.items()
+  }
