@@ -89,11 +89,24 @@ def check_libtpu() -> None:
     ModuleNotFoundError: it is not; says how to install the version that jax
       names.
   """
-  if importlib.util.find_spec("libtpu") is None:
+  spec = importlib.util.find_spec("libtpu")
+  if spec is None or spec.origin is None:  # a folder that is called so
     raise ModuleNotFoundError(
       "Compiling for a TPU needs its compiler, libtpu, and it is not installed "
       f"(no TPU is needed): pip install '{_required_libtpu()}'"
     )
+
+
+def compiler(name: str) -> str:
+  """Returns what compiles for a topology, with versions.
+
+  Args:
+    name: of `TOPOLOGIES`, or `LOCAL`.
+  """
+  versions = f"jax {jax.__version__}"
+  if name != LOCAL:
+    versions += f", libtpu {importlib.metadata.version('libtpu')}"
+  return versions
 
 
 def _required_libtpu() -> str:

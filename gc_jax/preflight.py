@@ -50,39 +50,37 @@ def main(argv: list[str]) -> None:
   """Runs what the flags say."""
   command_line.start(argv)
   try:
+    out = _writable(_OUT.value)
     found = preflighting.preflight(
       _CONFIG.value,
       _TOPOLOGY.value,
-      per_device=_per_device(_PER_CHIP_BATCH.value),
+      per_device=preflighting.read_per_device(_PER_CHIP_BATCH.value),
       num_classes=_NUM_CLASSES.value,
       fast=_FAST.value,
     )
     print("\n".join(preflight_table.lines(found)))
-    if _OUT.value:
-      path = pathlib.Path(_OUT.value)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_text(path, json.dumps(found, indent=2) + "\n")
-      print(f"wrote {path}")
+    if out is not None:
+      files.write_text(out, json.dumps(found, indent=2) + "\n")
+      print(f"wrote {out}")
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f"error: {error}")
   verdict = found["largest"] if "largest" in found else found["asked"]
   sys.exit(0 if verdict and verdict["fits"] else 1)
 
 
-def _per_device(text: str) -> int | str:
-  """Returns what --per_chip_batch says; 0: nothing.
+def _writable(name: str | None) -> pathlib.Path | None:
+  """Returns the path of --out, its folder made, before anything takes time.
 
   Raises:
-    ValueError: it is neither a number of images nor "auto".
+    ValueError: it is a folder.
   """
-  if text in ("", "auto"):
-    return text or 0
-  if not text.isdecimal() or int(text) < 1:
-    raise ValueError(
-      f"--per_chip_batch={text} must be a number of images, at least 1, or "
-      "auto."
-    )
-  return int(text)
+  if name is None:
+    return None
+  path = pathlib.Path(name)
+  if path.is_dir():
+    raise ValueError(f"--out={name} must be a file to write, not a folder.")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path
 
 
 if __name__ == "__main__":

@@ -133,17 +133,27 @@ def preflight(
     "num_devices": where.mesh.size,
     "memory_limit_bytes": where.memory_limit,
     "fast": fast,
-    "jax": jax.__version__,
+    "compiler": pods.compiler(topology),
+    "batch_size": config.batch_size,
   }
   if not searching:
     return found | {
       "asked": as_dict(compile_step(config, where, classes)),
     }
-  return found | _search(config, where, classes)
+  return found | search(config, where, classes)
 
 
-def _search(config, where, classes) -> dict[str, Any]:
-  """Returns `asked` (None: not possible there), `largest` and `tried`."""
+def search(
+  config: ConfigDict, where: Target, classes: data.Classes
+) -> dict[str, Any]:
+  """Returns `asked`, `largest` and `tried` of `preflight`.
+
+  Args:
+    config: its batch is where the search begins, and is `asked`; None where it
+      cannot be divided over these devices.
+    where: from `target`, with a limit.
+    classes: of the data.
+  """
   unit = images_unit(config, where.mesh.size)
   findings = {}
 
@@ -182,6 +192,22 @@ def _guess(finding: Finding, limit: int) -> int:
     return max(1, finding.per_device // 2)
   free = limit - finding.memory.arguments
   return int(finding.per_device * free / max(1, finding.memory.temporaries))
+
+
+def read_per_device(text: str) -> int | str:
+  """Returns what --per_chip_batch says; 0: nothing.
+
+  Raises:
+    ValueError: it is neither a number of images nor "auto".
+  """
+  if text in ("", "auto"):
+    return text or 0
+  if not text.isdecimal() or int(text) < 1:
+    raise ValueError(
+      f"--per_chip_batch={text} must be a number of images, at least 1, or "
+      "auto."
+    )
+  return int(text)
 
 
 def images_unit(config: ConfigDict, num_devices: int) -> int:
@@ -262,19 +288,9 @@ def compile_step(
   Raises:
     ValueError: the config does not allow the run.
   """
-  mesh = where.mesh
-  configs.validate(config, mesh.size)
   started = time.perf_counter()
-  goal = train.objective(config, classes.count, mesh.size)
-  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
-  graphdef, state = abstract_state(
-    train.model_maker(config, classes.count, _platform(mesh)), tx, mesh
-  )
-  batch = abstract_batch(config, classes, mesh)
-  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
-  # Nothing but the lowering: on a mesh that is not here no array can be made.
-  with jax.set_mesh(mesh):
-    lowered = step.lower(state, batch)
+  mesh, limit = where.mesh, where.memory_limit
+  lowered, state, batch = lower(config, mesh, classes)
   program, refused = _compile(lowered, where.fast)
   memory, found, costs = None, (), {}
   if program is not None:
@@ -288,11 +304,7 @@ def compile_step(
   return Finding(
     batch_size=config.batch_size,
     per_device=config.batch_size // mesh.size,
-    fits=memory is not None
-    and (
-      where.memory_limit is None
-      or memory.total + next_batch <= where.memory_limit
-    ),
+    fits=is_within(memory, next_batch, limit),
     memory=memory,
     refused=refused,
     next_batch=next_batch,
@@ -307,6 +319,47 @@ def compile_step(
     ),
     compile_secs=time.perf_counter() - started,
   )
+
+
+def lower(
+  config: ConfigDict, mesh: Mesh, classes: data.Classes
+) -> tuple[jax.stages.Lowered, TrainState, Batch]:
+  """Returns the train step of a recipe, and the shapes of its arguments.
+
+  Args:
+    config: resolved.
+    mesh: its devices need not be here.
+    classes: of the data.
+
+  Raises:
+    ValueError: the config does not allow the run.
+  """
+  configs.validate(config, mesh.size)
+  goal = train.objective(config, classes.count, mesh.size)
+  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
+  graphdef, state = abstract_state(
+    train.model_maker(config, classes.count, _platform(mesh)), tx, mesh
+  )
+  batch = abstract_batch(config, classes, mesh)
+  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  # Nothing but the lowering: on a mesh that is not here no array can be made.
+  with jax.set_mesh(mesh):
+    return step.lower(state, batch), state, batch
+
+
+def is_within(
+  memory: Memory | None, next_batch: int, limit: int | None
+) -> bool:
+  """Returns whether a device holds a program and the batch after this one.
+
+  Args:
+    memory: plan of the program; None: the compiler found none.
+    next_batch: bytes of the batch that waits.
+    limit: bytes; None: not known, and taken to be enough.
+  """
+  if memory is None:
+    return False
+  return limit is None or memory.total + next_batch <= limit
 
 
 def _compile(

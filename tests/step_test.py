@@ -18,6 +18,7 @@ from configs import quickstart
 from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
+from gc_jax.compiled import exchanges
 from gc_jax.models import chain, layers
 
 WEIGHT = 3.0  # λ
@@ -584,21 +585,15 @@ def test_four_devices_compute_what_one_does(compiled, mode):
   np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5, atol=1e-5)
 
 
-COLLECTIVE = re.compile(
-  r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce|"
-  r"reduce-scatter|collective-broadcast)(?:-start)?\("
-)
-
-
 @pytest.mark.parametrize("mode", [*compose.MODES, "supplied"])
 def test_no_image_crosses_from_device_to_device(compiled, mode):
   """What is exchanged is smaller than one picture of 16 x 16 x 3."""
-  text = compiled(mode, 4)[0].as_text()
-  found = COLLECTIVE.findall(text)
-  assert any(kind == "all-reduce" for _, kind in found)  # gradients, at least
-  for produced, kind in found:
-    for shape in shapes(produced):
-      assert np.prod(shape, dtype=int) < 16 * 16 * 3, (kind, shape)
+  found = exchanges(compiled(mode, 4)[0].as_text())
+  # Gradients, at least.
+  assert any(each.kind == "all-reduce" for each in found)
+  for each in found:
+    for shape in each.shapes:
+      assert np.prod(shape, dtype=int) < 16 * 16 * 3, each
 
 
 # AlexNet: dropout, and grids of which one is not twice the other.

@@ -20,14 +20,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     found: from `preflighting.preflight`.
   """
   side = found["image_size"]
-  effort = ", fast: fewer optimizations, memory may differ"
   return [
     f"{found['model']}, {found['num_classes']:,} classes, {side} x {side}, "
     f"{found['compute_dtype']}, composites: {found['composites']}",
     f"{found['topology']}: {found['num_devices']:,} x {found['device_kind']}",
-    f"Compiled, not executed (jax {found['jax']}"
-    + (effort if found["fast"] else "")
-    + ").",
+    f"Compiled, not executed ({found['compiler']}).",
+    *(["Fast: with few optimizations; memory may differ."] * found["fast"]),
     *_sections(found),
   ]
 
@@ -39,7 +37,11 @@ def _sections(found: Mapping[str, Any]) -> list[str]:
   if asked:
     text += ["", *_finding(asked, limit)]
   else:
-    text += ["", "The configuration's own batch cannot be divided so."]
+    text += [
+      "",
+      f"--config.batch_size={found['batch_size']} cannot be divided over "
+      f"{found['num_devices']:,} devices this way.",
+    ]
   if "largest" not in found:
     if not asked["fits"]:
       text += ["--per_chip_batch=auto finds the largest that does."]
