@@ -1,11 +1,11 @@
 """Compiles a recipe's train step for devices that need not be here."""
 
-import bisect
 import dataclasses
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -173,9 +173,13 @@ def search(
   asked, remainder = divmod(config.batch_size, where.mesh.size)
   possible = asked > 0 and not remainder and asked % unit == 0
   first = finding(asked if possible else unit)
-  largest = largest_that_fits(
-    lambda size: finding(size).fits, _guess(first, where.memory_limit), unit
+  largest_that_fits(
+    lambda size: finding(size).fits,
+    lambda: _guess(findings, where.memory_limit),
+    unit,
   )
+  # Not a multiple of eight, what was asked may still be the largest known.
+  largest = max((size for size in findings if findings[size].fits), default=0)
   return {
     "asked": as_dict(first) if possible else None,
     "largest": as_dict(findings[largest]) if largest else None,
@@ -186,12 +190,26 @@ def search(
   }
 
 
-def _guess(finding: Finding, limit: int) -> int:
-  """Returns about how many images fit, if memory grows with them."""
-  if finding.memory is None:
-    return max(1, finding.per_device // 2)
-  free = limit - finding.memory.arguments
-  return int(finding.per_device * free / max(1, finding.memory.temporaries))
+def _guess(findings: Mapping[int, Finding], limit: int) -> int:
+  """Returns about how many images fit, if memory grows with them evenly.
+
+  Args:
+    findings: of at least one size.
+    limit: bytes of one device.
+  """
+  needs = {
+    size: each.memory.total + each.next_batch
+    for size, each in sorted(findings.items())
+    if each.memory is not None
+  }
+  if not needs:
+    return max(1, min(findings) // 2)
+  *before, last = needs
+  if before:
+    of_an_image = (needs[last] - needs[before[-1]]) / (last - before[-1])
+  else:
+    of_an_image = findings[last].memory.temporaries / last
+  return last + int((limit - needs[last]) / max(1, of_an_image))
 
 
 def read_per_device(text: str) -> int | str:
@@ -220,36 +238,46 @@ def images_unit(config: ConfigDict, num_devices: int) -> int:
 
 
 def largest_that_fits(
-  fits: Callable[[int], bool], guess: int, unit: int
+  fits: Callable[[int], bool], guess: Callable[[], int], unit: int
 ) -> int:
   """Returns the largest size that fits; 0 where not even the least does.
 
-  By doubling or halving, and then by bisection over multiples of eight: it is
-  taken for granted that what is less than one that fits, fits.
+  By doubling or halving, and then by bisection over multiples of eight, begun
+  where it is guessed to end: near the limit a compilation may take minutes. It
+  is taken for granted that what is less than one that fits, fits.
 
   Args:
     fits: whether a size does.
-    guess: where to begin.
+    guess: what the answer seems to be by what is known when it is called.
     unit: sizes are its multiples.
   """
-  size = unit * 2 ** max(0, math.floor(math.log2(max(1, guess / unit))))
+  doubled = lambda size: unit * 2 ** math.floor(math.log2(max(1, size / unit)))
+  size = doubled(guess())
   fitting, failing = 0, None
   while not fitting or failing is None:
     if fits(size):
       fitting = size
       if failing is None and 2 * size > _MOST:
         return fitting
-      size *= 2
+      size = (
+        2 * size if failing else max(2 * size, min(doubled(guess()), _MOST))
+      )
     else:
       failing = size
       if size == unit:
         return 0
       size //= 2
   step = math.lcm(8, unit)
-  between = range((fitting // step + 1) * step, failing, step)
-  # The first of `between` that does not fit; those before it do.
-  at = bisect.bisect_left(between, True, key=lambda size: not fits(size))
-  return between[at - 1] if at else fitting
+  for trial in itertools.count():
+    between = range((fitting // step + 1) * step, failing, step)
+    if not between:
+      return fitting
+    middle = guess() // step * step if trial < 2 else between[len(between) // 2]
+    middle = min(max(middle, between[0]), between[-1])
+    if fits(middle):
+      fitting = middle
+    else:
+      failing = middle
 
 
 def target(topology: str, fast: bool = False) -> Target:

@@ -208,10 +208,17 @@ def test_the_largest_batch_is_searched_by_compiling(target, finding):
 
 
 @pytest.mark.parametrize(
-  ("batch_size", "asked"), [(16, 4), (6, None), (2, None), (512, 128)]
+  ("batch_size", "asked", "largest"),
+  [
+    (16, 4, 24),
+    (6, None, 24),
+    (2, None, 24),
+    (112, 28, 28),
+    (512, 128, 24),
+  ],
 )
 def test_what_was_asked_is_reported_where_it_is_possible(
-  target, finding, monkeypatch, batch_size, asked
+  target, finding, monkeypatch, batch_size, asked, largest
 ):
   """Of a compiler that is made up: 28 images a device fit."""
 
@@ -230,7 +237,7 @@ def test_what_was_asked_is_reported_where_it_is_possible(
   some = dataclasses.replace(target, memory_limit=4 * finding.memory.total)
   found = preflighting.search(recipe(batch_size=batch_size), some, CLASSES)
   assert (found["asked"] and found["asked"]["per_device"]) == asked
-  assert found["largest"]["per_device"] == 24
+  assert found["largest"]["per_device"] == largest
   assert {each["per_device"] for each in found["tried"]} >= {16, 24, 32}
   assert all(
     each["fits"] == (each["per_device"] <= 28) for each in found["tried"]
@@ -246,7 +253,7 @@ def test_what_was_asked_is_reported_where_it_is_possible(
 def test_the_largest_multiple_below_a_limit_is_found(guess, unit, limit):
   asked = []
   found = preflighting.largest_that_fits(
-    lambda size: asked.append(size) or size <= limit, guess, unit
+    lambda size: asked.append(size) or size <= limit, lambda: guess, unit
   )
   step = np.lcm(8, unit)
   candidates = [unit * 2**k for k in range(20)] + [*range(step, 2_000, step)]
@@ -256,7 +263,7 @@ def test_the_largest_multiple_below_a_limit_is_found(guess, unit, limit):
 
 
 def test_a_search_without_end_is_given_up():
-  found = preflighting.largest_that_fits(lambda size: True, 8, 4)
+  found = preflighting.largest_that_fits(lambda size: True, lambda: 8, 4)
   assert found == 2**16
 
 
@@ -271,6 +278,16 @@ def test_a_search_without_end_is_given_up():
 )
 def test_images_come_in_whole_composites(fields, unit):
   assert preflighting.images_unit(recipe(**fields), 4) == unit
+
+
+def test_a_good_guess_saves_compilations():
+  """Right at once, it takes two powers of two and both sides of the limit."""
+  asked = []
+  found = preflighting.largest_that_fits(
+    lambda size: asked.append(size) or size <= 163, lambda: 163, 4
+  )
+  assert found == 160
+  assert asked == [128, 256, 160, 168]
 
 
 # What is refused, before anything is compiled.
