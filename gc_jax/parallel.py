@@ -4,7 +4,7 @@ The one file that asks which process runs: everything else computes the same
 on all of them, and lets `is_main` decide who writes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,13 +17,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 
 
-def make_mesh() -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns all devices on one axis; a batch is divided along it.
 
   The axis is `Auto` (the compiler propagates shardings): optax's losses do
   not accept explicit ones.
+
+  Args:
+    devices: those of a machine that is not here, to compile for; None: those
+      that are.
   """
-  return jax.make_mesh((jax.device_count(),), (AXIS,), (AxisType.Auto,))
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

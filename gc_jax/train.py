@@ -9,13 +9,16 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax import checkpoint, data, models, optim, parallel, trained
@@ -71,14 +74,10 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   )
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = optim.optimizer(config, steps_per_epoch)
-  num_classes = len(train_set.class_names)
-  dtype = compute_dtype(config.compute_dtype)
 
   with jax.set_mesh(mesh):
     graphdef, state = states.create(
-      lambda key: models.create(
-        config.model.name, num_classes, dtype=dtype, key=key
-      ),
+      model_maker(config, len(train_set.class_names), jax.default_backend()),
       tx,
       parallel.replicated(mesh),
       models.init_key(config.seed),
@@ -147,15 +146,8 @@ def _train(
   if start_step == run.total_steps:
     return state, meta
   goal = objective(config, len(train_set.class_names), mesh.size)
-  train_step = jax.jit(
-    steps.make_train_step(
-      graphdef,
-      tx,
-      goal,
-      optim.consistency_weight(config, run.steps_per_epoch),
-      jax.random.key(config.seed),
-    ),
-    donate_argnums=0,
+  train_step = jitted_train_step(
+    config, graphdef, tx, goal, run.steps_per_epoch
   )
   process_index, process_count = parallel.process()
   batches = pipeline.train_batches(
@@ -219,10 +211,54 @@ def objective(
   )
 
 
-def compute_dtype(name: str) -> jnp.dtype:
+def model_maker(
+  config: ConfigDict, num_classes: int, platform: str
+) -> Callable[[PRNGKeyArray], nnx.Module]:
+  """Returns what builds the config's model, initialised from a key.
+
+  Args:
+    config: resolved.
+    num_classes: K.
+    platform: "cpu", "gpu" or "tpu", what it will run on.
+  """
+  dtype = compute_dtype(config.compute_dtype, platform)
+  return lambda key: models.create(
+    config.model.name, num_classes, dtype=dtype, key=key
+  )
+
+
+def jitted_train_step(
+  config: ConfigDict,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  goal: steps.Objective,
+  steps_per_epoch: int,
+) -> jax.stages.Wrapped:
+  """Returns the update of `step.make_train_step`, to call or to compile.
+
+  Args:
+    config: resolved.
+    graphdef: structure of the model.
+    tx: the optimizer.
+    goal: from `objective`.
+    steps_per_epoch: of the schedules.
+  """
+  return jax.jit(
+    steps.make_train_step(
+      graphdef,
+      tx,
+      goal,
+      optim.consistency_weight(config, steps_per_epoch),
+      jax.random.key(config.seed),
+    ),
+    donate_argnums=0,
+  )
+
+
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
   """Returns the dtype of activations; "auto" is bfloat16 except on CPU."""
   if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    name = "float32" if platform == "cpu" else "bfloat16"
   return jnp.dtype(name)
 
 

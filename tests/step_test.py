@@ -18,6 +18,7 @@ from configs import quickstart
 from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
+from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
 
 WEIGHT = 3.0  # λ
@@ -595,21 +596,15 @@ def test_four_devices_compute_what_one_does(compiled, mode):
   np.testing.assert_allclose(losses[4], losses[1], rtol=1e-5, atol=1e-5)
 
 
-COLLECTIVE = re.compile(
-  r"= (.*) (all-gather|all-to-all|collective-permute|all-reduce|"
-  r"reduce-scatter|collective-broadcast)(?:-start)?\("
-)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_no_image_crosses_from_device_to_device(compiled, mode):
   """What is exchanged is smaller than one picture of 16 x 16 x 3."""
-  text = compiled(mode, 4)[0].as_text()
-  found = COLLECTIVE.findall(text)
-  assert any(kind == "all-reduce" for _, kind in found)  # gradients, at least
-  for produced, kind in found:
-    for shape in shapes(produced):
-      assert np.prod(shape, dtype=int) < 16 * 16 * 3, (kind, shape)
+  found = exchanges(compiled(mode, 4)[0].as_text())
+  # Gradients, at least.
+  assert any(each.kind == "all-reduce" for each in found)
+  for each in found:
+    for shape in each.shapes:
+      assert np.prod(shape, dtype=int) < 16 * 16 * 3, each
 
 
 DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\(")
@@ -633,7 +628,7 @@ def exchanged_before_a_convolution(text):
       sizes = set().union(*(reached.get(other, set()) for other in names))
       if kind == "convolution" or names & convolving:
         found += sizes
-      if COLLECTIVE.search(line):
+      if is_exchange(kind):
         exchanged = [s for s in shapes(produced) if np.prod(s, dtype=int) > 1]
         # Of several that travel together, each is told apart below.
         sizes = sizes if produced.startswith("(") else sizes | {*exchanged}
@@ -643,12 +638,16 @@ def exchanged_before_a_convolution(text):
   return found
 
 
+def is_exchange(kind):
+  return kind.removesuffix("-start") in KINDS
+
+
 def tuples(lines):
   """Names of exchanges of several arrays at once."""
   return {
     DEFINED.match(line)[1]
     for line in lines
-    if COLLECTIVE.search(line) and DEFINED.match(line)[2].startswith("(")
+    if is_exchange(DEFINED.match(line)[3]) and DEFINED.match(line)[2][0] == "("
   }
 
 
@@ -657,10 +656,10 @@ def test_with_a_group_a_device_no_layer_waits_for_another_device(compiled):
   step, state, _ = compiled("grouped", 4)
   text = step.as_text()
   assert not exchanged_before_a_convolution(text)
-  found = COLLECTIVE.findall(text)
-  assert {kind for _, kind in found} == {"all-reduce"}
+  found = exchanges(text)
+  assert {each.kind for each in found} == {"all-reduce"}
   count = sum(
-    np.prod(shape, dtype=int) for out, _ in found for shape in shapes(out)
+    np.prod(shape, dtype=int) for each in found for shape in each.shapes
   )
   gradients = states.num_params(state)
   statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
@@ -807,15 +806,15 @@ def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
     dataclasses.replace(start, batch_stats=alone[0][0].batch_stats), halves[1]
   )
   statistics = jax.tree.map(mean_of, *(state.batch_stats for state, _ in alone))
-  for stats, expected, batches in (
+  for found, expected, batches in (
     (grouped.batch_stats, statistics, 2),
     (accumulated.batch_stats, in_turns.batch_stats, 4),
   ):
     for name in ("mean", "var"):
       np.testing.assert_allclose(
-        stats["bn1"][name][...], expected["bn1"][name][...], rtol=1e-5
+        found["bn1"][name][...], expected["bn1"][name][...], rtol=1e-5
       )
-    assert stats["bn1"]["num_batches_tracked"][...] == batches
+    assert found["bn1"]["num_batches_tracked"][...] == batches
 
 
 @pytest.mark.parametrize("mode", compose.MODES)

@@ -6,13 +6,40 @@ this package costs nothing. Beside them, "tfds:NAME" is a stock set of TFDS.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_collections
 
 from gc_jax.data import stock_sets
 from gc_jax.data.dataset import Dataset, unknown_name_message
 
-__all__ = ["DATASETS", "Dataset", "check_name", "load"]
+__all__ = ["DATASETS", "Classes", "Dataset", "check_name", "classes", "load"]
+
+
+class Classes(NamedTuple):
+  """What a classifier must know of a data set.
+
+  Attributes:
+    count: K.
+    multi_label: whether an image may show several.
+  """
+
+  count: int
+  multi_label: bool
+
+
+# Sets whose classes are settled before any file of theirs is read; a test holds
+# the numbers to the builders.
+_SETTLED = {
+  "context_digits": Classes(10, False),
+  "context_digits_multi": Classes(10, True),
+  "context_fashion": Classes(10, False),
+  "context_fashion_multi": Classes(10, True),
+  "context_objects": Classes(10, False),
+  "context_objects_multi": Classes(10, True),
+  "imagenet": Classes(1_000, False),
+  "coco": Classes(80, True),
+}
 
 
 def _context(
@@ -113,3 +140,44 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
 
     return stock.load(config_data.name, split, data_dir=config_data.dir)
   return DATASETS[config_data.name](config_data, split)
+
+
+def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
+  """Returns the classes of the data set `config_data.name`, without its data.
+
+  Of a folder the names in it are read. A folder that is not here is taken to
+  be single-label.
+
+  Args:
+    config_data: `config.data` of configs/base.py.
+    count: of the classes, where only the user knows; 0 = look it up.
+
+  Raises:
+    ValueError: it cannot be known without data, and `count` is not given.
+  """
+  name = config_data.name
+  check_name(name)
+  if name in _SETTLED:
+    return _SETTLED[name]._replace(count=count or _SETTLED[name].count)
+  if name.startswith(stock_sets.PREFIX):
+    stock = name.removeprefix(stock_sets.PREFIX)
+    multi_label = not stock_sets.find_layout(*_named(stock)).label
+  elif config_data.path and not count:
+    from gc_jax.data.folder_layout import read_layout
+
+    layout = read_layout(config_data.path)
+    return Classes(len(layout.class_names), layout.multi_label)
+  else:
+    multi_label = False
+  if not count:
+    raise ValueError(
+      f"The number of classes of --config.data.name={name!r} must be known, "
+      "and is only with its data; say it: --num_classes=K."
+    )
+  return Classes(count, multi_label)
+
+
+def _named(stock: str) -> tuple[str, str]:
+  """Returns (name, config) of "voc/2007"; the config may be ""."""
+  name, _, config = stock.partition("/")
+  return name, config

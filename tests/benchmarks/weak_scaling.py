@@ -13,27 +13,20 @@ How many bytes a sum then moves is the network's affair: a ring sends
 """
 
 import argparse
-import collections
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 
 import jax
 
-from gc_jax import compose, models, parallel
+from gc_jax import compiled, compose, models, parallel
 from gc_jax import state as states
 from tests.benchmarks import step as ours
 from tests.benchmarks import turns
 
 DEVICES = (1, 2, 4, 8)
-_COLLECTIVE = re.compile(
-  r"= (.*?) (all-gather|all-to-all|all-reduce|collective-broadcast|"
-  r"collective-permute|ragged-all-to-all|reduce-scatter)\("
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
 def main() -> None:
@@ -68,7 +61,7 @@ def violations(rows: dict[int, dict]) -> list[str]:
   """Returns a sentence for every way in which communication grows.
 
   Args:
-    rows: number of devices -> what `collectives` counts, under "collectives".
+    rows: number of devices -> what `compiled.by_kind` counts, under "collectives".
   """
   found = {count: row["collectives"] for count, row in rows.items()}
   wrong = []
@@ -91,29 +84,6 @@ def violations(rows: dict[int, dict]) -> list[str]:
         f"{min(several)} have {fewest} and {count} have {kinds}."
       )
   return wrong
-
-
-def collectives(text: str) -> dict[str, dict[str, int]]:
-  """Returns kind -> how many there are, and bytes of what they yield.
-
-  Args:
-    text: of a program compiled for one device among several, on the CPU, where
-      no collective is split into a start and an end.
-  """
-  found = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-  for produced, kind in _COLLECTIVE.findall(text):
-    found[kind]["count"] += 1
-    found[kind]["bytes"] += sum(
-      _bytes(*array) for array in _ARRAY.findall(produced)
-    )
-  return dict(found)
-
-
-def _bytes(name: str, bits: str, dimensions: str) -> int:
-  size = 1 if name == "pred" else int(bits) // 8
-  for dimension in filter(None, dimensions.split(",")):
-    size *= int(dimension)
-  return size
 
 
 def _in_process(count: int) -> dict:
@@ -159,9 +129,9 @@ def _measure(arguments: argparse.Namespace) -> dict:
       groups=mesh.size,
     )
     num_params = states.num_params(state)
-    compiled = lowered.compile()
-    found = collectives(compiled.as_text())
-    run = turns.Steps(compiled, state, batch)
+    program = lowered.compile()
+    found = compiled.by_kind(compiled.exchanges(program.as_text()))
+    run = turns.Steps(program, state, batch)
     secs = turns.in_turns({"step": run}, arguments.rounds)
   return {
     "batch_size": batch_size,

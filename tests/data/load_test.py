@@ -6,7 +6,12 @@ import pytest
 
 from configs import base
 from gc_jax import data
-from gc_jax.data import context_digits
+from gc_jax.data import (
+  context_digits,
+  context_fashion,
+  context_objects,
+  imagenet_files,
+)
 
 
 @pytest.fixture
@@ -127,3 +132,50 @@ def test_tensorflow_stays_out_even_where_it_is_installed(tmp_path):
   assert done.stdout == ""
   assert len(done.stderr.splitlines()) == 1
   assert done.stderr.startswith("Prepared 5 images of context_digits/single-64")
+
+
+# Classes without data.
+
+
+def test_the_classes_that_are_settled_are_those_of_the_builders():
+  for name, classes in {
+    "context_digits": context_digits.CLASS_NAMES,
+    "context_fashion": context_fashion.CLASS_NAMES,
+    "context_objects": context_objects.CLASS_NAMES,
+  }.items():
+    assert classes_of(name) == data.Classes(len(classes), False)
+    assert classes_of(f"{name}_multi") == data.Classes(len(classes), True)
+  assert classes_of("imagenet") == (imagenet_files.NUM_CLASSES, False)
+  assert classes_of("coco") == (80, True)  # https://cocodataset.org
+
+
+def classes_of(name, path="", count=0):
+  config_data = base.get_config().data
+  config_data.name = name
+  config_data.path = str(path)
+  return data.classes(config_data, count)
+
+
+def test_every_data_set_says_its_classes_or_asks_for_them():
+  for name in data.DATASETS:
+    assert classes_of(name, count=7).count == 7
+    if name != "folder":
+      assert classes_of(name).count > 1
+
+
+def test_the_classes_of_a_folder_are_the_names_in_it(tmp_path):
+  for name in ("train/cat/1.png", "train/dog/2.png", "train/owl/3.png"):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()  # not opened
+  assert classes_of("folder", tmp_path) == (3, False)
+
+
+@pytest.mark.parametrize("name", ["folder", "tfds:voc/2007"])
+def test_classes_known_only_with_the_data_are_asked_for(name):
+  with pytest.raises(ValueError, match=r"say it: --num_classes=K\."):
+    classes_of(name)
+
+
+def test_of_a_stock_set_it_is_known_whether_a_picture_shows_several():
+  assert classes_of("tfds:voc/2007", count=20) == (20, True)
+  assert classes_of("tfds:oxford_iiit_pet", count=37) == (37, False)

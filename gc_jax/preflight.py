@@ -1,0 +1,88 @@
+r"""Does a recipe fit? Its train step, compiled for devices that are not here.
+
+  python -m gc_jax.preflight --config=configs/imagenet.py:resnet50-gmp_gc \
+    --topology=v5e:16x16 --per_chip_batch=auto
+
+Compiled, not executed: memory of each device against its limit, FLOPs,
+collectives, whether pictures would travel between devices. No data is read and
+no TPU needed, only its compiler: pip install libtpu, in the version that jax
+names. `--topology=local` compiles for the devices that are here.
+
+Exits with 1 where the batch that was asked for does not fit, and with "auto"
+where none does.
+"""
+
+import json
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from gc_jax import command_line, pods, preflighting
+from gc_jax.report import files, preflight_table
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File of the recipe, with an optional :variant."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  None,
+  f"What to compile for: {pods.LOCAL}, or a TPU slice, "
+  f"{', '.join(pods.TOPOLOGIES)}.",
+)
+_PER_CHIP_BATCH = flags.DEFINE_string(
+  "per_chip_batch",
+  "",
+  "Images on each device; auto searches the largest that fits. Default: the "
+  "batch of the configuration, divided.",
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+  "num_classes", 0, "Classes, where they are known only with the data."
+)
+_FAST = flags.DEFINE_bool(
+  "fast", False, "Compile with few optimizations; memory may differ."
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def main(argv: list[str]) -> None:
+  """Runs what the flags say."""
+  command_line.start(argv)
+  try:
+    out = _writable(_OUT.value)
+    found = preflighting.preflight(
+      _CONFIG.value,
+      _TOPOLOGY.value,
+      per_device=preflighting.read_per_device(_PER_CHIP_BATCH.value),
+      num_classes=_NUM_CLASSES.value,
+      fast=_FAST.value,
+    )
+    print("\n".join(preflight_table.lines(found)))
+    if out is not None:
+      files.write_text(out, json.dumps(found, indent=2) + "\n")
+      print(f"wrote {out}")
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f"error: {error}")
+  verdict = found["largest"] if "largest" in found else found["asked"]
+  sys.exit(0 if verdict and verdict["fits"] else 1)
+
+
+def _writable(name: str | None) -> pathlib.Path | None:
+  """Returns the path of --out, its folder made, before anything takes time.
+
+  Raises:
+    ValueError: it is a folder.
+  """
+  if name is None:
+    return None
+  path = pathlib.Path(name)
+  if path.is_dir():
+    raise ValueError(f"--out={name} must be a file to write, not a folder.")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "topology"])
+  app.run(main, flags_parser=command_line.parser(_CONFIG))

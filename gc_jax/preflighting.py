@@ -1,0 +1,498 @@
+"""Compiles a recipe's train step for devices that need not be here."""
+
+import dataclasses
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gc_jax import compiled, data, models, optim, parallel, pods, train
+from gc_jax import config as configs
+from gc_jax import state as states
+from gc_jax.compiled import Exchange, Memory, OutOfMemory
+from gc_jax.data.training_example import NUM_DISTRACTORS
+from gc_jax.state import TrainState
+from gc_jax.types import Batch
+
+# Schedules need a length of an epoch. It is a constant of the program, on which
+# neither shapes nor costs depend.
+_STEPS_PER_EPOCH = 1_000
+_MOST = 2**16  # images a device: beyond it the search gives up
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What is compiled for.
+
+  Attributes:
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    mesh: its devices.
+    memory_limit: bytes of one device; None: not known.
+    fast: whether the compiler leaves out most of what it does.
+  """
+
+  topology: str
+  mesh: Mesh
+  memory_limit: int | None
+  fast: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """What came of compiling one batch size.
+
+  Attributes:
+    batch_size: images over all devices.
+    per_device: images on one.
+    fits: whether the program, with the next batch beside it, is within the
+      limit; where that is not known, whether it was compiled.
+    memory: plan of one device; None where the compiler refused.
+    refused: why; None where it did not.
+    next_batch: bytes of the batch that lies ready on a device meanwhile.
+    flops: of one step on one device; None where the compiler does not say.
+    exchanges: collectives.
+    picture_sized: those of them that may carry pictures.
+    compile_secs: what it took.
+  """
+
+  batch_size: int
+  per_device: int
+  fits: bool
+  memory: Memory | None
+  refused: OutOfMemory | None
+  next_batch: int
+  flops: float | None
+  exchanges: tuple[Exchange, ...]
+  picture_sized: tuple[Exchange, ...]
+  compile_secs: float
+
+
+def preflight(
+  config: ConfigDict,
+  topology: str,
+  *,
+  per_device: int | str = 0,
+  num_classes: int = 0,
+  fast: bool = False,
+) -> dict[str, Any]:
+  """Returns what the compiler says of a recipe's train step on some devices.
+
+  Nothing is executed, and no data is read.
+
+  Args:
+    config: resolved.
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    per_device: images on one device; 0 = as the config's batch has it; "auto":
+      that, and the largest that fits.
+    num_classes: K; 0 = that of the data set.
+    fast: leave out most optimizations of the compiler. Memory may differ.
+
+  Returns:
+    Plain values for JSON and `report.preflight_table`: what was compiled, for
+    which devices, `asked`, and with "auto" `largest` and `tried`.
+
+  Raises:
+    ValueError: the config or an argument does not allow it.
+    ModuleNotFoundError: the devices' compiler is not installed.
+  """
+  pods.check_topology(topology)
+  classes = data.classes(config.data, num_classes)
+  where = target(topology, fast)
+  config = config.copy_and_resolve_references()
+  searching = per_device == "auto"
+  if searching and where.memory_limit is None:
+    raise ValueError(
+      "--per_chip_batch=auto must have a limit of memory to search below, and "
+      f"--topology={topology} has none that is known; give a number."
+    )
+  if per_device and not searching:
+    config.batch_size = per_device * where.mesh.size
+  found = {
+    "note": "compiled, not executed",
+    "model": config.model.name,
+    "image_size": config.data.image_size,
+    "num_classes": classes.count,
+    "compute_dtype": train.compute_dtype(
+      config.compute_dtype, _platform(where.mesh)
+    ).name,
+    "composites": config.compose.mode
+    if config.loss.consistency_weight > 0
+    else "none",
+    "topology": topology,
+    "device_kind": where.mesh.devices.flat[0].device_kind,
+    "num_devices": where.mesh.size,
+    "memory_limit_bytes": where.memory_limit,
+    "fast": fast,
+    "compiler": pods.compiler(topology),
+    "batch_size": config.batch_size,
+  }
+  if not searching:
+    return found | {
+      "asked": as_dict(compile_step(config, where, classes)),
+    }
+  return found | search(config, where, classes)
+
+
+def search(
+  config: ConfigDict, where: Target, classes: data.Classes
+) -> dict[str, Any]:
+  """Returns `asked`, `largest` and `tried` of `preflight`.
+
+  Args:
+    config: its batch is where the search begins, and is `asked`; None where it
+      cannot be divided over these devices.
+    where: from `target`, with a limit.
+    classes: of the data.
+  """
+  unit = images_unit(config, where.mesh.size)
+  findings = {}
+
+  def finding(per_device: int) -> Finding:
+    if per_device not in findings:
+      tried = config.copy_and_resolve_references()
+      tried.batch_size = per_device * where.mesh.size
+      findings[per_device] = compile_step(tried, where, classes)
+      _logger.info(
+        "%d images a device: %s, compiled in %.0f s",
+        per_device,
+        "fits" if findings[per_device].fits else "does not fit",
+        findings[per_device].compile_secs,
+      )
+    return findings[per_device]
+
+  asked, remainder = divmod(config.batch_size, where.mesh.size)
+  possible = asked > 0 and not remainder and asked % unit == 0
+  first = finding(asked if possible else unit)
+  largest_that_fits(
+    lambda size: finding(size).fits,
+    lambda: _guess(findings, where.memory_limit),
+    unit,
+  )
+  # Not a multiple of eight, what was asked may still be the largest known.
+  largest = max((size for size in findings if findings[size].fits), default=0)
+  return {
+    "asked": as_dict(first) if possible else None,
+    "largest": as_dict(findings[largest]) if largest else None,
+    "tried": [
+      {"per_device": size, "fits": findings[size].fits}
+      for size in sorted(findings)
+    ],
+  }
+
+
+def _guess(findings: Mapping[int, Finding], limit: int) -> int:
+  """Returns about how many images fit, if memory grows with them evenly.
+
+  Args:
+    findings: of at least one size.
+    limit: bytes of one device.
+  """
+  needs = {
+    size: each.memory.total + each.next_batch
+    for size, each in sorted(findings.items())
+    if each.memory is not None
+  }
+  if not needs:
+    return max(1, min(findings) // 2)
+  *before, last = needs
+  if before:
+    of_an_image = (needs[last] - needs[before[-1]]) / (last - before[-1])
+  else:
+    of_an_image = findings[last].memory.temporaries / last
+  return last + int((limit - needs[last]) / max(1, of_an_image))
+
+
+def read_per_device(text: str) -> int | str:
+  """Returns what --per_chip_batch says; 0: nothing.
+
+  Raises:
+    ValueError: it is neither a number of images nor "auto".
+  """
+  if text in ("", "auto"):
+    return text or 0
+  if not text.isdecimal() or int(text) < 1:
+    raise ValueError(
+      f"--per_chip_batch={text} must be a number of images, at least 1, or "
+      "auto."
+    )
+  return int(text)
+
+
+def images_unit(config: ConfigDict, num_devices: int) -> int:
+  """Returns of what the images of one device must be a multiple."""
+  share = num_devices
+  if config.loss.consistency_weight > 0:
+    groups = configs.compose_groups(config, num_devices)
+    share = groups * (4 if config.compose.mode == "packed" else 1)
+  return math.lcm(share, num_devices) // num_devices
+
+
+def largest_that_fits(
+  fits: Callable[[int], bool], guess: Callable[[], int], unit: int
+) -> int:
+  """Returns the largest size that fits; 0 where not even the least does.
+
+  By doubling or halving, and then by bisection over multiples of eight, begun
+  where it is guessed to end: near the limit a compilation may take minutes. It
+  is taken for granted that what is less than one that fits, fits.
+
+  Args:
+    fits: whether a size does.
+    guess: what the answer seems to be by what is known when it is called.
+    unit: sizes are its multiples.
+  """
+  doubled = lambda size: unit * 2 ** math.floor(math.log2(max(1, size / unit)))
+  size = doubled(guess())
+  fitting, failing = 0, None
+  while not fitting or failing is None:
+    if fits(size):
+      fitting = size
+      if failing is None and 2 * size > _MOST:
+        return fitting
+      size = (
+        2 * size if failing else max(2 * size, min(doubled(guess()), _MOST))
+      )
+    else:
+      failing = size
+      if size == unit:
+        return 0
+      size //= 2
+  step = math.lcm(8, unit)
+  for trial in itertools.count():
+    between = range((fitting // step + 1) * step, failing, step)
+    if not between:
+      return fitting
+    middle = guess() // step * step if trial < 2 else between[len(between) // 2]
+    middle = min(max(middle, between[0]), between[-1])
+    if fits(middle):
+      fitting = middle
+    else:
+      failing = middle
+
+
+def target(topology: str, fast: bool = False) -> Target:
+  """Returns what a topology's name stands for.
+
+  Args:
+    topology: of `pods.TOPOLOGIES`, or `pods.LOCAL`.
+    fast: see `preflight`.
+
+  Raises:
+    ValueError: there is no such topology.
+    ModuleNotFoundError: its compiler is not installed.
+  """
+  devices = pods.devices(topology)
+  return Target(
+    topology,
+    parallel.make_mesh(devices),
+    pods.memory_limit(topology, devices),
+    fast,
+  )
+
+
+def compile_step(
+  config: ConfigDict, where: Target, classes: data.Classes
+) -> Finding:
+  """Returns what the compiler says of the train step of a recipe.
+
+  The step, the state and what lies where are those of `train`; the batch is
+  shaped as `data.pipeline.train_batches` makes it.
+
+  Args:
+    config: resolved.
+    where: from `target`.
+    classes: of the data.
+
+  Raises:
+    ValueError: the config does not allow the run.
+  """
+  started = time.perf_counter()
+  mesh, limit = where.mesh, where.memory_limit
+  lowered, state, batch = lower(config, mesh, classes)
+  program, refused = _compile(lowered, where.fast)
+  memory, found, costs = None, (), {}
+  if program is not None:
+    memory = compiled.memory(program.memory_analysis())
+    found = tuple(compiled.exchanges(program.as_text()))
+    costs = program.cost_analysis() or {}
+  next_batch = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in batch.values()
+  )
+  next_batch //= mesh.size
+  return Finding(
+    batch_size=config.batch_size,
+    per_device=config.batch_size // mesh.size,
+    fits=is_within(memory, next_batch, limit),
+    memory=memory,
+    refused=refused,
+    next_batch=next_batch,
+    flops=costs.get("flops"),
+    exchanges=found,
+    picture_sized=tuple(
+      compiled.picture_sized(
+        found,
+        3 * config.data.image_size**2,
+        {leaf.size for leaf in jax.tree.leaves(state.params)},
+      )
+    ),
+    compile_secs=time.perf_counter() - started,
+  )
+
+
+def lower(
+  config: ConfigDict, mesh: Mesh, classes: data.Classes
+) -> tuple[jax.stages.Lowered, TrainState, Batch]:
+  """Returns the train step of a recipe, and the shapes of its arguments.
+
+  Args:
+    config: resolved.
+    mesh: its devices need not be here.
+    classes: of the data.
+
+  Raises:
+    ValueError: the config does not allow the run.
+  """
+  configs.validate(config, mesh.size)
+  goal = train.objective(config, classes.count, mesh.size)
+  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
+  graphdef, state = abstract_state(
+    train.model_maker(config, classes.count, _platform(mesh)), tx, mesh
+  )
+  batch = abstract_batch(config, classes, mesh)
+  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  # Nothing but the lowering: on a mesh that is not here no array can be made.
+  with jax.set_mesh(mesh):
+    return step.lower(state, batch), state, batch
+
+
+def is_within(
+  memory: Memory | None, next_batch: int, limit: int | None
+) -> bool:
+  """Returns whether a device holds a program and the batch after this one.
+
+  Args:
+    memory: plan of the program; None: the compiler found none.
+    next_batch: bytes of the batch that waits.
+    limit: bytes; None: not known, and taken to be enough.
+  """
+  if memory is None:
+    return False
+  return limit is None or memory.total + next_batch <= limit
+
+
+def _compile(
+  lowered: jax.stages.Lowered, fast: bool
+) -> tuple[jax.stages.Compiled | None, OutOfMemory | None]:
+  """Returns the program, or why there is none."""
+  level = jax.config.jax_optimization_level
+  if fast:
+    jax.config.update("jax_optimization_level", "O0")
+  try:
+    return lowered.compile(), None
+  except jax.errors.JaxRuntimeError as error:
+    refused = compiled.read_out_of_memory(str(error))
+    if refused is None:
+      raise
+    return None, refused
+  finally:
+    jax.config.update("jax_optimization_level", level)
+
+
+def _platform(mesh: Mesh) -> str:
+  return mesh.devices.flat[0].platform
+
+
+def as_dict(finding: Finding) -> dict[str, Any]:
+  """Returns a finding as plain values, collectives summed up by kind."""
+  flops = finding.flops
+  memory = finding.memory
+  return {
+    "batch_size": finding.batch_size,
+    "per_device": finding.per_device,
+    "fits": finding.fits,
+    "memory_bytes": memory
+    and memory._asdict()
+    | {
+      "total": memory.total,
+      "next_batch": finding.next_batch,
+      "total_with_next_batch": memory.total + finding.next_batch,
+    },
+    "refused": finding.refused and finding.refused._asdict(),
+    "flops_per_device": flops,
+    "flops_per_image": flops and flops / finding.per_device,
+    "flops_per_step": flops and flops * finding.batch_size / finding.per_device,
+    "collectives": compiled.by_kind(finding.exchanges),
+    "picture_sized": [
+      {"kind": each.kind, "shapes": each.shapes, "bytes": each.num_bytes}
+      for each in finding.picture_sized
+    ],
+    "compile_secs": round(finding.compile_secs, 1),
+  }
+
+
+def abstract_state(
+  make_model: Callable[..., nnx.Module], tx, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Returns the structure of a model and the shapes of `state.create`.
+
+  Args:
+    make_model: builds the model, initialised from a key.
+    tx: the optimizer.
+    mesh: the state is on all its devices.
+  """
+  everywhere = parallel.replicated(mesh)
+  graphdef = None
+
+  def create(key):
+    nonlocal graphdef
+    graphdef, state = states.create(make_model, tx, everywhere, key)
+    return state
+
+  state = jax.eval_shape(create, models.init_key(0))
+  return graphdef, jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+  )
+
+
+def abstract_batch(
+  config: ConfigDict, classes: data.Classes, mesh: Mesh
+) -> Batch:
+  """Returns the shapes of a batch of `data.pipeline.train_batches`.
+
+  Args:
+    config: resolved.
+    classes: of the data.
+    mesh: the batch is divided over its devices.
+  """
+  count, side = config.batch_size, config.data.image_size
+  shapes = {
+    "image": ((side, side, 3), jnp.uint8),
+    "mask": ((), jnp.float32),
+  }
+  if classes.multi_label:
+    shapes["labels"] = ((classes.count,), jnp.int32)
+  else:
+    shapes["label"] = ((), jnp.int32)
+  drawn = config.compose.distractors == "dataset"
+  if drawn and config.loss.consistency_weight > 0:
+    shapes["distractors"] = ((NUM_DISTRACTORS, side, side, 3), jnp.uint8)
+    shapes["distractor_mask"] = ((), jnp.float32)
+    shapes["target"] = ((), jnp.int32)
+  if config.data.on_error == "skip":
+    shapes["skipped"] = ((), jnp.float32)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (count, *shape), dtype, sharding=parallel.divided(mesh)
+    )
+    for name, (shape, dtype) in shapes.items()
+  }
