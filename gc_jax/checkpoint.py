@@ -18,6 +18,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
+from gc_jax import parallel
+
 FOLDER = "checkpoints"
 
 _BEST = "best"  # the metric by which the best is known
@@ -42,13 +44,22 @@ class Checkpoints:
     self._folder = (workdir / FOLDER).absolute()
     self._keep = keep
     self._unreadable: list[int] = []
+    for step, error in self._bad_metrics():
+      self._set_aside(step, error)
+    self._manager = self._open()
+
+  def _bad_metrics(self) -> list[tuple[int, Exception]]:
+    """Returns the checkpoints whose metrics cannot be read, and why.
+
+    Orbax reads them all when it opens, and stops at the first bad one.
+    """
+    bad = []
     for step in _steps_in(self._folder):
-      # Orbax reads every metric when it opens, and stops at the first bad one.
       try:
         json.loads((self._folder / f"{step}/metrics/metrics").read_text())
       except (OSError, ValueError) as error:
-        self._set_aside(step, error)
-    self._manager = self._open()
+        bad.append((step, error))
+    return bad
 
   def _open(self) -> ocp.CheckpointManager:
     last = checkpoint_managers.LatestN(self._keep)
@@ -120,12 +131,16 @@ class Checkpoints:
       CheckpointError: there are checkpoints, and none can be read.
     """
     for step in sorted(self._manager.all_steps(), reverse=True):
+      failed = None
       try:
-        return self._restore(step, like)
+        restored = self._restore(step, like)
       except Exception as error:
-        self._manager.close()
-        self._set_aside(step, error)
-        self._manager = self._open()
+        failed = error
+      if not parallel.any_process(failed is not None):
+        return restored
+      self._manager.close()
+      self._set_aside(step, failed or OSError("another process could not"))
+      self._manager = self._open()
     if self._unreadable:
       raise CheckpointError(
         f"None of the checkpoints {sorted(self._unreadable)} of {self._folder} "
@@ -158,7 +173,11 @@ class Checkpoints:
       _first_line(error),
       aside,
     )
-    (self._folder / str(step)).rename(aside)
+    # All have looked at it, and none looks again before it is gone.
+    parallel.wait_for_all(f"before {aside.name}")
+    if parallel.is_main():
+      (self._folder / str(step)).rename(aside)
+    parallel.wait_for_all(f"after {aside.name}")
     self._unreadable.append(step)
 
   def _save_error(self, error: Exception) -> CheckpointError:

@@ -2,7 +2,8 @@
 
   python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Run again, the same command continues where it stopped.
+Run again, the same command continues where it stopped. On SIGTERM it saves the
+step it is at, and exits with 0.
 """
 
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from gc_jax import command_line
+from gc_jax import command_line, parallel
 from gc_jax.checkpoint import CheckpointError
 from gc_jax.train import TrainingDivergedError, train_and_evaluate
 
@@ -21,15 +22,22 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; continued if it exists."
 )
+_MULTIHOST = flags.DEFINE_bool(
+  "multihost",
+  False,
+  "One of several processes that train together; launch/ starts them so.",
+)
 
 
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
   command_line.start(argv)
-  try:
-    train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
-  except (ValueError, CheckpointError, TrainingDivergedError) as error:
-    sys.exit(f"\n{type(error).__name__}: {error}")
+  with parallel.ending_together():
+    try:
+      parallel.initialize(_MULTIHOST.value)
+      train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+    except (ValueError, CheckpointError, TrainingDivergedError) as error:
+      sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       written or compiled.
     TrainingDivergedError: a loss is not finite; the last good checkpoint stays.
     CheckpointError: a checkpoint could not be written or read.
+    parallel.Stopped: SIGTERM came, in a process that `parallel.initialize` set
+      up for it; all is saved.
   """
   mesh = parallel.make_mesh()
   configs.validate(config, mesh.size)
@@ -63,7 +65,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
-  _open_workdir(config, workdir)
+  parallel.main_does(lambda: _open_workdir(config, workdir))
   _logger.info("%s. Writing to %s", parallel.describe(), workdir)
 
   steps_per_epoch = pipeline.steps_per_epoch(
@@ -98,12 +100,22 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     evaluation = Evaluation(config, graphdef, mesh)
     run = _Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     try:
-      state, meta = _train(
-        run, train_set, graphdef, tx, state, meta, checkpoints, evaluation, mesh
-      )
+      with parallel.stop_awaited():
+        state, meta = _train(
+          run,
+          train_set,
+          graphdef,
+          tx,
+          state,
+          meta,
+          checkpoints,
+          evaluation,
+          mesh,
+        )
     finally:
       run.close()
     checkpoints.close()
+    _end_if_asked(run)
 
     results = {
       "step": total_steps,
@@ -114,7 +126,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       results["data/skipped_train"] = round(meta["skipped"])
       results["data/dropped_train"] = train_set.num_dropped
     started = time.perf_counter()
-    results |= evaluation.full(state, workdir)
+    results |= evaluation.full(state, workdir, lambda: _end_if_asked(run))
     results["time/eval_secs"] = time.perf_counter() - started
 
   if parallel.is_main():
@@ -123,6 +135,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     )
     page = _write_report(workdir, config.report.baseline)
     _logger.info("Wrote %s and %s", workdir / "results.json", page)
+  # Not on the way out, where jax lets nobody wait for long.
+  parallel.wait_for_all("report")
   return results
 
 
@@ -146,6 +160,8 @@ def _train(
   start_step = int(state.step)
   if start_step == run.total_steps:
     return state, meta
+  if parallel.stop_requested(start_step):
+    _end(run, start_step, checkpoints)
   goal = objective(config, len(train_set.class_names), mesh.size)
   train_step = jax.jit(
     steps.make_train_step(
@@ -184,7 +200,10 @@ def _train(
       run.add(step, metrics)
       last = step == run.total_steps
       evaluating = last or run.is_due(step, config.eval.every_epochs)
-      saving = last or run.is_due(step, config.checkpoint.every_epochs)
+      stopping = parallel.stop_requested(step)
+      saving = (
+        last or stopping or run.is_due(step, config.checkpoint.every_epochs)
+      )
       if evaluating or saving:
         # A state is evaluated and saved only once its numbers are known to be
         # finite: the checkpoints then hold nothing to recover from.
@@ -196,8 +215,36 @@ def _train(
       if saving:
         meta["train_secs"] = time.perf_counter() - started
         meta["skipped"] = run.skipped
-        checkpoints.save(state, meta, best=meta["best"])
+        # Where only the stop is the reason, it is not known how good it is.
+        known = evaluating or not stopping
+        checkpoints.save(state, meta, best=meta["best"] if known else -math.inf)
+      if stopping:
+        _end(run, step, checkpoints)
   return state, meta
+
+
+def _end(run: "_Run", step: int, checkpoints: Checkpoints) -> NoReturn:
+  """Ends the process between two steps, once all is on the disk."""
+  checkpoints.close()
+  _logger.warning(
+    "Asked to end by SIGTERM: stopped after step %d of %d, %s. The same "
+    "command goes on from there.",
+    step,
+    run.total_steps,
+    f"which is saved in {run.workdir}" if step else "with nothing to save",
+  )
+  raise parallel.Stopped
+
+
+def _end_if_asked(run: "_Run") -> None:
+  """Ends the process where training is done, and what follows can wait."""
+  if parallel.stop_requested():
+    _logger.warning(
+      "Asked to end by SIGTERM: training is done, and saved in %s. The same "
+      "command evaluates it.",
+      run.workdir,
+    )
+    raise parallel.Stopped
 
 
 def objective(
@@ -240,8 +287,6 @@ def _open_workdir(config: ConfigDict, workdir: Path) -> None:
   Raises:
     ValueError: it cannot be written to.
   """
-  if not parallel.is_main():
-    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(configs.to_dict(config), indent=2)
@@ -269,6 +314,7 @@ class _Run:
     start_step: int,
   ):
     self.config = config
+    self.workdir = workdir
     self.steps_per_epoch = steps_per_epoch
     self.total_steps = total_steps
     self.skipped = 0.0  # broken pictures passed over, up to the last flush
