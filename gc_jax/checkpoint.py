@@ -32,6 +32,18 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written or read; says which and what to do."""
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which does not ask whether to stop; training does.
+
+  It would ask late and from a thread, by steps that are past, and the processes
+  would then agree to stop at one.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns False."""
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -61,10 +73,10 @@ class Checkpoints:
         bad.append((step, error))
     return bad
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> _Manager:
     last = checkpoint_managers.LatestN(self._keep)
     best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
-    return ocp.CheckpointManager(
+    return _Manager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         best_fn=_best_metric,

@@ -6,6 +6,7 @@ decide who writes.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -75,6 +76,9 @@ def initialize(multihost: bool) -> None:
       f"{', '.join(_PLACE)} are not set, and jax finds none ({error}) Start "
       "it with a script of launch/, set all three, or leave out --multihost."
     ) from error
+  # When another is lost, jax aborts this process and says so. Where each of its
+  # threads was would bury that.
+  faulthandler.enable(all_threads=False)
 
 
 def _place() -> dict[str, Any]:
@@ -140,8 +144,7 @@ class _Stop:
     if not jax.distributed.is_initialized():
       return self._came.is_set()
     # The processes agree on one number, just ahead of all of theirs, and maybe
-    # before the first step. So that none misses it, none is left out; Orbax
-    # asks too, and by the same numbers.
+    # before the first step. So that nobody misses it, none is left out.
     last = self._asked + 1 if step is None else step
     for number in range(self._asked + 1, last + 1):
       if multihost_utils.reached_preemption_sync_point(number):
