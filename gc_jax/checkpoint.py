@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from gc_jax import parallel
+from gc_jax.report import files
 
 FOLDER = "checkpoints"
 
@@ -52,8 +52,8 @@ class Checkpoints:
     keep: how many of the last to keep, besides the best.
   """
 
-  def __init__(self, workdir: Path, keep: int):
-    self._folder = (workdir / FOLDER).absolute()
+  def __init__(self, workdir: files.AnyPath, keep: int):
+    self._folder = _folder(workdir)
     self._keep = keep
     self._unreadable: list[int] = []
     for step, error in self._bad_metrics():
@@ -227,12 +227,12 @@ class Variables:
   meta: dict[str, Any]
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def has_checkpoint(workdir: files.AnyPath) -> bool:
   """Returns whether a run has saved anything to go on from."""
   return bool(_steps_in(workdir / FOLDER))
 
 
-def read_variables(workdir: Path) -> Variables:
+def read_variables(workdir: files.AnyPath) -> Variables:
   """Reads the last readable checkpoint of a run, and changes nothing there.
 
   Safe while the run trains: only finished checkpoints are looked at, and one
@@ -246,7 +246,7 @@ def read_variables(workdir: Path) -> Variables:
   Raises:
     CheckpointError: there is no checkpoint, or none can be read.
   """
-  folder = (workdir / FOLDER).absolute()
+  folder = _folder(workdir)
   failed: dict[int, Exception] = {}
   while untried := set(_steps_in(folder)) - failed.keys():
     step = max(untried)
@@ -274,7 +274,7 @@ def read_variables(workdir: Path) -> Variables:
   )
 
 
-def _read_variables(folder: Path, step: int) -> Variables:
+def _read_variables(folder: files.AnyPath, step: int) -> Variables:
   path = folder / str(step)
   handler = ocp.CompositeCheckpointHandler(
     state=ocp.PyTreeCheckpointHandler(),
@@ -304,11 +304,21 @@ def _read_variables(folder: Path, step: int) -> Variables:
   return Variables(step, restored["state"], restored["meta"])
 
 
-def _steps_in(folder: Path) -> list[int]:
+def _folder(workdir: files.AnyPath) -> files.AnyPath:
+  folder = workdir / FOLDER
+  return folder if files.is_in_bucket(folder) else folder.absolute()
+
+
+def _steps_in(folder: files.AnyPath) -> list[int]:
   """Returns the steps of the finished checkpoints of a folder."""
   if not folder.is_dir():
     return []
-  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+  return [
+    int(path.name)
+    for path in folder.iterdir()
+    # In a bucket, where nothing is renamed, a mark says that it is finished.
+    if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+  ]
 
 
 def _first_line(error: Exception) -> str:

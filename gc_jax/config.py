@@ -32,6 +32,7 @@ _NOT_THE_RUN = (
   "log.every_steps",
   "checkpoint.keep",
   "report.baseline",
+  "profile_steps",
 )
 
 
@@ -82,6 +83,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     "data.num_workers",
   ):
     _at_least(config, field, 0)
+  _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
   validate_evaluation(config)
@@ -124,6 +126,16 @@ def validate_evaluation(config: ConfigDict) -> None:
         "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
         f"a pixel's range; {epsilon} is not."
       )
+
+
+def _validate_profile(steps: tuple[int, ...]) -> None:
+  if steps == (0, 0):
+    return
+  if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+    raise ValueError(
+      f"--config.profile_steps={steps} must be the first and the last step to "
+      "trace, at least 1 and in this order, like (10,12); or (0,0) for none."
+    )
 
 
 def _validate_pictures(config: ConfigDict) -> None:

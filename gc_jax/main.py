@@ -7,20 +7,22 @@ step it is at, and exits with 0.
 """
 
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from gc_jax import command_line, parallel
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.report import files
 from gc_jax.train import TrainingDivergedError, train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File of the recipe, with an optional :variant."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; continued if it exists."
+  "workdir",
+  None,
+  "Folder of the run, or gs://BUCKET/FOLDER; continued if it exists.",
 )
 _MULTIHOST = flags.DEFINE_bool(
   "multihost",
@@ -35,7 +37,9 @@ def main(argv: list[str]) -> None:
   with parallel.ending_together():
     try:
       parallel.initialize(_MULTIHOST.value)
-      train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
+      workdir = files.as_path(_WORKDIR.value)
+      files.check_reachable(workdir)
+      train_and_evaluate(_CONFIG.value, workdir)
     except (ValueError, CheckpointError, TrainingDivergedError) as error:
       sys.exit(f"\n{type(error).__name__}: {error}")
 

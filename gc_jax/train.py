@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,7 +40,9 @@ class TrainingDivergedError(RuntimeError):
   """A loss or gradient is no longer finite; says at which step."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ConfigDict, workdir: files.AnyPath
+) -> dict[str, Any]:
   """Trains, evaluates and reports; continues where an earlier call stopped.
 
   Args:
@@ -191,12 +194,18 @@ def _train(
     process_index=process_index,
     process_count=process_count,
   )
+  profile = _Profile(tuple(config.profile_steps), run.workdir)
   run.skipped = meta["skipped"]
   started = time.perf_counter() - meta["train_secs"]
 
-  with contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead:
+  with (
+    contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead,
+    contextlib.closing(profile),
+  ):
     for step in range(start_step + 1, run.total_steps + 1):
+      profile.before(step)
       state, metrics = train_step(state, next(ahead))
+      profile.after(step, state)
       run.add(step, metrics)
       last = step == run.total_steps
       evaluating = last or run.is_due(step, config.eval.every_epochs)
@@ -217,6 +226,7 @@ def _train(
         meta["skipped"] = run.skipped
         # Where only the stop is the reason, it is not known how good it is.
         known = evaluating or not stopping
+        run.save()
         checkpoints.save(state, meta, best=meta["best"] if known else -math.inf)
       if stopping:
         _end(run, step, checkpoints)
@@ -270,7 +280,7 @@ def compute_dtype(name: str) -> jnp.dtype:
   return jnp.dtype(name)
 
 
-def _write_report(workdir: Path, baseline: str) -> Path:
+def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
   """Writes the page, beside a baseline where one is named and comparable."""
   if baseline:
     try:
@@ -281,7 +291,7 @@ def _write_report(workdir: Path, baseline: str) -> Path:
   return write_report(workdir)
 
 
-def _open_workdir(config: ConfigDict, workdir: Path) -> None:
+def _open_workdir(config: ConfigDict, workdir: files.AnyPath) -> None:
   """Makes the workdir and writes the resolved config into it.
 
   Raises:
@@ -308,7 +318,7 @@ class _Run:
   def __init__(
     self,
     config: ConfigDict,
-    workdir: Path,
+    workdir: files.AnyPath,
     steps_per_epoch: int,
     total_steps: int,
     start_step: int,
@@ -375,6 +385,10 @@ class _Run:
     self._progress.update(step, metrics)
     return metrics.get("val/top1", metrics.get("val/f1_overall", -math.inf))
 
+  def save(self) -> None:
+    """Has every line on the disk, or in the bucket."""
+    self._writer.save()
+
   def pause(self) -> None:
     """Stops the clock of the training speed."""
     self._paused = time.perf_counter()
@@ -387,6 +401,45 @@ class _Run:
     """Closes files and the progress bar."""
     self._writer.close()
     self._progress.close()
+
+
+class _Profile:
+  """A trace of some steps, on the devices of the main process and its host.
+
+  Args:
+    steps: the first and the last; (0, 0) for none.
+    workdir: the trace goes into its folder `profile`, where TensorBoard and
+      Perfetto find it.
+  """
+
+  def __init__(self, steps: tuple[int, ...], workdir: files.AnyPath):
+    self._first, self._last = steps
+    self._folder = workdir / "profile"
+    self._written: tempfile.TemporaryDirectory | None = None
+
+  def before(self, step: int) -> None:
+    """Starts the trace where it is due."""
+    within = max(1, self._first) <= step <= self._last
+    if within and self._written is None and parallel.is_main():
+      # The profiler writes to disks alone.
+      self._written = tempfile.TemporaryDirectory(prefix="profile")
+      jax.profiler.start_trace(self._written.name)
+
+  def after(self, step: int, state: TrainState) -> None:
+    """Ends the trace where it is due, once the devices are done."""
+    if self._written is not None and step == self._last:
+      jax.block_until_ready(state)
+      self.close()
+
+  def close(self) -> None:
+    """Writes what there is."""
+    if self._written is None:
+      return
+    jax.profiler.stop_trace()
+    files.copy_folder(Path(self._written.name), self._folder)
+    self._written.cleanup()
+    self._written = None
+    _logger.info("Wrote a profile to %s", self._folder)
 
 
 def _check_finite(step: int, metrics: dict[str, Any]) -> None:
