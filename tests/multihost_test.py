@@ -20,19 +20,21 @@ from gc_jax.checkpoint import FOLDER
 from gc_jax.report.metrics_writer import read_metrics
 from tests.smoke import ROOT, command
 
-TOTAL_STEPS = 24
+TOTAL_STEPS = 16
 FLAGS = [
   "--config=configs/quickstart.py:gmp_gc,smoke",
   # Of eight groups whatever the devices, so that composites are the same.
   "--config.compose.groups=8",
   "--config.compose.mode=independent",
-  "--config.num_epochs=6",
-  "--config.eval.every_epochs=3",
+  "--config.data.image_size=32",
+  "--config.num_epochs=4",
+  "--config.eval.every_epochs=2",
+  "--config.eval.methods=('gradcam',)",
   "--config.checkpoint.every_epochs=0.25",
   "--config.checkpoint.keep=100",
   "--config.log.every_steps=1",
   # Smooth: a rounding stays one.
-  "--config.optim.lr_per_256=0.02",
+  "--config.optim.lr_per_256=0.005",
   "--config.eval.num_resamples=0",
 ]
 
@@ -129,7 +131,7 @@ def lost(train, tmp_path_factory):
   """
   workdir = tmp_path_factory.mktemp("lost") / "run"
   processes = train(workdir, count=2)
-  processes.wait_for(workdir / FOLDER / "2")
+  processes.wait_for(workdir / FOLDER / "1")
   processes.processes[1].kill()
   processes.killed = time.monotonic()
   return processes
@@ -185,13 +187,13 @@ def test_two_processes_go_on_from_one_stop_together_and_end_where_it_did(
 ):
   workdir = begun(reference, tmp_path / "run", step=4)
   processes = train(workdir, count=2)
-  processes.wait_for(workdir / FOLDER / "6")
+  processes.wait_for(workdir / FOLDER / "5")
   processes.processes[1].send_signal(signal.SIGTERM)
   time.sleep(0.1)
   processes.processes[1].send_signal(signal.SIGTERM)
   assert processes.end() == [0, 0], processes.said()
   stopped = saved(workdir)
-  assert 6 <= stopped < TOTAL_STEPS
+  assert 5 <= stopped < TOTAL_STEPS
   for text in processes.said():
     assert f"stopped after step {stopped} of {TOTAL_STEPS}, which is" in text
     assert "The same command goes on from there" in text
@@ -223,13 +225,13 @@ def test_one_device_goes_on_from_eight_and_saves_on_sigterm(
 ):
   workdir = begun(reference, tmp_path / "run", step=4)
   processes = train(workdir, devices=1)
-  processes.wait_for(workdir / FOLDER / "6")
+  processes.wait_for(workdir / FOLDER / "5")
   processes.processes[0].send_signal(signal.SIGTERM)
   time.sleep(0.05)
   processes.processes[0].send_signal(signal.SIGTERM)
   assert processes.end() == [0], processes.said()
   stopped = saved(workdir)
-  assert 6 <= stopped < TOTAL_STEPS
+  assert 5 <= stopped < TOTAL_STEPS
   assert f"stopped after step {stopped} of" in processes.said()[0]
   assert_same_losses(workdir, reference, stopped)
 
