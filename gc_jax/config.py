@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +12,7 @@ from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
+from gc_jax.report import files
 
 FILENAME = "config.json"
 
@@ -238,7 +238,7 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values.
 
   Raises:
@@ -309,7 +309,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
   """Checks that `workdir` is empty of other runs.
 
   Raises:

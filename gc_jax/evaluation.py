@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from gc_jax.data import pairs as pair_rows
 from gc_jax.data import pipeline
 from gc_jax.evaluators import boxes, classification, robustness, summary
 from gc_jax.evaluators.ledger import Ledger
-from gc_jax.report import gallery
+from gc_jax.report import files, gallery
 from gc_jax.report.gallery import GalleryExample
 from gc_jax.state import TrainState
 
@@ -73,7 +72,7 @@ class Evaluation:
   def full(
     self,
     state: TrainState,
-    workdir: Path,
+    workdir: files.AnyPath,
     after_batch: Callable[[], None] = lambda: None,
   ) -> dict[str, float]:
     """Returns every metric on the evaluation split; writes the gallery.
