@@ -111,6 +111,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20
+  c.profile_steps = (0, 0)  # first and last step to trace; 0 = none. Goes into
+  #   the workdir's folder profile
   return c
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
+
+from gc_jax import parallel
+from gc_jax.report import files
 
 FOLDER = "checkpoints"
 
@@ -30,6 +32,18 @@ class CheckpointError(RuntimeError):
   """A checkpoint could not be written or read; says which and what to do."""
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which does not ask whether to stop; training does.
+
+  It would ask late and from a thread, by steps that are past, and the processes
+  would then agree to stop at one.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns False."""
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one run.
 
@@ -38,22 +52,31 @@ class Checkpoints:
     keep: how many of the last to keep, besides the best.
   """
 
-  def __init__(self, workdir: Path, keep: int):
-    self._folder = (workdir / FOLDER).absolute()
+  def __init__(self, workdir: files.AnyPath, keep: int):
+    self._folder = _folder(workdir)
     self._keep = keep
     self._unreadable: list[int] = []
+    for step, error in self._bad_metrics():
+      self._set_aside(step, error)
+    self._manager = self._open()
+
+  def _bad_metrics(self) -> list[tuple[int, Exception]]:
+    """Returns the checkpoints whose metrics cannot be read, and why.
+
+    Orbax reads them all when it opens, and stops at the first bad one.
+    """
+    bad = []
     for step in _steps_in(self._folder):
-      # Orbax reads every metric when it opens, and stops at the first bad one.
       try:
         json.loads((self._folder / f"{step}/metrics/metrics").read_text())
       except (OSError, ValueError) as error:
-        self._set_aside(step, error)
-    self._manager = self._open()
+        bad.append((step, error))
+    return bad
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> _Manager:
     last = checkpoint_managers.LatestN(self._keep)
     best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
-    return ocp.CheckpointManager(
+    return _Manager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         best_fn=_best_metric,
@@ -120,12 +143,16 @@ class Checkpoints:
       CheckpointError: there are checkpoints, and none can be read.
     """
     for step in sorted(self._manager.all_steps(), reverse=True):
+      failed = None
       try:
-        return self._restore(step, like)
+        restored = self._restore(step, like)
       except Exception as error:
-        self._manager.close()
-        self._set_aside(step, error)
-        self._manager = self._open()
+        failed = error
+      if not parallel.any_process(failed is not None):
+        return restored
+      self._manager.close()
+      self._set_aside(step, failed or OSError("another process could not"))
+      self._manager = self._open()
     if self._unreadable:
       raise CheckpointError(
         f"None of the checkpoints {sorted(self._unreadable)} of {self._folder} "
@@ -158,7 +185,11 @@ class Checkpoints:
       _first_line(error),
       aside,
     )
-    (self._folder / str(step)).rename(aside)
+    # All have looked at it, and none looks again before it is gone.
+    parallel.wait_for_all(f"before {aside.name}")
+    if parallel.is_main():
+      (self._folder / str(step)).rename(aside)
+    parallel.wait_for_all(f"after {aside.name}")
     self._unreadable.append(step)
 
   def _save_error(self, error: Exception) -> CheckpointError:
@@ -196,12 +227,12 @@ class Variables:
   meta: dict[str, Any]
 
 
-def has_checkpoint(workdir: Path) -> bool:
+def has_checkpoint(workdir: files.AnyPath) -> bool:
   """Returns whether a run has saved anything to go on from."""
   return bool(_steps_in(workdir / FOLDER))
 
 
-def read_variables(workdir: Path) -> Variables:
+def read_variables(workdir: files.AnyPath) -> Variables:
   """Reads the last readable checkpoint of a run, and changes nothing there.
 
   Safe while the run trains: only finished checkpoints are looked at, and one
@@ -215,7 +246,7 @@ def read_variables(workdir: Path) -> Variables:
   Raises:
     CheckpointError: there is no checkpoint, or none can be read.
   """
-  folder = (workdir / FOLDER).absolute()
+  folder = _folder(workdir)
   failed: dict[int, Exception] = {}
   while untried := set(_steps_in(folder)) - failed.keys():
     step = max(untried)
@@ -243,7 +274,7 @@ def read_variables(workdir: Path) -> Variables:
   )
 
 
-def _read_variables(folder: Path, step: int) -> Variables:
+def _read_variables(folder: files.AnyPath, step: int) -> Variables:
   path = folder / str(step)
   handler = ocp.CompositeCheckpointHandler(
     state=ocp.PyTreeCheckpointHandler(),
@@ -273,11 +304,21 @@ def _read_variables(folder: Path, step: int) -> Variables:
   return Variables(step, restored["state"], restored["meta"])
 
 
-def _steps_in(folder: Path) -> list[int]:
+def _folder(workdir: files.AnyPath) -> files.AnyPath:
+  folder = workdir / FOLDER
+  return folder if files.is_in_bucket(folder) else folder.absolute()
+
+
+def _steps_in(folder: files.AnyPath) -> list[int]:
   """Returns the steps of the finished checkpoints of a folder."""
   if not folder.is_dir():
     return []
-  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+  return [
+    int(path.name)
+    for path in folder.iterdir()
+    # In a bucket, where nothing is renamed, a mark says that it is finished.
+    if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+  ]
 
 
 def _first_line(error: Exception) -> str:

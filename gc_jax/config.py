@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +12,7 @@ from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
+from gc_jax.report import files
 
 FILENAME = "config.json"
 
@@ -33,6 +33,7 @@ _NOT_THE_RUN = (
   "log.every_steps",
   "checkpoint.keep",
   "report.baseline",
+  "profile_steps",
 )
 
 
@@ -85,6 +86,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     "data.num_workers",
   ):
     _at_least(config, field, 0)
+  _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
   validate_evaluation(config)
@@ -127,6 +129,16 @@ def validate_evaluation(config: ConfigDict) -> None:
         "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
         f"a pixel's range; {epsilon} is not."
       )
+
+
+def _validate_profile(steps: tuple[int, ...]) -> None:
+  if steps == (0, 0):
+    return
+  if len(steps) != 2 or not 1 <= steps[0] <= steps[1]:
+    raise ValueError(
+      f"--config.profile_steps={steps} must be the first and the last step to "
+      "trace, at least 1 and in this order, like (10,12); or (0,0) for none."
+    )
 
 
 def _validate_pictures(config: ConfigDict) -> None:
@@ -265,7 +277,7 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
-def read(workdir: Path) -> dict[str, Any]:
+def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values.
 
   Raises:
@@ -336,7 +348,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
   """Checks that `workdir` is empty of other runs.
 
   Raises:

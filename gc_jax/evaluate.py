@@ -28,6 +28,7 @@ from gc_jax import command_line, evaluating
 from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.report import files
 
 _CONFIG = command_line.define_config(
   base.__file__,
@@ -93,7 +94,7 @@ def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
   config = _CONFIG.value
   if _WORKDIR.value and not given:
     config = configs.completed(
-      configs.read(pathlib.Path(_WORKDIR.value)), base.get_config()
+      configs.read(files.as_path(_WORKDIR.value)), base.get_config()
     )
     for field, value in config_flags.get_override_values(
       flags.FLAGS["config"]

@@ -1,8 +1,7 @@
 """The evaluations of a training run, and the pictures a person looks at."""
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from gc_jax.data import pairs as pair_rows
 from gc_jax.data import pipeline
 from gc_jax.evaluators import boxes, classification, robustness, summary
 from gc_jax.evaluators.ledger import Ledger
-from gc_jax.report import gallery
+from gc_jax.report import files, gallery
 from gc_jax.report.gallery import GalleryExample
 from gc_jax.state import TrainState
 
@@ -70,8 +69,19 @@ class Evaluation:
     results = classification.summarize(ledger.totals["classification"])
     return {f"val/{name}": value for name, value in results.items()}
 
-  def full(self, state: TrainState, workdir: Path) -> dict[str, float | int]:
-    """Returns every metric on the evaluation split; writes the gallery."""
+  def full(
+    self,
+    state: TrainState,
+    workdir: files.AnyPath,
+    after_batch: Callable[[], None] = lambda: None,
+  ) -> dict[str, float | int]:
+    """Returns every metric on the evaluation split; writes the gallery.
+
+    Args:
+      state: whose model it is.
+      workdir: where the gallery goes.
+      after_batch: called after every batch, on every process; it may raise.
+    """
     config, dataset = self._config, self._test
     model = steps.eval_model(self._graphdef, state)
     planner = passes.Planner(model, dataset, config, self._mesh)
@@ -79,7 +89,7 @@ class Evaluation:
     methods = tuple(config.eval.methods)
     plan = planner.standard(methods)
     for _ in passes.run(plan, planner.pairs, self._mesh, ledger):
-      pass
+      after_batch()
     found, _ = results(ledger, planner.pairs, config, dataset.class_names)
     if config.data.on_error == "skip":
       num_skipped = len(dataset.source) - found["val/num_examples"]

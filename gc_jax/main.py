@@ -2,33 +2,45 @@
 
   python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Run again, the same command continues where it stopped.
+Run again, the same command continues where it stopped. On SIGTERM it saves the
+step it is at, and exits with 0.
 """
 
 import sys
-from pathlib import Path
 
 from absl import app, flags
 
-from gc_jax import command_line
+from gc_jax import command_line, parallel
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.report import files
 from gc_jax.train import TrainingDivergedError, train_and_evaluate
 
 _CONFIG = command_line.define_config(
   None, "File of the recipe, with an optional :variant."
 )
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; continued if it exists."
+  "workdir",
+  None,
+  "Folder of the run, or gs://BUCKET/FOLDER; continued if it exists.",
+)
+_MULTIHOST = flags.DEFINE_bool(
+  "multihost",
+  False,
+  "One of several processes that train together; launch/ starts them so.",
 )
 
 
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
   command_line.start(argv)
-  try:
-    train_and_evaluate(_CONFIG.value, Path(_WORKDIR.value))
-  except (ValueError, CheckpointError, TrainingDivergedError) as error:
-    sys.exit(f"\n{type(error).__name__}: {error}")
+  with parallel.ending_together():
+    try:
+      parallel.initialize(_MULTIHOST.value)
+      workdir = files.as_path(_WORKDIR.value)
+      files.check_reachable(workdir)
+      train_and_evaluate(_CONFIG.value, workdir)
+    except (ValueError, CheckpointError, TrainingDivergedError) as error:
+      sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import contextlib
 import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,9 @@ class TrainingDivergedError(RuntimeError):
   """A loss or gradient is no longer finite; says at which step."""
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ConfigDict, workdir: files.AnyPath
+) -> dict[str, Any]:
   """Trains, evaluates and reports; continues where an earlier call stopped.
 
   Args:
@@ -57,6 +60,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       written or compiled.
     TrainingDivergedError: a loss is not finite; the last good checkpoint stays.
     CheckpointError: a checkpoint could not be written or read.
+    parallel.Stopped: SIGTERM came, in a process that `parallel.initialize` set
+      up for it; all is saved.
   """
   mesh = parallel.make_mesh()
   configs.validate(config, mesh.size)
@@ -66,7 +71,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
-  _open_workdir(config, workdir)
+  parallel.main_does(lambda: _open_workdir(config, workdir))
   _logger.info("%s. Writing to %s", parallel.describe(), workdir)
 
   steps_per_epoch = pipeline.steps_per_epoch(
@@ -97,12 +102,22 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     evaluation = Evaluation(config, graphdef, mesh)
     run = _Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     try:
-      state, meta = _train(
-        run, train_set, graphdef, tx, state, meta, checkpoints, evaluation, mesh
-      )
+      with parallel.stop_awaited():
+        state, meta = _train(
+          run,
+          train_set,
+          graphdef,
+          tx,
+          state,
+          meta,
+          checkpoints,
+          evaluation,
+          mesh,
+        )
     finally:
       run.close()
     checkpoints.close()
+    _end_if_asked(run)
 
     results = {
       "step": total_steps,
@@ -113,7 +128,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       results["data/skipped_train"] = round(meta["skipped"])
       results["data/dropped_train"] = train_set.num_dropped
     started = time.perf_counter()
-    results |= evaluation.full(state, workdir)
+    results |= evaluation.full(state, workdir, lambda: _end_if_asked(run))
     results["time/eval_secs"] = time.perf_counter() - started
 
   if parallel.is_main():
@@ -122,6 +137,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     )
     page = _write_report(workdir, config.report.baseline)
     _logger.info("Wrote %s and %s", workdir / "results.json", page)
+  # Not on the way out, where jax lets nobody wait for long.
+  parallel.wait_for_all("report")
   return results
 
 
@@ -145,6 +162,8 @@ def _train(
   start_step = int(state.step)
   if start_step == run.total_steps:
     return state, meta
+  if parallel.stop_requested(start_step):
+    _end(run, start_step, checkpoints)
   goal = objective(config, len(train_set.class_names), mesh.size)
   train_step = jitted_train_step(
     config, graphdef, tx, goal, run.steps_per_epoch
@@ -167,16 +186,25 @@ def _train(
     process_index=process_index,
     process_count=process_count,
   )
+  profile = _Profile(tuple(config.profile_steps), run.workdir)
   run.skipped = meta["skipped"]
   started = time.perf_counter() - meta["train_secs"]
 
-  with contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead:
+  with (
+    contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead,
+    contextlib.closing(profile),
+  ):
     for step in range(start_step + 1, run.total_steps + 1):
+      profile.before(step)
       state, metrics = train_step(state, next(ahead))
+      profile.after(step, state)
       run.add(step, metrics)
       last = step == run.total_steps
       evaluating = last or run.is_due(step, config.eval.every_epochs)
-      saving = last or run.is_due(step, config.checkpoint.every_epochs)
+      stopping = parallel.stop_requested(step)
+      saving = (
+        last or stopping or run.is_due(step, config.checkpoint.every_epochs)
+      )
       if evaluating or saving:
         # A state is evaluated and saved only once its numbers are known to be
         # finite: the checkpoints then hold nothing to recover from.
@@ -188,8 +216,37 @@ def _train(
       if saving:
         meta["train_secs"] = time.perf_counter() - started
         meta["skipped"] = run.skipped
-        checkpoints.save(state, meta, best=meta["best"])
+        # Where only the stop is the reason, it is not known how good it is.
+        known = evaluating or not stopping
+        run.save()
+        checkpoints.save(state, meta, best=meta["best"] if known else -math.inf)
+      if stopping:
+        _end(run, step, checkpoints)
   return state, meta
+
+
+def _end(run: "_Run", step: int, checkpoints: Checkpoints) -> NoReturn:
+  """Ends the process between two steps, once all is on the disk."""
+  checkpoints.close()
+  _logger.warning(
+    "Asked to end by SIGTERM: stopped after step %d of %d, %s. The same "
+    "command goes on from there.",
+    step,
+    run.total_steps,
+    f"which is saved in {run.workdir}" if step else "with nothing to save",
+  )
+  raise parallel.Stopped
+
+
+def _end_if_asked(run: "_Run") -> None:
+  """Ends the process where training is done, and what follows can wait."""
+  if parallel.stop_requested():
+    _logger.warning(
+      "Asked to end by SIGTERM: training is done, and saved in %s. The same "
+      "command evaluates it.",
+      run.workdir,
+    )
+    raise parallel.Stopped
 
 
 def objective(
@@ -262,7 +319,7 @@ def compute_dtype(name: str, platform: str) -> jnp.dtype:
   return jnp.dtype(name)
 
 
-def _write_report(workdir: Path, baseline: str) -> Path:
+def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
   """Writes the page, beside a baseline where one is named and comparable."""
   if baseline:
     try:
@@ -273,14 +330,12 @@ def _write_report(workdir: Path, baseline: str) -> Path:
   return write_report(workdir)
 
 
-def _open_workdir(config: ConfigDict, workdir: Path) -> None:
+def _open_workdir(config: ConfigDict, workdir: files.AnyPath) -> None:
   """Makes the workdir and writes the resolved config into it.
 
   Raises:
     ValueError: it cannot be written to.
   """
-  if not parallel.is_main():
-    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(configs.to_dict(config), indent=2)
@@ -302,12 +357,13 @@ class _Run:
   def __init__(
     self,
     config: ConfigDict,
-    workdir: Path,
+    workdir: files.AnyPath,
     steps_per_epoch: int,
     total_steps: int,
     start_step: int,
   ):
     self.config = config
+    self.workdir = workdir
     self.steps_per_epoch = steps_per_epoch
     self.total_steps = total_steps
     self.skipped = 0.0  # broken pictures passed over, up to the last flush
@@ -368,6 +424,10 @@ class _Run:
     self._progress.update(step, metrics)
     return metrics.get("val/top1", metrics.get("val/f1_overall", -math.inf))
 
+  def save(self) -> None:
+    """Has every line on the disk, or in the bucket."""
+    self._writer.save()
+
   def pause(self) -> None:
     """Stops the clock of the training speed."""
     self._paused = time.perf_counter()
@@ -380,6 +440,45 @@ class _Run:
     """Closes files and the progress bar."""
     self._writer.close()
     self._progress.close()
+
+
+class _Profile:
+  """A trace of some steps, on the devices of the main process and its host.
+
+  Args:
+    steps: the first and the last; (0, 0) for none.
+    workdir: the trace goes into its folder `profile`, where TensorBoard and
+      Perfetto find it.
+  """
+
+  def __init__(self, steps: tuple[int, ...], workdir: files.AnyPath):
+    self._first, self._last = steps
+    self._folder = workdir / "profile"
+    self._written: tempfile.TemporaryDirectory | None = None
+
+  def before(self, step: int) -> None:
+    """Starts the trace where it is due."""
+    within = max(1, self._first) <= step <= self._last
+    if within and self._written is None and parallel.is_main():
+      # The profiler writes to disks alone.
+      self._written = tempfile.TemporaryDirectory(prefix="profile")
+      jax.profiler.start_trace(self._written.name)
+
+  def after(self, step: int, state: TrainState) -> None:
+    """Ends the trace where it is due, once the devices are done."""
+    if self._written is not None and step == self._last:
+      jax.block_until_ready(state)
+      self.close()
+
+  def close(self) -> None:
+    """Writes what there is."""
+    if self._written is None:
+      return
+    jax.profiler.stop_trace()
+    files.copy_folder(Path(self._written.name), self._folder)
+    self._written.cleanup()
+    self._written = None
+    _logger.info("Wrote a profile to %s", self._folder)
 
 
 def _check_finite(step: int, metrics: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from flax import nnx
 from gc_jax import checkpoint, models, torch_io
 from gc_jax import config as configs
 from gc_jax.data.dataset import unknown_name_message
-from gc_jax.report import gallery
+from gc_jax.report import files, gallery
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def load(path: str | Path, arch: str | None = None) -> nnx.Module:
 
 def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
   """Returns what `load` does, with what else is known of the model."""
-  path = Path(path)
+  path = files.as_path(path)
   if arch is not None and arch not in models.MODELS:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
   if path.is_dir():
@@ -99,7 +99,7 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
     ValueError: there are no such weights, or they are of another architecture.
     gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  path = Path(path)
+  path = files.as_path(path)
   if not path.is_dir():
     tensors, _ = torch_io.read(path)
     return torch_io.names.from_torch(name, tensors, str(path))
@@ -112,7 +112,7 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
   return loaded.model
 
 
-def _load_run(workdir: Path, arch: str | None) -> LoadedModel:
+def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
   config = configs.read(workdir)
   try:
     name, image_size = config["model"]["name"], config["data"]["image_size"]
@@ -150,7 +150,9 @@ def _is_consistent(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def _class_names(workdir: Path, saved: checkpoint.Variables) -> tuple[str, ...]:
+def _class_names(
+  workdir: files.AnyPath, saved: checkpoint.Variables
+) -> tuple[str, ...]:
   """Returns the classes as the checkpoint, or a finished run, names them."""
   if "class_names" in saved.meta:
     return tuple(saved.meta["class_names"])
@@ -164,7 +166,10 @@ def _class_names(workdir: Path, saved: checkpoint.Variables) -> tuple[str, ...]:
 
 
 def _rebuilt(
-  name: str, num_classes: int, saved: checkpoint.Variables, workdir: Path
+  name: str,
+  num_classes: int,
+  saved: checkpoint.Variables,
+  workdir: files.AnyPath,
 ) -> nnx.Module:
   """Returns the architecture with the checkpoint's numbers in it."""
   make = functools.partial(models.create, name, num_classes)

@@ -126,3 +126,14 @@ def test_a_run_without_checkpoints_says_to_wait(tmp_path):
   ):
     checkpoint.read_variables(tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+def test_in_a_bucket_a_checkpoint_counts_once_it_is_marked_as_finished(bucket):
+  step = bucket / FOLDER / "3"
+  (step / "meta").mkdir(parents=True)
+  (step / "meta" / "metadata").write_text("{}")
+  assert not checkpoint.has_checkpoint(bucket)
+  (step / "commit_success.txt").write_text("done")
+  assert checkpoint.has_checkpoint(bucket)
+  # An absolute path would be one on the disk.
+  assert str(checkpoint._folder(bucket)) == "gs://bucket/run/checkpoints"

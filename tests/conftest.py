@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import pathlib
 import subprocess
+import typing
 
 # Compiling is what the tests wait for. The second is LLVM's level, not that of
 # XLA's own passes: a normal draw alone takes 3 s at the default, 0.3 s at 0.
@@ -30,6 +31,7 @@ for _flag, _value in _FLAGS.items():
     os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import fsspec.implementations.memory
 import hypothesis
 import hypothesis.configuration
 import jax
@@ -125,6 +127,35 @@ def photographs():
   import skimage
 
   return pathlib.Path(skimage.__file__).parent / "data"
+
+
+class _Bucket(fsspec.implementations.memory.MemoryFileSystem):
+  """What gs://... is in tests: in memory, and like there without appending."""
+
+  protocol = ("gcs", "gs")
+  store: typing.ClassVar = {}
+  pseudo_dirs: typing.ClassVar = [""]
+
+  @classmethod
+  def _strip_protocol(cls, path):
+    return super()._strip_protocol(os.fspath(path).replace("gs://", "/", 1))
+
+  def _open(self, path, mode="rb", **kwargs):
+    assert mode in ("rb", "wb"), f"{path} opened to {mode}"
+    return super()._open(path, mode, **kwargs)
+
+  def mv(self, *args, **kwargs):
+    raise AssertionError("a bucket renames nothing")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """The path of a folder, empty and not yet there, in a bucket."""
+  from etils import epath
+
+  monkeypatch.setitem(fsspec.registry._registry, "gcs", _Bucket)
+  _Bucket.store.clear()
+  return epath.Path("gs://bucket/run")
 
 
 @pytest.fixture

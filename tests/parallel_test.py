@@ -1,6 +1,11 @@
-"""Batches on their way to the devices while others are used."""
+"""Batches on their way to the devices; places of processes; SIGTERM.
+
+Two processes that train together: multihost_test.py.
+"""
 
 import contextlib
+import os
+import signal
 import threading
 
 import numpy as np
@@ -45,3 +50,130 @@ def test_an_error_arrives_when_its_batch_is_due():
   assert int(next(ahead)["image"][0, 0]) == 1
   with pytest.raises(ValueError, match="a broken picture"):
     next(ahead)
+
+
+PLACE = {
+  "JAX_COORDINATOR_ADDRESS": "10.0.0.2:8476",
+  "JAX_NUM_PROCESSES": "2",
+  "JAX_PROCESS_ID": "1",
+}
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """Returns what jax is told of the processes, instead of joining them."""
+  told = {}
+  monkeypatch.setattr(parallel.jax.distributed, "initialize", told.update)
+  monkeypatch.setattr(parallel.faulthandler, "enable", lambda **_: None)
+  for name in PLACE:
+    monkeypatch.delenv(name, raising=False)
+  return told
+
+
+def test_a_process_takes_its_place_from_the_environment(joined, monkeypatch):
+  for name, value in PLACE.items():
+    monkeypatch.setenv(name, value)
+  parallel.initialize(multihost=True)
+  assert joined.pop("heartbeat_timeout_seconds") < 90
+  assert joined == {
+    "coordinator_address": "10.0.0.2:8476",
+    "num_processes": 2,
+    "process_id": 1,
+  }
+
+
+def test_without_it_jax_looks_for_the_others_itself(joined):
+  parallel.initialize(multihost=True)
+  assert set(joined) == {"heartbeat_timeout_seconds"}
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    (
+      "JAX_PROCESS_ID",
+      "",
+      "all three.*JAX_PROCESS_ID is missing, and",
+    ),
+    ("JAX_NUM_PROCESSES", "", "JAX_NUM_PROCESSES is missing.*Set the rest"),
+    ("JAX_COORDINATOR_ADDRESS", "", "JAX_COORDINATOR_ADDRESS is missing"),
+    ("JAX_COORDINATOR_ADDRESS", "host", "='host' must be HOST:PORT"),
+    ("JAX_COORDINATOR_ADDRESS", "host:", "must be HOST:PORT"),
+    ("JAX_NUM_PROCESSES", "two", "='two' must be a number of processes"),
+    ("JAX_PROCESS_ID", "2", "='2' one of 0 .. JAX_NUM_PROCESSES - 1"),
+    ("JAX_PROCESS_ID", "-1", "Correct them"),
+  ],
+)
+def test_a_place_that_is_none_is_told(
+  joined, monkeypatch, name, value, message
+):
+  for given, right in PLACE.items():
+    monkeypatch.setenv(given, right)
+  monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    parallel.initialize(multihost=True)
+  assert not joined
+
+
+def test_a_machine_on_which_jax_finds_no_others_is_told(joined, monkeypatch):
+  def initialize(**_):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+  with pytest.raises(ValueError, match="launch/, set all three, or leave out"):
+    parallel.initialize(multihost=True)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+  """A process that trains alone, and what SIGTERM did before."""
+  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
+  before = signal.getsignal(signal.SIGTERM)
+  parallel.initialize(multihost=False)
+  yield lambda: os.kill(os.getpid(), signal.SIGTERM)
+  signal.signal(signal.SIGTERM, before)
+
+
+def test_between_steps_sigterm_waits_to_be_asked_for(alone):
+  with parallel.stop_awaited():
+    assert not parallel.stop_requested(1)
+    alone()
+    alone()
+    assert parallel.stop_requested(2)
+  alone()
+  assert parallel.stop_requested()
+
+
+def test_before_and_after_training_sigterm_ends_with_status_0_at_once(alone):
+  with pytest.raises(parallel.Stopped) as ended:
+    alone()
+  assert ended.value.code == 0
+  # What a checkpoint that cannot be read raises is caught; this must not be.
+  assert not isinstance(ended.value, Exception)
+  alone()  # nothing more: the first one is on its way
+
+
+def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
+  """Else the one that processes agree on could be left out by one of them."""
+  asked = []
+
+  def reached(number):
+    asked.append(number)
+    return number == 5
+
+  monkeypatch.setattr(parallel.jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(
+    parallel.multihost_utils, "reached_preemption_sync_point", reached
+  )
+  stop = parallel._Stop()
+  assert not stop.requested(3)
+  assert not stop.requested(4)
+  assert stop.requested(7)
+  assert stop.requested(None)
+  assert stop.requested(None)
+  assert asked == list(range(1, 10))
+
+
+def test_an_error_of_a_process_alone_takes_pythons_way_out():
+  with pytest.raises(KeyError), parallel.ending_together():
+    raise KeyError("as it is")

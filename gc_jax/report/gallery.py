@@ -77,7 +77,10 @@ def load_gallery(
   Raises:
     ValueError: the file is no gallery, or another version's.
   """
-  with np.load(path, allow_pickle=False) as arrays:
+  with (
+    files.as_path(path).open("rb") as file,
+    np.load(file, allow_pickle=False) as arrays,
+  ):
     version = int(arrays["version"]) if "version" in arrays else None
     if version != _VERSION:
       raise ValueError(

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import pathlib
+import tempfile
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +15,17 @@ from gc_jax.report import files
 
 FILENAME = "metrics.jsonl"
 
+_UPLOAD_EVERY_SECS = 60.0
+
 
 class MetricsWriter:
   """Appends metrics to `workdir`/metrics.jsonl and to TensorBoard.
 
   A run that resumes from `start_step` repeats the steps after it, so their
   old lines are removed first; `start_step=0` begins anew.
+
+  Nothing can be appended to what is in a bucket. There the files are kept on a
+  disk meanwhile, and written whole: by `save`, every minute, and by `close`.
 
   Args:
     workdir: the run's folder, made where missing.
@@ -34,13 +41,22 @@ class MetricsWriter:
   ):
     self._file = None
     self._board = None
+    self._mirror = None
     if not enabled:
       return
-    path = pathlib.Path(workdir) / FILENAME
+    self._workdir = files.as_path(workdir)
+    path = self._workdir / FILENAME
     path.parent.mkdir(parents=True, exist_ok=True)
     old_events = any(path.parent.glob("events.out.tfevents.*"))
     if path.exists():
       _drop_after(path, start_step)
+    if files.is_in_bucket(path):
+      self._mirror = tempfile.TemporaryDirectory(prefix="metrics")
+      here = pathlib.Path(self._mirror.name) / FILENAME
+      if path.exists():
+        here.write_bytes(path.read_bytes())
+      path = here
+    self._saved_secs = time.monotonic()
     self._file = path.open("a", encoding="utf-8")
     # TensorBoard hides the events of earlier files from purge_step on.
     self._board = tensorboardX.SummaryWriter(
@@ -65,6 +81,20 @@ class MetricsWriter:
     for name, value in scalars.items():
       if value is not None:
         self._board.add_scalar(name, value, int(step))
+    if time.monotonic() - self._saved_secs > _UPLOAD_EVERY_SECS:
+      self.save()
+
+  def save(self) -> None:
+    """Brings what a bucket holds up to the last line; a disk has it already.
+
+    Call it before a checkpoint is saved: a run that goes on from there writes
+    no line of the steps before.
+    """
+    if self._mirror is None:
+      return
+    self._board.flush()
+    files.copy_folder(pathlib.Path(self._mirror.name), self._workdir)
+    self._saved_secs = time.monotonic()
 
   def close(self) -> None:
     """Closes both files; call once, after the last line."""
@@ -72,6 +102,10 @@ class MetricsWriter:
       self._file.close()
       self._board.close()
       self._file = None
+    if self._mirror is not None:
+      files.copy_folder(pathlib.Path(self._mirror.name), self._workdir)
+      self._mirror.cleanup()
+      self._mirror = None
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -83,8 +117,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   Raises:
     ValueError: a line before the last is not a JSON object.
   """
-  path = pathlib.Path(path)
-  texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  path = files.as_path(path)
+  texts = path.read_bytes().decode(errors="replace").splitlines()
   lines = []
   for number, text in enumerate(texts, start=1):
     try:
@@ -101,7 +135,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   return lines
 
 
-def _drop_after(path: pathlib.Path, start_step: int) -> None:
+def _drop_after(path: files.AnyPath, start_step: int) -> None:
   """Keeps the whole lines up to `start_step`; none of them where it is 0."""
   lines = [
     line

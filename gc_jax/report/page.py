@@ -31,7 +31,7 @@ _KINDS = {  # kind of example -> heading, and what it shows
 
 def write_report(
   workdir: str | os.PathLike, baseline: str | os.PathLike | None = None
-) -> pathlib.Path:
+) -> files.AnyPath:
   """Writes `workdir`/report.html, a page that needs no other file.
 
   Args:

@@ -3,10 +3,9 @@
 import dataclasses
 import json
 import os
-import pathlib
 from typing import Any
 
-from gc_jax.report import gallery, metrics_writer
+from gc_jax.report import files, gallery, metrics_writer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +21,7 @@ class Run:
     class_names: of the gallery's data set.
   """
 
-  workdir: pathlib.Path
+  workdir: files.AnyPath
   config: dict[str, Any]
   results: dict[str, Any]
   metrics: list[dict[str, Any]]
@@ -51,7 +50,7 @@ def load_run(workdir: str | os.PathLike) -> Run:
   Raises:
     ValueError: the folder is missing or holds no run, or a file is broken.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.as_path(workdir)
   if not workdir.is_dir():
     raise ValueError(
       "A run must be a folder that gc_jax.main made (its --workdir). "
@@ -98,7 +97,7 @@ def load_finished_run(workdir: str | os.PathLike) -> Run:
   return run
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: files.AnyPath) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:

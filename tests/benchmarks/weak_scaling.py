@@ -61,7 +61,7 @@ def violations(rows: dict[int, dict]) -> list[str]:
   """Returns a sentence for every way in which communication grows.
 
   Args:
-    rows: number of devices -> what `compiled.by_kind` counts, under "collectives".
+    rows: number of devices -> what `compiled.by_kind` says, as "collectives".
   """
   found = {count: row["collectives"] for count, row in rows.items()}
   wrong = []

@@ -1,6 +1,7 @@
 """Metric lines: appended, resumed, torn, not finite."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -94,3 +95,29 @@ def test_other_processes_write_nothing(tmp_path):
   writer.write(1, {"train/loss": 1.0})
   writer.close()
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_has_every_line_once_saved_and_goes_on_from_there(bucket):
+  writer = MetricsWriter(bucket)
+  writer.write(1, {"train/loss": 1.0})
+  writer.save()
+  assert _steps(bucket) == [1]
+  writer.write(2, {"train/loss": 0.5})
+  writer.write(3, {"train/loss": 0.3})
+  assert _steps(bucket) == [1]
+  writer.close()
+  assert _steps(bucket) == [1, 2, 3]
+  (events,) = bucket.glob("events.out.tfevents.*")
+  assert b"train/loss" in events.read_bytes()
+  _write(bucket, [3, 4], start_step=2)
+  assert _steps(bucket) == [1, 2, 3, 4]
+
+
+def test_a_bucket_is_brought_up_to_date_every_minute(bucket, monkeypatch):
+  writer = MetricsWriter(bucket)
+  now = time.monotonic()
+  monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+  writer.write(1, {"train/loss": 1.0})
+  monkeypatch.undo()
+  assert (bucket / "metrics.jsonl").exists()
+  writer.close()

@@ -1,0 +1,346 @@
+"""Training in two processes, as on two hosts: real ones, over the loopback.
+
+One run of one process with eight devices is what all others are held to, by
+the loss of every step.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gc_jax.checkpoint import FOLDER
+from gc_jax.report.metrics_writer import read_metrics
+from tests.smoke import ROOT, command
+
+TOTAL_STEPS = 16
+FLAGS = [
+  "--config=configs/quickstart.py:gmp_gc,smoke",
+  # Of eight groups whatever the devices, so that composites are the same.
+  "--config.compose.groups=8",
+  "--config.compose.mode=independent",
+  "--config.data.image_size=32",
+  "--config.num_epochs=4",
+  "--config.eval.every_epochs=2",
+  "--config.eval.methods=('gradcam',)",
+  "--config.checkpoint.every_epochs=0.25",
+  "--config.checkpoint.keep=100",
+  "--config.log.every_steps=1",
+  # Smooth: a rounding stays one.
+  "--config.optim.lr_per_256=0.005",
+  "--config.eval.num_resamples=0",
+]
+
+
+class Processes:
+  """Some processes of one training, and what they say."""
+
+  def __init__(self, folder, cache, commands, devices):
+    self.started = time.monotonic()
+    self.logs = [folder / f"log{i}" for i in range(len(commands))]
+    place = {}
+    if len(commands) > 1:
+      with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
+      place["JAX_NUM_PROCESSES"] = str(len(commands))
+    count = f"--xla_force_host_platform_device_count={devices}"
+    self.processes = []
+    for i, words in enumerate(commands):
+      with self.logs[i].open("w") as log:
+        one = subprocess.Popen(
+          words,
+          cwd=ROOT,
+          stdout=log,
+          stderr=log,
+          env={
+            **os.environ,
+            **place,
+            "JAX_PROCESS_ID": str(i) if place else "",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            # Of a flag given twice the last counts.
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",
+          },
+        )
+      self.processes.append(one)
+
+  def wait_for(self, path):
+    while not path.exists():
+      assert None in self.statuses(), self.said()
+      assert time.monotonic() < self.started + 300, self.said()
+      time.sleep(0.01)
+
+  def statuses(self):
+    return [one.poll() for one in self.processes]
+
+  def end(self, timeout=300):
+    """Returns the exit statuses."""
+    for one in self.processes:
+      one.wait(timeout)
+    return self.statuses()
+
+  def said(self):
+    return [log.read_text(errors="replace") for log in self.logs]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """Starts processes; none of them outlives the tests."""
+  cache = tmp_path_factory.mktemp("compiled")
+  everything = []
+
+  def start(commands, devices):
+    folder = tmp_path_factory.mktemp("processes")
+    everything.append(Processes(folder, cache, commands, devices))
+    return everything[-1]
+
+  yield start
+  for processes in everything:
+    for one in processes.processes:
+      if one.poll() is None:
+        one.kill()
+        one.wait()
+
+
+@pytest.fixture(scope="module")
+def train(start):
+  """Starts a training on eight devices, of one process or of two."""
+
+  def train(workdir, *flags, count=1, devices=8):
+    words = command(workdir, *FLAGS, *flags)
+    if count == 1:
+      return start([words], devices)
+    return start([[*words, "--multihost"]] * count, devices // count)
+
+  return train
+
+
+@pytest.fixture(scope="module")
+def lost(train, tmp_path_factory):
+  """Two processes of which one is killed; first, as the other takes a minute.
+
+  It waits while the tests do something else.
+  """
+  workdir = tmp_path_factory.mktemp("lost") / "run"
+  processes = train(workdir, count=2)
+  processes.wait_for(workdir / FOLDER / "1")
+  processes.processes[1].kill()
+  processes.killed = time.monotonic()
+  return processes
+
+
+@pytest.fixture(scope="module")
+def reference(lost, train, tmp_path_factory):
+  """The workdir of an uninterrupted run of one process with eight devices."""
+  workdir = tmp_path_factory.mktemp("reference") / "run"
+  processes = train(workdir)
+  assert processes.end() == [0], processes.said()
+  return workdir
+
+
+def begun(reference, workdir, step):
+  """Makes a run of the reference as it was when it had saved a step."""
+  shutil.copytree(reference, workdir)
+  (workdir / "results.json").unlink()
+  for path in (workdir / FOLDER).iterdir():
+    if path.name.isdigit() and int(path.name) > step:
+      shutil.rmtree(path)
+  return workdir
+
+
+def losses(workdir):
+  """Returns the loss of every step, each of which must have one line."""
+  lines = [
+    (line["step"], line["train/loss"])
+    for line in read_metrics(workdir / "metrics.jsonl")
+    if "train/loss" in line
+  ]
+  assert len(dict(lines)) == len(lines)
+  return dict(lines)
+
+
+def saved(workdir):
+  return max(
+    int(path.name)
+    for path in (workdir / FOLDER).iterdir()
+    if path.name.isdigit()
+  )
+
+
+def assert_same_losses(workdir, reference, last_step):
+  found, wanted = losses(workdir), losses(reference)
+  assert list(found) == list(range(1, last_step + 1))
+  for step, loss in found.items():
+    assert loss == pytest.approx(wanted[step], rel=1e-5), step
+
+
+def test_two_processes_go_on_from_one_stop_together_and_end_where_it_did(
+  reference, train, tmp_path
+):
+  workdir = begun(reference, tmp_path / "run", step=4)
+  processes = train(workdir, count=2)
+  processes.wait_for(workdir / FOLDER / "5")
+  processes.processes[1].send_signal(signal.SIGTERM)
+  time.sleep(0.1)
+  processes.processes[1].send_signal(signal.SIGTERM)
+  assert processes.end() == [0, 0], processes.said()
+  stopped = saved(workdir)
+  assert 5 <= stopped < TOTAL_STEPS
+  for text in processes.said():
+    assert f"stopped after step {stopped} of {TOTAL_STEPS}, which is" in text
+    assert "The same command goes on from there" in text
+  assert not (workdir / "results.json").exists()
+  assert_same_losses(workdir, reference, stopped)
+
+  processes = train(workdir, count=2)
+  assert processes.end() == [0, 0], processes.said()
+  continuing = f"Continuing from the checkpoint of step {stopped} of"
+  assert continuing in processes.said()[0]
+  assert continuing not in processes.said()[1], "one writes"
+  assert_same_losses(workdir, reference, TOTAL_STEPS)
+  found, wanted = (
+    json.loads((folder / "results.json").read_text())
+    for folder in (workdir, reference)
+  )
+  assert found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    if not name.startswith("time/"):
+      # A rounding may move a maximum from one picture to the next.
+      assert found[name] == pytest.approx(value, abs=3, nan_ok=True), name
+  assert found["val/num_examples"] == 40
+  names = {path.name for path in workdir.iterdir()}
+  assert {"report.html", "gallery.npz", "config.json"} <= names
+
+
+def test_one_device_goes_on_from_eight_and_saves_on_sigterm(
+  reference, train, tmp_path
+):
+  workdir = begun(reference, tmp_path / "run", step=4)
+  processes = train(workdir, devices=1)
+  processes.wait_for(workdir / FOLDER / "5")
+  processes.processes[0].send_signal(signal.SIGTERM)
+  time.sleep(0.05)
+  processes.processes[0].send_signal(signal.SIGTERM)
+  assert processes.end() == [0], processes.said()
+  stopped = saved(workdir)
+  assert 5 <= stopped < TOTAL_STEPS
+  assert f"stopped after step {stopped} of" in processes.said()[0]
+  assert_same_losses(workdir, reference, stopped)
+
+
+# Every image is of the color of its device, and so must every composite be.
+COMPOSITES = """
+import sys
+import numpy as np
+import jax, jax.numpy as jnp
+from gc_jax import compose, parallel
+
+with parallel.ending_together():
+  parallel.initialize(True)
+  mesh = parallel.make_mesh()
+  index, count = parallel.process()
+  here = range(4 * index, 4 * index + 4)
+  batch = {
+    "image": np.repeat(np.array(here, np.float32), 4)[:, None, None, None]
+    * np.ones((1, 2, 2, 3), np.float32),
+    "label": np.arange(16) % 4,
+  }
+  batch = parallel.to_devices(batch, mesh)
+
+  @jax.jit
+  def composites(batch):
+    grouped = lambda x: x.reshape(8, -1, *x.shape[1:])
+    contains = jax.nn.one_hot(batch["label"], 4, dtype=bool)
+    layout = jax.vmap(compose.MODES[sys.argv[1]])(
+      jax.random.split(jax.random.key(0), 8),
+      grouped(contains),
+      grouped(batch["label"]),
+      grouped(jnp.ones(32)),
+    )
+    return jax.vmap(compose.assemble)(layout, grouped(batch["image"]))
+
+  compiled = composites.lower(batch).compile()
+  made = compiled(batch)
+  assert made.shape[0] == 8
+  for shard in made.addressable_shards:
+    (group,) = range(*shard.index[0].indices(8))
+    assert jax.devices()[group] == shard.device
+    np.testing.assert_array_equal(shard.data, group)
+  for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
+    assert word not in compiled.as_text(), word
+  whole = parallel.fetch(made)
+  np.testing.assert_array_equal(whole[:, 0, 0, 0, 0], np.arange(8))
+
+  # What one process knows, the other is told.
+  np.testing.assert_array_equal(parallel.from_main(np.array(index + 7)), 7)
+  assert parallel.any_process(index == 1)
+  assert not parallel.any_process(False)
+  parallel.main_does(lambda: None)
+
+  def refuse():
+    raise ValueError(f"refused by {index}")
+
+  try:
+    parallel.main_does(refuse)
+  except ValueError as error:
+    assert str(error) == "refused by 0", error
+  else:
+    raise AssertionError("nothing was refused")
+  print("all is well")
+  # Of one process, and the other waits for it.
+  if index == 1:
+    sys.exit("an error of the second")
+  parallel.wait_for_all("what never comes")
+"""
+
+
+@pytest.mark.parametrize("mode", ["packed"])
+def test_composites_mix_images_of_one_device_and_errors_end_both(start, mode):
+  processes = start([[sys.executable, "-c", COMPOSITES, mode]] * 2, devices=4)
+  first, second = processes.end(timeout=120)
+  said = processes.said()
+  assert all("all is well" in text for text in said), said
+  assert second == 1
+  assert "an error of the second" in said[1]
+  assert "Process 2 of 2 ends with this error" in said[1]
+  assert first not in (None, 0)
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.batch_size=12", "must be divisible by 8 devices; use 8 or 16"),
+    ("--workdir=/dev/null/run", "must be a folder that can be written to"),
+  ],
+)
+def test_what_is_refused_is_refused_by_both_at_once(
+  train, tmp_path, flag, message
+):
+  # The second only the first process finds out.
+  processes = train(tmp_path / "run", flag, count=2)
+  assert processes.end(timeout=120) == [1, 1], processes.said()
+  for text in processes.said():
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_when_a_host_is_lost_the_other_ends_and_says_so(lost):
+  # 60 s until jax gives the other one up, and what a busy machine takes.
+  left = lost.killed + 90 - time.monotonic()
+  first, second = lost.end(timeout=max(0.1, left))
+  assert second == -signal.SIGKILL
+  assert first not in (None, 0)
+  said = lost.said()[0]
+  assert re.search("another task died|connection was lost", said), said
+  # Whatever follows the message, it is not buried.
+  assert len(said[said.index("Terminating") :].splitlines()) < 40 or (
+    "connection was lost" in said
+  )
