@@ -104,7 +104,7 @@ def localization(
   """
   model = _model(graphdef, variables)
   cams = _maps(model, batch["image"], batch["target"], methods)
-  columns = _located(cams, batch)
+  columns = located(cams, batch)
   if not predicts:
     return Measured(columns, {}, {})
   measured = _predictions(_logits(model, batch["image"]), batch)
@@ -257,7 +257,15 @@ def _predictions(logits, batch) -> Measured:
   return Measured(columns, totals, {})
 
 
-def _located(cams, batch) -> dict[str, Array]:
+def located(
+  cams: dict[str, Float[Array, "B h w"]], batch: PairBatch
+) -> dict[str, Float[Array, "B"]]:
+  """Returns PG, SPG exact and CH of maps that are there already.
+
+  Args:
+    cams: method -> raw map of each row.
+    batch: with annotations on the grids of the maps.
+  """
   counts = batch["mask"] * batch["target_mask"] * batch["annotated"]
   columns = {}
   for name, cam in cams.items():

@@ -59,6 +59,11 @@ class Pass:
 class Planner:
   """Makes the passes of one model over one split.
 
+  Attributes:
+    graph: (structure, variables) of the model.
+    pairs: the rows of the split.
+    square: what makes plain pictures.
+
   Args:
     model: in evaluation mode, on every device of the mesh.
     dataset: the split.
@@ -74,7 +79,7 @@ class Planner:
     mesh: jax.sharding.Mesh,
   ):
     self._model = model
-    self._graph = nnx.split(model)
+    self.graph = nnx.split(model)
     self._dataset = dataset
     self._config = config
     self._mesh = mesh
@@ -116,7 +121,7 @@ class Planner:
       passes = [self._on_squares("squares", everything, methods, True)]
     else:
       first = np.flatnonzero(self.pairs.first)
-      step = lambda batch: measure.predictions(*self._graph, batch)
+      step = lambda batch: measure.predictions(*self.graph, batch)
       size = self._batch_size(first)
       passes = [Pass("predictions", first, self.square, size, step)]
       passes += self._frames("frames", self._explained, methods)
@@ -138,7 +143,7 @@ class Planner:
     methods = (*methods, *CONTROLS)
     num_steps = self._config.eval.faithfulness_steps
     step = lambda batch: measure.faithful(
-      *self._graph, batch, methods, num_steps
+      *self.graph, batch, methods, num_steps
     )
     square = self.with_objects()
     name = "insertion, deletion and boxes"
@@ -152,11 +157,11 @@ class Planner:
     few = self.few()
     few = few[self.pairs.first[few]]
     fgsm = lambda batch: measure.attacked(
-      *self._graph, batch, ("fgsm",), epsilons, ""
+      *self.graph, batch, ("fgsm",), epsilons, ""
     )
     # On the same pictures FGSM as well, and none: else PGD has no measure.
     pgd = lambda batch: measure.attacked(
-      *self._graph, batch, ("fgsm", "pgd"), (0, *epsilons), FEW
+      *self.graph, batch, ("fgsm", "pgd"), (0, *epsilons), FEW
     )
     return [
       Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
@@ -174,14 +179,12 @@ class Planner:
     grids = measure.grids(self._model, methods, size, size)
     square = dataclasses.replace(self.square, grids=grids)
     step = lambda batch: measure.localization(
-      *self._graph, batch, methods, predicts
+      *self.graph, batch, methods, predicts
     )
     return Pass(name, rows, square, self._batch_size(rows), step)
 
   def _composites(self, name, rows, methods) -> Pass:
-    step = lambda batch: measure.negative_quadrants(
-      *self._graph, batch, methods
-    )
+    step = lambda batch: measure.negative_quadrants(*self.graph, batch, methods)
     size = self._batch_size(rows, area=4)
     return Pass(name, rows, self.composite(), size, step)
 
@@ -215,7 +218,7 @@ class Planner:
         measure.grids(self._model, methods, height, width),
       )
       step = lambda batch: measure.localization(
-        *self._graph, batch, methods, False
+        *self.graph, batch, methods, False
       )
       own = rows[(sizes == (height, width)).all(1)]
       area = height * width / self.square.image_size**2

@@ -33,6 +33,7 @@ from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.data import folder, pipeline
 from gc_jax.data.augment import draw_crop
+from tests.benchmarks import memory
 from tests.data import photos
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
@@ -170,17 +171,12 @@ def _throughput(
   }
 
 
-def _resident_mb() -> float:
-  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def _memory(dataset: data.Dataset, num_images: int) -> dict:
   batches = itertools.islice(_batches(dataset), num_images // 32)
   resident_mb = []
   for i, _ in enumerate(batches):
     if i % max(1, num_images // 32 // 10) == 0:
-      resident_mb.append(round(_resident_mb(), 1))
+      resident_mb.append(round(memory.resident_bytes() / 1e6, 1))
   # The first tenth fills buffers.
   growth = resident_mb[-1] - resident_mb[1]
   return {"resident_mb": resident_mb, "growth_mb": round(growth, 1)}

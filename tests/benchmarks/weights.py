@@ -11,11 +11,12 @@ before; when a file is imported, the model included. Must be below 4.
 import argparse
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+
+from tests.benchmarks import memory
 
 _LIMIT = 4.0
 
@@ -67,22 +68,16 @@ def _measure(model: str, measure: str, file: pathlib.Path) -> dict[str, float]:
     made = models.create(model, 1_000)
   else:
     models.create("resnet8-small", 10)  # starts the device
-  before = _resident()
+  before = memory.resident_bytes()
   started = time.perf_counter()
   if measure == "export":
     torch_io.save_model(file, made, torch_io.Metadata(model))
   else:
     torch_io.load_model(file)
   secs = time.perf_counter() - started
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  peak = memory.peak_bytes()
   growth = max(0, peak - before)
   return {"secs": secs, "peak_over_file": growth / file.stat().st_size}
-
-
-def _resident() -> int:
-  """Returns the bytes of memory this process has now."""
-  pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-  return int(pages) * resource.getpagesize()
 
 
 if __name__ == "__main__":
