@@ -6,8 +6,9 @@
 # must be given; spot? is a switch, 0 or 1. A - in a name is a _ in its
 # variable. --config, --workdir and --config.field are gc_jax.main's, and
 # collected in training; both of the first are required, and repeated in config
-# and workdir. --dry-run, which every script takes, makes `run` print what it
-# would do. Keeps to what bash 3.2 knows, that of macOS.
+# and workdir. compilation_cache is the folder where jax keeps what it compiled.
+# --dry-run, which every script takes, makes `run` print what it would do. Keeps
+# to what bash 3.2 knows, that of macOS.
 
 fail() {
   echo "$(basename "$0"): $*" >&2
@@ -101,6 +102,9 @@ parse_arguments() {
       "--config=configs/quickstart.py; none came. Add it, or see --help."
   [[ -n "$workdir" ]] ||
     fail "--workdir=DIR must say where to write; none came. Add it."
+  # What goes on after a preemption finds its programs compiled. For GPUs and
+  # TPUs alone: XLA refuses what it kept for a CPU (openxla/xla#44565).
+  compilation_cache=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
   for _option in $_specification; do
     [[ "$_option" == *! ]] || continue
     _name=${_option%!}

@@ -39,7 +39,10 @@ if [[ "$gpus" != all ]]; then
   environment=("CUDA_VISIBLE_DEVICES=$chosen")
 fi
 # Without it a broken CUDA installation would train on the CPU, unnoticed.
-environment+=("JAX_PLATFORMS=cuda,cpu")
+environment+=(
+  JAX_PLATFORMS=cuda,cpu
+  "JAX_COMPILATION_CACHE_DIR=$compilation_cache"
+)
 
 ((dry_run)) || use_environment
 run exec env "${environment[@]}" python -m gc_jax.main "${training[@]}"

@@ -12,7 +12,10 @@ source launch/arguments.sh
 parse_arguments "" "$@"
 ((dry_run)) || use_environment
 
-command=(python -m gc_jax.main "${training[@]}" --multihost)
+command=(
+  env "JAX_COMPILATION_CACHE_DIR=$compilation_cache"
+  python -m gc_jax.main "${training[@]}" --multihost
+)
 if ((dry_run)); then
   show "${command[@]}"
   exit

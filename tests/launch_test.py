@@ -440,6 +440,21 @@ def test_a_worker_exits_as_its_training(fakes, status):
   assert fakes.run("worker.sh", *TRAINING).returncode == status
 
 
+@pytest.mark.parametrize(
+  ("chosen", "expected"), [(None, "runs/gc/compiled"), ("/cache", "/cache")]
+)
+def test_a_worker_keeps_what_it_compiled_beside_the_run(
+  fakes, chosen, expected
+):
+  fakes.add("python", PYTHON)
+  if chosen:
+    fakes.env["JAX_COMPILATION_CACHE_DIR"] = chosen
+  arguments = ["--config=configs/quickstart.py", "--workdir=runs/gc"]
+  assert fakes.run("worker.sh", *arguments).returncode == 0
+  env = json.loads((fakes.folder / "environment0").read_text())
+  assert env["JAX_COMPILATION_CACHE_DIR"] == expected
+
+
 def test_a_worker_that_was_stopped_is_told_from_one_that_ended(fakes):
   fakes.add("python", PYTHON)
   fakes.plays(status0="wait")
@@ -475,6 +490,7 @@ def test_one_process_drives_the_gpus(fakes, option, visible, expected):
   env = json.loads((fakes.folder / "environment0").read_text())
   assert env.get("CUDA_VISIBLE_DEVICES") == expected
   assert env["JAX_PLATFORMS"].startswith("cuda")
+  assert env["JAX_COMPILATION_CACHE_DIR"].endswith("/compiled")
 
 
 def test_gpus_that_are_not_there_are_told(fakes):
@@ -584,6 +600,7 @@ def test_the_tasks_of_a_job_train_with_the_others(fakes):
   assert python[1:] == ["-m", "gc_jax.main", *TRAINING, "--multihost"]
   env = json.loads((fakes.folder / "environment0").read_text())
   assert env["JAX_PLATFORMS"].startswith("cuda")
+  assert env["JAX_COMPILATION_CACHE_DIR"].endswith("/compiled")
 
 
 # GKE.
@@ -654,6 +671,7 @@ def test_gpu_pods_know_one_another(fakes):
   assert {"containerPort": int(port)} in container["ports"]
   assert env["JAX_PROCESS_ID"] is None  # from the index of the pod
   assert env["JAX_PLATFORMS"].startswith("cuda")
+  assert env["JAX_COMPILATION_CACHE_DIR"].endswith("/compiled")
   assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
   assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
