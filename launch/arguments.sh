@@ -6,9 +6,8 @@
 # must be given; spot? is a switch, 0 or 1. A - in a name is a _ in its
 # variable. --config, --workdir and --config.field are gc_jax.main's, and
 # collected in training; both of the first are required, and repeated in config
-# and workdir. compilation_cache is the folder where jax keeps what it compiled.
-# --dry-run, which every script takes, makes `run` print what it would do. Keeps
-# to what bash 3.2 knows, that of macOS.
+# and workdir. --dry-run, which every script takes, makes `run` print what it
+# would do. Keeps to what bash 3.2 knows, that of macOS.
 
 fail() {
   echo "$(basename "$0"): $*" >&2
@@ -102,9 +101,6 @@ parse_arguments() {
       "--config=configs/quickstart.py; none came. Add it, or see --help."
   [[ -n "$workdir" ]] ||
     fail "--workdir=DIR must say where to write; none came. Add it."
-  # What goes on after a preemption finds its programs compiled. For GPUs and
-  # TPUs alone: XLA refuses what it kept for a CPU (openxla/xla#44565).
-  compilation_cache=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
   for _option in $_specification; do
     [[ "$_option" == *! ]] || continue
     _name=${_option%!}
@@ -145,6 +141,13 @@ require_shipped_config() {
   [[ "$config" == configs/* && "$config" != */../* && -f "${config%%:*}" ]] ||
     fail "--config must be a file of configs/, which goes to the workers;" \
       "got '$config'. Put yours there, or correct the name."
+}
+
+# Prints where jax keeps what it compiles: what goes on after a preemption finds
+# its programs there. For GPUs and TPUs alone, as XLA refuses what it kept for a
+# CPU (openxla/xla#44565).
+compilation_cache() {
+  echo "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}"
 }
 
 # The virtual environment that is active, or one made from requirements.txt.

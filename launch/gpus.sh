@@ -40,8 +40,8 @@ if [[ "$gpus" != all ]]; then
 fi
 # Without it a broken CUDA installation would train on the CPU, unnoticed.
 environment+=(
-  JAX_PLATFORMS=cuda,cpu
-  "JAX_COMPILATION_CACHE_DIR=$compilation_cache"
+  "JAX_PLATFORMS=cuda,cpu"
+  "$(compilation_cache)"
 )
 
 ((dry_run)) || use_environment

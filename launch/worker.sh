@@ -13,7 +13,7 @@ parse_arguments "" "$@"
 ((dry_run)) || use_environment
 
 command=(
-  env "JAX_COMPILATION_CACHE_DIR=$compilation_cache"
+  env "$(compilation_cache)"
   python -m gc_jax.main "${training[@]}" --multihost
 )
 if ((dry_run)); then
