@@ -229,12 +229,17 @@ def read_per_device(text: str) -> int | str:
 
 
 def images_unit(config: ConfigDict, num_devices: int) -> int:
-  """Returns of what the images of one device must be a multiple."""
+  """Returns of what the images of one device must be a multiple.
+
+  They are whole composites, and whole groups of BatchNorm, in every part of the
+  batch.
+  """
   share = num_devices
   if config.loss.consistency_weight > 0:
     groups = configs.compose_groups(config, num_devices)
     share = groups * (4 if config.compose.mode == "packed" else 1)
-  return math.lcm(share, num_devices) // num_devices
+  unit = math.lcm(share, num_devices) // num_devices
+  return math.lcm(unit, config.model.bn_group or 1) * config.accumulate_steps
 
 
 def largest_that_fits(

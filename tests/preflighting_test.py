@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from configs import imagenet, quickstart, quickstart_multi
+from gc_jax import config as configs
 from gc_jax import data, models, optim, parallel, preflighting, train
 from gc_jax import state as states
 from gc_jax.data import Classes, Dataset, pipeline
@@ -274,10 +275,15 @@ def test_a_search_without_end_is_given_up():
     ({"compose__mode": "independent"}, 1),
     ({"loss__consistency_weight": 0.0}, 1),
     ({"compose__mode": "packed", "compose__groups": 8}, 8),
+    ({"compose__mode": "packed", "accumulate_steps": 2}, 8),
+    ({"compose__mode": "independent", "model__bn_group": 6}, 6),
+    ({"model__bn_group": 8, "accumulate_steps": 3}, 24),
   ],
 )
-def test_images_come_in_whole_composites(fields, unit):
+def test_images_come_in_whole_composites_groups_and_parts(fields, unit):
   assert preflighting.images_unit(recipe(**fields), 4) == unit
+  for times in (1, 3):
+    configs.validate(recipe(**fields, batch_size=times * unit * 4), 4)
 
 
 def test_a_good_guess_saves_compilations():
