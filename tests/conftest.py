@@ -153,7 +153,9 @@ def bucket(monkeypatch):
   """The path of a folder, empty and not yet there, in a bucket."""
   from etils import epath
 
-  monkeypatch.setitem(fsspec.registry._registry, "gcs", _Bucket)
+  # The package hides this module of its own behind a name of the same.
+  registry = importlib.import_module("fsspec.registry")
+  monkeypatch.setitem(registry._registry, "gcs", _Bucket)
   _Bucket.store.clear()
   return epath.Path("gs://bucket/run")
 

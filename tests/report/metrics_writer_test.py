@@ -116,8 +116,8 @@ def test_a_bucket_has_every_line_once_saved_and_goes_on_from_there(bucket):
 def test_a_bucket_is_brought_up_to_date_every_minute(bucket, monkeypatch):
   writer = MetricsWriter(bucket)
   now = time.monotonic()
-  monkeypatch.setattr(time, "monotonic", lambda: now + 61)
-  writer.write(1, {"train/loss": 1.0})
-  monkeypatch.undo()
+  with monkeypatch.context() as patch:
+    patch.setattr(time, "monotonic", lambda: now + 61)
+    writer.write(1, {"train/loss": 1.0})
   assert (bucket / "metrics.jsonl").exists()
   writer.close()
