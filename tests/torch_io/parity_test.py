@@ -210,7 +210,17 @@ class Ours:
       return jax.jit(step).lower(state, batch).compile()
 
 
-@pytest.fixture(scope="module", params=LR)
+# The pooling of maxima is compared on a smaller net every day.
+LARGE = ("resnet50-gmp",)
+
+
+@pytest.fixture(
+  scope="module",
+  params=[
+    pytest.param(name, marks=[pytest.mark.large] * (name in LARGE))
+    for name in LR
+  ],
+)
 def case(request):
   """One model on both sides: `train(seed, num_steps)` on each."""
   ours = Ours(request.param)
