@@ -36,8 +36,9 @@ from gc_jax.trained import LoadedModel
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
 _NUM_EXAMPLES = 8
-# Fields of a configuration that move no number of an evaluation.
-_NO_PART = ("data.dir", "data.path", "data.num_workers", "eval.batch_size")
+# Fields of a configuration that move no number of an evaluation. Where archives
+# lie does not either; a folder's path says which data set it is.
+_NO_PART = ("data.dir", "data.num_workers", "eval.batch_size")
 
 
 def evaluate(
@@ -205,6 +206,8 @@ def _identity(
   """Returns what makes an evaluation this one, JSON's values."""
   whole = configs.to_dict(config)
   flat = configs.flatten({"data": whole["data"], "eval": whole["eval"]})
+  if config.data.name != "folder":
+    del flat["data.path"]
   return {
     "model": loaded.source,
     "weights": checkpoint.digest(nnx.state(loaded.model)),
@@ -228,19 +231,20 @@ def _plan(
 
 def _described(plan, ledger, out) -> Iterator[str]:
   count = sum(one.num_batches for one in plan)
+  total = sum(len(one.rows) for one in plan)
   yield (
     f"{len(plan)} programs to compile, {count:,} batches of "
     f"{ledger.num_rows:,} pairs of picture and class"
   )
   done = sum(ledger.done.values())
   if done:
-    yield f"going on from {out / PARTIAL}: {done:,} batches are done"
+    yield f"going on from {out / PARTIAL}: {done:,} of {total:,} are measured"
 
 
 def _measured(plan, planner, mesh, ledger, out) -> Iterator[str]:
   """Runs the passes, with progress; saves the ledger now and then."""
-  total = sum(one.num_batches for one in plan)
-  bar = progress.Progress(total, sum(ledger.done.values()))
+  total = sum(len(one.rows) for one in plan)
+  bar = progress.Progress(total, sum(ledger.done.values()), unit="row")
   clock = saved = time.monotonic()
   current = None
   try:

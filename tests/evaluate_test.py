@@ -143,7 +143,8 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
   lines = evaluate(smoke_run, again, KINDS)
   (going_on,) = [line for line in lines if "going on from" in line]
   # Squares and the first composites: what was saved is not measured again.
-  assert re.search(r": [45] batches are done", going_on), going_on
+  count, total = re.search(r": (\d+) of (\d+) are measured", going_on).groups()
+  assert 0 < int(count) < int(total)
   theirs, ours = files.load(out).results, files.load(again).results
   assert ours == theirs
   assert not (again / "partial.npz").exists()

@@ -1,5 +1,7 @@
 """Passes of an evaluation, under both protocols, against brute force."""
 
+import itertools
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -203,6 +205,29 @@ def test_what_was_done_is_not_done_again(model, dataset, mesh):
       for name, (value, weight) in sums.items():
         np.testing.assert_array_equal(ledger.totals[what][name][0], value)
         np.testing.assert_array_equal(ledger.totals[what][name][1], weight)
+
+
+def test_it_goes_on_in_batches_of_another_size(model, dataset, mesh):
+  """After memory was short, say: every row is measured once."""
+
+  def measured(ledger, batch_size, stop=None):
+    planner = passes.Planner(
+      model, dataset, config(batch_size=batch_size), mesh
+    )
+    ledger = ledger or Ledger(len(planner.pairs.index))
+    running = passes.run(planner.standard(METHODS), planner.pairs, mesh, ledger)
+    for _ in itertools.islice(running, stop):
+      pass
+    running.close()
+    return ledger
+
+  whole = measured(None, 4)
+  found = measured(measured(None, 8, stop=1), 4)
+  for name, column in whole.columns.items():
+    np.testing.assert_allclose(found.columns[name], column, atol=1e-5)
+  for name, (total, weight) in whole.totals["classification"].items():
+    np.testing.assert_allclose(found.totals["classification"][name][0], total)
+    assert (found.totals["classification"][name][1] == weight).all()
 
 
 def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):

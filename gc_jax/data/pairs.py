@@ -341,7 +341,7 @@ def batches(
     rows: which of them, in this order.
     maker: makes the rows.
     batch_size: rows of all processes; divisible by their number.
-    start: number of the first batch that is made.
+    start: how many of the rows are left out, at their beginning.
     process_index: which share.
     process_count: of how many.
   """
@@ -349,7 +349,7 @@ def batches(
   begin = process_index * local
   shares = [
     np.asarray(rows[first + begin :][:local], np.int64)
-    for first in range(start * batch_size, len(rows), batch_size)
+    for first in range(start, len(rows), batch_size)
   ]
   source = grain.MapDataset.source(shares).map(_Shares(pairs, maker, local))
   return iter(source.to_iter_dataset(pipeline.READ_OPTIONS))

@@ -26,7 +26,7 @@ class Ledger:
     columns: name -> `[N]`, NaN where nothing was measured or nothing counts.
     totals: what -> name -> (sum, weight), in float64: a sum over 50,000
       examples outgrows float32.
-    done: pass -> batches of it that are in here.
+    done: pass -> rows of it that are in here, the first ones.
     secs: time taken, of all sittings.
   """
 
@@ -67,7 +67,7 @@ class Ledger:
           before + np.asarray(total, np.float64),
           count + np.asarray(weight, np.float64),
         )
-    self.done[name] = self.done.get(name, 0) + 1
+    self.done[name] = self.done.get(name, 0) + int(real.sum())
 
   def save(self, path: Path) -> None:
     """Writes everything, completely or not at all."""

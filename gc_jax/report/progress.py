@@ -26,6 +26,7 @@ class Progress:
     start_step: updates already done when this run began.
     enabled: False on every process but the first: nothing is shown.
     stream: where to; standard error unless given.
+    unit: what is counted, where it is not updates.
   """
 
   def __init__(
@@ -34,10 +35,12 @@ class Progress:
     start_step: int = 0,
     enabled: bool = True,
     stream: io.TextIOBase | None = None,
+    unit: str = "step",
   ):
     self._total_steps = total_steps
     self._stream = sys.stderr if stream is None else stream
     self._enabled = enabled
+    self._unit = unit
     self._shown: dict[str, str] = {}
     self._origin = (start_step, time.monotonic())
     self._compiled = False
@@ -47,7 +50,7 @@ class Progress:
       self._bar = tqdm.tqdm(
         total=total_steps,
         initial=start_step,
-        unit="step",
+        unit=unit,
         file=self._stream,
         dynamic_ncols=True,
       )
@@ -91,10 +94,10 @@ class Progress:
   def _line(self, step: int, now: float) -> str:
     first_step, first_secs = self._origin
     percent = 100 * step / max(self._total_steps, 1)
-    parts = [f"{percent:3.0f}%", f"step {step:,}/{self._total_steps:,}"]
+    parts = [f"{percent:3.0f}%", f"{self._unit} {step:,}/{self._total_steps:,}"]
     if step > first_step and now > first_secs:
       rate = (step - first_step) / (now - first_secs)
-      parts.append(f"{rate:.3g} steps/s")
+      parts.append(f"{rate:.3g} {self._unit}s/s")
       if step < self._total_steps:
         left_secs = (self._total_steps - step) / rate
         parts.append(f"{format_secs(left_secs)} left")
