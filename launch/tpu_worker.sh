@@ -24,6 +24,7 @@ install() {
     export PYTHON
   fi
   ensure_environment requirements.txt
+  ensure_environment launch/requirements.txt
 }
 
 # What an earlier attempt left running: it holds the TPU.

@@ -8,6 +8,7 @@ warnings as errors among them, are in pytest.ini.
 # ruff: noqa: E402 (flags are set before anything could start a device)
 
 import functools
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -24,6 +25,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   # A train step compiles in 1.3 s instead of 4. Later jaxlibs have no such
   # flag, and end the process at one they do not know.
   _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+  # Both cores are busy: parts of a program made side by side are only overhead.
+  _FLAGS["--xla_cpu_parallel_codegen_split_count"] = 1
 # A flag that the user sets wins.
 for _flag, _value in _FLAGS.items():
   if _flag not in os.environ.get("XLA_FLAGS", ""):
@@ -39,6 +42,10 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
+# Tracing makes millions of objects, and few circles: looking through all of
+# them as often as Python would takes a twentieth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 # The devices are made now: tests of subprocesses change the environment.
 jax.devices()
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -206,7 +206,11 @@ class Fakes:
 
 @pytest.fixture
 def fakes(tmp_path):
-  return Fakes(tmp_path)
+  # What is started from a shell's background is deaf to Ctrl-C, and so is all
+  # that it starts, unless it listens itself.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield Fakes(tmp_path)
+  signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -727,6 +731,8 @@ def test_the_image_holds_what_a_worker_needs():
     assert (ROOT / path).exists()
     assert f"!{path.split('/')[0]}" in sent
   assert {"configs", "gc_jax", "launch", "requirements.txt"} <= set(copied)
+  # Workdirs are in buckets.
+  assert "ensure_environment launch/requirements.txt" in text
 
 
 # TPU pods.
@@ -973,10 +979,13 @@ def test_a_tpu_worker_installs_the_build_for_tpus(machine, old):
   machine.plays(version="1, 0" if old else "0")
   done = machine.run("tpu_worker.sh", "install", root=machine.root)
   assert done.returncode == 0, done.stderr
-  *_, pip = machine.calls("pip install", "requirements.txt")
-  assert pip[-1] == "jax[tpu]"
+  pips = machine.calls("pip install", "requirements.txt")
+  files = ["requirements.txt", "launch/requirements.txt"]
+  assert [pip[pip.index("-r") + 1] for pip in pips] == files
+  assert {pip[-1] for pip in pips} == {"jax[tpu]"}
+  assert "gcsfs" in (ROOT / "launch/requirements.txt").read_text()
   assert bool(machine.calls("uv python install")) == old
-  (venv,) = machine.calls("-m venv")
+  venv, *_ = machine.calls("-m venv")
   assert venv[0] == ("python3.12" if old else "python3")
   machine.plays(pip="1")
   (machine.root / "requirements.txt").write_text("other")

@@ -210,8 +210,8 @@ class Ours:
       return jax.jit(step).lower(state, batch).compile()
 
 
-# The pooling of maxima is compared on a smaller net every day.
-LARGE = ("resnet50-gmp",)
+# Their layers and poolings are compared every day, in names_test.py.
+LARGE = ("resnet50", "resnet50-gmp")
 
 
 @pytest.fixture(
