@@ -6,6 +6,7 @@ owns them through `Checkpoints`; everyone else only looks, by `read_variables`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -23,7 +24,8 @@ from gc_jax.report import files
 FOLDER = "checkpoints"
 
 _BEST = "best"  # the metric by which the best is known
-
+# Why a checkpoint is given up that this process could read.
+_ELSEWHERE = OSError("another process could not")
 
 _logger = logging.getLogger(__name__)
 
@@ -55,25 +57,19 @@ class Checkpoints:
   def __init__(self, workdir: files.AnyPath, keep: int):
     self._folder = _folder(workdir)
     self._keep = keep
-    self._unreadable: list[int] = []
-    for step, error in self._bad_metrics():
-      self._set_aside(step, error)
-    self._manager = self._open()
 
-  def _bad_metrics(self) -> list[tuple[int, Exception]]:
-    """Returns the checkpoints whose metrics cannot be read, and why.
-
-    Orbax reads them all when it opens, and stops at the first bad one.
-    """
-    bad = []
-    for step in _steps_in(self._folder):
+  @functools.cached_property
+  def _manager(self) -> _Manager:
+    """Orbax's, opened when it is needed: after `restore` looked around."""
+    # It reads the metrics of all checkpoints, and stops at the first bad one.
+    for step in sorted(_steps_in(self._folder)):
+      bad = None
       try:
         json.loads((self._folder / f"{step}/metrics/metrics").read_text())
       except (OSError, ValueError) as error:
-        bad.append((step, error))
-    return bad
-
-  def _open(self) -> _Manager:
+        bad = error
+      if parallel.any_process(bad is not None):
+        self._set_aside(step, bad or _ELSEWHERE)
     last = checkpoint_managers.LatestN(self._keep)
     best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
     return _Manager(
@@ -81,10 +77,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         best_fn=_best_metric,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-          [
-            last,
-            best,
-          ]
+          [last, best]
         ),
         cleanup_tmp_directories=True,
       ),
@@ -130,8 +123,8 @@ class Checkpoints:
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Returns the last readable checkpoint, or `like` itself where none is.
 
-    One that cannot be read is moved aside and the one before it is tried,
-    loudly.
+    Those that cannot be read are moved aside, loudly, once an older one is.
+    What is still being saved is not looked at.
 
     Args:
       like: a state of the same shapes, on the devices to restore to.
@@ -142,45 +135,36 @@ class Checkpoints:
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      failed = None
+    failed: dict[int, Exception] = {}
+    for step in sorted(_steps_in(self._folder), reverse=True):
+      error = None
       try:
-        restored = self._restore(step, like)
-      except Exception as error:
-        failed = error
-      if not parallel.any_process(failed is not None):
+        restored = _restore(self._folder, step, like)
+      except Exception as caught:
+        error = caught
+      if not parallel.any_process(error is not None):
+        for unreadable, why in failed.items():
+          self._set_aside(unreadable, why)
         return restored
-      self._manager.close()
-      self._set_aside(step, failed or OSError("another process could not"))
-      self._manager = self._open()
-    if self._unreadable:
+      failed[step] = error or _ELSEWHERE
+    if failed:
       raise CheckpointError(
-        f"None of the checkpoints {sorted(self._unreadable)} of {self._folder} "
-        "could be read; they were moved aside, next to it. To start from "
-        "scratch, use another --workdir."
+        f"None of the checkpoints {sorted(failed)} of {self._folder} could be "
+        f"read (the last: {_first_line(failed[max(failed)])}). Nothing was "
+        "touched. Restore the folder from a copy, or use another --workdir to "
+        "start from scratch."
       )
     return like, {}
 
-  def _restore(self, step: int, like: PyTree):
-    leaves = named_leaves(like)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(
-          jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
-        ),
-        meta=ocp.args.JsonRestore(),
-      ),
-    )
-    ordered = [restored["state"][name] for name in leaves]
-    state = jax.tree.unflatten(jax.tree.structure(like), ordered)
-    return state, restored["meta"]
-
   def _set_aside(self, step: int, error: Exception) -> None:
-    aside = self._folder.parent / f"unreadable_checkpoint_{step}"
+    folder, number = self._folder.parent, 1
+    aside = folder / f"unreadable_checkpoint_{step}"
+    while aside.exists():
+      number += 1
+      aside = folder / f"unreadable_checkpoint_{step}_{number}"
     _logger.error(
       "The checkpoint of step %d cannot be read (%s). It is moved to %s, "
-      "and the one before it is used.",
+      "and an older one is used.",
       step,
       _first_line(error),
       aside,
@@ -190,7 +174,6 @@ class Checkpoints:
     if parallel.is_main():
       (self._folder / str(step)).rename(aside)
     parallel.wait_for_all(f"after {aside.name}")
-    self._unreadable.append(step)
 
   def _save_error(self, error: Exception) -> CheckpointError:
     steps = sorted(self._manager.all_steps())
@@ -302,6 +285,46 @@ def _read_variables(folder: files.AnyPath, step: int) -> Variables:
       ),
     )
   return Variables(step, restored["state"], restored["meta"])
+
+
+def _restore(
+  folder: files.AnyPath, step: int, like: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+  """Returns a state like another, and its `meta`, or raises what goes wrong.
+
+  Every process reads for itself and waits for none: where one fails, the
+  others still end, and they can agree.
+  """
+  index, _ = parallel.process()
+  alone = {
+    "multiprocessing_options": ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=str(index),
+    )
+  }
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(**alone),
+    state=ocp.StandardCheckpointHandler(**alone),
+    meta=ocp.JsonCheckpointHandler(**alone),
+    metrics=ocp.JsonCheckpointHandler(filename="metrics", **alone),
+  )
+  leaves = named_leaves(like)
+  with ocp.Checkpointer(handler, **alone) as checkpointer:
+    restored = checkpointer.restore(
+      folder / str(step),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(
+          jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+        ),
+        meta=ocp.args.JsonRestore(),
+        # Unread, it would be found broken when Orbax opens the folder.
+        metrics=ocp.args.JsonRestore(),
+      ),
+    )
+  ordered = [restored["state"][name] for name in leaves]
+  state = jax.tree.unflatten(jax.tree.structure(like), ordered)
+  return state, restored["meta"]
 
 
 def _folder(workdir: files.AnyPath) -> files.AnyPath:

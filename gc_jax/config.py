@@ -211,6 +211,17 @@ def _validate_composites(
       f"{packed}{parts} under --config.compose.mode={config.compose.mode!r}; "
       f"use {_neighbours(batch_size, share)}."
     )
+  if (
+    config.compose.distractors == "batch"
+    and batch_size // share < 4
+    and (not is_packed)
+  ):
+    raise ValueError(
+      f"--config.batch_size={batch_size} must have at least 4 images for each "
+      f"of {groups} groups{parts}, a picture and three distractors; it has "
+      f"{batch_size // share}. Use {4 * share}, or "
+      "--config.compose.distractors=dataset."
+    )
 
 
 def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:

@@ -325,9 +325,14 @@ def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:
 
 def fetch(tree: Any) -> Any:
   """Returns global arrays as numpy, whole, on every process."""
-  if jax.process_count() > 1:
-    return multihost_utils.process_allgather(tree, tiled=True)
-  return jax.tree.map(np.asarray, tree)
+
+  def whole(x):
+    # A copy is here already; gathering would wait behind what runs by now.
+    if jax.process_count() == 1 or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(whole, tree)
 
 
 def process() -> tuple[int, int]:

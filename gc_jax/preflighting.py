@@ -170,9 +170,14 @@ def search(
       )
     return findings[per_device]
 
-  asked, remainder = divmod(config.batch_size, where.mesh.size)
-  possible = asked > 0 and not remainder and asked % unit == 0
-  first = finding(asked if possible else unit)
+  try:
+    configs.validate(config, where.mesh.size)
+  except ValueError as error:
+    _logger.warning("The recipe's own batch is left out: %s", error)
+    possible = False
+  else:
+    possible = True
+  first = finding(config.batch_size // where.mesh.size if possible else unit)
   largest_that_fits(
     lambda size: finding(size).fits,
     lambda: _guess(findings, where.memory_limit),
@@ -229,15 +234,15 @@ def read_per_device(text: str) -> int | str:
 
 
 def images_unit(config: ConfigDict, num_devices: int) -> int:
-  """Returns of what the images of one device must be a multiple.
+  """Returns of what a search takes the images of one device as multiples.
 
-  They are whole composites, and whole groups of BatchNorm, in every part of the
-  batch.
+  They fill composites, each from a group of at least four images, and whole
+  groups of BatchNorm, in every part of the batch.
   """
   share = num_devices
   if config.loss.consistency_weight > 0:
     groups = configs.compose_groups(config, num_devices)
-    share = groups * (4 if config.compose.mode == "packed" else 1)
+    share = groups * (4 if config.compose.distractors == "batch" else 1)
   unit = math.lcm(share, num_devices) // num_devices
   return math.lcm(unit, config.model.bn_group or 1) * config.accumulate_steps
 

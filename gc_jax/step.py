@@ -22,8 +22,6 @@ from gc_jax.models import layers, pure_head
 from gc_jax.state import TrainState
 from gc_jax.types import Batch, Metrics
 
-TARGET_DRAWS = ("category", "instance")
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

@@ -114,9 +114,9 @@ def train_and_evaluate(
           evaluation,
           mesh,
         )
+        checkpoints.close()
     finally:
       run.close()
-    checkpoints.close()
     _end_if_asked(run)
 
     results = {
@@ -155,7 +155,7 @@ def _train(
 ) -> tuple[TrainState, dict[str, Any]]:
   """Returns the state after the last step, and what goes with it."""
   config = run.config
-  meta = {"train_secs": 0.0, "best": -math.inf, "skipped": 0.0} | meta
+  meta = {"train_secs": 0.0, "skipped": 0.0} | meta
   # With them a checkpoint can be explained without its data.
   meta["class_names"] = list(train_set.class_names)
   meta["multi_label"] = train_set.multi_label
@@ -209,17 +209,16 @@ def _train(
         # A state is evaluated and saved only once its numbers are known to be
         # finite: the checkpoints then hold nothing to recover from.
         run.flush(step)
+      score = -math.inf  # where it is not evaluated, it is not the best
       if evaluating:
         run.pause()
-        meta["best"] = run.write(step, evaluation.quick(state))
+        score = run.write(step, evaluation.quick(state))
         run.resume()
       if saving:
         meta["train_secs"] = time.perf_counter() - started
         meta["skipped"] = run.skipped
-        # Where only the stop is the reason, it is not known how good it is.
-        known = evaluating or not stopping
         run.save()
-        checkpoints.save(state, meta, best=meta["best"] if known else -math.inf)
+        checkpoints.save(state, meta, best=score)
       if stopping:
         _end(run, step, checkpoints)
   return state, meta

@@ -119,6 +119,37 @@ def test_corrupt_checkpoints_alone_are_an_error_that_names_them(workdir):
   assert contents(workdir) == before
 
 
+def test_training_is_refused_corrupt_checkpoints_alone_however_often(workdir):
+  """Were they moved away, the second start would be from scratch."""
+  truncate(workdir / FOLDER)
+  before = contents(workdir)
+  for _ in range(2):
+    with pytest.raises(CheckpointError, match=r"None of the .* \[1, 2\] of"):
+      Checkpoints(workdir, keep=2).restore(state(0))
+    assert contents(workdir) == before
+
+
+def test_what_cannot_be_read_takes_no_others_place(workdir):
+  truncate(workdir / FOLDER / "2")
+  (workdir / "unreadable_checkpoint_2").mkdir()
+  checkpoints = Checkpoints(workdir, keep=2)
+  restored, meta = checkpoints.restore(state(0))
+  checkpoints.close()
+  assert restored.step == 1 and meta == {"told": 1}
+  assert (workdir / "unreadable_checkpoint_2_2" / "state").is_dir()
+
+
+def test_bad_metrics_of_an_older_one_do_not_stop_a_save(workdir):
+  (workdir / FOLDER / "1" / "metrics" / "metrics").write_text("{")
+  checkpoints = Checkpoints(workdir, keep=2)
+  restored, _ = checkpoints.restore(state(0))
+  assert restored.step == 2
+  checkpoints.save(state(3), {}, best=0.0)
+  checkpoints.close()
+  assert (workdir / "unreadable_checkpoint_1").is_dir()
+  assert checkpoint.read_variables(workdir).step == 3
+
+
 def test_a_run_without_checkpoints_says_to_wait(tmp_path):
   with pytest.raises(
     CheckpointError,

@@ -225,6 +225,19 @@ def test_a_packed_batch_must_divide_into_composites_of_four():
   )
 
 
+def test_a_group_must_have_three_distractors_for_a_picture():
+  fields = {"compose.mode": "independent", "accumulate_steps": 2}
+  configs.validate(make(batch_size=16, **fields), num_devices=2)
+  with pytest.raises(
+    ValueError,
+    match=r"at least 4 images for each of 4 groups .*; it has 2\. "
+    r"Use 32, or --config\.compose\.distractors=dataset",
+  ):
+    configs.validate(make(batch_size=16, **fields), num_devices=4)
+  fields["compose.distractors"] = "dataset"
+  configs.validate(make(batch_size=16, **fields), num_devices=4)
+
+
 def test_groups_must_not_straddle_devices():
   message = r"--config\.compose\.groups=2 must be a multiple of 4 devices"
   with pytest.raises(ValueError, match=message):

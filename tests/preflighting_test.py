@@ -272,11 +272,12 @@ def test_a_search_without_end_is_given_up():
   ("fields", "unit"),
   [
     ({"compose__mode": "packed"}, 4),
-    ({"compose__mode": "independent"}, 1),
+    ({"compose__mode": "independent"}, 4),
+    ({"compose__mode": "independent", "compose__distractors": "dataset"}, 1),
     ({"loss__consistency_weight": 0.0}, 1),
     ({"compose__mode": "packed", "compose__groups": 8}, 8),
     ({"compose__mode": "packed", "accumulate_steps": 2}, 8),
-    ({"compose__mode": "independent", "model__bn_group": 6}, 6),
+    ({"compose__mode": "independent", "model__bn_group": 6}, 12),
     ({"model__bn_group": 8, "accumulate_steps": 3}, 24),
   ],
 )

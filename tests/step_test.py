@@ -16,6 +16,7 @@ from scipy import stats
 
 from configs import quickstart
 from gc_jax import compose, models
+from gc_jax import config as configs
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.compiled import KINDS, exchanges
@@ -418,7 +419,7 @@ def test_skipped_pictures_are_counted(make_tiny):
 # Several present classes.
 
 
-@pytest.mark.parametrize("target_draw", steps.TARGET_DRAWS)
+@pytest.mark.parametrize("target_draw", configs.TARGET_DRAWS)
 def test_the_drawn_class_has_its_law(target_draw):
   """Uniform over present categories, or in proportion to their objects."""
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])

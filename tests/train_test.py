@@ -259,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
   assert "Lower --config.optim.lr_per_256" in done.stderr
   assert "Traceback" not in done.stderr
   assert not (workdir / "results.json").exists()
-  saved = [p.name for p in (workdir / FOLDER).iterdir() if p.name.isdigit()]
+  saved = [p.name for p in (workdir / FOLDER).glob("*") if p.name.isdigit()]
   step = int(done.stderr.split("at step ")[1].split(":")[0])
   assert all(int(name) < step for name in saved)
 
@@ -334,6 +334,7 @@ def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):
   like = TrainState(
     jnp.asarray(0), nnx.State({"w": jnp.zeros(3)}), nnx.State({}), ()
   )
+  checkpoints.wait()
   state, meta = checkpoints.restore(like)
   checkpoints.close()
   assert meta == {"step": 4}
