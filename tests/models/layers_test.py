@@ -1,5 +1,7 @@
 """Layers as PyTorch defines them: against loops, constants and statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,3 +324,46 @@ def test_what_is_computed_twice_is_the_same(make_tiny, kind):
   for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
     # The same operations; float32 sums may be taken in another order.
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("window", "stride", "padding", "partial_windows"),
+  [(3, 2, 1, False), (2, 2, 0, False), (3, 2, 0, True), (3, 1, 1, False)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_window_goes_to_its_first_maximum(
+  window, stride, padding, partial_windows, dtype
+):
+  """As in PyTorch, and as XLA has it for accelerators; second order, too."""
+  rng = np.random.default_rng(0)
+  # Few values: most windows have several maxima.
+  x = rng.integers(-3, 3, (2, 9, 12, 3)).astype(np.float32)
+  pool = functools.partial(
+    layers.max_pool,
+    window=window,
+    stride=stride,
+    padding=padding,
+    partial_windows=partial_windows,
+  )
+  ours = jnp.asarray(x, dtype)
+  weights = rng.integers(-8, 8, pool(ours).shape).astype(np.float32)
+
+  def gradient(x, weights):
+    y, backward = jax.vjp(pool, x)
+    return backward(weights.astype(y.dtype))[0]
+
+  found = jax.jit(gradient)(ours, jnp.asarray(weights))
+  theirs = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+  pooled = torch.nn.functional.max_pool2d(
+    theirs, window, stride, padding, ceil_mode=partial_windows
+  )
+  (expected,) = torch.autograd.grad(
+    pooled, theirs, torch.from_numpy(weights).permute(0, 3, 1, 2)
+  )
+  assert found.dtype == ours.dtype
+  np.testing.assert_array_equal(
+    found.astype(np.float32), expected.permute(0, 2, 3, 1)
+  )
+  # Linear in the weights: its own gradient is the choice of the maxima.
+  _, transposed = jax.vjp(lambda w: gradient(ours, w), jnp.asarray(weights))
+  np.testing.assert_array_equal(transposed(ours)[0], pool(ours))
