@@ -150,22 +150,21 @@ class BatchNorm(nnx.BatchNorm):
 
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
     """Returns the normalised activations; in training mode it takes count."""
-    # Seen from the running mean, which is near the batch's: mean and variance
-    # then take one pass over the activations, and their difference of squares
-    # loses no digits. From 0 it would lose three where a mean is 30 times the
-    # standard deviation, as after a ReLU it can be.
-    origin = self.mean if self.origin is None else self.origin
-    origin = jax.lax.stop_gradient(origin[...])[None]
     groups = 1 if self.use_running_average else self.bn_groups
     grouped = at_least_float32(x).reshape(groups, -1, *x.shape[1:])
-    grouped -= _channels(origin)
     if self.use_running_average:
-      mean, var = jnp.zeros_like(origin), self.var[...][None]
+      mean, var = self.mean[...][None], self.var[...][None]
     else:
+      # The variance is seen from the running mean, which is near the batch's:
+      # it then takes one pass over the activations, and the difference of
+      # squares loses no digits. From 0 it would lose three where a mean is 30
+      # times the standard deviation, as after a ReLU it can be.
+      origin = self.mean if self.origin is None else self.origin
+      origin = jax.lax.stop_gradient(origin[...])[None]
       mean = grouped.mean((1, 2, 3))
-      var = jnp.square(grouped).mean((1, 2, 3)) - jnp.square(mean)
-      var = jnp.maximum(var, 0)
-      self._track(origin + mean, var, x.size // x.shape[-1] // groups)
+      squares = jnp.square(grouped - _channels(origin)).mean((1, 2, 3))
+      var = jnp.maximum(squares - jnp.square(mean - origin), 0)
+      self._track(mean, var, x.size // x.shape[-1] // groups)
     scale = self.scale[...][None] * jax.lax.rsqrt(var + self.epsilon)
     shift = self.bias[...][None] - mean * scale
     grouped = grouped * _channels(scale) + _channels(shift)

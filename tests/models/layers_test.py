@@ -173,7 +173,10 @@ def test_max_pooling_ends_where_pytorchs_does(size, window, partial_windows):
 
 
 def test_batch_norm_loses_no_digits_to_a_large_mean(rngs):
-  """Near the running mean, as in a run; float32 has seven digits."""
+  """Near the running mean, as in a run: no more than the mean itself has.
+
+  float32 has seven; squares of it, seen from 0, would leave one.
+  """
   x = np.random.default_rng(0).normal(1_000, 1, (8, 16, 16, 4))
   x = x.astype(np.float32)
   norm = layers.BatchNorm(4, dtype=jnp.float32, rngs=rngs)
@@ -181,7 +184,7 @@ def test_batch_norm_loses_no_digits_to_a_large_mean(rngs):
   norm.train()
   exact = x.astype(np.float64)
   expected = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
-  np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=2e-4)
+  np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=5e-4)
 
 
 def test_running_statistics_are_not_rounded_to_the_compute_dtype(rngs):
