@@ -51,7 +51,8 @@ def main() -> None:
     return
 
   rows = {count: _in_process(count) for count in DEVICES}
-  print(json.dumps({**vars(arguments), "devices": rows}, indent=2))
+  asked = {k: v for k, v in vars(arguments).items() if k != "measure"}
+  print(json.dumps({**asked, "devices": rows}, indent=2))
   wrong = violations(rows)
   if wrong:
     sys.exit("\n".join(wrong))
