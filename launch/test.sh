@@ -14,7 +14,8 @@ if (($# == 0)); then
   # Two processes: most of the time, one core compiles. Whole files, so that
   # what the tests of a file share is made once. What repeats on a large
   # network is left to `launch/test.sh tests -m large`.
-  set -- tests -n 2 --dist loadfile --durations=15 -m "not large"
+  set -- tests -n 2 --dist loadfile --no-loadscope-reorder --durations=15 \
+    -m "not large"
 fi
 # The tests make their own devices, on any machine.
 export JAX_PLATFORMS=cpu

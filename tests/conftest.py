@@ -65,6 +65,12 @@ hypothesis.configuration.set_hypothesis_home_dir(
 )
 
 
+def pytest_collection_modifyitems(items):
+  """Files with slow tests come first: else one process ends with them alone."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def make_tiny():
   """Builds the smallest net with a stem, a block, a pooling and a head.

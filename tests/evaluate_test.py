@@ -19,6 +19,9 @@ from gc_jax.attribution import CONTROLS
 from gc_jax.report import evaluated as files
 from tests import smoke
 
+# Whole evaluations.
+pytestmark = pytest.mark.slow
+
 CHEAP = ("gradcam_elementwise", "gradcam")
 # A map of cells and one of pixels. All methods pass through the same lines, and
 # each has its own tests; those of many passes are tests/passes_test.py's.
@@ -182,6 +185,8 @@ FEW = (
 )
 
 
+# Its parts are above, and in passes_test.py.
+@pytest.mark.large
 def test_killed_the_command_continues_under_the_release_protocol(
   smoke_run, tmp_path, compilation_cache
 ):

@@ -12,7 +12,7 @@ import torch
 import gc_jax
 from gc_jax import export, models, torch_io, trained
 from gc_jax.torch_io import card, compare, names
-from tests.torch_io import torch_models
+from tests.torch_io import parameters, torch_models
 
 
 @pytest.fixture
@@ -86,7 +86,10 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
   assert all(np.array_equal(ours[key], written[key]) for key in ours)
 
 
-@pytest.mark.parametrize("name", sorted(set(models.MODELS) - {"vgg16"}))
+@pytest.mark.parametrize(
+  "name",
+  parameters.deepest_apart(sorted(set(models.MODELS) - {"vgg16"})),
+)
 def test_a_cards_code_makes_the_architecture(
   name, tmp_path, torchvision, monkeypatch, small_weights
 ):

@@ -21,6 +21,9 @@ from gc_jax.checkpoint import FOLDER
 from gc_jax.report.metrics_writer import read_metrics
 from tests.smoke import ROOT, command
 
+# Whole processes, started again and again.
+pytestmark = pytest.mark.slow
+
 TOTAL_STEPS = 16
 FLAGS = [
   "--config=configs/quickstart.py:gmp_gc,smoke",

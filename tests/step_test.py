@@ -565,7 +565,7 @@ def shapes(text):
   "name",
   [
     quickstart.get_config().model.name,
-    pytest.param("resnet18", marks=pytest.mark.slow),  # three compilations
+    pytest.param("resnet18", marks=pytest.mark.large),  # three compilations
   ],
 )
 def test_a_consistency_step_costs_two_plain_steps_or_five(name):

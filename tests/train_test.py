@@ -106,6 +106,8 @@ def test_a_run_leaves_what_the_contract_says(finished):
   assert lines[-1]["step"] == 8
 
 
+# Three runs; its parts are in trained_test.py and state_test.py.
+@pytest.mark.large
 def test_a_run_starts_from_weights_with_a_head_of_its_own(tmp_path):
   path = tmp_path / "given.safetensors"
   name = "resnet8-small-gmp"

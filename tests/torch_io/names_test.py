@@ -10,7 +10,7 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.attribution import METHODS
 from gc_jax.torch_io import names
-from tests.torch_io import torch_models
+from tests.torch_io import parameters, torch_models
 
 GRAD_CAMS = ("gradcam", "gradcam_elementwise")
 
@@ -28,7 +28,7 @@ def arrays(model):
   return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", parameters.deepest_apart(NAMES))
 def test_there_and_back_every_bit_is_the_same(name, small_perceptrons):
   theirs = twin(name)
   there = arrays(theirs)

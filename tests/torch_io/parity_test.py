@@ -211,7 +211,7 @@ class Ours:
 
 
 # Their layers and poolings are compared every day, in names_test.py.
-LARGE = ("resnet50", "resnet50-gmp")
+LARGE = ("alexnet", "resnet50", "resnet50-gmp")
 
 
 @pytest.fixture(
