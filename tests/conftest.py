@@ -170,6 +170,7 @@ def bucket(monkeypatch):
   registry = importlib.import_module("fsspec.registry")
   monkeypatch.setitem(registry._registry, "gcs", _Bucket)
   _Bucket.store.clear()
+  _Bucket.pseudo_dirs[:] = [""]
   return epath.Path("gs://bucket/run")
 
 
