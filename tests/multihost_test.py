@@ -337,7 +337,11 @@ def test_composites_mix_images_of_one_device_and_errors_end_both(start, mode):
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
-    ("--config.batch_size=12", "must be divisible by 8 devices; use 8 or 16"),
+    pytest.param(
+      "--config.batch_size=12",
+      "must be divisible by 8 devices; use 8 or 16",
+      marks=pytest.mark.large,  # without a command: config_test.py
+    ),
     ("--workdir=/dev/null/run", "must be a folder that can be written to"),
   ],
 )

@@ -222,6 +222,7 @@ def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
   assert steps[-1] == 8
 
 
+@pytest.mark.large  # in two processes: multihost_test.py
 def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(copied):
   for path in (copied / FOLDER / "8").rglob("*"):
     if path.is_file():
@@ -311,6 +312,7 @@ except CheckpointError as error:
   assert "Make room" in done.stdout
 
 
+@pytest.mark.large  # without a command: checkpoint_test.py
 def test_no_readable_checkpoint_at_all_is_an_error_not_a_fresh_start(
   copied, tmp_path
 ):

@@ -56,7 +56,11 @@ def test_there_and_back_every_bit_is_the_same(name, small_perceptrons):
     "vgg16",
   ],
 )
-@pytest.mark.parametrize("size", [(187, 251), (128, 96)], ids=str)
+@pytest.mark.parametrize(
+  "size",
+  [(187, 251), pytest.param((128, 96), marks=pytest.mark.large)],
+  ids=str,
+)
 def test_an_image_of_any_size_is_seen_as_pytorch_sees_it(
   name, size, small_perceptrons
 ):
