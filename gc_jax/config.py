@@ -211,15 +211,12 @@ def _validate_composites(
       f"{packed}{parts} under --config.compose.mode={config.compose.mode!r}; "
       f"use {_neighbours(batch_size, share)}."
     )
-  if (
-    config.compose.distractors == "batch"
-    and batch_size // share < 4
-    and (not is_packed)
-  ):
+  in_group = batch_size // (groups * config.accumulate_steps)
+  if config.compose.distractors == "batch" and in_group < 4:
     raise ValueError(
       f"--config.batch_size={batch_size} must have at least 4 images for each "
       f"of {groups} groups{parts}, a picture and three distractors; it has "
-      f"{batch_size // share}. Use {4 * share}, or "
+      f"{in_group}. Use {4 * share}, or "
       "--config.compose.distractors=dataset."
     )
 

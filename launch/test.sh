@@ -12,8 +12,8 @@ if (($# == 0)); then
   ruff check
   ruff format --check
   # Two processes: most of the time, one core compiles. Whole files, so that
-  # what the tests of a file share is made once. What repeats on a large
-  # network is left to `launch/test.sh tests -m large`.
+  # what the tests of a file share is made once, and the slow ones first. What
+  # repeats others at length is left to `launch/test.sh tests -m large`.
   set -- tests -n 2 --dist loadfile --no-loadscope-reorder --durations=15 \
     -m "not large"
 fi
