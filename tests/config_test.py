@@ -225,6 +225,12 @@ def test_a_packed_batch_must_divide_into_composites_of_four():
   )
 
 
+@pytest.mark.parametrize("steps", [(3, 2), (0, 1), (5,), (1, 2, 3)])
+def test_steps_to_trace_are_a_first_and_a_last(steps):
+  with pytest.raises(ValueError, match="must be the first and the last step"):
+    configs.validate(make(profile_steps=steps), num_devices=1)
+
+
 def test_a_group_must_have_three_distractors_for_a_picture():
   fields = {"compose.mode": "independent", "accumulate_steps": 2}
   configs.validate(make(batch_size=16, **fields), num_devices=2)
