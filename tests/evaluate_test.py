@@ -153,6 +153,20 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
   assert not (again / "partial.npz").exists()
 
 
+@pytest.mark.parametrize(("name", "matters"), [("folder", 1), ("imagenet", 0)])
+def test_a_folder_says_what_is_measured_and_archives_only_where_it_lies(
+  smoke_run, name, matters
+):
+  model = trained.load_model(smoke_run)
+  one, other = (
+    evaluating._identity(
+      settings(smoke_run, data__name=name, data__path=path), model, CHEAP
+    )
+    for path in ("here", "there")
+  )
+  assert (one != other) == matters
+
+
 def test_an_unfinished_one_of_something_else_is_refused(
   smoke_run, tmp_path, monkeypatch
 ):
