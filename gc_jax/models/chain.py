@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models import layers
+from gc_jax.models import layers, pooling
 
 POOL = "pool"
 
@@ -139,7 +139,7 @@ class Chain(layers.Network):
     keys = (None, None) if key is None else jax.random.split(key)
     drop = lambda x, i: layers.dropout(x, self.dropout_rate, keys[i])
 
-    x = layers.average_to_grid(layers.at_least_float32(features), self.grid)
+    x = pooling.average_to_grid(layers.at_least_float32(features), self.grid)
     # PyTorch flattens channels first.
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     if self.drops_features:
@@ -171,7 +171,7 @@ class Chain(layers.Network):
 def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
   for number, layer in stage:
     if layer == POOL:
-      x = layers.max_pool(x, pool_window, 2)
+      x = pooling.max_pool(x, pool_window, 2)
     else:
       x = nnx.relu(trunk[number](x))
   return x

@@ -20,9 +20,8 @@ from gc_jax.models.layers import (
   at_least_float32,
   conv,
   linear,
-  max_pool,
-  pool_globally,
 )
+from gc_jax.models.pooling import max_pool, pool_globally
 
 
 class BasicBlock(nnx.Module):

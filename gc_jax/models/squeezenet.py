@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import layers
+from gc_jax.models.pooling import max_pool, pool_globally
 
 POOL = "pool"
 
@@ -133,7 +134,7 @@ class SqueezeNet(layers.Network):
     x = nnx.relu(self.trunk["0"](images))
     for number, layer in enumerate(self.chain, FIRST_NUMBER):
       if layer == POOL:
-        x = layers.max_pool(x, 3, 2, partial_windows=True)
+        x = max_pool(x, 3, 2, partial_windows=True)
       else:
         fire = self.trunk[str(number)]
         x = self.segment(lambda fire, x: fire(x), fire, x)
@@ -151,4 +152,4 @@ class SqueezeNet(layers.Network):
     x = layers.dropout(
       layers.at_least_float32(features), self.dropout_rate, key
     )
-    return layers.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+    return pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
