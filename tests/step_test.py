@@ -532,11 +532,16 @@ def compiled(make_tiny):
   return compile_step
 
 
-def compiled_for(name, **fields):
-  """The step of an architecture on 8 pictures of 64 pixels, not to be run."""
+def abstract(name):
+  """An architecture's structure, and the shapes of its variables."""
   make = lambda key: models.create(name, NUM_CLASSES, key=key)
   model = nnx.eval_shape(make, models.init_key(0))
-  graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+  return nnx.split(model, nnx.Param, ...)
+
+
+def compiled_for(name, **fields):
+  """The step of an architecture on 8 pictures of 64 pixels, not to be run."""
+  graphdef, params, batch_stats = abstract(name)
   tx = optax.sgd(0.1, momentum=0.9)
   step = steps.make_train_step(
     graphdef, tx, objective(**fields), lambda _: jnp.ones(()), jax.random.key(0)
@@ -842,9 +847,7 @@ def test_the_parts_of_a_batch_need_less_memory():
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vgg16"])
 def test_recomputation_keeps_a_third_less_for_the_backward_pass(name):
   """Of what jax keeps: XLA's CPU compiler merges what is computed twice."""
-  make = lambda key: models.create(name, NUM_CLASSES, key=key)
-  model = nnx.eval_shape(make, models.init_key(0))
-  graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+  graphdef, params, rest = abstract(name)
   images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
 
   def kept(remat):
