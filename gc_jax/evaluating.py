@@ -28,6 +28,7 @@ from gc_jax.attacks import ATTACKS
 from gc_jax.attribution import COSTLY, METHODS
 from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.evaluators import ledger as ledgers
+from gc_jax.evaluators import robustness
 from gc_jax.report import evaluated as files
 from gc_jax.report import evaluation_page, progress
 from gc_jax.report.evaluated import About, Curves, Evaluated, Example
@@ -295,21 +296,23 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
 
 def _curves(ledger, results, config, panel: sanity.Panel) -> Curves:
   metric = "top1" if "val/top1" in results else "f1_overall"
-  robustness: dict[str, dict[str, float]] = {
-    "fgsm": {"0": results[f"val/{metric}"]}
+  clean = {"0": results[f"val/{metric}"]}
+  curves_of: dict[str, dict[str, float]] = {
+    "fgsm": clean,
+    f"fgsm{robustness.WITHIN}": dict(clean),
   }
   for key, value in results.items():
     attack, _, name = key.removeprefix("val/").partition("/")
     kind, _, epsilon = attack.partition("_")
-    if kind.removesuffix(measure.FEW) in ATTACKS and name == metric:
-      robustness.setdefault(kind, {})[epsilon] = value
+    if kind.partition("-")[0] in ATTACKS and name == metric:
+      curves_of.setdefault(kind, {})[epsilon] = value
   steps = config.eval.faithfulness_steps
   curves = {"insertion": {}, "deletion": {}}
   for key, (total, weight) in ledger.totals.get("faithfulness", {}).items():
     method, what = key.split("/")
     curves[what][method] = (total / max(weight, 1)).tolist()
   return Curves(
-    robustness=robustness,
+    robustness=curves_of,
     fractions=[i / steps for i in range(steps + 1)],
     stages=panel.stages,
     randomization=panel.correlations,

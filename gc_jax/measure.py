@@ -169,17 +169,18 @@ def attacked(
     batch: of pictures.
     attacks: keys of `ATTACKS`.
     epsilons: how far a pixel may be moved, in 1/255.
-    suffix: of the attack's name, where not all pictures are attacked; PGD's
-      never are, and its has none.
+    suffix: of FGSM's name, where not all pictures are attacked, only PGD's: to
+      stand beside it, so without the row of any step up to epsilon.
   """
   model = _model(graphdef, variables)
   pictures = dict(batch) | {"mask": batch["mask"] * batch["first"]}
-  totals = {
-    name.replace("fgsm_", f"fgsm{suffix}_"): sums
-    for name, sums in robustness.sums(
-      model, pictures, epsilons, attacks
-    ).items()
-  }
+  totals = robustness.sums(model, pictures, epsilons, attacks)
+  if suffix:
+    totals = {
+      name.replace("fgsm_", f"fgsm{suffix}_"): total
+      for name, total in totals.items()
+      if robustness.WITHIN not in name
+    }
   return Measured({}, {"robustness": totals}, {})
 
 

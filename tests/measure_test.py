@@ -166,6 +166,14 @@ def test_an_attack_is_counted_on_first_rows(model):
     assert totals[f"{attack}_8/top1"][1] == 5
 
 
+def test_beside_pgd_stands_fgsm_of_the_same_pictures(model):
+  found = measure.attacked(
+    *nnx.split(model), batch(), ("fgsm", "pgd"), (8,), measure.FEW
+  )
+  names = {name.partition("/")[0] for name in found.totals["robustness"]}
+  assert names == {"fgsm-few_8", "pgd_8"}
+
+
 def test_grids_are_those_of_the_maps(model):
   assert measure.grids(model, METHODS, 16, 16) == ((4, 4), (8, 8))
   assert measure.grids(model, ("gradcam",), 24, 32) == ((6, 8),)

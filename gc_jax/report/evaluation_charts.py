@@ -77,12 +77,18 @@ def charts(evaluated: Evaluated) -> dict[str, Chart]:
 def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
   """Returns accuracy against epsilon, a line for each model and attack.
 
+  Of several models FGSM's line is that of any step up to epsilon alone, where
+  it is known: that of the whole epsilon differs by what it stepped over.
+
   Args:
     models: label to evaluation; a single one may go without a label.
   """
   lines = []
   for label, evaluated in models.items():
-    for attack, by_epsilon in evaluated.curves.robustness.items():
+    curves = dict(evaluated.curves.robustness)
+    if len(models) > 1 and "fgsm-within" in curves:
+      curves.pop("fgsm", None)
+    for attack, by_epsilon in curves.items():
       word = evaluation_tables.ATTACKS.get(attack, attack)
       word = f"{label}, {word}" if label else word
       points = sorted((float(e), value) for e, value in by_epsilon.items())

@@ -32,6 +32,14 @@ def reds(distances, **labels):
   return jax.tree.map(jnp.asarray, batch | labels)
 
 
+class Band(Red):
+  """Class 1 where the red channel is in a narrow band around 0.4."""
+
+  def classify(self, features):
+    away = jnp.abs(features.mean((1, 2))[:, 0] - 0.4) - 0.03
+    return jnp.stack([away, -away], 1)
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_picture_falls_once_epsilon_is_over_its_distance(attack):
   """Distances 1.5, 5, 20 and 100; the fifth picture was wrong all along."""
@@ -44,6 +52,44 @@ def test_a_picture_falls_once_epsilon_is_over_its_distance(attack):
     assert results[f"{attack}_{epsilon}/top1"] == pytest.approx(top1)
 
 
+def test_a_step_too_long_is_no_defence_within_epsilon():
+  """Red 0.5 is in the band at 32 alone; 0.41 is in it, and out of it at 32."""
+  batch = reds([0, -0.09 * 255], label=np.zeros(2, np.int32))
+  # In any order of epsilons.
+  totals = robustness.sums(Band(), batch, (64, 8, 32), ("fgsm",))
+  results = robustness.summarize(totals)
+  expected = {8: (50, 50), 32: (50, 0), 64: (100, 0)}
+  for epsilon, (by_whole, within) in expected.items():
+    assert results[f"fgsm_{epsilon}/top1"] == by_whole
+    assert results[f"fgsm-within_{epsilon}/top1"] == within
+
+
+def test_a_label_once_wrong_stays_wrong_within_epsilon():
+  batch = reds([0], labels=np.array([[1, 0]], np.int32))
+  totals = robustness.sums(Band(), batch, (32, 64), ("fgsm",))
+  cases = ("true_positives", "false_positives", "false_negatives")
+
+  def counts(name):
+    return [totals[f"{name}/{case}"][0].tolist() for case in cases]
+
+  wrong = [[0, 0], [0, 1], [1, 0]]
+  assert counts("fgsm_32") == wrong
+  assert counts("fgsm_64") == [[1, 0], [0, 0], [0, 0]]
+  assert counts("fgsm-within_32") == counts("fgsm-within_64") == wrong
+
+
+def test_a_net_without_a_number_withstands_nothing():
+  class Broken(Red):
+    def classify(self, features):
+      return jnp.full((len(features), 2), jnp.nan)
+
+  batch = reds([5], label=np.zeros(1, np.int32))
+  results = robustness.summarize(
+    robustness.sums(Broken(), batch, (1, 8), ("fgsm",))
+  )
+  assert set(results.values()) == {0}
+
+
 def test_of_several_labels_f1_is_given():
   labels = np.array([[1, 0], [1, 0], [0, 1]], np.int32)
   batch = reds([1.5, 20, -20], labels=labels)
@@ -51,7 +97,8 @@ def test_of_several_labels_f1_is_given():
     robustness.sums(Red(), batch, (0, 8), ("fgsm",))
   )
   assert results.keys() == {
-    f"fgsm_{epsilon}/{metric}"
+    f"{attack}_{epsilon}/{metric}"
+    for attack in ("fgsm", "fgsm-within")
     for epsilon in (0, 8)
     for metric in ("f1_overall", "f1_per_class")
   }

@@ -65,7 +65,8 @@ def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
 def test_curves_say_their_numbers(made):
   charts = evaluation_charts.charts(made)
   robustness = charts["robustness"].svg
-  assert "FGSM from 86.5 to 5 at ε in 1/255 64" in robustness
+  assert "FGSM from 86.5 to 35 at ε in 1/255 64" in robustness
+  assert "FGSM, any step up to ε from 86.5 to 5 at" in robustness
   assert "PGD from 86.5 to 0 at ε in 1/255 64" in robustness
   for chart in ("insertion", "deletion", "randomization"):
     for word in ("Grad-CAM, element-wise", "cMWP", "SmoothGrad"):

@@ -173,6 +173,8 @@ def test_table_6_has_fgsm_and_pgd_at_every_epsilon(tmp_path):
   assert titles == ["clean"] + [f"ε = {e}" for e in (1, 2, 4, 8, 16, 32, 64)]
   rows = _rows(table)
   assert rows["ResNet50 GMP+GC", "FGSM"]["ε = 4"] == "43.21"
+  within = rows["ResNet50 GMP+GC", "FGSM, any step up to ε"]
+  assert (within["clean"], within["ε = 2"]) == ("86.50", "43.25")
   assert rows["ResNet50 GMP+GC", "PGD"]["ε = 4"] == ""
   assert rows["ResNet50 GMP+GC", "PGD"]["ε = 1"] == "43.25"
   paper = rows["paper: ResNet50 GMP+GC", "FGSM, ε without unit"]
