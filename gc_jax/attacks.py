@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gc_jax import losses
+from gc_jax.attribution.intercept import for_pixel_gradients
 from gc_jax.types import Batch, PairBatch
 
 # Epsilons of the paper's Table 6. It gives no unit; here it is 1/255.
@@ -22,7 +23,11 @@ EPSILONS = (1, 2, 8, 16, 32, 64)
 
 
 def fgsm(
-  model: nnx.Module, batch: Batch | PairBatch, epsilon: ArrayLike
+  model: nnx.Module,
+  batch: Batch | PairBatch,
+  epsilon: ArrayLike,
+  *,
+  gradient: Float[Array, "B H W 3"] | None = None,
 ) -> Float[Array, "B H W 3"]:
   """Returns the pictures one step of the whole epsilon uphill.
 
@@ -33,6 +38,8 @@ def fgsm(
     batch: `image` (RGB, uint8 or float in [0, 1]) and `label`, whose loss is
       the cross-entropy, or `labels`, whose loss is the binary one.
     epsilon: >= 0, in 1/255 of the pixel range; may be traced.
+    gradient: `loss_gradient` of the batch, which is the same for every epsilon;
+      None = computed here.
 
   Returns:
     Pixels in [0, 1], float32. They are NaN where the gradient is: an example
@@ -44,8 +51,22 @@ def fgsm(
   """
   images = _fractions(batch["image"])
   radius = jnp.asarray(epsilon, jnp.float32) / 255
-  _, gradient = _losses_and_gradient(model, images, batch)
+  if gradient is None:
+    gradient = loss_gradient(model, batch)
   return _stepped(images, gradient, radius, images, radius)
+
+
+def loss_gradient(
+  model: nnx.Module, batch: Batch | PairBatch
+) -> Float[Array, "B H W 3"]:
+  """Returns the gradient of each picture's loss by its pixels in [0, 1].
+
+  Args:
+    model: as for `fgsm`.
+    batch: as for `fgsm`.
+  """
+  images = _fractions(batch["image"])
+  return _losses_and_gradient(model, images, batch)[1]
 
 
 def pgd(
@@ -114,6 +135,7 @@ def _losses(
 
 def _losses_and_gradient(model, images, batch):
   """Returns the loss of each example, and the gradient of each by its own."""
+  model = for_pixel_gradients(model)
 
   def total(images):
     values = _losses(model, images, batch)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gc_jax.attacks import ATTACKS, EPSILONS
+from gc_jax.attacks import ATTACKS, EPSILONS, loss_gradient
 from gc_jax.evaluators import classification
 from gc_jax.types import Batch, Metrics, PairBatch
 
@@ -59,6 +59,10 @@ def sums(
 
   for name in attacks:
     attack = functools.partial(ATTACKS[name], model, batch)
+    if name == "fgsm":
+      # One gradient is that of every epsilon.
+      gradient = loss_gradient(model, batch)
+      attack = functools.partial(attack, gradient=gradient)
     logits = jax.lax.map(
       lambda epsilon, attack=attack: predicted(attack(epsilon)),
       jnp.array(ascending, jnp.float32),
