@@ -253,19 +253,18 @@ def run(
   Yields:
     The pass of which a batch was added.
   """
+  waiting = None
   for one in passes:
-    waiting = None
     for share in _shares(one, pairs, ledger.done.get(one.name, 0)):
       on_devices = parallel.to_devices(share.batch, mesh)
       measured = one.step(on_devices)
-      # Fetched one batch late: the devices compute meanwhile.
+      # Fetched one batch late: the devices compute while the next is made,
+      # and while the next pass is compiled.
       if waiting is not None:
-        _add(one, ledger, *waiting)
-        yield one
-      waiting = measured, on_devices["row"], share.boxes
-    if waiting is not None:
-      _add(one, ledger, *waiting)
-      yield one
+        yield _added(ledger, *waiting)
+      waiting = one, measured, on_devices["row"], share.boxes
+  if waiting is not None:
+    yield _added(ledger, *waiting)
 
 
 def _shares(one: Pass, pairs: Pairs, start: int):
@@ -281,13 +280,15 @@ def _shares(one: Pass, pairs: Pairs, start: int):
   )
 
 
-def _add(one: Pass, ledger: Ledger, measured: Measured, row, found) -> None:
+def _added(ledger: Ledger, one: Pass, measured: Measured, row, found) -> Pass:
+  """Adds what was measured to the ledger; returns the pass it is of."""
   columns, totals, rows = parallel.fetch(
     (measured.columns, measured.totals, row)
   )
   if one.on_host is not None:
     totals = totals | one.on_host(parallel.fetch(measured.cams), found)
   ledger.add(one.name, rows, columns, totals)
+  return one
 
 
 def _boxes(size: int, cams, found) -> dict[str, Metrics]:

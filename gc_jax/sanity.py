@@ -14,6 +14,7 @@ from flax import nnx
 
 from gc_jax import evaluation, parallel, passes
 from gc_jax.attribution import randomization
+from gc_jax.models import init_key
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def check(
   for stage in stages:
     after = maps(
       parallel.on_all_devices(
-        randomization.randomized(model, stage, jax.random.key(0)), mesh
+        randomization.randomized(model, stage, init_key(0)), mesh
       )
     )
     for name in methods:
