@@ -1,31 +1,27 @@
 """Compiles a recipe's train step for devices that need not be here."""
 
 import dataclasses
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gc_jax import compiled, data, models, optim, parallel, pods, train
+from gc_jax import (
+  compiled,
+  data,
+  largest_batch,
+  lowering,
+  parallel,
+  pods,
+  train,
+)
 from gc_jax import config as configs
-from gc_jax import state as states
 from gc_jax.compiled import Exchange, Memory, OutOfMemory
-from gc_jax.data.training_example import NUM_DISTRACTORS
-from gc_jax.state import TrainState
-from gc_jax.types import Batch
-
-# Schedules need a length of an epoch. It is a constant of the program, on which
-# neither shapes nor costs depend.
-_STEPS_PER_EPOCH = 1_000
-_MOST = 2**16  # images a device: beyond it the search gives up
 
 _logger = logging.getLogger(__name__)
 
@@ -123,7 +119,7 @@ def preflight(
     "image_size": config.data.image_size,
     "num_classes": classes.count,
     "compute_dtype": train.compute_dtype(
-      config.compute_dtype, _platform(where.mesh)
+      config.compute_dtype, lowering.platform(where.mesh)
     ).name,
     "composites": config.compose.mode
     if config.loss.consistency_weight > 0
@@ -154,7 +150,7 @@ def search(
     where: from `target`, with a limit.
     classes: of the data.
   """
-  unit = images_unit(config, where.mesh.size)
+  unit = largest_batch.images_unit(config, where.mesh.size)
   findings = {}
 
   def finding(per_device: int) -> Finding:
@@ -178,7 +174,7 @@ def search(
   else:
     possible = True
   first = finding(config.batch_size // where.mesh.size if possible else unit)
-  largest_that_fits(
+  largest_batch.largest_that_fits(
     lambda size: finding(size).fits,
     lambda: _guess(findings, where.memory_limit),
     unit,
@@ -233,63 +229,6 @@ def read_per_device(text: str) -> int | str:
   return int(text)
 
 
-def images_unit(config: ConfigDict, num_devices: int) -> int:
-  """Returns of what a search takes the images of one device as multiples.
-
-  They fill composites, each from a group of at least four images, and whole
-  groups of BatchNorm, in every part of the batch.
-  """
-  share = num_devices
-  if config.loss.consistency_weight > 0:
-    groups = configs.compose_groups(config, num_devices)
-    share = groups * (4 if config.compose.distractors == "batch" else 1)
-  unit = math.lcm(share, num_devices) // num_devices
-  return math.lcm(unit, config.model.bn_group or 1) * config.accumulate_steps
-
-
-def largest_that_fits(
-  fits: Callable[[int], bool], guess: Callable[[], int], unit: int
-) -> int:
-  """Returns the largest size that fits; 0 where not even the least does.
-
-  By doubling or halving, and then by bisection over multiples of eight, begun
-  where it is guessed to end: near the limit a compilation may take minutes. It
-  is taken for granted that what is less than one that fits, fits.
-
-  Args:
-    fits: whether a size does.
-    guess: what the answer seems to be by what is known when it is called.
-    unit: sizes are its multiples.
-  """
-  doubled = lambda size: unit * 2 ** math.floor(math.log2(max(1, size / unit)))
-  size = doubled(guess())
-  fitting, failing = 0, None
-  while not fitting or failing is None:
-    if fits(size):
-      fitting = size
-      if failing is None and 2 * size > _MOST:
-        return fitting
-      size = (
-        2 * size if failing else max(2 * size, min(doubled(guess()), _MOST))
-      )
-    else:
-      failing = size
-      if size == unit:
-        return 0
-      size //= 2
-  step = math.lcm(8, unit)
-  for trial in itertools.count():
-    between = range((fitting // step + 1) * step, failing, step)
-    if not between:
-      return fitting
-    middle = guess() // step * step if trial < 2 else between[len(between) // 2]
-    middle = min(max(middle, between[0]), between[-1])
-    if fits(middle):
-      fitting = middle
-    else:
-      failing = middle
-
-
 def target(topology: str, fast: bool = False) -> Target:
   """Returns what a topology's name stands for.
 
@@ -328,7 +267,7 @@ def compile_step(
   """
   started = time.perf_counter()
   mesh, limit = where.mesh, where.memory_limit
-  lowered, state, batch = lower(config, mesh, classes)
+  lowered, state, batch = lowering.lower(config, mesh, classes)
   program, refused = _compile(lowered, where.fast)
   memory, found, costs = None, (), {}
   if program is not None:
@@ -357,32 +296,6 @@ def compile_step(
     ),
     compile_secs=time.perf_counter() - started,
   )
-
-
-def lower(
-  config: ConfigDict, mesh: Mesh, classes: data.Classes
-) -> tuple[jax.stages.Lowered, TrainState, Batch]:
-  """Returns the train step of a recipe, and the shapes of its arguments.
-
-  Args:
-    config: resolved.
-    mesh: its devices need not be here.
-    classes: of the data.
-
-  Raises:
-    ValueError: the config does not allow the run.
-  """
-  configs.validate(config, mesh.size)
-  goal = train.objective(config, classes.count, mesh.size)
-  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
-  graphdef, state = abstract_state(
-    train.model_maker(config, classes.count, _platform(mesh)), tx, mesh
-  )
-  batch = abstract_batch(config, classes, mesh)
-  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
-  # Nothing but the lowering: on a mesh that is not here no array can be made.
-  with jax.set_mesh(mesh):
-    return step.lower(state, batch), state, batch
 
 
 def is_within(
@@ -418,10 +331,6 @@ def _compile(
     jax.config.update("jax_optimization_level", level)
 
 
-def _platform(mesh: Mesh) -> str:
-  return mesh.devices.flat[0].platform
-
-
 def as_dict(finding: Finding) -> dict[str, Any]:
   """Returns a finding as plain values, collectives summed up by kind."""
   flops = finding.flops
@@ -447,62 +356,4 @@ def as_dict(finding: Finding) -> dict[str, Any]:
       for each in finding.picture_sized
     ],
     "compile_secs": round(finding.compile_secs, 1),
-  }
-
-
-def abstract_state(
-  make_model: Callable[..., nnx.Module], tx, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-  """Returns the structure of a model and the shapes of `state.create`.
-
-  Args:
-    make_model: builds the model, initialised from a key.
-    tx: the optimizer.
-    mesh: the state is on all its devices.
-  """
-  everywhere = parallel.replicated(mesh)
-  graphdef = None
-
-  def create(key):
-    nonlocal graphdef
-    graphdef, state = states.create(make_model, tx, everywhere, key)
-    return state
-
-  state = jax.eval_shape(create, models.init_key(0))
-  return graphdef, jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
-  )
-
-
-def abstract_batch(
-  config: ConfigDict, classes: data.Classes, mesh: Mesh
-) -> Batch:
-  """Returns the shapes of a batch of `data.pipeline.train_batches`.
-
-  Args:
-    config: resolved.
-    classes: of the data.
-    mesh: the batch is divided over its devices.
-  """
-  count, side = config.batch_size, config.data.image_size
-  shapes = {
-    "image": ((side, side, 3), jnp.uint8),
-    "mask": ((), jnp.float32),
-  }
-  if classes.multi_label:
-    shapes["labels"] = ((classes.count,), jnp.int32)
-  else:
-    shapes["label"] = ((), jnp.int32)
-  drawn = config.compose.distractors == "dataset"
-  if drawn and config.loss.consistency_weight > 0:
-    shapes["distractors"] = ((NUM_DISTRACTORS, side, side, 3), jnp.uint8)
-    shapes["distractor_mask"] = ((), jnp.float32)
-    shapes["target"] = ((), jnp.int32)
-  if config.data.on_error == "skip":
-    shapes["skipped"] = ((), jnp.float32)
-  return {
-    name: jax.ShapeDtypeStruct(
-      (count, *shape), dtype, sharding=parallel.divided(mesh)
-    )
-    for name, (shape, dtype) in shapes.items()
   }

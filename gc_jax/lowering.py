@@ -1,0 +1,109 @@
+"""A recipe's train step, lowered for devices that need not be here."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gc_jax import config as configs
+from gc_jax import data, models, optim, parallel, train
+from gc_jax import state as states
+from gc_jax.data.training_example import NUM_DISTRACTORS
+from gc_jax.state import TrainState
+from gc_jax.types import Batch
+
+# Schedules need a length of an epoch. It is a constant of the program, on which
+# neither shapes nor costs depend.
+_STEPS_PER_EPOCH = 1_000
+
+
+def lower(
+  config: ConfigDict, mesh: Mesh, classes: data.Classes
+) -> tuple[jax.stages.Lowered, TrainState, Batch]:
+  """Returns the train step of a recipe, and the shapes of its arguments.
+
+  Args:
+    config: resolved.
+    mesh: its devices need not be here.
+    classes: of the data.
+
+  Raises:
+    ValueError: the config does not allow the run.
+  """
+  configs.validate(config, mesh.size)
+  goal = train.objective(config, classes.count, mesh.size)
+  tx = optim.optimizer(config, _STEPS_PER_EPOCH)
+  graphdef, state = abstract_state(
+    train.model_maker(config, classes.count, platform(mesh)), tx, mesh
+  )
+  batch = abstract_batch(config, classes, mesh)
+  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  # Nothing but the lowering: on a mesh that is not here no array can be made.
+  with jax.set_mesh(mesh):
+    return step.lower(state, batch), state, batch
+
+
+def abstract_state(
+  make_model: Callable[..., nnx.Module], tx, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Returns the structure of a model and the shapes of `state.create`.
+
+  Args:
+    make_model: builds the model, initialised from a key.
+    tx: the optimizer.
+    mesh: the state is on all its devices.
+  """
+  everywhere = parallel.replicated(mesh)
+  graphdef = None
+
+  def create(key):
+    nonlocal graphdef
+    graphdef, state = states.create(make_model, tx, everywhere, key)
+    return state
+
+  state = jax.eval_shape(create, models.init_key(0))
+  return graphdef, jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
+  )
+
+
+def abstract_batch(
+  config: ConfigDict, classes: data.Classes, mesh: Mesh
+) -> Batch:
+  """Returns the shapes of a batch of `data.pipeline.train_batches`.
+
+  Args:
+    config: resolved.
+    classes: of the data.
+    mesh: the batch is divided over its devices.
+  """
+  count, side = config.batch_size, config.data.image_size
+  shapes = {
+    "image": ((side, side, 3), jnp.uint8),
+    "mask": ((), jnp.float32),
+  }
+  if classes.multi_label:
+    shapes["labels"] = ((classes.count,), jnp.int32)
+  else:
+    shapes["label"] = ((), jnp.int32)
+  drawn = config.compose.distractors == "dataset"
+  if drawn and config.loss.consistency_weight > 0:
+    shapes["distractors"] = ((NUM_DISTRACTORS, side, side, 3), jnp.uint8)
+    shapes["distractor_mask"] = ((), jnp.float32)
+    shapes["target"] = ((), jnp.int32)
+  if config.data.on_error == "skip":
+    shapes["skipped"] = ((), jnp.float32)
+  return {
+    name: jax.ShapeDtypeStruct(
+      (count, *shape), dtype, sharding=parallel.divided(mesh)
+    )
+    for name, (shape, dtype) in shapes.items()
+  }
+
+
+def platform(mesh: Mesh) -> str:
+  """Returns "cpu", "gpu" or "tpu"."""
+  return mesh.devices.flat[0].platform
