@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gc_jax import config as configs
-from gc_jax import data, models, optim, parallel, train
+from gc_jax import data, models, optim, parallel, recipe
 from gc_jax import state as states
 from gc_jax.data.training_example import NUM_DISTRACTORS
 from gc_jax.state import TrainState
@@ -34,13 +34,13 @@ def lower(
     ValueError: the config does not allow the run.
   """
   configs.validate(config, mesh.size)
-  goal = train.objective(config, classes.count, mesh.size)
+  goal = recipe.objective(config, classes.count, mesh.size)
   tx = optim.optimizer(config, _STEPS_PER_EPOCH)
   graphdef, state = abstract_state(
-    train.model_maker(config, classes.count, platform(mesh)), tx, mesh
+    recipe.model_maker(config, classes.count, platform(mesh)), tx, mesh
   )
   batch = abstract_batch(config, classes, mesh)
-  step = train.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  step = recipe.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
   # Nothing but the lowering: on a mesh that is not here no array can be made.
   with jax.set_mesh(mesh):
     return step.lower(state, batch), state, batch

@@ -12,8 +12,9 @@ from absl import app, flags
 
 from gc_jax import command_line, parallel
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.recording import TrainingDivergedError
 from gc_jax.report import files
-from gc_jax.train import TrainingDivergedError, train_and_evaluate
+from gc_jax.train import train_and_evaluate
 
 _CONFIG = command_line.define_config(
   None, "File of the recipe, with an optional :variant."

@@ -18,7 +18,7 @@ from gc_jax import (
   lowering,
   parallel,
   pods,
-  train,
+  recipe,
 )
 from gc_jax import config as configs
 from gc_jax.compiled import Exchange, Memory, OutOfMemory
@@ -118,7 +118,7 @@ def preflight(
     "model": config.model.name,
     "image_size": config.data.image_size,
     "num_classes": classes.count,
-    "compute_dtype": train.compute_dtype(
+    "compute_dtype": recipe.compute_dtype(
       config.compute_dtype, lowering.platform(where.mesh)
     ).name,
     "composites": config.compose.mode
@@ -254,7 +254,7 @@ def compile_step(
 ) -> Finding:
   """Returns what the compiler says of the train step of a recipe.
 
-  The step, the state and what lies where are those of `train`; the batch is
+  The step, the state and what lies where are those of a run; the batch is
   shaped as `data.pipeline.train_batches` makes it.
 
   Args:

@@ -8,39 +8,25 @@ import contextlib
 import json
 import logging
 import math
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import checkpoint, data, models, optim, parallel, trained
+from gc_jax import checkpoint, data, models, optim, parallel, recipe, trained
 from gc_jax import config as configs
 from gc_jax import state as states
-from gc_jax import step as steps
 from gc_jax.checkpoint import Checkpoints
 from gc_jax.data import pipeline
 from gc_jax.evaluation import Evaluation
+from gc_jax.recording import Profile, Run
 from gc_jax.report import files
-from gc_jax.report.metrics_writer import MetricsWriter
 from gc_jax.report.page import write_report
-from gc_jax.report.progress import Progress
 from gc_jax.state import TrainState
-from gc_jax.types import Metrics
 
 _logger = logging.getLogger(__name__)
-
-
-class TrainingDivergedError(RuntimeError):
-  """A loss or gradient is no longer finite; says at which step."""
 
 
 def train_and_evaluate(
@@ -82,7 +68,9 @@ def train_and_evaluate(
 
   with jax.set_mesh(mesh):
     graphdef, state = states.create(
-      model_maker(config, len(train_set.class_names), jax.default_backend()),
+      recipe.model_maker(
+        config, len(train_set.class_names), jax.default_backend()
+      ),
       tx,
       parallel.replicated(mesh),
       models.init_key(config.seed),
@@ -100,7 +88,7 @@ def train_and_evaluate(
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
     evaluation = Evaluation(config, graphdef, mesh)
-    run = _Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
+    run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     try:
       with parallel.stop_awaited():
         state, meta = _train(
@@ -143,7 +131,7 @@ def train_and_evaluate(
 
 
 def _train(
-  run: "_Run",
+  run: Run,
   train_set: data.Dataset,
   graphdef: nnx.GraphDef,
   tx,
@@ -164,8 +152,8 @@ def _train(
     return state, meta
   if parallel.stop_requested(start_step):
     _end(run, start_step, checkpoints)
-  goal = objective(config, len(train_set.class_names), mesh.size)
-  train_step = jitted_train_step(
+  goal = recipe.objective(config, len(train_set.class_names), mesh.size)
+  train_step = recipe.jitted_train_step(
     config, graphdef, tx, goal, run.steps_per_epoch
   )
   process_index, process_count = parallel.process()
@@ -186,7 +174,7 @@ def _train(
     process_index=process_index,
     process_count=process_count,
   )
-  profile = _Profile(tuple(config.profile_steps), run.workdir)
+  profile = Profile(tuple(config.profile_steps), run.workdir)
   run.skipped = meta["skipped"]
   started = time.perf_counter() - meta["train_secs"]
 
@@ -224,7 +212,7 @@ def _train(
   return state, meta
 
 
-def _end(run: "_Run", step: int, checkpoints: Checkpoints) -> NoReturn:
+def _end(run: Run, step: int, checkpoints: Checkpoints) -> NoReturn:
   """Ends the process between two steps, once all is on the disk."""
   checkpoints.close()
   _logger.warning(
@@ -237,7 +225,7 @@ def _end(run: "_Run", step: int, checkpoints: Checkpoints) -> NoReturn:
   raise parallel.Stopped
 
 
-def _end_if_asked(run: "_Run") -> None:
+def _end_if_asked(run: Run) -> None:
   """Ends the process where training is done, and what follows can wait."""
   if parallel.stop_requested():
     _logger.warning(
@@ -246,76 +234,6 @@ def _end_if_asked(run: "_Run") -> None:
       run.workdir,
     )
     raise parallel.Stopped
-
-
-def objective(
-  config: ConfigDict, num_classes: int, num_devices: int
-) -> steps.Objective:
-  """Returns what the config minimises."""
-  return steps.Objective(
-    num_classes=num_classes,
-    consistency=config.loss.consistency_weight > 0,
-    classification_weight=config.loss.classification_weight,
-    reduction=config.loss.reduction,
-    stop_gradient=config.loss.stop_gradient,
-    target_draw=config.loss.target_draw,
-    compose_mode=config.compose.mode,
-    compose_groups=configs.compose_groups(config, num_devices),
-    accumulate_steps=config.accumulate_steps,
-    bn_group=config.model.bn_group,
-    remat=config.model.remat,
-  )
-
-
-def model_maker(
-  config: ConfigDict, num_classes: int, platform: str
-) -> Callable[[PRNGKeyArray], nnx.Module]:
-  """Returns what builds the config's model, initialised from a key.
-
-  Args:
-    config: resolved.
-    num_classes: K.
-    platform: "cpu", "gpu" or "tpu", what it will run on.
-  """
-  dtype = compute_dtype(config.compute_dtype, platform)
-  return lambda key: models.create(
-    config.model.name, num_classes, dtype=dtype, key=key
-  )
-
-
-def jitted_train_step(
-  config: ConfigDict,
-  graphdef: nnx.GraphDef,
-  tx: optax.GradientTransformation,
-  goal: steps.Objective,
-  steps_per_epoch: int,
-) -> jax.stages.Wrapped:
-  """Returns the update of `step.make_train_step`, to call or to compile.
-
-  Args:
-    config: resolved.
-    graphdef: structure of the model.
-    tx: the optimizer.
-    goal: from `objective`.
-    steps_per_epoch: of the schedules.
-  """
-  return jax.jit(
-    steps.make_train_step(
-      graphdef,
-      tx,
-      goal,
-      optim.consistency_weight(config, steps_per_epoch),
-      jax.random.key(config.seed),
-    ),
-    donate_argnums=0,
-  )
-
-
-def compute_dtype(name: str, platform: str) -> jnp.dtype:
-  """Returns the dtype of activations; "auto" is bfloat16 except on CPU."""
-  if name == "auto":
-    name = "float32" if platform == "cpu" else "bfloat16"
-  return jnp.dtype(name)
 
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
@@ -344,149 +262,3 @@ def _open_workdir(config: ConfigDict, workdir: files.AnyPath) -> None:
       f"--workdir={workdir} must be a folder that can be written to: "
       f"{error}. Choose another, or change its permissions."
     ) from error
-
-
-class _Run:
-  """What happens beside the steps: metrics, progress, time, the watch on NaN.
-
-  Metrics are fetched one step late, so that the device never waits for the
-  host: while step n is computed, the numbers up to n - 1 are read.
-  """
-
-  def __init__(
-    self,
-    config: ConfigDict,
-    workdir: files.AnyPath,
-    steps_per_epoch: int,
-    total_steps: int,
-    start_step: int,
-  ):
-    self.config = config
-    self.workdir = workdir
-    self.steps_per_epoch = steps_per_epoch
-    self.total_steps = total_steps
-    self.skipped = 0.0  # broken pictures passed over, up to the last flush
-    self._pending: list[tuple[int, Metrics]] = []
-    self._lr = optim.learning_rate(config, steps_per_epoch)
-    self._writer = MetricsWriter(
-      workdir, start_step, enabled=parallel.is_main()
-    )
-    self._progress = Progress(
-      total_steps, start_step, enabled=parallel.is_main()
-    )
-    self._clock = time.perf_counter()
-    if start_step:
-      self._progress.message(
-        f"Continuing from the checkpoint of step {start_step} of {total_steps}"
-      )
-
-  def is_due(self, step: int, every_epochs: float) -> bool:
-    """Returns whether a multiple of so many epochs ends with this step."""
-    every_steps = max(1, round(every_epochs * self.steps_per_epoch))
-    return step % every_steps == 0
-
-  def add(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step, which need not be computed yet."""
-    self._pending.append((step, metrics))
-    if step % self.config.log.every_steps == 0:
-      self.flush(step - 1)
-
-  def flush(self, last_step: int) -> None:
-    """Writes the mean metrics of all steps up to `last_step`.
-
-    Raises:
-      TrainingDivergedError: a number is not finite.
-    """
-    ready = [m for m in self._pending if m[0] <= last_step]
-    self._pending = self._pending[len(ready) :]
-    if not ready:
-      return
-    values = parallel.fetch([metrics for _, metrics in ready])
-    for (step, _), metrics in zip(ready, values, strict=True):
-      _check_finite(step, metrics)
-    totals = jax.tree.map(lambda *x: np.sum(x, axis=0), *values)
-    self.skipped += float(totals.get("train/skipped_frac", (0,))[0])
-    # A mean over nothing (every pair of every step masked) is no number.
-    means = {k: float(v / n) for k, (v, n) in totals.items() if n > 0}
-    now = time.perf_counter()
-    num_images = len(ready) * self.config.batch_size
-    means["train/images_per_sec"] = num_images / (now - self._clock)
-    self._clock = now
-    # Of the update that led to `last_step`, which is the one before it.
-    means["train/lr"] = float(self._lr(last_step - 1))
-    self.write(last_step, means)
-
-  def write(self, step: int, metrics: dict[str, float]) -> float:
-    """Writes a line; returns the number by which the best run is known."""
-    line = {"epoch": step / self.steps_per_epoch} | metrics
-    self._writer.write(step, line)
-    self._progress.update(step, metrics)
-    return metrics.get("val/top1", metrics.get("val/f1_overall", -math.inf))
-
-  def save(self) -> None:
-    """Has every line on the disk, or in the bucket."""
-    self._writer.save()
-
-  def pause(self) -> None:
-    """Stops the clock of the training speed."""
-    self._paused = time.perf_counter()
-
-  def resume(self) -> None:
-    """Lets the clock go on."""
-    self._clock += time.perf_counter() - self._paused
-
-  def close(self) -> None:
-    """Closes files and the progress bar."""
-    self._writer.close()
-    self._progress.close()
-
-
-class _Profile:
-  """A trace of some steps, on the devices of the main process and its host.
-
-  Args:
-    steps: the first and the last; (0, 0) for none.
-    workdir: the trace goes into its folder `profile`, where TensorBoard and
-      Perfetto find it.
-  """
-
-  def __init__(self, steps: tuple[int, ...], workdir: files.AnyPath):
-    self._first, self._last = steps
-    self._folder = workdir / "profile"
-    self._written: tempfile.TemporaryDirectory | None = None
-
-  def before(self, step: int) -> None:
-    """Starts the trace where it is due."""
-    within = max(1, self._first) <= step <= self._last
-    if within and self._written is None and parallel.is_main():
-      # The profiler writes to disks alone.
-      self._written = tempfile.TemporaryDirectory(prefix="profile")
-      jax.profiler.start_trace(self._written.name)
-
-  def after(self, step: int, state: TrainState) -> None:
-    """Ends the trace where it is due, once the devices are done."""
-    if self._written is not None and step == self._last:
-      jax.block_until_ready(state)
-      self.close()
-
-  def close(self) -> None:
-    """Writes what there is."""
-    if self._written is None:
-      return
-    jax.profiler.stop_trace()
-    files.copy_folder(Path(self._written.name), self._folder)
-    self._written.cleanup()
-    self._written = None
-    _logger.info("Wrote a profile to %s", self._folder)
-
-
-def _check_finite(step: int, metrics: dict[str, Any]) -> None:
-  for name, (total, _) in metrics.items():
-    if not np.isfinite(total):
-      raise TrainingDivergedError(
-        f"{name} is {float(total)} at step {step}: training stopped, and the "
-        "last checkpoint before it stays as it is. Lower "
-        "--config.optim.lr_per_256, raise --config.optim.warmup_epochs or "
-        "--config.loss.ramp_epochs, or set --config.optim.clip_norm, with "
-        "another --workdir."
-      )

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from configs import quickstart, quickstart_multi
-from gc_jax import data, lowering, optim, parallel, train
+from gc_jax import data, lowering, optim, parallel, recipe
 from gc_jax import state as states
 from gc_jax.data import Classes, Dataset, pipeline
 from gc_jax.models import init_key
@@ -17,7 +17,7 @@ SIDE = 16
 CLASSES = Classes(10, False)
 
 
-def recipe(module=quickstart, variant="gc,smoke", **fields):
+def make_config(module=quickstart, variant="gc,smoke", **fields):
   config = module.get_config(variant)
   config.data.image_size = SIDE
   config.data.crop_padding_px = 0
@@ -48,14 +48,14 @@ def shapes(tree):
 
 
 BATCHES = {
-  "single": recipe(),
-  "several": recipe(quickstart_multi),
-  "supplied": recipe(
+  "single": make_config(),
+  "several": make_config(quickstart_multi),
+  "supplied": make_config(
     compose__mode="independent",
     compose__distractors="dataset",
     data__on_error="skip",
   ),
-  "plain": recipe(variant="ce,smoke"),
+  "plain": make_config(variant="ce,smoke"),
 }
 
 
@@ -82,11 +82,11 @@ def test_the_batch_is_shaped_as_the_pipeline_makes_it(name):
 
 def test_what_is_compiled_is_what_trains():
   """The same program, letter by letter, as of arrays that are there."""
-  config = recipe()
+  config = make_config()
   mesh = parallel.make_mesh()
   tx = optim.optimizer(config, 1_000)
-  make_model = train.model_maker(config, 10, "cpu")
-  goal = train.objective(config, 10, mesh.size)
+  make_model = recipe.model_maker(config, 10, "cpu")
+  goal = recipe.objective(config, 10, mesh.size)
   with jax.set_mesh(mesh):
     graphdef, state = states.create(
       make_model, tx, parallel.replicated(mesh), init_key(config.seed)
@@ -99,7 +99,7 @@ def test_what_is_compiled_is_what_trains():
       },
       mesh,
     )
-    step = train.jitted_train_step(config, graphdef, tx, goal, 1_000)
+    step = recipe.jitted_train_step(config, graphdef, tx, goal, 1_000)
     trained = step.lower(state, batch).as_text()
   abstract_graphdef, abstract = lowering.abstract_state(make_model, tx, mesh)
   assert shapes(abstract) == shapes(state)

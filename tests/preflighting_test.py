@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import imagenet, quickstart
-from gc_jax import lowering, models, optim, parallel, preflighting, train
+from gc_jax import lowering, models, optim, parallel, preflighting, recipe
 from gc_jax import state as states
 from gc_jax.data import Classes
 from gc_jax.models.resnet import BasicBlock, ResNet
@@ -24,7 +24,7 @@ def tiny():
     yield
 
 
-def recipe(module=quickstart, variant="gc,smoke", **fields):
+def make_config(module=quickstart, variant="gc,smoke", **fields):
   config = module.get_config(variant)
   config.model.name = "tiny"
   config.data.image_size = SIDE
@@ -44,14 +44,14 @@ CLASSES = Classes(10, False)
 
 @pytest.fixture(scope="module")
 def finding(target):
-  return preflighting.compile_step(recipe(), target, CLASSES)
+  return preflighting.compile_step(make_config(), target, CLASSES)
 
 
 def test_gradients_are_summed_and_pictures_stay(finding):
   model = states.num_params(
     lowering.abstract_state(
-      train.model_maker(recipe(), 10, "cpu"),
-      optim.optimizer(recipe(), 1_000),
+      recipe.model_maker(make_config(), 10, "cpu"),
+      optim.optimizer(make_config(), 1_000),
       parallel.make_mesh(),
     )[1]
   )
@@ -67,13 +67,13 @@ def test_gradients_are_summed_and_pictures_stay(finding):
 
 def test_pictures_that_travel_are_told(target, monkeypatch):
   """Where composites mix images of all devices."""
-  objective = train.objective
+  objective = recipe.objective
   monkeypatch.setattr(
-    train,
+    recipe,
     "objective",
     lambda *args: dataclasses.replace(objective(*args), compose_groups=1),
   )
-  found = preflighting.compile_step(recipe(), target, CLASSES)
+  found = preflighting.compile_step(make_config(), target, CLASSES)
   assert found.picture_sized
 
 
@@ -110,7 +110,7 @@ def test_the_largest_batch_is_searched_by_compiling(target, finding):
   """Four images a device are given just what they need: eight do not fit."""
   limit = finding.memory.total + finding.next_batch
   small = dataclasses.replace(target, memory_limit=limit)
-  found = preflighting.search(recipe(), small, CLASSES)
+  found = preflighting.search(make_config(), small, CLASSES)
   assert found["asked"]["per_device"] == 4 and found["asked"]["fits"]
   assert found["largest"]["batch_size"] == 16
   assert {"per_device": 8, "fits": False} in found["tried"]
@@ -144,7 +144,7 @@ def test_what_was_asked_is_reported_where_it_is_possible(
 
   monkeypatch.setattr(preflighting, "compile_step", compile_step)
   some = dataclasses.replace(target, memory_limit=4 * finding.memory.total)
-  found = preflighting.search(recipe(batch_size=batch_size), some, CLASSES)
+  found = preflighting.search(make_config(batch_size=batch_size), some, CLASSES)
   assert (found["asked"] and found["asked"]["per_device"]) == asked
   assert found["largest"]["per_device"] == largest
   assert {each["per_device"] for each in found["tried"]} >= {16, 24, 32}
@@ -158,12 +158,12 @@ def test_what_was_asked_is_reported_where_it_is_possible(
 
 def test_a_batch_that_cannot_be_divided_is_refused_as_in_training():
   with pytest.raises(ValueError, match=r"must be divisible by 4 groups"):
-    preflighting.preflight(recipe(batch_size=12), "local")
+    preflighting.preflight(make_config(batch_size=12), "local")
 
 
 def test_a_search_needs_a_limit():
   with pytest.raises(ValueError, match="has none that is known; give a number"):
-    preflighting.preflight(recipe(), "local", per_device="auto")
+    preflighting.preflight(make_config(), "local", per_device="auto")
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "1.5"])
@@ -176,5 +176,5 @@ def test_a_batch_must_be_a_number_or_auto(text):
 
 def test_activations_are_of_the_target_and_not_of_this_machine():
   config = imagenet.get_config("resnet18-gc")
-  assert train.compute_dtype(config.compute_dtype, "tpu") == jnp.bfloat16
-  assert train.compute_dtype(config.compute_dtype, "cpu") == jnp.float32
+  assert recipe.compute_dtype(config.compute_dtype, "tpu") == jnp.bfloat16
+  assert recipe.compute_dtype(config.compute_dtype, "cpu") == jnp.float32

@@ -1,6 +1,5 @@
 """Runs as a whole: what they leave behind, and how they go on after trouble."""
 
-import contextlib
 import errno
 import json
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -235,39 +233,6 @@ def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(copied):
   assert "Continuing from the checkpoint of step 6" in done.stderr
   assert (copied / "unreadable_checkpoint_8").is_dir()
   assert (copied / "results.json").exists()
-
-
-@pytest.mark.parametrize(
-  ("asked", "first", "traced"),
-  [
-    ((0, 0), 1, []),
-    ((2, 3), 1, [2, 3]),
-    ((2, 4), 3, [3, 4]),  # a run that goes on within them
-    ((4, 9), 1, [4, 5]),  # and one that ends within them
-  ],
-)
-def test_the_steps_that_are_asked_for_are_traced(
-  tmp_path, monkeypatch, asked, first, traced
-):
-  recording, seen = [], []
-  start, stop = jax.profiler.start_trace, jax.profiler.stop_trace
-  patch = lambda name, call: monkeypatch.setattr(jax.profiler, name, call)
-  patch("start_trace", lambda folder: (recording.append(1), start(folder)))
-  patch("stop_trace", lambda: (recording.clear(), stop()))
-  with contextlib.closing(train._Profile(asked, tmp_path)) as profile:
-    for step in range(first, 6):
-      profile.before(step)
-      if recording:
-        seen.append(step)
-      state = TrainState(jnp.asarray(step), nnx.State({}), nnx.State({}), ())
-      profile.after(step, state)
-  assert seen == traced and not recording
-  written = [path.name for path in (tmp_path / "profile").rglob("*.*")]
-  assert bool(written) == bool(traced)
-  if traced:
-    # What xprof reads, and what Perfetto does.
-    assert any(name.endswith(".xplane.pb") for name in written)
-    assert any(name.endswith(".trace.json.gz") for name in written)
 
 
 def test_a_workdir_of_another_configuration_is_refused_untouched(copied):

@@ -28,7 +28,7 @@ import PIL.Image
 import simplejpeg
 
 from configs import quickstart
-from gc_jax import data, models, optim, parallel, train
+from gc_jax import data, models, optim, parallel, recipe
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.data import folder, pipeline
@@ -206,7 +206,7 @@ def _quickstart(num_steps: int) -> dict:
       steps.make_train_step(
         graphdef,
         tx,
-        train.objective(config, num_classes, mesh.size),
+        recipe.objective(config, num_classes, mesh.size),
         optim.consistency_weight(config, steps_per_epoch),
         jax.random.key(0),
       ),

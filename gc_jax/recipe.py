@@ -1,0 +1,84 @@
+"""What a config asks for: its model, its objective, its compiled update."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from gc_jax import config as configs
+from gc_jax import models, optim
+from gc_jax import step as steps
+
+
+def objective(
+  config: ConfigDict, num_classes: int, num_devices: int
+) -> steps.Objective:
+  """Returns what the config minimises."""
+  return steps.Objective(
+    num_classes=num_classes,
+    consistency=config.loss.consistency_weight > 0,
+    classification_weight=config.loss.classification_weight,
+    reduction=config.loss.reduction,
+    stop_gradient=config.loss.stop_gradient,
+    target_draw=config.loss.target_draw,
+    compose_mode=config.compose.mode,
+    compose_groups=configs.compose_groups(config, num_devices),
+    accumulate_steps=config.accumulate_steps,
+    bn_group=config.model.bn_group,
+    remat=config.model.remat,
+  )
+
+
+def model_maker(
+  config: ConfigDict, num_classes: int, platform: str
+) -> Callable[[PRNGKeyArray], nnx.Module]:
+  """Returns what builds the config's model, initialised from a key.
+
+  Args:
+    config: resolved.
+    num_classes: K.
+    platform: "cpu", "gpu" or "tpu", what it will run on.
+  """
+  dtype = compute_dtype(config.compute_dtype, platform)
+  return lambda key: models.create(
+    config.model.name, num_classes, dtype=dtype, key=key
+  )
+
+
+def jitted_train_step(
+  config: ConfigDict,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  goal: steps.Objective,
+  steps_per_epoch: int,
+) -> jax.stages.Wrapped:
+  """Returns the update of `step.make_train_step`, to call or to compile.
+
+  Args:
+    config: resolved.
+    graphdef: structure of the model.
+    tx: the optimizer.
+    goal: from `objective`.
+    steps_per_epoch: of the schedules.
+  """
+  return jax.jit(
+    steps.make_train_step(
+      graphdef,
+      tx,
+      goal,
+      optim.consistency_weight(config, steps_per_epoch),
+      jax.random.key(config.seed),
+    ),
+    donate_argnums=0,
+  )
+
+
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
+  """Returns the dtype of activations; "auto" is bfloat16 except on CPU."""
+  if name == "auto":
+    name = "float32" if platform == "cpu" else "bfloat16"
+  return jnp.dtype(name)
