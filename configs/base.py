@@ -1,6 +1,7 @@
 """Every field there is, with its unit and default. Other configs change lines.
 
-Nothing runs from here: see configs/quickstart.py for a recipe.
+Nothing runs from here: see configs/quickstart.py for a recipe. The default of a
+new field changes nothing: runs of before it go on with it.
 """
 
 import ml_collections

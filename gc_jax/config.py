@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import base
 from gc_jax import compose, losses, optim
 from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
@@ -313,16 +314,15 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
   return config
 
 
-def completed(saved: Mapping[str, Any], base: ConfigDict) -> ConfigDict:
+def completed(saved: Mapping[str, Any]) -> ConfigDict:
   """Returns the configuration of a run with every field there is today.
 
   Args:
-    saved: from `read`. A field it lacks, of an older run, has its default; one
-      that there no longer is, is left out.
-    base: every field, with defaults.
+    saved: from `read`. A field it lacks, of an older run, has the default of
+      configs/base.py; one that there no longer is, is left out.
   """
-  completed = base.copy_and_resolve_references()
-  known = flatten(base.to_dict())
+  completed = base.get_config().copy_and_resolve_references()
+  known = flatten(completed.to_dict())
   for name, value in flatten(saved).items():
     if name in known:
       as_before = tuple(value) if isinstance(value, list) else value
@@ -359,6 +359,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
   """Checks that `workdir` is empty of other runs.
 
+  A field that is newer than the run has the default of configs/base.py there:
+  with it, runs go as they went before there was the field.
+
   Raises:
     ValueError: it holds a different configuration; says what differs.
   """
@@ -372,7 +375,8 @@ def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
       f"{path} must be the configuration of a run; it is not JSON ({error}). "
       "Use another --workdir."
     ) from error
-  lines = differences(saved, to_dict(config))
+  newer = flatten(to_dict(base.get_config()))
+  lines = differences(newer | flatten(saved), to_dict(config))
   if lines:
     raise ValueError(
       f"--workdir={workdir} holds a run with another configuration, and "

@@ -93,9 +93,7 @@ def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
     )
   config = _CONFIG.value
   if _WORKDIR.value and not given:
-    config = configs.completed(
-      configs.read(files.as_path(_WORKDIR.value)), base.get_config()
-    )
+    config = configs.completed(configs.read(files.as_path(_WORKDIR.value)))
     for field, value in config_flags.get_override_values(
       flags.FLAGS["config"]
     ).items():

@@ -1,5 +1,6 @@
 """What is refused before anything runs, and the words it is refused in."""
 
+import json
 import re
 import subprocess
 import sys
@@ -281,6 +282,22 @@ def test_where_a_run_happens_may_change(tmp_path):
   path.write_text(make().to_json_best_effort())
   moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
   configs.check_same_run(moved, tmp_path)
+
+
+def test_a_run_of_before_a_field_goes_on_with_its_default(tmp_path):
+  saved = configs.to_dict(make())
+  del saved["accumulate_steps"], saved["model"]["bn_group"]
+  (tmp_path / configs.FILENAME).write_text(json.dumps(saved))
+  configs.check_same_run(make(), tmp_path)
+  with pytest.raises(ValueError, match="accumulate_steps: 1 there, 2 now"):
+    configs.check_same_run(make(accumulate_steps=2), tmp_path)
+
+
+def test_a_field_that_is_no_more_is_another_run(tmp_path):
+  saved = configs.to_dict(make()) | {"forgotten": 3}
+  (tmp_path / configs.FILENAME).write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match="forgotten: 3 there, None now"):
+    configs.check_same_run(make(), tmp_path)
 
 
 def test_a_config_survives_being_saved():

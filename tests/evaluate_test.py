@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 
-from configs import base
 from gc_jax import config as configs
 from gc_jax import data, evaluating, passes, trained
 from gc_jax.attribution import CONTROLS
@@ -30,7 +29,7 @@ KINDS = ("gradcam", "input_gradients")
 
 def settings(workdir, **fields):
   """The run's configuration, shrunk to few rows."""
-  c = configs.completed(configs.read(workdir), base.get_config())
+  c = configs.completed(configs.read(workdir))
   c.eval.costly_rows = 2
   c.eval.sanity_rows = 2
   c.eval.faithfulness_steps = 2
