@@ -30,6 +30,13 @@ class Run:
 
   Metrics are fetched one step late, so that the device never waits for the
   host: while step n is computed, the numbers up to n - 1 are read.
+
+  Args:
+    config: of the run, resolved.
+    workdir: where metrics are written.
+    steps_per_epoch: steps of one pass over the data.
+    total_steps: after which the run ends.
+    start_step: completed before; above 0 where a run goes on.
   """
 
   def __init__(
