@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gc_jax import losses
-from gc_jax.attribution.intercept import for_pixel_gradients
 from gc_jax.types import Batch, PairBatch
 
 # Epsilons of the paper's Table 6. It gives no unit; here it is 1/255.
@@ -135,7 +134,6 @@ def _losses(
 
 def _losses_and_gradient(model, images, batch):
   """Returns the loss of each example, and the gradient of each by its own."""
-  model = for_pixel_gradients(model)
 
   def total(images):
     values = _losses(model, images, batch)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gc_jax.attribution.intercept import for_pixel_gradients, in_float32
+from gc_jax.attribution.intercept import in_float32
 from gc_jax.models.layers import RGB_MEAN
 
 
@@ -150,7 +150,7 @@ def _gradient_of(
   model: nnx.Module, targets: Int[Array, "B P"]
 ) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B P H W 3"]]:
   """Returns a function from pixels to the gradient of each target's score."""
-  model = for_pixel_gradients(in_float32(model))
+  model = in_float32(model)
 
   def gradient(pixels):
     logits, pull = jax.vjp(

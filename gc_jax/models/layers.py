@@ -9,6 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gc_jax.models.convolution import Conv
+
 # Mean and standard deviation of ImageNet's RGB pixels in [0, 1], which every
 # torchvision checkpoint was trained with.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -57,7 +59,7 @@ def conv(
   init: Init = HE_INIT,
   dtype: DTypeLike,
   rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
   """Returns a square convolution.
 
   The padding is written out: "SAME" pads asymmetrically under a stride, and
@@ -74,7 +76,7 @@ def conv(
     dtype: of the output; parameters are float32.
     rngs: initialises the parameters.
   """
-  return nnx.Conv(
+  return Conv(
     in_channels,
     out_channels,
     (kernel_size, kernel_size),
