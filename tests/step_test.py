@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 import types
 
@@ -899,22 +900,26 @@ def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
     linear_init=layers.TORCH_INIT,
     rngs=nnx.Rngs(models.init_key(0)),
   )
-  keys = []
+  calls, keys = itertools.count(), {}
   dropout = layers.dropout
-  monkeypatch.setattr(
-    layers,
-    "dropout",
-    lambda x, rate, key: (
-      keys.append(tuple(np.asarray(jax.random.key_data(key)))),
-      dropout(x, rate, key),
-    )[1],
-  )
+
+  def recorded(x, rate, key):
+    record = functools.partial(keys.__setitem__, next(calls))
+    jax.debug.callback(
+      lambda data: record(tuple(np.asarray(data))), jax.random.key_data(key)
+    )
+    return dropout(x, rate, key)
+
+  monkeypatch.setattr(layers, "dropout", recorded)
   step, state = make_step(model, objective(compose_groups=2))
+  step = jax.jit(step)
   state, _ = step(state, single_label())
+  jax.effects_barrier()
   # Two layers each: the logits, the originals' maps, the composites'.
-  assert keys[:2] == keys[2:4]
-  assert len(keys) == 6 and len(set(keys)) == 4
-  first = set(keys)
+  first = [keys[i] for i in range(6)]
+  assert first[:2] == first[2:4]
+  assert len(keys) == 6 and len(set(first)) == 4
   keys.clear()
   step(state, single_label())
-  assert not first & set(keys)  # and another step, others
+  jax.effects_barrier()
+  assert keys and not set(first) & set(keys.values())  # another step, others

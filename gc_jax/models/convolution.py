@@ -30,7 +30,7 @@ def convolve(
   stride: int,
   padding: int,
   x: Float[Array, "B H W C"],
-  kernel: Float[Array, "k l C D"],
+  kernel: Float[Array, "k k C D"],
 ) -> Float[Array, "B h w D"]:
   """Returns the convolution of x with the kernel.
 

@@ -12,6 +12,7 @@ from gc_jax import models
 from gc_jax.attribution import gradients
 from gc_jax.models import layers
 from gc_jax.models.convolution import convolve
+from tests.benchmarks.convolution import of_xla
 
 # Kernel, stride, padding: of every convolution of the models.
 CASES = [
@@ -25,16 +26,6 @@ CASES = [
   (7, 2, 3),
   (11, 4, 2),
 ]
-
-
-def of_jax(stride, padding, x, kernel):
-  return jax.lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    [(padding, padding)] * 2,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
 
 
 def draw(kernel_size, height=23, width=30, dtype=jnp.float32):
@@ -56,25 +47,25 @@ def weighted(convolution, stride, padding):
 
 @pytest.mark.parametrize("height, width", [(23, 30), (32, 17)])
 @pytest.mark.parametrize("kernel_size, stride, padding", CASES)
-def test_both_gradients_are_those_of_jax(
+def test_both_gradients_are_those_of_xla(
   height, width, kernel_size, stride, padding
 ):
   """Of every convolution of the models, where strides leave a rest or none."""
   with jax.enable_x64(True):
     x, kernel = draw(kernel_size, height, width, jnp.float64)
     np.testing.assert_array_equal(
-      convolve(stride, padding, x, kernel), of_jax(stride, padding, x, kernel)
+      convolve(stride, padding, x, kernel), of_xla(stride, padding, x, kernel)
     )
     own, expected = (
       jax.grad(weighted(convolution, stride, padding), (0, 1))(x, kernel)
-      for convolution in (convolve, of_jax)
+      for convolution in (convolve, of_xla)
     )
     for one, other in zip(own, expected, strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_gradients_are_those_of_jax(stride):
+def test_gradients_of_gradients_are_those_of_xla(stride):
   """What a map of an inner layer takes: it is a gradient already."""
 
   def twice(convolution):
@@ -88,7 +79,7 @@ def test_gradients_of_gradients_are_those_of_jax(stride):
 
   with jax.enable_x64(True):
     x, kernel = draw(3, dtype=jnp.float64)
-    own, expected = twice(convolve)(x, kernel), twice(of_jax)(x, kernel)
+    own, expected = twice(convolve)(x, kernel), twice(of_xla)(x, kernel)
     for one, other in zip(own, expected, strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
@@ -109,7 +100,7 @@ def test_gradients_keep_the_types_of_a_bfloat16_layer():
   rounded = x.astype(jnp.bfloat16)
   kernel = params["kernel"][...].astype(jnp.bfloat16)
   expected = jax.grad(
-    lambda x, w: of_jax(2, 1, x, w).astype(jnp.float32).sum(), (0, 1)
+    lambda x, w: of_xla(2, 1, x, w).astype(jnp.float32).sum(), (0, 1)
   )(rounded.astype(jnp.float32), kernel.astype(jnp.float32))
   np.testing.assert_allclose(of_x, expected[0], atol=0.02)
   # One rounding, after a sum in float32.
@@ -135,7 +126,7 @@ def test_shifted_activations_are_not_kept_from_the_forward_pass():
     .compile()
     .memory_analysis()
     .temp_size_in_bytes
-    for convolution in (convolve, of_jax)
+    for convolution in (convolve, of_xla)
   )
   one = 9 * x.nbytes
   assert temporaries < expected + 2 * one < expected + depth * one
