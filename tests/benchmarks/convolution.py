@@ -88,7 +88,7 @@ def measure(
 
   with jax.enable_x64(True):
     wide = [np.asarray(a, np.float64) for a in (x, kernel, above)]
-    exact = jax.jit(partial(gradients, of_xla))(*wide)
+    exact = list(map(np.asarray, jax.jit(partial(gradients, of_xla))(*wide)))
   args = tuple(map(jnp.asarray, (x, kernel, above)))
 
   def one(convolution, index):
@@ -98,7 +98,7 @@ def measure(
   for index, name in enumerate(("input", "kernel")):
     programs = {"own": one(convolve, index), "xla": one(of_xla, index)}
     error = {
-      key: np.abs(program(*args) - exact[index]).max()
+      key: np.abs(np.asarray(program(*args)) - exact[index]).max()
       / np.abs(exact[index]).max()
       for key, program in programs.items()
     }
