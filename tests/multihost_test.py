@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 
 TOTAL_STEPS = 16
 FLAGS = [
-  "--config=configs/quickstart.py:gmp_gc,smoke",
+  # Average pooling: under maximum pooling a rounding may choose another cell,
+  # and then the map, and the loss, are others.
+  "--config=configs/quickstart.py:gc,smoke",
   # Of eight groups whatever the devices, so that composites are the same.
   "--config.compose.groups=8",
   "--config.compose.mode=independent",
