@@ -113,7 +113,11 @@ def compilation_cache(tmp_path_factory):
     **os.environ,
     "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": " ".join(
+      f"{flag}={value}"
+      for flag, value in _FLAGS.items()
+      if flag != "--xla_force_host_platform_device_count"
+    ),
   }
 
 
