@@ -956,7 +956,10 @@ def test_a_tpu_worker_shows_the_training_and_its_status(machine):
 def test_a_tpu_worker_trains_on_when_the_connection_breaks(machine):
   machine.plays(status0="wait")
   train = ("tpu_worker.sh", "train", "1", *CLOUD)
+  # Under nohup these tests, and all that they start, would ignore it.
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
   first = machine.start(*train, root=machine.root, start_new_session=True)
+  signal.signal(signal.SIGHUP, before)
   machine.wait_for("started0")
   os.killpg(first.pid, signal.SIGHUP)
   first.communicate(timeout=20)
