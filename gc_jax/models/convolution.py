@@ -146,7 +146,6 @@ def _correlate(
   product = jnp.matmul(
     shifted.reshape(extent**2 * wide.shape[0], -1),
     narrow.reshape(-1, narrow.shape[-1]),
-    preferred_element_type=jnp.promote_types(wide.dtype, jnp.float32),
   )
   return product.reshape(extent, extent, wide.shape[0], -1)
 
