@@ -243,7 +243,7 @@ def results(
   """
   columns = dict(ledger.columns)
   difficult = columns.pop("difficult", np.zeros(ledger.num_rows))
-  pooled = [columns.pop(name) for name in _POOLED if name in columns]
+  pooled = _pooled(columns)
   rows = summary.Rows(pairs.index, pairs.target, difficult > 0)
   protocol = summary.Protocol(
     name=config.eval.protocol,
@@ -251,7 +251,7 @@ def results(
     spg_runs=config.eval.spg_runs,
     num_resamples=config.eval.num_resamples,
   )
-  read = columns.get("top1", pooled[0] if pooled else np.zeros(0))
+  read = pooled[""][:, 0] if "" in pooled else columns.get("top1", np.zeros(0))
   located = [v for k, v in columns.items() if k.endswith("/content_heatmap")]
   found: dict[str, Any] = {
     "num_examples": int((~np.isnan(read)).sum()),
@@ -261,13 +261,13 @@ def results(
   if "classification" in totals:
     found |= classification.summarize(totals["classification"])
   found |= summary.summarize(columns, rows, protocol)
-  if pooled and protocol.num_resamples:
-    counts = np.stack(pooled, 1)
+  for prefix, counts in pooled.items() if protocol.num_resamples else ():
     real = ~np.isnan(counts[:, 0])
     low, high = summary.f1_interval(
       pairs.index[real], counts[real], protocol.num_resamples
     )
-    found |= {"f1_overall_low": low, "f1_overall_high": high}
+    found[f"{prefix}f1_overall_low"] = low
+    found[f"{prefix}f1_overall_high"] = high
   if "robustness" in totals:
     found |= robustness.summarize(totals["robustness"])
   for name, (correct, count) in totals.get("boxes", {}).items():
@@ -275,3 +275,13 @@ def results(
     found |= {f"{name}/{k}": v for k, v in accuracies.items()}
   by_class = summary.by_class(columns, rows, protocol, class_names)
   return {f"val/{name}": value for name, value in found.items()}, by_class
+
+
+def _pooled(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Takes out what F1 is made of; by what its names begin with, `[N, 3]`."""
+  first = _POOLED[0]
+  prefixes = [k.removesuffix(first) for k in columns if k.endswith(first)]
+  return {
+    prefix: np.stack([columns.pop(prefix + name) for name in _POOLED], 1)
+    for prefix in prefixes
+  }

@@ -173,15 +173,21 @@ def attacked(
       stand beside it, so without the row of any step up to epsilon.
   """
   model = _model(graphdef, variables)
-  pictures = dict(batch) | {"mask": batch["mask"] * batch["first"]}
-  totals = robustness.sums(model, pictures, epsilons, attacks)
+  counts = batch["mask"] * batch["first"]
+  pictures = dict(batch) | {"mask": counts}
+  logits = robustness.attacked_logits(model, pictures, epsilons, attacks)
   if suffix:
-    totals = {
-      name.replace("fgsm_", f"fgsm{suffix}_"): total
-      for name, total in totals.items()
+    logits = {
+      name.replace("fgsm_", f"fgsm{suffix}_"): row
+      for name, row in logits.items()
       if robustness.WITHIN not in name
     }
-  return Measured({}, {"robustness": totals}, {})
+  columns = {
+    name: _where(counts, values)
+    for name, values in robustness.by_example(logits, pictures).items()
+  }
+  totals = {"robustness": robustness.sums(logits, pictures)}
+  return Measured(columns, totals, {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

@@ -87,7 +87,12 @@ def test_every_metric_is_there(finished):
   }
   assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
   assert results["val/num_examples"] == 40
-  for key in ("val/top1", "val/input_gradients/content_heatmap"):
+  for key in (
+    "val/top1",
+    "val/fgsm_8/top1",
+    "val/pgd_8/top1",
+    "val/input_gradients/content_heatmap",
+  ):
     assert results[f"{key}_low"] <= results[key] <= results[f"{key}_high"]
   assert found.about.costly_methods == ()
   assert found.about.num_costly_images == 2

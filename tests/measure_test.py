@@ -163,15 +163,20 @@ def test_an_attack_is_counted_on_first_rows(model):
   totals = found.totals["robustness"]
   for attack in ("fgsm", "pgd"):
     assert totals[f"{attack}_0/top1"] == clean["classification"]["top1"]
-    assert totals[f"{attack}_8/top1"][1] == 5
+    total, weight = totals[f"{attack}_8/top1"]
+    assert weight == 5
+    column = np.asarray(found.columns[f"{attack}_8/top1"])
+    np.testing.assert_array_equal(np.isnan(column), batch()["first"] == 0)
+    assert np.nansum(column) == total
 
 
 def test_beside_pgd_stands_fgsm_of_the_same_pictures(model):
   found = measure.attacked(
     *nnx.split(model), batch(), ("fgsm", "pgd"), (8,), measure.FEW
   )
-  names = {name.partition("/")[0] for name in found.totals["robustness"]}
-  assert names == {"fgsm-few_8", "pgd_8"}
+  for measured in (found.totals["robustness"], found.columns):
+    names = {name.partition("/")[0] for name in measured}
+    assert names == {"fgsm-few_8", "pgd_8"}
 
 
 def test_grids_are_those_of_the_maps(model):

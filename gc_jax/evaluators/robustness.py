@@ -10,7 +10,7 @@ where whoever attacks may choose among them. It cannot rise.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,36 @@ WITHIN = "-within"  # marks FGSM by any step up to epsilon
 _KEPT = ("top1", "f1_overall", "f1_per_class")
 
 
-def sums(
+def attacked_logits(
   model: nnx.Module,
   batch: Batch | PairBatch,
   epsilons: Sequence[float | int] = EPSILONS,
   attacks: Sequence[str] = tuple(ATTACKS),
-) -> Metrics:
-  """Returns the sums of one batch; add them up over batches.
+) -> dict[str, Float[Array, "B K"]]:
+  """Returns what the model says of attacked pictures.
 
   Args:
     model: in evaluation mode, with `normalize`, `features` and `classify`.
-    batch: with `label` or `labels`; padding counts nowhere.
+    batch: with `label` or `labels`.
     epsilons: in 1/255 of the pixel range, in any order. One follows the other
       in a loop: each attack is compiled once.
     attacks: keys of `ATTACKS`.
 
   Returns:
-    The sums of `classification`, named "fgsm_8/top1" and so on; with FGSM also
-    "fgsm-within_8/top1" and so on, where a decision counts as right if it is
-    so for the clean picture and under each epsilon of `epsilons` up to 8.
+    Logits by attack and epsilon, "fgsm_8" and so on; with FGSM also
+    "fgsm-within_8" and so on, which are right where the clean picture's are
+    and those under each epsilon of `epsilons` up to 8.
   """
   ascending = sorted(epsilons)
-  totals: Metrics = {}
+  found: dict[str, Array] = {}
 
   def predicted(images):
     logits = model.classify(model.features(model.normalize(images)))
     return logits.astype(jnp.float32)
 
-  def add(name, logits):
-    for epsilon, row in zip(ascending, logits, strict=True):
-      for metric, total in classification.sums(row, batch).items():
-        totals[f"{name}_{epsilon:g}/{metric}"] = total
+  def add(name, rows):
+    for epsilon, row in zip(ascending, rows, strict=True):
+      found[f"{name}_{epsilon:g}"] = row
 
   for name in attacks:
     attack = functools.partial(ATTACKS[name], model, batch)
@@ -63,16 +62,54 @@ def sums(
       # One gradient is that of every epsilon.
       gradient = loss_gradient(model, batch)
       attack = functools.partial(attack, gradient=gradient)
-    logits = jax.lax.map(
+    rows = jax.lax.map(
       lambda epsilon, attack=attack: predicted(attack(epsilon)),
       jnp.array(ascending, jnp.float32),
     )
-    add(name, logits)
+    add(name, rows)
     if name == "fgsm":
       clean = predicted(batch["image"])
-      worst = _worst_so_far(jnp.concatenate([clean[None], logits]), batch)
+      worst = _worst_so_far(jnp.concatenate([clean[None], rows]), batch)
       add(name + WITHIN, worst[1:])
-  return totals
+  return found
+
+
+def sums(
+  logits: Mapping[str, Float[Array, "B K"]], batch: Batch | PairBatch
+) -> Metrics:
+  """Returns the sums of one batch; add them up over batches.
+
+  Args:
+    logits: from `attacked_logits`.
+    batch: what was attacked; padding counts nowhere.
+
+  Returns:
+    The sums of `classification`, named "fgsm_8/top1" and so on.
+  """
+  return {
+    f"{name}/{metric}": total
+    for name, row in logits.items()
+    for metric, total in classification.sums(row, batch).items()
+  }
+
+
+def by_example(
+  logits: Mapping[str, Float[Array, "B K"]], batch: Batch | PairBatch
+) -> dict[str, Float[Array, "B"]]:
+  """Returns what each picture adds to the number of an attack and epsilon.
+
+  Args:
+    logits: from `attacked_logits`.
+    batch: what was attacked.
+
+  Returns:
+    What `classification` says of each, named "fgsm_8/top1" and so on.
+  """
+  return {
+    f"{name}/{metric}": values
+    for name, row in logits.items()
+    for metric, values in classification.by_example(row, batch).items()
+  }
 
 
 def _worst_so_far(

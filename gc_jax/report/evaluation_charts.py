@@ -13,14 +13,14 @@ import numpy as np
 
 from gc_jax.report import (
   describe_evaluated,
-  evaluation_tables,
+  evaluation_rows,
   picture_grid,
   pictures,
   plots,
   tables,
 )
 from gc_jax.report.evaluated import Evaluated, Example
-from gc_jax.report.evaluation_tables import title_of
+from gc_jax.report.evaluation_rows import title_of
 from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods
@@ -89,7 +89,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
     if len(models) > 1 and "fgsm-within" in curves:
       curves.pop("fgsm", None)
     for attack, by_epsilon in curves.items():
-      word = evaluation_tables.ATTACKS.get(attack, attack)
+      word = evaluation_rows.ATTACKS.get(attack, attack)
       word = f"{label}, {word}" if label else word
       points = sorted((float(e), value) for e, value in by_epsilon.items())
       lines += _line(word, *zip(*points, strict=True)) if points else []
@@ -99,7 +99,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
   first = next(iter(models.values()))
   return plots.line_chart(
     "Robustness",
-    f"{evaluation_tables.accuracy_title(first)}, percent",
+    f"{evaluation_rows.accuracy_title(first)}, percent",
     lines,
     "ε in 1/255",
     x_scale="doubling",

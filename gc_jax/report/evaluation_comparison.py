@@ -7,6 +7,7 @@ from gc_jax.report import (
   describe_evaluated,
   evaluation_charts,
   evaluation_page,
+  evaluation_rows,
   evaluation_tables,
   overlay,
   page,
@@ -73,7 +74,7 @@ def make(
     charts=[] if chart is None else [chart],
     robustness=robustness,
     figure="" if figure is None else overlay.as_data_uri(figure),
-    map_title=evaluation_tables.title_of(method),
+    map_title=evaluation_rows.title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
   ).encode()

@@ -11,6 +11,7 @@ from gc_jax.report import (
   describe,
   describe_evaluated,
   evaluation_charts,
+  evaluation_rows,
   evaluation_tables,
   files,
   latex,
@@ -24,7 +25,7 @@ from gc_jax.report import (
   tables,
 )
 from gc_jax.report.evaluated import Evaluated, Example
-from gc_jax.report.evaluation_tables import title_of
+from gc_jax.report.evaluation_rows import title_of
 
 REPORT = "report.html"
 _MEANINGS = {  # of the files that `write_evaluation` may write
@@ -242,8 +243,8 @@ def _by_class(
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
   """Returns headings, and a row of texts for each class."""
   columns = [
-    *((c.key, c) for c in evaluation_tables.CLASSIFICATION),
-    *((f"{method}/{c.key}", c) for c in evaluation_tables.MAPS if method),
+    *((c.key, c) for c in evaluation_rows.CLASSIFICATION),
+    *((f"{method}/{c.key}", c) for c in evaluation_rows.MAPS if method),
   ]
   by_class = {
     name: {key.removeprefix("val/"): v for key, v in values.items()}
@@ -252,7 +253,7 @@ def _by_class(
   kept = [
     (key, column)
     for key, column in columns
-    if column.key not in evaluation_tables.FRACTIONS
+    if column.key not in evaluation_rows.FRACTIONS
     and any(tables.number(v, key) is not None for v in by_class.values())
   ][:_MAX_CLASS_COLUMNS]
   rows = []

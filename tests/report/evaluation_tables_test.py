@@ -200,6 +200,19 @@ def test_table_6_says_on_how_many_pictures_pgd_was_measured(tmp_path):
   ) in table.notes
 
 
+def test_accuracy_under_attack_has_its_intervals(tmp_path):
+  models = _models(evaluations.make(tmp_path / "e"))
+  (table,) = evaluation_tables.attacks_table(models)
+  lines = table_formats.to_markdown(table).splitlines()
+  assert "| clean ↑ | ε = 1 ↑ |" in lines[0]
+  (pgd,) = [line for line in lines if "| PGD |" in line]
+  assert "86.5 [84.4, 88.4] | 43.2 [0.0, 49.8]" in pgd
+  assert any("Measured on the images of 100" in note for note in table.notes)
+  assert not evaluation_tables.attacks_table(
+    _models(evaluations.bare(tmp_path / "bare"))
+  )
+
+
 def test_what_is_costly_has_no_note_where_it_had_every_pair(tmp_path):
   made = evaluations.make(tmp_path / "e", num_costly_images=1200)
   for table in evaluation_tables.make_tables(_models(made)):
@@ -372,7 +385,7 @@ def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
   assert r"\textbf{30.00}" in text
   for environment in ("table", "tabular"):
     begun = text.count(rf"\begin{{{environment}}}")
-    assert begun == text.count(rf"\end{{{environment}}}") == 7
+    assert begun == text.count(rf"\end{{{environment}}}") == 8
   bare = _unescaped(text)
   assert bare.isascii()
   for character in "%#_$^~":

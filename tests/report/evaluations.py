@@ -62,7 +62,10 @@ def results(methods=METHODS, ch=30.0, multi_label=False, accuracy=86.5):
   for epsilon in EPSILONS:
     values[f"val/fgsm_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 4)
     values[f"val/fgsm-within_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 2)
-    values[f"val/pgd_{epsilon}/{metric}"] = accuracy / (1 + epsilon)
+    attacked = f"val/pgd_{epsilon}/{metric}"
+    values[attacked] = accuracy / (1 + epsilon)
+    values[f"{attacked}_low"] = 0.0
+    values[f"{attacked}_high"] = values[attacked] + 6.5
   for position, method in enumerate((*methods, *CONTROLS)):
     low = 8.0 if method in CONTROLS else ch - position
     start = f"val/{method}"
