@@ -6,7 +6,6 @@ Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -139,6 +138,8 @@ def rank_correlation(
 
   Equal cells share their mean rank; 0 where a map is constant.
   """
+  import scipy.stats  # a second, which every other command need not take
+
   ranks = [
     scipy.stats.rankdata(np.asarray(cam).reshape(len(cam), -1), axis=1)
     for cam in (a, b)

@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import tensorboardX
-
 from gc_jax.report import files
 
 FILENAME = "metrics.jsonl"
@@ -58,6 +56,9 @@ class MetricsWriter:
       path = here
     self._saved_secs = time.monotonic()
     self._file = path.open("a", encoding="utf-8")
+    # Only here: it imports PyTorch, where that is installed, for seconds.
+    import tensorboardX
+
     # TensorBoard hides the events of earlier files from purge_step on.
     self._board = tensorboardX.SummaryWriter(
       str(path.parent),
