@@ -34,6 +34,7 @@ for _flag, _value in _FLAGS.items():
     os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import filelock
 import fsspec.implementations.memory
 import hypothesis
 import hypothesis.configuration
@@ -104,15 +105,26 @@ def make_tiny():
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+  """A folder of all processes of these tests, for what one makes for all."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent
+  return folder
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(shared_folder):
   """Environment of subprocesses that share what they compile.
 
   One device: the programs are smaller, and several devices are other tests'.
   """
   return {
     **os.environ,
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_COMPILATION_CACHE_DIR": str(shared_folder / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    # A cache with a bound is locked: nobody reads what is half written.
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**30),
     "XLA_FLAGS": " ".join(
       f"{flag}={value}"
       for flag, value in _FLAGS.items()
@@ -122,19 +134,22 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory, compilation_cache):
+def smoke_run(shared_folder, compilation_cache):
   """The workdir of a finished run of tests/smoke.py; only to be read."""
   from tests import smoke
 
-  workdir = tmp_path_factory.mktemp("smoke") / "run"
-  done = subprocess.run(
-    smoke.command(workdir),
-    capture_output=True,
-    text=True,
-    cwd=smoke.ROOT,
-    env=compilation_cache,
-  )
-  assert done.returncode == 0, done.stderr
+  workdir = shared_folder / "smoke"
+  # The first process that comes here trains; the others wait for it.
+  with filelock.FileLock(f"{workdir}.lock"):
+    if not (workdir / "report.html").exists():
+      done = subprocess.run(
+        smoke.command(workdir),
+        capture_output=True,
+        text=True,
+        cwd=smoke.ROOT,
+        env=compilation_cache,
+      )
+      assert done.returncode == 0, done.stderr
   return workdir
 
 

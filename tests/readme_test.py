@@ -20,7 +20,11 @@ def commands():
 
 def shrunk(command, folder):
   """Returns the arguments with `smoke` variants and folders under `folder`."""
-  arguments = [sys.executable, *shlex.split(command)[1:]]
+  arguments = shlex.split(command)[1:]
+  # Nothing but an export is meant to need PyTorch.
+  if "gc_jax.export" not in arguments:
+    arguments[1:1] = ["tests.without_torch"]
+  arguments = [sys.executable, *arguments]
   for i, argument in enumerate(arguments):
     argument = re.sub(r"(?<=\.py)$", ":smoke", argument)
     argument = re.sub(r"(\.py:(?!smoke).*)$", r"\1,smoke", argument)

@@ -16,6 +16,7 @@ def command(workdir, *flags):
   return [
     sys.executable,
     "-m",
+    "tests.without_torch",
     "gc_jax.main",
     f"--workdir={workdir}",
     *([] if any(flag.startswith("--config=") for flag in flags) else FLAGS),

@@ -4,7 +4,8 @@ Module paths are torchvision's already (see `gc_jax.models`): a key is a path
 with its first and last part renamed, and a kernel is transposed.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +65,7 @@ def from_torch(
     ValueError: keys or shapes are not those of the architecture; lists them,
       and says which architecture they look like.
   """
-  graphdef, state = nnx.split(_abstract(name, num_classes(name, tensors)))
+  graphdef, state = _abstract(name, num_classes(name, tensors))
   flat = list(nnx.to_flat_state(state))
   problems = _problems(_torch_shapes(flat), tensors)
   if problems:
@@ -104,14 +105,20 @@ def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
     name: a key of `models.MODELS`.
     count: K; None where it is not known, which fits no weights.
   """
-  return _torch_shapes(nnx.to_flat_state(nnx.state(_abstract(name, count))))
+  _, state = _abstract(name, count)
+  return _torch_shapes(nnx.to_flat_state(state))
 
 
-def _abstract(name: str, count: int | None) -> nnx.Module:
-  """Returns the model's shapes; nothing is drawn or allocated."""
-  return nnx.eval_shape(
-    lambda key: models.create(name, count or 1, key=key), models.init_key(0)
-  )
+def _abstract(name: str, count: int | None) -> tuple[nnx.GraphDef, nnx.State]:
+  """Returns a model's structure and shapes; nothing is drawn or allocated."""
+  return _traced(models.MODELS[name], count or 1)
+
+
+@functools.cache
+def _traced(constructor: Callable[..., nnx.Module], count: int):
+  """Returns what `_abstract` does: a second of tracing for a deep network."""
+  make = lambda key: constructor(count, dtype=jnp.float32, rngs=nnx.Rngs(key))
+  return nnx.split(nnx.eval_shape(make, models.init_key(0)))
 
 
 def _torch_shapes(flat: Iterable) -> dict[str, tuple[int, ...]]:
