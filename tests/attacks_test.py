@@ -61,17 +61,18 @@ def picture(*channels):
 
 
 @functools.cache
-def compiled(attack, graphdef):
+def compiled(attack, graphdef, **settings):
   @jax.jit
   def run(state, batch, epsilon):
-    return ATTACKS[attack](nnx.merge(graphdef, state), batch, epsilon)
+    model = nnx.merge(graphdef, state)
+    return ATTACKS[attack](model, batch, epsilon, **settings)
 
   return run
 
 
-def attacked(attack, model, batch, epsilon):
+def attacked(attack, model, batch, epsilon, **settings):
   graphdef, state = nnx.split(model)
-  return compiled(attack, graphdef)(state, batch, epsilon)
+  return compiled(attack, graphdef, **settings)(state, batch, epsilon)
 
 
 @functools.cache
@@ -194,8 +195,8 @@ def test_pgd_finds_the_summit_that_small_steps_miss():
 
 def test_the_last_step_counts_too(model):
   batch = batch_of("label")
-  by_fgsm = losses_of(model, fgsm(model, batch, 1), batch)
-  by_pgd = losses_of(model, pgd(model, batch, 1, steps=1), batch)
+  by_fgsm = losses_of(model, attacked("fgsm", model, batch, 1), batch)
+  by_pgd = losses_of(model, attacked("pgd", model, batch, 1, steps=1), batch)
   clean = losses_of(model, batch["image"], batch)
   assert (by_fgsm > clean).any()
   np.testing.assert_allclose(by_pgd, jnp.maximum(by_fgsm, clean), rtol=1e-3)

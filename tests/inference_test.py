@@ -76,7 +76,7 @@ def test_maps_are_those_of_the_method_called_directly(
   model, evaluated, pixels, method
 ):
   raw = gc_jax.explain(model, pixels, [3, 7], method, normalize=False)
-  expected = METHODS[method](
+  expected = nnx.jit(METHODS[method])(
     evaluated, jnp.asarray(pixels), jnp.array([[3], [7]])
   )
   assert raw.shape in ((2, 4, 6), (2, *pixels.shape[1:3]))  # cells or pixels

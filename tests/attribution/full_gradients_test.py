@@ -54,6 +54,7 @@ def gap(model, images, targets):
       nnx.merge(graphdef, state), images, targets
     )
   )(state, images, jnp.asarray(targets))
+  found = jax.tree.map(np.asarray, found)
   total = found.input.sum((2, 3, 4))
   for term in found.biases.values():
     total += term.reshape(*targets.shape, -1).sum(-1)
@@ -176,7 +177,8 @@ def test_one_logit_will_do_and_a_black_picture_too(make_tiny):
   model = make_tiny("max", 1, dtype=jnp.bfloat16)
   model.eval()
   images = jnp.zeros((2, 16, 16, 3), jnp.uint8)
-  found = full_gradients.fullgrad(model, images, jnp.zeros((2, 1), int))
+  explain = nnx.jit(full_gradients.fullgrad)
+  found = explain(model, images, jnp.zeros((2, 1), int))
   assert found.shape == (2, 1, 16, 16) and found.dtype == jnp.float32
   assert jnp.isfinite(found).all() and (found >= 0).all()
 
@@ -188,7 +190,8 @@ def test_a_bfloat16_model_is_explained_in_float32(make_tiny):
   for dtype in (jnp.float32, jnp.bfloat16):
     model = make_tiny("average", dtype=dtype)
     model.eval()
-    found.append(full_gradients.fullgrad(model, images, jnp.asarray(TARGETS)))
+    explain = nnx.jit(full_gradients.fullgrad)
+    found.append(explain(model, images, jnp.asarray(TARGETS)))
   np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
 
 

@@ -17,17 +17,21 @@ def pair(name, num_classes, **fields):
     **fields: of both constructors, to make them narrow.
   """
   twin = torch_models.create(name, num_classes, **fields).eval()
-  model = models.MODELS[name](
-    num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0), **fields
+  # Its shapes alone: every number is the twin's.
+  make = models.MODELS[name]
+  graphdef, state = nnx.split(
+    nnx.eval_shape(
+      lambda: make(num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0), **fields)
+    )
   )
   tensors = {k: v.numpy() for k, v in twin.state_dict().items()}
   filled = []
-  for path, variable in nnx.to_flat_state(nnx.state(model)):
+  for path, variable in nnx.to_flat_state(state):
     array = tensors[names.torch_key(path)]
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
     filled.append(
       (path, variable.replace(jnp.asarray(array.transpose(*order))))
     )
-  nnx.update(model, nnx.from_flat_state(filled))
+  model = nnx.merge(graphdef, nnx.from_flat_state(filled))
   model.eval()
   return model, twin

@@ -1,5 +1,7 @@
 """Metrics from small maps against brute force in the annotation's pixels."""
 
+import functools
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -68,15 +70,16 @@ def on_device(annotated):
 
 def ours(cam, mask, near):
   annotated = on_device(annotation.on_grid(mask, near, cam.shape))
-  cam = jnp.asarray(cam)
+  return tuple(map(float, measured(jnp.asarray(cam), annotated)))
+
+
+@jax.jit
+def measured(cam, annotated):
+  inside, near, everywhere = annotated[:3]
   return (
-    float(metrics.grid_pointing_game(cam, annotated)),
-    float(
-      metrics.grid_content_heatmap(cam, annotated.near, annotated.everywhere)
-    ),
-    float(
-      metrics.grid_content_heatmap(cam, annotated.inside, annotated.everywhere)
-    ),
+    metrics.grid_pointing_game(cam, annotated),
+    metrics.grid_content_heatmap(cam, near, everywhere),
+    metrics.grid_content_heatmap(cam, inside, everywhere),
   )
 
 
@@ -100,12 +103,11 @@ def test_metrics_of_small_maps_are_those_in_pixels(grid, pixels):
 @pytest.mark.parametrize("tolerance", [1.0, 4.3, TOLERANCE])
 def test_dilation_is_that_of_the_distances(pixels, tolerance):
   rng = np.random.default_rng(1)
+  on_device = jax.jit(functools.partial(metrics.dilate, tolerance_px=tolerance))
   for mask in objects(rng, *pixels).values():
     near = annotation.dilate(mask, tolerance)
     np.testing.assert_array_equal(near, squared_distance(mask) < tolerance**2)
-    np.testing.assert_array_equal(
-      near, metrics.dilate(jnp.asarray(mask), tolerance)
-    )
+    np.testing.assert_array_equal(near, on_device(jnp.asarray(mask)))
 
 
 def test_fourteen_pixels_off_hits_and_fifteen_misses():

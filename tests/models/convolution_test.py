@@ -54,10 +54,15 @@ def test_both_gradients_are_those_of_xla(
   with jax.enable_x64(True):
     x, kernel = draw(kernel_size, height, width, jnp.float64)
     np.testing.assert_array_equal(
-      convolve(stride, padding, x, kernel), of_xla(stride, padding, x, kernel)
+      *(
+        jax.jit(convolution, static_argnums=(0, 1))(stride, padding, x, kernel)
+        for convolution in (convolve, of_xla)
+      )
     )
     own, expected = (
-      jax.grad(weighted(convolution, stride, padding), (0, 1))(x, kernel)
+      jax.jit(jax.grad(weighted(convolution, stride, padding), (0, 1)))(
+        x, kernel
+      )
       for convolution in (convolve, of_xla)
     )
     for one, other in zip(own, expected, strict=True):
@@ -75,7 +80,7 @@ def test_gradients_of_gradients_are_those_of_xla(stride):
       )
       return sum((each**2).sum() for each in inner)
 
-    return jax.grad(norm, (0, 1))
+    return jax.jit(jax.grad(norm, (0, 1)))
 
   with jax.enable_x64(True):
     x, kernel = draw(3, dtype=jnp.float64)
