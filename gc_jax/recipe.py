@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from gc_jax import config as configs
 from gc_jax import models, optim
 from gc_jax import step as steps
+from gc_jax.objective import Objective
 
 
 def objective(
   config: ConfigDict, num_classes: int, num_devices: int
-) -> steps.Objective:
+) -> Objective:
   """Returns what the config minimises."""
-  return steps.Objective(
+  return Objective(
     num_classes=num_classes,
     consistency=config.loss.consistency_weight > 0,
     classification_weight=config.loss.classification_weight,
@@ -53,7 +54,7 @@ def jitted_train_step(
   config: ConfigDict,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
-  goal: steps.Objective,
+  goal: Objective,
   steps_per_epoch: int,
 ) -> jax.stages.Wrapped:
   """Returns the update of `step.make_train_step`, to call or to compile.

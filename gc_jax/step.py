@@ -3,72 +3,25 @@
 The method of the paper, read in a row: cam -> compose -> cam -> consistency.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from gc_jax import accumulation, compose, drawing, losses
 from gc_jax import cam as cams
-from gc_jax import compose, losses
+from gc_jax.drawing import Drawn
 from gc_jax.evaluators import classification
 from gc_jax.metrics import upsample
 from gc_jax.models import layers, pure_head
+from gc_jax.objective import Objective
 from gc_jax.state import TrainState
 from gc_jax.types import Batch, Metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What is minimised, and in which parts; the fields are configs/base.py's.
-
-  Attributes:
-    num_classes: K.
-    consistency: whether composites are made at all.
-    classification_weight: factor of the cross-entropy.
-    reduction: of the consistency loss over cells, "mean" or "sum".
-    stop_gradient: whether the original's map is a fixed target.
-    target_draw: of several present classes, how the explained one is drawn.
-    compose_mode: a key of `compose.MODES`; a batch that brings distractors
-      along has one composite for each image whatever it says.
-    compose_groups: composites mix images within one of these equal, contiguous
-      shares of the batch. With a multiple of the number of devices no image
-      crosses from one to another.
-    accumulate_steps: equal parts of the batch that are computed one after the
-      other (see `make_train_step`).
-    bn_group: images that a BatchNorm normalises together, or 0 for all of a
-      part. Composites are divided into as many groups as the images are.
-    remat: whether the backward pass computes activations anew.
-  """
-
-  num_classes: int
-  consistency: bool
-  classification_weight: float = 1.0
-  reduction: str = "mean"
-  stop_gradient: bool = False
-  target_draw: str = "category"
-  compose_mode: str = "packed"
-  compose_groups: int = 1
-  accumulate_steps: int = 1
-  bn_group: int = 0
-  remat: bool = False
-
-
-class Drawn(NamedTuple):
-  """What chance decides about composites before the model is asked.
-
-  Attributes:
-    target: `[B]`, the class to explain in each image.
-    layout: of the composites, with a leading axis of `compose_groups`.
-  """
-
-  target: Array
-  layout: compose.Layout
 
 
 class Sums(NamedTuple):
@@ -122,15 +75,19 @@ def make_train_step(
 
     num_parts = objective.accumulate_steps
     if num_parts == 1:
-      drawn = _draw(objective, batch, step_key)
-      part = batch, step_key, drawn, _Shares(1.0, 1.0)
+      drawn = drawing.draw(objective, batch, step_key)
+      part = batch, step_key, drawn, accumulation.Shares(1.0, 1.0)
       batch_stats, sums = of_part(state.batch_stats, part)
     else:
-      batches = _parts(batch, num_parts)
+      batches = accumulation.divided(batch, num_parts)
       keys = jax.random.split(step_key, num_parts)
-      drawn = jax.vmap(functools.partial(_draw, objective))(batches, keys)
-      parts = batches, keys, drawn, _shares(batches, drawn)
-      batch_stats, sums = _sum_over(of_part, state.batch_stats, parts)
+      drawn = jax.vmap(functools.partial(drawing.draw, objective))(
+        batches, keys
+      )
+      parts = batches, keys, drawn, accumulation.shares_of(batches, drawn)
+      batch_stats, sums = accumulation.sum_over(
+        of_part, state.batch_stats, parts
+      )
 
     grads, metrics = sums.grads, dict(sums.metrics)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -148,68 +105,11 @@ def make_train_step(
   return train_step
 
 
-class _Shares(NamedTuple):
-  """How much of a batch a part is, in images and in unmasked pairs."""
-
-  images: Array | float
-  pairs: Array | float
-
-
-def _parts(batch: Batch, num_parts: int) -> Batch:
-  """Returns the batch with a leading axis of parts.
-
-  Part i has every `num_parts`-th example from the i-th on: a share of each
-  device's, so that none moves to another.
-  """
-  return jax.tree.map(
-    lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
-  )
-
-
-def _shares(batches: Batch, drawn: Drawn | None) -> _Shares:
-  """Returns the shares of all parts, `[parts]` each.
-
-  A mean over the batch is the sum over parts of share times mean.
-  """
-
-  def share(mask):
-    counts = mask.reshape(len(mask), -1).sum(1)
-    return counts / jnp.maximum(counts.sum(), 1.0)
-
-  images = share(batches["mask"])
-  return _Shares(images, images if drawn is None else share(drawn.layout.mask))
-
-
-def _sum_over(
-  of_part: Callable[..., tuple[nnx.State, Sums]],
-  batch_stats: nnx.State,
-  parts: Any,
-) -> tuple[nnx.State, Sums]:
-  """Returns the running statistics after all parts, and the sums over them.
-
-  Args:
-    of_part: makes both of the running statistics before and a part.
-    batch_stats: running statistics before the first.
-    parts: arrays with a leading axis of parts.
-  """
-  first = jax.tree.map(lambda x: x[0], parts)
-  _, shapes = jax.eval_shape(of_part, batch_stats, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-  def add(carry, part):
-    batch_stats, total = carry
-    batch_stats, sums = of_part(batch_stats, part)
-    return (batch_stats, jax.tree.map(jnp.add, total, sums)), None
-
-  (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), parts)
-  return batch_stats, sums
-
-
 def _part_sums(
   graphdef: nnx.GraphDef,
   params: nnx.State,
   batch_stats: nnx.State,
-  part: tuple[Batch, PRNGKeyArray, Drawn | None, _Shares],
+  part: tuple[Batch, PRNGKeyArray, Drawn | None, accumulation.Shares],
   objective: Objective,
   weight: Float[Array, ""],
 ) -> tuple[nnx.State, Sums]:
@@ -246,7 +146,7 @@ def _losses(
   key: PRNGKeyArray,
   probes: dict[str, Array],
   drawn: Drawn | None,
-  shares: _Shares,
+  shares: accumulation.Shares,
 ) -> tuple[Float[Array, ""], Metrics]:
   """Returns a part's share of the loss, and its metrics.
 
@@ -321,13 +221,13 @@ def _consistency_losses(
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
   """
-  _, _, key_dropout = _composite_keys(key)
+  _, _, key_dropout = drawing.composite_keys(key)
   target, layout = drawn
   cam = _normalized_cam(classify, features, target[:, None])[:, 0]
   if objective.stop_gradient:
     cam = jax.lax.stop_gradient(cam)
 
-  grouped = functools.partial(_grouped, objective)
+  grouped = functools.partial(drawing.grouped, objective)
   flat = lambda x: x.reshape(-1, *x.shape[2:])
   tiles = grouped(images)
   if "distractors" in batch:
@@ -345,46 +245,6 @@ def _consistency_losses(
     expected, composite_cam, objective.reduction
   )
   return pair_losses, flat(layout.mask)
-
-
-def _draw(
-  objective: Objective, batch: Batch, key: PRNGKeyArray
-) -> Drawn | None:
-  """Returns the composites of a part of a batch; None without the loss.
-
-  Args:
-    objective: what is minimised.
-    batch: labels and mask of the part.
-    key: of the part.
-  """
-  if not objective.consistency:
-    return None
-  _, key_composites = jax.random.split(key)
-  key_target, key_layout, _ = _composite_keys(key_composites)
-  contains = classes_present(batch, objective.num_classes)
-  grouped = functools.partial(_grouped, objective)
-  keys = jax.random.split(key_layout, objective.compose_groups)
-  mask = batch["mask"] * contains.any(-1)
-  if "distractors" in batch:
-    target = batch["target"]  # what they were drawn against
-    layout = jax.vmap(compose.supplied)(
-      keys, grouped(mask * batch["distractor_mask"])
-    )
-  else:
-    target = draw_target(key_target, batch, objective.target_draw)
-    layout = jax.vmap(compose.MODES[objective.compose_mode])(
-      keys, grouped(contains), grouped(target), grouped(mask)
-    )
-  return Drawn(target, layout)
-
-
-def _composite_keys(key: PRNGKeyArray) -> Array:
-  """Returns keys of the targets, the layouts and the composites' dropout."""
-  return jax.random.split(key, 3)
-
-
-def _grouped(objective: Objective, x: Array) -> Array:
-  return x.reshape(objective.compose_groups, -1, *x.shape[1:])
 
 
 def _normalized_cam(classify, features, target):
@@ -414,32 +274,6 @@ def _at_one_scale(
     upsample(cam, height, width),
     upsample(composite_cam, 2 * height, 2 * width),
   )
-
-
-def classes_present(batch: Batch, num_classes: int) -> Array:
-  """Returns `[B K]`, True where the image holds an object of the class."""
-  if "labels" in batch:
-    return batch["labels"] > 0
-  return jax.nn.one_hot(batch["label"], num_classes, dtype=bool)
-
-
-def draw_target(
-  key: PRNGKeyArray, batch: Batch, target_draw: str
-) -> Int[Array, "B"]:
-  """Returns the class to explain in each image, one that is present.
-
-  Args:
-    key: the draw is a function of it.
-    batch: single-label (the label itself) or multi-label.
-    target_draw: "category" draws uniformly over the present classes (paper),
-      "instance" in proportion to their objects (release).
-  """
-  if "labels" not in batch:
-    return batch["label"]
-  counts = batch["labels"]
-  if target_draw == "category":
-    counts = counts > 0
-  return jax.random.categorical(key, jnp.log(counts.astype(jnp.float32)))
 
 
 def make_classification_step(

@@ -36,7 +36,8 @@ LAYERS = {
   6: "main evaluate explain export compare preflight",  # entries
   5: "train evaluation evaluating passes sanity explanation exporting "
   "preflighting command_line",  # the story
-  4: "step measure state inference trained recipe lowering recording",
+  4: "step objective drawing accumulation measure state inference trained "
+  "recipe lowering recording",
   3: "evaluators data checkpoint parallel config optim report torch_io "
   "compiled pods largest_batch",
   2: "models attribution attacks",

@@ -16,12 +16,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from configs import quickstart
-from gc_jax import compose, models
+from gc_jax import compose, drawing, models
 from gc_jax import config as configs
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
+from gc_jax.objective import Objective
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -52,7 +53,7 @@ def multi_label(labels):
 
 def objective(**fields):
   defaults = {"num_classes": NUM_CLASSES, "consistency": True}
-  return steps.Objective(**defaults | fields)
+  return Objective(**defaults | fields)
 
 
 def make_step(model, goal, lr=1.0, weight=WEIGHT):
@@ -426,7 +427,7 @@ def test_the_drawn_class_has_its_law(target_draw):
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
   batch = multi_label(counts)
   draws = np.asarray(
-    jax.vmap(lambda key: steps.draw_target(key, batch, target_draw))(
+    jax.vmap(lambda key: drawing.draw_target(key, batch, target_draw))(
       jax.random.split(jax.random.key(0), 5_000)
     )
   )
@@ -444,10 +445,10 @@ def test_of_a_single_label_that_label_is_explained():
   batch = single_label()
   key = jax.random.key(0)
   np.testing.assert_array_equal(
-    steps.draw_target(key, batch, "category"), LABEL
+    drawing.draw_target(key, batch, "category"), LABEL
   )
   np.testing.assert_array_equal(
-    steps.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
+    drawing.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
   )
 
 

@@ -28,6 +28,7 @@ from flax import nnx
 from gc_jax import models, parallel
 from gc_jax import state as states
 from gc_jax import step as steps
+from gc_jax.objective import Objective
 from gc_jax.types import Batch
 from tests.benchmarks import turns
 
@@ -160,7 +161,7 @@ def lower(
     groups: composites mix images within one of so many shares of the batch.
   """
   graphdef, state = create(model, dtype, sharding)
-  objective = steps.Objective(
+  objective = Objective(
     num_classes=NUM_CLASSES,
     consistency=mode != "plain",
     compose_mode=mode if mode != "plain" else "packed",

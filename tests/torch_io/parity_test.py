@@ -20,6 +20,7 @@ from gc_jax import compose, losses, models
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.models.layers import RGB_MEAN, RGB_STD
+from gc_jax.objective import Objective
 from gc_jax.torch_io import names
 from tests.torch_io import torch_models
 
@@ -195,9 +196,7 @@ class Ours:
     return seen
 
   def _compiled(self, graphdef, state, batch):
-    goal = steps.Objective(
-      NUM_CLASSES, consistency=True, compose_mode="independent"
-    )
+    goal = Objective(NUM_CLASSES, consistency=True, compose_mode="independent")
     step = steps.make_train_step(
       graphdef, self.tx, goal, lambda _: jnp.float32(WEIGHT), jax.random.key(0)
     )
