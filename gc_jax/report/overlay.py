@@ -15,6 +15,7 @@ DISPLAY_PX = 256  # enlarge until the shorter side is about this long
 COLORMAP = "plasma"
 LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap
 LINE_PX = 2  # on the screen, whatever the size of the image
+PNG_LEVEL = 4  # of zlib: half the time of its default, files 5% larger
 _MAX_PNG_BYTES = 60_000
 _MAX_ALPHA = 0.8
 _BAND_PX = 256  # rows blended at a time
@@ -125,7 +126,7 @@ def draw_frame(
 def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
   """Returns the picture as a PNG file."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format="PNG")
+  Image.fromarray(picture).save(buffer, format="PNG", compress_level=PNG_LEVEL)
   return buffer.getvalue()
 
 

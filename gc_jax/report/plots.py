@@ -223,6 +223,7 @@ def to_png(draw: Callable[[Palette], Figure]) -> bytes:
       dpi=_PNG_DPI,
       bbox_inches="tight",
       metadata={"Software": None},
+      pil_kwargs={"compress_level": overlay.PNG_LEVEL},
     )
     return buffer.getvalue()
 
@@ -262,7 +263,11 @@ def figure_png(figure: Figure, dpi: int) -> bytes:
   """Returns a figure as a PNG file that does not name its maker."""
   figure.set_dpi(dpi)
   buffer = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+  FigureCanvasAgg(figure).print_png(
+    buffer,
+    metadata={"Software": None},
+    pil_kwargs={"compress_level": overlay.PNG_LEVEL},
+  )
   return buffer.getvalue()
 
 
