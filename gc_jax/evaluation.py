@@ -22,7 +22,6 @@ from gc_jax.state import TrainState
 
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8
-_EXAMPLES_AT_ONCE = 16
 _POOLED = ("true_positives", "false_positives", "false_negatives")
 
 
@@ -182,7 +181,7 @@ def explained(
     pairs,
     rows,
     maker,
-    -(-_EXAMPLES_AT_ONCE // mesh.size) * mesh.size,
+    -(-passes.MAPS_AT_ONCE // mesh.size) * mesh.size,
     process_index=process_index,
     process_count=process_count,
   ):

@@ -190,12 +190,12 @@ def attacked(
   return Measured(columns, totals, {})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def faithful(
   graphdef,
   variables,
   batch: PairBatch,
-  methods: tuple[str, ...],
+  cams: dict[str, Float[Array, "B _ _"]],
   num_steps: int,
 ) -> Measured:
   """Returns insertion and deletion of each method, and its maps.
@@ -204,12 +204,11 @@ def faithful(
     graphdef: structure of the model, in evaluation mode.
     variables: of the model.
     batch: of pictures.
-    methods: keys of `ALL_METHODS`.
+    cams: method -> raw map of each row, from `maps`.
     num_steps: see `faithfulness.curves`.
   """
   model = _model(graphdef, variables)
   images = batch["image"]
-  cams = _maps(model, images, batch["target"], methods)
   # All methods in one loop: maps of the picture's size, as so many targets.
   enlarged = [
     faithfulness.enlarged(cam, *images.shape[1:3]) for cam in cams.values()

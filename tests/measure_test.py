@@ -142,9 +142,9 @@ def test_of_composites_the_uniform_map_leaves_three_quarters(model):
 
 
 def test_faithfulness_has_areas_by_row_and_curves_in_sum(model):
-  found = measure.faithful(
-    *nnx.split(model), batch(), ("gradcam", "uniform"), 4
-  )
+  graph = nnx.split(model)
+  _, cams = measure.maps(*graph, batch(), ("gradcam", "uniform"))
+  found = measure.faithful(*graph, batch(), cams, 4)
   counts = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
   for what in ("insertion", "deletion"):
     area = np.asarray(found.columns[f"gradcam/{what}_auc"])
