@@ -10,7 +10,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax.config import flatten
+from gc_jax.saved_config import flatten
 
 # Flags defined through this file are those of the command that asks for them.
 flags.disclaim_key_flags()

@@ -24,7 +24,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax import command_line, evaluating
+from gc_jax import command_line, evaluating, saved_config
 from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
@@ -93,7 +93,8 @@ def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
     )
   config = _CONFIG.value
   if _WORKDIR.value and not given:
-    config = configs.completed(configs.read(files.as_path(_WORKDIR.value)))
+    saved = saved_config.read(files.as_path(_WORKDIR.value))
+    config = saved_config.completed(saved)
     for field, value in config_flags.get_override_values(
       flags.FLAGS["config"]
     ).items():

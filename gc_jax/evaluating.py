@@ -21,6 +21,7 @@ from gc_jax import (
   parallel,
   passes,
   sanity,
+  saved_config,
   trained,
 )
 from gc_jax import config as configs
@@ -205,8 +206,8 @@ def _identity(
   config: ConfigDict, loaded: LoadedModel, methods: tuple[str, ...]
 ) -> dict[str, Any]:
   """Returns what makes an evaluation this one, JSON's values."""
-  whole = configs.to_dict(config)
-  flat = configs.flatten({"data": whole["data"], "eval": whole["eval"]})
+  whole = saved_config.to_dict(config)
+  flat = saved_config.flatten({"data": whole["data"], "eval": whole["eval"]})
   if config.data.name != "folder":
     del flat["data.path"]
   return {
@@ -323,7 +324,7 @@ def _curves(ledger, results, config, panel: sanity.Panel) -> Curves:
 def _about(
   config, loaded, dataset, methods, planner, plan, ledger, results, identity
 ) -> About:
-  settings = configs.to_dict(config)["eval"]
+  settings = saved_config.to_dict(config)["eval"]
   settings["image_size"] = config.data.image_size
   for name in ("methods", "protocol", "batch_size", "every_epochs"):
     del settings[name]
@@ -338,7 +339,7 @@ def _about(
     protocol=config.eval.protocol,
     methods=methods,
     settings=settings,
-    config=configs.to_dict(config),
+    config=saved_config.to_dict(config),
     num_images=results["val/num_examples"],
     costly_methods=costly,
     num_costly_images=len(planner.few()),

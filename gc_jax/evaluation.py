@@ -54,8 +54,7 @@ class Evaluation:
     process_index, process_count = parallel.process()
     for batch in pipeline.eval_batches(
       self._val,
-      batch_size=-(-config.eval.batch_size // self._mesh.size)
-      * self._mesh.size,
+      batch_size=parallel.divisible(config.eval.batch_size, self._mesh),
       image_size=config.data.image_size,
       resize_px=config.data.eval_resize_px,
       squash=config.data.eval_squash,
@@ -181,7 +180,7 @@ def explained(
     pairs,
     rows,
     maker,
-    -(-passes.MAPS_AT_ONCE // mesh.size) * mesh.size,
+    parallel.divisible(passes.MAPS_AT_ONCE, mesh),
     process_index=process_index,
     process_count=process_count,
   ):

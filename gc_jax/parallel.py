@@ -277,6 +277,11 @@ def divided(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def divisible(size: int, mesh: Mesh) -> int:
+  """Returns the smallest batch, of at least `size`, that devices share."""
+  return -(-size // mesh.size) * mesh.size
+
+
 def to_devices(batch: Any, mesh: Mesh) -> Any:
   """Returns the global batch made of each process's share.
 

@@ -240,7 +240,7 @@ class Planner:
     """Returns rows of a batch of images so many times as large as a square."""
     size = max(1, int(self._config.eval.batch_size / area))
     size = min(size, max(1, len(rows)))
-    return -(-size // self._mesh.size) * self._mesh.size
+    return parallel.divisible(size, self._mesh)
 
 
 def run(

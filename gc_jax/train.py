@@ -15,7 +15,16 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gc_jax import checkpoint, data, models, optim, parallel, recipe, trained
+from gc_jax import (
+  checkpoint,
+  data,
+  models,
+  optim,
+  parallel,
+  recipe,
+  saved_config,
+  trained,
+)
 from gc_jax import config as configs
 from gc_jax import state as states
 from gc_jax.checkpoint import Checkpoints
@@ -51,7 +60,7 @@ def train_and_evaluate(
   """
   mesh = parallel.make_mesh()
   configs.validate(config, mesh.size)
-  configs.check_same_run(config, workdir)
+  saved_config.check_same_run(config, workdir)
   train_set = data.load(config.data, config.data.train_split)
   configs.validate_data(config, train_set.class_names, len(train_set.source))
   initial = None
@@ -255,8 +264,8 @@ def _open_workdir(config: ConfigDict, workdir: files.AnyPath) -> None:
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(configs.to_dict(config), indent=2)
-    files.write_text(workdir / configs.FILENAME, text + "\n")
+    text = json.dumps(saved_config.to_dict(config), indent=2)
+    files.write_text(workdir / saved_config.FILENAME, text + "\n")
   except OSError as error:
     raise ValueError(
       f"--workdir={workdir} must be a folder that can be written to: "

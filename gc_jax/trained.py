@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gc_jax import checkpoint, models, torch_io
-from gc_jax import config as configs
+from gc_jax import checkpoint, models, saved_config, torch_io
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.report import files, gallery
 
@@ -113,13 +112,13 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
 
 
 def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
-  config = configs.read(workdir)
+  config = saved_config.read(workdir)
   try:
     name, image_size = config["model"]["name"], config["data"]["image_size"]
   except (KeyError, TypeError) as error:
     raise ValueError(
-      f"{workdir / configs.FILENAME} must be the configuration of a run; it "
-      f"lacks {error}. Restore it from a copy, or name another run."
+      f"{workdir / saved_config.FILENAME} must be the configuration of a run; "
+      f"it lacks {error}. Restore it from a copy, or name another run."
     ) from error
   if name not in models.MODELS:
     raise ValueError(
@@ -184,9 +183,9 @@ def _rebuilt(
       found = "none" if array is None else f"shape {array.shape}"
       raise ValueError(
         f"The checkpoint of step {saved.step} in {workdir} must be of "
-        f"{name!r} with {num_classes} classes, as {configs.FILENAME} says; "
-        f"{leaf_name} needs shape {leaf.shape}, and there is {found}. Restore "
-        f"the {configs.FILENAME} it was trained with."
+        f"{name!r} with {num_classes} classes, as {saved_config.FILENAME} "
+        f"says; {leaf_name} needs shape {leaf.shape}, and there is {found}. "
+        f"Restore the {saved_config.FILENAME} it was trained with."
       )
     filled.append(jnp.asarray(array))
   learned = jax.tree.unflatten(jax.tree.structure(learned), filled)

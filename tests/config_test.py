@@ -1,6 +1,5 @@
 """What is refused before anything runs, and the words it is refused in."""
 
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from configs import (
   quickstart_multi,
 )
 from gc_jax import config as configs
+from gc_jax import saved_config
 from gc_jax.data import augment, distractors, reading
 
 
@@ -72,7 +72,7 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
   )
 
   def values(recipe, variant):
-    flat = configs.flatten(recipe.get_config(variant).to_dict())
+    flat = saved_config.flatten(recipe.get_config(variant).to_dict())
     return tuple(flat[name] for name in names)
 
   steps = {imagenet: (90, 256, 0.1, 0.9, 1e-4, (30, 60), 1)}
@@ -261,53 +261,6 @@ def test_a_batch_larger_than_the_data_is_refused():
     configs.validate_data(make(), ["a", "b"], num_examples=10)
 
 
-def test_a_workdir_of_another_run_is_left_alone_and_told_apart(tmp_path):
-  path = tmp_path / configs.FILENAME
-  path.write_text(quickstart.get_config("gmp").to_json_best_effort())
-  before = path.read_bytes()
-  with pytest.raises(ValueError, match="another configuration") as caught:
-    configs.check_same_run(quickstart.get_config("gc"), tmp_path)
-  text = str(caught.value)
-  assert "--config.loss.consistency_weight: 0.0 there, 75.0 now" in text
-  assert (
-    "--config.model.name: 'resnet8-small-gmp' there, 'resnet8-small' now"
-    in text
-  )
-  assert "data.name" not in text
-  assert path.read_bytes() == before
-
-
-def test_where_a_run_happens_may_change(tmp_path):
-  path = tmp_path / configs.FILENAME
-  path.write_text(make().to_json_best_effort())
-  moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
-  configs.check_same_run(moved, tmp_path)
-
-
-def test_a_run_of_before_a_field_goes_on_with_its_default(tmp_path):
-  saved = configs.to_dict(make())
-  del saved["accumulate_steps"], saved["model"]["bn_group"]
-  (tmp_path / configs.FILENAME).write_text(json.dumps(saved))
-  configs.check_same_run(make(), tmp_path)
-  with pytest.raises(ValueError, match="accumulate_steps: 1 there, 2 now"):
-    configs.check_same_run(make(accumulate_steps=2), tmp_path)
-
-
-def test_a_field_that_is_no_more_is_another_run(tmp_path):
-  saved = configs.to_dict(make()) | {"forgotten": 3}
-  (tmp_path / configs.FILENAME).write_text(json.dumps(saved))
-  with pytest.raises(ValueError, match="forgotten: 3 there, None now"):
-    configs.check_same_run(make(), tmp_path)
-
-
-def test_a_config_survives_being_saved():
-  config = quickstart.get_config()
-  assert (
-    configs.differences(configs.to_dict(config), configs.to_dict(config)) == []
-  )
-  assert configs.to_dict(config)["optim"]["step_epochs"] == [30, 60]
-
-
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -341,6 +294,6 @@ def test_a_slip_of_the_keyboard_gets_one_clear_line(
 
 
 def test_every_field_has_a_default_that_may_be_overridden():
-  for name, value in configs.flatten(base.get_config().to_dict()).items():
+  for name, value in saved_config.flatten(base.get_config().to_dict()).items():
     assert value is not None, name
     assert not isinstance(value, list), name

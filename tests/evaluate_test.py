@@ -12,8 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax import config as configs
-from gc_jax import data, evaluating, passes, trained
+from gc_jax import data, evaluating, passes, saved_config, trained
 from gc_jax.attribution import CONTROLS
 from gc_jax.report import evaluated as files
 from tests import smoke
@@ -29,7 +28,7 @@ KINDS = ("gradcam", "input_gradients")
 
 def settings(workdir, **fields):
   """The run's configuration, shrunk to few rows."""
-  c = configs.completed(configs.read(workdir))
+  c = saved_config.completed(saved_config.read(workdir))
   c.eval.costly_rows = 2
   c.eval.sanity_rows = 2
   c.eval.faithfulness_steps = 2

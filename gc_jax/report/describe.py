@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gc_jax.config import flatten
 from gc_jax.report.run import Run
+from gc_jax.saved_config import flatten
 
 _ARCHITECTURES = {"alexnet": "AlexNet", "resnet": "ResNet", "vgg": "VGG"}
 _DATA = {

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from gc_jax.config import flatten
 from gc_jax.report import (
   describe,
   describe_evaluated,
@@ -26,6 +25,7 @@ from gc_jax.report import (
 )
 from gc_jax.report.evaluated import Evaluated, Example
 from gc_jax.report.evaluation_rows import title_of
+from gc_jax.saved_config import flatten
 
 REPORT = "report.html"
 _MEANINGS = {  # of the files that `write_evaluation` may write

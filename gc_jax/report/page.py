@@ -8,7 +8,6 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from gc_jax.config import flatten
 from gc_jax.report import (
   describe,
   figures,
@@ -19,6 +18,7 @@ from gc_jax.report import (
   tables,
 )
 from gc_jax.report.run import Run, load_finished_run, load_run
+from gc_jax.saved_config import flatten
 
 FILENAME = "report.html"
 _KINDS = {  # kind of example -> heading, and what it shows
