@@ -65,10 +65,8 @@ ensure_environment() {
     [[ "$build" == cpu ]] || jax=("jax[$build]")
     echo "Installing $requirements into .venv, jax for $build ..." >&2
     "$python" -m venv .venv
-    # Bytecode is made at a module's first import: of most there is none, and
-    # making it for all of them takes half of the installation's time.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-      --no-compile -r "$requirements" "${jax[@]}"
+      -r "$requirements" "${jax[@]}"
     # Last, so that an interrupted installation is taken up again.
     echo "$wanted" >"$stamp"
   fi
