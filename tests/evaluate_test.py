@@ -1,6 +1,7 @@
 """The command: a run or a file in, everything measured, written and resumed."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from gc_jax import data, evaluating, passes, saved_config, trained
+from gc_jax.attacks import EPSILONS
 from gc_jax.attribution import CONTROLS
 from gc_jax.report import evaluated as files
 from tests import smoke
@@ -251,6 +253,41 @@ def test_killed_the_command_continues_under_the_release_protocol(
   for name in written:
     if name != "partial.npz":
       assert f"wrote {tmp_path / 'out' / name}" in done.stdout
+
+
+# Two whole commands, minutes of training.
+@pytest.mark.large
+def test_the_quickstarts_accuracy_falls_under_attack(tmp_path):
+  """At every epsilon, down to chance; beyond it, it stays below.
+
+  One step of 64/255 leads past where a gradient says anything: pictures may be
+  right again there. Where whoever attacks may take any shorter step as well,
+  accuracy falls to the end.
+  """
+  run, out = tmp_path / "run", tmp_path / "out"
+  training = smoke.command(run, "--config=configs/quickstart.py")
+  evaluation = command(f"--workdir={run}", f"--out={out}", "--methods=gradcam")
+  # The tests' flags compile soon, and what they compile is slow.
+  env = {**os.environ, "XLA_FLAGS": ""}
+  for arguments in (training, evaluation):
+    done = subprocess.run(
+      arguments, capture_output=True, text=True, cwd=smoke.ROOT, env=env
+    )
+    assert done.returncode == 0, done.stderr
+  found = files.load(out).results
+
+  def curve(attack):
+    return [found[f"val/{attack}_{epsilon}/top1"] for epsilon in EPSILONS]
+
+  chance = 100 / 10
+  step, budget = curve("fgsm"), curve("fgsm-within")
+  for before, after in itertools.pairwise([found["val/top1"], *step]):
+    assert after < before or max(before, after) < chance, step
+  assert step[-1] < chance
+  for before, after in itertools.pairwise([found["val/top1"], *budget]):
+    assert after < before, budget
+  for weaker, stronger in zip(curve("fgsm-few"), curve("pgd"), strict=True):
+    assert stronger <= weaker
 
 
 WRONG = [
