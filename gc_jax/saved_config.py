@@ -34,7 +34,7 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values.
 
   Raises:
-    ValueError: the folder is no run's.
+    ValueError: the folder is no run's, or what it holds is no configuration.
   """
   path = workdir / FILENAME
   try:
@@ -48,12 +48,12 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
   except json.JSONDecodeError as error:
     raise ValueError(
       f"{path} must be the configuration of a run; it is not JSON ({error}). "
-      "Restore it from a copy, or name another run."
+      "Restore it from a copy, or name another folder."
     ) from error
   if not isinstance(config, dict):
     raise ValueError(
       f"{path} must be the configuration of a run, a JSON object; it is "
-      f"{config!r:.40}. Restore it from a copy, or name another run."
+      f"{config!r:.40}. Restore it from a copy, or name another folder."
     )
   return config
 
@@ -107,20 +107,13 @@ def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
   with it, runs go as they went before there was the field.
 
   Raises:
-    ValueError: it holds a different configuration; says what differs.
+    ValueError: it holds a different configuration, says what differs; or one
+      that cannot be read.
   """
-  path = workdir / FILENAME
-  if not path.exists():
+  if not (workdir / FILENAME).exists():
     return
-  try:
-    saved = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f"{path} must be the configuration of a run; it is not JSON ({error}). "
-      "Use another --workdir."
-    ) from error
   newer = flatten(to_dict(base.get_config()))
-  lines = differences(newer | flatten(saved), to_dict(config))
+  lines = differences(newer | flatten(read(workdir)), to_dict(config))
   if lines:
     raise ValueError(
       f"--workdir={workdir} holds a run with another configuration, and "

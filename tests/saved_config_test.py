@@ -30,6 +30,17 @@ def test_a_workdir_of_another_run_is_left_alone_and_told_apart(tmp_path):
   assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+  ("text", "found"), [('{"seed": 0', "it is not JSON"), ("[1]", r"it is \[1\]")]
+)
+def test_what_is_no_configuration_is_told_and_left_alone(tmp_path, text, found):
+  path = tmp_path / saved_config.FILENAME
+  path.write_text(text)
+  with pytest.raises(ValueError, match=rf"config\.json must be .*{found}"):
+    saved_config.check_same_run(make(), tmp_path)
+  assert path.read_text() == text
+
+
 def test_where_a_run_happens_may_change(tmp_path):
   path = tmp_path / saved_config.FILENAME
   path.write_text(make().to_json_best_effort())
