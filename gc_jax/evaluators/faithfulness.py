@@ -46,7 +46,7 @@ def curves(
     multi_label: whether the score is the sigmoid of the target's logit, not
       its softmax.
     num_steps: S; each changes as many pixels as the others, up to rounding.
-      There are (S + 1) * 2 P forward passes of B pictures, one after the
+      There are (S - 1) * 2 P + 3 forward passes of B pictures, one after the
       other: memory is that of one. RISE changes 224 pixels a step.
 
   Returns:
@@ -65,30 +65,28 @@ def curves(
   height, width = images.shape[1:3]
   # 0 after the model's normalisation.
   grey = jnp.broadcast_to(jnp.array(RGB_MEAN, ndmin=4), images.shape)
-  # Insertion, deletion: what is there at first, and what comes.
-  before = jnp.stack([_blurred(images), images])
-  after = jnp.stack([images, grey])
+  # Insertion leads from the first to the second, deletion on to the third.
+  stages = jnp.stack([_blurred(images), images, grey])
   counts = np.arange(num_steps + 1) * height * width // num_steps
+  pictures, places = _pictures(cams.shape[1], counts)
+  ranks = jax.lax.map(
+    lambda cam: _ranks(cam, height, width)[..., None], cams.swapaxes(0, 1)
+  )
 
-  def of_target(target_and_cam):
-    target, cam = target_and_cam
-    rank = _ranks(cam, height, width)[..., None]
+  def of_targets(picture):
+    stage, number, count = picture
+    is_changed = ranks[number] < count
+    pixels = jnp.where(is_changed, stages[stage + 1], stages[stage])
+    logits = model.classify(model.features(model.normalize(pixels)))
+    logits = logits.astype(jnp.float32)
+    scores = nnx.sigmoid(logits) if multi_label else nnx.softmax(logits)
+    return jnp.take_along_axis(scores, targets, axis=1)
 
-    def score(row_and_count):
-      row, count = row_and_count
-      pictures = jnp.where(rank < count, after[row], before[row])
-      logits = model.classify(model.features(model.normalize(pictures)))
-      logits = logits.astype(jnp.float32)
-      scores = nnx.sigmoid(logits) if multi_label else nnx.softmax(logits)
-      return jnp.take_along_axis(scores, target[:, None], axis=1)[:, 0]
-
-    rows = np.repeat(np.arange(2), num_steps + 1)
-    return jax.lax.map(score, (jnp.array(rows), jnp.tile(counts, 2)))
-
-  scores = jax.lax.map(
-    of_target, (jnp.moveaxis(targets, 1, 0), jnp.moveaxis(cams, 1, 0))
-  )  # [P 2S+2 B]
-  insertion, deletion = jnp.split(jnp.moveaxis(scores, 2, 0), 2, axis=2)
+  scores = jax.lax.map(of_targets, jnp.array(pictures))  # [pictures B P]
+  own = np.arange(cams.shape[1])[:, None]
+  insertion, deletion = (
+    jnp.moveaxis(scores[place, :, own], 2, 0) for place in places
+  )
   fractions = jnp.asarray(counts / (height * width), jnp.float32)
   return fractions, insertion, deletion
 
@@ -110,6 +108,39 @@ def enlarged(
   # Enlarging rounds: a constant would be ranked by the last digits.
   is_constant = cam.max((1, 2)) == cam.min((1, 2))
   return jnp.where(is_constant[:, None, None], cam[:, :1, :1], cam_px)
+
+
+def _pictures(
+  num_maps: int, counts: Int[np.ndarray, "S1"]
+) -> tuple[Int[np.ndarray, "N 3"], Int[np.ndarray, "2 P S1"]]:
+  """Returns the pictures to score, and where among them the curves' points are.
+
+  Where no pixel has changed, and where all have, the maps show the same
+  picture: it is scored once.
+
+  Args:
+    num_maps: P.
+    counts: of changed pixels, from none to all.
+
+  Returns:
+    (stage that the picture starts from, map, count) of each picture, then the
+    places of insertion's points, and of deletion's.
+  """
+  everything = counts[-1]
+  found: dict[tuple[int, int, int], int] = {}
+
+  def place(stage, number, count):
+    if stage == 0 and count == everything:
+      stage, count = 1, 0
+    if count in (0, everything):
+      number = 0
+    return found.setdefault((stage, number, count), len(found))
+
+  places = [
+    [[place(stage, p, count) for count in counts] for p in range(num_maps)]
+    for stage in (0, 1)
+  ]
+  return np.array(list(found), np.int32), np.array(places)
 
 
 def _ranks(

@@ -87,6 +87,45 @@ def test_ends_are_the_picture_and_the_constant_one(make_tiny):
   np.testing.assert_allclose(deletion[..., -1], score(grey), rtol=1e-4)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_every_point_is_the_score_of_its_picture(make_tiny, num_steps):
+  """Two maps of two pictures, against pictures put together one by one."""
+  net = make_tiny("average")
+  net.eval()
+  rng = np.random.default_rng(1)
+  images = jnp.asarray(rng.random((2, 16, 16, 3)), jnp.float32)
+  targets = jnp.array([[1, 2], [3, 4]])
+  cams = jnp.asarray(rng.random((2, 2, 16, 16)), jnp.float32)
+  fractions, *found = faithfulness.curves(
+    net, images, targets, cams, num_steps=num_steps
+  )
+  blurred = faithfulness._blurred(images)
+  grey = jnp.broadcast_to(jnp.array(RGB_MEAN), images.shape)
+  for i, p, s in np.ndindex(2, 2, num_steps + 1):
+    order = np.argsort(-cams[i, p].ravel(), kind="stable")
+    changed = np.zeros(256, bool)
+    changed[order[: 256 * s // num_steps]] = True
+    changed = changed.reshape(16, 16, 1)
+    assert fractions[s] == changed.mean()
+    for curve, before, after in zip(
+      found, (blurred, images), (images, grey), strict=True
+    ):
+      shown = jnp.where(changed, after[i], before[i])[None]
+      logits = net.classify(net.features(net.normalize(shown)))
+      expected = jax.nn.softmax(logits)[0, targets[i, p]]
+      np.testing.assert_allclose(curve[i, p, s], expected, rtol=1e-4)
+
+
+def test_what_all_maps_show_alike_is_scored_once():
+  pictures, places = faithfulness._pictures(3, np.array([0, 10, 20, 30]))
+  # Blurred, clean and grey, and of each map two points of either curve.
+  assert len(np.unique(pictures, axis=0)) == len(pictures) == 3 + 3 * 2 * 2
+  assert places.shape == (2, 3, 4)
+  for ends in (places[0, :, 0], places[1, :, -1]):
+    assert len(set(ends)) == 1
+  assert len({*places[0, :, -1], *places[1, :, 0]}) == 1
+
+
 def test_several_labels_are_scored_by_their_own_sigmoid():
   _, insertion, _ = faithfulness.curves(
     OnePixel(),
