@@ -143,14 +143,13 @@ def propagated(
   model = in_float32(model)
   layer = default_layer(model) if layer is None else layer
   places = _places(model, layer, contrast)
-  for_class, for_opposite = (
-    _Pass(model, images, places, sign) for sign in (1, -1)
-  )
+  for_class = _Pass(model, images, places, sign=1)
+  if contrast is None:
+    return jax.vmap(for_class.from_logits, in_axes=1, out_axes=1)(targets)
+  for_opposite = _Pass(model, images, places, sign=-1)
 
   def one_target(target):
-    probability, above = for_class.from_logits(target)
-    if contrast is None:
-      return probability, above
+    above = for_class.from_logits(target)[1]
     difference = above - for_opposite.from_logits(target)[1]
     return for_class.from_contrast(difference), difference
 
@@ -204,11 +203,11 @@ class _Pass:
     self._no_contrast = jnp.zeros_like(contrast)
     self._no_logits = jnp.zeros_like(logits)
 
-  def from_logits(self, target: Int[Array, "B"]) -> list[Array]:
+  def from_logits(self, target: Int[Array, "B"]) -> tuple[Array, Array]:
     """Returns what arrives at both layers of the probability 1 at a class."""
     num_classes = self._no_logits.shape[-1]
     start = jax.nn.one_hot(target, num_classes, dtype=jnp.float32)
-    return self._pull((self._no_contrast, start))[0]
+    return tuple(self._pull((self._no_contrast, start))[0])
 
   def from_contrast(self, probability: Float[Array, "B *D"]) -> Array:
     """Returns what arrives at the map's layer from the contrast layer."""
