@@ -6,7 +6,10 @@ there are is known at the start; then run one after the other into a `Ledger`.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import jax
@@ -32,6 +35,9 @@ from gc_jax.types import Metrics, PairBatch
 MAPS_AT_ONCE = 8
 _PIXELS_224 = 224  # side at which tolerances are given
 
+# Of a program of `measure` and its arguments: calls it, or compiles it alone.
+Call = Callable[..., Any]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass:
@@ -42,7 +48,8 @@ class Pass:
     rows: which pairs, in order.
     maker: makes them.
     batch_size: rows of all processes.
-    step: measures a batch.
+    step: measures a batch, by programs that it hands to a `Call` one after the
+      other.
     on_host: what the host makes of a batch's maps and boxes, or None.
   """
 
@@ -50,7 +57,7 @@ class Pass:
   rows: Int[np.ndarray, "N"]
   maker: Maker
   batch_size: int
-  step: Callable[[PairBatch], Measured]
+  step: Callable[[Call, PairBatch], Measured]
   on_host: Callable[..., dict[str, Metrics]] | None = None
 
   @property
@@ -124,7 +131,7 @@ class Planner:
       passes = [self._on_squares("squares", everything, methods, True)]
     else:
       first = np.flatnonzero(self.pairs.first)
-      step = lambda batch: measure.predictions(*self.graph, batch)
+      step = self._step(measure.predictions)
       size = self._batch_size(first)
       passes = [Pass("predictions", first, self.square, size, step)]
       passes += self._frames("frames", self._explained, methods)
@@ -145,11 +152,11 @@ class Planner:
     """Returns the pass of insertion, deletion and boxes, on fewer rows."""
     num_steps = self._config.eval.faithfulness_steps
 
-    def step(batch):
+    def step(call, batch):
       cams = {}
       for names in (methods, tuple(CONTROLS)):
-        cams |= measure.maps(*self.graph, batch, names)[1]
-      return measure.faithful(*self.graph, batch, cams, num_steps)
+        cams |= call(measure.maps, *self.graph, batch, names)[1]
+      return call(measure.faithful, *self.graph, batch, cams, num_steps)
 
     square = self.with_objects()
     name = "insertion, deletion and boxes"
@@ -163,13 +170,9 @@ class Planner:
     first = np.flatnonzero(self.pairs.first)
     few = self.few()
     few = few[self.pairs.first[few]]
-    fgsm = lambda batch: measure.attacked(
-      *self.graph, batch, ("fgsm",), epsilons, ""
-    )
+    fgsm = self._step(measure.attacked, ("fgsm",), epsilons, "")
     # On the same pictures FGSM as well, and none: else PGD has no measure.
-    pgd = lambda batch: measure.attacked(
-      *self.graph, batch, ("fgsm", "pgd"), (0, *epsilons), FEW
-    )
+    pgd = self._step(measure.attacked, ("fgsm", "pgd"), (0, *epsilons), FEW)
     return [
       Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
       Pass("PGD", few, self.square, self._batch_size(few), pgd),
@@ -185,13 +188,11 @@ class Planner:
     size = self.square.image_size
     grids = measure.grids(self._model, methods, size, size)
     square = dataclasses.replace(self.square, grids=grids)
-    step = lambda batch: measure.localization(
-      *self.graph, batch, methods, predicts
-    )
+    step = self._step(measure.localization, methods, predicts)
     return Pass(name, rows, square, self._batch_size(rows), step)
 
   def _composites(self, name, rows, methods) -> Pass:
-    step = lambda batch: measure.negative_quadrants(*self.graph, batch, methods)
+    step = self._step(measure.negative_quadrants, methods)
     size = self._batch_size(rows, area=4)
     return Pass(name, rows, self.composite(), size, step)
 
@@ -224,15 +225,17 @@ class Planner:
         settings.tolerance_px,
         measure.grids(self._model, methods, height, width),
       )
-      step = lambda batch: measure.localization(
-        *self.graph, batch, methods, False
-      )
+      step = self._step(measure.localization, methods, False)
       own = rows[(sizes == (height, width)).all(1)]
       area = height * width / self.square.image_size**2
       label = f"{name} {height}x{width}"
       size = self._batch_size(own, area)
       passes.append(Pass(label, own, frame, size, step))
     return passes
+
+  def _step(self, program, *settings) -> Callable[[Call, PairBatch], Measured]:
+    """Returns the step that is one program of `measure`."""
+    return lambda call, batch: call(program, *self.graph, batch, *settings)
 
   def _batch_size(
     self, rows: Int[np.ndarray, "N"], area: int | float = 1
@@ -251,6 +254,9 @@ def run(
 ) -> Iterator[Pass]:
   """Measures what the ledger has not yet; yields after every batch.
 
+  While one pass is measured, a thread compiles the next. It runs nothing:
+  programs must start in the same order on every device and process.
+
   Args:
     passes: from a `Planner`.
     pairs: of the split.
@@ -261,17 +267,55 @@ def run(
     The pass of which a batch was added.
   """
   waiting = None
-  for one in passes:
-    for share in _shares(one, pairs, ledger.done.get(one.name, 0)):
-      on_devices = parallel.to_devices(share.batch, mesh)
-      measured = one.step(on_devices)
-      # Fetched one batch late: the devices compute while the next is made,
-      # and while the next pass is compiled.
-      if waiting is not None:
-        yield _added(ledger, *waiting)
-      waiting = one, measured, on_devices["row"], share.boxes
+  with ThreadPoolExecutor(1, "compile") as thread:
+    begin = lambda one: thread.submit(
+      _begun, one, pairs, mesh, ledger.done.get(one.name, 0)
+    )
+    begun = [begin(one) for one in passes[:1]]
+    for number, one in enumerate(passes):
+      batches = begun.pop().result()
+      begun = [begin(following) for following in passes[number + 1 :][:1]]
+      for batch, found in batches:
+        with jax.set_mesh(mesh):
+          measured = one.step(_called, batch)
+        # Fetched one batch late: the devices compute while the next is made.
+        if waiting is not None:
+          yield _added(ledger, *waiting)
+        waiting = one, measured, batch["row"], found
   if waiting is not None:
     yield _added(ledger, *waiting)
+
+
+def _begun(
+  one: Pass, pairs: Pairs, mesh: jax.sharding.Mesh, start: int
+) -> Iterator[tuple[PairBatch, list]]:
+  """Compiles a pass for its first batch; returns the batches, with boxes."""
+  batches = (
+    (parallel.to_devices(share.batch, mesh), share.boxes)
+    for share in _shares(one, pairs, start)
+  )
+  first = list(itertools.islice(batches, 1))
+  with jax.set_mesh(mesh):
+    for batch, _ in first:
+      one.step(_compiled, batch)
+  return itertools.chain(first, batches)
+
+
+def _called(program, *args) -> Any:
+  return program(*args)
+
+
+def _compiled(program, *args) -> Any:
+  """Returns the shapes of what a program returns, which is compiled now.
+
+  When it is called with such arguments, jax finds it.
+  """
+  lowered = program.lower(*args)
+  return jax.tree.map(
+    lambda x, sharding: x.update(sharding=sharding),
+    lowered.out_info,
+    lowered.compile().output_shardings,
+  )
 
 
 def _shares(one: Pass, pairs: Pairs, start: int):

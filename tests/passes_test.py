@@ -247,3 +247,31 @@ def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):
   correct, count = ledger.totals["boxes"]["gradcam"]
   assert count == 4 and correct.shape == (3, 100)
   assert 0 < correct.max() <= 4
+
+
+def test_the_thread_compiles_what_is_run(model, dataset, mesh, caplog):
+  """Sizes of its own, so that no other test has compiled it before."""
+  fields = {"costly_rows": 3, "faithfulness_steps": 3, "batch_size": 3}
+  planner = passes.Planner(model, dataset, config(**fields), mesh)
+  plan = [
+    *planner.standard(METHODS),
+    *planner.costly(("smoothgrad",)),
+    planner.faithfulness((*METHODS, "fullgrad", "cmwp")),
+    *planner.robustness((1, 4)),
+  ]
+  ledger = Ledger(len(planner.pairs.index))
+  # A setting of this thread: the other says nothing of what it compiles.
+  with jax.log_compiles():
+    for _ in passes.run(plan, planner.pairs, mesh, ledger):
+      pass
+    jax.jit(_said)(np.ones(7))
+  compiled = [
+    record.args[0]
+    for record in caplog.records
+    if record.msg.startswith("Compiling")
+  ]
+  assert compiled == ["jit(_said)"]
+
+
+def _said(x):
+  return x + 1

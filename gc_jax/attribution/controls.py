@@ -25,7 +25,7 @@ def center(
 ) -> Float[Array, "B P h w"]:
   """Returns a Gaussian around the middle, a quarter of the side wide."""
   del model, images
-  offset = (jnp.arange(_CELLS) + 0.5) / _CELLS - 0.5
+  offset = (jnp.arange(_CELLS, dtype=jnp.float32) + 0.5) / _CELLS - 0.5
   profile = jnp.exp(-0.5 * (offset / _SIGMA) ** 2)
   cam = profile[:, None] * profile[None, :]
   return jnp.broadcast_to(cam, (*targets.shape, _CELLS, _CELLS))
