@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+_T = TypeVar("_T")
 
 # A process of which nothing is heard for so long is lost, and the others end.
 # Less than the 100 s of jax: all of the time a lost host costs the others.
@@ -296,25 +297,30 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
-  """Yields the global batches, the next one on its way while one is used.
-
-  Close it when it is not read to the end: a thread waits for the data.
+  """Returns the global batches, the next one on its way while one is used.
 
   Args:
-    batches: numpy arrays, this process's shares.
+    batches: numpy arrays, this process's shares; as for `one_ahead`.
     mesh: from `make_mesh`.
   """
+  return one_ahead(to_devices(batch, mesh) for batch in batches)
+
+
+def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+  """Yields the items; a thread makes the next one while one is used.
+
+  Close it when it is not read to the end: the thread waits for the next item.
+
+  Args:
+    items: made as they are asked for. Each must start no program on devices:
+      those start in the same order on all of them, and in every process.
+  """
   end = object()
-
-  def load():
-    batch = next(batches, end)
-    return end if batch is end else to_devices(batch, mesh)
-
-  with ThreadPoolExecutor(1, "to_devices") as thread:
-    ahead = thread.submit(load)
-    while (batch := ahead.result()) is not end:
-      ahead = thread.submit(load)
-      yield batch
+  with ThreadPoolExecutor(1, "one_ahead") as thread:
+    ahead = thread.submit(next, items, end)
+    while (item := ahead.result()) is not end:
+      ahead = thread.submit(next, items, end)
+      yield item
 
 
 def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:

@@ -4,11 +4,11 @@ Planned before anything is compiled, so that how many programs and batches
 there are is known at the start; then run one after the other into a `Ledger`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -254,8 +254,7 @@ def run(
 ) -> Iterator[Pass]:
   """Measures what the ledger has not yet; yields after every batch.
 
-  While one pass is measured, a thread compiles the next. It runs nothing:
-  programs must start in the same order on every device and process.
+  While one pass is measured, a thread compiles the next.
 
   Args:
     passes: from a `Planner`.
@@ -266,15 +265,13 @@ def run(
   Yields:
     The pass of which a batch was added.
   """
+  begun = (
+    (one, _begun(one, pairs, mesh, ledger.done.get(one.name, 0)))
+    for one in passes
+  )
   waiting = None
-  with ThreadPoolExecutor(1, "compile") as thread:
-    begin = lambda one: thread.submit(
-      _begun, one, pairs, mesh, ledger.done.get(one.name, 0)
-    )
-    begun = [begin(one) for one in passes[:1]]
-    for number, one in enumerate(passes):
-      batches = begun.pop().result()
-      begun = [begin(following) for following in passes[number + 1 :][:1]]
+  with contextlib.closing(parallel.one_ahead(begun)) as ahead:
+    for one, batches in ahead:
       for batch, found in batches:
         with jax.set_mesh(mesh):
           measured = one.step(_called, batch)
@@ -289,7 +286,10 @@ def run(
 def _begun(
   one: Pass, pairs: Pairs, mesh: jax.sharding.Mesh, start: int
 ) -> Iterator[tuple[PairBatch, list]]:
-  """Compiles a pass for its first batch; returns the batches, with boxes."""
+  """Compiles a pass for its first batch; returns the batches, with boxes.
+
+  It runs nothing, so that a thread may do it.
+  """
   batches = (
     (parallel.to_devices(share.batch, mesh), share.boxes)
     for share in _shares(one, pairs, start)

@@ -40,7 +40,7 @@ def test_the_next_batch_is_loaded_while_one_is_used_and_no_more():
       assert loaded.acquire(timeout=60), "the one that is used"
     assert loaded.acquire(timeout=60), "the one after it, without being asked"
     assert not loaded.acquire(timeout=0.2)
-  assert not [t for t in threading.enumerate() if "to_devices" in t.name]
+  assert not [t for t in threading.enumerate() if "one_ahead" in t.name]
 
 
 def test_an_error_arrives_when_its_batch_is_due():
