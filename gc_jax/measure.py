@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from gc_jax import metrics
 from gc_jax.attribution import CONTROLS, METHODS
+from gc_jax.attribution.grids import grids as map_grids
 from gc_jax.data import annotation
 from gc_jax.evaluators import classification, faithfulness, robustness
 from gc_jax.metrics import GridAnnotation
@@ -49,16 +50,8 @@ def grids(
     height: of the images.
     width: of the images.
   """
-  graphdef, variables = nnx.split(model)
-  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-  target = jax.ShapeDtypeStruct((1,), jnp.int32)
-  cams = jax.eval_shape(
-    lambda *args: _maps(nnx.merge(graphdef, args[0]), *args[1:], methods),
-    variables,
-    images,
-    target,
-  )
-  return tuple(sorted({cam.shape[1:] for cam in cams.values()}))
+  wanted = [ALL_METHODS[name] for name in methods]
+  return tuple(sorted(map_grids(wanted, model, height, width)))
 
 
 def num_classes(model: nnx.Module, image_size: int) -> int:

@@ -8,6 +8,8 @@ Its output is what the module after it is given.
 import difflib
 from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -99,3 +101,30 @@ def tapped_features(
 
   copy = intercept(model, kinds, call)
   return lambda images: last(copy.features(images))
+
+
+def grids(
+  model: nnx.Module, height: int, width: int
+) -> dict[str, tuple[int, int]]:
+  """Returns (h, w) of what each layer puts out, without computing any.
+
+  Args:
+    model: with `normalize` and `features`.
+    height: of the images.
+    width: of the images.
+  """
+  found = {}
+
+  def tap(name):
+    def see(x):
+      found[name] = x.shape[1:3]
+      return x
+
+    return see
+
+  features = tapped_features(
+    model, {name: tap(name) for name in layer_names(model)}
+  )
+  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+  jax.eval_shape(lambda images: features(model.normalize(images)), images)
+  return found

@@ -1,0 +1,65 @@
+"""How many cells the maps of a method have, without making any."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gc_jax.attribution import layers
+from gc_jax.attribution.excitation import (
+  cmwp,
+  default_layer,
+  excitation_backprop,
+)
+from gc_jax.attribution.full_gradients import fullgrad
+from gc_jax.attribution.gradcam import (
+  gradcam,
+  gradcam_elementwise,
+  gradcam_plus_plus,
+  layercam,
+)
+from gc_jax.attribution.gradients import (
+  input_gradients,
+  integrated_gradients,
+  smoothgrad,
+)
+
+_LAYERS = {
+  **dict.fromkeys(
+    (gradcam, gradcam_elementwise, gradcam_plus_plus, layercam),
+    lambda model: layers.layer_names(model)[-1],
+  ),
+  **dict.fromkeys((cmwp, excitation_backprop), default_layer),
+}
+_OF_PIXELS = (fullgrad, input_gradients, integrated_gradients, smoothgrad)
+
+
+def grids(
+  methods: Iterable[Callable], model: nnx.Module, height: int, width: int
+) -> set[tuple[int, int]]:
+  """Returns every (h, w) that maps of some methods have.
+
+  One forward pass tells it of those known here. Any other is traced itself:
+  of all methods, of a ResNet50, that takes seconds for each size of images.
+
+  Args:
+    methods: `(model, images, targets) -> maps`, with all else at its default.
+    model: in evaluation mode.
+    height: of the images.
+    width: of the images.
+  """
+  of_layers = layers.grids(model, height, width)
+  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+  targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+  def grid(method):
+    if method in _LAYERS:
+      return of_layers[_LAYERS[method](model)]
+    if method in _OF_PIXELS:
+      return height, width
+    return jax.eval_shape(lambda *x: method(model, *x), images, targets).shape[
+      2:
+    ]
+
+  return {grid(method) for method in methods}
