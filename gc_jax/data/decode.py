@@ -48,6 +48,8 @@ _TURNS = {
 }
 _SWAP_AXES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 _EXIF_ORIENTATION = 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
 # A batch is made by one thread, and several batches at a time.
 cv2.setNumThreads(0)
@@ -132,7 +134,10 @@ def _has_exif(encoded: bytes) -> bool:
 def _pillow_header(encoded: bytes) -> Header:
   try:
     image = PIL.Image.open(io.BytesIO(encoded))
-    turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+    turn = None
+    # Of a PNG, Pillow decodes the pixels to see what is behind them.
+    if image.format != "PNG" or _png_has_exif(encoded):
+      turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
   except PIL.UnidentifiedImageError as error:
     raise DecodeError(
       f"it is no picture: its {len(encoded):,} bytes start with "
@@ -144,6 +149,18 @@ def _pillow_header(encoded: bytes) -> Header:
     raise DecodeError(f"{type(error).__name__}: {error}") from error
   plain = image.format == "JPEG" and image.mode in ("RGB", "L")
   return Header(encoded, image.size, turn, plain)
+
+
+def _png_has_exif(encoded: bytes) -> bool:
+  """Returns whether a chunk holds EXIF, or texts that Pillow reads like it."""
+  at = len(_PNG_SIGNATURE)
+  # Each chunk: its length in four bytes, its name in four, itself, a checksum.
+  while name := encoded[at + 4 : at + 8]:
+    length = int.from_bytes(encoded[at : at + 4], "big")
+    if name == b"eXIf" or encoded.startswith(_EXIF_KEYWORDS, at + 8):
+      return True
+    at += 12 + length
+  return False
 
 
 def whole(

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.PngImagePlugin
 import pytest
 
 from gc_jax.data import decode
@@ -132,6 +133,56 @@ def test_exif_orientation_is_applied(photo, orientation):
   part = np.asarray(upright)[7:71, 5:69].astype(int)
   # Colours are smoothed less: a level on average.
   assert np.abs(crop(encoded, box, 64) - part).mean() < 1.5
+
+
+def _turned_png(photo, how):
+  """A PNG to be turned by 90 degrees, which it says in one of four ways."""
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  texts = PIL.PngImagePlugin.PngInfo()
+  texts.add_text("Software", "a program")
+  if how == "xmp":
+    texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+  elif how == "profile":
+    # ImageMagick's way: a name, a length, hexadecimal digits.
+    digits = (b"Exif\0\0" + exif.tobytes()).hex()
+    texts.add_text("Raw profile type exif", f"\nexif\n{len(digits)}\n{digits}")
+  if how in ("xmp", "profile"):
+    return photos.encode(photo, "png", pnginfo=texts)
+  encoded = photos.encode(photo, "png", pnginfo=texts, exif=exif)
+  if how == "exif":
+    return encoded
+  # The chunk moved behind the pixels.
+  at = encoded.index(b"eXIf") - 4
+  end = at + 12 + int.from_bytes(encoded[at : at + 4], "big")
+  last = encoded.index(b"IEND") - 4
+  return encoded[:at] + encoded[end:last] + encoded[at:end] + encoded[last:]
+
+
+@pytest.mark.parametrize("how", ["exif", "exif behind", "xmp", "profile"])
+def test_a_png_is_turned_wherever_it_says_so(photo, how):
+  encoded = _turned_png(photo, how)
+  upright = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(encoded)))
+  assert upright.size == (80, 120)
+  assert decode.read_header(encoded).size == (80, 120)
+  np.testing.assert_array_equal(whole(encoded), np.asarray(upright))
+
+
+def test_the_header_of_a_png_is_read_without_its_pixels(photo, monkeypatch):
+  texts = PIL.PngImagePlugin.PngInfo()
+  texts.add_text("Comment", "XML:com.adobe.xmp is not here")
+  encoded = photos.encode(photo, "png", pnginfo=texts)
+  with monkeypatch.context() as patched:
+    patched.setattr(PIL.PngImagePlugin.PngImageFile, "load", None)
+    header = decode.read_header(encoded)
+  assert header.size == (120, 80) and header.turn is None
+  np.testing.assert_array_equal(whole(encoded), np.asarray(photo))
+
+
+def test_a_truncated_png_is_told(photo):
+  encoded = photos.encode(photo, "png")
+  with pytest.raises(decode.DecodeError, match=r"broken: .*truncated"):
+    whole(encoded[: len(encoded) // 2])
 
 
 def test_one_pixel_is_a_picture():
