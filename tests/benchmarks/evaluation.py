@@ -46,7 +46,7 @@ def main() -> None:
   parser.add_argument("--num_images", type=int, default=64)
   parser.add_argument("--image_size", type=int, default=448)
   parser.add_argument("--batch_size", type=int, default=16)
-  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--rounds", type=int, default=7)
   parser.add_argument("--rows", type=int, default=2_000, help="N of `memory`")
   arguments = parser.parse_args()
   mesh = parallel.make_mesh()
