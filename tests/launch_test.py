@@ -152,7 +152,7 @@ class Fakes:
     self.env = {
       k: v
       for k, v in os.environ.items()
-      if not k.startswith(("JAX_", "SLURM_", "CUDA_"))
+      if not k.startswith(("JAX_", "SLURM_", "CUDA_")) and k != "PYTHON"
     }
     for tool in TOOLS:
       (self.bin / tool).symlink_to(shutil.which(tool))

@@ -140,7 +140,9 @@ def test_the_rank_correlation_is_spearmans():
   for x, y, value in zip(a, b, found, strict=True):
     expected = scipy.stats.spearmanr(x.ravel(), y.ravel()).statistic
     assert value == pytest.approx(expected)
-  np.testing.assert_allclose(randomization.rank_correlation(a, 3 * a), 1)
+  # To the last digit of float32.
+  same = randomization.rank_correlation(a, 3 * a)
+  np.testing.assert_allclose(same, 1, rtol=2e-7)
   on_device = randomization.rank_correlation(jnp.asarray(a), jnp.asarray(b))
   np.testing.assert_array_equal(on_device, found)
 
