@@ -25,6 +25,7 @@ from gc_jax.attribution.gradients import (
   smoothgrad,
 )
 
+# On whose grid the maps of a method lie.
 _LAYERS = {
   **dict.fromkeys(
     (gradcam, gradcam_elementwise, gradcam_plus_plus, layercam),
@@ -58,8 +59,7 @@ def grids(
       return of_layers[_LAYERS[method](model)]
     if method in _OF_PIXELS:
       return height, width
-    return jax.eval_shape(lambda *x: method(model, *x), images, targets).shape[
-      2:
-    ]
+    cams = jax.eval_shape(lambda *x: method(model, *x), images, targets)
+    return cams.shape[2:]
 
   return {grid(method) for method in methods}

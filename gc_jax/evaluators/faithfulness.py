@@ -47,7 +47,8 @@ def curves(
       its softmax.
     num_steps: S; each changes as many pixels as the others, up to rounding.
       There are (S - 1) * 2 P + 3 forward passes of B pictures, one after the
-      other: memory is that of one. RISE changes 224 pixels a step.
+      other: memory is that of one, and of P numbers a pixel. RISE changes 224
+      pixels a step.
 
   Returns:
     The fractions of changed pixels, from 0 to 1, then the scores under
