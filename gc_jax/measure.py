@@ -50,7 +50,7 @@ def grids(
     height: of the images.
     width: of the images.
   """
-  wanted = [ALL_METHODS[name] for name in methods]
+  wanted = {name: ALL_METHODS[name] for name in methods}
   return tuple(sorted(map_grids(wanted, model, height, width)))
 
 

@@ -1,43 +1,32 @@
 """How many cells the maps of a method have, without making any."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gc_jax.attribution import layers
-from gc_jax.attribution.excitation import (
-  cmwp,
-  default_layer,
-  excitation_backprop,
-)
-from gc_jax.attribution.full_gradients import fullgrad
-from gc_jax.attribution.gradcam import (
-  gradcam,
-  gradcam_elementwise,
-  gradcam_plus_plus,
-  layercam,
-)
-from gc_jax.attribution.gradients import (
-  input_gradients,
-  integrated_gradients,
-  smoothgrad,
-)
+from gc_jax.attribution.excitation import default_layer
 
-# On whose grid the maps of a method lie.
+# By a method's name in `METHODS`: the layer on whose grid its maps lie.
 _LAYERS = {
   **dict.fromkeys(
-    (gradcam, gradcam_elementwise, gradcam_plus_plus, layercam),
+    ("gradcam", "gradcam_elementwise", "gradcam_plus_plus", "layercam"),
     lambda model: layers.layer_names(model)[-1],
   ),
-  **dict.fromkeys((cmwp, excitation_backprop), default_layer),
+  **dict.fromkeys(("cmwp", "excitation_backprop"), default_layer),
 }
-_OF_PIXELS = (fullgrad, input_gradients, integrated_gradients, smoothgrad)
+_OF_PIXELS = (
+  "fullgrad",
+  "input_gradients",
+  "integrated_gradients",
+  "smoothgrad",
+)
 
 
 def grids(
-  methods: Iterable[Callable], model: nnx.Module, height: int, width: int
+  methods: Mapping[str, Callable], model: nnx.Module, height: int, width: int
 ) -> set[tuple[int, int]]:
   """Returns every (h, w) that maps of some methods have.
 
@@ -45,7 +34,8 @@ def grids(
   of all methods, of a ResNet50, that takes seconds for each size of images.
 
   Args:
-    methods: `(model, images, targets) -> maps`, with all else at its default.
+    methods: name -> `(model, images, targets) -> maps`, with all else at its
+      default.
     model: in evaluation mode.
     height: of the images.
     width: of the images.
@@ -54,12 +44,12 @@ def grids(
   images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
   targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
-  def grid(method):
-    if method in _LAYERS:
-      return of_layers[_LAYERS[method](model)]
-    if method in _OF_PIXELS:
+  def grid(name, method):
+    if name in _LAYERS:
+      return of_layers[_LAYERS[name](model)]
+    if name in _OF_PIXELS:
       return height, width
     cams = jax.eval_shape(lambda *x: method(model, *x), images, targets)
     return cams.shape[2:]
 
-  return {grid(method) for method in methods}
+  return {grid(name, method) for name, method in methods.items()}

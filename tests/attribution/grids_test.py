@@ -18,7 +18,7 @@ def test_they_are_the_sizes_of_maps(name, method, small_perceptrons):
   images = jax.ShapeDtypeStruct((1, 96, 131, 3), jnp.uint8)
   targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   cams = jax.eval_shape(lambda *x: run(model, *x), images, targets)
-  assert grids([run], model, 96, 131) == {cams.shape[2:]}
+  assert grids({method: run}, model, 96, 131) == {cams.shape[2:]}
 
 
 def test_a_method_that_nobody_knows_is_asked_itself(make_tiny):
@@ -28,6 +28,6 @@ def test_a_method_that_nobody_knows_is_asked_itself(make_tiny):
 
   net = make_tiny()
   net.eval()
-  known = METHODS["gradcam"]
-  assert grids([method, known], net, 24, 16) == {(8, 7), (6, 4)}
+  methods = {"new": method, "gradcam": METHODS["gradcam"]}
+  assert grids(methods, net, 24, 16) == {(8, 7), (6, 4)}
   assert layers.grids(net, 24, 16) == {"maxpool": (6, 4), "layer1": (6, 4)}
