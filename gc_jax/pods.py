@@ -51,7 +51,7 @@ def check_topology(name: str) -> None:
   """
   if name not in (LOCAL, *TOPOLOGIES):
     raise ValueError(
-      unknown_name_message("--topology", name, [LOCAL, *TOPOLOGIES])
+      unknown_name_message("--topology", name, [LOCAL, *TOPOLOGIES], most=50)
     )
 
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import difflib
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+# How alike names are, of 1: to be listed first, to be what was meant.
+_LISTED, _ALIKE = 0.4, 0.6
 
 _logger = logging.getLogger(__name__)
 
@@ -72,9 +76,52 @@ class Dataset:
     return {"label": np.asarray(labels[0], np.int32)}
 
 
-def unknown_name_message(what: str, name: str, known: Iterable[str]) -> str:
-  """Says that `name` is no `what`, which there are, and the nearest."""
+def listed(names: Collection[str], most: int = 5, between: str = ", ") -> str:
+  """Returns the first of some names, and how many more there are."""
+  first = list(itertools.islice(names, most))
+  if len(names) > most:
+    first.append(f"and {len(names) - most:,} more")
+  return between.join(first)
+
+
+def clipped(text: str, most: int = 80) -> str:
+  """Returns a text, or its beginning where it is too long for a message."""
+  return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def unknown_name_message(
+  what: str, name: str, known: Iterable[str], most: int = 20
+) -> str:
+  """Says that `name` is no `what`, which there are, and the nearest.
+
+  Args:
+    what: the kind of thing, or the flag that names one.
+    name: as the user wrote it.
+    known: the names there are.
+    most: of more than these a few are listed, the nearest first.
+  """
   known = list(known)
-  message = f"Unknown {what}={name!r}. Known: {', '.join(known)}."
-  nearest = difflib.get_close_matches(name, known, n=1)
-  return message + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+  nearest = _nearest(name, known)
+  in_order = known
+  if len(known) > most:
+    in_order = list(dict.fromkeys([each for _, each in nearest] + known))
+  shown = listed(
+    [clipped(each) for each in in_order], most if in_order is known else 10
+  )
+  message = f"Unknown {what}={clipped(name)!r}. Known: {shown}."
+  if nearest and nearest[0][0] >= _ALIKE:
+    message += f" Did you mean {clipped(nearest[0][1])!r}?"
+  return message
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[tuple[float, str]]:
+  """Returns (likeness in 0..1, name) of those like a name, in any case."""
+  matcher = difflib.SequenceMatcher()
+  matcher.set_seq2(name.casefold())
+  found = []
+  for each in known:
+    matcher.set_seq1(each.casefold())
+    bounds = matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio
+    if all(bound() >= _LISTED for bound in bounds):
+      found.append((matcher.ratio(), each))
+  return sorted(found, key=lambda pair: -pair[0])

@@ -33,6 +33,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gc_jax.data.dataset import clipped
+
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 _ENCODINGS = (
@@ -160,7 +162,7 @@ def _header(
     raise ValueError(
       f"{path} must start with a line that names its columns, "
       f"{','.join(columns)}; {', '.join(missing(best))} is missing from "
-      f"{_short(','.join(header)) or 'an empty file'!r}."
+      f"{clipped(','.join(header)) or 'an empty file'!r}."
     )
   fit = [s for s in headers if not missing(s) and len(headers[s]) > 1]
   if len(fit) > 1:
@@ -191,13 +193,13 @@ def _rows(
     elif len(cells) != len(names):
       wrong = (
         f"a row must have {len(names)} cells, as the header has, and this has "
-        f"{len(cells)}: {_short(separator.join(cells))!r}. A cell that holds "
+        f"{len(cells)}: {clipped(separator.join(cells))!r}. A cell that holds "
         f"{SEPARATORS[separator]} is enclosed in quotation marks"
       )
     elif any(cells[i] for i in nameless):
       lost = next(cells[i] for i in nameless if cells[i])
       wrong = (
-        f"{_short(lost)!r} stands in a column that has no name in line "
+        f"{clipped(lost)!r} stands in a column that has no name in line "
         f"{header_line}. Name the column, or move what stands there"
       )
     else:
@@ -254,10 +256,6 @@ def _is_filled(cells: list[str] | str) -> bool:
   return isinstance(cells, str) or any(cells)
 
 
-def _short(text: str) -> str:
-  return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def boolean(text: str) -> bool:
   """Returns yes or no, as programs, spreadsheets and people write them.
 
@@ -272,7 +270,7 @@ def boolean(text: str) -> bool:
   if _NUMBER.fullmatch(word) and float(word) in (0, 1):
     return float(word) == 1
   raise ValueError(
-    f"{_short(text)!r} must be true, yes, t, y or 1; or false, no, f, n, 0 or "
+    f"{clipped(text)!r} must be true, yes, t, y or 1; or false, no, f, n, 0 or "
     "empty"
   )
 
@@ -293,5 +291,5 @@ def number(text: str) -> float:
   elif re.fullmatch(rf"{_NUMBER.pattern}e\+?\d+", word, re.ASCII | re.I):
     reason = "; with an exponent it has been rounded: write all of its digits"
   raise ValueError(
-    f"{_short(text)!r} must be a number such as 12 or 12.5{reason}"
+    f"{clipped(text)!r} must be a number such as 12 or 12.5{reason}"
   )
