@@ -7,6 +7,7 @@ pictures. Boxes are in pixels of the stored frame, before EXIF turns it.
 import dataclasses
 import functools
 import json
+import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -139,7 +140,7 @@ class _Masks:
   def read(self, root: Path, path: PurePosixPath) -> Iterator[Annotation]:
     if path.suffix.lower() != ".png":
       raise ValueError("a mask must be a PNG file; others blur or lose it")
-    stem = PurePosixPath(*path.parts[1:]).with_suffix("").as_posix()
+    stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
     label = ""
     pictures = self._layout.finder.of_stem(stem)
     if not pictures:
@@ -180,10 +181,10 @@ def _read_xml(root: Path, path: PurePosixPath) -> Iterator[Annotation]:
   """VOC: corners are pixels, counted from 1, both included."""
   tree = ElementTree.parse(root / path).getroot()
   # Beside the picture or mirroring its tree, it is known by its own name.
-  below = path.parts[1:] if path.parts[0] == "annotations" else path.parts
+  below = PurePosixPath(folder_files.mirrored(str(path)))
   written = tree.findtext("filename") or path.name
   suffix = PurePosixPath(written.replace("\\", "/")).suffix or ".jpg"
-  picture = PurePosixPath(*below).with_suffix(suffix).as_posix()
+  picture = below.with_suffix(suffix).as_posix()
   size = tree.find("size")
   if size is not None:
     size = int(size.findtext("width")), int(size.findtext("height"))
