@@ -40,12 +40,11 @@ from pathlib import Path
 from typing import Any
 
 from gc_jax.data import folder_layout, folder_objects
-from gc_jax.data.dataset import Dataset, unknown_name_message
+from gc_jax.data.dataset import Dataset, listed, unknown_name_message
 from gc_jax.data.decode import read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
 
-_VERSION = 2  # of the index; raise it when what is written changes
-_NUM_NAMED = 5  # of many problems, how many are told
+_VERSION = 3  # of the index; raise it when what is written changes
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +73,8 @@ def load(
     raise ValueError(unknown_name_message("split", split.split("[")[0], SPLITS))
   layout = folder_layout.read_layout(path)
   pictures = _part(split, layout)
+  if on_error == "raise":
+    _check_links(pictures, layout)
   objects, problems = _read_objects(layout, data_dir)
   if problems:
     _report(problems, layout, on_error)
@@ -226,14 +227,29 @@ def _index_dir(data_dir: str | os.PathLike) -> Path:
   return Path(root) / "folder"
 
 
+def _check_links(pictures: Sequence[str], layout: Layout) -> None:
+  """Checks that pictures which are links lead to a file."""
+  broken = set(layout.broken)
+  lost = [
+    f"{layout.root / name} -> {os.readlink(layout.root / name)}"
+    for name in pictures
+    if name in broken
+  ]
+  if lost:
+    raise ValueError(
+      f"A link must lead to a picture, and {len(lost):,} of "
+      f"{len(pictures):,} pictures are links that lead nowhere:\n  "
+      + listed(lost, between="\n  ")
+      + "\nMend them, or set --config.data.on_error=skip to leave them out, "
+      "and have them counted."
+    )
+
+
 def _report(problems: list[str], layout: Layout, on_error: str) -> None:
   """Raises or logs, as the policy says."""
-  shown = problems[:_NUM_NAMED]
-  if len(problems) > len(shown):
-    shown = [*shown, f"and {len(problems) - len(shown):,} more"]
   message = (
     f"{len(problems):,} annotations of {layout.root} cannot be used:\n  "
-    + "\n  ".join(shown)
+    + listed(problems, between="\n  ")
   )
   if on_error == "raise":
     raise ValueError(

@@ -1,17 +1,24 @@
 """Which pictures a folder holds, in which split, of which classes."""
 
-import csv
 import dataclasses
+import functools
 import hashlib
 import logging
-import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from gc_jax.data.dataset import unknown_name_message
+from gc_jax.data import folder_files, tables
+from gc_jax.data.dataset import clipped, listed, unknown_name_message
+from gc_jax.data.folder_files import (
+  LABELS_FILE,
+  SUFFIXES,
+  Finder,
+  Tree,
+  normalized,
+)
 
 SPLITS = ("train", "validation", "test")
-LABELS_FILE = "labels.csv"
 
 # split -> the folders that may hold it
 _SPLIT_FOLDERS = {
@@ -19,10 +26,6 @@ _SPLIT_FOLDERS = {
   "validation": ("val", "valid", "validation"),
   "test": ("test", "testing"),
 }
-_NOT_PICTURES = ("masks", "annotations")
-_SUFFIXES = frozenset(
-  (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp")
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class Layout:
     splits: split -> pictures, as paths below the root.
     labels: picture -> class ids.
     multi_label: whether the labels are from `labels.csv`.
+    broken: files that are links to nothing.
   """
 
   root: Path
@@ -46,33 +50,65 @@ class Layout:
   splits: dict[str, list[str]]
   labels: dict[str, list[int]]
   multi_label: bool
+  broken: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def finder(self) -> Finder:
+    """What finds the pictures that annotations name."""
+    return Finder(self.labels, self.root)
+
+  def class_id(self, written: str) -> int:
+    """Returns the id of the class that an annotation names.
+
+    Raises:
+      ValueError: there is none of this name; gives the nearest.
+    """
+    name = normalized(written.strip())
+    if name not in self._class_ids:
+      raise ValueError(self._unknown_class(name))
+    return self._class_ids[name]
+
+  @functools.cached_property
+  def _class_ids(self) -> dict[str, int]:
+    return {name: i for i, name in enumerate(self.class_names)}
+
+  @functools.cached_property
+  def _unknown_class(self) -> Callable[[str], str]:
+    # Looked for once a name, not once a box.
+    return functools.cache(
+      lambda name: unknown_name_message("class", name, self.class_names)
+    )
 
 
 def read_layout(path: str) -> Layout:
   """Returns what a folder holds; no picture is opened.
 
+  What is passed over, and classes of one picture, are logged, once a folder.
+
   Raises:
     ValueError: it is not arranged as `gc_jax.data.folder` says; says where.
   """
-  root = Path(path).expanduser()
-  if not root.is_dir():
-    raise ValueError(
-      f"--config.data.path={path!r} must be a folder, and "
-      f"{'is a file' if root.exists() else 'does not exist'}."
-    )
-  files = _list_files(root)
-  pictures = [name for name in files if _is_picture(name)]
+  root = folder_files.check_root(path)
+  tree = folder_files.list_tree(root)
+  of_kind: dict[str, list[str]] = {}
+  for name in tree.files:
+    of_kind.setdefault(folder_files.kind_of(name), []).append(name)
+  pictures = of_kind.get("picture", [])
   if not pictures:
     raise ValueError(
       f"--config.data.path={path!r} must hold pictures "
-      f"({', '.join(sorted(_SUFFIXES))}), as DIR/train/CLASS/*.jpg or "
-      f"DIR/CLASS/*.jpg; none is among its {len(files)} files."
+      f"({', '.join(SUFFIXES)}), as DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg; "
+      f"none is among its {_counted(list(tree.files))}."
     )
-  split_of = _split_folders(pictures)
+  split_of = _split_folders(root, tree, pictures)
   _check_tops(root, pictures, split_of)
-  if LABELS_FILE in files:
-    class_names, labels = _labels_of_table(root, pictures)
+  _check_capitals(root, tree, of_kind)
+  tables_of_labels = of_kind.get("labels", [])
+  if tables_of_labels:
+    table = root / tables_of_labels[0]
+    class_names, labels = _labels_of_table(table, root, pictures)
   else:
+    _check_class_folders(root, tree, pictures, split_of)
     class_names, labels = _labels_of_folders(root, pictures, split_of)
   if len(class_names) < 2:
     raise ValueError(
@@ -82,58 +118,98 @@ def read_layout(path: str) -> Layout:
     )
   splits = _divide(pictures, labels, split_of)
   _check_classes(root, class_names, labels, splits)
-  return Layout(root, files, class_names, splits, labels, LABELS_FILE in files)
+  passed_over = [*of_kind.get("", []), *tree.special]
+  if passed_over:
+    _warn_once(f"Passed over in {root}: {_counted(passed_over)}.")
+  return Layout(
+    root=root,
+    files=tree.files,
+    class_names=class_names,
+    splits=splits,
+    labels=labels,
+    multi_label=bool(tables_of_labels),
+    broken=tree.broken,
+  )
 
 
-def _list_files(root: Path) -> dict[str, tuple[int, int]]:
-  def refuse(error: OSError):
-    raise ValueError(
-      f"{error.filename} must be readable ({error.strerror}); change its "
-      "permissions, or move it out of --config.data.path."
-    ) from error
+@functools.cache
+def _warn_once(message: str) -> None:
+  """Warns; not again when another split of the folder is loaded."""
+  _logger.warning("%s", message)
 
-  files = {}
-  for folder, names, filenames in os.walk(
-    root, onerror=refuse, followlinks=True
+
+def _counted(names: Sequence[str]) -> str:
+  """Returns "12 files (.txt 9, .heic 3)"."""
+  brackets = f" ({folder_files.endings(names)})" if names else ""
+  return f"{len(names):,} file{'s'[: len(names) != 1]}{brackets}"
+
+
+def _check_capitals(
+  root: Path, tree: Tree, of_kind: dict[str, list[str]]
+) -> None:
+  """Checks that what is known in any case is there in one."""
+  seen: dict[str, str] = {}
+  for name in (
+    *(top for top in tree.folders if top.casefold() in folder_files.NO_CLASSES),
+    *(
+      name
+      for kind in ("labels", "boxes", "json")
+      for name in of_kind.get(kind, ())
+    ),
   ):
-    names[:] = sorted(name for name in names if not name.startswith("."))
-    for filename in filenames:
-      if not filename.startswith("."):
-        path = Path(folder, filename)
-        stat = path.stat() if path.exists() else path.lstat()
-        name = path.relative_to(root).as_posix()
-        files[name] = stat.st_size, stat.st_mtime_ns
-  return dict(sorted(files.items()))
+    other = seen.setdefault(name.casefold(), name)
+    if other != name:
+      raise ValueError(
+        f"{root} must hold one {name.casefold()}, and holds {other} and "
+        f"{name}. Make one of the two."
+      )
 
 
-def _is_picture(name: str) -> bool:
-  path = PurePosixPath(name)
-  inside = path.parts[0] not in _NOT_PICTURES
-  return inside and path.suffix.lower() in _SUFFIXES
-
-
-def _split_folders(pictures: Iterable[str]) -> dict[str, str]:
+def _split_folders(
+  root: Path, tree: Tree, pictures: Iterable[str]
+) -> dict[str, str]:
   """Returns folder -> split, of those there are; empty where none is.
 
   Raises:
-    ValueError: if there are splits alone, and none to train on.
+    ValueError: if there are splits alone, and none to train on; if one is
+      there twice, or holds no picture.
   """
-  tops = {PurePosixPath(name).parts[0] for name in pictures if "/" in name}
-  known = {
+  split_of_name = {
     folder: split
     for split, folders in _SPLIT_FOLDERS.items()
     for folder in folders
   }
-  found = {top: known[top.lower()] for top in tops if top.lower() in known}
-  if "train" in found.values():
-    return found
-  if found and len(found) == len(tops):
-    raise ValueError(
-      "A folder of splits must hold `train`; there are only "
-      f"{', '.join(sorted(found))}. Name the folder to train on `train`, or "
-      "the folder above the classes."
-    )
-  return {}  # a class may be called so
+  found = {
+    folder: split_of_name[folder.casefold()]
+    for folder in tree.folders
+    if folder.casefold() in split_of_name
+  }
+  filled = {name.split("/")[0] for name in pictures if "/" in name}
+  if all(found.get(top) != "train" for top in filled):
+    if filled and filled <= found.keys():
+      raise ValueError(
+        "A folder of splits must hold `train`; there are pictures only in "
+        f"{', '.join(sorted(filled))}. Name the folder to train on `train`, or "
+        "the folder above the classes."
+      )
+    return {}  # a class may be called so
+  for split in SPLITS:
+    folders = [folder for folder in found if found[folder] == split]
+    if len(folders) > 1:
+      raise ValueError(
+        f"{root} must hold one folder for the {split} split, and holds "
+        f"{' and '.join(folders)}. Put their pictures into one."
+      )
+    if folders and folders[0] not in filled:
+      raise ValueError(
+        f"{root / folders[0]} must hold pictures ({', '.join(SUFFIXES)}), and "
+        f"holds {_counted(_below(tree, folders[0]))}. Fill or remove it."
+      )
+  return found
+
+
+def _below(tree: Tree, folder: str) -> list[str]:
+  return [name for name in tree.files if name.startswith(f"{folder}/")]
 
 
 def _check_tops(
@@ -150,6 +226,34 @@ def _check_tops(
       )
 
 
+def _check_class_folders(
+  root: Path, tree: Tree, pictures: Iterable[str], split_of: dict[str, str]
+) -> None:
+  """Checks that no class vanishes: that every folder of one has a picture."""
+  depth = 1 if split_of else 0
+  filled = {"/".join(name.split("/")[: depth + 1]) for name in pictures}
+  empty = [
+    folder
+    for folder in tree.folders
+    if folder.count("/") == depth
+    and folder not in filled
+    and (folder.split("/")[0] in split_of or not split_of)
+    and folder.casefold() not in folder_files.NO_CLASSES
+  ]
+  if empty:
+    held = [
+      f"{root / folder} holds {_counted(_below(tree, folder))}"
+      for folder in empty
+    ]
+    raise ValueError(
+      f"The folder of a class must hold pictures ({', '.join(SUFFIXES)}), and "
+      f"{len(empty):,} {'does' if len(empty) == 1 else 'do'} not:\n  "
+      + listed(held, between="\n  ")
+      + "\nConvert what is there or put pictures in; or take the folder out of "
+      "--config.data.path."
+    )
+
+
 def _labels_of_folders(
   root: Path, pictures: list[str], split_of: dict[str, str]
 ) -> tuple[tuple[str, ...], dict[str, list[int]]]:
@@ -164,31 +268,54 @@ def _labels_of_folders(
         f"{root.joinpath(*parts[:depth], 'CLASS', parts[-1])}. Or name its "
         f"classes in {root / LABELS_FILE}."
       )
-    class_of[name] = parts[depth]
+    try:
+      class_of[name] = _class_name(parts[depth])
+    except ValueError as error:
+      raise ValueError(f"{root}: {error}. Rename the folder.") from error
   class_names = tuple(sorted(set(class_of.values())))
   ids = {name: i for i, name in enumerate(class_names)}
   return class_names, {k: [ids[v]] for k, v in class_of.items()}
 
 
+def _class_name(written: str) -> str:
+  """Returns the name of a class as it is shown: one line, in one form."""
+  if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in written):
+    raise ValueError(
+      "the name of a class must be one line, without control characters, and "
+      f"one is {clipped(written)!r}"
+    )
+  return normalized(written)
+
+
 def _labels_of_table(
-  root: Path, pictures: list[str]
+  table: Path, root: Path, pictures: list[str]
 ) -> tuple[tuple[str, ...], dict[str, list[int]]]:
   """Returns class names and labels as `labels.csv` says them."""
-  find = Finder(pictures)
+  find = Finder(pictures, root)
   names_of: dict[str, list[str]] = {}
-  for line, row in read_table(root / LABELS_FILE, ("image", "labels")):
-    where = f"{root / LABELS_FILE}, line {line}"
+  problems = []
+  for line, row in tables.read(table, ("image", "labels")):
+    if isinstance(row, tables.Problem):
+      problems.append(str(row))
+      continue
     try:
-      picture = find(row["image"])
+      parts = [part.strip() for part in row["labels"].split(";")]
+      names = [_class_name(part) for part in parts if part]
+      names_of.setdefault(find(row["image"]), []).extend(names)
     except ValueError as error:
-      raise ValueError(f"{where}: {error}") from error
-    names = [part.strip() for part in row["labels"].split(";")]
-    names_of.setdefault(picture, []).extend(filter(None, names))
+      problems.append(f"{table}, line {line}: {error}")
+  if problems:
+    raise ValueError(
+      f"{len(problems):,} lines of {table} cannot be used:\n  "
+      + listed(problems, between="\n  ")
+      + "\nSeveral classes of a picture are one cell, a;b (in quotation marks, "
+      '"a;b", where semicolons separate cells).'
+    )
   missing = [name for name in pictures if name not in names_of]
   if missing:
     raise ValueError(
-      f"{root / LABELS_FILE} must have a line for every picture, and has none "
-      f"for {len(missing)} of {len(pictures)}, {missing[0]!r} first. One that "
+      f"{table} must have a line for every picture, and has none for "
+      f"{len(missing):,} of {len(pictures):,}, {missing[0]!r} first. One that "
       "shows no class has an empty cell."
     )
   class_names = tuple(sorted({k for row in names_of.values() for k in row}))
@@ -225,7 +352,7 @@ def _hold_out(
   """
   splits: dict[str, list[str]] = {split: [] for split in ("train", *held_out)}
   for name in pictures:
-    digest = hashlib.sha256(name.encode()).digest()
+    digest = hashlib.sha256(normalized(name).encode()).digest()
     tenth = int.from_bytes(digest[:8], "big") % 10
     split = held_out[tenth] if tenth < len(held_out) else "train"
     splits[split].append(name)
@@ -255,66 +382,11 @@ def _check_classes(root, class_names, labels, splits) -> None:
             f"{root / name} shows a class that no training picture shows. "
             f"{message}"
           )
-  for k, count in counts.items():
-    if count == 1:
-      _logger.warning(
-        "Class %r of %s has one training picture; what it learns of the class "
-        "will be that picture. Add more, or remove the class.",
-        class_names[k],
-        root,
-      )
-
-
-class Finder:
-  """Finds pictures by what people write: a path below the root, or less.
-
-  Args:
-    pictures: paths below the root.
-  """
-
-  def __init__(self, pictures: Iterable[str]):
-    self._found: dict[str, list[str]] = {}
-    for name in pictures:
-      parts = PurePosixPath(name).parts
-      for start in range(len(parts)):
-        self._found.setdefault("/".join(parts[start:]), []).append(name)
-
-  def __call__(self, written: str) -> str:
-    """Returns the picture.
-
-    Raises:
-      ValueError: if there is none, or there are several.
-    """
-    key = PurePosixPath(written.strip().replace("\\", "/")).as_posix()
-    found = self._found.get(key, [])
-    if key in found:  # a whole path is never short for a longer one
-      return key
-    if not found:
-      raise ValueError(f"there is no picture {written!r}")
-    if len(found) > 1:
-      raise ValueError(
-        f"{written!r} names {len(found)} pictures, {found[0]!r} and "
-        f"{found[1]!r} among them; write the path below the folder"
-      )
-    return found[0]
-
-
-def read_table(path: Path, columns: tuple[str, ...]):
-  """Yields (line number, row) of a CSV file with a header.
-
-  Raises:
-    ValueError: a column is missing.
-  """
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    reader = csv.DictReader(file)
-    header = [name.strip() for name in reader.fieldnames or ()]
-    missing = [name for name in columns if name not in header]
-    if missing:
-      raise ValueError(
-        f"{path} must start with a line that names its columns, "
-        f"{','.join(columns)}; {', '.join(missing)} is missing from "
-        f"{','.join(header) or 'an empty file'!r}."
-      )
-    reader.fieldnames = header
-    for row in reader:
-      yield reader.line_num, {k: v or "" for k, v in row.items() if k}
+  single = [class_names[k] for k, count in counts.items() if count == 1]
+  if single:
+    has = "class has" if len(single) == 1 else "classes have"
+    _warn_once(
+      f"{len(single):,} {has} one training picture, {single[0]!r} first, of "
+      f"the {len(class_names):,} classes of {root}: what is learned of such a "
+      "class is that picture. Add pictures, or remove the class."
+    )

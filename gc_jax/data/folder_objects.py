@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from gc_jax.data import decode
-from gc_jax.data.dataset import unknown_name_message
-from gc_jax.data.folder_layout import Finder, Layout, read_table
+from gc_jax.data import decode, folder_files, tables
+from gc_jax.data.folder_layout import Layout
 
-BOXES_FILE = "boxes.csv"
 _SLACK_PX = 1.0  # by which a box may stick out; tools disagree on the last row
 
 
@@ -55,8 +53,7 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
 
   A picture with masks of its own has no other objects.
   """
-  find = Finder(layout.labels)
-  ids = {name: i for i, name in enumerate(layout.class_names)}
+  find = layout.finder
   objects: dict[str, dict] = {}
   problems = []
   size_of = functools.cache(functools.partial(_stored_size, layout.root))
@@ -70,7 +67,7 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
       from_mask = annotation.box is None
       if picture in masked and not from_mask:
         continue
-      label = _label(annotation, layout, picture, ids)
+      label = _label(annotation, layout, picture)
       box = _checked_box(annotation, layout, size_of(picture))
     except (ValueError, OSError) as error:
       problems.append(f"{annotation.where}: {error}")
@@ -107,18 +104,11 @@ def _files(layout: Layout) -> Iterator[tuple[str, PurePosixPath]]:
   """Yields (kind, path below the root): masks before everything else."""
   later = []
   for name in layout.files:
-    path = PurePosixPath(name)
-    inside = path.parts[0]
-    if inside == "masks":
-      yield "mask", path
-    elif name == BOXES_FILE:
-      later.append(("csv", path))
-    elif path.suffix == ".xml":
-      later.append(("xml", path))
-    elif name == "annotations.json" or (
-      inside == "annotations" and path.suffix == ".json"
-    ):
-      later.append(("json", path))
+    kind = folder_files.kind_of(name)
+    if kind == "mask":
+      yield kind, PurePosixPath(name)
+    elif kind in ("boxes", "xml", "json"):
+      later.append((kind, PurePosixPath(name)))
   yield from later
 
 
@@ -126,7 +116,7 @@ def _annotations(layout: Layout) -> Iterator[Annotation | Problem]:
   masks = _Masks(layout)
   readers = {
     "mask": masks.read,
-    "csv": _read_csv,
+    "boxes": _read_csv,
     "xml": _read_xml,
     "json": _read_json,
   }
@@ -144,24 +134,21 @@ class _Masks:
   """Reads `masks/`: STEM.png, or STEM.CLASS.png where several are shown."""
 
   def __init__(self, layout: Layout):
-    self._by_stem: dict[str, list[str]] = {}
-    for name in layout.labels:
-      stem = PurePosixPath(name).with_suffix("").as_posix()
-      self._by_stem.setdefault(stem, []).append(name)
-    self._class_names = layout.class_names
+    self._layout = layout
 
   def read(self, root: Path, path: PurePosixPath) -> Iterator[Annotation]:
-    if path.suffix != ".png":
+    if path.suffix.lower() != ".png":
       raise ValueError("a mask must be a PNG file; others blur or lose it")
     stem = PurePosixPath(*path.parts[1:]).with_suffix("").as_posix()
     label = ""
-    if stem not in self._by_stem:
-      for name in self._class_names:
-        shorter = stem.removesuffix(f".{name}")
-        if shorter in self._by_stem:
-          stem, label = shorter, name
+    pictures = self._layout.finder.of_stem(stem)
+    if not pictures:
+      for name in self._layout.class_names:
+        shorter = folder_files.normalized(stem).removesuffix(f".{name}")
+        pictures = self._layout.finder.of_stem(shorter)
+        if shorter != stem and pictures:
+          label = name
           break
-    pictures = self._by_stem.get(stem, [])
     if len(pictures) != 1:
       raise ValueError(
         f"it must belong to one picture, called {stem} and an ending; there "
@@ -174,15 +161,19 @@ def _read_csv(
   root: Path, path: PurePosixPath
 ) -> Iterator[Annotation | Problem]:
   corners = ("xmin", "ymin", "xmax", "ymax")
-  for line, row in read_table(root / path, ("image", "label", *corners)):
+  columns = ("image", "label", *corners)
+  for line, row in tables.read(root / path, columns, ("difficult",)):
     where = f"{root / path}, line {line}"
+    if isinstance(row, tables.Problem):
+      yield Problem(str(row))
+      continue
     try:
-      box = tuple(float(row[corner]) for corner in corners)
+      box = tuple(tables.number(row[corner]) for corner in corners)
+      difficult = tables.boolean(row["difficult"])
     except ValueError as error:
       yield Problem(f"{where}: {error}")
       continue
-    difficult = row.get("difficult", "").strip() not in ("", "0", "false")
-    yield Annotation(where, row["image"], row["label"].strip(), box, difficult)
+    yield Annotation(where, row["image"], row["label"], box, difficult)
 
 
 def _read_xml(root: Path, path: PurePosixPath) -> Iterator[Annotation]:
@@ -209,7 +200,7 @@ def _read_xml(root: Path, path: PurePosixPath) -> Iterator[Annotation]:
       picture,
       item.findtext("name").strip(),
       (xmin - 1, ymin - 1, xmax, ymax),
-      (item.findtext("difficult") or "0").strip() == "1",
+      tables.boolean(item.findtext("difficult") or ""),
       size=size,
     )
 
@@ -262,11 +253,9 @@ def _is_box(value: Any) -> bool:
   )
 
 
-def _label(annotation, layout, picture, ids) -> int:
+def _label(annotation, layout, picture) -> int:
   if annotation.label:
-    if annotation.label not in ids:
-      raise ValueError(unknown_name_message("class", annotation.label, ids))
-    return ids[annotation.label]
+    return layout.class_id(annotation.label)
   shown = sorted(set(layout.labels[picture]))
   if len(shown) != 1:
     names = [layout.class_names[k] for k in shown]
