@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from gc_jax.data import decode
+from gc_jax.data import decode, geometry
 from gc_jax.data.dataset import unknown_name_message
 from gc_jax.data.folder_layout import Finder, Layout, read_table
 
@@ -59,7 +59,8 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
   ids = {name: i for i, name in enumerate(layout.class_names)}
   objects: dict[str, dict] = {}
   problems = []
-  size_of = functools.cache(functools.partial(_stored_size, layout.root))
+  # Annotations of a picture follow each other; more would fill the memory.
+  header_of = functools.lru_cache(1)(functools.partial(_header, layout.root))
   masked = set()
   for annotation in _annotations(layout):
     if isinstance(annotation, Problem):
@@ -71,7 +72,7 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
       if picture in masked and not from_mask:
         continue
       label = _label(annotation, layout, picture, ids)
-      box = _checked_box(annotation, layout, size_of(picture))
+      box = _checked_box(annotation, layout, header_of(picture))
     except (ValueError, OSError) as error:
       problems.append(f"{annotation.where}: {error}")
       continue
@@ -277,9 +278,9 @@ def _label(annotation, layout, picture, ids) -> int:
   return shown[0]
 
 
-def _checked_box(annotation, layout, stored_size) -> list[float]:
+def _checked_box(annotation, layout, header) -> list[float]:
   """Returns ymin xmin ymax xmax in 0..1."""
-  width, height = stored_size
+  stored_size = width, height = header.stored_size
   if annotation.size not in (None, stored_size):
     raise ValueError(
       f"it is of a picture of {annotation.size[0]}x{annotation.size[1]} pixels "
@@ -287,7 +288,7 @@ def _checked_box(annotation, layout, stored_size) -> list[float]:
     )
   box = annotation.box
   if box is None:
-    box = _box_of_mask(layout.root / annotation.mask, stored_size)
+    box = _box_of_mask(layout.root / annotation.mask, header)
   xmin, ymin, xmax, ymax = box
   if not (xmin < xmax and ymin < ymax):
     raise ValueError(
@@ -312,29 +313,22 @@ def _words(box) -> str:
   return " ".join(f"{n}={v:g}" for n, v in zip(names, box, strict=True))
 
 
-def _box_of_mask(path: Path, stored_size: tuple[int, int]) -> tuple[float, ...]:
-  image = decode.mask(decode.read_header(path.read_bytes()))
-  if image.size != stored_size:
-    raise ValueError(
-      f"the mask must be as large as its picture, {stored_size[0]}x"
-      f"{stored_size[1]} pixels, and is {image.size[0]}x{image.size[1]}"
-    )
-  pixels = np.asarray(image)
-  rows, columns = (np.flatnonzero((pixels > 127).any(i)) for i in (1, 0))
+def _box_of_mask(path: Path, picture: decode.Header) -> tuple[float, ...]:
+  inside = geometry.stored_mask(decode.read_header(path.read_bytes()), picture)
+  rows, columns = (np.flatnonzero(inside.any(i)) for i in (1, 0))
   if not len(rows):
     raise ValueError(
-      "the mask must be above 127 inside the object; its greatest value is "
-      f"{pixels.max()}"
+      "a mask must have pixels inside of its object, white ones or of one "
+      "level other than 0, and has none"
     )
   edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
   return tuple(map(float, edges))
 
 
-def _stored_size(root: Path, picture: str) -> tuple[int, int]:
+def _header(root: Path, picture: str) -> decode.Header:
   try:
-    with PIL.Image.open(root / picture) as image:
-      return image.size
-  except (OSError, PIL.Image.DecompressionBombError) as error:
+    return decode.read_header((root / picture).read_bytes())
+  except (OSError, decode.DecodeError) as error:
     raise ValueError(f"{picture} cannot be read: {error}") from error
 
 
