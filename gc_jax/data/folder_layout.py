@@ -120,7 +120,7 @@ def read_layout(path: str) -> Layout:
   _check_classes(root, class_names, labels, splits)
   passed_over = [*of_kind.get("", []), *tree.special]
   if passed_over:
-    _warn_once(f"Passed over in {root}: {_counted(passed_over)}.")
+    warn_once(f"Passed over in {root}: {_counted(passed_over)}.")
   return Layout(
     root=root,
     files=tree.files,
@@ -133,7 +133,7 @@ def read_layout(path: str) -> Layout:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
   """Warns; not again when another split of the folder is loaded."""
   _logger.warning("%s", message)
 
@@ -385,7 +385,7 @@ def _check_classes(root, class_names, labels, splits) -> None:
   single = [class_names[k] for k, count in counts.items() if count == 1]
   if single:
     has = "class has" if len(single) == 1 else "classes have"
-    _warn_once(
+    warn_once(
       f"{len(single):,} {has} one training picture, {single[0]!r} first, of "
       f"the {len(class_names):,} classes of {root}: what is learned of such a "
       "class is that picture. Add pictures, or remove the class."
