@@ -54,9 +54,7 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     self.path, self.split = path, split
     counts: collections.Counter[str] = collections.Counter()
     self.annotations = files.read_annotations(path, split, counts)
-    self._class_ids = {
-      name: i for i, name in enumerate(self.annotations.names)
-    }
+    self._class_ids = {name: i for i, name in enumerate(self.annotations.names)}
     super().__init__(config=tfds.core.BuilderConfig(name=split), **kwargs)
     self.archive_counts.update(counts)
 
@@ -137,9 +135,9 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
   ) -> list[dict[str, Any]]:
     size = self._size(image, encoded)
     if size is None:
-      self.counts[
-        "objects left out: their picture is stored turned"
-      ] += len(annotations)
+      self.counts["objects left out: their picture is stored turned"] += len(
+        annotations
+      )
       return []
     objects = []
     for annotation in annotations:
@@ -193,7 +191,7 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     width, height = size
     cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
     if num_left_out:
-      self.counts[files.POLYGONS_LEFT_OUT] += num_left_out
+      self.counts[files.PARTS_LEFT_OUT] += num_left_out
     mask = segmentation.draw(cleaned, size)
     box = self._clipped(annotation.box, size)
     if not mask.any():

@@ -13,7 +13,8 @@ from gc_jax.data.dataset import listed
 
 FOLDERS = {"train": "train2014", "validation": "val2014"}
 ANNOTATIONS_ZIP = "annotations_trainval2014.zip"
-POLYGONS_LEFT_OUT = "polygons left out: they cover no pixel"  # as counted
+# As counted.
+PARTS_LEFT_OUT = "polygons and run lengths left out: they cover no pixel"
 
 _WHERE = (
   "The files come from https://cocodataset.org/#download (2014 Train images, "
@@ -98,7 +99,7 @@ def read_annotations(
   Args:
     path: the folder of the official files.
     split: of `FOLDERS`.
-    counts: of polygons left out; added to.
+    counts: of polygons and run lengths left out; added to.
 
   Raises:
     ValueError: if the file is missing, damaged, or an entry cannot be used;
@@ -160,7 +161,7 @@ def _with_clean_segmentations(
         problems.append(f"{content.file}, {annotation.where}: {error}")
         continue
       if num_left_out:
-        counts[POLYGONS_LEFT_OUT] += num_left_out
+        counts[PARTS_LEFT_OUT] += num_left_out
       annotation = dataclasses.replace(annotation, segmentation=cleaned)
     annotations.append(annotation)
   return annotations, problems
@@ -168,9 +169,7 @@ def _with_clean_segmentations(
 
 def picture_reader(
   path: pathlib.Path, split: str, annotations: Annotations
-) -> Callable[
-  [list[coco_json.Image]], Iterator[tuple[coco_json.Image, bytes]]
-]:
+) -> Callable[[list[coco_json.Image]], Iterator[tuple[coco_json.Image, bytes]]]:
   """Returns a function that yields (image, encoded bytes) of some images.
 
   Raises:
@@ -204,4 +203,3 @@ def picture_reader(
         yield image, archive.read(f"{name}/{image.file_name}")
 
   return read
-

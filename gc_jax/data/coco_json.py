@@ -321,8 +321,8 @@ def _annotations(
       box = _box(entry.get("bbox"))
       annotation = Annotation(
         where=where,
-        image=_referred(entry, "image_id", image_of, "images"),
-        label=_referred(entry, "category_id", name_of, "categories"),
+        image=_referred(entry, "image_id", image_of, "image"),
+        label=_referred(entry, "category_id", name_of, "category"),
         box=box,
         segmentation=entry.get("segmentation"),
       )
@@ -367,7 +367,7 @@ def _referred(entry, field: str, known: Mapping[int, _T], what: str) -> _T:
   number = _id(entry, field)
   if number not in known:
     raise ValueError(
-      f"{field} must be the id of one of the file's {what}, and is "
-      f"{reprlib.repr(number)}"
+      f"{field} must be the id of one {what} of the file that can be used, and "
+      f"is {reprlib.repr(number)}"
     )
   return known[number]

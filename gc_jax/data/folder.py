@@ -43,7 +43,7 @@ from gc_jax.data.dataset import Dataset, listed, unknown_name_message
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
 
-_VERSION = 3  # of the index; raise it when what is written changes
+_VERSION = 4  # of the index; raise it when what is written changes
 
 _logger = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ def _report(
 ) -> None:
   """Raises or logs what is wrong with annotations, as the policy says."""
   for note in objects.notes:
-    folder_layout.warn_once(f"Of the annotations of {layout.root}, {note}.")
+    folder_layout.warn_once(f"In the annotations of {layout.root}, {note}.")
   if not objects.problems:
     return
   count = objects.num_left_out or len(objects.problems)

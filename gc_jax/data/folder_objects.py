@@ -180,9 +180,7 @@ def _read_csv(
       found.append(_Problem(f"{where}: {error}"))
       continue
     fractions.add(f"line {line}", box, box)
-    found.append(
-      _Annotation(where, row["image"], row["label"], box, difficult)
-    )
+    found.append(_Annotation(where, row["image"], row["label"], box, difficult))
   yield from _in_pixels(found, fractions, file)
 
 
@@ -304,7 +302,7 @@ class _Found:
     picture = self._layout.finder(annotation.picture)
     if picture in self._masked and not annotation.mask:
       self._num_masked += 1
-      self._note("boxes are not used: their pictures have masks", annotation)
+      self._note("boxes are not used, as their pictures have masks", annotation)
       return
     label = self._label(annotation, picture)
     header = self._header(picture)
@@ -383,8 +381,14 @@ class _Found:
         raise
       self.add_problem(f"{annotation.where}: {error}; its box can stand", 0)
       return None
-    if num_left_out:
-      self._note("polygons are left out: no pixel is covered", annotation)
+    if num_left_out and cleaned is None:
+      self._note("segmentations cover no pixel; their boxes stand", annotation)
+    elif num_left_out:
+      self._note(
+        "polygons that cover no pixel are left out of their masks",
+        annotation,
+        num_left_out,
+      )
     return cleaned
 
   def _box(
@@ -401,7 +405,7 @@ class _Found:
         "it must have a bbox, or a segmentation that covers pixels of its "
         "picture, and has neither"
       )
-    self._note("boxes without extent are those of their masks", annotation)
+    self._note("boxes without extent are taken from their masks", annotation)
     return boxes.of_mask(segmentation.draw(mask, size))
 
 
@@ -418,9 +422,7 @@ def _check_size(annotation: _Annotation, header: decode.Header) -> None:
   )
 
 
-def _scaled(
-  box: boxes.Box, picture: str, size: tuple[int, int]
-) -> list[float]:
+def _scaled(box: boxes.Box, picture: str, size: tuple[int, int]) -> list[float]:
   """Returns ymin xmin ymax xmax in 0..1."""
   width, height = size
   xmin, ymin, xmax, ymax = box

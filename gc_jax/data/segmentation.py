@@ -37,8 +37,8 @@ def clean(
 
   Returns:
     Polygons, or the run lengths as they are; None: no pixel is covered. And
-    how many polygons were left out: they have fewer than three corners, are
-    no numbers, or cover no pixel.
+    how many parts of it are not returned as they cover none: run lengths of
+    nothing; polygons of fewer than three corners, of no numbers, outside.
 
   Raises:
     ValueError: it is neither polygons nor run lengths, or these cannot be.
@@ -56,8 +56,11 @@ def clean(
       polygons = [p for p, a in zip(polygons, areas, strict=True) if a]
     return polygons or None, len(given) - len(polygons)
   if isinstance(segmentation, dict):
-    covers = segmentation and any(_lengths(segmentation, size)[1::2])
-    return segmentation if covers else None, 0
+    if not segmentation:
+      return None, 0
+    if not any(_lengths(segmentation, size)[1::2]):
+      return None, 1
+    return segmentation, 0
   raise ValueError(
     "its segmentation must be polygons or run lengths, and is "
     f"{reprlib.repr(segmentation)}"
@@ -201,4 +204,3 @@ def _decompressed(text: str) -> list[int]:
       f"its run lengths break off after {len(text)} characters, within a number"
     )
   return lengths
-

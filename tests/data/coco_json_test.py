@@ -135,19 +135,35 @@ def test_an_annotation_without_id_is_named_by_its_place(number):
 
 # Each with how many annotations it costs.
 PROBLEMS = [
-  ({"annotation_image_id": "7"}, 1, "annotation 5: image_id .* is the text '7'"),
+  (
+    {"annotation_image_id": "7"},
+    1,
+    "annotation 5: image_id .* is the text '7'",
+  ),
   ({"annotation_image_id": True}, 1, "image_id .* is the word true"),
   ({"annotation_image_id": 7.5}, 1, "image_id .* whole number, and is 7.5"),
   ({"annotation_image_id": [7]}, 1, r"image_id .* and is \[7\]"),
   ({"annotation_image_id": {}}, 1, r"image_id .* and is \{\}"),
   ({"annotation_image_id": ...}, 1, "image_id .* is missing or null"),
-  ({"annotation_image_id": 9}, 1, "image_id .* of the file's images, and is 9"),
+  (
+    {"annotation_image_id": 9},
+    1,
+    "of one image of the file that can be used, and is 9",
+  ),
   ({"annotation_image_id": 10**400}, 1, "image_id must be the id of one"),
   ({"annotation_image_id": 1e400}, 1, "image_id .* and is inf"),
   ({"annotation_category_id": None}, 1, "category_id .* is missing or null"),
-  ({"annotation_category_id": 2}, 1, "of the file's categories, and is 2"),
+  (
+    {"annotation_category_id": 2},
+    1,
+    "of one category of the file that can be used, and is 2",
+  ),
   ({"annotation_id": "5"}, 1, r"annotations\[0\]: id .* is the text '5'"),
-  ({"annotation_id": 6}, 1, r"annotation 6: .*annotations\[0\] and annotations"),
+  (
+    {"annotation_id": 6},
+    1,
+    r"annotation 6: .*annotations\[0\] and annotations",
+  ),
   ({"annotation_bbox": [6, 4, 18]}, 1, r"four numbers, x y width height, and"),
   ({"annotation_bbox": "6 4 18 16"}, 1, "is the text '6 4 18 16'"),
   ({"annotation_bbox": {"x": 6}}, 1, "bbox must be four numbers"),

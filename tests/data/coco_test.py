@@ -371,7 +371,10 @@ def _set(field, value):
       lambda d: d["images"].append({**d["images"][0], "id": 1}),
       "every image file name once",
     ),
-    (_set("category_id", 12), r"category_id must be the id of .*, and is 12"),
+    (
+      _set("category_id", 12),
+      r"category_id must be the id of one .*, and is 12",
+    ),
     (_set("image_id", 3), r"image_id must be the id of .*, and is 3"),
     (_set("image_id", "3"), r"annotation \d+: image_id .* is the text '3'"),
     (_set("category_id", True), r"category_id must be .* is the word true"),
@@ -379,7 +382,10 @@ def _set(field, value):
     (_set("bbox", [1, 2, None, 4]), r"one of them is missing or null"),
     (_set("bbox", [1, 2, 3]), r"bbox must be four numbers, x y width height"),
     (_set("bbox", [1, 2, float("nan"), 4]), r"one of them is nan"),
-    (lambda d: d["annotations"].clear(), "one annotation or more, and has none"),
+    (
+      lambda d: d["annotations"].clear(),
+      "one annotation or more, and has none",
+    ),
     (lambda d: d["images"][0].pop("file_name"), r"images\[0\]: file_name must"),
     (lambda d: d["categories"][1].pop("name"), r"categories\[1\]: name must"),
     (lambda d: d["images"][2].update(width="48"), r"width .* is the text '48'"),
@@ -498,7 +504,7 @@ def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path, capsys):
   assert left_out > 0
   assert used + left_out == seen[0]
   assert sum(len(record["labels"]) for record in dataset.source) == seen[0]
-  assert counts[coco_files.POLYGONS_LEFT_OUT] % 2 == 0
+  assert counts[coco_files.PARTS_LEFT_OUT] % 2 == 0
 
 
 @pytest.mark.parametrize(

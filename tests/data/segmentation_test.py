@@ -98,7 +98,7 @@ def test_run_lengths_are_drawn_as_a_list_and_compressed(share):
 
 def test_run_lengths_of_no_pixel_are_no_mask():
   for given in runs(noise(0)):
-    assert segmentation.clean(given, SIZE) == (None, 0)
+    assert segmentation.clean(given, SIZE) == (None, 1)
 
 
 def test_whole_floats_are_run_lengths():
@@ -173,8 +173,10 @@ NUMBERS = st.one_of(
 )
 JSON = st.recursive(
   NUMBERS | st.text(max_size=4),
-  lambda inner: st.lists(inner, max_size=8)
-  | st.dictionaries(st.sampled_from(["counts", "size"]), inner),
+  lambda inner: (
+    st.lists(inner, max_size=8)
+    | st.dictionaries(st.sampled_from(["counts", "size"]), inner)
+  ),
   max_leaves=20,
 )
 SEGMENTATIONS = st.one_of(

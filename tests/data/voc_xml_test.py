@@ -113,7 +113,10 @@ LAUGHS = "".join(
     (b"\x00" * 20, "not well-formed"),
     (b"\xff\xd8\xff\xe0JFIF", "must be text in UTF-8"),
     (xml("café").encode("latin-1"), "must be text in UTF-8, or in the encod"),
-    (b'<?xml version="1.0" encoding="klingon"?><a/>', "unknown encoding: kling"),
+    (
+      b'<?xml version="1.0" encoding="klingon"?><a/>',
+      "unknown encoding: kling",
+    ),
     (b'<?xml version="1.0" encoding="base64"?><a/>', "not a text encoding"),
     (b"<annotations><image/></annotations>", "starts with <annotations>"),
     (b"<html><body>please log in</body></html>", "starts with <html>"),
