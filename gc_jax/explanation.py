@@ -18,7 +18,8 @@ from jaxtyping import Float, UInt8
 from gc_jax import inference, metrics, trained
 from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
-from gc_jax.data.dataset import unknown_name_message
+from gc_jax.data.dataset import listed, unknown_name_message
+from gc_jax.data.folder_files import normalized
 from gc_jax.report import explanations
 from gc_jax.report.explanations import Explanation
 from gc_jax.trained import LoadedModel
@@ -134,7 +135,7 @@ def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
   """Returns (height, width) of every picture, each decoded to its end.
 
   Raises:
-    ValueError: some cannot be; all of them are named.
+    ValueError: some cannot be; they are named.
   """
   sizes, errors = [], []
   for path in paths:
@@ -144,7 +145,7 @@ def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
     except ValueError as error:
       errors.append(str(error))
   if errors:
-    raise ValueError("\n".join(errors))
+    raise ValueError(listed(errors, between="\n"))
   return sizes
 
 
@@ -157,6 +158,8 @@ def _target_id(
   """
   if target == _PREDICTED:
     return inference.PREDICTED, ""
+  class_names = [normalized(name) for name in class_names]
+  target = normalized(target)
   number = int(target) if target.isdecimal() else None
   if target in class_names:
     named = class_names.index(target)

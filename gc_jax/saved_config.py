@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from gc_jax.data.dataset import listed
 from gc_jax.report import files
 
 FILENAME = "config.json"
@@ -119,5 +120,5 @@ def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
       f"--workdir={workdir} holds a run with another configuration, and "
       "nothing of it was touched. Use another --workdir, or the same "
       "configuration to continue that run. What differs:\n  "
-      + "\n  ".join(lines)
+      + listed(lines, most=20, between="\n  ")
     )

@@ -74,18 +74,17 @@ def list_tree(root: Path) -> Tree:
   found.walk(root)
   if found.undecodable:
     raise ValueError(
-      "The names of files and folders must be UTF-8. Those of "
-      f"{len(found.undecodable):,} are not:\n  "
+      "The names of files and folders must be UTF-8. Not so are "
+      f"{len(found.undecodable):,}:\n  "
       + listed(found.undecodable, between="\n  ")
       + "\nRename them (all at once: convmv -r --notest -f latin1 -t utf8 "
       f"{root}), or move them out of --config.data.path."
     )
   if found.loops:
     raise ValueError(
-      f"A link must not lead to a folder that holds it; {len(found.loops):,} "
-      "do, and pictures would be found again and again:\n  "
+      "A link must not lead to a folder that holds it, where pictures would be "
+      f"found again and again. Remove {len(found.loops):,}:\n  "
       + listed(found.loops, between="\n  ")
-      + "\nRemove the link."
     )
   names = sorted(found.files, key=lambda name: (normalized(name), name))
   for name, following in itertools.pairwise(names):
@@ -230,12 +229,19 @@ def kind_of(name: str) -> str:
   return "" if top else kinds.get(parts[0], "")
 
 
+def mirrored(name: str) -> str:
+  """Returns the path that a file below masks/ or annotations/ stands for."""
+  top, _, below = name.partition("/")
+  return below if below and top.casefold() in NO_CLASSES else name
+
+
 def endings(names: Iterable[str]) -> str:
   """Returns how many files have which ending, ".txt 9, .heic 3"."""
   counts = collections.Counter(
     PurePosixPath(name).suffix.casefold() or "no ending" for name in names
   )
-  return listed([f"{clipped(k)} {n:,}" for k, n in counts.most_common()])
+  most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+  return listed([f"{clipped(ending)} {n:,}" for ending, n in most_first])
 
 
 class Finder:

@@ -118,9 +118,11 @@ def read_layout(path: str) -> Layout:
     )
   splits = _divide(pictures, labels, split_of)
   _check_classes(root, class_names, labels, splits)
-  passed_over = [*of_kind.get("", []), *tree.special]
+  passed_over = [_counted(of_kind[""])] if "" in of_kind else []
+  if tree.special:
+    passed_over.append(f"{len(tree.special):,} pipes or devices")
   if passed_over:
-    warn_once(f"Passed over in {root}: {_counted(passed_over)}.")
+    warn_once(f"Passed over in {root}: {', '.join(passed_over)}.")
   return Layout(
     root=root,
     files=tree.files,
@@ -243,12 +245,12 @@ def _check_class_folders(
   if empty:
     held = [
       f"{root / folder} holds {_counted(_below(tree, folder))}"
-      for folder in empty
+      for folder in empty[:5]
     ]
     raise ValueError(
-      f"The folder of a class must hold pictures ({', '.join(SUFFIXES)}), and "
-      f"{len(empty):,} {'does' if len(empty) == 1 else 'do'} not:\n  "
-      + listed(held, between="\n  ")
+      f"The folder of a class must hold pictures ({', '.join(SUFFIXES)}). "
+      f"{len(empty):,} without:\n  "
+      + listed([*held, *empty[5:]], between="\n  ")
       + "\nConvert what is there or put pictures in; or take the folder out of "
       "--config.data.path."
     )

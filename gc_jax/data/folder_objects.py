@@ -7,6 +7,7 @@ pictures. Boxes are in pixels of the stored frame, before EXIF turns it.
 import collections
 import dataclasses
 import functools
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -141,7 +142,7 @@ def _read_mask(layout: Layout, path: PurePosixPath) -> Iterator[_Annotation]:
   """`masks/`: STEM.png, or STEM.CLASS.png where several are shown."""
   if path.suffix.lower() != ".png":
     raise ValueError("a mask must be a PNG file; others blur or lose it")
-  stem = PurePosixPath(*path.parts[1:]).with_suffix("").as_posix()
+  stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
   label = ""
   pictures = layout.finder.of_stem(stem)
   if not pictures:
@@ -228,20 +229,14 @@ def _picture_of(layout: Layout, path: PurePosixPath, written: str) -> str:
   The file's own name says which; its ending is what is written inside, where
   there is such a picture.
   """
-  top = path.parts[0].casefold()
-  in_folder = len(path.parts) > 1 and top == folder_files.ANNOTATIONS_FOLDER
-  stem = PurePosixPath(*path.parts[1:] if in_folder else path.parts)
-  suffix = PurePosixPath(written.replace("\\", "/")).suffix
-  stem = stem.with_suffix("")
-  if suffix:
-    exact = [
-      name
-      for name in layout.finder.of_stem(stem.as_posix())
-      if PurePosixPath(name).suffix.casefold() == suffix.casefold()
-    ]
-    if len(exact) == 1:
-      return exact[0]
-  return stem.as_posix()
+  stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
+  suffix = PurePosixPath(written.replace("\\", "/")).suffix.casefold()
+  fitting = [
+    name
+    for name in layout.finder.of_stem(stem)
+    if PurePosixPath(name).suffix.casefold() == suffix
+  ]
+  return fitting[0] if len(fitting) == 1 else stem
 
 
 def _read_json(

@@ -193,8 +193,13 @@ def _rows(
     elif len(cells) != len(names):
       wrong = (
         f"a row must have {len(names)} cells, as the header has, and this has "
-        f"{len(cells)}: {clipped(separator.join(cells))!r}. A cell that holds "
-        f"{SEPARATORS[separator]} is enclosed in quotation marks"
+        f"{len(cells)}: {clipped(separator.join(cells))!r}. "
+        + (
+          f"A cell that holds {SEPARATORS[separator]} is enclosed in quotation "
+          "marks"
+          if len(cells) > len(names)
+          else f"Before an empty cell stands {SEPARATORS[separator]}, too"
+        )
       )
     elif any(cells[i] for i in nameless):
       lost = next(cells[i] for i in nameless if cells[i])

@@ -517,7 +517,148 @@ def test_of_many_problems_five_are_told(without_val):
     load(without_val)
 
 
+@pytest.mark.parametrize(
+  ("written", "difficult"),
+  [
+    ("False", False),
+    ("FALSE", False),
+    ("no", False),
+    ("0.0", False),
+    ("", False),
+    ("True", True),
+    ("yes", True),
+    ("1.0", True),
+  ],
+)
+def test_difficult_is_read_however_it_is_written(
+  without_val, written, difficult
+):
+  header = HEADER.replace("\n", ",difficult\n")
+  row = f"cat/000.jpg,cat,24,8,72,32,{written}\n"
+  write(without_val, "boxes.csv", header + row)
+  assert load(without_val).source[0]["objects"]["difficult"] == [difficult]
+
+
+@pytest.mark.parametrize("written", ["2", "maybe", "nan", "0,5"])
+def test_difficult_that_is_neither_yes_nor_no_is_told(without_val, written):
+  header = HEADER.replace("\n", ",difficult\n")
+  row = f'cat/000.jpg,cat,24,8,72,32,"{written}"\n'
+  write(without_val, "boxes.csv", header + row)
+  with pytest.raises(
+    ValueError, match=rf"line 2: '{written}' must be true, ye"
+  ):
+    load(without_val)
+
+
+BOX_OF = "cat/{},cat,24,8,72,32"
+
+
+@pytest.mark.parametrize(
+  ("lines", "dropped"),
+  [
+    (['cat/000.jpg,"cat,24,8,72,32', BOX_OF.format("001.jpg")], [2]),
+    ([BOX_OF.format("001.jpg"), '"cat/000.jpg,cat,24,8,72,32'], [3]),
+    (['cat/000.jpg,"cat"s,24,8,72,32', BOX_OF.format("001.jpg")], [2]),
+    (["cat/000.jpg,cat,24,8,72", BOX_OF.format("001.jpg"), "x"], [2, 4]),
+    (['cat/000.jpg,cat,"24,5",8,72,32', BOX_OF.format("001.jpg")], [2]),
+    ([",,,,,", BOX_OF.format("001.jpg"), "cat/9.jpg,cat,1,2,3,4"], [4]),
+  ],
+)
+def test_a_row_that_is_skipped_is_counted_and_costs_no_other(
+  without_val, caplog, lines, dropped
+):
+  write(without_val, "boxes.csv", HEADER + "\n".join(lines))
+  dataset = load(without_val, on_error="skip")
+  assert dataset.num_dropped == len(dropped)
+  assert [r["name"] for r in dataset.source if "objects" in r] == [
+    "train/cat/001.jpg"
+  ]
+  told = re.findall(r"boxes.csv, line (\d+):", caplog.text)
+  assert list(map(int, told)) == dropped
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_of_a_spreadsheet_is_read(without_val, separator, encoding):
+  table = ANNOTATIONS["csv"][1].replace(",", separator).replace("\n", "\r\n")
+  write(without_val, "Boxes.CSV", table.encode(encoding))
+  objects = load(without_val).source[0]["objects"]
+  assert np.allclose(objects["bbox"], [NORMALISED])
+
+
+@pytest.mark.parametrize("written", ["cafe\u0301", "caf\u00e9"])
+@pytest.mark.parametrize("stored", ["cafe\u0301", "caf\u00e9"])
+def test_names_are_one_however_an_accent_is_stored(root, stored, written):
+  for split in ("train", "val"):
+    (root / split / "cat").rename(root / split / stored)
+  (root / f"train/{stored}/000.jpg").rename(
+    root / f"train/{stored}/{stored}.jpg"
+  )
+  write(root, "boxes.csv", f"{HEADER}{written}.jpg,{written},24,8,72,32\n")
+  mask = photos.encode(rectangle(), "png")
+  write(root, f"masks/train/{written}/001.png", mask)
+  records = [r for r in load(root).source if "objects" in r]
+  assert len(records) == 2
+  for record in records:
+    assert np.allclose(record["objects"]["bbox"], [NORMALISED])
+
+
+@pytest.mark.parametrize(
+  "name", ["masks/train/cat/000.PNG", "Masks/Train/Cat/000.Png"]
+)
+def test_masks_are_known_in_any_case(without_val, name):
+  write(without_val, name, ANNOTATIONS["a mask"][1])
+  write(without_val, "masks/Thumbs.db".replace("masks", name[:5]), b"\0")
+  objects = load(without_val).source[0]["objects"]
+  assert np.allclose(objects["bbox"], [NORMALISED])
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    ("xml beside", "train/cat/000.XML"),
+    ("xml mirrored", "Annotations/train/cat/000.Xml"),
+    ("coco boxes", "Annotations.JSON"),
+    ("coco boxes", "Annotations/instances.Json"),
+  ],
+)
+def test_annotations_are_known_in_any_case(without_val, kind, name):
+  write(without_val, name, ANNOTATIONS[kind][1])
+  assert load(without_val).source[0]["objects"]["label"] == [0]
+
+
 # Folders that are not what they should be.
+
+
+def test_links_that_lead_nowhere_are_told_before_training(root, tmp_path):
+  for i in range(9):
+    (root / f"train/cat/link{i}.jpg").symlink_to(tmp_path / "unmounted/a.jpg")
+  (root / "val/cat/000.jpg").unlink()
+  (root / "val/cat/000.jpg").symlink_to("gone.jpg")
+  with pytest.raises(
+    ValueError, match=r"9 of 15 pictures are links.*:[\s\S]*and 4 more"
+  ) as told:
+    load(root)
+  assert "link0.jpg -> " in str(told.value)
+  with pytest.raises(ValueError, match=r"1 of 3 .*[\s\S]*000.jpg -> gone.jpg"):
+    load(root, "validation")
+  assert len(load(root, on_error="skip").source) == 15
+
+
+def test_wrong_classes_of_many_are_told_in_a_few_lines(tmp_path):
+  root = tmp_path / "mine"
+  picture = photos.encode(np.zeros((8, 8, 3), np.uint8), "png")
+  for i in range(300):
+    write(root, f"train/class_number_{i:04}/a.png", picture)
+    write(root, f"val/class_number_{i:04}/a.png", picture)
+  lines = "".join(
+    f"train/class_number_{i:04}/a.png,Class{i},1,1,5,5\n" for i in range(9)
+  )
+  write(root, "boxes.csv", HEADER + lines)
+  with pytest.raises(ValueError, match=r"and 4 more") as told:
+    load(root)
+  assert "Unknown class='Class3'. Known: class_number_0003, " in str(told.value)
+  assert len(str(told.value)) < 3_000
 
 
 def test_a_class_with_one_picture_is_told(root, caplog):
