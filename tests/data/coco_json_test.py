@@ -138,7 +138,7 @@ PROBLEMS = [
   (
     {"annotation_image_id": "7"},
     1,
-    "annotation 5: image_id .* is the text '7'",
+    "annotation 5: image_id .* the text '7'",
   ),
   ({"annotation_image_id": True}, 1, "image_id .* is the word true"),
   ({"annotation_image_id": 7.5}, 1, "image_id .* whole number, and is 7.5"),
@@ -148,7 +148,7 @@ PROBLEMS = [
   (
     {"annotation_image_id": 9},
     1,
-    "of one image of the file that can be used, and is 9",
+    "one image of the file .* is 9",
   ),
   ({"annotation_image_id": 10**400}, 1, "image_id must be the id of one"),
   ({"annotation_image_id": 1e400}, 1, "image_id .* and is inf"),
@@ -156,13 +156,13 @@ PROBLEMS = [
   (
     {"annotation_category_id": 2},
     1,
-    "of one category of the file that can be used, and is 2",
+    "one category of the .* is 2",
   ),
   ({"annotation_id": "5"}, 1, r"annotations\[0\]: id .* is the text '5'"),
   (
     {"annotation_id": 6},
     1,
-    r"annotation 6: .*annotations\[0\] and annotations",
+    r"annotation 6: .*ions\[0\] and annotations",
   ),
   ({"annotation_bbox": [6, 4, 18]}, 1, r"four numbers, x y width height, and"),
   ({"annotation_bbox": "6 4 18 16"}, 1, "is the text '6 4 18 16'"),
@@ -203,7 +203,7 @@ PROBLEMS = [
   (
     {"category2_name": "dog "},
     0,
-    "every category name once, and 'dog' recurs: it is that of the ids 18 and 1",
+    "every category name once, and 'dog' recurs: .* of the ids 18 and 1",
   ),
   ({"category_name": 3}, 1, r"categories\[0\]: name must be a line of text"),
   ({"category_id": None}, 1, r"categories\[0\]: id must be a whole number"),
@@ -315,8 +315,8 @@ VALUES = st.one_of(
       st.sampled_from(["images", "categories", "annotations"]),
       st.integers(0, 1),
       st.sampled_from(
-        ["id", "file_name", "name", "width", "height", "image_id"]
-        + ["category_id", "bbox", "segmentation"]
+        "id file_name name width height image_id category_id bbox "
+        "segmentation".split()
       ),
       VALUES,
     ),

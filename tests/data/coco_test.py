@@ -373,7 +373,7 @@ def _set(field, value):
     ),
     (
       _set("category_id", 12),
-      r"category_id must be the id of one .*, and is 12",
+      r"category_id must be the id of .*, and is 12",
     ),
     (_set("image_id", 3), r"image_id must be the id of .*, and is 3"),
     (_set("image_id", "3"), r"annotation \d+: image_id .* is the text '3'"),
@@ -384,7 +384,7 @@ def _set(field, value):
     (_set("bbox", [1, 2, float("nan"), 4]), r"one of them is nan"),
     (
       lambda d: d["annotations"].clear(),
-      "one annotation or more, and has none",
+      "one annotation or more, and has n",
     ),
     (lambda d: d["images"][0].pop("file_name"), r"images\[0\]: file_name must"),
     (lambda d: d["categories"][1].pop("name"), r"categories\[1\]: name must"),

@@ -115,7 +115,7 @@ LAUGHS = "".join(
     (xml("café").encode("latin-1"), "must be text in UTF-8, or in the encod"),
     (
       b'<?xml version="1.0" encoding="klingon"?><a/>',
-      "unknown encoding: kling",
+      "unknown encoding: kl",
     ),
     (b'<?xml version="1.0" encoding="base64"?><a/>', "not a text encoding"),
     (b"<annotations><image/></annotations>", "starts with <annotations>"),
