@@ -33,9 +33,10 @@ map_is_empty, overlay, map. Pictures of the same name get a number; a folder
 with earlier explanations is added to.
 """
 _EPILOG = """\
-Pictures may have any size and colour mode; EXIF orientation is applied, of
-animations the first frame is taken, and alpha is dropped. A program is
-compiled for each shape in which the model gets them.
+Pictures may have any size and colour mode, and are read as training and
+evaluation read them: turned as EXIF or XMP says, transparent pixels on white,
+of animations the first frame. A program is compiled for each shape in which
+the model gets them.
 
 examples:
   python -m gc_jax.explain photo.jpg --workdir=runs/gc --out=runs/seen

@@ -105,9 +105,8 @@ def explain_files(
   written: dict[int, list[Explanation]] = {}
   for rows, indices in _batches(shapes, batch_size):
     images = [image_files.read(paths[i]) for i in indices]
-    logits, cams = _explained(
-      loaded, images, shapes[indices[0]], rows, target_id, methods
-    )
+    scaled = [image_files.read(paths[i], shapes[i]) for i in indices]
+    logits, cams = _explained(loaded, scaled, rows, target_id, methods)
     for row, (i, image) in enumerate(zip(indices, images, strict=True)):
       written[i] = []
       for method, (overlay_name, map_name) in outputs[i].items():
@@ -207,8 +206,7 @@ def _batches(
 
 def _explained(
   loaded: LoadedModel,
-  images: list[UInt8[np.ndarray, "_ _ 3"]],
-  shape: tuple[int, int],
+  images: list[UInt8[np.ndarray, "H W 3"]],
   rows: int,
   target_id: int,
   methods: tuple[str, ...],
@@ -217,8 +215,7 @@ def _explained(
 
   Args:
     loaded: the model.
-    images: as they are on disk.
-    shape: (height, width) at which the model gets them.
+    images: as the model gets them.
     rows: of the batch; those without an image are black.
     target_id: a class, or `PREDICTED`.
     methods: keys of `METHODS`.
@@ -226,9 +223,8 @@ def _explained(
   Raises:
     ValueError: a logit is not finite.
   """
-  batch = np.zeros((rows, *shape, 3), np.uint8)
-  for row, image in enumerate(images):
-    batch[row] = image_files.resized(image, *shape)
+  batch = np.zeros((rows, *images[0].shape), np.uint8)
+  batch[: len(images)] = images
   targets = np.full((rows, 1), target_id, np.int32)
   logits, cams = inference.run(loaded.model, batch, targets, methods)
   logits = np.asarray(logits)[: len(images)]

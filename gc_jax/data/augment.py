@@ -95,15 +95,11 @@ class Augmentation:
       box = draw_crop(*header.size, generator)
       decode.crop(header, box, out)
     else:
-      out[...] = self._shift(self._center(header), generator)
+      center = geometry.picture(header, self.image_size)
+      out[...] = self._shift(np.asarray(center), generator)
     if self.flip and draw_flip(generator):
       # 30 times as fast as numpy's way of reversing an axis.
       cv2.flip(out, 1, dst=out)
-
-  def _center(self, header: decode.Header) -> np.ndarray:
-    image = decode.whole(header, self.image_size)
-    size = self.image_size
-    return np.asarray(geometry.resize_and_crop(image, size, size))
 
   def _shift(
     self, pixels: np.ndarray, generator: np.random.Generator

@@ -3,17 +3,18 @@
 import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
+from gc_jax.data import coco_json, segmentation
+from gc_jax.data.dataset import listed
 
 FOLDERS = {"train": "train2014", "validation": "val2014"}
 ANNOTATIONS_ZIP = "annotations_trainval2014.zip"
+# As counted.
+PARTS_LEFT_OUT = "polygons and run lengths left out: they cover no pixel"
 
 _WHERE = (
   "The files come from https://cocodataset.org/#download (2014 Train images, "
@@ -31,15 +32,16 @@ class Annotations:
     category_ids: COCO's own, ascending: 80 of the numbers 1..90. The position
       is the class id.
     names: of the categories, in the same order.
-    images: COCO's entries, in its order: `id`, `file_name`, `width`, `height`.
-    of_image: image id to its annotations, in COCO's order.
+    images: in COCO's order.
+    of_image: image id to its annotations, in COCO's order; of their
+      segmentations what covers pixels, where the size of the image is known.
   """
 
   file: str
   category_ids: tuple[int, ...]
   names: tuple[str, ...]
-  images: list[dict[str, Any]]
-  of_image: Mapping[int, list[dict[str, Any]]]
+  images: list[coco_json.Image]
+  of_image: Mapping[int, list[coco_json.Annotation]]
 
 
 def sources(path: pathlib.Path, split: str) -> dict[str, int]:
@@ -84,80 +86,97 @@ def _opened_zip(file: pathlib.Path) -> Iterator[zipfile.ZipFile]:
   try:
     with zipfile.ZipFile(file) as archive:
       yield archive
-  except (zipfile.BadZipFile, EOFError) as error:
+  # Its members may be damaged, encrypted, or compressed as Python cannot.
+  except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
     raise _damaged(file, str(error)) from error
 
 
-def read_annotations(path: pathlib.Path, split: str) -> Annotations:
-  """Reads and checks the annotations of a split; takes about 2 GB for a while.
+def read_annotations(
+  path: pathlib.Path, split: str, counts: collections.Counter[str]
+) -> Annotations:
+  """Reads and checks the annotations of a split; takes about 3 GB for a while.
+
+  Args:
+    path: the folder of the official files.
+    split: of `FOLDERS`.
+    counts: of polygons and run lengths left out; added to.
 
   Raises:
-    ValueError: if the file is missing, damaged, or contradicts itself.
+    ValueError: if the file is missing, damaged, or an entry cannot be used;
+      names those.
   """
   name = _json_name(split)
   if (path / name).is_file():
-    file, text = str(path / name), (path / name).read_bytes()
+    file, data = str(path / name), (path / name).read_bytes()
   elif (path / ANNOTATIONS_ZIP).is_file():
     file = f"{path / ANNOTATIONS_ZIP}/{name}"
     with _opened_zip(path / ANNOTATIONS_ZIP) as archive:
       if name not in archive.namelist():
         raise _damaged(path / ANNOTATIONS_ZIP, f"it has no {name}")
-      text = archive.read(name)
+      data = archive.read(name)
   else:
     raise _missing(path, f"{ANNOTATIONS_ZIP} or {name}")
-  try:
-    found = json.loads(text)
-    categories = sorted(found["categories"], key=lambda c: c["id"])
-    images, annotations = found["images"], found["annotations"]
-    _check(file, categories, images, annotations)
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise _damaged(file, f"reading it ends with {error!r}") from error
+  content = coco_json.read(data, file)
+  annotations, problems = _with_clean_segmentations(content, counts)
+  problems = content.problems + problems
+  for what, found in (
+    ("image", content.images),
+    ("category", content.categories),
+    ("annotation", content.annotations),
+  ):
+    if not (found or problems):
+      problems.append(f"{file} must have one {what} or more, and has none")
+  if problems:
+    raise ValueError(
+      f"The annotations must be whole and agree; {len(problems):,} entries do "
+      "not:\n  "
+      + listed(problems, between="\n  ")
+      + f"\nCorrect them, or take the official file. {_WHERE}"
+    )
   of_image = collections.defaultdict(list)
   for annotation in annotations:
-    of_image[annotation["image_id"]].append(annotation)
+    of_image[annotation.image.id].append(annotation)
+  ids = sorted(content.categories)
   return Annotations(
     file=file,
-    category_ids=tuple(category["id"] for category in categories),
-    names=tuple(category["name"] for category in categories),
-    images=images,
+    category_ids=tuple(ids),
+    names=tuple(content.categories[i] for i in ids),
+    images=content.images,
     of_image=dict(of_image),
   )
 
 
-def _check(file, categories, images, annotations) -> None:
-  for what, values in (
-    ("category id", [c["id"] for c in categories]),
-    ("category name", [c["name"] for c in categories]),
-    ("image id", [i["id"] for i in images]),
-    ("image file name", [i["file_name"] for i in images]),
-    ("annotation id", [a["id"] for a in annotations]),
-  ):
-    if not values:
-      raise _damaged(file, f"it has no {what}")
-    value, times = collections.Counter(values).most_common(1)[0]
-    if times > 1:
-      raise ValueError(f"{file} must name every {what} once; {value!r} recurs.")
-  ids, image_ids = {c["id"] for c in categories}, {i["id"] for i in images}
-  for annotation in annotations:
-    for field, known in (("category_id", ids), ("image_id", image_ids)):
-      if annotation[field] not in known:
-        raise ValueError(
-          f"{file}: annotation {annotation['id']} must have a {field} that the "
-          f"file lists, and has {annotation[field]!r}. Correct the entry, or "
-          "take the official file."
+def _with_clean_segmentations(
+  content: coco_json.Content, counts: collections.Counter[str]
+) -> tuple[list[coco_json.Annotation], list[str]]:
+  """Returns the annotations, and what is wrong with segmentations."""
+  annotations, problems = [], []
+  for annotation in content.annotations:
+    if annotation.image.size is not None:
+      try:
+        cleaned, num_left_out = segmentation.clean(
+          annotation.segmentation, annotation.image.size
         )
+      except ValueError as error:
+        problems.append(f"{content.file}, {annotation.where}: {error}")
+        continue
+      if num_left_out:
+        counts[PARTS_LEFT_OUT] += num_left_out
+      annotation = dataclasses.replace(annotation, segmentation=cleaned)
+    annotations.append(annotation)
+  return annotations, problems
 
 
 def picture_reader(
   path: pathlib.Path, split: str, annotations: Annotations
-) -> Callable[[list[dict[str, Any]]], Iterator[tuple[dict[str, Any], bytes]]]:
-  """Returns a function that yields (image entry, encoded bytes) of some images.
+) -> Callable[[list[coco_json.Image]], Iterator[tuple[coco_json.Image, bytes]]]:
+  """Returns a function that yields (image, encoded bytes) of some images.
 
   Raises:
     ValueError: if pictures that the annotations name are not there.
   """
   folder, name = path / FOLDERS[split], FOLDERS[split]
-  wanted = {image["file_name"] for image in annotations.images}
+  wanted = {image.file_name for image in annotations.images}
   if folder.is_dir():
     there = {entry.name for entry in folder.iterdir()}
     where: pathlib.Path = folder
@@ -177,55 +196,10 @@ def picture_reader(
   def read(images):
     if folder.is_dir():
       for image in images:
-        yield image, (folder / image["file_name"]).read_bytes()
+        yield image, (folder / image.file_name).read_bytes()
       return
     with _opened_zip(where) as archive:
       for image in images:
-        yield image, archive.read(f"{name}/{image['file_name']}")
+        yield image, archive.read(f"{name}/{image.file_name}")
 
   return read
-
-
-def rasterize(
-  segmentation: Any, height: int, width: int
-) -> Bool[np.ndarray, "H W"]:
-  """Returns the pixels of an annotation, as pycocotools draws them.
-
-  Args:
-    segmentation: polygons `[[x y x y ...] ...]`, whose union counts; or an RLE
-      `{"counts", "size"}`, its counts a list (crowds) or compressed.
-    height: of the image, in pixels.
-    width: of the image, in pixels.
-
-  Raises:
-    ValueError: if it is none of these, or of another size.
-  """
-  from pycocotools import mask as masks
-
-  if isinstance(segmentation, list):
-    # Four numbers would be taken for a box, and fewer for no polygon at all.
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons:
-      return np.zeros((height, width), np.bool_)
-    rle = masks.merge(masks.frPyObjects(polygons, height, width))
-  elif isinstance(segmentation, dict) and "counts" in segmentation:
-    if list(segmentation.get("size", ())) != [height, width]:
-      raise ValueError(
-        f"an RLE must have the image's size {[height, width]} and has "
-        f"{segmentation.get('size')}"
-      )
-    rle, counts = segmentation, segmentation["counts"]
-    if isinstance(counts, list):
-      # Where they do not add up, pycocotools returns memory it never wrote.
-      if min(counts, default=-1) < 0 or sum(counts) != height * width:
-        raise ValueError(
-          f"the counts of an RLE must add up to {height * width} pixels and "
-          f"make {sum(counts)}"
-        )
-      rle = masks.frPyObjects(segmentation, height, width)
-  else:
-    raise ValueError(
-      "a segmentation must be a list of polygons or an RLE with counts; it is "
-      f"{str(segmentation)[:60]}"
-    )
-  return masks.decode(rle).astype(np.bool_)

@@ -82,7 +82,7 @@ def read_stamp(path: pathlib.Path) -> compositor.Cutout:
   """Returns a stamp with its own colours, whatever mode its file has."""
   import PIL.Image
 
-  with PIL.Image.open(path) as image:
+  with PIL.Image.open(path, formats=("PNG",)) as image:
     pixels = np.asarray(image.convert("RGBA"))
   return compositor.Cutout(pixels[..., 3], pixels[..., :3])
 

@@ -1,27 +1,84 @@
 """Encoded pictures of any kind, read as upright RGB; or why they cannot be.
 
-Two ways lead to pixels. `whole` is Pillow's, exact, for evaluation. `crop`
-decodes a JPEG at the smallest scale that suffices (simplejpeg) and resizes it
-with a small filter (OpenCV): twice as fast, and less than a grey level off on
-average (500x375 to 224), for training.
+What a picture is, is decided here, for training, evaluation, `explain` and
+masks alike: the same file is the same pixels. `whole` is exact, and `scaled`
+is for evaluation and `explain`. `crop` is for training: where it has to
+resize, it decodes a JPEG at the smallest scale that suffices (simplejpeg) and
+resizes it with a small filter (OpenCV): twice as fast, and less than a grey
+level off on average (500x375 to 224).
 
-What is not RGB of 8 bits: grey is repeated, 16 bits are scaled to 8, CMYK is
-read as Adobe writes it, transparent pixels are put on white, an animation is
-its first frame. EXIF's orientation is applied; masks and boxes of a record
-are in the stored frame, and are turned along (`turned`).
+Read are `FORMATS`, by content, whatever the file is called. What is not RGB of
+8 bits becomes it:
+
+- grey is repeated, palettes are looked up, CMYK is read as Adobe writes it;
+- what is transparent is put on white: alpha, a palette's, one colour's;
+- 16 bits of grey are divided by 257 and rounded, of colours the upper 8 count;
+- 32 bits of grey: integers must be in 0..65535 and are read as 16 bits, floats
+  must be in 0..1;
+- of several frames, the first is taken.
+
+The orientation that a file says, in EXIF or XMP, is applied; one that means
+nothing is upright. Masks and boxes of a record are in the stored frame, before
+that, and are turned along (`turned`).
 """
 
+import contextlib
 import dataclasses
 import io
 import math
+import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import PIL.Image
-import PIL.ImageChops
-import PIL.ImageOps
 import simplejpeg
 from jaxtyping import UInt8
+
+from gc_jax.data import orientation
+
+# Named one by one: some of Pillow's other readers start programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# What files of these formats are called, in lower case.
+SUFFIXES = (
+  ".bmp",
+  ".gif",
+  ".jfif",
+  ".jpe",
+  ".jpeg",
+  ".jpg",
+  ".pbm",
+  ".pgm",
+  ".png",
+  ".pnm",
+  ".ppm",
+  ".tif",
+  ".tiff",
+  ".webp",
+)
+
+# How files start that are called pictures and are not read, and their names.
+_OTHERS = {
+  b"%!PS": "PostScript",
+  b"\xc5\xd0\xd3\xc6": "PostScript",
+  b"%PDF": "PDF",
+  b"8BPS": "Photoshop's PSD",
+  b"\0\0\1\0": "an icon (ICO)",
+  b"\0\0\0\x0cjP  ": "JPEG 2000",
+  b"\xff\x4f\xff\x51": "JPEG 2000",
+  b"\0\0\0\x0cJXL ": "JPEG XL",
+  b"\xff\x0a": "JPEG XL",
+  b"version https://git-lfs": "a pointer of Git LFS to a file not fetched",
+}
+# The same, behind four bytes.
+_OTHERS_AT_4 = {
+  b"ftypavif": "AVIF",
+  b"ftypavis": "AVIF",
+  b"ftypheic": "HEIC",
+  b"ftypheix": "HEIC",
+  b"ftypmif1": "HEIF",
+  b"ftypmsf1": "HEIF",
+}
 
 # Pictures are decoded in memory: 4 bytes a pixel, 0.7 GB at this size. JPEGs
 # take a fraction of it, as they are decoded at a smaller scale.
@@ -37,24 +94,23 @@ _ALIASING = 1.75
 
 _JPEG_SCALES = (8, 4, 2)  # those that simplejpeg decodes faster than whole
 
-_TURNS = {
-  2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-  3: PIL.Image.Transpose.ROTATE_180,
-  4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-  5: PIL.Image.Transpose.TRANSPOSE,
-  6: PIL.Image.Transpose.ROTATE_270,
-  7: PIL.Image.Transpose.TRANSVERSE,
-  8: PIL.Image.Transpose.ROTATE_90,
-}
-_SWAP_AXES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-_EXIF_ORIENTATION = 0x0112
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_Turn = PIL.Image.Transpose
+_SWAP_AXES = (
+  _Turn.TRANSPOSE,
+  _Turn.ROTATE_270,
+  _Turn.TRANSVERSE,
+  _Turn.ROTATE_90,
+)
+_BACK = {_Turn.ROTATE_90: _Turn.ROTATE_270, _Turn.ROTATE_270: _Turn.ROTATE_90}
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_PNG_DEPTH_AT = 24
 
 # A batch is made by one thread, and several batches at a time.
 cv2.setNumThreads(0)
-# Pillow's own limit is half of ours, and a warning.
+# Pillow's own limit is half of ours, and a warning first; ours is an error.
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
 
 
 class DecodeError(ValueError):
@@ -82,12 +138,7 @@ class Header:
   def size(self) -> tuple[int, int]:
     """(width, height), upright."""
     width, height = self.stored_size
-    swaps = self.turn is not None and self.turn in _SWAP_AXES
-    return (height, width) if swaps else (width, height)
-
-  def open(self) -> PIL.Image.Image:
-    """Returns the picture as Pillow opens it, not decoded."""
-    return PIL.Image.open(io.BytesIO(self.encoded))
+    return (height, width) if self.turn in _SWAP_AXES else (width, height)
 
 
 def read_header(encoded: bytes) -> Header:
@@ -110,93 +161,173 @@ def read_header(encoded: bytes) -> Header:
 
 def _plain_jpeg_header(encoded: bytes) -> Header | None:
   """Returns what Pillow would in a tenth of its time; None: ask Pillow."""
-  if _has_exif(encoded):
-    return None  # it may be turned
+  if not orientation.is_jpeg(encoded):
+    return None
   try:
     height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
   except ValueError:
     return None
-  plain = space in ("YCbCr", "Gray", "RGB")
-  return Header(encoded, (width, height), None, True) if plain else None
-
-
-def _has_exif(encoded: bytes) -> bool:
-  """Returns whether a segment before the picture proper holds EXIF."""
-  at = 2
-  # APP0 to APP15, each with its length in two bytes.
-  while encoded[at : at + 1] == b"\xff" and 0xE0 <= encoded[at + 1] <= 0xEF:
-    if encoded[at + 4 : at + 8] == b"Exif":
-      return True
-    at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-  return False
+  if space not in ("YCbCr", "Gray", "RGB"):
+    return None
+  return Header(encoded, (width, height), orientation.of_jpeg(encoded), True)
 
 
 def _pillow_header(encoded: bytes) -> Header:
-  try:
-    image = PIL.Image.open(io.BytesIO(encoded))
-    turn = None
-    # Of a PNG, Pillow decodes the pixels to see what is behind them.
-    if image.format != "PNG" or _png_has_exif(encoded):
-      turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
-  except PIL.UnidentifiedImageError as error:
-    raise DecodeError(
-      f"it is no picture: its {len(encoded):,} bytes start with "
-      f"{bytes(encoded[:12])!r}"
-    ) from error
-  except PIL.Image.DecompressionBombError as error:
-    raise DecodeError(f"{error}; make it smaller") from error
-  except Exception as error:  # parsers of broken files raise what they like
-    raise DecodeError(f"{type(error).__name__}: {error}") from error
+  with broken_told():
+    image = _opened(encoded)
+    size = image.size
+    if orientation.is_jpeg(encoded):
+      turn = orientation.of_jpeg(encoded)
+    elif orientation.is_png(encoded):
+      turn = orientation.of_png(encoded)
+    elif image.format == "TIFF":
+      # Pillow turns a TIFF itself, by what it reads there.
+      turn = orientation.TURNS.get(image.getexif().get(orientation.TAG))
+      size = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
+    else:
+      blocks = (image.info.get(name, b"") for name in ("exif", "xmp"))
+      turn = orientation.turn(*blocks)
   plain = image.format == "JPEG" and image.mode in ("RGB", "L")
-  return Header(encoded, image.size, turn, plain)
+  return Header(encoded, size, turn, plain)
 
 
-def _png_has_exif(encoded: bytes) -> bool:
-  """Returns whether a chunk holds EXIF, or texts that Pillow reads like it."""
-  at = len(_PNG_SIGNATURE)
-  # Each chunk: its length in four bytes, its name in four, itself, a checksum.
-  while name := encoded[at + 4 : at + 8]:
-    length = int.from_bytes(encoded[at : at + 4], "big")
-    if name == b"eXIf" or encoded.startswith(_EXIF_KEYWORDS, at + 8):
-      return True
-    at += 12 + length
-  return False
+def _opened(encoded: bytes) -> PIL.Image.Image:
+  """Returns the picture as Pillow opens it, not decoded."""
+  if orientation.is_jpeg(encoded):
+    encoded = orientation.bare_jpeg(encoded)
+  try:
+    return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+  except PIL.UnidentifiedImageError as error:
+    raise DecodeError(_no_picture(encoded)) from error
+  except (
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,
+  ) as error:
+    raise DecodeError(f"{error}; make it smaller") from error
 
 
-def whole(
-  header: Header, shorter_side_px: int | None = None
-) -> PIL.Image.Image:
+def _no_picture(encoded: bytes) -> str:
+  """Says what something is instead of a picture."""
+  kind = _OTHERS_AT_4.get(encoded[4:12])
+  for start, name in _OTHERS.items():
+    if encoded.startswith(start):
+      kind = name
+  if kind:
+    return (
+      f"it is no picture of {', '.join(FORMATS)}: it is {kind}. Save it as PNG "
+      "or JPEG"
+    )
+  return (
+    f"it is no picture: its {len(encoded):,} bytes start with "
+    f"{bytes(encoded[:12])!r}"
+  )
+
+
+@contextlib.contextmanager
+def broken_told() -> Iterator[None]:
+  """Turns what parsers of broken files raise, which is anything."""
+  try:
+    yield
+  except DecodeError:
+    raise
+  except Exception as error:
+    reason = str(error) or type(error).__name__
+    raise DecodeError(f"it is broken: {reason}") from error
+
+
+def whole(header: Header) -> PIL.Image.Image:
   """Returns the decoded picture, upright RGB.
+
+  Raises:
+    DecodeError: if it is truncated or otherwise broken.
+  """
+  return _upright(header, None)
+
+
+def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
+  """Returns the whole picture at a size, as evaluation and `explain` see it.
+
+  Bilinear with antialias. A JPEG more than `EXACT_REDUCTION` times as large is
+  decoded at a smaller scale first, of which nothing is seen.
 
   Args:
     header: from `read_header`.
-    shorter_side_px: of the picture that will be made of it. A JPEG more than
-      `EXACT_REDUCTION` times as large may come at a smaller scale.
+    size: (width, height), upright.
 
   Raises:
     DecodeError: if it is truncated or otherwise broken.
   """
-  image = header.open()
-  if shorter_side_px is not None:
-    share = EXACT_REDUCTION * shorter_side_px / min(image.size)
-    if share < 1:
-      image.draft(None, tuple(round(share * side) for side in image.size))
-  return turned(_rgb(_loaded(image)), header.turn)
+  share = max(
+    EXACT_REDUCTION * side / own
+    for side, own in zip(size, header.size, strict=True)
+  )
+  image = _upright(header, share if share < 1 else None)
+  if image.size == size:
+    return image
+  return image.resize(size, PIL.Image.Resampling.BILINEAR)
 
 
-def mask(header: Header) -> PIL.Image.Image:
-  """Returns the picture as a mask, mode L: what is transparent is outside.
+def _upright(header: Header, share: float | None) -> PIL.Image.Image:
+  """Returns upright RGB; a JPEG perhaps smaller, not below `share`."""
+  with broken_told():
+    return turned(_rgb(_stored(header, share)), header.turn)
+
+
+def stored(header: Header) -> PIL.Image.Image:
+  """Returns the picture in the mode and the frame that it is stored in.
 
   Raises:
     DecodeError: if it is truncated or otherwise broken.
   """
-  image = _loaded(header.open())
-  if not image.has_transparency_data:
-    return turned(_rgb(image).convert("L"), header.turn)
-  image = image.convert("RGBA")
-  opacity = image.getchannel("A")
-  levels = PIL.ImageChops.multiply(image.convert("RGB").convert("L"), opacity)
-  return turned(levels, header.turn)
+  with broken_told():
+    return _stored(header)
+
+
+def _stored(header: Header, share: float | None = None) -> PIL.Image.Image:
+  image = _opened(header.encoded)
+  if share is not None:
+    image.draft(None, tuple(math.ceil(share * side) for side in image.size))
+  image.load()
+  if image.format == "PNG":
+    _scale_clear_level(image, header.encoded[_PNG_DEPTH_AT])
+  if image.format == "TIFF":
+    bits = image.tag_v2.get(_TIFF_BITS, ())
+    inverted = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+    image = turned(image, _BACK.get(header.turn, header.turn))
+    image = _with_white_at_the_top(image, bits, inverted)
+  return image
+
+
+def _scale_clear_level(image: PIL.Image.Image, depth: int) -> None:
+  """Brings the level that is transparent to the scale of the pixels."""
+  clear = image.info.get("transparency")
+  if image.mode == "L" and depth < 8 and isinstance(clear, int):
+    image.info["transparency"] = clear * 255 // (2**depth - 1)
+  elif image.mode == "RGB" and depth == 16 and isinstance(clear, tuple):
+    image.info["transparency"] = tuple(level >> 8 for level in clear)
+
+
+def _with_white_at_the_top(
+  image: PIL.Image.Image, bits: tuple[int, ...], inverted: bool
+) -> PIL.Image.Image:
+  """Returns deep grey of TIFF, which Pillow leaves as it is in the file.
+
+  Args:
+    image: of any mode.
+    bits: of each channel in the file.
+    inverted: whether 0 is white there. (Up to 8 bits, Pillow sees to it.)
+  """
+  if image.mode.startswith("I;16"):
+    levels, limit = np.asarray(image).astype(np.uint16), 65535
+    if bits == (12,):
+      levels, limit = levels << 4 | levels >> 8, 65535
+    elif not inverted:
+      return image
+    levels = limit - levels if inverted else levels
+    return PIL.Image.fromarray(levels.astype(np.uint16))
+  if image.mode == "F" and inverted:
+    return PIL.Image.fromarray(1 - np.asarray(image))
+  return image
 
 
 def crop(
@@ -205,6 +336,8 @@ def crop(
   out: UInt8[np.ndarray, "S S 3"],
 ) -> None:
   """Writes a part of the picture, as a square, into `out`, quickly.
+
+  A part that is as large as `out` is exact.
 
   Args:
     header: from `read_header`.
@@ -215,13 +348,12 @@ def crop(
     DecodeError: if it is truncated or otherwise broken.
   """
   left, top, width, height = box
+  is_exact = width == height == len(out)
   enlarged = min(width, height) / len(out)
   scale = next((s for s in _JPEG_SCALES if s <= enlarged), 1)
-  pixels = _decode_jpeg(header, scale)
+  pixels = None if is_exact else _decode_jpeg(header, scale)
   if pixels is None:
-    image = header.open()
-    image.draft(None, tuple(-(-side // scale) for side in image.size))
-    pixels = np.asarray(turned(_rgb(_loaded(image)), header.turn))
+    pixels = np.asarray(_upright(header, None if scale == 1 else 1 / scale))
   # Whole pixels of the scaled picture: a corner moves outwards by less than
   # one pixel of the result.
   scale = round(header.size[0] / pixels.shape[1])
@@ -260,13 +392,20 @@ def turned(
   return image if turn is None else image.transpose(turn)
 
 
+def turned_back(
+  image: PIL.Image.Image, turn: PIL.Image.Transpose | None
+) -> PIL.Image.Image:
+  """Returns an upright image in the frame that `turn` puts upright."""
+  return turned(image, _BACK.get(turn, turn))
+
+
 def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
-  """Returns the stored frame at 1/scale; None where Pillow must look."""
-  if header.turn is not None or not header.is_plain_jpeg:
+  """Returns it upright at 1/scale, quickly; None where Pillow must look."""
+  if not header.is_plain_jpeg:
     return None
   width, height = header.stored_size
   try:
-    return simplejpeg.decode_jpeg(
+    pixels = simplejpeg.decode_jpeg(
       header.encoded,
       "RGB",
       fastupsample=True,  # of the two coarser channels
@@ -277,30 +416,42 @@ def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
     # It stops at what Pillow passes over (stray bytes between segments), and
     # Pillow tells a truncated file from those.
     return None
-
-
-def _loaded(image: PIL.Image.Image) -> PIL.Image.Image:
-  try:
-    image.load()
-  except Exception as error:  # broken files raise whatever a parser meets
-    reason = str(error) or type(error).__name__
-    raise DecodeError(f"it is broken: {reason}") from error
-  return image
+  if header.turn is None:
+    return pixels
+  return np.asarray(turned(PIL.Image.fromarray(pixels), header.turn))
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-  if image.mode == "RGB":
-    return image
-  if image.mode.startswith("I;16"):
-    levels = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
-    image = PIL.Image.fromarray(np.round(levels).astype(np.uint8))
-  if image.mode in ("I", "F"):
-    raise DecodeError(
-      f"its pixels have 32 bits (mode {image.mode!r}), of which none is known "
-      "to be white; save it with 8 or 16"
-    )
+  image = with_8_bits(image)
   if image.has_transparency_data:
     image = image.convert("RGBA")
     white = PIL.Image.new("RGBA", image.size, "white")
     image = PIL.Image.alpha_composite(white, image)
-  return image.convert("RGB")
+  return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def with_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Returns deep grey as L, or as LA where a level is transparent.
+
+  Raises:
+    DecodeError: if there are 32 bits and the levels are out of range.
+  """
+  if image.mode == "La":  # which converts to nothing else
+    return image.convert("LA")
+  if image.mode != "F" and not image.mode.startswith("I"):
+    return image
+  levels = np.asarray(image)
+  limit = 1 if image.mode == "F" else 65535
+  if image.mode in ("I", "F"):
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= limit):  # NaN is neither
+      raise DecodeError(
+        f"its grey values of 32 bits span {low:g} to {high:g}, and must be in "
+        f"0 to {limit}; scale them, or save it with 8 or 16 bits"
+      )
+  grey = np.rint(levels * np.float32(255 / limit)).astype(np.uint8)
+  clear = image.info.get("transparency")
+  if clear is None:
+    return PIL.Image.fromarray(grey)
+  alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
+  return PIL.Image.fromarray(np.stack([grey, alpha], -1))

@@ -39,7 +39,6 @@ are in the frame that is stored, before EXIF's orientation is applied.
 
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import os
@@ -48,12 +47,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gc_jax.data import folder_layout, folder_objects
+from gc_jax.data import folder_layout, folder_objects, segmentation
 from gc_jax.data.dataset import Dataset, listed, unknown_name_message
-from gc_jax.data.decode import read_header
+from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
 
-_VERSION = 3  # of the index; raise it when what is written changes
+_VERSION = 4  # of the index; raise it when what is written changes
 
 _logger = logging.getLogger(__name__)
 
@@ -84,9 +83,9 @@ def load(
   pictures = _part(split, layout)
   if on_error == "raise":
     _check_links(pictures, layout)
-  objects, problems = _read_objects(layout, data_dir)
-  if problems:
-    _report(problems, layout, on_error)
+  annotations = _read_objects(layout, data_dir)
+  _report(annotations, layout, on_error)
+  objects = annotations.of_picture
   bare = [name for name in pictures if name not in objects]
   if objects and bare:
     _logger.warning(
@@ -114,7 +113,7 @@ def load(
     name=f"folder/{layout.root.resolve().name}",
     license="Pictures of the user's own folder, under their owners' terms.",
     labels=labels,
-    num_dropped=len(problems),
+    num_dropped=annotations.num_left_out,
   )
 
 
@@ -169,9 +168,10 @@ class _Masks(Sequence):
     if isinstance(mask, str):
       return _read_bytes(self.root, mask)
     size = read_header(self.image).stored_size
-    buffer = io.BytesIO()
-    folder_objects.draw_segmentation(mask, *size).save(buffer, format="png")
-    return buffer.getvalue()
+    try:
+      return segmentation.encode(segmentation.draw(mask, size))
+    except ValueError as error:  # the picture is another than it was
+      raise DecodeError(str(error)) from error
 
 
 def _read_bytes(root: str, name: str) -> bytes:
@@ -205,28 +205,25 @@ def _part(split: str, layout: Layout) -> list[str]:
 
 def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
-) -> tuple[dict[str, dict], list[str]]:
+) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
   if not folder_objects.has_annotations(layout):
-    return {}, []
+    return folder_objects.Objects()
   key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]
   index = Path(_index_dir(data_dir), f"{layout.root.resolve().name}-{digest}")
   index = index.with_name(index.name + ".json")
   if index.exists():
-    content = json.loads(index.read_text())
-    return content["objects"], content["problems"]
-  objects, problems = folder_objects.read_objects(layout)
+    return folder_objects.Objects(**json.loads(index.read_text()))
+  objects = folder_objects.read_objects(layout)
   try:
     index.parent.mkdir(parents=True, exist_ok=True)
     unfinished = index.with_name(f"{index.name}.{os.getpid()}")
-    unfinished.write_text(
-      json.dumps({"objects": objects, "problems": problems})
-    )
+    unfinished.write_text(json.dumps(vars(objects)))
     unfinished.replace(index)
   except OSError as error:
     _logger.warning("The index of %s is not kept: %s", layout.root, error)
-  return objects, problems
+  return objects
 
 
 def _index_dir(data_dir: str | os.PathLike) -> Path:
@@ -254,11 +251,18 @@ def _check_links(pictures: Sequence[str], layout: Layout) -> None:
     )
 
 
-def _report(problems: list[str], layout: Layout, on_error: str) -> None:
-  """Raises or logs, as the policy says."""
+def _report(
+  objects: folder_objects.Objects, layout: Layout, on_error: str
+) -> None:
+  """Raises or logs what is wrong with annotations, as the policy says."""
+  for note in objects.notes:
+    folder_layout.warn_once(f"In the annotations of {layout.root}, {note}.")
+  if not objects.problems:
+    return
+  count = objects.num_left_out or len(objects.problems)
   message = (
-    f"{len(problems):,} annotations of {layout.root} cannot be used:\n  "
-    + listed(problems, between="\n  ")
+    f"{count:,} annotations of {layout.root} cannot be used as they are:\n  "
+    + listed(objects.problems, between="\n  ")
   )
   if on_error == "raise":
     raise ValueError(

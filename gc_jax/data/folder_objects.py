@@ -4,390 +4,438 @@ Every reader yields what a file says; `read_objects` holds it against the
 pictures. Boxes are in pixels of the stored frame, before EXIF turns it.
 """
 
+import collections
 import dataclasses
 import functools
-import json
 import posixpath
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import PIL.Image
-
-from gc_jax.data import decode, folder_files, tables
+from gc_jax.data import (
+  boxes,
+  coco_json,
+  decode,
+  folder_files,
+  geometry,
+  segmentation,
+  tables,
+  voc_xml,
+)
 from gc_jax.data.folder_layout import Layout
 
 _SLACK_PX = 1.0  # by which a box may stick out; tools disagree on the last row
 
 
-class Problem(ValueError):
-  """What is wrong with one annotation, and where it stands."""
+@dataclasses.dataclass(frozen=True)
+class Objects:
+  """What the annotations of a folder say. Every annotation is counted once.
+
+  Attributes:
+    of_picture: picture -> its objects, as plain values.
+    problems: what is wrong, each with its place. A run stops at them, unless
+      it is told to go on without.
+    num_left_out: annotations that are not used because of problems. A file
+      that cannot be read is one.
+    num_masked: boxes that are not used, as their picture has masks.
+    notes: what is used otherwise than written, and how often.
+  """
+
+  of_picture: dict[str, dict[str, list]] = dataclasses.field(
+    default_factory=dict
+  )
+  problems: list[str] = dataclasses.field(default_factory=list)
+  num_left_out: int = 0
+  num_masked: int = 0
+  notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
-class Annotation:
+class _Annotation:
   """One object, as its file says it.
 
   Attributes:
     where: the file and place, for messages.
-    picture: as written there.
+    picture: as written there, without or with its ending.
     label: name of the class; "" = the only one that the picture shows.
     box: xmin ymin xmax ymax in pixels, the last two exclusive; None: of mask.
     difficult: as VOC marks objects that are hard to see.
-    mask: path below the root, or COCO's `segmentation`; None: none.
+    mask: path below the root; "" = none.
+    segmentation: COCO's; None: none.
     size: (width, height) that the file gives the picture; None: it does not.
   """
 
   where: str
   picture: str
   label: str
-  box: tuple[float, ...] | None
+  box: boxes.Box | None
   difficult: bool = False
-  mask: str | list | dict | None = None
-  size: tuple[int, int] | None = None
+  mask: str = ""
+  segmentation: Any = None
+  size: tuple[float | int, float | int] | None = None
 
 
-def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
-  """Returns picture -> its objects, as plain values, and what is wrong.
+class _Problem(NamedTuple):
+  """What is wrong, where it stands, and how many annotations it costs."""
+
+  message: str
+  num_left_out: int = 1
+
+
+def read_objects(layout: Layout) -> Objects:
+  """Returns the objects of every picture, and what is wrong with others.
 
   A picture with masks of its own has no other objects.
   """
-  find = layout.finder
-  objects: dict[str, dict] = {}
-  problems = []
-  size_of = functools.cache(functools.partial(_stored_size, layout.root))
-  masked = set()
-  for annotation in _annotations(layout):
-    if isinstance(annotation, Problem):
-      problems.append(str(annotation))
+  found = _Found(layout)
+  for item in _read(layout):
+    if isinstance(item, _Problem):
+      found.add_problem(*item)
       continue
     try:
-      picture = find(annotation.picture)
-      from_mask = annotation.box is None
-      if picture in masked and not from_mask:
-        continue
-      label = _label(annotation, layout, picture)
-      box = _checked_box(annotation, layout, size_of(picture))
+      found.add(item)
     except (ValueError, OSError) as error:
-      problems.append(f"{annotation.where}: {error}")
-      continue
-    if from_mask:
-      masked.add(picture)
-    found = objects.setdefault(
-      picture, {"label": [], "bbox": [], "difficult": [], "mask": []}
-    )
-    found["label"].append(label)
-    found["bbox"].append(box)
-    found["difficult"].append(annotation.difficult)
-    found["mask"].append(annotation.mask or "")
-  return objects, problems
-
-
-# What files meant for other programs, or broken ones, make their readers raise.
-_MALFORMED = (
-  OSError,
-  KeyError,
-  TypeError,
-  AttributeError,
-  ValueError,
-  ElementTree.ParseError,
-)
+      found.add_problem(f"{item.where}: {error}")
+  return found.objects()
 
 
 def has_annotations(layout: Layout) -> bool:
   """Returns whether a file says anything of objects."""
-  return any(True for _ in _files(layout))
+  return any(_files(layout).values())
 
 
-def _files(layout: Layout) -> Iterator[tuple[str, PurePosixPath]]:
-  """Yields (kind, path below the root): masks before everything else."""
-  later = []
+def _files(layout: Layout) -> dict[str, list[PurePosixPath]]:
+  """Returns kind -> paths below the root."""
+  of_kind: dict[str, list[PurePosixPath]] = {
+    kind: [] for kind in ("mask", "boxes", "xml", "json")
+  }
   for name in layout.files:
     kind = folder_files.kind_of(name)
-    if kind == "mask":
-      yield kind, PurePosixPath(name)
-    elif kind in ("boxes", "xml", "json"):
-      later.append((kind, PurePosixPath(name)))
-  yield from later
+    if kind in of_kind:
+      of_kind[kind].append(PurePosixPath(name))
+  return of_kind
 
 
-def _annotations(layout: Layout) -> Iterator[Annotation | Problem]:
-  masks = _Masks(layout)
+def _read(layout: Layout) -> Iterator[_Annotation | _Problem]:
+  """Yields what all files say: masks before everything else."""
   readers = {
-    "mask": masks.read,
+    "mask": _read_mask,
     "boxes": _read_csv,
     "xml": _read_xml,
     "json": _read_json,
   }
-  for kind, path in _files(layout):
-    try:
-      yield from readers[kind](layout.root, path)
-    except _MALFORMED as error:
-      reason = (
-        f"{error} is missing" if isinstance(error, KeyError) else str(error)
-      )
-      yield Problem(f"{layout.root / path}: {reason}")
+  for kind, paths in _files(layout).items():
+    for path in paths:
+      try:
+        yield from readers[kind](layout, path)
+      except (ValueError, OSError) as error:
+        yield _Problem(_named(layout.root / path, error))
 
 
-class _Masks:
-  """Reads `masks/`: STEM.png, or STEM.CLASS.png where several are shown."""
-
-  def __init__(self, layout: Layout):
-    self._layout = layout
-
-  def read(self, root: Path, path: PurePosixPath) -> Iterator[Annotation]:
-    if path.suffix.lower() != ".png":
-      raise ValueError("a mask must be a PNG file; others blur or lose it")
-    stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
-    label = ""
-    pictures = self._layout.finder.of_stem(stem)
-    if not pictures:
-      for name in self._layout.class_names:
-        shorter = folder_files.normalized(stem).removesuffix(f".{name}")
-        pictures = self._layout.finder.of_stem(shorter)
-        if shorter != stem and pictures:
-          label = name
-          break
-    if len(pictures) != 1:
-      raise ValueError(
-        f"it must belong to one picture, called {stem} and an ending; there "
-        f"are {len(pictures)}: {', '.join(pictures) or 'none'}"
-      )
-    yield Annotation(str(root / path), pictures[0], label, None, mask=str(path))
+def _named(path: Path, error: Exception) -> str:
+  """Returns what is wrong with a file, which the error itself may name."""
+  message = str(error)
+  return message if str(path) in message else f"{path}: {message}"
 
 
-def _read_csv(
-  root: Path, path: PurePosixPath
-) -> Iterator[Annotation | Problem]:
-  corners = ("xmin", "ymin", "xmax", "ymax")
-  columns = ("image", "label", *corners)
-  for line, row in tables.read(root / path, columns, ("difficult",)):
-    where = f"{root / path}, line {line}"
-    if isinstance(row, tables.Problem):
-      yield Problem(str(row))
-      continue
-    try:
-      box = tuple(tables.number(row[corner]) for corner in corners)
-      difficult = tables.boolean(row["difficult"])
-    except ValueError as error:
-      yield Problem(f"{where}: {error}")
-      continue
-    yield Annotation(where, row["image"], row["label"], box, difficult)
-
-
-def _read_xml(root: Path, path: PurePosixPath) -> Iterator[Annotation]:
-  """VOC: corners are pixels, counted from 1, both included."""
-  tree = ElementTree.parse(root / path).getroot()
-  # Beside the picture or mirroring its tree, it is known by its own name.
-  below = PurePosixPath(folder_files.mirrored(str(path)))
-  written = tree.findtext("filename") or path.name
-  suffix = PurePosixPath(written.replace("\\", "/")).suffix or ".jpg"
-  picture = below.with_suffix(suffix).as_posix()
-  size = tree.find("size")
-  if size is not None:
-    size = int(size.findtext("width")), int(size.findtext("height"))
-  for i, item in enumerate(tree.iter("object")):
-    box = item.find("bndbox")
-    if box is None or item.findtext("name") is None:
-      raise ValueError(f"object {i + 1} must have a name and a bndbox")
-    xmin, ymin, xmax, ymax = (
-      float(box.findtext(corner) or "nan")
-      for corner in ("xmin", "ymin", "xmax", "ymax")
+def _read_mask(layout: Layout, path: PurePosixPath) -> Iterator[_Annotation]:
+  """`masks/`: STEM.png, or STEM.CLASS.png where several are shown."""
+  if path.suffix.lower() != ".png":
+    raise ValueError("a mask must be a PNG file; others blur or lose it")
+  stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
+  label = ""
+  pictures = layout.finder.of_stem(stem)
+  if not pictures:
+    for name in layout.class_names:
+      shorter = folder_files.normalized(stem).removesuffix(f".{name}")
+      pictures = layout.finder.of_stem(shorter)
+      if shorter != stem and pictures:
+        label = name
+        break
+  if len(pictures) != 1:
+    raise ValueError(
+      f"it must belong to one picture, called {stem} and an ending; there "
+      f"are {len(pictures)}: {', '.join(pictures[:5]) or 'none'}"
     )
-    yield Annotation(
-      f"{root / path}, object {i + 1}",
-      picture,
-      item.findtext("name").strip(),
-      (xmin - 1, ymin - 1, xmax, ymax),
-      tables.boolean(item.findtext("difficult") or ""),
-      size=size,
-    )
-
-
-def _read_json(
-  root: Path, path: PurePosixPath
-) -> Iterator[Annotation | Problem]:
-  """COCO: boxes are xmin ymin width height, counted from 0."""
-  content = json.loads((root / path).read_text())
-  images = {image["id"]: image for image in content["images"]}
-  names = {kind["id"]: kind["name"] for kind in content["categories"]}
-  for item in content["annotations"]:
-    where = f"{root / path}, annotation {item.get('id')}"
-    image = images.get(item.get("image_id"))
-    label = names.get(item.get("category_id"))
-    box = item.get("bbox")
-    if image is None or label is None or not _is_box(box):
-      yield Problem(
-        f"{where}: it must have a bbox of four numbers, and name an image and "
-        f"a category of the file; its image is {item.get('image_id')}, its "
-        f"category {item.get('category_id')}"
-      )
-      continue
-    mask = item.get("segmentation") or None
-    if not isinstance(mask, list | dict | None):
-      yield Problem(
-        f"{where}: its segmentation must be polygons or run lengths, and is "
-        f"{str(mask)[:40]!r}"
-      )
-      continue
-    xmin, ymin, width, height = map(float, box)
-    size = None
-    if "width" in image and "height" in image:
-      size = image["width"], image["height"]
-    yield Annotation(
-      where,
-      image["file_name"],
-      label,
-      (xmin, ymin, xmin + width, ymin + height),
-      mask=mask,
-      size=size,
-    )
-
-
-def _is_box(value: Any) -> bool:
-  return (
-    isinstance(value, list)
-    and len(value) == 4
-    and all(isinstance(number, int | float) for number in value)
+  yield _Annotation(
+    str(layout.root / path), pictures[0], label, None, mask=str(path)
   )
 
 
-def _label(annotation, layout, picture) -> int:
-  if annotation.label:
-    return layout.class_id(annotation.label)
-  shown = sorted(set(layout.labels[picture]))
-  if len(shown) != 1:
-    names = [layout.class_names[k] for k in shown]
-    raise ValueError(
-      f"the picture shows {len(shown)} classes ({', '.join(names)}), so that "
+def _read_csv(
+  layout: Layout, path: PurePosixPath
+) -> Iterator[_Annotation | _Problem]:
+  file = layout.root / path
+  columns = ("image", "label", *voc_xml.CORNERS)
+  fractions = boxes.Fractions()
+  found: list[_Annotation | _Problem] = []
+  for line, row in tables.read(file, columns, ("difficult",)):
+    where = f"{file}, line {line}"
+    if isinstance(row, tables.Problem):
+      found.append(_Problem(str(row)))
+      continue
+    try:
+      box = tuple(tables.number(row[corner]) for corner in voc_xml.CORNERS)
+      difficult = tables.boolean(row["difficult"])
+    except ValueError as error:
+      found.append(_Problem(f"{where}: {error}"))
+      continue
+    fractions.add(f"line {line}", box, box)
+    found.append(_Annotation(where, row["image"], row["label"], box, difficult))
+  yield from _in_pixels(found, fractions, file)
+
+
+def _in_pixels(
+  found: list[_Annotation | _Problem], fractions: boxes.Fractions, file: Path
+) -> list[_Annotation | _Problem]:
+  """Returns what was found, without its boxes where they are fractions."""
+  if not (wrong := str(fractions)):
+    return found
+  others = [item for item in found if isinstance(item, _Problem)]
+  return [_Problem(f"{file}: {wrong}", len(found) - len(others)), *others]
+
+
+def _read_xml(
+  layout: Layout, path: PurePosixPath
+) -> Iterator[_Annotation | _Problem]:
+  """VOC: corners are pixels, counted from 1, both included."""
+  file = layout.root / path
+  content = voc_xml.read(file.read_bytes())
+  picture = _picture_of(layout, path, content.filename)
+  fractions = boxes.Fractions()
+  found: list[_Annotation | _Problem] = [
+    _Problem(f"{file}, {problem}") for problem in content.problems
+  ]
+  for item in content.objects:
+    xmin, ymin, xmax, ymax = item.corners
+    box = xmin - 1, ymin - 1, xmax, ymax
+    fractions.add(item.where, item.corners, box)
+    found.append(
+      _Annotation(
+        f"{file}, {item.where}",
+        picture,
+        item.name,
+        box,
+        item.difficult,
+        size=content.size,
+      )
+    )
+  yield from _in_pixels(found, fractions, file)
+
+
+def _picture_of(layout: Layout, path: PurePosixPath, written: str) -> str:
+  """Returns the picture of an XML file: beside it, or where it mirrors it.
+
+  The file's own name says which; its ending is what is written inside, where
+  there is such a picture.
+  """
+  stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
+  suffix = PurePosixPath(written.replace("\\", "/")).suffix.casefold()
+  fitting = [
+    name
+    for name in layout.finder.of_stem(stem)
+    if PurePosixPath(name).suffix.casefold() == suffix
+  ]
+  return fitting[0] if len(fitting) == 1 else stem
+
+
+def _read_json(
+  layout: Layout, path: PurePosixPath
+) -> Iterator[_Annotation | _Problem]:
+  file = layout.root / path
+  content = coco_json.read(file.read_bytes(), str(file))
+  # They cost annotations one by one, or together.
+  for i, problem in enumerate(content.problems):
+    yield _Problem(problem, 0 if i else content.num_left_out)
+  for item in content.annotations:
+    yield _Annotation(
+      f"{file}, {item.where}",
+      item.image.file_name,
+      item.label,
+      item.box,
+      segmentation=item.segmentation,
+      size=item.image.size,
+    )
+
+
+class _Found:
+  """What has been found so far; see `Objects`."""
+
+  def __init__(self, layout: Layout):
+    self._layout = layout
+    self._objects: dict[str, dict[str, list]] = {}
+    self._problems: list[str] = []
+    self._num_left_out = self._num_masked = 0
+    self._masked: set[str] = set()
+    self._notes: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}
+    self._header = functools.cache(self._read_header)
+
+  def objects(self) -> Objects:
+    notes = [
+      f"{count:,} {what} (the first: {self._first[what]})"
+      for what, count in self._notes.items()
+    ]
+    return Objects(
+      self._objects,
+      self._problems,
+      self._num_left_out,
+      self._num_masked,
+      notes,
+    )
+
+  def add_problem(self, message: str, num_left_out: int = 1) -> None:
+    self._problems.append(message)
+    self._num_left_out += num_left_out
+
+  def add(self, annotation: _Annotation) -> None:
+    """Adds an object to its picture.
+
+    Raises:
+      ValueError, OSError: it cannot be used; does not name its place.
+    """
+    picture = self._layout.finder(annotation.picture)
+    if picture in self._masked and not annotation.mask:
+      self._num_masked += 1
+      self._note("boxes are not used, as their pictures have masks", annotation)
+      return
+    label = self._label(annotation, picture)
+    header = self._header(picture)
+    _check_size(annotation, header)
+    mask: Any = annotation.mask
+    if mask:
+      box = self._box_of_mask(mask, header)
+    else:
+      mask = self._segmentation(annotation, header.stored_size)
+      box = self._box(annotation, mask, header.stored_size)
+    scaled = _scaled(box, annotation.picture, header.stored_size)
+    if annotation.mask:
+      self._masked.add(picture)
+    found = self._objects.setdefault(
+      picture, {"label": [], "bbox": [], "difficult": [], "mask": []}
+    )
+    found["label"].append(label)
+    found["bbox"].append(scaled)
+    found["difficult"].append(annotation.difficult)
+    found["mask"].append(mask or "")
+
+  def _note(self, what: str, annotation: _Annotation, count: int = 1) -> None:
+    self._notes[what] += count
+    self._first.setdefault(what, annotation.where)
+
+  def _label(self, annotation: _Annotation, picture: str) -> int:
+    if annotation.label:
+      return self._layout.class_id(annotation.label)
+    shown = sorted(set(self._layout.labels[picture]))
+    if len(shown) == 1:
+      return shown[0]
+    names = [self._layout.class_names[k] for k in shown[:5]]
+    mended = (
       "the mask must be called STEM.CLASS.png"
+      if annotation.mask
+      else "its label must name one"
     )
-  return shown[0]
+    raise ValueError(
+      f"the picture shows {len(shown)} classes ({', '.join(names) or 'none'}), "
+      f"so that {mended}"
+    )
+
+  def _read_header(self, picture: str) -> decode.Header:
+    try:
+      encoded = (self._layout.root / picture).read_bytes()
+      header = decode.read_header(encoded)
+    except (OSError, decode.DecodeError) as error:
+      raise ValueError(f"{picture} cannot be read: {error}") from error
+    return dataclasses.replace(header, encoded=b"")  # many are kept
+
+  def _box_of_mask(self, mask: str, header: decode.Header) -> boxes.Box:
+    encoded = (self._layout.root / mask).read_bytes()
+    inside = geometry.stored_mask(decode.read_header(encoded), header)
+    box = boxes.of_mask(inside)
+    if box is None:
+      raise ValueError(
+        "a mask must have pixels inside of its object, white ones or of one "
+        "level other than 0, and has none"
+      )
+    return box
+
+  def _segmentation(
+    self, annotation: _Annotation, size: tuple[int, int]
+  ) -> list | dict | None:
+    """Returns what of a segmentation covers pixels of the picture.
+
+    Raises:
+      ValueError: it cannot be used, and there is no box that could stand.
+    """
+    try:
+      cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
+    except segmentation.OtherSizeError:
+      raise
+    except ValueError as error:
+      if annotation.box is None or not boxes.has_extent(annotation.box):
+        raise
+      self.add_problem(f"{annotation.where}: {error}; its box can stand", 0)
+      return None
+    if num_left_out and cleaned is None:
+      self._note("segmentations cover no pixel; their boxes stand", annotation)
+    elif num_left_out:
+      self._note(
+        "polygons that cover no pixel are left out of their masks",
+        annotation,
+        num_left_out,
+      )
+    return cleaned
+
+  def _box(
+    self,
+    annotation: _Annotation,
+    mask: list | dict | None,
+    size: tuple[int, int],
+  ) -> boxes.Box:
+    box = annotation.box
+    if box is not None and (mask is None or boxes.has_extent(box)):
+      return box
+    if mask is None:
+      raise ValueError(
+        "it must have a bbox, or a segmentation that covers pixels of its "
+        "picture, and has neither"
+      )
+    self._note("boxes without extent are taken from their masks", annotation)
+    return boxes.of_mask(segmentation.draw(mask, size))
 
 
-def _checked_box(annotation, layout, stored_size) -> list[float]:
+def _check_size(annotation: _Annotation, header: decode.Header) -> None:
+  size, stored = annotation.size, header.stored_size
+  if size is None or size == stored:
+    return
+  turned = ""
+  if size == header.size:
+    turned = " and turned by its EXIF; boxes must be those of the stored frame"
+  raise ValueError(
+    f"it is of a picture of {size[0]:g}x{size[1]:g} pixels and "
+    f"{annotation.picture} is stored with {stored[0]}x{stored[1]}{turned}"
+  )
+
+
+def _scaled(box: boxes.Box, picture: str, size: tuple[int, int]) -> list[float]:
   """Returns ymin xmin ymax xmax in 0..1."""
-  width, height = stored_size
-  if annotation.size not in (None, stored_size):
-    raise ValueError(
-      f"it is of a picture of {annotation.size[0]}x{annotation.size[1]} pixels "
-      f"and {annotation.picture} is stored with {width}x{height}"
-    )
-  box = annotation.box
-  if box is None:
-    box = _box_of_mask(layout.root / annotation.mask, stored_size)
+  width, height = size
   xmin, ymin, xmax, ymax = box
-  if not (xmin < xmax and ymin < ymax):
+  if not boxes.has_extent(box):
     raise ValueError(
-      f"the box must have xmin < xmax and ymin < ymax, and is {_words(box)}"
+      "the box must have xmin < xmax and ymin < ymax, and is "
+      f"{boxes.words(box)}"
     )
   if (
     min(xmin, ymin) < -_SLACK_PX
     or xmax > width + _SLACK_PX
     or ymax > height + _SLACK_PX
     or max(xmin / width, ymin / height) >= 1
+    or min(xmax, ymax) <= 0
   ):
     raise ValueError(
-      f"the box must lie within the {width}x{height} pixels of "
-      f"{annotation.picture}, and is {_words(box)}"
+      f"the box must lie within the {width}x{height} pixels of {picture}, and "
+      f"is {boxes.words(box)}"
     )
   scaled = ymin / height, xmin / width, ymax / height, xmax / width
   return [float(min(max(value, 0), 1)) for value in scaled]
-
-
-def _words(box) -> str:
-  names = ("xmin", "ymin", "xmax", "ymax")
-  return " ".join(f"{n}={v:g}" for n, v in zip(names, box, strict=True))
-
-
-def _box_of_mask(path: Path, stored_size: tuple[int, int]) -> tuple[float, ...]:
-  image = decode.mask(decode.read_header(path.read_bytes()))
-  if image.size != stored_size:
-    raise ValueError(
-      f"the mask must be as large as its picture, {stored_size[0]}x"
-      f"{stored_size[1]} pixels, and is {image.size[0]}x{image.size[1]}"
-    )
-  pixels = np.asarray(image)
-  rows, columns = (np.flatnonzero((pixels > 127).any(i)) for i in (1, 0))
-  if not len(rows):
-    raise ValueError(
-      "the mask must be above 127 inside the object; its greatest value is "
-      f"{pixels.max()}"
-    )
-  edges = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-  return tuple(map(float, edges))
-
-
-def _stored_size(root: Path, picture: str) -> tuple[int, int]:
-  try:
-    with PIL.Image.open(root / picture) as image:
-      return image.size
-  except (OSError, PIL.Image.DecompressionBombError) as error:
-    raise ValueError(f"{picture} cannot be read: {error}") from error
-
-
-def draw_segmentation(
-  segmentation: Any, width: int, height: int
-) -> PIL.Image.Image:
-  """Returns the mask that COCO's polygons or run lengths say.
-
-  Raises:
-    DecodeError: if they are of a picture of another size, or say nothing.
-  """
-  try:
-    return _drawn(segmentation, width, height)
-  except decode.DecodeError:
-    raise
-  except Exception as error:  # pycocotools raises whatever it meets
-    raise decode.DecodeError(
-      f"its segmentation cannot be drawn ({type(error).__name__}: {error}); "
-      "polygons need three corners, run lengths their size and counts"
-    ) from error
-
-
-def _drawn(segmentation: Any, width: int, height: int) -> PIL.Image.Image:
-  from pycocotools import mask as coco_mask
-
-  if isinstance(segmentation, list):  # polygons
-    runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-  else:
-    runs, counts = segmentation, segmentation["counts"]
-    lengths = counts if isinstance(counts, list) else _run_lengths(counts)
-    # pycocotools leaves memory as it was, or writes beyond the mask, where
-    # they do not add up.
-    if (
-      segmentation["size"] != [height, width]
-      or min(lengths, default=-1) < 0
-      or sum(lengths) != height * width
-    ):
-      raise decode.DecodeError(
-        "the run lengths of its mask must be of as many pixels as it has, "
-        f"{width}x{height}"
-      )
-    if isinstance(counts, list):
-      runs = coco_mask.frPyObjects(segmentation, height, width)
-  return PIL.Image.fromarray(coco_mask.decode(runs) * np.uint8(255))
-
-
-def _run_lengths(compressed: str) -> list[int]:
-  """Returns the run lengths that COCO's characters say.
-
-  Each is a number in groups of five bits, the lowest first, in characters
-  from "0"; the sixth bit says that more follow, the fifth of the last is the
-  sign. From the fourth number on, they are differences to the one two before.
-  """
-  lengths: list[int] = []
-  number = shift = 0
-  for character in compressed:
-    bits = ord(character) - ord("0")
-    number |= (bits & 31) << shift
-    shift += 5
-    if bits & 32:
-      continue
-    if bits & 16:
-      number -= 1 << shift
-    lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
-    number = shift = 0
-  return lengths

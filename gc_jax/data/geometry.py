@@ -21,7 +21,32 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Int, UInt8
 
-from gc_jax.data import decode
+from gc_jax.data import decode, masks
+
+
+def picture(
+  header: decode.Header,
+  image_size: int,
+  resize_px: int = 0,
+  squash: bool = False,
+) -> PIL.Image.Image:
+  """Returns a picture as a square: `squash`, or else `resize_and_crop`.
+
+  Args:
+    header: of the picture.
+    image_size: side of the square, in pixels.
+    resize_px: shorter side of the picture before its centre is cropped; 0 =
+      `image_size`.
+    squash: whether the whole picture is scaled to the square.
+
+  Raises:
+    DecodeError: if it cannot be read.
+  """
+  resize_px = resize_px or image_size
+  if squash:
+    return decode.scaled(header, (image_size, image_size))
+  image = decode.scaled(header, resized_size(header.size, resize_px))
+  return resize_and_crop(image, resize_px, image_size)
 
 
 def resize_and_crop(
@@ -87,39 +112,83 @@ def frame_size(
 def object_masks(
   record: Mapping[str, Any], header: decode.Header
 ) -> list[tuple[int, PIL.Image.Image]]:
-  """Returns (class, mask) of each object of a record, upright, mode L.
+  """Returns (class, mask) of each object of a record, upright: 0 and 255.
 
   An object without a mask is its filled box: the pixels that a box of whole
   pixels was normalised from, so that VOC's inclusive corners are exact.
+
+  Raises:
+    DecodeError: if a mask cannot be read, or is none of this picture.
   """
   objects = record.get("objects")
   if objects is None:
     return []
-  masks = objects.get("mask")
+  encoded_masks = objects.get("mask")
   found = []
   for i, label in enumerate(objects["label"]):
-    encoded = b"" if masks is None else masks[i]
+    encoded = b"" if encoded_masks is None else encoded_masks[i]
     if len(encoded):
-      mask = decode.mask(decode.read_header(encoded))
+      try:
+        inside = stored_mask(decode.read_header(encoded), header)
+      except decode.DecodeError as error:
+        raise decode.DecodeError(f"the mask of object {i}: {error}") from error
     else:
-      mask = _filled_box(objects["bbox"][i], *header.stored_size)
-    if mask.size != header.stored_size:
-      raise decode.DecodeError(
-        f"the mask of object {i} must be as large as the picture, "
-        f"{header.stored_size[0]}x{header.stored_size[1]} pixels, and is "
-        f"{mask.size[0]}x{mask.size[1]}"
-      )
+      inside = _filled_box(objects["bbox"][i], *header.stored_size)
+    mask = PIL.Image.fromarray(inside * np.uint8(255))
     found.append((int(label), decode.turned(mask, header.turn)))
   return found
 
 
-def _filled_box(box: Any, width: int, height: int) -> PIL.Image.Image:
+def stored_mask(
+  mask: decode.Header, picture: decode.Header
+) -> Bool[np.ndarray, "H W"]:
+  """Returns the pixels of the object, in the picture's stored frame.
+
+  A mask says by its size which frame it is in. With the size that is stored,
+  it is turned along with the picture; with that of the upright picture alone,
+  it is upright already. Where both fit (a square, a half turn, a mirror), it is
+  taken for the stored one.
+
+  A mask with an orientation of its own says how it is put upright, which is
+  where the picture is upright too.
+
+  Args:
+    mask: what is inside, see `gc_jax.data.masks`.
+    picture: that it is of.
+
+  Raises:
+    DecodeError: if the mask cannot be read, shows more than one object, or
+      fits in neither frame.
+  """
+  is_stored = mask.turn is None and mask.size == picture.stored_size
+  if not is_stored and mask.size != picture.size:
+    raise decode.DecodeError(
+      f"a mask must be as large as its picture, {_sizes(picture)}, and is "
+      f"{_sizes(mask)}"
+    )
+  inside = masks.inside(mask)
+  if is_stored or mask.turn == picture.turn:
+    return inside
+  upright = decode.turned(PIL.Image.fromarray(inside), mask.turn)
+  return np.asarray(decode.turned_back(upright, picture.turn))
+
+
+def _sizes(header: decode.Header) -> str:
+  width, height = header.size
+  words = f"{width}x{height} pixels"
+  if header.turn is None:
+    return words
+  width, height = header.stored_size
+  return f"{words} upright and {width}x{height} as stored"
+
+
+def _filled_box(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
   scale = np.array([height, width, height, width])
   ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
-  pixels = np.zeros((height, width), np.uint8)
+  pixels = np.zeros((height, width), bool)
   # A box thinner than a pixel still covers one.
-  pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = 255
-  return PIL.Image.fromarray(pixels)
+  pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
+  return pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +238,5 @@ def full_frame(
     object_mask[rows] |= np.asarray(mask) > 127
     annotated |= rows
     easy |= rows & (not record["objects"]["difficult"][i])
-  image = decode.whole(header, shorter_side_px)
-  if image.size != size:
-    image = image.resize(size, PIL.Image.Resampling.BILINEAR)
-  return FullFrame(np.asarray(image), target, object_mask, annotated & ~easy)
+  image = np.asarray(decode.scaled(header, size))
+  return FullFrame(image, target, object_mask, annotated & ~easy)

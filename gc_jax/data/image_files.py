@@ -1,28 +1,13 @@
-"""Picture files as people have them: any size, any colour mode, to RGB."""
+"""Picture files as people name them, and the sizes a model gets them in."""
 
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 from jaxtyping import UInt8
 
-# Named one by one: some of Pillow's other readers start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = (
-  ".bmp",
-  ".gif",
-  ".jpeg",
-  ".jpg",
-  ".pgm",
-  ".png",
-  ".ppm",
-  ".tif",
-  ".tiff",
-  ".webp",
-)
+from gc_jax.data import decode
 
 _MAX_PIXELS = 64_000_000  # of a picture as a model gets it
 
@@ -32,7 +17,8 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
 
   Args:
     names: a file, whatever it is called; or a folder, which stands for the
-      pictures directly in it (by `SUFFIXES`, hidden ones left out), sorted.
+      pictures directly in it, sorted (by `decode.SUFFIXES`; none that is
+      hidden).
 
   Raises:
     ValueError: a name does not exist, or a folder has no picture.
@@ -49,73 +35,42 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
       paths = sorted(
         file
         for file in path.iterdir()
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in decode.SUFFIXES
         and not file.name.startswith(".")
         and file.is_file()
       )
       if not paths:
         raise ValueError(
-          f"A folder of images must hold {', '.join(SUFFIXES)}; {path} has "
-          "none directly in it. Name the folder of the pictures themselves."
+          f"A folder of images must hold {', '.join(decode.SUFFIXES)}; {path} "
+          "has none directly in it. Name the folder of the pictures themselves."
         )
     for file in paths:
       found.setdefault(file.resolve(), file)
   return list(found.values())
 
 
-def read(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes a picture upright and in RGB.
+def read(
+  path: Path, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Decodes a picture, as evaluation does: upright RGB, see `decode`.
 
-  EXIF orientation is applied; of several frames the first is taken;
-  transparent pixels are put on white, as when training decodes a picture;
-  16-bit grey is scaled from 0..65535, and grey in floats from 0..1.
+  Args:
+    path: of the file.
+    size: (height, width) to scale it to; None = its own.
 
   Raises:
     ValueError: it cannot be decoded to the end; names the file.
   """
   try:
-    with PIL.Image.open(path, formats=FORMATS) as image:
-      upright = PIL.ImageOps.exif_transpose(image)
-      return _to_rgb(upright)
-  except Exception as error:  # Pillow raises many kinds on broken files
+    header = decode.read_header(path.read_bytes())
+    if size is None:
+      return np.asarray(decode.whole(header))
+    return np.asarray(decode.scaled(header, size[::-1]))
+  except (OSError, decode.DecodeError) as error:
     raise ValueError(
-      f"{path} must be a picture ({', '.join(FORMATS)}); it cannot be read: "
-      f"{error}. Mend it or leave it out."
+      f"{path} must be a picture ({', '.join(decode.FORMATS)}); it cannot be "
+      f"read: {error}. Mend it or leave it out."
     ) from error
-
-
-def _to_rgb(image: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-  if image.mode.startswith("I") or image.mode == "F":
-    values = np.asarray(image).astype(np.float64)
-    limit = 1.0 if image.mode == "F" else 65535.0
-    if not (values.min() >= 0 and values.max() <= limit):  # NaN is neither
-      raise ValueError(
-        f"its grey values span {values.min():g} to {values.max():g}, and must "
-        f"be in 0 to {limit:g}"
-      )
-    grey = np.rint(values * (255 / limit)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    white = PIL.Image.new("RGBA", image.size, "white")
-    image = PIL.Image.alpha_composite(white, image)
-  return np.asarray(image.convert("RGB"))
-
-
-def resized(
-  image: UInt8[np.ndarray, "H W 3"], height: int, width: int
-) -> UInt8[np.ndarray, "h w 3"]:
-  """Returns the picture at another size, bilinear, smoothed where it shrinks.
-
-  As training resizes pictures.
-  """
-  if image.shape[:2] == (height, width):
-    return image
-  return np.asarray(
-    PIL.Image.fromarray(image).resize(
-      (width, height), PIL.Image.Resampling.BILINEAR, reducing_gap=2.0
-    )
-  )
 
 
 def model_sizes(

@@ -218,8 +218,10 @@ def picture_kind(encoded: bytes) -> str:
   """
   import PIL.Image
 
+  from gc_jax.data.decode import FORMATS
+
   try:
-    with PIL.Image.open(io.BytesIO(encoded)) as image:
+    with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       if image.format != "JPEG":
         return f"pictures that are {image.format}"
       return {"RGB": "", "L": "grey pictures"}.get(

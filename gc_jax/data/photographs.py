@@ -44,7 +44,9 @@ def load_photograph(photograph: int) -> UInt8[np.ndarray, "H W 3"]:
   import skimage
 
   folder = pathlib.Path(skimage.__file__).parent / "data"
-  with PIL.Image.open(folder / PHOTOGRAPHS[photograph]) as image:
+  with PIL.Image.open(
+    folder / PHOTOGRAPHS[photograph], formats=("PNG", "JPEG")
+  ) as image:
     return np.asarray(image.convert("RGB"))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import grain
 import numpy as np
-import PIL.Image
 from absl import flags
 from jaxtyping import Bool, UInt8
 
@@ -224,16 +223,8 @@ def decode_image(
   Raises:
     DecodeError: if it cannot be read.
   """
-  image = decode.whole(decode.read_header(encoded), resize_px or image_size)
-  return np.asarray(_fitted(image, image_size, resize_px, squash))
-
-
-def _fitted(
-  image: PIL.Image.Image, image_size: int, resize_px: int, squash: bool
-) -> PIL.Image.Image:
-  if squash:
-    return geometry.squash(image, image_size)
-  return geometry.resize_and_crop(image, resize_px or image_size, image_size)
+  header = decode.read_header(encoded)
+  return np.asarray(geometry.picture(header, image_size, resize_px, squash))
 
 
 def decode_object_masks(
@@ -252,10 +243,14 @@ def decode_object_masks(
   if record.get("objects") is None:
     return []
   header = decode.read_header(record["image"])
-  return [
-    (label, np.asarray(_fitted(mask, image_size, resize_px, squash)) >= 128)
-    for label, mask in geometry.object_masks(record, header)
-  ]
+  found = []
+  for label, mask in geometry.object_masks(record, header):
+    if squash:
+      mask = geometry.squash(mask, image_size)
+    else:
+      mask = geometry.resize_and_crop(mask, resize_px or image_size, image_size)
+    found.append((label, np.asarray(mask) >= 128))
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from gc_jax.data import stock_sets
+from gc_jax.data import decode, stock_sets
 from gc_jax.data.stock_sets import Layout
 
 
@@ -109,8 +109,8 @@ class _Lazy(Sequence):
 
 
 def _inside(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
-    return np.isin(np.asarray(image), list(levels))
+  mask = decode.stored(decode.read_header(encoded))
+  return np.isin(np.asarray(mask), list(levels))
 
 
 def _encoded(inside: Callable[[], np.ndarray]) -> bytes:

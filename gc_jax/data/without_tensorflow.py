@@ -25,6 +25,8 @@ from tensorflow_datasets import core
 from tensorflow_datasets.core.download import downloader, extractor
 from tensorflow_datasets.core.features import image_feature
 
+from gc_jax.data.decode import FORMATS
+
 # TFDS tries eleven times, for minutes, on a machine without a network.
 _MAX_RETRIES = 3
 _JPEG_QUALITY = 95  # TensorFlow's
@@ -95,7 +97,7 @@ def _open(path: Any, mode: str = "r") -> Any:
 
 
 def _decode_image(encoded: bytes) -> np.ndarray:
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
+  with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
     return np.asarray(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))
 
 

@@ -1,5 +1,6 @@
 """COCO's official files in, records out: real pictures with real masks."""
 
+import collections
 import hashlib
 import io
 import json
@@ -125,7 +126,9 @@ def test_categories_are_numbered_without_the_gaps(built, tfds_dir):
     for p in built[1]["validation"].values()
   )
   assert dataset.max_classes_per_image == most > 1
-  annotations = coco_files.read_annotations(built[0], "train")
+  annotations = coco_files.read_annotations(
+    built[0], "train", collections.Counter()
+  )
   assert annotations.category_ids == (1, 44, 62, 67, 90)
 
 
@@ -368,17 +371,33 @@ def _set(field, value):
       lambda d: d["images"].append({**d["images"][0], "id": 1}),
       "every image file name once",
     ),
-    (_set("category_id", 12), r"must have a category_id .* has 12"),
-    (_set("image_id", 3), r"must have a image_id .* has 3"),
-    (lambda d: d["annotations"].clear(), "it has no annotation id"),
-    (lambda d: d["annotations"][0].pop("id"), "KeyError\\('id'\\)"),
-    (lambda d: d["images"][0].pop("file_name"), "KeyError\\('file_name'\\)"),
-    (lambda d: d.pop("annotations"), "KeyError\\('annotations'\\)"),
+    (
+      _set("category_id", 12),
+      r"category_id must be the id of .*, and is 12",
+    ),
+    (_set("image_id", 3), r"image_id must be the id of .*, and is 3"),
+    (_set("image_id", "3"), r"annotation \d+: image_id .* is the text '3'"),
+    (_set("category_id", True), r"category_id must be .* is the word true"),
+    (_set("bbox", [1, 2, "3", 4]), r"annotation \d+: bbox .* is the text '3'"),
+    (_set("bbox", [1, 2, None, 4]), r"one of them is missing or null"),
+    (_set("bbox", [1, 2, 3]), r"bbox must be four numbers, x y width height"),
+    (_set("bbox", [1, 2, float("nan"), 4]), r"one of them is nan"),
+    (
+      lambda d: d["annotations"].clear(),
+      "one annotation or more, and has n",
+    ),
+    (lambda d: d["images"][0].pop("file_name"), r"images\[0\]: file_name must"),
+    (lambda d: d["categories"][1].pop("name"), r"categories\[1\]: name must"),
+    (lambda d: d["images"][2].update(width="48"), r"width .* is the text '48'"),
+    (lambda d: d.pop("annotations"), "its annotations are missing or null"),
     (
       _set("segmentation", {"counts": [5, 5], "size": [9, 9]}),
-      r"annotation \d+: an RLE must have the image's size",
+      r"annotation \d+: its run lengths must be of the picture as it is stored",
     ),
-    (_set("segmentation", "mask.png"), r"must be a list of polygons or an RLE"),
+    (
+      _set("segmentation", "mask.png"),
+      r"annotation \d+: its segmentation must be polygons or run lengths",
+    ),
   ],
 )
 def test_annotations_that_contradict_themselves_are_named(
@@ -390,24 +409,153 @@ def test_annotations_that_contradict_themselves_are_named(
   assert re.search(message, refusal), refusal
 
 
-def test_run_lengths_must_add_up():
-  with pytest.raises(ValueError, match="must add up to 20 pixels and make 25"):
-    coco_files.rasterize({"counts": [5, 20], "size": [4, 5]}, 4, 5)
-  with pytest.raises(ValueError, match="must add up"):
-    coco_files.rasterize({"counts": [-5, 25], "size": [4, 5]}, 4, 5)
+def test_the_first_five_of_many_entries_are_named(folder, tmp_path):
+  def change(document):
+    for annotation in document["annotations"]:
+      annotation["image_id"] = str(annotation["image_id"])
+
+  rewritten(folder, change)
+  message = refused(folder, tmp_path)
+  assert message.count("is the text") == 5
+  assert re.search(r"and \d+ more\n", message)
 
 
-def test_polygons_of_one_object_are_joined_and_scraps_are_not_boxes():
-  square = [1, 1, 4, 1, 4, 4, 1, 4]
-  other = [6, 6, 8, 6, 8, 8, 6, 8]
-  expected = np.zeros((10, 10), bool)
-  expected[1:4, 1:4] = expected[6:8, 6:8] = True
-  np.testing.assert_array_equal(
-    coco_files.rasterize([square, other], 10, 10), expected
-  )
-  # Four numbers are a line, which pycocotools would take for a box.
-  assert not coco_files.rasterize([[1, 1, 5, 5]], 10, 10).any()
-  assert not coco_files.rasterize([], 10, 10).any()
+def test_a_prepared_set_of_fractions_is_refused(folder, tmp_path):
+  def change(document):
+    sizes = {i["id"]: (i["width"], i["height"]) for i in document["images"]}
+    for annotation in document["annotations"]:
+      x, y, w, h = annotation["bbox"]
+      width, height = sizes[annotation["image_id"]]
+      annotation["bbox"] = [x / width, y / height, w / width, h / height]
+
+  rewritten(folder, change)
+  message = refused(folder, tmp_path)
+  assert "instances_train2014.json: boxes must be in pixels" in message
+  assert "Are they fractions of the picture?" in message
+
+
+def _drop(*fields):
+  def change(document):
+    for annotation in document["annotations"]:
+      for field in fields:
+        annotation.pop(field)
+
+  return change
+
+
+def _without_sizes(document):
+  for image in document["images"]:
+    del image["width"], image["height"]
+
+
+def test_without_sizes_those_of_the_pictures_count(built, tfds_dir, folder):
+  rewritten(folder, _without_sizes)
+  dataset = coco.load("train", path=folder, data_dir=folder / "tfds")
+  whole = coco.load("train", path="", data_dir=tfds_dir)
+  assert digest(dataset) == digest(whole)
+
+
+def test_without_segmentations_the_boxes_are_the_masks(
+  built, folder, tmp_path, capsys
+):
+  rewritten(folder, _drop("segmentation", "iscrowd", "area", "id"))
+  dataset = coco.load("train", path=folder, data_dir=tmp_path)
+  wanted = [p for p in built[1]["train"].values() if p.objects]
+  number = sum(len(p.objects) for p in wanted)
+  said = capsys.readouterr().err
+  assert f"{number} empty masks, replaced by their box" in said
+  for record, picture in zip(dataset.source, wanted, strict=True):
+    for encoded, (_, (x, y, w, h), *_) in zip(
+      record["objects"]["mask"], picture.objects, strict=True
+    ):
+      mask = decode(encoded)
+      assert mask.sum() == w * h
+      assert mask[int(y) : int(y + h), int(x) : int(x + w)].all()
+
+
+def test_without_boxes_those_of_the_masks_count(folder, tmp_path, capsys):
+  rewritten(folder, _drop("bbox"))
+  dataset = coco.load("train", path=folder, data_dir=tmp_path)
+  assert "empty boxes, replaced by that of the mask" in capsys.readouterr().err
+  for record in dataset.source:
+    objects = record["objects"]
+    assert len(objects["bbox"]) == len(record["labels"])
+
+
+def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path, capsys):
+  seen = []
+
+  def change(document):
+    generator = np.random.default_rng(2)
+    for annotation in document["annotations"]:
+      if generator.random() < 0.4:
+        annotation["segmentation"] = [[1.0, 1.0, 5.0, 5.0], [9_999.0, 0.0] * 4]
+      if generator.random() < 0.4:
+        annotation["bbox"] = [5.0, 5.0, 0.0, 0.0]
+    seen.append(len(document["annotations"]))
+
+  rewritten(folder, change)
+  dataset = coco.load("train", path=folder, data_dir=tmp_path)
+  counts = json.loads(
+    (tmp_path / "coco2014/train" / coco.VERSION / "facts.json").read_text()
+  )["counts"]
+  used = sum(len(record["objects"]["label"]) for record in dataset.source)
+  left_out = counts["objects left out: neither mask nor box"]
+  assert left_out > 0
+  assert used + left_out == seen[0]
+  assert sum(len(record["labels"]) for record in dataset.source) == seen[0]
+  assert counts[coco_files.PARTS_LEFT_OUT] % 2 == 0
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      lambda d: d["images"][0].update(width=d["images"][0]["width"] + 1),
+      r"it says \d+x\d+ pixels, and it has",
+    ),
+    (
+      lambda d: (
+        _without_sizes(d),
+        _set("segmentation", {"counts": [7], "size": [1, 7]})(d),
+      ),
+      r"annotation \d+: its run lengths must be of the picture",
+    ),
+  ],
+)
+def test_what_is_only_told_by_the_pictures_is_told_before_training(
+  folder, tmp_path, change, message
+):
+  def of_polygons_alone(document):
+    for annotation in document["annotations"]:
+      if not isinstance(annotation["segmentation"], list):
+        annotation["segmentation"] = []
+    change(document)
+
+  rewritten(folder, of_polygons_alone)
+  refusal = refused(folder, tmp_path)
+  assert "instances_train2014.json" in refusal
+  assert re.search(message, refusal), refusal
+
+
+def test_objects_of_a_picture_that_is_stored_turned_are_left_out(
+  folder, tmp_path, capsys
+):
+  path = folder / "train2014"
+  with zipfile.ZipFile(folder / "train2014.zip") as archive:
+    archive.extractall(folder)
+  name = sorted(p.name for p in path.iterdir())[0]
+  image = PIL.Image.open(path / name).convert("RGB")
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
+  turned.save(path / name, exif=exif)
+  dataset = coco.load("train", path=folder, data_dir=tmp_path)
+  record = next(r for r in dataset.source if r["file_name"] == name.encode())
+  number = len(record["labels"])
+  assert number and not len(record["objects"]["label"])
+  said = capsys.readouterr().err
+  assert f"{number} objects left out: their picture is stored turned" in said
 
 
 def test_odd_objects_are_mended_or_left_out_and_counted(

@@ -10,9 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import folder, folder_objects, pipeline
+from gc_jax.data import folder, pipeline
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.decode import DecodeError
 from tests.data import photos
 
 CLASSES = ("cat", "cup", "moto")
@@ -318,32 +317,6 @@ def test_every_kind_of_annotation_says_the_same_object(without_val, kind):
 WITH_MASKS = ("polygon", "run lengths")
 
 
-@pytest.mark.parametrize(
-  "runs",
-  [
-    {"size": [72, 96], "counts": [9, 9]},
-    {"size": [72, 96], "counts": [-1, 72 * 96 + 1]},
-    {"size": [72, 96], "counts": "0"},
-    {"size": [96, 72], "counts": "0"},
-  ],
-)
-def test_run_lengths_of_another_picture_are_told(without_val, runs):
-  write(without_val, "annotations.json", coco(runs))
-  with pytest.raises(ValueError, match=r"run lengths .* it has, 96x72"):
-    next(pipeline.eval_batches(load(without_val), batch_size=6, image_size=48))
-
-
-def test_compressed_run_lengths_are_drawn():
-  from pycocotools import mask as coco_mask
-
-  noise = np.random.default_rng(0).random((72, 96)) > 0.5
-  for pixels in (noise, rectangle() > 0):
-    runs = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    runs["counts"] = runs["counts"].decode()
-    drawn = folder_objects.draw_segmentation(runs, 96, 72)
-    np.testing.assert_array_equal(np.asarray(drawn) > 127, pixels)
-
-
 def test_a_mask_takes_the_place_of_boxes(without_val):
   write(without_val, "masks/train/cat/000.png", ANNOTATIONS["a mask"][1])
   write(without_val, "boxes.csv", f"{HEADER}cat/000.jpg,cat,0,0,96,72\n")
@@ -357,7 +330,7 @@ def test_what_annotations_say_is_kept_until_a_file_changes(
   first = load(without_val).source[0]["objects"]
   (index,) = (tmp_path / "tfds").rglob("*.json")
   content = json.loads(index.read_text())
-  content["objects"]["train/cat/000.jpg"]["label"] = [2]
+  content["of_picture"]["train/cat/000.jpg"]["label"] = [2]
   index.write_text(json.dumps(content))
   assert load(without_val).source[0]["objects"]["label"] == [2]
   write(without_val, "boxes.csv", f"{ANNOTATIONS['csv'][1]}\n")
@@ -415,8 +388,8 @@ PROBLEMS = [
   ("boxes.csv", "image,xmin\n", r"label, ymin, xmax, ymax is missing from"),
   (
     "masks/train/cat/000.png",
-    photos.encode(np.ones((72, 96), np.uint8), "png"),
-    r"must be above 127 inside the object; its greatest value is 1$",
+    photos.encode(np.zeros((72, 96), np.uint8), "png"),
+    r"a mask must have pixels inside of its object, .* and has none$",
   ),
   (
     "masks/train/cat/000.png",
@@ -430,7 +403,7 @@ PROBLEMS = [
   ),
   ("masks/train/cat/000.png", b"", r"000.png: it is empty \(0 bytes\)"),
   ("masks/train/cat/000.jpg", b"", r"a mask must be a PNG file"),
-  ("train/cat/000.xml", "<annotation>", r"000.xml: no element found"),
+  ("train/cat/000.xml", "<annotation>", r"000.xml: .*: no element found"),
   (
     "train/cat/000.xml",
     voc("000.jpg", size=(72, 96)),
@@ -438,40 +411,39 @@ PROBLEMS = [
   ),
   (
     "train/cat/000.xml",
-    "<a><object><name>cat</name></object></a>",
-    r"object 1 must have a name and a bndbox",
+    "<annotation><object><name>cat</name></object></annotation>",
+    r"000.xml, object 1: <object> must have one <bndbox>, and has none",
   ),
-  ("annotations.json", "{}", r"annotations.json: 'images' is missing"),
-  ("annotations.json", "{", r"annotations.json: Expecting property name"),
+  (
+    "train/cat/000.xml",
+    "<annotation><size/></annotation>",
+    r"000.xml: <width>: <size> must have one <width>, and has none",
+  ),
+  (
+    "annotations.json",
+    "{}",
+    r"annotations.json must be COCO's .* its images a",
+  ),
+  ("annotations.json", "{", r"annotations.json must be .* Expecting property"),
   (
     "annotations.json",
     coco(category_id=8),
-    r"annotation 5: it must have a bbox .* its category 8",
+    r"annotations.json, annotation 5: category_id must be .*, and is 8",
   ),
   (
     "annotations.json",
     coco(bbox=None),
-    r"annotation 5: it must have a bbox of four numbers",
+    r"annotation 5: it must have a bbox, or a segmentation that covers pixels",
   ),
   (
     "annotations.json",
     coco(bbox=[1, 2, None, 4]),
-    r"annotation 5: it must have a bbox of four numbers",
-  ),
-  (
-    "annotations.json",
-    coco("labels.csv"),
-    r"annotation 5: its segmentation must be polygons .* is 'labels.csv'",
+    r"annotation 5: bbox must be four numbers, .* one of them is missing or n",
   ),
   (
     "annotations.json",
     json.dumps({"images": [], "categories": [], "annotations": [3]}),
-    r"annotations.json: 'int' object has no attribute 'get'",
-  ),
-  (
-    "train/cat/000.xml",
-    "<a><size/></a>",
-    r"000.xml: int\(\) argument must be",
+    r"annotations.json, annotations\[0\]: it must be an object, and is 3",
   ),
 ]
 
@@ -836,14 +808,6 @@ def test_what_is_transparent_is_outside_of_a_mask(without_val):
   )
   box = [10 / 72, 20 / 96, 30 / 72, 50 / 96]
   np.testing.assert_allclose(record["objects"]["bbox"][0], box, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  "segmentation", [[[10, 10, 15, 15]], [[]], [[1, 2]], {"size": [72, 96]}]
-)
-def test_a_segmentation_that_says_nothing_is_told(segmentation):
-  with pytest.raises(DecodeError, match=r"segmentation cannot be drawn"):
-    folder_objects.draw_segmentation(segmentation, 96, 72)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"images": 1}'])

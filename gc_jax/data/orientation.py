@@ -1,0 +1,172 @@
+"""How a camera was held: what JPEG, PNG and WebP files say of it, anywhere.
+
+Read here from the bytes, as Pillow takes ten times as long, warns of defects
+elsewhere in the metadata, and decodes a PNG to see what is behind its pixels.
+Values that mean nothing are read as upright.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+
+import PIL.Image
+
+TURNS = {
+  2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+  3: PIL.Image.Transpose.ROTATE_180,
+  4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+  5: PIL.Image.Transpose.TRANSPOSE,
+  6: PIL.Image.Transpose.ROTATE_270,
+  7: PIL.Image.Transpose.TRANSVERSE,
+  8: PIL.Image.Transpose.ROTATE_90,
+}
+TAG = 0x0112
+
+_INTEGERS = {3: 2, 4: 4, 8: 2, 9: 4}  # types of TIFF, and their bytes
+_XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])\s*[\"'<]")
+
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_EXIF = b"Exif\0\0"
+_JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_SOS, _APP1, _APP2 = 0xDA, 0xE1, 0xE2
+# Bytes after FF that no length follows.
+_BARE = {0, 1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE), 0xFF}
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_XMP = b"XML:com.adobe.xmp"
+_PNG_PROFILE = b"Raw profile type "
+_MAX_TEXT_BYTES = 2**20  # of a text, unpacked: a small one can hold gigabytes
+
+
+def turn(exif: bytes, xmp: bytes) -> PIL.Image.Transpose | None:
+  """Returns how to put a picture upright; None: it is.
+
+  Args:
+    exif: a block of EXIF; b"" = there is none. What it says goes before XMP.
+    xmp: a packet of XMP.
+  """
+  value = _of_exif(exif)
+  if value is None:
+    match = _XMP.search(xmp)
+    value = int(match[1]) if match else 1
+  return TURNS.get(value)
+
+
+def _of_exif(block: bytes) -> int | None:
+  """Returns the value in the first directory of a TIFF; None: none is there."""
+  while block.startswith(_JPEG_EXIF):
+    block = block[len(_JPEG_EXIF) :]
+  order = {b"II": "little", b"MM": "big"}.get(block[:2])
+  if order is None:
+    return None
+  number = lambda at, size: int.from_bytes(block[at : at + size], order)
+  first = number(4, 4)
+  for i in range(number(first, 2)):
+    entry = first + 2 + 12 * i
+    if entry + 12 > len(block):
+      return None
+    if number(entry, 2) == TAG:
+      size = _INTEGERS.get(number(entry + 2, 2))
+      single = number(entry + 4, 4) == 1
+      return number(entry + 8, size) if size and single else 1
+  return None
+
+
+def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
+  """Returns how to put a JPEG upright, by any segment before its pixels."""
+  exif, xmp = [], []
+  for marker, start, end in _segments(encoded):
+    if marker == _APP1 and encoded.startswith(_JPEG_EXIF, start + 4):
+      exif.append(encoded[start + 4 + len(_JPEG_EXIF) : end])  # may be in parts
+    elif marker == _APP1 and encoded.startswith(_JPEG_XMP, start + 4):
+      xmp.append(encoded[start + 4 + len(_JPEG_XMP) : end])
+  return turn(b"".join(exif), b"".join(xmp)) if exif or xmp else None
+
+
+def bare_jpeg(encoded: bytes) -> bytes:
+  """Returns a JPEG without EXIF, XMP and the list of further pictures.
+
+  Pillow reads them all, and warns of defects in them, when it opens it.
+  """
+  parts, at = [], 0
+  for marker, start, end in _segments(encoded):
+    if marker in (_APP1, _APP2):
+      parts.append(encoded[at:start])
+      at = end
+  return b"".join([*parts, encoded[at:]]) if parts else encoded
+
+
+def is_jpeg(encoded: bytes) -> bool:
+  """Returns whether it starts as one."""
+  return encoded.startswith(_JPEG_START)
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
+  """Yields (marker, start, end) of each segment before the pixels.
+
+  Between segments any bytes may stand, and a marker may have several FF.
+  """
+  at = 2
+  while (at := encoded.find(b"\xff", at)) >= 0 and at + 4 <= len(encoded):
+    marker = encoded[at + 1]
+    if marker == _SOS:
+      return
+    if marker in _BARE:
+      at += 1 if marker == 0xFF else 2
+      continue
+    length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+    end = at + 2 + length
+    if length < 2 or end > len(encoded):
+      return
+    yield marker, at, end
+    at = end
+
+
+def is_png(encoded: bytes) -> bool:
+  """Returns whether it starts as one."""
+  return encoded.startswith(_PNG_START)
+
+
+def of_png(encoded: bytes) -> PIL.Image.Transpose | None:
+  """Returns how to put a PNG upright, by what is before or behind its pixels.
+
+  It may say so in EXIF, in XMP, and in either as hexadecimal digits, which is
+  how ImageMagick writes them.
+  """
+  exif = xmp = b""
+  at = len(_PNG_START)
+  # Each chunk: its length in four bytes, its name in four, itself, a checksum.
+  while name := encoded[at + 4 : at + 8]:
+    start, length = at + 8, int.from_bytes(encoded[at : at + 4], "big")
+    at = start + length + 4
+    if name == b"eXIf":
+      exif = encoded[start : start + length]
+    elif name in (b"tEXt", b"zTXt", b"iTXt") and encoded.startswith(
+      (_PNG_XMP, _PNG_PROFILE), start
+    ):
+      text = _text(name, encoded[start : start + length])
+      if text.startswith((_JPEG_EXIF, b"II", b"MM")):
+        exif = exif or text
+      else:
+        xmp = text.removeprefix(_JPEG_XMP)
+  return turn(exif, xmp) if exif or xmp else None
+
+
+def _text(name: bytes, chunk: bytes) -> bytes:
+  """Returns what a chunk of text holds; b"" where it cannot be unpacked."""
+  keyword, _, rest = chunk.partition(b"\0")
+  packed = name == b"zTXt"
+  if name == b"zTXt":
+    rest = rest[1:]  # the method, of which there is one
+  elif name == b"iTXt":
+    packed = rest[:1] == b"\1"
+    rest = rest[2:].split(b"\0", 2)[-1]  # behind two names of languages
+  try:
+    if packed:
+      rest = zlib.decompressobj().decompress(rest, _MAX_TEXT_BYTES)
+    if keyword.startswith(_PNG_PROFILE):
+      # A name and a number of bytes, a line each; digits.
+      rest = bytes.fromhex("".join(rest.decode("ascii").split("\n")[3:]))
+  except (zlib.error, ValueError):
+    return b""
+  return rest
