@@ -60,7 +60,7 @@ def _in_use(image: PIL.Image.Image) -> list[int]:
 
 
 def _of_levels(
-  levels: Shaped[np.ndarray, "H W"], in_use: Sequence[float], white: int
+  levels: Shaped[np.ndarray, "H W"], in_use: Sequence[int | float], white: int
 ) -> Bool[np.ndarray, "H W"]:
   low, high = in_use[0], in_use[-1]
   if low >= 0 and np.isfinite(high):
@@ -71,7 +71,7 @@ def _of_levels(
   raise _refusal("levels, 0", [f"{level:g}" for level in in_use])
 
 
-def _is_soft(levels: Shaped[np.ndarray, "H W"], high: float) -> bool:
+def _is_soft(levels: Shaped[np.ndarray, "H W"], high: int | float) -> bool:
   """Returns whether what lies between 0 and `high` are edges.
 
   A pixel of an edge has a darker and a brighter one beside it. In a region of
@@ -83,7 +83,7 @@ def _is_soft(levels: Shaped[np.ndarray, "H W"], high: float) -> bool:
   between = (levels > 0) & (levels < high)
   sloping = between & (cv2.erode(levels, beside) < levels)
   sloping &= levels < cv2.dilate(levels, beside)
-  return 2 * np.count_nonzero(sloping) >= np.count_nonzero(between)
+  return bool(2 * np.count_nonzero(sloping) >= np.count_nonzero(between))
 
 
 def _of_palette(image: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
