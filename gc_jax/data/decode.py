@@ -18,8 +18,8 @@ Read are `FORMATS`, by content, whatever the file is called. What is not RGB of
 - of several frames, the first is taken.
 
 The orientation that a file says, in EXIF or XMP, is applied; one that means
-nothing is upright. Masks and boxes of a record are in the stored frame, before
-that, and are turned along (`turned`).
+nothing is upright. Boxes of a record are in the stored frame, before that, and
+are turned along (`turned`); of masks see `geometry.stored_mask`.
 """
 
 import contextlib

@@ -415,8 +415,8 @@ PROBLEMS = [
   ("boxes.csv", "image,xmin\n", r"label, ymin, xmax, ymax is missing from"),
   (
     "masks/train/cat/000.png",
-    photos.encode(np.ones((72, 96), np.uint8), "png"),
-    r"must be above 127 inside the object; its greatest value is 1$",
+    photos.encode(np.zeros((72, 96), np.uint8), "png"),
+    r"must have pixels inside of its object, .* and has none$",
   ),
   (
     "masks/train/cat/000.png",

@@ -85,6 +85,7 @@ TWO_LEVELS = {
   "black elsewhere in the palette": files.save(
     palette(levels(1, 2), {0: CREAM, 2: MAROON}), "png"
   ),
+  "palette, all black": files.save(palette(levels(0, 5), {}), "png"),
   "palette of greys": files.save(palette(levels(3, 0), {0: (9, 9, 9)}), "png"),
   "palette, transparent": files.save(
     palette(levels(1, 0), {0: MAROON, 1: CREAM}), "png", transparency=1
@@ -127,6 +128,10 @@ SEVERAL = {
       palette(levels(0, 1, 2), {1: (90, 90, 90), 2: (200, 200, 200)}), "png"
     ),
     "0, 90 and 200",
+  ),
+  "palette, all black": (
+    files.save(palette(levels(0, 1, 2), {}), "png"),
+    "0, 1 and 2",
   ),
   "palette, two classes": (
     files.save(palette(levels(0, 1, 2), {1: MAROON, 2: CREAM}), "gif"),
