@@ -17,7 +17,8 @@ others come and go. (A class that would have nothing to train on keeps all.)
 Optional, each found by its name, in any case:
   labels.csv                `image,labels`: several classes a picture, "a;b",
                             or one a line
-  masks/train/CLASS/x.png   above 127 inside the object; x.CLASS.png where the
+  masks/train/CLASS/x.png   0 outside of the object and another level inside,
+                            see `gc_jax.data.masks`; x.CLASS.png where the
                             picture shows several classes
   boxes.csv                 `image,label,xmin,ymin,xmax,ymax[,difficult]`,
                             pixels from 0, the last two exclusive
@@ -33,8 +34,11 @@ one may be left out (`on_error`).
 No class is lost in silence: the folder of one must hold a picture, and one of
 a split, too. Files that are none of the above are counted by ending in a
 warning. Links are followed; one to a folder that holds it stops the run, and
-so does a name that is no UTF-8. Names are compared after NFC. Boxes and masks
-are in the frame that is stored, before EXIF's orientation is applied.
+so does a name that is no UTF-8. Names are compared after NFC.
+
+Boxes are in the frame that is stored, before EXIF's orientation is applied. A
+mask is in that frame or in the upright one, as its size says; the stored one if
+both fit.
 """
 
 import dataclasses
