@@ -155,7 +155,9 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
     assert image.shape == (height, width, 3)
     scale = 16 / min(height, width)
     assert e["model_size"] == [round(height * scale), round(width * scale)]
-    pixels = jnp.asarray(image_files.resized(image, *e["model_size"]))[None]
+    pixels = jnp.asarray(
+      image_files.read(pathlib.Path(e["file"]), tuple(e["model_size"]))
+    )[None]
     # One by one: float32 sums run in another order than in a batch.
     logits, expected = directly(state, pixels, jnp.array([[e["target"]]]))
     logits = np.asarray(logits[0])

@@ -20,8 +20,9 @@ def pixels(photographs):
   from gc_jax.data import image_files
 
   names = ["astronaut.png", "rocket.jpg"]
-  pictures = [image_files.read(photographs / name) for name in names]
-  return np.stack([image_files.resized(image, 16, 24) for image in pictures])
+  return np.stack(
+    [image_files.read(photographs / name, (16, 24)) for name in names]
+  )
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ Read are `FORMATS`, by content, whatever the file is called. What is not RGB of
 - of several frames, the first is taken.
 
 The orientation that a file says, in EXIF or XMP, is applied; one that means
-nothing is upright. Masks and boxes of a record are in the stored frame, before
-that, and are turned along (`turned`).
+nothing is upright. Boxes of a record are in the stored frame, before that, and
+are turned along (`turned`); of masks see `geometry.stored_mask`.
 """
 
 import contextlib
@@ -293,7 +293,7 @@ def _stored(header: Header, share: float | None = None) -> PIL.Image.Image:
   if image.format == "TIFF":
     bits = image.tag_v2.get(_TIFF_BITS, ())
     inverted = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-    image = turned(image, _BACK.get(header.turn, header.turn))
+    image = turned_back(image, header.turn)
     image = _with_white_at_the_top(image, bits, inverted)
   return image
 
@@ -317,14 +317,11 @@ def _with_white_at_the_top(
     bits: of each channel in the file.
     inverted: whether 0 is white there. (Up to 8 bits, Pillow sees to it.)
   """
-  if image.mode.startswith("I;16"):
-    levels, limit = np.asarray(image).astype(np.uint16), 65535
+  if image.mode.startswith("I;16") and (inverted or bits == (12,)):
+    levels = np.asarray(image).astype(np.uint16)
     if bits == (12,):
-      levels, limit = levels << 4 | levels >> 8, 65535
-    elif not inverted:
-      return image
-    levels = limit - levels if inverted else levels
-    return PIL.Image.fromarray(levels.astype(np.uint16))
+      levels = levels << 4 | levels >> 8  # 0xFFF becomes 0xFFFF
+    return PIL.Image.fromarray(65535 - levels if inverted else levels)
   if image.mode == "F" and inverted:
     return PIL.Image.fromarray(1 - np.asarray(image))
   return image
@@ -400,12 +397,12 @@ def turned_back(
 
 
 def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
-  """Returns it upright at 1/scale, quickly; None where Pillow must look."""
-  if not header.is_plain_jpeg:
+  """Returns the picture at 1/scale, quickly; None where Pillow must look."""
+  if header.turn is not None or not header.is_plain_jpeg:
     return None
   width, height = header.stored_size
   try:
-    pixels = simplejpeg.decode_jpeg(
+    return simplejpeg.decode_jpeg(
       header.encoded,
       "RGB",
       fastupsample=True,  # of the two coarser channels
@@ -416,9 +413,6 @@ def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
     # It stops at what Pillow passes over (stray bytes between segments), and
     # Pillow tells a truncated file from those.
     return None
-  if header.turn is None:
-    return pixels
-  return np.asarray(turned(PIL.Image.fromarray(pixels), header.turn))
 
 
 def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:

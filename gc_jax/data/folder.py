@@ -16,7 +16,8 @@ others come and go. (A class that would have nothing to train on keeps all.)
 
 Optional, each found by its name:
   labels.csv                `image,labels`: several classes a picture, "a;b"
-  masks/train/CLASS/x.png   above 127 inside the object; x.CLASS.png where the
+  masks/train/CLASS/x.png   0 outside of the object and another level inside,
+                            see `gc_jax.data.masks`; x.CLASS.png where the
                             picture shows several classes
   boxes.csv                 `image,label,xmin,ymin,xmax,ymax[,difficult]`,
                             pixels from 0, the last two exclusive
@@ -24,8 +25,9 @@ Optional, each found by its name:
   annotations.json          COCO: boxes, polygons, run lengths; also
                             annotations/*.json
 
-`image` is a path below DIR, or as much of its end as is unique. Boxes and
-masks are in the frame that is stored, before EXIF's orientation is applied.
+`image` is a path below DIR, or as much of its end as is unique. Boxes are in
+the frame that is stored, before EXIF's orientation is applied. A mask is in
+that frame or in the upright one, as its size says; the stored one if both fit.
 """
 
 import dataclasses

@@ -60,7 +60,7 @@ def _in_use(image: PIL.Image.Image) -> list[int]:
 
 
 def _of_levels(
-  levels: Shaped[np.ndarray, "H W"], in_use: Sequence[float], white: int
+  levels: Shaped[np.ndarray, "H W"], in_use: Sequence[int | float], white: int
 ) -> Bool[np.ndarray, "H W"]:
   low, high = in_use[0], in_use[-1]
   if low >= 0 and np.isfinite(high):
@@ -68,10 +68,10 @@ def _of_levels(
       return levels != 0
     if low == 0 and high > white / 2 and _is_soft(levels, high):
       return levels > white / 2
-  raise _refusal("levels, 0", [f"{level:g}" for level in in_use])
+  raise _refusal("levels, 0", [f"{level:.10g}" for level in in_use])
 
 
-def _is_soft(levels: Shaped[np.ndarray, "H W"], high: float) -> bool:
+def _is_soft(levels: Shaped[np.ndarray, "H W"], high: int | float) -> bool:
   """Returns whether what lies between 0 and `high` are edges.
 
   A pixel of an edge has a darker and a brighter one beside it. In a region of
@@ -83,7 +83,7 @@ def _is_soft(levels: Shaped[np.ndarray, "H W"], high: float) -> bool:
   between = (levels > 0) & (levels < high)
   sloping = between & (cv2.erode(levels, beside) < levels)
   sloping &= levels < cv2.dilate(levels, beside)
-  return 2 * np.count_nonzero(sloping) >= np.count_nonzero(between)
+  return bool(2 * np.count_nonzero(sloping) >= np.count_nonzero(between))
 
 
 def _of_palette(image: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
@@ -96,20 +96,24 @@ def _of_palette(image: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
   clear = len(visible) < len(in_use)
   if clear and len(visible) == 1:
     return numbers == visible[0]
-  colors = looks[visible, :3]
-  if (colors == colors[:, :1]).all():
+  colors = [tuple(looks[number, :3].tolist()) for number in visible]
+  # Numbers that look alike can only be told apart as numbers.
+  distinct = len(set(colors)) == len(visible)
+  if distinct and all(len(set(color)) == 1 for color in colors):
     levels = np.where(opaque, looks[:, 0], np.uint8(0))
     return _of_levels(levels[numbers], np.unique(levels[in_use]).tolist(), 255)
   black = {
-    n for n, color in zip(visible, colors, strict=True) if not color.any()
+    number
+    for number, color in zip(visible, colors, strict=True)
+    if distinct and color == (0, 0, 0)
   }
   outside = black if clear else black | {0}
   found = [number for number in visible if number not in outside]
   if len(found) > 1:
     raise _refusal("numbers of a palette, 0", list(map(str, in_use)))
-  if 0 in set(visible) & outside - black and black:
+  if black and not clear and 0 in visible and 0 not in black:
     raise decode.DecodeError(
-      f"in the palette of a mask, 0 must be outside of the object or black; "
+      "in the palette of a mask, 0 must be outside of the object or black; "
       f"black is number {min(black)}, and 0 is another colour. Save it without "
       "a palette, 0 outside and 255 inside"
     )
@@ -127,8 +131,7 @@ def _of_transparency(
   if (colors == first).all(-1)[seen].all():
     return _of_levels(alpha, np.unique(alpha).tolist(), 255)
   if (colors == colors[..., :1]).all(-1)[seen].all():
-    levels = (colors[..., 0] * np.uint16(1) * alpha + 127) // 255
-    levels = levels.astype(np.uint8)
+    levels = (colors[..., 0].astype(np.uint16) * alpha + 127) // 255
     return _of_levels(levels, np.unique(levels).tolist(), 255)
   return _of_colors(np.where(alpha[..., None] > 127, colors, 0))
 

@@ -28,7 +28,8 @@ _XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])\s*[\"'<]")
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_SOS, _APP1, _APP2 = 0xDA, 0xE1, 0xE2
+_SOS, _APP1 = 0xDA, 0xE1
+_METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # 0xE0 and 0xEE tell of colours
 # Bytes after FF that no length follows.
 _BARE = {0, 1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE), 0xFF}
 
@@ -84,16 +85,20 @@ def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
 
 
 def bare_jpeg(encoded: bytes) -> bytes:
-  """Returns a JPEG without EXIF, XMP and the list of further pictures.
+  """Returns a JPEG without EXIF, XMP, the list of further pictures, and so on.
 
-  Pillow reads them all, and warns of defects in them, when it opens it.
+  Pillow reads them all when it opens it, and warns of defects in them.
   """
-  parts, at = [], 0
-  for marker, start, end in _segments(encoded):
-    if marker in (_APP1, _APP2):
-      parts.append(encoded[at:start])
-      at = end
-  return b"".join([*parts, encoded[at:]]) if parts else encoded
+  segments = list(_segments(encoded))
+  kept = [
+    encoded[start:end]
+    for marker, start, end in segments
+    if marker not in _METADATA
+  ]
+  if len(kept) == len(segments):
+    return encoded
+  pixels = segments[-1][-1]
+  return b"".join([encoded[:2], *kept, encoded[pixels:]])
 
 
 def is_jpeg(encoded: bytes) -> bool:

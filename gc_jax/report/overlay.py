@@ -132,7 +132,7 @@ def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 def read_png(png: bytes) -> UInt8[np.ndarray, "H W 3"]:
   """Returns the picture in a PNG file, as RGB."""
-  with Image.open(io.BytesIO(png)) as picture:
+  with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
     return np.asarray(picture.convert("RGB"))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gc_jax.data import decode, geometry, pipeline
 from tests.data import photos
+from tests.data import picture_files as files
 
 
 def triangle_weights(in_px, out_px):
@@ -64,8 +65,6 @@ def test_decoding_at_a_smaller_scale_does_not_show_in_an_evaluation(name):
   """Pictures of 2,400 pixels are read at 1/2 or 1/4, and end up the same."""
   large = photos.load(name, (3_000, 2_400))
   encoded = photos.encode(large, quality=95)
-  header = decode.read_header(encoded)
-  assert decode.whole(header, 64).size == (750, 600)  # 1/4, and 9 times 64
   exact = geometry.resize_and_crop(PIL.Image.open(io.BytesIO(encoded)), 72, 64)
   ours = pipeline.decode_image(encoded, 64, 72).astype(int)
   assert np.abs(ours - np.asarray(exact)).max() <= 1
@@ -173,7 +172,124 @@ def test_a_mask_of_another_size_is_refused():
       "mask": [photos.encode(np.zeros((30, 20), np.uint8), "png")],
     },
   }
-  with pytest.raises(decode.DecodeError, match="30x20 pixels, and is 20x30"):
+  with pytest.raises(
+    decode.DecodeError,
+    match=r"mask of object 0: .*30x20 pixels, and is 20x30",
+  ):
+    pipeline.decode_object_masks(record, 16)
+
+
+ORIENTATIONS = range(1, 9)
+INSIDE = np.zeros((40, 48), bool)
+INSIDE[5:12, 8:21] = True  # in the upright frame
+
+
+def picture_header(orientation, encoding="jpeg", upright=INSIDE):
+  stored = files.TO_STORED[orientation](np.zeros(upright.shape, np.uint8))
+  said = {"exif": b"Exif\0\0" + files.exif(orientation)}
+  if encoding == "tiff":
+    said = {"tiffinfo": {files.TAG: orientation}}
+  return decode.read_header(files.save(stored, encoding, **said))
+
+
+def mask_header(inside, encoding="png", **said):
+  return decode.read_header(files.save(inside, encoding, **said))
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_of_the_stored_size_is_turned_along(orientation, encoding):
+  picture = picture_header(orientation, encoding)
+  stored = files.TO_STORED[orientation](INSIDE)
+  found = geometry.stored_mask(mask_header(stored), picture)
+  np.testing.assert_array_equal(found, stored)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_of_the_upright_size_alone_is_upright(orientation, encoding):
+  picture = picture_header(orientation, encoding)
+  found = geometry.stored_mask(mask_header(INSIDE), picture)
+  np.testing.assert_array_equal(found, files.TO_STORED[orientation](INSIDE))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_where_both_frames_fit_a_mask_is_in_the_stored_one(orientation):
+  square = INSIDE[:, :40]
+  picture = picture_header(orientation, upright=square)
+  found = geometry.stored_mask(mask_header(square), picture)
+  np.testing.assert_array_equal(found, square)
+
+
+@pytest.mark.parametrize("encoding", ["png", "tiff"])
+@pytest.mark.parametrize("of_mask", ORIENTATIONS[1:])
+@pytest.mark.parametrize("of_picture", ORIENTATIONS)
+def test_a_mask_with_an_orientation_of_its_own_is_put_upright_by_it(
+  of_mask, of_picture, encoding
+):
+  said = {"exif": files.exif(of_mask)}
+  if encoding == "tiff":
+    said = {"tiffinfo": {files.TAG: of_mask}}
+  mask = mask_header(files.TO_STORED[of_mask](INSIDE), encoding, **said)
+  found = geometry.stored_mask(mask, picture_header(of_picture))
+  np.testing.assert_array_equal(found, files.TO_STORED[of_picture](INSIDE))
+
+
+def test_a_mask_of_neither_size_is_told_both():
+  picture = picture_header(6)
+  with pytest.raises(
+    decode.DecodeError,
+    match="as large as its picture, 48x40 pixels upright and 40x48 as stored, "
+    "and is 47x40 pixels",
+  ):
+    geometry.stored_mask(mask_header(INSIDE[:, 1:]), picture)
+  # Its own orientation brings it into another frame than the picture's.
+  mask = mask_header(INSIDE, exif=files.exif(6))
+  with pytest.raises(
+    decode.DecodeError, match="and is 40x48 pixels upright and 48x40 as stored"
+  ):
+    geometry.stored_mask(mask, picture)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
+def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
+  if frame == "upright" and orientation < 5:
+    return  # it would fit both
+  picture = picture_header(orientation, encoding).encoded
+  mask = INSIDE
+  if frame == "stored":
+    mask = files.TO_STORED[orientation](INSIDE)
+  record = {
+    "image": picture,
+    "labels": [3],
+    "objects": {
+      "label": [3],
+      "bbox": [(0, 0, 1, 1)],
+      "difficult": [False],
+      "mask": [files.save(mask, "png")],
+    },
+  }
+  found = geometry.full_frame(record, 40)
+  np.testing.assert_array_equal(found.object_mask[0], INSIDE)
+  ((_, seen),) = pipeline.decode_object_masks(record, 40)
+  np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
+
+
+def test_an_object_whose_mask_shows_several_is_named():
+  classes = np.kron(np.uint8([[0, 8], [255, 8]]), np.ones((20, 24), np.uint8))
+  record = {
+    "image": picture_header(1).encoded,
+    "objects": {
+      "label": [0, 1],
+      "bbox": [(0, 0, 1, 1)] * 2,
+      "mask": [b"", files.save(classes, "png")],
+    },
+  }
+  with pytest.raises(
+    decode.DecodeError, match=r"mask of object 1: .* it has 0, 8 and 255"
+  ):
     pipeline.decode_object_masks(record, 16)
 
 

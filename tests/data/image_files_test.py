@@ -160,24 +160,30 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, photographs, damage):
     image_files.read(path)
 
 
+def test_a_folder_named_as_a_file_is_refused_by_name(tmp_path):
+  with pytest.raises(ValueError, match=r"must be a picture .*directory"):
+    image_files.read(tmp_path)
+
+
 def test_a_format_that_starts_programs_is_not_opened(tmp_path):
   path = tmp_path / "page.png"
   path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
   with Image.open(path) as image:
     assert image.format == "EPS"  # which Pillow hands to Ghostscript
-  with pytest.raises(ValueError, match="cannot identify"):
+  with pytest.raises(ValueError, match=r"page\.png must .* it is PostScript"):
     image_files.read(path)
 
 
 def test_a_folder_stands_for_its_pictures_sorted_and_once(tmp_path, ramp):
-  for name in ["b.PNG", "a.jpg", ".hidden.png", "c.txt"]:
+  for name in ["b.PNG", "a.jpg", "e.JFIF", "f.jpe", ".hidden.png", "c.txt"]:
     Image.fromarray(ramp).save(tmp_path / name, format="PNG")
   (tmp_path / "d.png").mkdir()
   named = tmp_path / "c.txt"  # a picture, if someone says so
   found = image_files.find(
     [named, tmp_path / "d.png" / ".." / "b.PNG", tmp_path]
   )
-  assert [path.name for path in found] == ["c.txt", "b.PNG", "a.jpg"]
+  names = ["c.txt", "b.PNG", "a.jpg", "e.JFIF", "f.jpe"]
+  assert [path.name for path in found] == names
 
 
 def test_names_without_pictures_are_refused(tmp_path):
@@ -188,10 +194,11 @@ def test_names_without_pictures_are_refused(tmp_path):
     image_files.find([tmp_path])
 
 
-def test_resizing_keeps_what_is_there(ramp):
+def test_resizing_keeps_what_is_there(ramp, save):
   picture = rgb(ramp)
-  assert image_files.resized(picture, 16, 256) is picture
-  smaller = image_files.resized(picture, 8, 128)
+  path = save(Image.fromarray(picture), "ramp.png")
+  np.testing.assert_array_equal(image_files.read(path, (16, 256)), picture)
+  smaller = image_files.read(path, (8, 128))
   # Pairs of columns, 2i and 2i + 1, in smooth averages; the ends lean inwards.
   expected = rgb(np.tile(2 * np.arange(128) + 0.5, (8, 1)))
   np.testing.assert_allclose(smaller, expected, atol=1)
