@@ -14,8 +14,9 @@ or DIR/CLASS/*.jpg alone. Splits, by the names that configs use:
 Tenths are told by a hash of a picture's path: it stays in its split when
 others come and go. (A class that would have nothing to train on keeps all.)
 
-Optional, each found by its name:
-  labels.csv                `image,labels`: several classes a picture, "a;b"
+Optional, each found by its name, in any case:
+  labels.csv                `image,labels`: several classes a picture, "a;b",
+                            or one a line
   masks/train/CLASS/x.png   0 outside of the object and another level inside,
                             see `gc_jax.data.masks`; x.CLASS.png where the
                             picture shows several classes
@@ -25,9 +26,19 @@ Optional, each found by its name:
   annotations.json          COCO: boxes, polygons, run lengths; also
                             annotations/*.json
 
-`image` is a path below DIR, or as much of its end as is unique. Boxes are in
-the frame that is stored, before EXIF's orientation is applied. A mask is in
-that frame or in the upright one, as its size says; the stored one if both fit.
+`image` is a path below DIR, or as much of its end as is unique. Tables are
+UTF-8, or UTF-16 with a byte order mark; commas, semicolons or tabs separate
+their cells. Of labels.csv every line must be right; of boxes and masks a wrong
+one may be left out (`on_error`).
+
+No class is lost in silence: the folder of one must hold a picture, and one of
+a split, too. Files that are none of the above are counted by ending in a
+warning. Links are followed; one to a folder that holds it stops the run, and
+so does a name that is no UTF-8. Names are compared after NFC.
+
+Boxes are in the frame that is stored, before EXIF's orientation is applied. A
+mask is in that frame or in the upright one, as its size says; the stored one if
+both fit.
 """
 
 import dataclasses

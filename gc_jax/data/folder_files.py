@@ -17,22 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from gc_jax.data.dataset import clipped, listed
+from gc_jax.data.decode import SUFFIXES
 
-# Endings of the pictures that `decode` reads.
-SUFFIXES = (
-  ".bmp",
-  ".gif",
-  ".jfif",
-  ".jpe",
-  ".jpeg",
-  ".jpg",
-  ".pgm",
-  ".png",
-  ".ppm",
-  ".tif",
-  ".tiff",
-  ".webp",
-)
 LABELS_FILE = "labels.csv"
 BOXES_FILE = "boxes.csv"
 MASKS_FOLDER = "masks"

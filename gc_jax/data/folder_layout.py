@@ -10,13 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from gc_jax.data import folder_files, tables
 from gc_jax.data.dataset import clipped, listed, unknown_name_message
-from gc_jax.data.folder_files import (
-  LABELS_FILE,
-  SUFFIXES,
-  Finder,
-  Tree,
-  normalized,
-)
+from gc_jax.data.decode import SUFFIXES
+from gc_jax.data.folder_files import LABELS_FILE, Finder, Tree, normalized
 
 SPLITS = ("train", "validation", "test")
 

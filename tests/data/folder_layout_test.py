@@ -202,6 +202,22 @@ def test_an_empty_val_is_no_reason_to_hold_out_in_silence(tmp_path):
   assert "/val must hold pictures" in told and "1 file (.txt 1)" in told
 
 
+# Links and names.
+
+
+def test_a_link_upwards_is_told_and_no_picture_is_counted_twice(tmp_path):
+  touch(tmp_path, *BASE)
+  (tmp_path / "train/cat/up").symlink_to("..")
+  told = problem(tmp_path)
+  assert f"{tmp_path}/train/cat/up -> {tmp_path}/train" in told
+
+
+def test_a_class_whose_name_is_no_utf8_stops_the_run(tmp_path):
+  touch(tmp_path, *BASE, os.fsdecode(b"train/caf\xe9/a.jpg"))
+  told = problem(tmp_path)
+  assert r"train/caf\xe9" in told and told.encode()
+
+
 # What is passed over.
 
 

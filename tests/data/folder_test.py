@@ -389,7 +389,7 @@ PROBLEMS = [
   (
     "masks/train/cat/000.png",
     photos.encode(np.zeros((72, 96), np.uint8), "png"),
-    r"a mask must have pixels inside of its object, .* and has none$",
+    r"must have pixels inside of its object, .* and has none$",
   ),
   (
     "masks/train/cat/000.png",
