@@ -284,16 +284,13 @@ def load(
   )
   facts = shards.read_facts(final, files.sources(path, base) if given else {})
   builder = tfds.builder_from_directory(final)
-  source = builder.as_data_source(
-    base,
-    decoders=records.decoders(masks=True),
-  )
   numbers = np.concatenate(
     [
       np.arange(part.start, part.stop, dtype=np.int32)
       for part in shards.positions(builder, split)
     ]
   )
+  source = builder.as_data_source(base, decoders=records.decoders(masks=True))
   return Dataset(
     source=_Records(source, numbers),
     class_names=tuple(builder.info.features["labels"].feature.names),

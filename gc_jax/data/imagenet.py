@@ -107,7 +107,7 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
 
   def _train_shards(self, boxes):
     wnids, num_train = self.synsets.wnids, self.synsets.num_train
-    archives = files.class_archives(self.archive)
+    archives = files.class_archives(self.archive, self.archive_counts)
     unknown = sorted(archives.keys() - set(wnids))
     missing = sorted(set(wnids) - archives.keys())
     if unknown or missing:
@@ -123,7 +123,8 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     def examples(group):
       for wnid in group:
         count = 0
-        for name, image in files.read_class(self.archive, archives[wnid]):
+        pictures = files.read_class(self.archive, archives[wnid], self.counts)
+        for name, image in pictures:
           yield self._example(name, image, wnid, boxes)
           count += 1
         if num_train:
@@ -133,7 +134,7 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     return [functools.partial(examples, group.tolist()) for group in groups]
 
   def _validation_shards(self, boxes):
-    members = files.validation_members(self.archive)
+    members = files.validation_members(self.archive, self.archive_counts)
     wanted = self.num_examples()
     if wanted:
       files.check_count(self.archive, "it", len(members), wanted)
@@ -155,8 +156,9 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
 
     Without the kit it is that of the first box: every picture has one.
     """
+    stem = name.rpartition(".")[0]
     if self.synsets.validation:
-      number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+      number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", stem)
       at = int(number[1]) if number else 0
       if not 1 <= at <= len(self.synsets.validation):
         raise ValueError(
@@ -164,7 +166,7 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
           f"{len(self.synsets.validation)}; it holds {name}."
         )
       return self.synsets.validation[at - 1]
-    first = boxes.get(name.removesuffix(".JPEG"))
+    first = boxes.get(stem)
     if not first or first[0].wnid not in self.synsets.wnids:
       raise ValueError(
         f"The class of {name} must be known: {files.DEVKIT} tells it, or "
@@ -191,6 +193,8 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
     ]
     if len(known) < len(objects):
       self.counts["boxes left out: unknown class"] += len(objects) - len(known)
+    if known:
+      self.counts["boxes used"] += len(known)
     return name, {
       "image": image,
       "file_name": name,
@@ -284,15 +288,14 @@ def load(
   )
   shards.read_facts(final, sources(path, base) if given else {})
   builder = tfds.builder_from_directory(final)
+  parts = list(shards.positions(builder, split))
   source = builder.as_data_source(base, decoders=records.decoders(masks=False))
   order = np.arange(len(source), dtype=np.int32)
   if base == "train":
     order = np.random.default_rng(_ORDER_SEED).permutation(order)
-  parts = [
-    order[part.start : part.stop] for part in shards.positions(builder, split)
-  ]
+  numbers = np.concatenate([order[part.start : part.stop] for part in parts])
   return Dataset(
-    source=shards.Reordered(source, np.concatenate(parts)),
+    source=shards.Reordered(source, numbers),
     class_names=tuple(builder.info.features["labels"].feature.names),
     multi_label=False,
     max_classes_per_image=1,

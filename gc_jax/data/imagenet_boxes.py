@@ -3,8 +3,9 @@
 import collections
 import dataclasses
 import pathlib
-from xml.etree import ElementTree
+import posixpath
 
+from gc_jax.data import boxes, folder_files, voc_xml
 from gc_jax.data.imagenet_files import damaged, opened
 
 ARCHIVES = {
@@ -29,30 +30,54 @@ def read_boxes(
 
   Args:
     path: the archive; how its folders are called does not matter.
-    counts: of boxes clipped or left out; added to.
+    counts: of boxes read, clipped or left out; added to.
 
   Returns:
     Stem of the picture ("ILSVRC2012_val_00000001") to its objects. Training
     boxes take about 0.3 GB.
 
   Raises:
-    ValueError: if a file cannot be understood.
+    ValueError: if a file cannot be understood, there is none, or all boxes
+      are fractions.
   """
-  boxes: dict[str, list[Box]] = {}
+  found: dict[str, list[Box]] = {}
+  others = []
+  fractions = boxes.Fractions()
   with opened(path) as tar:
     for member in tar:
-      stem, _, ending = member.name.rsplit("/", 1)[-1].rpartition(".")
-      if not member.isfile() or ending != "xml":
+      name = member.name.rsplit("/", 1)[-1]
+      stem, ending = posixpath.splitext(name)
+      tar.members = []  # tarfile remembers every member otherwise
+      if not member.isfile() or name.startswith("."):
         continue
-      if stem in boxes:
+      if ending.lower() != ".xml":
+        others.append(name)
+        continue
+      if stem in found:
         counts["annotations left out: second of a picture"] += 1
         continue
       try:
-        boxes[stem] = parse_boxes(tar.extractfile(member).read(), counts)
-      except (ElementTree.ParseError, ValueError, TypeError) as error:
+        content = voc_xml.read(tar.extractfile(member).read())
+        found[stem] = _boxes(content, counts)
+      except ValueError as error:
         raise damaged(path, f"{member.name}: {error}") from error
-      tar.members = []  # tarfile remembers every member otherwise
-  return boxes
+      counts["boxes read"] += len(content.objects)
+      for item in content.objects:
+        xmin, ymin, xmax, ymax = item.corners
+        fractions.add(
+          f"{member.name}, {item.where}",
+          item.corners,
+          (xmin - 1, ymin - 1, xmax, ymax),
+        )
+  if not found:
+    held = folder_files.endings(others) or "nothing"
+    raise ValueError(
+      f"{path} must hold an .xml file for each picture, and holds none: it "
+      f"holds {held}. Take the official archive, or go on without one."
+    )
+  if wrong := str(fractions):
+    raise ValueError(f"{path}: {wrong}.")
+  return found
 
 
 def parse_boxes(xml: bytes, counts: collections.Counter[str]) -> list[Box]:
@@ -61,18 +86,24 @@ def parse_boxes(xml: bytes, counts: collections.Counter[str]) -> list[Box]:
   Corners are pixels counted from 1, both inclusive: pixels min - 1 up to, not
   with, max. Some were drawn counting from 0, so that a 0 is no error. They
   relate to the size that the file tells, which need not be the picture's.
+
+  Raises:
+    ValueError: if it cannot be understood.
   """
-  root = ElementTree.fromstring(xml)
-  width = float(root.findtext("size/width"))
-  height = float(root.findtext("size/height"))
-  if min(width, height) <= 0:
-    raise ValueError(f"size must be positive, and is {width:g}x{height:g}")
-  boxes = []
-  for node in root.findall("object"):
-    xmin, ymin, xmax, ymax = (
-      float(node.findtext(f"bndbox/{corner}"))
-      for corner in ("xmin", "ymin", "xmax", "ymax")
-    )
+  return _boxes(voc_xml.read(xml), counts)
+
+
+def _boxes(
+  content: voc_xml.Content, counts: collections.Counter[str]
+) -> list[Box]:
+  if content.problems:
+    raise ValueError(content.problems[0])
+  if content.size is None:
+    raise ValueError("its size must be positive, and is not known")
+  width, height = content.size
+  found = []
+  for item in content.objects:
+    xmin, ymin, xmax, ymax = item.corners
     if xmin > xmax or ymin > ymax:
       counts["boxes left out: inverted"] += 1
       continue
@@ -83,11 +114,11 @@ def parse_boxes(xml: bytes, counts: collections.Counter[str]) -> list[Box]:
       continue
     if min(xmin, ymin) < 0 or xmax > width or ymax > height:
       counts["boxes clipped to the picture"] += 1
-    boxes.append(
+    found.append(
       Box(
-        wnid=node.findtext("name").strip(),
+        wnid=item.name,
         bbox=(top / height, left / width, bottom / height, right / width),
-        difficult=(node.findtext("difficult") or "0").strip() == "1",
+        difficult=item.difficult,
       )
     )
-  return boxes
+  return found

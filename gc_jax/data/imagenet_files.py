@@ -6,14 +6,24 @@ import dataclasses
 import io
 import itertools
 import pathlib
+import posixpath
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
+
+import numpy as np
+
+from gc_jax.data import decode, folder_files, tables
+from gc_jax.data.dataset import clipped
 
 TRAIN = "ILSVRC2012_img_train.tar"
 VALIDATION = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SYNSET_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt")
+_META = "meta.mat"  # these two of the kit, in data/
+_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 # Of the whole data. Fewer classes are a subset of somebody's; all classes with
 # fewer images are a damaged copy.
 NUM_CLASSES = 1_000
@@ -68,7 +78,7 @@ def opened(path: pathlib.Path, mode: str = "r") -> Iterator[tarfile.TarFile]:
   try:
     with tarfile.open(path, mode) as tar:
       yield tar
-  except (tarfile.TarError, EOFError, OSError) as error:
+  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
     if isinstance(error, OSError) and error.errno:
       raise  # the disk's trouble, not the archive's
     raise damaged(path, f"reading it ends with: {error}") from error
@@ -98,49 +108,73 @@ def load_synsets(folder: pathlib.Path) -> Synsets:
 
 
 def _read_devkit(path: pathlib.Path) -> Synsets:
-  import scipy.io
-
   files = {}
   with opened(path) as tar:
     for member in tar:
-      name = member.name.rsplit("/", 1)[-1]
-      if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
-        files[name] = tar.extractfile(member).read()
-  for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
+      if member.isfile() and _name(member) in (_META, _TRUTH):
+        files[_name(member)] = tar.extractfile(member).read()
+  for name in (_META, _TRUTH):
     if name not in files:
       raise damaged(path, f"it has no data/{name}")
-  table = scipy.io.loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)
-  # Inner nodes of WordNet stand behind the classes; they have children.
-  rows = [row for row in table["synsets"] if not row["num_children"]]
-  wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
-  truth = files["ILSVRC2012_validation_ground_truth.txt"].split()
-  unknown = {int(number) for number in truth} - wnid_of.keys()
-  if unknown:
-    raise damaged(path, f"no class has ILSVRC2012_ID {min(unknown)}")
-  return _synsets(
-    {str(row["WNID"]): str(row["words"]) for row in rows},
-    {str(row["WNID"]): int(row["num_train_images"]) for row in rows},
-    tuple(wnid_of[int(number)] for number in truth),
-  )
+  try:
+    rows = _leaves(files[_META])
+    wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
+    words = {str(row["WNID"]): str(row["words"]) for row in rows}
+    num_train = {str(r["WNID"]): int(r["num_train_images"]) for r in rows}
+  except Exception as error:  # scipy raises whatever it meets
+    raise damaged(
+      path,
+      f"its data/{_META} cannot be read ({type(error).__name__}: {error})",
+    ) from error
+  validation = []
+  truth = files[_TRUTH].decode("utf-8-sig", "backslashreplace")
+  for line, text in enumerate(truth.splitlines(), 1):
+    number = text.strip()
+    if number and not re.fullmatch("[0-9]{1,9}", number):
+      raise damaged(
+        path,
+        f"its data/{_TRUTH}, line {line}, must be the ILSVRC2012_ID of a "
+        f"class, and is {number[:20]!r}",
+      )
+    if number and int(number) not in wnid_of:
+      raise damaged(path, f"no class has ILSVRC2012_ID {int(number)}")
+    if number:
+      validation.append(wnid_of[int(number)])
+  return _synsets(path, words, num_train, tuple(validation))
+
+
+def _leaves(meta: bytes) -> list[np.void]:
+  """Returns the rows of the kit's table that are classes.
+
+  Inner nodes of WordNet stand behind them; they have children.
+  """
+  import scipy.io
+
+  table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+  return [row for row in np.atleast_1d(table) if not row["num_children"]]
 
 
 def _read_list(path: pathlib.Path) -> Synsets:
   words = {}
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    wnid, _, text = line.strip().partition(" ")
+  for number, line in enumerate(tables.read_text(path).splitlines(), 1):
+    wnid, _, text = line.strip().replace("\t", " ").partition(" ")
     if not wnid:
       continue
-    if not (wnid[:1] == "n" and wnid[1:].isdigit()) or wnid in words:
+    if not re.fullmatch(r"n[0-9]+", wnid) or wnid in words:
       raise ValueError(
         f"{path}:{number} must be a new wnid and its words, such as "
-        f"'n01440764 tench, Tinca tinca'; it is {line!r}."
+        f"'n01440764 tench, Tinca tinca'; it is {clipped(line)!r}."
       )
     words[wnid] = text.strip() or wnid
-  return _synsets(words, {}, ())
+  return _synsets(path, words, {}, ())
 
 
-def _synsets(words, num_train, validation) -> Synsets:
+def _synsets(path, words, num_train, validation) -> Synsets:
   wnids = tuple(sorted(words))
+  if len(wnids) < 2:
+    raise ValueError(
+      f"{path} must name at least two classes, and names {len(wnids)}."
+    )
   return Synsets(
     wnids=wnids,
     names=readable_names([words[wnid] for wnid in wnids], wnids),
@@ -166,66 +200,145 @@ def readable_names(
   )
 
 
-def class_archives(path: pathlib.Path) -> dict[str, tarfile.TarInfo]:
+def class_archives(
+  path: pathlib.Path, counts: collections.Counter[str]
+) -> dict[str, tarfile.TarInfo]:
   """Returns where in the training archive each class's archive is.
 
+  Args:
+    path: of the training archive.
+    counts: of other files in it; added to.
+
   Raises:
-    ValueError: if the archive is damaged, or a class occurs twice.
+    ValueError: if the archive is damaged or holds none, or a class occurs
+      twice.
   """
+  found, others = {}, []
   with opened(path, "r:") as tar:
-    found = {}
-    for member in tar:
-      if not member.name.endswith(".tar"):
-        continue
-      wnid = member.name.rsplit("/", 1)[-1].removesuffix(".tar")
-      if wnid in found:
+    for member in _files(path, tar):
+      wnid, ending = posixpath.splitext(_name(member))
+      if ending.lower() != ".tar":
+        others.append(_name(member))
+      elif wnid in found:
         raise damaged(path, f"{wnid}.tar occurs twice")
-      found[wnid] = member
+      else:
+        found[wnid] = member
+  if not found:
+    raise ValueError(
+      f"{path} must hold an archive for each class, such as n01440764.tar, and "
+      f"holds none: {_held(others)}. {_WHERE}"
+    )
+  _count_others(others, counts)
   return found
 
 
 def read_class(
-  path: pathlib.Path, member: tarfile.TarInfo
+  path: pathlib.Path,
+  member: tarfile.TarInfo,
+  counts: collections.Counter[str],
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields (file name, bytes) of one class of the training archive."""
+  """Yields (file name, bytes) of one class of the training archive.
+
+  Args:
+    path: of the training archive.
+    member: the class's archive in it.
+    counts: of other files in that; added to.
+
+  Raises:
+    ValueError: if it is damaged or holds no picture, or a picture occurs
+      twice.
+  """
+  seen, others = set(), []
   with opened(path, "r:") as outer:
     file = outer.extractfile(member)
     with tarfile.open(fileobj=file, mode="r:") as tar:
-      yield from _pictures(path, tar)
+      for picture in _files(path, tar):
+        name = _name(picture)
+        if not _is_picture(name):
+          others.append(name)
+          continue
+        if name in seen:
+          raise damaged(path, f"{name} occurs twice")
+        seen.add(name)
+        yield name, tar.extractfile(picture).read()
+  if not seen:
+    raise _no_picture(f"{_name(member)} in {path}", others)
+  _count_others(others, counts)
 
 
-def _pictures(
+def _files(
   path: pathlib.Path, tar: tarfile.TarFile
-) -> Iterator[tuple[str, bytes]]:
-  seen = set()
-  for member in tar:
-    name = member.name.rsplit("/", 1)[-1]
-    if not _is_picture(member):
-      continue
-    if name in seen:
-      raise damaged(path, f"{name} occurs twice")
-    seen.add(name)
-    yield name, tar.extractfile(member).read()
-
-
-def _is_picture(member: tarfile.TarInfo) -> bool:
-  """Leaves out folders, and what macOS adds to archives made there."""
-  name = member.name.rsplit("/", 1)[-1]
-  return member.isfile() and name.endswith(".JPEG") and name[0] != "."
-
-
-def validation_members(path: pathlib.Path) -> list[tarfile.TarInfo]:
-  """Returns the pictures of the validation archive, by name.
+) -> Iterator[tarfile.TarInfo]:
+  """Yields the files of an archive, but what macOS adds to those made there.
 
   Raises:
-    ValueError: if the archive is damaged, or a name occurs twice.
+    ValueError: if something else than a file follows one: tarfile itself
+      would take it for the end.
   """
+  for member in tar:
+    if member.isfile() and not _name(member).startswith("."):
+      yield member
+  tar.fileobj.seek(tar.offset)
+  if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    raise damaged(path, f"byte {tar.offset:,} starts no file")
+
+
+def _name(member: tarfile.TarInfo) -> str:
+  return member.name.rsplit("/", 1)[-1]
+
+
+def _is_picture(name: str) -> bool:
+  return posixpath.splitext(name)[1].lower() in decode.SUFFIXES
+
+
+def _no_picture(what: str, others: Sequence[str]) -> ValueError:
+  return ValueError(
+    f"{what} must hold pictures ({', '.join(decode.SUFFIXES)}), and holds "
+    f"none: {_held(others)}. {_WHERE}"
+  )
+
+
+def _held(others: Sequence[str]) -> str:
+  if not others:
+    return "it is empty"
+  return f"it has {len(others):,} other files ({folder_files.endings(others)})"
+
+
+def _count_others(
+  others: Sequence[str], counts: collections.Counter[str]
+) -> None:
+  for name in others:
+    ending = posixpath.splitext(name)[1].lower() or "no ending"
+    counts[f"files passed over ({ending})"] += 1
+
+
+def validation_members(
+  path: pathlib.Path, counts: collections.Counter[str]
+) -> list[tarfile.TarInfo]:
+  """Returns the pictures of the validation archive, by name.
+
+  Args:
+    path: of the archive.
+    counts: of other files in it; added to.
+
+  Raises:
+    ValueError: if the archive is damaged or holds no picture, or a name occurs
+      twice.
+  """
+  members, others = [], []
   with opened(path, "r:") as tar:
-    members = [member for member in tar if _is_picture(member)]
-  members.sort(key=lambda member: member.name)
+    for member in _files(path, tar):
+      if _is_picture(_name(member)):
+        members.append(member)
+      else:
+        others.append(_name(member))
+  if not members:
+    raise _no_picture(str(path), others)
+  members.sort(key=_name)
   for a, b in itertools.pairwise(members):
-    if a.name == b.name:
-      raise damaged(path, f"{a.name} occurs twice")
+    if _name(a) == _name(b):
+      raise damaged(path, f"{_name(a)} occurs twice")
+  _count_others(others, counts)
   return members
 
 
@@ -236,7 +349,7 @@ def read_members(
   with opened(path, "r:") as tar:
     for member in members:
       file: IO[bytes] = tar.extractfile(member)
-      yield member.name.rsplit("/", 1)[-1], file.read()
+      yield _name(member), file.read()
 
 
 def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:

@@ -148,6 +148,13 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
   for finished in done:
     counts.update(finished["counts"])
   lengths = [finished["num_examples"] for finished in done]
+  if not sum(lengths):
+    shutil.rmtree(parts)
+    raise ValueError(
+      f"{builder.name}/{split} must have images, and the archives have none "
+      f"({', '.join(builder.sources())}); see that they are those that "
+      "--config.data.path should hold."
+    )
   wanted = builder.num_examples()
   if wanted is not None and sum(lengths) != wanted:
     raise ValueError(
@@ -277,8 +284,14 @@ def positions(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[range]:
     split: in the notation of TFDS, of one split: "train[99%:]+train[:10]".
 
   Raises:
-    ValueError: if it is not understood, or names more than one split.
+    ValueError: if it is not understood, or names more than one split; or if
+      the split has no examples.
   """
+  if not any(info.num_examples for info in builder.info.splits.values()):
+    raise ValueError(
+      f"{builder.data_path} must hold prepared images and holds none; remove "
+      "it, so that it is made anew."
+    )
   try:
     spec = tfds.core.ReadInstruction.from_spec(split)
     parts = spec.to_absolute(builder.info.splits)

@@ -298,6 +298,10 @@ def test_many_problems_are_told_one_a_line():
   assert len(content.problems) == content.num_left_out == 1_000
 
 
+FIELDS = (
+  *("id", "file_name", "name", "width", "height", "image_id"),
+  *("category_id", "bbox", "segmentation"),
+)
 VALUES = st.one_of(
   st.none(),
   st.booleans(),
@@ -315,8 +319,17 @@ VALUES = st.one_of(
       st.sampled_from(["images", "categories", "annotations"]),
       st.integers(0, 1),
       st.sampled_from(
-        "id file_name name width height image_id category_id bbox "
-        "segmentation".split()
+        [
+          "id",
+          "file_name",
+          "name",
+          "width",
+          "height",
+          "image_id",
+          "category_id",
+          "bbox",
+          "segmentation",
+        ]
       ),
       VALUES,
     ),

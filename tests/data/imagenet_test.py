@@ -374,6 +374,186 @@ def test_files_that_are_no_pictures_are_passed_over(
   assert digest(dataset) == digest(whole)
 
 
+def renamed(name, ending):
+  return name.removesuffix(".JPEG") + ending
+
+
+@pytest.mark.parametrize(
+  "endings", [(".jpg",), (".JPG", ".jpeg", ".JPEG", ".png")]
+)
+@pytest.mark.parametrize("split", imagenet.SPLITS)
+def test_pictures_are_known_by_any_ending_in_any_case(
+  folder, built, tmp_path, split, endings
+):
+  """A subset's own archive is often made of .jpg files."""
+
+  def change(entries):
+    return [
+      (renamed(name, endings[i % len(endings)]), data)
+      for i, (name, data) in enumerate(entries)
+    ]
+
+  if split == "train":
+    rewrite_train(folder, lambda _, entries: change(entries))
+  else:
+    path = folder / imagenet_files.VALIDATION
+    with tarfile.open(path) as tar:
+      entries = [(m.name, tar.extractfile(m).read()) for m in tar]
+    path.write_bytes(archives.tar_of(change(entries)))
+  dataset = imagenet.load(split, path=folder, data_dir=tmp_path)
+  wanted = {name[: -len(".JPEG")]: p for name, p in built[1][split].items()}
+  assert len(dataset.source) == len(wanted)
+  for record in dataset.source:
+    stem, _, ending = record["file_name"].decode().rpartition(".")
+    picture = wanted.pop(stem)
+    assert f".{ending}" in endings
+    assert record["image"] == picture.image
+    assert [int(k) for k in record["labels"]] == [picture.label]
+    check_objects(record["objects"], picture)
+
+
+def as_a_subset(folder):
+  """Takes the counts of the kit away: a list of synsets is left."""
+  (folder / imagenet_files.DEVKIT).unlink()
+  lines = [f"{s.wnid} {s.words}\n" for s in archives.SYNSETS if not s.children]
+  (folder / "LOC_synset_mapping.txt").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("with_kit", [True, False])
+def test_a_class_without_pictures_says_what_it_holds(
+  folder, tmp_path, with_kit
+):
+  if not with_kit:
+    as_a_subset(folder)
+
+  def change(wnid, entries):
+    if wnid != "n02012849":
+      return entries
+    return [("notes.txt", b""), *((f"{n}.TXT", b"") for n, _ in entries)]
+
+  whole = (folder / imagenet_files.TRAIN).read_bytes()
+  rewrite_train(folder, change)
+  message = refused(folder, tmp_path)
+  assert "n02012849.tar in " in message
+  assert "holds none: it has 11 other files (.txt 11)" in message
+  (folder / imagenet_files.TRAIN).write_bytes(whole)
+  dataset = imagenet.load("train", path=folder, data_dir=tmp_path / "tfds")
+  assert len(dataset.source) == sum(archives.NUM_TRAIN.values())
+
+
+@pytest.mark.parametrize("with_kit", [True, False])
+@pytest.mark.parametrize(
+  ("entries", "message"),
+  [
+    ([], r"img_train.tar must hold an archive for each .*: it is empty"),
+    (
+      [("n01440764/a.jpg", b"a"), ("n01440764/b.jpg", b"b"), ("c", b"c")],
+      r"img_train.tar must hold an archive for each class, .* and holds none: "
+      r"it has 3 other files \(.jpg 2, no ending 1\)",
+    ),
+    (
+      [("n01440764.tar.gz", b"a")],
+      r"an archive for each class, .*: it has 1 other files \(.gz 1\)",
+    ),
+    (
+      [(f"{wnid}.tar", archives.tar_of([])) for wnid in archives.CLASSES],
+      r"n01440764.tar in .* must hold pictures .* and holds none: it is empty",
+    ),
+    (
+      [
+        (f"{w}.tar", archives.tar_of([(f"{w}.tar", archives.tar_of([]))]))
+        for w in archives.CLASSES
+      ],
+      r"n01440764.tar in .* holds none: it has 1 other files \(.tar 1\)",
+    ),
+    (
+      [(f"{wnid}.tar", b"no archive" * 60) for wnid in archives.CLASSES],
+      r"img_train.tar must be the whole official archive and is damaged",
+    ),
+  ],
+)
+def test_a_training_archive_without_pictures_says_what_it_holds(
+  folder, tmp_path, entries, message, with_kit
+):
+  if not with_kit:
+    as_a_subset(folder)
+  (folder / imagenet_files.TRAIN).write_bytes(archives.tar_of(entries))
+  refusal = refused(folder, tmp_path)
+  assert re.search(message, refusal), refusal
+
+
+@pytest.mark.parametrize(
+  ("entries", "held"),
+  [
+    ([], "it is empty"),
+    ([("a.txt", b"a"), ("b.TXT", b"b")], r"it has 2 other files \(.txt 2\)"),
+    ([("._ILSVRC2012_val_00000001.JPEG", b"of macOS")], "it is empty"),
+  ],
+)
+def test_a_validation_archive_without_pictures_says_what_it_holds(
+  folder, tmp_path, entries, held
+):
+  as_a_subset(folder)
+  (folder / imagenet_files.VALIDATION).write_bytes(archives.tar_of(entries))
+  message = refused(folder, tmp_path, "validation")
+  assert re.search(f"img_val.tar must hold pictures .*none: {held}", message)
+
+
+def test_other_files_of_archives_are_counted(folder, tmp_path, capsys):
+  rewrite_train(folder, lambda _, entries: [("a.txt", b""), *entries])
+  with tarfile.open(folder / imagenet_files.TRAIN, "a") as tar:
+    archives.add(tar, "._n01440764.tar", b"of macOS")
+    archives.add(tar, "README", b"text")
+  dataset = imagenet.load("train", path=folder, data_dir=tmp_path)
+  said = capsys.readouterr().err
+  assert "4 files passed over (.txt)" in said
+  assert "1 files passed over (no ending)" in said
+  assert len(dataset.source) == sum(archives.NUM_TRAIN.values())
+
+
+@pytest.mark.parametrize("split", imagenet.SPLITS)
+def test_a_damaged_header_does_not_end_an_archive(folder, tmp_path, split):
+  """Python takes it for the end, and the pictures behind it for nothing."""
+  as_a_subset(folder)
+  name = imagenet_files.TRAIN if split == "train" else imagenet_files.VALIDATION
+  with tarfile.open(folder / name) as tar:
+    start = tar.getmembers()[2].offset
+  if split == "train":
+    start += 512 + 512  # within the class's archive: its first picture's data
+    with tarfile.open(folder / name) as tar:
+      member = tar.getmembers()[2]
+      with tarfile.open(fileobj=tar.extractfile(member)) as inner:
+        start = member.offset_data + inner.getmembers()[3].offset
+  content = bytearray((folder / name).read_bytes())
+  content[start : start + 512] = b"damaged!" * 64
+  (folder / name).write_bytes(content)
+  message = refused(folder, tmp_path, split)
+  assert re.search(rf"{name} must be the whole .* starts no file", message)
+
+
+def test_every_box_is_used_or_counted(folder, tmp_path, capsys):
+  name, size = "ILSVRC2012_val_00000001", (80, 60)
+  said = [
+    ("n01440764", (5, 5, 900, 20), 0),
+    ("n01440764", (50, 5, 40, 10), 0),
+    ("n00015388", (1, 1, 20, 20), 0),
+    ("n01440764", (90, 1, 95, 20), 0),
+    ("n01440764", (1, 1, 9, 20), 0),
+  ]
+  archives.write_boxes(
+    folder / imagenet_boxes.ARCHIVES["validation"],
+    [(f"val/{name}.xml", archives.xml(name, size, said))],
+  )
+  dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
+  told = capsys.readouterr().err
+  counted = {what: int(n) for n, what in re.findall(r"; (\d+) ([^;\n]*)", told)}
+  assert counted["boxes read"] == 5
+  assert counted["boxes used"] == 2
+  assert sum(len(r["objects"]["label"]) for r in dataset.source) == 2
+  left_out = [n for what, n in counted.items() if "boxes left out" in what]
+  assert sum(left_out) == 3
+
+
 def test_ground_truth_must_fit_the_pictures(folder, tmp_path):
   archives.write_devkit(folder, [1] * 13)
   message = refused(folder, tmp_path, "validation")
@@ -382,6 +562,76 @@ def test_ground_truth_must_fit_the_pictures(folder, tmp_path):
   archives.write_devkit(folder, [1, 1_001] * 6)
   message = refused(folder, tmp_path, "validation")
   assert "no class has ILSVRC2012_ID 1001" in message
+
+
+@pytest.mark.parametrize(
+  ("truth", "message"),
+  [
+    (["x"], r"ground_truth.txt, line 1, must be the ILSVRC2012_ID .* is 'x'"),
+    ([1, "-2"], r"line 2, must be the ILSVRC2012_ID of a class, and is '-2'"),
+    ([1, 2.5], r"line 2, must be the ILSVRC2012_ID of a class, and is '2.5'"),
+    ([1, "é"], r"line 2, must be the ILSVRC2012_ID of a class"),
+    ([0], r"no class has ILSVRC2012_ID 0"),
+  ],
+)
+def test_ground_truth_that_is_no_number_is_named(
+  folder, tmp_path, truth, message
+):
+  archives.write_devkit(folder, truth)
+  refusal = refused(folder, tmp_path, "validation")
+  assert "devkit_t12.tar.gz must be the whole" in refusal
+  assert re.search(message, refusal), refusal
+
+
+@pytest.mark.parametrize("meta", [b"", b"text", b"\0" * 300, None])
+def test_a_table_of_the_kit_that_cannot_be_read_is_named(
+  folder, tmp_path, meta
+):
+  import scipy.io
+
+  if meta is None:
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"something": np.zeros(3)})
+    meta = buffer.getvalue()
+  with tarfile.open(folder / imagenet_files.DEVKIT, "w:gz") as tar:
+    archives.add(tar, "kit/data/meta.mat", meta)
+    name = "kit/data/ILSVRC2012_validation_ground_truth.txt"
+    archives.add(tar, name, b"1\n")
+  refusal = refused(folder, tmp_path)
+  assert "devkit_t12.tar.gz must be the whole" in refusal
+  assert "its data/meta.mat cannot be read" in refusal
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("between", [" ", "\t"])
+def test_a_list_of_synsets_is_read_as_editors_save_it(
+  tmp_path, encoding, between
+):
+  lines = ["n00000002", "dog, Hund\r\nn00000001", "café\r\n"]
+  path = tmp_path / "synset_words.txt"
+  path.write_bytes(between.join(lines).encode(encoding))
+  synsets = imagenet_files.load_synsets(tmp_path)
+  assert synsets.wnids == ("n00000001", "n00000002")
+  assert synsets.names == ("café", "dog")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", "synset_words.txt must name at least two classes, and names 0"),
+    (b"n1 a\n", "must name at least two classes, and names 1"),
+    (b"n1 a\nn1 b\n", "synset_words.txt:2 must be a new wnid"),
+    (b"n1 a\ncat b\n", "synset_words.txt:2 must be a new wnid"),
+    (b"n1,a\n", "synset_words.txt:1 must be a new wnid"),
+    (b"n1 a\nn2 caf\xe9\n", "synset_words.txt, line 2 must be UTF-8"),
+  ],
+)
+def test_a_list_of_synsets_that_cannot_be_read_is_named(
+  tmp_path, content, message
+):
+  (tmp_path / "synset_words.txt").write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    imagenet_files.load_synsets(tmp_path)
 
 
 def test_a_list_of_synsets_does_in_place_of_the_kit(folder, built, tmp_path):
@@ -483,8 +733,29 @@ def test_what_was_odd_is_told_once(folder, built, tmp_path, capsys):
   ("data", "message"),
   [
     (b"<annotation>", "no element found"),
+    (b"", "no element found"),
     (archives.xml("x", (0, 5), []), "size must be positive"),
+    (archives.xml("x", (0, 0), []), "size must be positive"),
+    (archives.xml("x", ("a", 5), []), "<width>: 'a' must be a number"),
     (b"<annotation/>", "val/x.xml"),
+    (b"<html>please log in</html>", "must be VOC's XML"),
+    (archives.xml("x", (9, 9), [("", (1, 1, 2, 2), 0)]), "name must be"),
+    (
+      archives.xml("x", (9, 9), [("n1", (1, "", 2, 2), 0)]),
+      "object 1: <ymin>: '' must be a number",
+    ),
+    (
+      archives.xml("x", (9, 9), [("n1", (1, 1, 2, 2), "maybe")]),
+      "object 1: difficult: 'maybe' must be",
+    ),
+    (
+      b'<!DOCTYPE a [<!ENTITY a "b">]><annotation/>',
+      "must not define entities",
+    ),
+    (
+      archives.xml("x", (90, 90), [("n1", (0.1, 0.1, 0.5, 0.5), 0)] * 2),
+      "all 2 boxes lie within 0 and 1, the first val/x.xml, object 1",
+    ),
   ],
 )
 def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
@@ -493,6 +764,35 @@ def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
   refusal = refused(folder, tmp_path, "validation")
   assert path.name in refusal
   assert message in refusal
+
+
+@pytest.mark.parametrize(
+  ("entries", "held"),
+  [
+    ([], "it holds nothing"),
+    ([("a.txt", b""), ("val/b.json", b"{}")], "it holds .json 1, .txt 1"),
+    ([("val/._x.xml", b"of macOS")], "it holds nothing"),
+  ],
+)
+def test_an_archive_of_boxes_without_any_says_what_it_holds(
+  folder, tmp_path, entries, held
+):
+  path = folder / imagenet_boxes.ARCHIVES["validation"]
+  archives.write_boxes(path, entries)
+  message = refused(folder, tmp_path, "validation")
+  assert f"{path} must hold an .xml file for each picture" in message
+  assert held in message
+
+
+def test_boxes_are_known_by_their_ending_in_any_case(tmp_path):
+  path = tmp_path / "boxes.tgz"
+  entry = archives.xml("x", (90, 90), [("n1", (1, 1, 50, 50), "True")])
+  hidden = ("._x.xml", b"of macOS")
+  archives.write_boxes(path, [hidden, ("a/X.XML", entry)])
+  counts = collections.Counter()
+  found = imagenet_boxes.read_boxes(path, counts)
+  assert found["X"][0].difficult
+  assert counts == {"boxes read": 1}
 
 
 def test_of_two_annotations_of_a_picture_the_first_counts(

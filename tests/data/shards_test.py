@@ -131,6 +131,39 @@ def test_fewer_examples_than_known_beforehand_are_an_error(final):
   assert not final.exists()
 
 
+def test_no_examples_are_an_error_and_nothing_is_kept(final, monkeypatch):
+  monkeypatch.setattr(
+    Numbers,
+    "_shard_iterators_per_split",
+    lambda self, _: {"train": [lambda: iter([]), lambda: iter([])]},
+  )
+  for _ in range(2):
+    with pytest.raises(
+      ValueError,
+      match=r"numbers/train must have images, .* have none \(numbers.txt\)",
+    ):
+      prepare(final, promised=None)
+    assert [p.name for p in final.parent.iterdir()] == [f".{final.name}.lock"]
+  monkeypatch.undo()
+  assert prepare(final) == [0, 3, 6]
+
+
+def test_a_prepared_set_without_examples_is_not_taken_for_one(
+  final, monkeypatch
+):
+  """Runs of before made them from archives that held nothing they knew."""
+  prepare(final)
+  for shard in final.glob("*.array_record*"):
+    shard.unlink()
+  info = final / "dataset_info.json"
+  text = info.read_text()
+  assert '"3"' in text
+  info.write_text(text.replace('"3"', '"0"'))
+  builder = tfds.builder_from_directory(final)
+  with pytest.raises(ValueError, match=r"holds none; remove it, so that"):
+    list(shards.positions(builder, "train"))
+
+
 def test_without_a_bar_progress_comes_in_lines(final, capsys, monkeypatch):
   monkeypatch.setattr(shards, "_SILENT_SECS", -1)
   prepare(final)
