@@ -185,7 +185,7 @@ def _rows(
   # Spreadsheets write a header as wide as the widest row, without a name where
   # there is none; the first without a name is the index of pandas.
   nameless = [i for i, name in enumerate(names) if i and not name]
-  for line, cells in _records(lines, separator):
+  for line, cells in _records(lines, separator, len(names)):
     if line <= header_line or not _is_filled(cells):
       continue
     if isinstance(cells, str):
@@ -215,12 +215,19 @@ def _rows(
 
 
 def _records(
-  lines: Sequence[str], separator: str
+  lines: Sequence[str], separator: str, width: int = 0
 ) -> Iterator[tuple[int, list[str] | str]]:
   """Yields (line, cells) of every record, or what is wrong with its line.
 
   A line with an odd number of quotation marks opens a cell that the next such
-  line closes. Behind a record that cannot be read, the next line is tried.
+  line closes. Behind a record that cannot be read, the next line is tried: so
+  it is behind one over several lines that has not `width` cells, as the two
+  marks then are two mistakes with good rows between them.
+
+  Args:
+    lines: of the file.
+    separator: of cells.
+    width: cells of the header; 0 = not known.
   """
   odd = [number for number, line in enumerate(lines) if line.count('"') % 2]
   closing = dict(itertools.pairwise([*odd, -1]))
@@ -228,7 +235,8 @@ def _records(
   while number < len(lines):
     last = closing.get(number, number)
     cells = _cells(lines[number : last + 1], separator) if last >= 0 else _OPEN
-    if isinstance(cells, str) and last > number:
+    swallows = last > number and width and len(cells) != width
+    if last > number and (swallows or isinstance(cells, str)):
       cells = f"{_OPEN}: the next one, in line {last + 1}, ends no cell"
     yield number + 1, cells
     number = number + 1 if isinstance(cells, str) else last + 1
