@@ -75,6 +75,8 @@ def evaluate(
   if files.is_evaluation(out):
     yield f"{out} holds this evaluation, finished; nothing to do."
     return
+  if loaded.multi_label != dataset.multi_label:
+    yield _outputs_note(loaded, dataset)
 
   with jax.set_mesh(mesh):
     model = parallel.on_all_devices(loaded.model, mesh)
@@ -165,6 +167,20 @@ def check_fits(
       f"and {dataset.class_names[k]!r} there. Evaluate it on the data it was "
       "trained on."
     )
+
+
+def _outputs_note(loaded: LoadedModel, dataset: Dataset) -> str:
+  """Says how a model is scored that says nothing of its outputs, or other."""
+  kinds = {
+    False: "one class a picture (softmax, top-1)",
+    True: "several classes a picture (sigmoid, above 50% is yes)",
+  }
+  said = kinds.get(loaded.multi_label)
+  return (
+    f"note: {loaded.source} "
+    + (f"is for {said}" if said else "does not say what its outputs are")
+    + f"; scored as the data has it: {kinds[dataset.multi_label]}"
+  )
 
 
 def _open(out: Path, identity: dict[str, Any]) -> None:

@@ -27,10 +27,10 @@ Written to --out, for every picture and method:
   NAME.METHOD.png    the picture at its own size, hot where the map is high
   NAME.METHOD.npy    the raw map: float32, cells of the feature grid, >= 0
 
-and explanations.json, an object for each: file, size, model, model_size,
-method, target, predicted (ids, with name and probability), map_shape,
-map_is_empty, overlay, map. Pictures of the same name get a number; a folder
-with earlier explanations is added to.
+and explanations.json, an object for each: file, size, model, outputs,
+model_size, method, target, predicted (ids, with name and probability),
+map_shape, map_is_empty, overlay, map. Pictures of the same name get a number; a
+folder with earlier explanations is added to.
 """
 _EPILOG = """\
 Pictures may have any size and colour mode, and are read as training and
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       args.images,
       model=args.workdir or args.checkpoint,
       arch=args.arch,
+      outputs=args.outputs,
       methods=args.method.split(","),
       target=args.target,
       out=args.out,
@@ -98,12 +99,19 @@ def _parser() -> argparse.ArgumentParser:
   source.add_argument(
     "--checkpoint",
     metavar="FILE",
-    help="PyTorch checkpoint: .pth, .pt, .pth.tar or .safetensors",
+    help="PyTorch checkpoint: .safetensors, .pth, .pth.tar, .ckpt or .bin; of "
+    "several files, their index or folder",
   )
   add(
     "--arch",
     metavar="NAME",
     help=f"of a --checkpoint that gc_jax did not export: {', '.join(MODELS)}",
+  )
+  add(
+    "--outputs",
+    metavar="softmax|sigmoid",
+    help="of a --checkpoint that does not say: softmax where a picture shows "
+    "one class, sigmoid where it may show several (default: softmax)",
   )
   add(
     "--method",

@@ -20,12 +20,14 @@ from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
 from gc_jax.data.dataset import listed, unknown_name_message
 from gc_jax.data.folder_files import normalized
-from gc_jax.report import explanations
+from gc_jax.report import explanations, files
 from gc_jax.report.explanations import Explanation
 from gc_jax.trained import LoadedModel
 
 MAX_SHAPES = 8
 _PREDICTED = "predicted"
+# How logits become probabilities: of one class a picture, or of several.
+_OUTPUTS = {"softmax": scipy.special.softmax, "sigmoid": scipy.special.expit}
 _SHOWN_NAMES = 20  # in a message
 
 
@@ -34,6 +36,7 @@ def explain_files(
   *,
   model: str,
   arch: str | None = None,
+  outputs: str | None = None,
   methods: Sequence[str] = ("gradcam_elementwise",),
   target: str = _PREDICTED,
   out: str,
@@ -48,6 +51,8 @@ def explain_files(
     names: picture files, and folders of them.
     model: a run's workdir, or a PyTorch checkpoint.
     arch: the architecture in a PyTorch checkpoint.
+    outputs: "softmax" where a picture shows one class, "sigmoid" where it may
+      show several; None for what the file says, softmax where it does not.
     methods: keys of `METHODS`.
     target: the class to explain: "predicted", a class's name, or its id.
     out: folder to write to.
@@ -67,16 +72,19 @@ def explain_files(
   for method in methods:
     if method not in METHODS:
       raise ValueError(unknown_name_message("--method", method, METHODS))
+  if outputs not in (None, *_OUTPUTS):
+    raise ValueError(unknown_name_message("--outputs", outputs, _OUTPUTS))
   _at_least("--batch_size", batch_size, 1)
   _at_least("--max_shapes", max_shapes, 1)
   _at_least("--size", 0 if size is None else size, 0)
   paths = image_files.find(names)
-  outputs = explanations.output_names(paths, methods)
+  written_names = explanations.output_names(paths, methods)
+  folder = files.as_path(out)
   earlier = explanations.open_folder(
-    Path(out),
+    folder,
     [
       name
-      for by_method in outputs
+      for by_method in written_names
       for pair in by_method.values()
       for name in pair
     ],
@@ -86,6 +94,7 @@ def explain_files(
   sizes = _sizes(paths)
 
   loaded = trained.load_model(model, arch)
+  outputs, about_outputs = _outputs(loaded, outputs)
   shapes, multiple = image_files.model_sizes(
     sizes, loaded.image_size if size is None else size, max_shapes
   )
@@ -93,8 +102,8 @@ def explain_files(
   for height, width in dict.fromkeys(shapes):
     num_classes = inference.check_fits(loaded.model, height, width)
   target_id, remark = _target_id(target, loaded.class_names, num_classes)
-  if remark:
-    yield f"note: {remark}"
+  for note in filter(None, (about_outputs, remark)):
+    yield f"note: {note}"
   if multiple > 1:
     yield (
       f"note: sides are rounded to multiples of {multiple} pixels for the "
@@ -109,25 +118,26 @@ def explain_files(
     logits, cams = _explained(loaded, scaled, rows, target_id, methods)
     for row, (i, image) in enumerate(zip(indices, images, strict=True)):
       written[i] = []
-      for method, (overlay_name, map_name) in outputs[i].items():
+      for method, (overlay_name, map_name) in written_names[i].items():
         cam = cams[method][row]
         explanation = Explanation(
           file=str(paths[i]),
           size=image.shape[:2],
           model=loaded.source,
+          outputs=outputs,
           model_size=shapes[i],
           method=method,
-          **_classes(loaded, logits[row], target_id),
+          **_classes(loaded.class_names, logits[row], target_id, outputs),
           map_shape=cam.shape,
           map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
           overlay=overlay_name,
           map=map_name,
         )
-        explanations.write(Path(out), explanation, image, cam)
+        explanations.write(folder, explanation, image, cam)
         written[i].append(explanation)
-        yield _line(Path(out), explanation)
+        yield _line(folder, explanation)
   in_order = [e for i in range(len(paths)) for e in written[i]]
-  index = explanations.write_index(Path(out), earlier, in_order)
+  index = explanations.write_index(folder, earlier, in_order)
   yield f"wrote {index}: {len(in_order)} explanations"
 
 
@@ -237,15 +247,36 @@ def _explained(
   return logits, {k: np.asarray(v)[: len(images), 0] for k, v in cams.items()}
 
 
+def _outputs(loaded: LoadedModel, asked: str | None) -> tuple[str, str]:
+  """Returns what makes probabilities of logits, and a remark or "".
+
+  Raises:
+    ValueError: the user says other than the model's file.
+  """
+  if loaded.multi_label is None:
+    return asked or "softmax", "" if asked else (
+      f"{loaded.source} does not say whether its classes exclude each other; "
+      "taken to, by a softmax. Where a picture may show several, give "
+      "--outputs=sigmoid."
+    )
+  said = "sigmoid" if loaded.multi_label else "softmax"
+  if asked not in (None, said):
+    raise ValueError(
+      f"--outputs must be the model's own; {loaded.source} says {said!r}, and "
+      f"{asked!r} was asked for. Leave it out."
+    )
+  return said, ""
+
+
 def _classes(
-  loaded: LoadedModel, logits: Float[np.ndarray, "K"], target_id: int
+  class_names: Sequence[str],
+  logits: Float[np.ndarray, "K"],
+  target_id: int,
+  outputs: str,
 ) -> dict[str, Any]:
   """Returns what an `Explanation` says of the target and the prediction."""
   logits = logits.astype(np.float64)
-  if loaded.multi_label:
-    probabilities = scipy.special.expit(logits)
-  else:
-    probabilities = scipy.special.softmax(logits)
+  probabilities = _OUTPUTS[outputs](logits)
   predicted = int(logits.argmax())
   ids = {
     "target": predicted if target_id == inference.PREDICTED else target_id,
@@ -254,9 +285,7 @@ def _classes(
   fields: dict[str, Any] = {}
   for field, i in ids.items():
     fields[field] = i
-    fields[f"{field}_name"] = (
-      loaded.class_names[i] if loaded.class_names else None
-    )
+    fields[f"{field}_name"] = class_names[i] if class_names else None
     fields[f"{field}_probability"] = float(probabilities[i])
   return fields
 

@@ -46,10 +46,10 @@ def export_run(
       PyTorch's results are others.
     gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  workdir, out = Path(workdir), Path(out)
+  workdir, out = files.as_path(workdir), torch_io.on_disk(out)
   if not out.suffix:
     out = out.with_name(f"{out.name}.safetensors")
-  torch_io.check_suffix(out, torch_io.WRITTEN)
+  torch_io.check_suffix(out)
   if verify:
     torch_io.import_torch("To verify what is exported")
   beside = out.with_name(f"{out.name}.md")

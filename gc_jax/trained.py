@@ -27,7 +27,7 @@ class LoadedModel:
     name: of the architecture, a key of `MODELS`.
     class_names: what the classes are, in order; empty where unknown.
     multi_label: whether a picture may show several classes: a sigmoid for
-      each then, not one softmax.
+      each then, not one softmax. None where the file does not say.
     image_size: pixels of the shorter side it was trained on.
     source: where it is from, for people.
     consistency: whether it was trained with the consistency loss; None where
@@ -37,7 +37,7 @@ class LoadedModel:
   model: nnx.Module
   name: str
   class_names: tuple[str, ...]
-  multi_label: bool
+  multi_label: bool | None
   image_size: int
   source: str
   consistency: bool | None = None
@@ -48,8 +48,9 @@ def load(path: str | Path, arch: str | None = None) -> nnx.Module:
 
   Args:
     path: the workdir of a run, finished or not (its last checkpoint is read,
-      and nothing is changed there); or a PyTorch checkpoint, `.pth`, `.pt`,
-      `.pth.tar` or `.safetensors`.
+      and nothing is changed there); or a PyTorch checkpoint: `.safetensors`,
+      what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
+      one in several files, or the folder that one was downloaded to.
     arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
       knows its own, and so does a file that gc_jax exported.
 
@@ -65,13 +66,13 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
   path = files.as_path(path)
   if arch is not None and arch not in models.MODELS:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
-  if path.is_dir():
+  if _is_workdir(path):
     return _load_run(path, arch)
-  if path.suffix not in torch_io.SUFFIXES:
-    what = "is neither" if path.exists() else "does not exist"
+  if not path.exists() and path.suffix.lower() not in torch_io.SUFFIXES:
     raise ValueError(
-      "A model must be the workdir of a run, or a file that ends in "
-      f"{', '.join(torch_io.SUFFIXES)}; {path} {what}. Check the path."
+      "A model must be the workdir of a run, or a file of weights "
+      f"({', '.join(torch_io.SUFFIXES)}); {path} does not exist. Check the "
+      "path."
     )
   model, metadata = torch_io.load_model(path, arch)
   return LoadedModel(
@@ -99,9 +100,11 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
     gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   path = files.as_path(path)
-  if not path.is_dir():
-    tensors, _ = torch_io.read(path)
-    return torch_io.names.from_torch(name, tensors, str(path))
+  if not _is_workdir(path):
+    try:
+      return torch_io.load_initial(path, name)
+    except ValueError as error:
+      raise ValueError(f"--config.init_from: {error}") from error
   loaded = _load_run(path, None)
   if loaded.name.removesuffix("-gmp") != name.removesuffix("-gmp"):
     raise ValueError(
@@ -109,6 +112,13 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
       f"it trained {loaded.name!r}. Name that model, or another run."
     )
   return loaded.model
+
+
+def _is_workdir(path: files.AnyPath) -> bool:
+  """Returns whether a path is a run's folder, or is to be refused as one."""
+  return path.is_dir() and (
+    (path / checkpoint.FOLDER).exists() or torch_io.in_folder(path) is None
+  )
 
 
 def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:

@@ -13,7 +13,14 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax import data, evaluating, passes, saved_config, trained
+from gc_jax import (
+  data,
+  evaluating,
+  passes,
+  saved_config,
+  torch_io,
+  trained,
+)
 from gc_jax.attacks import EPSILONS
 from gc_jax.attribution import CONTROLS
 from gc_jax.report import evaluated as files
@@ -349,3 +356,27 @@ def test_a_model_of_other_classes_is_refused(smoke_run):
   fewer = dataclasses.replace(digits, class_names=names[:9])
   with pytest.raises(ValueError, match=r"'context_digits', 9; it has 10"):
     evaluating.check_fits(loaded, fewer, config)
+
+
+@pytest.mark.parametrize(
+  "stated, told",
+  [
+    (None, "does not say what its outputs are; scored as the data has it: one"),
+    (
+      True,
+      r"is for several classes a picture \(sigmoid, above 50% is yes\); s",
+    ),
+  ],
+)
+def test_a_model_for_other_outputs_than_the_datas_is_told_first(
+  smoke_run, tmp_path, stated, told
+):
+  model = trained.load_model(smoke_run)
+  path = tmp_path / "a.safetensors"
+  metadata = torch_io.Metadata(model.name, multi_label=stated)
+  torch_io.save_model(path, model.model, metadata)
+  lines = evaluating.evaluate(
+    settings(smoke_run), source=path, arch=None, methods=CHEAP,
+    out=tmp_path / "out",
+  )  # fmt: skip
+  assert re.match(rf"note: .*a\.safetensors {told}", next(lines))

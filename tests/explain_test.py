@@ -339,6 +339,100 @@ def test_a_file_of_pytorchs_is_explained_with_its_architecture(
   ) in done.err
 
 
+def of_lightning(path, num_classes=10):
+  """Writes a training checkpoint of a model within a module."""
+  model = models.create("resnet8-small", num_classes)
+  weights = torch_io.names.to_torch(model)
+  state_dict = {f"model.{k}": torch.from_numpy(v) for k, v in weights.items()}
+  content = {"state_dict": state_dict, "best": np.float64(91.5), "epoch": 3}
+  torch.save(content, path)
+  return model
+
+
+def test_a_training_checkpoint_is_explained_and_asked_for_its_outputs(
+  explain, photographs, tmp_path, caplog
+):
+  model = of_lightning(tmp_path / "last.ckpt")
+  picture = photographs / "microaneurysms.png"
+  flags = [
+    picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16",
+    "--arch=resnet8-small", "--target=4",
+  ]  # fmt: skip
+  pixels = image_files.resized(image_files.read(picture), 16, 16)
+  (logits,) = np.asarray(gc_jax.predict(model, pixels[None]), np.float64)
+  both = {
+    "softmax": np.exp(logits[4]) / np.exp(logits).sum(),
+    "sigmoid": 1 / (1 + np.exp(-logits[4])),
+  }
+  note = "last.ckpt does not say whether its classes exclude each other; taken"
+  for asked, outputs in [
+    ((), "softmax"),
+    (("--outputs=softmax",), "softmax"),
+    (("--outputs=sigmoid",), "sigmoid"),
+  ]:
+    out = tmp_path / f"out{len(asked)}{outputs}"
+    done = explain(*flags, *asked, f"--out={out}")
+    assert done.status == 0, done.err
+    (e,) = entries(out)
+    assert e["outputs"] == outputs
+    assert e["target_probability"] == pytest.approx(both[outputs], rel=1e-4)
+    assert (note in done.out) == (not asked)
+  assert "last.ckpt: 'model.' taken off its keys." in caplog.text
+
+
+def test_outputs_are_the_models_own_where_it_says_so(
+  refused, smoke_run, photographs, tmp_path
+):
+  picture, out = photographs / "rocket.jpg", f"--out={tmp_path / 'out'}"
+  told = refused(picture, out, f"--workdir={smoke_run}", "--outputs=sigmoid")
+  assert "says 'softmax', and 'sigmoid' was asked for. Leave it out." in told
+  path = tmp_path / "a.pth"
+  metadata = torch_io.Metadata("resnet8-small", multi_label=True)
+  torch_io.save_model(path, models.create("resnet8-small", 3), metadata)
+  told = refused(picture, out, f"--checkpoint={path}", "--outputs=softmax")
+  assert "says 'sigmoid', and 'softmax' was asked for. Leave it out." in told
+  told = refused(picture, out, f"--checkpoint={path}", "--outputs=sigmoyd")
+  assert "Unknown --outputs='sigmoyd'." in told and "'sigmoid'?" in told
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_model_of_one_output_is_refused(
+  refused, photographs, tmp_path, suffix
+):
+  path = tmp_path / f"one.{suffix}"
+  model = models.create("resnet8-small", 1)
+  torch_io.save_model(path, model, torch_io.Metadata("resnet8-small"))
+  told = refused(
+    photographs / "rocket.jpg", f"--checkpoint={path}",
+    f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert "must have an output for each class, two at least; it has one" in told
+
+
+@pytest.mark.parametrize("kind", ["float8", "sparse", "quantised", "integer"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_that_are_no_floats_are_refused_in_a_line(
+  refused, photographs, tmp_path, kind
+):
+  of_lightning(tmp_path / "a.pth")
+  content = torch.load(tmp_path / "a.pth", weights_only=False)
+  convert = {
+    "float8": lambda w: w.to(torch.float8_e4m3fn),
+    "sparse": lambda w: w.to_sparse(),
+    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
+    "integer": lambda w: w.to(torch.int8),
+  }[kind]
+  weights = content["state_dict"]
+  weights["model.fc.weight"] = convert(weights["model.fc.weight"])
+  torch.save(content, tmp_path / "a.pth")
+  told = refused(
+    photographs / "rocket.jpg", f"--checkpoint={tmp_path / 'a.pth'}",
+    "--arch=resnet8-small", f"--out={tmp_path / 'out'}",
+  )  # fmt: skip
+  assert "are of another dtype: model.fc.weight is " in told
+  assert len(told.splitlines()) == 1
+
+
 def test_a_model_of_nans_explains_nothing(explain, photographs, tmp_path):
   model = models.create("resnet8-small", 10)
   model.fc.bias[...] = model.fc.bias[...].at[3].set(np.nan)

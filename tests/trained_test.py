@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 import gc_jax
@@ -192,11 +193,70 @@ def test_an_exported_file_is_read_with_all_that_it_says(tmp_path, name):
 def test_a_file_of_another_kind_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"nothing\.pth .* there is none"):
     gc_jax.load(tmp_path / "nothing.pth", "resnet18")
-  (tmp_path / "model.onnx").write_bytes(b"")
+  (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
   with pytest.raises(
-    ValueError, match=r"ends in \.safetensors, .*onnx is neither"
+    ValueError, match=r"\(\.safetensors, \.pth.*model\.onnx is no such file"
   ):
     gc_jax.load(tmp_path / "model.onnx", "resnet18")
+  with pytest.raises(
+    ValueError, match=r"the workdir of a run, or a file of weights .* not exist"
+  ):
+    gc_jax.load(tmp_path / "runs", "resnet18")
+
+
+@pytest.fixture
+def in_a_module(tmp_path):
+  """A file of Lightning's, which says nothing of its outputs."""
+  weights = torch_io.names.to_torch(models.create("resnet8-small", 3))
+  state_dict = {f"model.{k}": torch.from_numpy(v) for k, v in weights.items()}
+  content = {"state_dict": state_dict, "epoch": 2, "loss": np.float64(0.5)}
+  torch.save(content, tmp_path / "last.ckpt")
+  return tmp_path / "last.ckpt", weights
+
+
+def test_a_file_that_does_not_say_what_its_outputs_are_leaves_it_open(
+  in_a_module,
+):
+  path, weights = in_a_module
+  loaded = trained.load_model(path, "resnet8-small")
+  assert loaded.multi_label is None and loaded.class_names == ()
+  held = torch_io.names.to_torch(loaded.model)
+  assert all(np.array_equal(held[key], weights[key]) for key in weights)
+
+
+def test_a_run_starts_from_a_file_however_it_lies(in_a_module, tmp_path):
+  path, weights = in_a_module
+  start = trained.initial_model(path, "resnet8-small-gmp")
+  held = torch_io.names.to_torch(start)
+  assert all(np.array_equal(held[key], weights[key]) for key in weights)
+  with pytest.raises(
+    ValueError, match=r"^--config\.init_from: .*last\.ckpt \(w"
+  ):
+    trained.initial_model(path, "resnet18")
+  path.write_text("<html>")
+  with pytest.raises(ValueError, match=r"^--config\.init_from: .* a web page"):
+    trained.initial_model(path, "resnet8-small")
+  with pytest.raises(
+    ValueError, match=r"^--config\.init_from: .* there is none"
+  ):
+    trained.initial_model(tmp_path / "no.pth", "resnet8-small")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_is_a_run_or_a_model_that_was_downloaded(
+  in_a_module, copied, tmp_path, name
+):
+  folder = tmp_path / "downloaded"
+  folder.mkdir()
+  in_a_module[0].rename(folder / name)  # its content tells what it is
+  (folder / "config.json").write_text('{"architectures": ["ResNet"]}')
+  loaded = trained.load_model(folder, "resnet8-small")
+  assert loaded.model.fc.kernel.shape == (64, 3)
+  start = trained.initial_model(folder, "resnet8-small")
+  assert start.fc.kernel.shape == (64, 3)
+  # Beside the checkpoints of a run it is an export.
+  shutil.copy(folder / name, copied)
+  assert trained.load_model(copied).name == "resnet8-small-gmp"
 
 
 def test_a_run_starts_from_another_of_its_architecture(smoke_run):

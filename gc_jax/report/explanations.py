@@ -22,12 +22,14 @@ class Explanation:
     file: the picture, as it was named.
     size: (height, width) of the picture, upright.
     model: where the model is from.
+    outputs: "softmax" where a picture shows one class, "sigmoid" where it may
+      show several, as the model's file says, or the user.
     model_size: (height, width) at which the model saw the picture.
     method: a key of `METHODS`.
     target: id of the class explained.
     target_name: of the class; None where the model names none, as below.
-    target_probability: what the model gives it: softmax over the classes, or
-      where a picture may show several, the class's own sigmoid.
+    target_probability: what the model gives it: the softmax over the classes,
+      or the class's own sigmoid, as `outputs` says.
     predicted: id of the class with the highest score.
     predicted_name: of that class.
     predicted_probability: as `target_probability`.
@@ -41,6 +43,7 @@ class Explanation:
   file: str
   size: tuple[int, int]
   model: str
+  outputs: str
   model_size: tuple[int, int]
   method: str
   target: int

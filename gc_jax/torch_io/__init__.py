@@ -2,26 +2,29 @@
 
 from gc_jax.torch_io import card, compare, names
 from gc_jax.torch_io.files import (
-  SUFFIXES,
-  WRITTEN,
   Metadata,
   check_suffix,
-  import_torch,
+  load_initial,
   load_model,
+  on_disk,
   read,
   save_model,
 )
+from gc_jax.torch_io.pickles import import_torch
+from gc_jax.torch_io.reading import SUFFIXES, in_folder
 
 __all__ = [
   "SUFFIXES",
-  "WRITTEN",
   "Metadata",
   "card",
   "check_suffix",
   "compare",
   "import_torch",
+  "in_folder",
+  "load_initial",
   "load_model",
   "names",
+  "on_disk",
   "read",
   "save_model",
 ]

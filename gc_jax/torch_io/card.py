@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gc_jax.models.layers import RGB_MEAN, RGB_STD
-from gc_jax.torch_io.files import SAFETENSORS, Metadata
+from gc_jax.torch_io.files import Metadata
+from gc_jax.torch_io.reading import SAFETENSORS
 
 # Results worth a line, where the run has them.
 _RESULTS = {

@@ -18,7 +18,7 @@ from gc_jax.attribution import METHODS
 from gc_jax.models.chain import POOL, Chain
 from gc_jax.models.resnet import ResNet
 from gc_jax.models.squeezenet import FIRST_NUMBER, SqueezeNet
-from gc_jax.torch_io import files
+from gc_jax.torch_io import files, pickles
 from gc_jax.types import Array
 
 # Both Grad-CAM variants, which differ by what averages the gradient.
@@ -44,7 +44,7 @@ def largest_differences(
   Raises:
     ValueError: PyTorch is not installed, or the file cannot be read.
   """
-  torch = files.import_torch(f"To verify {path}")
+  torch = pickles.import_torch(f"To verify {path}")
   weights = {
     key: torch.from_numpy(array.copy())  # what is read cannot be written to
     for key, array in files.read(path)[0].items()

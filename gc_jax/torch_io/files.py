@@ -1,21 +1,13 @@
-"""Weights in files: .safetensors, and PyTorch's own .pth.
+"""Models in files: .safetensors, and PyTorch's own .pth; read and written."""
 
-Reading never runs code: a pickle that holds more than tensors and plain values
-is refused by PyTorch's `weights_only`, before any of it is executed.
-"""
-
-import argparse
 import dataclasses
 import json
 import logging
 import pathlib
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import nnx
 
@@ -23,17 +15,13 @@ from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
 from gc_jax.models.layers import RGB_MEAN, RGB_STD
 from gc_jax.report import files
-from gc_jax.torch_io import names
+from gc_jax.torch_io import names, reading
+from gc_jax.torch_io.pickles import import_torch
+from gc_jax.torch_io.reading import SAFETENSORS
 
-SAFETENSORS = (".safetensors",)
-PICKLES = (".pth", ".pt", ".tar")  # .pth.tar, as the release writes
-SUFFIXES = (*SAFETENSORS, *PICKLES)
 WRITTEN = (*SAFETENSORS, ".pth")
 
-INSTALL_TORCH = "pip install torch==2.13.0"
-
-# Where the weights lie in a training checkpoint: the release's, torchvision's.
-_STATE_DICTS = ("state_dict", "model")
+_MAX_SIDE = 65_535  # pixels, as of a JPEG
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +33,9 @@ class Metadata:
   Attributes:
     architecture: a key of `models.MODELS`; "" where the file does not say.
     class_names: of the logits, in order; () where the file does not say.
-    multi_label: whether a picture may show several classes.
+    multi_label: whether a picture may show several classes: then each logit
+      has a sigmoid, else all have one softmax. None where the file does not
+      say.
     image_size: pixels of the side it was trained on; torchvision's where the
       file does not say.
     config_digest: SHA-256 of the run's configuration; "" without a run.
@@ -53,13 +43,13 @@ class Metadata:
 
   architecture: str = ""
   class_names: tuple[str, ...] = ()
-  multi_label: bool = False
+  multi_label: bool | None = None
   image_size: int = 224
   config_digest: str = ""
 
   def to_strings(self) -> dict[str, str]:
     """Returns what is written, every value a string (JSON where it is not)."""
-    return {
+    strings = {
       "format": "pt",  # kernels lie as PyTorch has them
       "architecture": self.architecture,
       "class_names": json.dumps(self.class_names, ensure_ascii=False),
@@ -69,29 +59,73 @@ class Metadata:
       "pixel_mean": json.dumps(RGB_MEAN),
       "pixel_std": json.dumps(RGB_STD),
     }
+    if self.multi_label is None:
+      del strings["multi_label"]
+    return strings
 
   @classmethod
-  def from_strings(cls, strings: Mapping[str, str]) -> "Metadata":
-    """Returns what was written; what is not there stays empty."""
-    return cls(
-      architecture=strings.get("architecture", ""),
-      class_names=tuple(json.loads(strings.get("class_names", "[]"))),
-      multi_label=json.loads(strings.get("multi_label", "false")),
-      image_size=json.loads(strings.get("image_size", "224")),
-      config_digest=strings.get("config_digest", ""),
-    )
+  def from_strings(
+    cls, strings: Mapping[str, Any], source: str = "a file"
+  ) -> "Metadata":
+    """Returns what was written; what is not there stays empty.
+
+    Args:
+      strings: by field; fields that are not gc_jax's do not count.
+      source: where they come from, for messages.
+
+    Raises:
+      ValueError: a field is not as it is written; names it.
+    """
+    found = {}
+    for field in dataclasses.fields(cls):
+      if field.name not in strings:
+        continue
+      text = strings[field.name]
+      is_right, wanted = _FIELDS[field.name]
+      try:
+        value = text if field.type is str else json.loads(text)
+      except (TypeError, ValueError, RecursionError):
+        value = None
+      if not isinstance(text, str) or not is_right(value):
+        raise ValueError(
+          f"What {source} says of its weights must be as gc_jax writes it: "
+          f"{field.name} is {text!r:.60}, and must be {wanted}. Remove it, or "
+          "export again."
+        )
+      found[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**found)
+
+
+# What each field of a `Metadata` must be, once read, and as it is written.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "architecture": (lambda v: isinstance(v, str), "a name"),
+  "class_names": (
+    lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v),
+    """a list of names as JSON, '["cat", "dog"]'""",
+  ),
+  "multi_label": (lambda v: isinstance(v, bool), "'true' or 'false'"),
+  "image_size": (
+    lambda v: type(v) is int and 0 < v <= _MAX_SIDE,
+    f"a number of pixels from '1' to '{_MAX_SIDE}'",
+  ),
+  "config_digest": (lambda v: isinstance(v, str), "a digest"),
+}
 
 
 def load_model(
-  path: str | pathlib.Path,
+  path: files.AnyPath | str,
   arch: str | None = None,
   num_classes: int | None = None,
 ) -> tuple[nnx.Module, Metadata]:
   """Returns the model of a PyTorch checkpoint, in evaluation mode.
 
+  What was taken off the keys, and what beside the weights was not read, is
+  told in one line of the log.
+
   Args:
     path: a torchvision state dict, a training checkpoint that holds one (the
-      release's), or a file of `save_model`; `.safetensors` needs no PyTorch.
+      release's, Lightning's), an index of several files or the folder of one,
+      or a file of `save_model`; `.safetensors` needs no PyTorch.
     arch: a key of `models.MODELS`. A file of `save_model` knows it; others
       must be told, for their keys do not say how the model pools.
     num_classes: K that the weights must have; None = any.
@@ -101,15 +135,22 @@ def load_model(
 
   Raises:
     ValueError: the file cannot be read, is not safe to read, or holds other
-      weights than those of `arch`.
+      weights than those of `arch`, or of one output.
   """
-  path = pathlib.Path(path)
+  path = on_disk(path)
   if arch is not None and arch not in MODELS:
     raise ValueError(unknown_name_message("--arch", arch, MODELS))
-  tensors, metadata = read(path)
-  name = _architecture(path, tensors, metadata.architecture, arch)
-  model = names.from_torch(name, tensors, str(path))
-  found = names.num_classes(name, tensors)
+  content, metadata = _read(path)
+  name = _architecture(path, content.arrays, metadata.architecture, arch)
+  model, found = _model(path, content, name)
+  if found == 1:
+    raise ValueError(
+      f"{path} must have an output for each class, two at least; it has one, "
+      "a sigmoid that has no class to compare with. Give it a second that is "
+      "always zero: the softmax of (0, x) is the sigmoid of x. In PyTorch, put "
+      "a row of zeros before the last layer's weight and a 0 before its bias, "
+      "and save that; class 1 is what the output said."
+    )
   if num_classes is not None and found != num_classes:
     raise ValueError(
       f"{path} must have {num_classes} classes, as the data has; it has "
@@ -122,6 +163,32 @@ def load_model(
       f"{len(metadata.class_names)}. Export it again."
     )
   return model, dataclasses.replace(metadata, architecture=name)
+
+
+def load_initial(path: files.AnyPath | str, name: str) -> nnx.Module:
+  """Returns weights to start training from, whatever pooling they had.
+
+  Args:
+    path: as for `load_model`; one output is fine.
+    name: a key of `models.MODELS`.
+
+  Raises:
+    ValueError: the file cannot be read, or holds another architecture's
+      weights.
+  """
+  path = on_disk(path)
+  return _model(path, _read(path)[0], name)[0]
+
+
+def _model(
+  path: pathlib.Path, content: reading.Content, name: str
+) -> tuple[nnx.Module, int | None]:
+  """Returns the model and its K, and logs how it came out of the file."""
+  arrays, source, remarks = names.of_one_model(name, content.arrays, str(path))
+  model = names.from_torch(name, arrays, source)
+  if content.remarks or remarks:
+    _logger.warning("%s: %s.", path, "; ".join([*content.remarks, *remarks]))
+  return model, names.num_classes(name, arrays)
 
 
 def _architecture(
@@ -156,7 +223,7 @@ def _architecture(
 
 
 def save_model(
-  path: str | pathlib.Path, model: nnx.Module, metadata: Metadata
+  path: files.AnyPath | str, model: nnx.Module, metadata: Metadata
 ) -> list[pathlib.Path]:
   """Writes a model for PyTorch, under torchvision's keys.
 
@@ -172,8 +239,8 @@ def save_model(
   Raises:
     ValueError: the suffix is neither, or PyTorch is not there to write `.pth`.
   """
-  path = pathlib.Path(path)
-  check_suffix(path, WRITTEN)
+  path = on_disk(path)
+  check_suffix(path)
   if path.suffix in SAFETENSORS:
     with files.replacing(path) as file:
       # By name, in pieces: `save` would hold a second copy of all weights.
@@ -187,171 +254,72 @@ def save_model(
   }
   with files.replacing(path) as file:
     torch.save(tensors, file)
-  beside = _metadata_path(path)
+  beside = reading.metadata_path(path)
   files.write_text(beside, json.dumps(metadata.to_strings(), indent=2) + "\n")
   return [path, beside]
 
 
-def check_suffix(path: pathlib.Path, known: tuple[str, ...] = SUFFIXES):
-  """Checks that a file's name says of which kind it is.
+def check_suffix(path: files.AnyPath) -> None:
+  """Checks that the name of a file to be written says of which kind it is.
 
   Raises:
     ValueError: it does not.
   """
-  if path.suffix not in known:
+  if path.suffix not in WRITTEN:
     raise ValueError(
-      f"A file of weights must end in {', '.join(known)}; {str(path)!r} "
+      f"A file of weights must end in {', '.join(WRITTEN)}; {str(path)!r} "
       "does not."
     )
 
 
-def read(
-  path: pathlib.Path,
-) -> tuple[dict[str, np.ndarray], Metadata]:
-  """Returns the arrays of a file by PyTorch's keys, and what it says of them.
+def on_disk(path: files.AnyPath | str) -> pathlib.Path:
+  """Returns the path of weights that are exchanged.
 
-  Floating arrays come as float32. NaNs are counted in a warning.
+  Raises:
+    ValueError: it is in a bucket.
+  """
+  path = files.as_path(path)
+  if files.is_in_bucket(path):
+    raise ValueError(
+      f"Files of PyTorch's must be on a disk; {path} is in a bucket. Copy it: "
+      "gcloud storage cp."
+    )
+  return pathlib.Path(path)
+
+
+def read(
+  path: files.AnyPath | str,
+) -> tuple[dict[str, np.ndarray], Metadata]:
+  """Returns the arrays of a file by its own keys, and what it says of them.
+
+  Floating arrays come as float32. Numbers that are not finite are counted in a
+  warning.
 
   Raises:
     ValueError: the file cannot be read, or is not safe to read.
   """
-  check_suffix(path)
-  if not path.is_file():
-    raise ValueError(f"{path} must be a file of weights; there is none.")
-  if not path.stat().st_size:
-    raise ValueError(f"{path} must hold weights; it is empty. Copy it again.")
-  if path.suffix in SAFETENSORS:
-    tensors, metadata = _read_safetensors(path)
-  else:
-    tensors, metadata = _read_pickle(path)
-  if not tensors:
+  content, metadata = _read(on_disk(path))
+  return content.arrays, metadata
+
+
+def _read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
+  content = reading.read(path)
+  metadata = Metadata.from_strings(content.said, str(path))
+  if not content.arrays:
     raise ValueError(f"{path} must hold weights; there is no array in it.")
-  _warn_of_nans(path, tensors)
-  return tensors, metadata
-
-
-def import_torch(purpose: str) -> Any:
-  """Returns the module `torch`.
-
-  Raises:
-    ValueError: it is not installed; says how to.
-  """
-  try:
-    import torch
-  except ImportError as error:
-    raise ValueError(
-      f"{purpose}, PyTorch must be installed: {INSTALL_TORCH} (the CPU build "
-      "is enough). A .safetensors file needs none."
-    ) from error
-  return torch
-
-
-def _read_safetensors(path: pathlib.Path):
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      tensors = {
-        _without_wrappers(key): _float32(file.get_tensor(key))
-        for key in file.keys()  # noqa: SIM118
-      }
-      return tensors, _metadata(path, file.metadata() or {})
-  except safetensors.SafetensorError as error:
-    raise ValueError(
-      f"{path} must be a whole .safetensors file ({error}). Copy it again."
-    ) from error
-
-
-def _read_pickle(path: pathlib.Path):
-  torch = import_torch(f"To read {path}")
-  try:
-    with warnings.catch_warnings():
-      # Of a pickle not written by torch.save: it is read, or refused below.
-      warnings.filterwarnings("ignore", "Detected pickle protocol")
-      # torchvision's training checkpoints hold their arguments: plain values.
-      with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-  except pickle.UnpicklingError as error:
-    # What PyTorch says here advises to read it all the same.
-    raise ValueError(
-      f"{path} must hold tensors and plain values only; it is no PyTorch "
-      "checkpoint, or holds code that reading it would run, and nothing of it "
-      "was run. Save its state dict alone: torch.save(model.state_dict(), "
-      "FILE)."
-    ) from error
-  except (EOFError, RuntimeError, OSError) as error:
-    raise ValueError(
-      f"{path} must be a whole PyTorch checkpoint ({_first_line(error)}). "
-      "Copy it again."
-    ) from error
-  tensors = {
-    _without_wrappers(key): _float32(_to_numpy(tensor))
-    for key, tensor in _state_dict(path, content, torch).items()
-  }
-  beside = _metadata_path(path)
-  text = beside.read_text() if beside.is_file() else "{}"
-  return tensors, _metadata(beside, text)
-
-
-def _metadata(path: pathlib.Path, strings: Mapping[str, str] | str) -> Metadata:
-  """Returns what a file says, in JSON or as strings already."""
-  try:
-    strings = json.loads(strings) if isinstance(strings, str) else strings
-    return Metadata.from_strings(strings)
-  except (AttributeError, TypeError, ValueError) as error:
-    raise ValueError(
-      f"What {path} says of its weights must be as gc_jax writes it; it cannot "
-      f"be read: {error}. Remove it, or export again."
-    ) from error
-
-
-def _state_dict(path: pathlib.Path, content: Any, torch: Any) -> dict:
-  for name in _STATE_DICTS:
-    if isinstance(content, dict) and isinstance(content.get(name), dict):
-      content = content[name]
-  if not isinstance(content, dict) or not all(
-    isinstance(value, torch.Tensor) for value in content.values()
-  ):
-    raise ValueError(
-      f"{path} must hold a state dict (names to tensors), or one under "
-      f"{' or '.join(map(repr, _STATE_DICTS))}; it holds a "
-      f"{type(content).__name__}. Save model.state_dict()."
-    )
-  return content
-
-
-def _without_wrappers(key: str) -> str:
-  """Returns the key as it is without DataParallel or torch.compile."""
-  wrappers = ("module", "_orig_mod")
-  return ".".join(part for part in key.split(".") if part not in wrappers)
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-  tensor = tensor.detach()
-  return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  if np.issubdtype(array.dtype, np.integer):
-    return array
-  return array.astype(np.float32, copy=False)
+  _warn_of_nans(path, content.arrays)
+  return content, metadata
 
 
 def _warn_of_nans(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray]
 ) -> None:
-  counts = {key: int(np.isnan(value).sum()) for key, value in tensors.items()}
+  counts = {k: int((~np.isfinite(v)).sum()) for k, v in tensors.items()}
   broken = [f"{key} ({count})" for key, count in counts.items() if count]
   if broken:
     _logger.warning(
-      "%s: %d weights are NaN, in %s. Its logits will be, too.",
+      "%s: %d weights are NaN or infinite, in %s. Its logits will be, too.",
       path,
       sum(counts.values()),
-      ", ".join(broken[:6]) + (" ..." if len(broken) > 6 else ""),
+      names.listed(broken),
     )
-
-
-def _metadata_path(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(f"{path.name}.json")
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]

@@ -20,6 +20,7 @@ def explanation(name="cat", **changes):
     file=f"pictures/{name}.jpg",
     size=(12, 18),
     model="runs/gc, step 8",
+    outputs="softmax",
     model_size=(8, 12),
     method="gradcam",
     target=1,

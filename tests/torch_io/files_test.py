@@ -1,6 +1,5 @@
 """Files of weights: what is written, and what is refused."""
 
-import argparse
 import json
 import pickle
 import subprocess
@@ -8,11 +7,21 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
+from flax import nnx
 
+import gc_jax
 from gc_jax import models
-from gc_jax.torch_io import Metadata, files, load_model, names, save_model
+from gc_jax.torch_io import (
+  Metadata,
+  files,
+  load_initial,
+  load_model,
+  names,
+  save_model,
+)
 from tests.torch_io import torch_models
 
 NAME = "squeezenet1_1-gmp"  # 3 MB
@@ -148,7 +157,7 @@ def test_a_pickle_with_code_is_refused_before_it_runs(tmp_path, legacy):
     path.write_bytes(pickle.dumps({"conv1.weight": Payload(str(trace))}))
   else:
     torch.save({"conv1.weight": Payload(str(trace))}, path)
-  with pytest.raises(ValueError, match=r"holds code .* nothing of it was run"):
+  with pytest.raises(ValueError, match=r"a\.pth must .* nothing of it was run"):
     load_model(path, "resnet18")
   assert not trace.exists()
 
@@ -177,7 +186,9 @@ def test_other_contents_are_refused(tmp_path, tensors):
   with pytest.raises(ValueError, match=r"there is none"):
     load_model(tmp_path / "missing.pth", NAME)
   (tmp_path / "weights.h5").write_bytes(b"1")
-  with pytest.raises(ValueError, match=r"must end in \.safetensors, \.pth"):
+  with pytest.raises(
+    ValueError, match=r"\(\.safetensors, \.pth, .*weights\.h5 is no such file"
+  ):
     load_model(tmp_path / "weights.h5", NAME)
 
 
@@ -210,13 +221,20 @@ def test_as_many_classes_as_the_data_has(tmp_path, model):
     load_model(path)
 
 
-def test_nans_are_counted_in_a_warning(tmp_path, tensors, caplog):
-  tensors = {key: value.clone() for key, value in tensors.items()}
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_numbers_that_are_not_finite_are_counted_in_a_warning(
+  tmp_path, tensors, caplog, suffix
+):
+  tensors = {key: value.double() for key, value in tensors.items()}
   tensors["features.0.bias"][:3] = float("nan")
-  tensors["classifier.1.bias"][0] = float("nan")
-  torch.save(tensors, tmp_path / "a.pth")
-  load_model(tmp_path / "a.pth", NAME)
-  assert "4 weights are NaN, in" in caplog.text
+  tensors["classifier.1.bias"][0] = -float("inf")
+  tensors["features.3.squeeze.bias"][0] = 1e300  # none of float32
+  if suffix == "pth":
+    torch.save(tensors, tmp_path / "a.pth")
+  else:
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")
+  load_model(tmp_path / f"a.{suffix}", NAME)
+  assert "5 weights are NaN or infinite, in" in caplog.text
   assert "features.0.bias (3)" in caplog.text
 
 
@@ -246,39 +264,153 @@ def test_metadata_is_plain_strings():
   assert Metadata.from_strings({}) == Metadata()
 
 
-def test_torchvisions_training_checkpoints_are_read(tmp_path, model, weights):
-  """Their arguments lie beside the weights; parameters may want gradients."""
+def test_parameters_that_want_gradients_are_read(tmp_path, weights):
   parameters = {
     key: torch.from_numpy(value).requires_grad_()
     for key, value in weights.items()
   }
-  content = {"model": parameters, "args": argparse.Namespace(lr=0.1)}
-  torch.save(content, tmp_path / "a.pth")
+  torch.save({"model": parameters}, tmp_path / "a.pth")
   assert same(load_model(tmp_path / "a.pth", NAME)[0], weights)
 
 
-def test_wrappers_are_taken_off_in_either_kind_of_file(
-  tmp_path, tensors, weights
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_one_line_tells_what_was_taken_off(
+  tmp_path, tensors, weights, suffix, caplog
 ):
   wrapped = {f"_orig_mod.module.{key}": v for key, v in tensors.items()}
-  safetensors.torch.save_file(wrapped, tmp_path / "a.safetensors")
-  torch.save(wrapped, tmp_path / "a.pth")
-  for name in ("a.safetensors", "a.pth"):
-    assert same(load_model(tmp_path / name, NAME)[0], weights)
+  wrapped["n_averaged"] = torch.tensor(3)
+  path = tmp_path / f"a.{suffix}"
+  if suffix == "pth":
+    torch.save({"ema": tensors, "net": wrapped}, path)
+    where = "read from ['net']; ['ema'] not read; "
+  else:
+    safetensors.torch.save_file(wrapped, path)
+    where = ""
+  assert same(load_model(path, NAME)[0], weights)
+  assert caplog.messages == [
+    f"{path}: {where}'_orig_mod.' and 'module.' taken off its keys; no "
+    "weights, and left out: n_averaged."
+  ]
 
 
-def test_what_is_no_checkpoint_or_says_nothing_readable_is_told(
-  tmp_path, tensors
+def test_nothing_is_told_of_weights_as_one_saves_them(
+  tmp_path, model, tensors, caplog
 ):
-  (tmp_path / "page.pth").write_text("<html>404</html>")
-  with pytest.raises(ValueError, match="no PyTorch checkpoint, or holds code"):
-    load_model(tmp_path / "page.pth", NAME)
   torch.save(tensors, tmp_path / "a.pth")
-  for text in ("[1]", "{"):
-    (tmp_path / "a.pth.json").write_text(text)
-    with pytest.raises(ValueError, match=r"What .*a\.pth\.json says"):
-      load_model(tmp_path / "a.pth", NAME)
-  metadata = {"class_names": "cat,dog"}
-  safetensors.torch.save_file(tensors, tmp_path / "b.safetensors", metadata)
-  with pytest.raises(ValueError, match=r"What .*b\.safetensors says"):
-    load_model(tmp_path / "b.safetensors", NAME)
+  torch.save({"state_dict": tensors, "epoch": 90}, tmp_path / "b.pth")
+  save_model(tmp_path / "c.safetensors", model, METADATA)
+  for name in ("a.pth", "b.pth", "c.safetensors"):
+    load_model(tmp_path / name, NAME)
+  assert not caplog.messages
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+  "field, text, wanted",
+  [
+    ("class_names", "cat,dog", "a list of names as JSON"),
+    ("class_names", '"ab"', "a list of names as JSON"),
+    ("class_names", '["cat", 2]', "a list of names as JSON"),
+    ("class_names", "[" * 100_000, "a list of names as JSON"),
+    ("image_size", "large", "a number of pixels from '1' to"),
+    ("image_size", "0", "a number of pixels from '1' to"),
+    ("image_size", "-64", "a number of pixels from '1' to"),
+    ("image_size", "64.5", "a number of pixels from '1' to"),
+    ("image_size", "true", "a number of pixels from '1' to"),
+    ("image_size", "9" * 400, "a number of pixels from '1' to"),
+    ("multi_label", "yes", "'true' or 'false'"),
+    ("multi_label", "1", "'true' or 'false'"),
+    ("multi_label", "null", "'true' or 'false'"),
+  ],
+)
+def test_a_field_that_is_not_as_it_is_written_is_named(
+  tmp_path, tensors, suffix, field, text, wanted
+):
+  path = said_by = tmp_path / f"a.{suffix}"
+  if suffix == "pth":
+    torch.save(tensors, path)
+    said_by = tmp_path / "a.pth.json"
+    said_by.write_text(json.dumps({"architecture": NAME, field: text}))
+  else:
+    safetensors.torch.save_file(tensors, path, {field: text})
+  with pytest.raises(
+    ValueError, match=rf"What .*a\.{suffix} says .*: {field} is .* be {wanted}"
+  ) as error:
+    load_model(path, NAME)
+  assert len(str(error.value)) < 500 and said_by.exists()
+
+
+@pytest.mark.parametrize(
+  "said, told",
+  [
+    (b"[1]", r"What .*a\.pth\.json says of a\.pth must be a JSON object"),
+    (b'"text"', r"What .*a\.pth\.json says of a\.pth must be a JSON object"),
+    (b"null", r"What .*a\.pth\.json says of a\.pth must be a JSON object"),
+    (b"{", r"a\.pth\.json must be JSON"),
+    (b"\xff\xfe{", r"a\.pth\.json must be JSON"),
+    (b"[" * 100_000, r"a\.pth\.json must be JSON"),
+    (b"", r"a\.pth\.json must be JSON"),
+    (b'{"image_size": 64}', r"a\.pth says .* image_size is 64, and must be"),
+    (b'{"class_names": ["a", "b"]}', "class_names is .* and must be a list of"),
+    (b'{"architecture": 3}', "architecture is 3, and must be a name"),
+    (b'{"config_digest": null}', "config_digest is None, and must be a digest"),
+  ],
+  ids=lambda value: str(value[:12]),
+)
+def test_what_lies_beside_a_pth_must_be_as_it_is_written(
+  tmp_path, tensors, said, told
+):
+  torch.save(tensors, tmp_path / "a.pth")
+  (tmp_path / "a.pth.json").write_bytes(said)
+  with pytest.raises(ValueError, match=told):
+    load_model(tmp_path / "a.pth", NAME)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("kind", [True, False, None])
+def test_a_file_states_what_its_outputs_are_or_does_not(
+  tmp_path, model, suffix, kind
+):
+  path = tmp_path / f"a.{suffix}"
+  save_model(path, model, Metadata(NAME, multi_label=kind))
+  assert load_model(path)[1].multi_label is kind
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("name", ["resnet8-small", "squeezenet1_1-gmp"])
+def test_one_output_is_refused_but_as_a_start(tmp_path, suffix, name):
+  """It has no class to compare with; only its features are gone on from."""
+  path = tmp_path / f"a.{suffix}"
+  save_model(path, models.create(name, 1), Metadata(name, ("ill",)))
+  with pytest.raises(
+    ValueError,
+    match=rf"a\.{suffix} must have an output for each class, two at least; it "
+    r"has one, a sigmoid .* softmax of \(0, x\) is the sigmoid of x",
+  ):
+    load_model(path)
+  assert load_initial(path, name)
+  save_model(path, models.create(name, 2), Metadata(name))
+  assert load_model(path)
+
+
+def test_what_one_output_said_is_class_1_of_the_file_that_is_advised(tmp_path):
+  one = models.create("resnet8-small", 1)
+  weights = names.to_torch(one)
+  for key in ("fc.weight", "fc.bias"):
+    weights[key] = np.concatenate([np.zeros_like(weights[key]), weights[key]])
+  safetensors.numpy.save_file(weights, tmp_path / "two.safetensors")
+  two, _ = load_model(tmp_path / "two.safetensors", "resnet8-small")
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+  (x,), (y,) = gc_jax.predict(one, pixels).T, gc_jax.predict(two, pixels).T[1:]
+  # Two columns are summed in another order than one.
+  np.testing.assert_allclose(x, y, rtol=1e-5)
+  np.testing.assert_allclose(
+    nnx.softmax(gc_jax.predict(two, pixels))[:, 1], nnx.sigmoid(x), rtol=1e-5
+  )
+
+
+def test_a_bucket_is_refused(bucket):
+  with pytest.raises(
+    ValueError, match=r"on a disk; gs:.* is in a bucket\. Cop"
+  ):
+    load_model(bucket / "a.pth", NAME)

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import METHODS
-from gc_jax.torch_io import names
+from gc_jax.torch_io import load_initial, load_model, names
 from tests.torch_io import parameters, torch_models
 
 GRAD_CAMS = ("gradcam", "gradcam_elementwise")
@@ -133,3 +134,181 @@ def test_weights_tell_how_many_classes_they_have(name):
   )
   assert names.num_classes(name, arrays(last)) == 7
   assert names.num_classes(name, {}) is None
+
+
+# Around a model: what it stood in when it was saved.
+SMALL = "resnet8-small"
+
+
+@pytest.fixture(scope="module")
+def small():
+  return names.to_torch(models.create(SMALL, NUM_CLASSES))
+
+
+@pytest.fixture(params=["safetensors", "pth"])
+def loaded(request, tmp_path):
+  """Loads arrays by way of a file of either kind, as a model to be named."""
+
+  def loaded(arrays, name=SMALL, load=load_model):
+    path = tmp_path / f"a.{request.param}"
+    if request.param == "pth":
+      torch.save(
+        {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}, path
+      )
+    else:
+      arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
+      safetensors.numpy.save_file(arrays, path)
+    model = load(path, name)
+    return names.to_torch(model[0] if isinstance(model, tuple) else model)
+
+  return loaded
+
+
+def same(a, b):
+  return all(np.array_equal(a[key], value) for key, value in b.items())
+
+
+def under(prefix, arrays):
+  return {prefix + key: array for key, array in arrays.items()}
+
+
+@pytest.mark.parametrize("load", [load_model, load_initial])
+@pytest.mark.parametrize(
+  "prefix, taken",
+  [
+    ("model.", "'model.'"),
+    ("net.", "'net.'"),
+    ("backbone.", "'backbone.'"),
+    ("encoder.", "'encoder.'"),
+    ("network.", "'network.'"),
+    ("module.", "'module.'"),
+    ("_orig_mod.", "'_orig_mod.'"),
+    ("module.model.backbone.", "'module.' and 'model.backbone.'"),
+    ("model._orig_mod.module.", "'_orig_mod.' and 'module.' and 'model.'"),
+    ("my.own classifier.", "'my.own classifier.'"),
+    ("_fsdp_wrapped_module.", "'_fsdp_wrapped_module.'"),
+    ("ema_model.module.", "'module.' and 'ema_model.'"),
+    ("fc.", "'fc.'"),
+    (".", "'.'"),
+  ],
+)
+def test_what_all_keys_begin_with_is_taken_off_and_said(
+  loaded, small, prefix, taken, load, caplog
+):
+  assert same(loaded(under(prefix, small), load=load), small)
+  (message,) = caplog.messages
+  assert message.endswith(f": {taken} taken off its keys.")
+
+
+@pytest.mark.parametrize(
+  "name, prefix", [("squeezenet1_1", "features."), ("alexnet", "model.")]
+)
+def test_other_families_may_stand_in_something(
+  loaded, small_perceptrons, name, prefix
+):
+  weights = names.to_torch(models.create(name, 2))
+  assert same(loaded(under(prefix, weights), name), weights)
+
+
+def test_wrappers_within_a_model_are_taken_off(loaded, small):
+  inner = {
+    key.replace("layer1.", "layer1._checkpoint_wrapped_module."): array
+    for key, array in small.items()
+  }
+  assert inner != small and same(loaded(under("model.", inner)), small)
+
+
+@pytest.mark.parametrize(
+  "extra",
+  ["n_averaged", "model.n_averaged", "criterion.weight", "loss_fn.pos_weight",
+   "total_ops", "model.layer1.total_params"],
+)  # fmt: skip
+def test_what_is_known_to_be_no_weight_is_left_out_and_said(
+  loaded, small, extra, caplog
+):
+  arrays = {**under("model.", small), extra: np.ones((), np.float32)}
+  assert same(loaded(arrays), small)
+  assert f"no weights, and left out: {extra}." in caplog.text
+
+
+@pytest.mark.parametrize(
+  "extra", ["head.weight", "train_acc.tp", "projector.0.bias", "fc.weight"]
+)
+def test_anything_else_beside_a_model_is_named(loaded, small, extra):
+  """Behind a backbone may stand the classifier that was trained."""
+  arrays = {**under("model.", small), extra: np.ones(2, np.float32)}
+  with pytest.raises(
+    ValueError,
+    match=rf"'{SMALL}' alone; {len(small)} of its {len(small) + 1} keys begin "
+    rf"with 'model\.', .* they are {SMALL}'s, but the others are not: {extra}"
+    r"\. Save .*torch\.save\(\{k: v .* if k\.startswith\('model\.'\)\}, FILE\)",
+  ):
+    loaded(arrays)
+
+
+@pytest.mark.parametrize(
+  "a, b", [("teacher.", "student."), ("", "teacher."), ("m.a.", "m.b.")]
+)
+def test_one_of_several_models_must_be_meant(loaded, small, a, b):
+  arrays = {**under(a, small), **under(b, small)}
+  named = [f"under {p!r}" if p else "under bare names" for p in (a, b)]
+  with pytest.raises(ValueError, match=rf"one {SMALL}; it holds 2: ") as error:
+    loaded(arrays)
+  assert all(name in str(error.value) for name in named)
+
+
+@pytest.mark.parametrize("plain", ["", "model.", "module."])
+@pytest.mark.parametrize("average", ["ema.", "ema_model.module.", "net_swa."])
+def test_weights_come_before_their_averages(
+  loaded, small, plain, average, caplog
+):
+  other = {key: array * 0 for key, array in small.items()}
+  arrays = {**under(average, other), **under(plain, small)}
+  assert same(loaded(arrays), small)
+  shown = average.replace("module.", "")
+  assert f"averaged weights under {shown!r} not read" in caplog.text
+
+
+def test_an_array_under_two_names_is_refused(loaded, small):
+  with pytest.raises(
+    ValueError, match=r"'fc\.bias' twice, as 'fc\.bias' and as 'module\.fc\.b"
+  ) as error:
+    loaded({**small, "module.fc.bias": small["fc.bias"] * 0})
+  assert "Save one of the two" in str(error.value)
+
+
+def test_what_does_not_fit_is_told_without_its_prefix(loaded, small):
+  arrays = under("model.", small)
+  with pytest.raises(
+    ValueError,
+    match=r"\(without 'model\.', which its keys begin with\) must hold the "
+    r"weights of 'resnet18'.* look like resnet8-small \(or its -gmp\)",
+  ):
+    loaded(arrays, "resnet18")
+  with pytest.raises(ValueError, match=r"They look like resnet8-small"):
+    loaded(arrays, "squeezenet1_1")
+  del arrays["model.fc.bias"]
+  with pytest.raises(
+    ValueError, match=r"do not fit: 1 missing: fc\.bias\. The"
+  ):
+    loaded(arrays)
+  with pytest.raises(
+    ValueError, match="like --arch=resnet8-small, or resnet8-"
+  ):
+    loaded(under("net.", small), None)
+
+
+def test_features_alone_keep_their_names(loaded):
+  weights = names.to_torch(models.create("squeezenet1_1", 2))
+  trunk = {k: v for k, v in weights.items() if k.startswith("features.")}
+  with pytest.raises(
+    ValueError, match=r"2 missing: classifier\.1\.(bias|weight)"
+  ):
+    loaded(trunk, "squeezenet1_1")
+
+
+def test_a_list_of_names_is_short():
+  many = [f"layer{i}" for i in range(100)]
+  assert names.listed(many) == ", ".join(many[:5]) + " and 95 more"
+  assert names.listed(["a\nb", "\udc80"]) == "'a\\nb', '\\udc80'"
+  assert len(names.listed(["a" * 10_000] * 9)) < 600

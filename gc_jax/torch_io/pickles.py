@@ -1,0 +1,351 @@
+"""Files of torch.save, read without running anything of theirs.
+
+PyTorch's `weights_only` builds tensors and plain values; what asks for anything
+else is refused before it is built.
+"""
+
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gc_jax.torch_io import names
+
+_SAVE = "torch.save(model.state_dict(), FILE)"
+# In the first bytes of what torch.save wrote before it wrote zip archives.
+_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+
+INSTALL_TORCH = "pip install torch==2.13.0"
+
+# Names under which training scripts put the weights they would load again.
+_USUAL = (
+  "state_dict",
+  "model_state_dict",
+  "model_state",
+  "model",
+  "net",
+  "network",
+  "module",
+  "params",
+  "weights",
+)
+
+# An array as a file has it: its dtype by name, and what reads it.
+Stored = tuple[str, Callable[[], np.ndarray]]
+
+
+class _Beside:
+  """In place of a plain value that is no weight: takes anything, does nothing.
+
+  What lies beside weights is not used, and so it is not built either.
+  """
+
+  def __init__(self, *_: Any) -> None:
+    """Takes what the value would be made of."""
+
+  def __setstate__(self, state: Any) -> None:
+    """Takes what the value would hold."""
+
+
+class _Dtype:
+  """In place of a `numpy.dtype`, which trusts what it is given."""
+
+  def __init__(self, code: Any = "", *_: Any) -> None:
+    self.code = str(code)
+    self.order = "="
+
+  def __setstate__(self, state: Any) -> None:
+    self.order = ">" if state[1] == ">" else "<"
+
+  @property
+  def name(self) -> str:
+    """The dtype's name, as NumPy has it; its code where it has none."""
+    is_plain = re.fullmatch(r"[?bBhHiIlLqQefd]|[biuf][1248]", self.code)
+    return np.dtype(self.code).name if is_plain else f"{self.code!r:.20}"
+
+
+class _Array:
+  """In place of a `numpy.ndarray`, which trusts what it is given."""
+
+  def __init__(self, *_: Any) -> None:
+    self.shape, self.dtype, self.is_fortran, self.data = (
+      (),
+      _Dtype(),
+      False,
+      b"",
+    )
+
+  def __setstate__(self, state: Any) -> None:
+    _, self.shape, dtype, self.is_fortran, self.data = state
+    self.dtype = dtype if isinstance(dtype, _Dtype) else _Dtype()
+
+  def read(self) -> np.ndarray:
+    """Returns the array, of one of the dtypes with a name."""
+    dtype = np.dtype(self.dtype.code).newbyteorder(self.dtype.order)
+    array = np.frombuffer(self.data, dtype).reshape(
+      self.shape, order="F" if self.is_fortran else "C"
+    )
+    return array.astype(dtype.newbyteorder("="))
+
+
+# What may stand beside weights, by its name in a file. PyTorch looks names up
+# here, and imports nothing.
+_STAND_INS = [
+  *(
+    (_Beside, name)
+    for name in (
+      "argparse.Namespace",  # the arguments of torchvision's training script
+      "types.SimpleNamespace",
+      *(f"builtins.{n}" for n in ("list", "dict", "tuple", "frozenset")),
+      *(f"builtins.{n}" for n in ("bool", "int", "float", "str")),
+      *(f"datetime.{n}" for n in ("date", "datetime", "time")),
+      *(f"datetime.{n}" for n in ("timedelta", "timezone")),
+      *(
+        f"{module}.{pure}{system}Path"
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system in ("", "Posix", "Windows")
+      ),
+    )
+  ),
+  # Filled item by item, which PyTorch does to dicts and lists alone.
+  (lambda *_: {}, "collections.defaultdict"),
+  (lambda *_: [], "collections.deque"),
+  (_Array, "numpy.ndarray"),
+  (_Dtype, "numpy.dtype"),
+  *(
+    (stand_in, f"numpy.{core}.multiarray.{name}")
+    for core in ("core", "_core")  # of NumPy 1 and 2
+    for stand_in, name in ((_Beside, "scalar"), (_Array, "_reconstruct"))
+  ),
+]
+
+
+def import_torch(purpose: str) -> Any:
+  """Returns the module `torch`.
+
+  Raises:
+    ValueError: it is not installed; says how to.
+  """
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      f"{purpose}, PyTorch must be installed: {INSTALL_TORCH} (the CPU build "
+      "is enough). A .safetensors file needs none."
+    ) from error
+  return torch
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+  """Returns the arrays of the one state dict in a file, and remarks.
+
+  The remarks say where it lay, if not where one looks first, and what beside
+  it is not read.
+
+  Raises:
+    ValueError: the file cannot be read, is not safe to read, or holds no state
+      dict, or several.
+  """
+  torch = import_torch(f"To read {path}")
+  _check_writer(path)
+  state_dict, remarks = _state_dict(path, _content(torch, path), torch)
+  arrays = {
+    key: _stored(value, torch)
+    for key, value in state_dict.items()
+    if isinstance(key, str) and _is_array(value, torch)
+  }
+  left = [repr(key) for key in state_dict if key not in arrays]
+  if left:
+    remarks.append(f"no arrays, and left out: {names.listed(left)}")
+  return arrays, remarks
+
+
+def _check_writer(path: pathlib.Path) -> None:
+  """Checks that a file is not of another hand than torch.save's.
+
+  Raises:
+    ValueError: another program wrote it, or it is a program.
+  """
+  with path.open("rb") as file:
+    head = file.read(64)
+  if head.startswith(b"\x80") and _MAGIC not in head:
+    raise ValueError(
+      f"{path} must be a file of torch.save; it is a pickle that something "
+      "else wrote, and nothing of it was run. Save the model's weights: "
+      f"{_SAVE}."
+    )
+  try:
+    with zipfile.ZipFile(path) as archive:
+      members = [name.rpartition("/")[2] for name in archive.namelist()]
+  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    return  # not a zip, or not a whole one: PyTorch says which
+  if "constants.pkl" in members:
+    raise ValueError(
+      f"{path} must be a file of torch.save; it is TorchScript (torch.jit."
+      "save), a program with its weights, and is not run. Save the weights "
+      "alone: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+    )
+  if "data.pkl" not in members:
+    is_numpy = bool(members) and all(m.endswith(".npy") for m in members)
+    raise ValueError(
+      f"{path} must be a file of torch.save; it is "
+      f"{'an .npz archive of NumPy' if is_numpy else 'another zip archive'}, "
+      f"with {names.listed(members) or 'nothing'} in it. Save the model's "
+      f"weights: {_SAVE}."
+    )
+
+
+def _content(torch: Any, path: pathlib.Path) -> Any:
+  """Returns what torch.save was given.
+
+  Raises:
+    ValueError: the file is broken, or asks for more than plain values.
+  """
+  serialization = torch.serialization
+  with (
+    warnings.catch_warnings(),
+    serialization.safe_globals(_STAND_INS),
+  ):
+    # Of pickles that torch.save did not write, of quantised tensors, of storage
+    # classes of another day: what is read is checked below.
+    warnings.simplefilter("ignore")
+    try:
+      # Not by its name: PyTorch takes ".safetensors" for what it says.
+      with path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle may raise anything
+      refused = _refused_globals(serialization, path, error)
+      raise ValueError(_why_not(path, error, refused)) from error
+
+
+def _refused_globals(
+  serialization: Any, path: pathlib.Path, error: Exception
+) -> list[str]:
+  """Returns what a file asks for and does not get, as far as can be told."""
+  try:
+    return sorted(serialization.get_unsafe_globals_in_checkpoint(path))
+  except Exception:  # of another format, or broken
+    return re.findall(r"GLOBAL ([\w.<>]+)", str(error))[:1]
+
+
+def _why_not(path: pathlib.Path, error: Exception, refused: list[str]) -> str:
+  if refused:
+    what = f"it asks for {names.listed(refused)}"
+    if any(name.startswith("torch.nn.modules.") for name in refused):
+      what = f"it holds a whole model, {names.listed(refused)}"
+    return (
+      f"{path} must hold tensors and plain values only; {what}: reading that "
+      "runs code, and nothing of it was run. Where it was made, save its state "
+      f"dict alone: {_SAVE}."
+    )
+  if isinstance(error, pickle.UnpicklingError):
+    # What PyTorch says here advises to read it all the same.
+    return (
+      f"{path} must hold tensors and plain values only; it is no PyTorch "
+      "checkpoint, or a broken one, or holds code that reading it would run, "
+      "and nothing of it was run. Copy it again, or save its state dict alone: "
+      f"{_SAVE}."
+    )
+  (first, *_) = str(error).splitlines() or [type(error).__name__]
+  return f"{path} must be a whole PyTorch checkpoint ({first}). Copy it again."
+
+
+def _state_dict(
+  path: pathlib.Path, content: Any, torch: Any
+) -> tuple[Mapping[Any, Any], list[str]]:
+  """Returns the weights in a training checkpoint, and remarks.
+
+  Weights as they were trained come before averages of them, and those under a
+  usual name before others: the remarks say what was passed over.
+
+  Raises:
+    ValueError: there are none, or several that nothing tells apart.
+  """
+  found = dict(_mappings_of_weights(content, torch))
+  if not found:
+    if isinstance(content, Mapping) and all(
+      _is_array(value, torch) for value in content.values()
+    ):
+      return content, []
+    of = ""
+    kind = "value" if isinstance(content, _Beside) else type(content).__name__
+    if isinstance(content, Mapping):
+      keys = names.listed(map(repr, content)) or "nothing"
+      of = f" with {keys} in it"
+    raise ValueError(
+      f"{path} must hold a state dict (names to tensors), alone or under a "
+      f"name such as {', '.join(map(repr, _USUAL[:3]))}; it holds a "
+      f"{kind}{of}. Save model.state_dict()."
+    )
+  averaged = [where for where in found if any(map(_is_average, where))]
+  left = [where for where in found if where not in averaged] or averaged
+  usual = [where for where in left if not where or where[-1] in _USUAL]
+  left = usual or left
+  if len(left) > 1:
+    raise ValueError(
+      f"{path} must hold the weights of one model; it holds "
+      f"{names.listed(map(_written, left))}. Save the one that is meant: "
+      f"torch.save(torch.load(FILE){_written(left[0])}, NEW_FILE)."
+    )
+  where = left[0]
+  others = [_written(other) for other in found if other != where]
+  remarks = [f"{names.listed(others)} not read"] if others else []
+  if others or not all(key in _USUAL for key in where):
+    remarks = [f"read from {_written(where) or 'its top level'}", *remarks]
+  return found[where], remarks
+
+
+def _mappings_of_weights(content: Any, torch: Any):
+  """Yields (keys to it, mapping) for what holds arrays named "*.weight"."""
+  seen: set[int] = set()
+  left = [((), content)]
+  while left:
+    where, value = left.pop()
+    if not isinstance(value, Mapping) or id(value) in seen:
+      continue
+    seen.add(id(value))
+    if any(
+      isinstance(key, str) and key.endswith(".weight") and _is_array(v, torch)
+      for key, v in value.items()
+    ):
+      yield where, value
+    left += [((*where, key), v) for key, v in reversed(value.items())]
+
+
+def _is_average(key: Any) -> bool:
+  return isinstance(key, str) and names.is_average(key)
+
+
+def _written(where: tuple[Any, ...]) -> str:
+  """Returns the keys as one types them after the content."""
+  return "".join(f"[{key!r}]" for key in where)
+
+
+def _is_array(value: Any, torch: Any) -> bool:
+  return isinstance(value, torch.Tensor | _Array)
+
+
+def _stored(value: Any, torch: Any) -> Stored:
+  if isinstance(value, _Array):
+    return value.dtype.name, value.read
+  dtype = str(value.dtype).removeprefix("torch.")
+  if value.is_nested:
+    dtype = f"nested {dtype}"
+  elif value.layout is not torch.strided:
+    dtype = f"{str(value.layout).removeprefix('torch.')} {dtype}"
+  elif value.is_meta:
+    dtype = f"{dtype} without numbers, on the meta device"
+  return dtype, lambda: _numpy(value, torch)
+
+
+def _numpy(tensor: Any, torch: Any) -> np.ndarray:
+  tensor = tensor.detach().resolve_neg()
+  if tensor.dtype is torch.bfloat16:
+    tensor = tensor.float()
+  return tensor.numpy()

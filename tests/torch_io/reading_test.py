@@ -1,0 +1,419 @@
+"""What a file of weights is, and is not, however it is called."""
+
+import gzip
+import io
+import json
+import re
+import struct
+import tarfile
+import zipfile
+
+import hypothesis
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+
+from gc_jax import models
+from gc_jax.torch_io import load_model, names
+
+NAME = "resnet8-small"
+
+
+@pytest.fixture(scope="module")
+def weights():
+  return names.to_torch(models.create(NAME, 3))
+
+
+@pytest.fixture
+def tensors(weights):
+  return {key: torch.from_numpy(value) for key, value in weights.items()}
+
+
+def is_loaded(path, weights, rtol=0.0):
+  back = names.to_torch(load_model(path, NAME)[0])
+  for key, value in weights.items():
+    np.testing.assert_allclose(back[key], value, rtol=rtol, err_msg=key)
+  return True
+
+
+def save(tensors, path, kind):
+  if kind == "safetensors":
+    safetensors.torch.save_file(tensors, path)
+  else:
+    torch.save(
+      tensors, path, _use_new_zipfile_serialization=kind != "old pickle"
+    )
+
+
+def refused(path):
+  """Returns what is said of a file, which must name it, in little room."""
+  with pytest.raises(ValueError) as error:
+    load_model(path, NAME)
+  message = str(error.value)
+  assert str(path) in message
+  assert len(message) < 2_000 and len(message.splitlines()) == 1
+  return message
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle", "old pickle"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "a.ckpt",
+    "a.bin",
+    "a.PTH",
+    "a.pth.tar",
+    "a.safetensors",
+    "a.SAFETENSORS",
+    "a.h5",
+    "weights",
+  ],
+)
+def test_the_content_tells_the_kind_of_a_file(
+  tmp_path, tensors, weights, kind, name
+):
+  save(tensors, tmp_path / name, kind)
+  assert is_loaded(tmp_path / name, weights)
+
+
+def zipped(**files):
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, "w") as archive:
+    for name, data in files.items():
+      archive.writestr(name, data)
+  return content.getvalue()
+
+
+def tarred():
+  content = io.BytesIO()
+  with tarfile.open(fileobj=content, mode="w") as archive:
+    archive.addfile(tarfile.TarInfo("a"))
+  return content.getvalue()
+
+
+def of_numpy(save):
+  content = io.BytesIO()
+  save(content, np.zeros(3))
+  return content.getvalue()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt", ""])
+@pytest.mark.parametrize(
+  "content, told",
+  [
+    (b"<!DOCTYPE html><html>404", r"it is a web page or XML\. Download the"),
+    (b"\n <?xml version='1.0'?><Error>", "it is a web page or XML"),
+    (b"\xef\xbb\xbf<html>", "it is a web page or XML"),
+    (LFS, r"a pointer of Git LFS .* git lfs pull"),
+    (gzip.compress(b"weights"), r"is compressed \(gzip\)\. Unpack it"),
+    (b"BZh91AY&SY", r"is compressed \(bzip2\)\. Unpack it"),
+    (tarred(), r"is a tar archive\. Unpack it"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(500), "is an HDF5 file, as Keras writes"),
+    (of_numpy(np.save), "is an array of NumPy"),
+    (of_numpy(np.savez), r"is an \.npz archive of NumPy, with arr_0\.npy in"),
+    (zipped(a="1", b="2"), "is another zip archive, with a, b in it"),
+    (zipped(), "is another zip archive, with nothing in it"),
+    (b'{"epochs": 3}', "is JSON without a 'weight_map'"),
+    (b'{"epochs": ', "must be JSON; it cannot be read"),
+    (b"[" * 10 + b"{", "must be|is no such file"),
+    (bytes(64), r"must be a whole|is no such file"),
+    (b"GIF89a" + bytes(64), r"must be a whole|is no such file"),
+  ],
+)
+def test_what_lies_in_place_of_weights_is_named(
+  tmp_path, suffix, content, told
+):
+  path = tmp_path / f"model{suffix}"
+  path.write_bytes(content)
+  assert re.search(told, refused(path))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle", "old pickle"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_floats_of_any_width_are_read(tmp_path, tensors, weights, kind, dtype):
+  given = {
+    key: value.to(getattr(torch, dtype)) if value.ndim else value
+    for key, value in tensors.items()
+  }
+  save(given, tmp_path / "a.bin", kind)
+  rtol = {"float16": 2**-10, "bfloat16": 2**-8, "float64": 0}[dtype]
+  back = names.to_torch(load_model(tmp_path / "a.bin", NAME)[0])
+  for key, value in weights.items():
+    assert back[key].dtype == value.dtype
+    np.testing.assert_allclose(back[key], value, rtol=rtol, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle", "old pickle"])
+@pytest.mark.parametrize(
+  "dtype, told",
+  [
+    ("float8_e4m3fn", "F8_E4M3|float8_e4m3fn"),
+    ("float8_e5m2", "F8_E5M2|float8_e5m2"),
+    ("float8_e4m3fnuz", "F8_E4M3FNUZ|float8_e4m3fnuz"),
+    ("float8_e8m0fnu", "F8_E8M0|float8_e8m0fnu"),
+    ("int8", "int8"),
+    ("uint8", "uint8"),
+    ("int64", "int64"),
+    ("bool", "BOOL|bool"),
+    ("complex64", "C64|complex64"),
+  ],
+)
+def test_weights_of_another_dtype_are_refused_by_name(
+  tmp_path, tensors, kind, dtype, told
+):
+  if kind == "old pickle" and dtype.startswith("float8"):
+    pytest.skip("PyTorch writes them so, and cannot read them itself")
+  for key in ("fc.weight", "fc.bias"):
+    tensors[key] = tensors[key].to(getattr(torch, dtype))
+  save(tensors, tmp_path / "a.bin", kind)
+  with pytest.raises(
+    ValueError,
+    match=r"a\.bin must hold weights of float16, bfloat16, float32, float64; "
+    rf"2 of its \d+ arrays are .* fc\.\w+ is ({told}), fc\.\w+ is ({told})\. S",
+  ):
+    load_model(tmp_path / "a.bin", NAME)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+  "dtype, convert",
+  [
+    ("sparse_coo float32", lambda w: w.to_sparse()),
+    ("sparse_csr float32", lambda w: w.to_sparse_csr()),
+    ("qint8", lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)),
+    (
+      "quint8",
+      lambda w: torch.quantize_per_channel(
+        w, torch.ones(len(w)), torch.zeros(len(w)), 0, torch.quint8
+      ),
+    ),
+    ("float32 without numbers", lambda w: w.to("meta")),
+    ("nested float32", lambda w: torch.nested.nested_tensor(list(w))),
+    ("float4_e2m1fn_x2", lambda w: w.byte().view(torch.float4_e2m1fn_x2)),
+  ],
+)
+def test_tensors_that_numpy_has_not_are_refused_by_name(
+  tmp_path, tensors, dtype, convert
+):
+  tensors["fc.weight"] = convert(tensors["fc.weight"])
+  torch.save(tensors, tmp_path / "a.pth")
+  assert f"are of another dtype: fc.weight is {dtype}" in refused(
+    tmp_path / "a.pth"
+  )
+
+
+@pytest.mark.parametrize(
+  "dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E5M2FNUZ", "U16"]
+)
+def test_packed_weights_are_refused_without_pytorch(tmp_path, dtype):
+  bits = 16 if dtype == "U16" else int(dtype[1])
+  header = {
+    "fc.weight": {
+      "dtype": dtype,
+      "shape": [4, 2],
+      "data_offsets": [0, bits],
+    }
+  }
+  write_raw(tmp_path / "a.safetensors", header, bytes(bits))
+  assert "fc.weight is" in refused(tmp_path / "a.safetensors")
+
+
+def test_many_arrays_are_counted_and_five_named(tmp_path, tensors):
+  half = {k: v.to(torch.float8_e5m2) for k, v in tensors.items() if v.ndim}
+  safetensors.torch.save_file(half, tmp_path / "a.safetensors")
+  message = refused(tmp_path / "a.safetensors")
+  assert f"{len(half)} of its {len(half)} arrays" in message
+  assert message.count("F8_E5M2") == 5 and f"{len(half) - 5} more" in message
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle", "old pickle"])
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
+def test_counts_of_batches_may_be_of_any_number(
+  tmp_path, tensors, weights, kind, dtype
+):
+  """Averaged weights have them as floats."""
+  given = {
+    k: torch.tensor(7, dtype=getattr(torch, dtype)) if "tracked" in k else v
+    for k, v in tensors.items()
+  }
+  save(given, tmp_path / "a.pth", kind)
+  back = names.to_torch(load_model(tmp_path / "a.pth", NAME)[0])
+  assert back["bn1.num_batches_tracked"] == 7
+
+
+def test_tensors_are_read_however_they_lie(tmp_path, tensors, weights):
+  last, *_ = tensors["fc.weight"].shape
+  tensors["fc.weight"] = tensors["fc.weight"].T.contiguous().T
+  tensors["fc.bias"] = torch.nn.Parameter(tensors["fc.bias"])
+  tensors["conv1.weight"] = tensors["conv1.weight"].to(
+    memory_format=torch.channels_last
+  )
+  twice = torch.stack([tensors["bn1.weight"], tensors["bn1.bias"]])
+  tensors["bn1.weight"], tensors["bn1.bias"] = twice  # of one storage
+  tensors["bn1.running_var"] = torch.ones(()).expand(32)
+  tensors["bn1.running_mean"] = torch._neg_view(-tensors["bn1.running_mean"])
+  torch.save(tensors, tmp_path / "a.pth")
+  assert last == 3 and is_loaded(tmp_path / "a.pth", weights)
+
+
+def parts(tensors, folder, kind="safetensors", index="model.safetensors"):
+  """Saves tensors in three files and an index; returns the index."""
+  keys = sorted(tensors)
+  suffix = "safetensors" if kind == "safetensors" else "bin"
+  places = {
+    key: f"model-0000{1 + i % 3}-of-00003.{suffix}"
+    for i, key in enumerate(keys)
+  }
+  for name in set(places.values()):
+    part = {key: tensors[key] for key in keys if places[key] == name}
+    save(part, folder / name, kind)
+  path = folder / f"{index}.index.json"
+  path.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+  return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+@pytest.mark.parametrize("asked", ["index", "folder"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_model_in_parts_is_read_whole(
+  tmp_path, tensors, weights, kind, asked, prefix, caplog
+):
+  given = {prefix + key: value for key, value in tensors.items()}
+  index = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
+  path = parts(given, tmp_path, kind, index)
+  assert is_loaded(path if asked == "index" else tmp_path, weights)
+  assert "read from 3 files" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_downloaded_folder_is_its_model(tmp_path, tensors, weights, name):
+  save(tensors, tmp_path / name, name.rpartition(".")[2])
+  (tmp_path / "config.json").write_text('{"architecture": "resnet8"}')
+  assert is_loaded(tmp_path, weights)
+  (tmp_path / name).rename(tmp_path / "else.bin")
+  assert "is a folder without model.safetensors or" in refused(tmp_path)
+
+
+def test_parts_that_do_not_fit_the_index_are_told(tmp_path, tensors):
+  path = parts(tensors, tmp_path)
+  second = tmp_path / "model-00002-of-00003.safetensors"
+  whole = path.read_text()
+  assert "is part 2 of 3. Name the index" in refused(second)
+  held = second.read_bytes()
+  second.unlink()
+  message = "names 3 files, which must lie beside it; 1 do not: model-00002-of"
+  assert message in refused(path)
+  second.write_bytes(held[:-9])
+  with pytest.raises(ValueError, match=r"model-00002.* must be a whole"):
+    load_model(path, NAME)
+  second.write_text('{"weight_map": {}}')
+  with pytest.raises(ValueError, match=r"model-00002.* must hold weights"):
+    load_model(path, NAME)
+  second.write_bytes(held)
+  index = json.loads(whole)
+  del index["weight_map"]["conv1.weight"]
+  path.write_text(json.dumps(index))
+  with pytest.raises(ValueError, match=r"they differ in conv1\.weight\. Copy"):
+    load_model(path, NAME)
+
+
+@pytest.mark.parametrize(
+  "name", ["../a.bin", "/etc/passwd", "..", "b/a.bin", "b\\a.bin", "", "a\0"]
+)
+def test_an_index_stays_in_its_folder(tmp_path, name):
+  path = tmp_path / "sub" / "model.safetensors.index.json"
+  path.parent.mkdir()
+  path.write_text(json.dumps({"weight_map": {"fc.weight": name}}))
+  (tmp_path / "a.bin").write_bytes(b"1")
+  assert "must name files beside it; it names" in refused(path)
+
+
+@pytest.mark.parametrize("places", [[], {}, {"a": 3}, None, "a.bin"])
+def test_an_index_maps_arrays_to_files(tmp_path, places):
+  path = tmp_path / "model.safetensors.index.json"
+  path.write_text(json.dumps({"weight_map": places}))
+  assert "JSON without a 'weight_map' from arrays" in refused(path)
+
+
+def write_raw(path, header, data=b"", length=None):
+  text = json.dumps(header).encode()
+  length = len(text) if length is None else length
+  path.write_bytes(struct.pack("<Q", length) + text + data)
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+  "header, data, length, told",
+  [
+    ({"a": ONE}, bytes(3), None, "must be a whole .safetensors file"),
+    ({"a": ONE}, bytes(8), None, "must be a whole .safetensors file"),
+    ({"a": ONE}, bytes(4), 10**6, "must be a whole .safetensors file"),
+    ({"a": ONE}, bytes(4), 2**62, "must be a whole"),
+    ({"a": ONE}, bytes(4), 12, "must be a whole .safetensors file"),
+    (
+      {"a": ONE, "b": {**ONE, "data_offsets": [2, 6]}},
+      bytes(6),
+      None,
+      "must be a whole .safetensors file",
+    ),
+    ({"a": {**ONE, "dtype": "F99"}}, bytes(4), None, "F99"),
+    ({"a": {**ONE, "shape": [2**62, 8]}}, bytes(4), None, "must be a whole"),
+    ([ONE], bytes(4), None, "must be a whole"),
+    (
+      {"__metadata__": {"image_size": 64, "format": "pt"}, "a": ONE},
+      bytes(4),
+      None,
+      "Its metadata must be strings; image_size is 64.",
+    ),
+    (
+      {"__metadata__": {"class_names": ["a", "b"]}, "a": ONE},
+      bytes(4),
+      None,
+      "must be strings; class_names is ['a', 'b'].",
+    ),
+    ({"__metadata__": ["pt"], "a": ONE}, bytes(4), None, "must be a whole"),
+    ({"__metadata__": {"format": "pt"}}, b"", None, "there is no array in it"),
+  ],
+)
+def test_a_header_that_lies_is_told(tmp_path, header, data, length, told):
+  write_raw(tmp_path / "a.safetensors", header, data, length)
+  assert told in refused(tmp_path / "a.safetensors")
+
+
+def test_a_file_that_may_not_be_opened_is_told(tmp_path, monkeypatch):
+  path = tmp_path / "a.pth"
+  path.write_bytes(b"PK")
+
+  def denied(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+  monkeypatch.setattr(type(path), "open", denied)
+  assert "it cannot be read: [Errno 13] Permission denied" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle", "old pickle"])
+@hypothesis.settings(
+  max_examples=60,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_a_mutated_file_is_read_or_refused_by_name(tmp_path, kind, data):
+  path = tmp_path / "a.bin"
+  save({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}, path, kind)
+  content = bytearray(path.read_bytes())
+  # The arrays' names and places are in the first bytes, or in the last.
+  for _ in range(data.draw(st.integers(1, 4))):
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] = data.draw(st.integers(0, 255))
+  path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+  try:
+    load_model(path, NAME)
+  except ValueError as error:
+    assert str(path) in str(error)
