@@ -142,6 +142,13 @@ def _validate_pictures(config: ConfigDict) -> None:
       "crop and must be 0 with --config.data.eval_squash=True, which crops "
       "nothing."
     )
+  smallest = MODELS[config.model.name].min_px
+  if data.image_size < smallest:
+    raise ValueError(
+      f"--config.data.image_size={data.image_size} must be at least {smallest} "
+      f"for --config.model.name={config.model.name!r}, so that features are "
+      "left of a picture. Use larger pictures, or another model."
+    )
   if 0 < data.eval_resize_px < data.image_size:
     raise ValueError(
       f"--config.data.eval_resize_px={data.eval_resize_px} must be at least "

@@ -62,6 +62,8 @@ def export_run(
         "give --overwrite."
       )
   loaded = trained.load_model(workdir)
+  if verify:
+    compare.check_known(loaded.model)
   run = load_run(workdir)
   # Before anything is written: the run's data may be gone.
   images = _evaluated_images(run.config) if verify else None

@@ -106,7 +106,7 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
     except ValueError as error:
       raise ValueError(f"--config.init_from: {error}") from error
   loaded = _load_run(path, None)
-  if loaded.name.removesuffix("-gmp") != name.removesuffix("-gmp"):
+  if models.without_gmp(loaded.name) != models.without_gmp(name):
     raise ValueError(
       f"--config.init_from={path} must be a run of --config.model.name={name}; "
       f"it trained {loaded.name!r}. Name that model, or another run."

@@ -56,7 +56,7 @@ def runs(tmp_path):
     workdirs.write_finished(tmp_path / "gc", ch=20.0),
     workdirs.write_finished(tmp_path / "gc-1", ch=22.0, seed=1),
     workdirs.write_finished(
-      tmp_path / "gmp", ch=17.0, model__name="resnet10-gmp", **off
+      tmp_path / "gmp", ch=17.0, model__name="resnet18-gmp", **off
     ),
   ]
 

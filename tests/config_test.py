@@ -193,6 +193,10 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
       {"data.eval_resize_px": 63},
       r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
     ),
+    (
+      {"model.name": "alexnet", "data.image_size": 62},
+      r"image_size=62 must be at least 63 for --config\.model\.name='alexnet'",
+    ),
     ({"seed": -1}, r"--config\.seed=-1 must be a finite number at least 0"),
     ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
   ],

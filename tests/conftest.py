@@ -199,5 +199,5 @@ def small_perceptrons(monkeypatch):
   from gc_jax import models
 
   for name in ("alexnet", "vgg16"):
-    small = functools.partial(models.MODELS[name], hidden=64)
+    small = models.MODELS[name].changed(hidden=64)
     monkeypatch.setitem(models.MODELS, name, small)

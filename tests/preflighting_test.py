@@ -1,7 +1,6 @@
 """What the compiler says of a recipe's step, and the search for a batch."""
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 import pytest
@@ -10,7 +9,7 @@ from configs import imagenet, quickstart
 from gc_jax import lowering, models, optim, parallel, preflighting, recipe
 from gc_jax import state as states
 from gc_jax.data import Classes
-from gc_jax.models.resnet import BasicBlock, ResNet
+from gc_jax.models import resnet
 
 SIDE = 16
 
@@ -19,7 +18,7 @@ SIDE = 16
 def tiny():
   """A net that compiles in a moment, by name as a recipe has it."""
   with pytest.MonkeyPatch.context() as patch:
-    net = functools.partial(ResNet, (1,), BasicBlock, width=8, stem_kernel=3)
+    net = resnet.RESNET8_SMALL.changed(stage_sizes=(1,), width=8)
     patch.setitem(models.MODELS, "tiny", net)
     yield
 

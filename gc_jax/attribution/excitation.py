@@ -20,10 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from gc_jax.attribution import layers
 from gc_jax.attribution.intercept import in_float32, intercept
-from gc_jax.models.chain import POOL, Chain
-from gc_jax.models.layers import BatchNorm
-from gc_jax.models.resnet import ResNet
-from gc_jax.models.squeezenet import FIRST_NUMBER, SqueezeNet
+from gc_jax.models.layers import FEATURES, BatchNorm, Network
 
 EPSILON = 1e-20  # added to denominators only
 LAST_INPUT = "last_input"  # what the last layer is given: pooled features
@@ -100,23 +97,11 @@ def contrast_names(model: nnx.Module) -> tuple[str, ...]:
 def default_layer(model: nnx.Module) -> str:
   """Returns the layer whose output the last stage is given.
 
-  "layer3" of a ResNet of four stages and the fourth pooling of VGG16, as in the
-  release; of AlexNet and SqueezeNet what corresponds to it, the last pooling
-  before the features.
+  Of a model that is none of `gc_jax.models`, its features.
   """
-  match model:
-    case ResNet():
-      return (
-        f"layer{model.num_stages - 1}" if model.num_stages > 1 else "layer1"
-      )
-    case Chain():
-      poolings = [number for number, kind in model.numbered() if kind == POOL]
-      return f"features.{poolings[-2]}"
-    case SqueezeNet():
-      kinds = list(enumerate(model.chain, FIRST_NUMBER))
-      return f"features.{max(number for number, kind in kinds if kind == POOL)}"
-    case _:
-      return layers.layer_names(model)[-1]
+  if isinstance(model, Network):
+    return model.excitation_layer
+  return layers.layer_names(model)[-1]
 
 
 def propagated(
@@ -237,7 +222,7 @@ class _Pass:
         return _excited(module, x, self._sign if path == last else 1)
       return module(x)
 
-    inner = set(self._places) - {layers.FEATURES}
+    inner = set(self._places) - {FEATURES}
     blocks = {
       type(module)
       for path, module in nnx.iter_modules(self._model)
@@ -246,7 +231,7 @@ class _Pass:
     kinds = tuple({*_LAYERS, BatchNorm, *blocks})
     copy = intercept(self._model, kinds, call)
     features = copy.features(copy.normalize(self._images))
-    return seen, copy.classify(tapped(layers.FEATURES, features))
+    return seen, copy.classify(tapped(FEATURES, features))
 
 
 @jax.custom_vjp

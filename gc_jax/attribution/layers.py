@@ -2,7 +2,7 @@
 
 A layer is known by its output, after the nonlinearity, and named as torchvision
 names it: "layer3" of a ResNet, "features.23" of VGG16 (its fourth pooling).
-Its output is what the module after it is given.
+Its output is what the module after it is given (`Network.layer_inputs`).
 """
 
 import difflib
@@ -14,43 +14,23 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gc_jax.attribution.intercept import intercept
-from gc_jax.models.chain import Chain
-from gc_jax.models.resnet import ResNet
-from gc_jax.models.squeezenet import SqueezeNet
-
-FEATURES = ""  # in place of a path: no module is given the last layer's output
+from gc_jax.models.layers import FEATURES, Network
 
 
 def layer_paths(model: nnx.Module) -> dict[str, str]:
   """Returns the layers there are, from the picture up.
 
   Args:
-    model: of a class of `gc_jax.models`; of any other, only its features have
-      a name, "features".
+    model: one of `gc_jax.models` says which; of any other, only its features
+      have a name, "features".
 
   Returns:
     Name -> dotted path of the module whose input it is; `FEATURES` for the
     last, which are the features.
   """
-  match model:
-    case ResNet():
-      stages = [f"layer{i + 1}" for i in range(model.num_stages)]
-      inputs = [f"{stage}.0" for stage in stages]
-      return dict(zip(["maxpool", *stages], [*inputs, FEATURES], strict=True))
-    case Chain():
-      numbers = [number for number, _ in model.numbered()]
-      last = int(numbers[-1])
-    case SqueezeNet():
-      numbers = list(model.trunk)
-      last = 1 + len(model.chain)
-    case _:
-      return {"features": FEATURES}
-  paths = {
-    f"features.{int(number) - 1}": f"trunk.{number}"
-    for number in numbers[1:]
-    if number in model.trunk
-  }
-  return paths | {f"features.{last}": FEATURES}
+  if isinstance(model, Network):
+    return model.layer_inputs()
+  return {"features": FEATURES}
 
 
 def layer_names(model: nnx.Module) -> tuple[str, ...]:

@@ -9,32 +9,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.chain import Chain, alexnet, vgg16
-from gc_jax.models.layers import (
-  HE_INIT,
-  HE_UNIFORM_INIT,
-  TORCH_INIT,
-  BatchNorm,
-  Init,
-)
-from gc_jax.models.resnet import ResNet
-from gc_jax.models.squeezenet import SqueezeNet
+from gc_jax.models.layers import TORCH_INIT, BatchNorm, Init, Network
 
 _LAYERS = (nnx.Conv, nnx.Linear)
-
-# Attribute of a chain -> torchvision's name for it.
-_NUMBERED = {"trunk": "features", "head": "classifier"}
 
 
 def stages(model: nnx.Module) -> tuple[str, ...]:
   """Returns the parts of a model that are randomised together, head first.
 
-  Named as torchvision names them. Stages of a ResNet: "fc", "layer4", ...,
-  "layer1", "conv1", the last with its norm. Single layers of a chain, and of
-  SqueezeNet its fire modules: "classifier.6", "classifier.4", ...,
-  "features.0".
+  Of the models of `gc_jax.models` as they say themselves, named as torchvision
+  names them: "fc", "layer4", ..., "layer1", "conv1" of a ResNet. Of any other
+  its attributes that hold layers, the one that was set last first.
   """
-  found = dict.fromkeys(_stage(path) for path, _ in _layers(model))
+  found = dict.fromkeys(part for part, _, _ in _layers(model))
   return tuple(reversed(found))
 
 
@@ -61,33 +48,13 @@ def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   anew = names[: names.index(stage) + 1]
   copy = nnx.clone(model)
   copy.eval()
-  for number, (path, module) in enumerate(_layers(copy)):
-    if _stage(path) in anew:
-      init = _initializer(model, path, module)
+  for number, (part, path, module) in enumerate(_layers(copy)):
+    if part in anew:
+      init = TORCH_INIT
+      if isinstance(model, Network):
+        init = model.initializer(path, module)
       _initialize(module, init, jax.random.fold_in(key, number))
   return copy
-
-
-def _initializer(model: nnx.Module, path: tuple, module: nnx.Module) -> Init:
-  """Returns how the model's constructor initialises one of its layers.
-
-  A module does not keep its initialiser; the class of the model, and of a
-  chain its layers, say which it was. Of others it is PyTorch's default.
-  """
-  is_conv = isinstance(module, nnx.Conv)
-  match model:
-    case ResNet():
-      return HE_INIT if is_conv else TORCH_INIT
-    case SqueezeNet():
-      if tuple(path) == model.last_layer:
-        return Init(nnx.initializers.normal(0.01), zero_bias=True)
-      return HE_UNIFORM_INIT
-    case Chain():
-      for constructor in (alexnet, vgg16):
-        if constructor.args[0] == model.chain:
-          kind = "conv_init" if is_conv else "linear_init"
-          return constructor.keywords[kind]
-  return TORCH_INIT
 
 
 def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
@@ -105,29 +72,24 @@ def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
     module.bias[...] = draw(key_bias, shape[-1:])
 
 
-def _layers(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
-  """Returns the layers with weights, from the picture up, head last."""
-  found = [
-    (path, module)
-    for path, module in nnx.iter_modules(model)
-    if isinstance(module, (*_LAYERS, BatchNorm))
-  ]
-  order = ("stem", "trunk", "layer", "head", "fc")
-
-  def place(item):
-    first, *rest = map(str, item[0])
-    number = int(first[5:]) if first.startswith("layer") else 0
-    kind = "stem" if first in ("conv1", "bn1") else first.rstrip("0123456789")
-    return order.index(kind), number, [int(n) for n in rest[:1]]
-
-  return sorted(found, key=place)
-
-
-def _stage(path: tuple) -> str:
-  first, *rest = map(str, path)
-  if first in _NUMBERED:
-    return f"{_NUMBERED[first]}.{rest[0]}"
-  return "conv1" if first == "bn1" else first
+def _layers(model: nnx.Module) -> list[tuple[str, str, nnx.Module]]:
+  """Returns (part, path, layer) of those with weights, from the picture up."""
+  if isinstance(model, Network):
+    parts = model.parts()
+  else:
+    parts = {name: (name,) for name in vars(model)}
+  part_of = {path: part for part, paths in parts.items() for path in paths}
+  place = {part: i for i, part in enumerate(parts)}
+  found = []
+  for names, module in nnx.iter_modules(model):
+    if isinstance(module, (*_LAYERS, BatchNorm)):
+      names = list(map(str, names))
+      depth = next(i for i in (1, 2) if ".".join(names[:i]) in part_of)
+      part = part_of[".".join(names[:depth])]
+      block = [int(n) for n in names[depth : depth + 1] if n.isdecimal()]
+      found.append(((place[part], block), part, ".".join(names), module))
+  found.sort(key=lambda layer: layer[0])
+  return [layer[1:] for layer in found]
 
 
 def rank_correlation(

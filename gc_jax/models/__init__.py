@@ -1,36 +1,54 @@
 """The architectures, by name. A `-gmp` suffix pools by the global maximum."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from gc_jax.models.chain import alexnet, vgg16
-from gc_jax.models.resnet import BasicBlock, Bottleneck, ResNet
-from gc_jax.models.squeezenet import SqueezeNet
+from gc_jax.models.chain import ALEXNET, VGG16
+from gc_jax.models.layers import Architecture
+from gc_jax.models.resnet import (
+  RESNET8_SMALL,
+  RESNET18,
+  RESNET34,
+  RESNET50,
+  RESNET101,
+)
+from gc_jax.models.squeezenet import SQUEEZENET1_1
 
-_GLOBALLY_POOLED = {
-  # For pictures of 64 pixels: two stages, an 8x8 feature grid.
-  "resnet8-small": partial(ResNet, (1, 2), BasicBlock, width=32, stem_kernel=3),
-  "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
-  "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
-  "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
-  "resnet101": partial(ResNet, (3, 4, 23, 3), Bottleneck),
-  "squeezenet1_1": SqueezeNet,
+_GMP = "-gmp"
+
+
+def _poolings(name: str, architecture: Architecture) -> dict[str, Architecture]:
+  """Returns an architecture under either global pooling, by name."""
+  return {
+    name: architecture.changed(pooling="average"),
+    name + _GMP: architecture.changed(pooling="max"),
+  }
+
+
+MODELS: dict[str, Architecture] = {
+  "alexnet": ALEXNET,
+  "vgg16": VGG16,
+  **_poolings("resnet8-small", RESNET8_SMALL),
+  **_poolings("resnet18", RESNET18),
+  **_poolings("resnet34", RESNET34),
+  **_poolings("resnet50", RESNET50),
+  **_poolings("resnet101", RESNET101),
+  **_poolings("squeezenet1_1", SQUEEZENET1_1),
 }
 
-# name -> constructor(num_classes, *, dtype, rngs)
-MODELS = {
-  "alexnet": alexnet,
-  "vgg16": vgg16,
-  **{k: partial(v, pooling="average") for k, v in _GLOBALLY_POOLED.items()},
-  **{
-    f"{k}-gmp": partial(v, pooling="max") for k, v in _GLOBALLY_POOLED.items()
-  },
-}
+
+def is_gmp(name: str) -> bool:
+  """Returns whether a model of this name pools by the global maximum."""
+  return name.endswith(_GMP)
+
+
+def without_gmp(name: str) -> str:
+  """Returns the name of the model with the same weights that does not."""
+  return name.removesuffix(_GMP)
 
 
 def create(

@@ -43,7 +43,7 @@ def _vgg_layers(stages: Sequence[tuple[int, int]]) -> tuple:
 VGG16_LAYERS = _vgg_layers(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
 
 
-class Chain(layers.Network):
+class Chain(layers.NumberedNetwork):
   """A chain of convolutions split where Grad-CAM looks.
 
   Args:
@@ -87,6 +87,8 @@ class Chain(layers.Network):
     self.grid = grid
     self.drops_features = drops_features
     self.dropout_rate = dropout_rate
+    self.conv_init = conv_init
+    self.linear_init = linear_init
     trunk, channels = {}, 3
     for number, layer in self.numbered():
       if layer != POOL:
@@ -150,6 +152,22 @@ class Chain(layers.Network):
       x = drop(nnx.relu(second(x)), 1)
     return last(x)
 
+  @property
+  def last_number(self) -> int:
+    """Of the last pooling."""
+    return int(self.numbered()[-1][0])
+
+  @property
+  def excitation_layer(self) -> str:
+    """The last pooling but one: of VGG16 the fourth, as in the release."""
+    poolings = [number for number, kind in self.numbered() if kind == POOL]
+    return f"features.{poolings[-2]}"
+
+  def initializer(self, path: str, module: nnx.Module) -> layers.Init:
+    """Returns what the constructor was given."""
+    del path
+    return self.conv_init if isinstance(module, nnx.Conv) else self.linear_init
+
   def numbered(self) -> Sequence[tuple[str, tuple[int, int, int, int] | str]]:
     """Returns the chain with torchvision's numbers: a ReLU takes one, too."""
     numbered, number = [], 0
@@ -177,21 +195,39 @@ def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
   return x
 
 
-alexnet = partial(
-  Chain,
-  ALEXNET_LAYERS,
-  pool_window=3,
-  grid=6,
-  drops_features=True,
-  conv_init=layers.TORCH_INIT,
-  linear_init=layers.TORCH_INIT,
+ALEXNET = layers.Architecture(
+  title="AlexNet",
+  network=Chain,
+  fields={
+    "chain": ALEXNET_LAYERS,
+    "pool_window": 3,
+    "grid": 6,
+    "drops_features": True,
+    "conv_init": layers.TORCH_INIT,
+    "linear_init": layers.TORCH_INIT,
+  },
+  min_px=63,
+  torch_code="""\
+import torchvision
+
+model = torchvision.models.alexnet(num_classes={num_classes})
+""",
 )
-vgg16 = partial(
-  Chain,
-  VGG16_LAYERS,
-  pool_window=2,
-  grid=7,
-  drops_features=False,
-  conv_init=layers.HE_INIT,
-  linear_init=layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+VGG16 = layers.Architecture(
+  title="VGG16",
+  network=Chain,
+  fields={
+    "chain": VGG16_LAYERS,
+    "pool_window": 2,
+    "grid": 7,
+    "drops_features": False,
+    "conv_init": layers.HE_INIT,
+    "linear_init": layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+  },
+  min_px=32,
+  torch_code="""\
+import torchvision
+
+model = torchvision.models.vgg16(num_classes={num_classes})
+""",
 )

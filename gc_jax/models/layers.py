@@ -1,7 +1,9 @@
 """Layers shared by the architectures, each as PyTorch defines it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -220,20 +222,65 @@ def dropout(
   return jnp.where(kept, x / (1 - rate), 0)
 
 
+FEATURES = ""  # in place of a path: no module is given the last layer's output
+
+
 class Network(nnx.Module):
-  """What all architectures have: they take pixels, and know their own dtype.
+  """What all architectures have: they take pixels, and describe themselves.
+
+  A network has `features`, from normalised pixels to the explained
+  activations, and `classify`, from these to logits; beside them it says what
+  explanation methods, the sanity check and PyTorch's files must know of it.
 
   Attributes:
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs (pooled, where it is a
       convolution) are the logits.
+    torch_names: first part of a path -> what PyTorch calls it, where it has
+      another name there.
     remat: whether the backward pass computes the insides of each `segment`
       anew instead of keeping them; set by `train(remat=True)`.
   """
 
   dtype: DTypeLike
   last_layer: tuple[str, ...]
+  torch_names: Mapping[str, str] = MappingProxyType({})
   remat: bool = False
+
+  def layer_inputs(self) -> dict[str, str]:
+    """Returns the layers one may look at, from the picture up.
+
+    A layer is known by its output, after the nonlinearity, and named as
+    torchvision names it.
+
+    Returns:
+      Name -> dotted path of the module that is given its output; `FEATURES`
+      for the last, which are the features.
+    """
+    raise NotImplementedError
+
+  @property
+  def excitation_layer(self) -> str:
+    """The layer whose output the last stage is given: excitation maps' own."""
+    raise NotImplementedError
+
+  def parts(self) -> dict[str, tuple[str, ...]]:
+    """Returns what is randomised together, from the picture up.
+
+    Returns:
+      Torchvision's name -> dotted paths of modules: their layers, and those
+      below them, belong to the part.
+    """
+    raise NotImplementedError
+
+  def initializer(self, path: str, module: nnx.Module) -> Init:
+    """Returns how the constructor initialised one of its layers.
+
+    Args:
+      path: of the layer, dotted.
+      module: the layer itself, a convolution or a dense one.
+    """
+    raise NotImplementedError
 
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x
@@ -269,3 +316,71 @@ def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
     images = images.astype(jnp.float32) / 255
   mean, std = jnp.array(RGB_MEAN, ndmin=4), jnp.array(RGB_STD, ndmin=4)
   return (images.astype(jnp.float32) - mean) / std
+
+
+class NumberedNetwork(Network):
+  """A network whose `trunk` and `head` hold layers by torchvision's numbers.
+
+  Attributes:
+    last_number: of the layer whose output the features are.
+  """
+
+  torch_names = MappingProxyType({"trunk": "features", "head": "classifier"})
+  last_number: int
+
+  def layer_inputs(self) -> dict[str, str]:
+    """Returns what each layer of the trunk is given; see the base class."""
+    inputs = {f"features.{int(n) - 1}": f"trunk.{n}" for n in self.trunk}
+    inputs.pop("features.-1")  # the picture
+    return inputs | {f"features.{self.last_number}": FEATURES}
+
+  def parts(self) -> dict[str, tuple[str, ...]]:
+    """Returns single layers: "features.0", ..., "classifier.6"."""
+    return {
+      f"{name}.{number}": (f"{part}.{number}",)
+      for part, name in self.torch_names.items()
+      for number in getattr(self, part)
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Architecture:
+  """An entry of `MODELS`: everything known of an architecture by its name.
+
+  Called, it builds the network.
+
+  Attributes:
+    title: as papers write it, the pooling not said: "ResNet18".
+    network: its class.
+    fields: what its constructor is given, beside the number of classes.
+    min_px: the smallest side of a picture of which a cell of features is left.
+    torch_code: lines of Python that make it as `model` in PyTorch;
+      `{num_classes}` stands for K.
+    torch_pooling: the attribute of that `model` which pools globally; "" where
+      a perceptron takes a grid of features instead.
+  """
+
+  title: str
+  network: type[Network]
+  fields: Mapping[str, Any]
+  min_px: int
+  torch_code: str
+  torch_pooling: str = ""
+
+  def __call__(
+    self, num_classes: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+  ) -> Network:
+    """Returns a network with freshly drawn parameters.
+
+    Args:
+      num_classes: K.
+      dtype: of activations; parameters are float32.
+      rngs: initialises the parameters.
+    """
+    return self.network(
+      num_classes=num_classes, **self.fields, dtype=dtype, rngs=rngs
+    )
+
+  def changed(self, **fields: Any) -> "Architecture":
+    """Returns the same with other fields for its constructor."""
+    return dataclasses.replace(self, fields={**self.fields, **fields})

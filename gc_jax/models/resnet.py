@@ -15,7 +15,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models.layers import (
+  FEATURES,
+  HE_INIT,
+  TORCH_INIT,
+  Architecture,
   BatchNorm,
+  Init,
   Network,
   at_least_float32,
   conv,
@@ -168,6 +173,31 @@ class ResNet(Network):
     pooled = pool_globally(at_least_float32(features), self.pooling)
     return self.fc(pooled)
 
+  @property
+  def _stages(self) -> list[str]:
+    return [f"layer{stage + 1}" for stage in range(self.num_stages)]
+
+  def layer_inputs(self) -> dict[str, str]:
+    """Returns "maxpool" and the stages; see the base class."""
+    names = ["maxpool", *self._stages]
+    paths = [*(f"{stage}.0" for stage in self._stages), FEATURES]
+    return dict(zip(names, paths, strict=True))
+
+  @property
+  def excitation_layer(self) -> str:
+    """The last stage but one: "layer3" of four, as in the release."""
+    return f"layer{max(1, self.num_stages - 1)}"
+
+  def parts(self) -> dict[str, tuple[str, ...]]:
+    """Returns the stem with its norm, the stages, the head."""
+    stages = {stage: (stage,) for stage in self._stages}
+    return {"conv1": ("conv1", "bn1"), **stages, "fc": ("fc",)}
+
+  def initializer(self, path: str, module: nnx.Module) -> Init:
+    """Returns He's rule for convolutions, PyTorch's own for the head."""
+    del path
+    return HE_INIT if isinstance(module, nnx.Conv) else TORCH_INIT
+
 
 def _shortcut(in_channels, out_channels, stride, make_conv, make_norm):
   """Returns a 1x1 convolution and its norm where the shape changes."""
@@ -189,3 +219,52 @@ def _apply(layers: nnx.List, x: jax.Array) -> jax.Array:
   for layer in layers:
     x = layer(x)
   return x
+
+
+def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: type):
+  return Architecture(
+    title=title,
+    network=ResNet,
+    fields={"stage_sizes": stage_sizes, "block": block},
+    min_px=1,
+    torch_code=f"""\
+import torchvision
+
+model = torchvision.models.{title.lower()}(num_classes={{num_classes}})
+""",
+    torch_pooling="avgpool",
+  )
+
+
+RESNET18 = _torchvisions("ResNet18", (2, 2, 2, 2), BasicBlock)
+RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), BasicBlock)
+RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), Bottleneck)
+RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), Bottleneck)
+# For pictures of 64 pixels: two stages, an 8x8 feature grid.
+RESNET8_SMALL = Architecture(
+  title="ResNet8-small",
+  network=ResNet,
+  fields={
+    "stage_sizes": (1, 2),
+    "block": BasicBlock,
+    "width": 32,
+    "stem_kernel": 3,
+  },
+  min_px=1,
+  # Not torchvision's: made of its blocks.
+  torch_code="""\
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes={num_classes})
+model.conv1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
+model.bn1 = nn.BatchNorm2d(32)
+shortcut = nn.Conv2d(32, 64, 1, 2, bias=False), nn.BatchNorm2d(64)
+halving = BasicBlock(32, 64, 2, nn.Sequential(*shortcut))
+model.layer1 = nn.Sequential(BasicBlock(32, 32))
+model.layer2 = nn.Sequential(halving, BasicBlock(64, 64))
+model.layer3 = model.layer4 = nn.Identity()
+model.fc = nn.Linear(64, {num_classes})
+""",
+  torch_pooling="avgpool",
+)

@@ -31,6 +31,7 @@ LAYERS = (
   (64, 256),
 )
 FIRST_NUMBER = 2  # after the stem and its ReLU
+_HEAD_INIT = layers.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 
 class Fire(nnx.Module):
@@ -66,7 +67,7 @@ class Fire(nnx.Module):
     return nnx.relu(jnp.concatenate(wide, axis=-1))
 
 
-class SqueezeNet(layers.Network):
+class SqueezeNet(layers.NumberedNetwork):
   """SqueezeNet 1.1 split where Grad-CAM looks.
 
   Args:
@@ -116,7 +117,7 @@ class SqueezeNet(layers.Network):
           channels,
           num_classes,
           1,
-          init=layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+          init=_HEAD_INIT,
           dtype=jnp.float32,
           rngs=rngs,
         )
@@ -153,3 +154,34 @@ class SqueezeNet(layers.Network):
       layers.at_least_float32(features), self.dropout_rate, key
     )
     return pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+
+  @property
+  def last_number(self) -> int:
+    """Of the last fire module."""
+    return FIRST_NUMBER + len(self.chain) - 1
+
+  @property
+  def excitation_layer(self) -> str:
+    """The last pooling before the features."""
+    kinds = enumerate(self.chain, FIRST_NUMBER)
+    return f"features.{max(number for number, kind in kinds if kind == POOL)}"
+
+  def initializer(self, path: str, module: nnx.Module) -> layers.Init:
+    """Returns He's uniform rule, and a small normal one for the head."""
+    del module
+    is_last = path == ".".join(self.last_layer)
+    return _HEAD_INIT if is_last else layers.HE_UNIFORM_INIT
+
+
+SQUEEZENET1_1 = layers.Architecture(
+  title="SqueezeNet 1.1",
+  network=SqueezeNet,
+  fields={},
+  min_px=17,
+  torch_code="""\
+import torchvision
+
+model = torchvision.models.squeezenet1_1(num_classes={num_classes})
+""",
+  torch_pooling="classifier[3]",
+)

@@ -4,10 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gc_jax import models
+from gc_jax.models import MODELS
 from gc_jax.report.run import Run
 from gc_jax.saved_config import flatten
 
-_ARCHITECTURES = {"alexnet": "AlexNet", "resnet": "ResNet", "vgg": "VGG"}
 _DATA = {
   "context_digits": "context digits",
   "tfds:caltech_birds2011": "Caltech-UCSD Birds 2011",
@@ -42,11 +43,7 @@ def architecture(run: Run) -> str:
 
 def architecture_title(name: str) -> str:
   """Returns "ResNet18" for a key of `MODELS`: its pooling is not said."""
-  name = name.removesuffix("-gmp")
-  for start, written in _ARCHITECTURES.items():
-    if name.startswith(start):
-      return written + name.removeprefix(start)
-  return name
+  return MODELS[name].title if name in MODELS else models.without_gmp(name)
 
 
 def data_name(run: Run) -> str:
@@ -71,17 +68,16 @@ def short_name(run: Run) -> str:
 
 def paper_name(architecture: str, is_consistent: bool) -> str:
   """Returns Baseline, GC, GMP or GMP+GC for a key of `MODELS`."""
-  parts = ["GMP"] * architecture.endswith("-gmp") + ["GC"] * is_consistent
+  parts = ["GMP"] * models.is_gmp(architecture) + ["GC"] * is_consistent
   return "+".join(parts) or "Baseline"
 
 
 def pooling(architecture: str) -> str:
   """Returns " with global max pooling", or "" for a key of `MODELS`."""
-  if architecture.endswith("-gmp"):
+  if models.is_gmp(architecture):
     return " with global max pooling"
-  if architecture.startswith("resnet"):
-    return " with global average pooling"
-  return ""
+  known = MODELS.get(architecture)
+  return " with global average pooling" if known and known.torch_pooling else ""
 
 
 def sentence(run: Run, others: Sequence[Run] = ()) -> str:

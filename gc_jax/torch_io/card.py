@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gc_jax.models import MODELS, is_gmp
 from gc_jax.models.layers import RGB_MEAN, RGB_STD
 from gc_jax.torch_io.files import Metadata
 from gc_jax.torch_io.reading import SAFETENSORS
@@ -24,27 +25,6 @@ _RESULTS = {
   ),
 }
 
-# Not torchvision's: a ResNet of two stages, made of its blocks.
-_RESNET8_SMALL = """\
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
-
-model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes={num_classes})
-model.conv1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
-model.bn1 = nn.BatchNorm2d(32)
-shortcut = nn.Conv2d(32, 64, 1, 2, bias=False), nn.BatchNorm2d(64)
-halving = BasicBlock(32, 64, 2, nn.Sequential(*shortcut))
-model.layer1 = nn.Sequential(BasicBlock(32, 32))
-model.layer2 = nn.Sequential(halving, BasicBlock(64, 64))
-model.layer3 = model.layer4 = nn.Identity()
-model.fc = nn.Linear(64, {num_classes})
-"""
-_TORCHVISION = """\
-import torchvision
-
-model = torchvision.models.{name}(num_classes={num_classes})
-"""
-
 
 def loading_code(filename: str, architecture: str, num_classes: int) -> str:
   """Returns PyTorch code that makes the model and loads the weights.
@@ -54,19 +34,17 @@ def loading_code(filename: str, architecture: str, num_classes: int) -> str:
     architecture: a key of `models.MODELS`.
     num_classes: K.
   """
-  name = architecture.removesuffix("-gmp")
-  template = _RESNET8_SMALL if name == "resnet8-small" else _TORCHVISION
+  known = MODELS[architecture]
   lines = ["import torch"]
   if filename.endswith(SAFETENSORS):
     lines.append("from safetensors.torch import load_file")
     load = f'load_file("{filename}")'
   else:
     load = f'torch.load("{filename}", weights_only=True)'
-  lines += template.format(name=name, num_classes=num_classes).splitlines()
-  if architecture != name:
-    last = "classifier[3]" if name.startswith("squeezenet") else "avgpool"
+  lines += known.torch_code.format(num_classes=num_classes).splitlines()
+  if is_gmp(architecture):
     lines.append(
-      f"model.{last} = torch.nn.AdaptiveMaxPool2d((1, 1))"
+      f"model.{known.torch_pooling} = torch.nn.AdaptiveMaxPool2d((1, 1))"
       "  # pools by the global maximum"
     )
   lines += [f"model.load_state_dict({load})", "model.eval()"]

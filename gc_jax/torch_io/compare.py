@@ -84,7 +84,7 @@ def _theirs(
   # Copies: what jax lends cannot be written to, and PyTorch warns of it.
   normalized = np.array(model.normalize(jnp.asarray(images)), np.float32)
   inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2)
-  network = _network(torch, model, weights)
+  network = _NETWORKS[type(model)](torch.nn.functional, torch, model, weights)
   with torch.no_grad():
     features = network.features(inputs)
   features = features.detach().requires_grad_()
@@ -102,11 +102,19 @@ def _theirs(
   return {name: x.detach().numpy() for name, x in tensors.items()}
 
 
-def _network(torch: Any, model: nnx.Module, weights: dict) -> "_Network":
-  for kind, network in _NETWORKS.items():
-    if isinstance(model, kind):
-      return network(torch.nn.functional, torch, model, weights)
-  raise AssertionError(f"no forward pass for {type(model).__name__}")
+def check_known(model: nnx.Module) -> None:
+  """Checks that there is a forward pass to compare the model's with.
+
+  Raises:
+    ValueError: there is none for its class.
+  """
+  if type(model) not in _NETWORKS:
+    known = ", ".join(kind.__name__ for kind in _NETWORKS)
+    raise ValueError(
+      "--verify must know the network's forward pass in PyTorch, and knows "
+      f"those of {known}; this one is a {type(model).__name__}. Leave it out, "
+      "and compare the logits in PyTorch yourself."
+    )
 
 
 class _Network:

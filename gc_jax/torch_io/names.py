@@ -7,16 +7,15 @@ files carry the names of what the model stood in when it was saved.
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from gc_jax import models
+from gc_jax.models.layers import Architecture, Network
 
-# `features` is a method of our models; torchvision calls its layers so.
-_FIRST = {"trunk": "features", "head": "classifier"}
 _LAST = {
   "kernel": "weight",
   "scale": "weight",
@@ -45,10 +44,16 @@ _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged|average|shadow)([._]|$)")
 _LISTED = 5  # names of a kind in a message
 
 
-def torch_key(path: Iterable[str | int]) -> str:
-  """Returns PyTorch's key of a variable: "layer1.0.bn1.running_mean"."""
+def torch_key(network: type[Network], path: Iterable[str | int]) -> str:
+  """Returns PyTorch's key of a variable: "layer1.0.bn1.running_mean".
+
+  Args:
+    network: the class whose variable it is.
+    path: to the variable.
+  """
   first, *middle, last = map(str, path)
-  return ".".join([_FIRST.get(first, first), *middle, _LAST.get(last, last)])
+  first = network.torch_names.get(first, first)
+  return ".".join([first, *middle, _LAST.get(last, last)])
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -61,11 +66,14 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     Contiguous arrays by key: convolutions `[out in h w]`, dense layers
     `[out in]`, counts int64, everything else float32.
   """
+  network = type(model)
+  flat = nnx.to_flat_state(nnx.state(model))
+  # Copies: what jax lends cannot be written to.
   return {
-    torch_key(path): np.array(  # a copy: what jax lends cannot be written to
+    torch_key(network, path): np.array(
       _transposed(np.asarray(variable[...]), to_torch=True), order="C"
     )
-    for path, variable in nnx.to_flat_state(nnx.state(model))
+    for path, variable in flat
   }
 
 
@@ -85,13 +93,14 @@ def from_torch(
   """
   graphdef, state = _abstract(name, num_classes(name, tensors))
   flat = list(nnx.to_flat_state(state))
-  problems = _problems(_torch_shapes(flat), tensors)
+  network = models.MODELS[name].network
+  problems = _problems(_torch_shapes(network, flat), tensors)
   if problems:
     raise ValueError(_message(name, problems, tensors, source))
-  filled = [
-    (path, variable.replace(_filled(variable, tensors.get(torch_key(path)))))
-    for path, variable in flat
-  ]
+  filled = []
+  for path, variable in flat:
+    array = tensors.get(torch_key(network, path))
+    filled.append((path, variable.replace(_filled(variable, array))))
   model = nnx.merge(graphdef, nnx.from_flat_state(filled))
   model.eval()
   return model
@@ -177,7 +186,7 @@ def architectures(tensors: Mapping[str, np.ndarray]) -> list[str]:
   return [
     name
     for name in models.MODELS
-    if not name.endswith("-gmp")
+    if not models.is_gmp(name)
     and any(_is_whole(name, arrays, p) for p in _prefixes(name, arrays))
   ]
 
@@ -247,10 +256,8 @@ def _likely_prefix(name: str, tensors: Mapping[str, np.ndarray]) -> str:
 
 def _last_layer(name: str) -> str:
   """Returns the key of the layer that gives the logits."""
-  constructor = models.MODELS[name]
-  while not isinstance(constructor, type):
-    constructor = constructor.func  # of a partial
-  return torch_key([*constructor.last_layer, "bias"]).removesuffix(".bias")
+  network = models.MODELS[name].network
+  return torch_key(network, [*network.last_layer, "bias"]).removesuffix(".bias")
 
 
 def _saving(prefix: str) -> str:
@@ -277,7 +284,8 @@ def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
     count: K; None where it is not known, which fits no weights.
   """
   _, state = _abstract(name, count)
-  return _torch_shapes(nnx.to_flat_state(state))
+  network = models.MODELS[name].network
+  return _torch_shapes(network, nnx.to_flat_state(state))
 
 
 def _abstract(name: str, count: int | None) -> tuple[nnx.GraphDef, nnx.State]:
@@ -286,16 +294,19 @@ def _abstract(name: str, count: int | None) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 @functools.cache
-def _traced(constructor: Callable[..., nnx.Module], count: int):
+def _traced(architecture: Architecture, count: int):
   """Returns what `_abstract` does: a second of tracing for a deep network."""
-  make = lambda key: constructor(count, dtype=jnp.float32, rngs=nnx.Rngs(key))
+  make = lambda key: architecture(count, rngs=nnx.Rngs(key))
   return nnx.split(nnx.eval_shape(make, models.init_key(0)))
 
 
-def _torch_shapes(flat: Iterable) -> dict[str, tuple[int, ...]]:
+def _torch_shapes(
+  network: type[Network], flat: Iterable
+) -> dict[str, tuple[int, ...]]:
+  empty = lambda variable: np.empty(variable.shape, np.bool_)
   return {
-    torch_key(path): _transposed(np.empty(v.shape, np.bool_), True).shape
-    for path, v in flat
+    torch_key(network, path): _transposed(empty(variable), True).shape
+    for path, variable in flat
   }
 
 

@@ -42,9 +42,28 @@ def test_stages_are_named_as_pytorch_names_their_layers(small_perceptrons):
   for name in ("resnet8-small", "alexnet", "squeezenet1_1"):
     model = made(name)
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    keys = {names.torch_key(path) for path, _ in flat}
+    keys = {names.torch_key(type(model), path) for path, _ in flat}
     for stage in randomization.stages(model):
       assert any(key.startswith(f"{stage}.") for key in keys)
+
+
+class Stranger(nnx.Module):
+  """A network that says nothing of itself."""
+
+  def __init__(self, rngs):
+    self.stem = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+    self.middle = nnx.List([nnx.Conv(4, 4, (3, 3), rngs=rngs)])
+    self.scale = nnx.Param(jnp.ones(()))
+    self.answer = nnx.Linear(4, 3, rngs=rngs)
+
+
+def test_a_model_that_says_nothing_is_taken_by_its_attributes():
+  model = Stranger(nnx.Rngs(0))
+  assert randomization.stages(model) == ("answer", "middle", "stem")
+  before = numbers(model)
+  after = numbers(randomization.randomized(model, "middle", jax.random.key(1)))
+  changed = {p[0] for p in before if not np.array_equal(before[p], after[p])}
+  assert changed == {"answer", "middle"}
 
 
 @pytest.mark.parametrize("name", ["resnet8-small", "alexnet"])

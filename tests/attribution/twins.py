@@ -18,16 +18,14 @@ def pair(name, num_classes, **fields):
   """
   twin = torch_models.create(name, num_classes, **fields).eval()
   # Its shapes alone: every number is the twin's.
-  make = models.MODELS[name]
+  make = models.MODELS[name].changed(**fields)
   graphdef, state = nnx.split(
-    nnx.eval_shape(
-      lambda: make(num_classes, dtype=jnp.float32, rngs=nnx.Rngs(0), **fields)
-    )
+    nnx.eval_shape(lambda: make(num_classes, rngs=nnx.Rngs(0)))
   )
   tensors = {k: v.numpy() for k, v in twin.state_dict().items()}
   filled = []
   for path, variable in nnx.to_flat_state(state):
-    array = tensors[names.torch_key(path)]
+    array = tensors[names.torch_key(make.network, path)]
     order = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))
     filled.append(
       (path, variable.replace(jnp.asarray(array.transpose(*order))))

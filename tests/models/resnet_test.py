@@ -114,6 +114,22 @@ def test_every_architecture_comes_with_both_poolings():
     assert names(average) == names(maximum)
 
 
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_the_smallest_picture_leaves_a_cell_and_a_smaller_one_none(name):
+  def cells(side):
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    graphdef, state = nnx.split(abstract(name))
+    features = lambda state, x: nnx.merge(graphdef, state).features(x)
+    try:
+      return jax.eval_shape(features, state, image).shape[1]
+    except (TypeError, ValueError):  # a window larger than what is left
+      return 0
+
+  smallest = models.MODELS[name].min_px
+  assert cells(smallest) > 0
+  assert smallest == 1 or cells(smallest - 1) == 0
+
+
 def images(count=2, size=16, seed=0):
   pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3))
   return jnp.asarray(pixels, jnp.uint8)

@@ -17,7 +17,7 @@ def make(tmp_path):
 
 def test_the_sentence_says_what_was_trained(make):
   assert describe.sentence(make("gc")) == (
-    "ResNet10 with global average pooling, trained for 10 epochs on context "
+    "ResNet18 with global average pooling, trained for 10 epochs on context "
     "digits (16×16, background follows the class 50% of the time) with the "
     "Grad-CAM consistency loss, λ = 25, packed composites, seed 0."
   )
@@ -32,7 +32,7 @@ def test_a_baseline_is_said_to_train_without_the_loss(make):
 
 def test_names_are_the_papers(make):
   off = {"loss__consistency_weight": 0.0}
-  gmp = {"model__name": "resnet10-gmp"}
+  gmp = {"model__name": "resnet18-gmp"}
   runs = [
     make("a", **off),
     make("b"),
@@ -65,9 +65,9 @@ def test_labels_name_what_short_names_do_not_tell_apart(make):
     make("c"),
   ]
   assert list(describe.group_runs(runs)) == [
-    "ResNet10 GC, compose.mode=independent",
+    "ResNet18 GC, compose.mode=independent",
     "AlexNet GC",
-    "ResNet10 GC, compose.mode=packed",
+    "ResNet18 GC, compose.mode=packed",
   ]
 
 

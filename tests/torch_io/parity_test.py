@@ -168,7 +168,7 @@ class Ours:
       fields = dict(NARROW[self.name.removesuffix("-gmp")])
       if self.name == "alexnet":
         fields["dropout_rate"] = 0.0
-      narrow = functools.partial(models.MODELS[self.name], **fields)
+      narrow = models.MODELS[self.name].changed(**fields)
       patch.setitem(models.MODELS, self.name, narrow)
       model = names.from_torch(self.name, start, "PyTorch")
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
