@@ -1,9 +1,12 @@
 """Files and folders as people, programs and file systems name them."""
 
 import os
+import pathlib
 import unicodedata
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from gc_jax.data import folder_files
 from gc_jax.data.folder_files import Finder, kind_of, list_tree
@@ -294,6 +297,23 @@ def test_a_whole_path_is_never_short_for_a_longer_one(tmp_path):
 def test_a_backslash_may_be_part_of_a_name(tmp_path):
   find = Finder(["cat\\a.jpg", "b.jpg"], tmp_path)
   assert find("cat\\a.jpg") == "cat\\a.jpg"
+
+
+@hypothesis.settings(max_examples=300, derandomize=True, deadline=None)
+@hypothesis.given(
+  st.lists(
+    st.sampled_from(["train", "cat", "000", ".jpg", "/", "\\", "..", ".", "é"])
+    | st.text(max_size=3)
+  )
+)
+def test_whatever_is_written_is_a_picture_or_a_valueerror(parts):
+  find = Finder(PICTURES, pathlib.Path("mine"))
+  written = "".join(parts)
+  try:
+    assert find(written) in PICTURES
+  except ValueError as error:
+    assert "picture" in str(error)
+  assert set(find.of_stem(written)) <= set(PICTURES)
 
 
 def test_masks_are_matched_by_the_path_without_an_ending(find, tmp_path):

@@ -5,7 +5,9 @@ import csv
 import io
 import re
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from gc_jax.data import tables
 
@@ -214,6 +216,46 @@ def test_every_row_of_a_large_file_is_read_or_told(tmp_path):
   assert sum(isinstance(row, str) for _, row in found) == len(
     range(3, 20_000, 7)
   )
+
+
+QUOTES_AND_ENDS = ('"', '""', ",", ";", "\t", "\n", "\r\n", "\r", " ")
+ODD = ("é", "\0", "\ufeff", "\u2028", "x" * 140_000)
+PIECES = st.sampled_from(
+  ["image", "labels", "a.png", "cat", *QUOTES_AND_ENDS, *ODD]
+)
+
+
+@hypothesis.settings(
+  max_examples=200,
+  derandomize=True,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+  pieces=st.lists(PIECES, max_size=40),
+  header=st.sampled_from(["", "image,labels\n", "image;labels\n"]),
+  encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "latin-1"]),
+  cut=st.integers(0, 3),
+)
+def test_whatever_is_in_a_table_only_a_valueerror_names_it(
+  tmp_path, pieces, header, encoding, cut
+):
+  content = (header + "".join(pieces)).encode(encoding, "replace")
+  path = write(tmp_path, content[: len(content) - cut])
+  try:
+    rows = list(tables.read(path, COLUMNS))
+  except ValueError as error:
+    assert str(path) in str(error) and len(str(error)) < 600
+    return
+  lines = [line for line, _ in rows]
+  assert lines == sorted(set(lines))
+  filled = tables.read_text(path).split("\n")
+  for line, row in rows:
+    assert filled[line - 1].strip()  # where an editor shows it
+    if isinstance(row, tables.Problem):
+      assert f"{path}, line {line}: " in str(row) and len(str(row)) < 600
+    else:
+      assert row.keys() >= set(COLUMNS)
 
 
 # Cells.
