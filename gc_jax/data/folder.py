@@ -39,6 +39,11 @@ so does a name that is no UTF-8. Names are compared after NFC.
 Boxes are in the frame that is stored, before EXIF's orientation is applied. A
 mask is in that frame or in the upright one, as its size says; the stored one if
 both fit.
+
+Every annotation is used, or told with its file and place. Boxes that look like
+fractions of the picture are refused. Of COCO's segmentations, polygons that
+cover no pixel are left out, which a warning counts: where nothing is left, the
+box stands; where there is no box, it is that of the mask.
 """
 
 import dataclasses
