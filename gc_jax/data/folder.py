@@ -56,7 +56,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gc_jax.data import folder_layout, folder_objects, segmentation
+from gc_jax.data import (
+  folder_annotations,
+  folder_layout,
+  folder_objects,
+  segmentation,
+)
 from gc_jax.data.dataset import Dataset, listed, unknown_name_message
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
@@ -216,7 +221,7 @@ def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
 ) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
-  if not folder_objects.has_annotations(layout):
+  if not folder_annotations.has_annotations(layout):
     return folder_objects.Objects()
   key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]
