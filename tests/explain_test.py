@@ -224,9 +224,7 @@ def test_a_class_is_named_by_name_or_id(
     assert e["model_size"] == [16, 24]
     assert e["model"] == "somewhere"
     # Several labels: each class has a sigmoid of its own.
-    pixels = image_files.resized(
-      image_files.read(photographs / "rocket.jpg"), 16, 24
-    )
+    pixels = image_files.read(photographs / "rocket.jpg", (16, 24))
     logits = np.asarray(gc_jax.predict(loaded.model, pixels[None]))[0]
     assert e["predicted"] == logits.argmax()
     for who in ("target", "predicted"):

@@ -10,6 +10,11 @@ tells how many objects a class has, which draws the explained class by
 instances, and where each of them is. A union is one `|` away. As one-bit PNG
 they take 0.6 KB each (measured on VOC masks at 640x480), a fortieth of what
 the pictures take, and 3 ms to draw and encode: under an hour for all of COCO.
+
+An annotation without a segmentation, or whose polygons cover no pixel, has its
+filled box for a mask; one without a box has that of its mask. These are counted
+in the line that ends the preparation. Whatever else is wrong with annotations
+stops it before anything is copied, and is told entry by entry.
 """
 
 import collections

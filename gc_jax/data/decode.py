@@ -35,7 +35,8 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
-from gc_jax.data import orientation
+from gc_jax.data import modes, orientation
+from gc_jax.data.modes import DecodeError
 
 # Named one by one: some of Pillow's other readers start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -103,7 +104,6 @@ _SWAP_AXES = (
 )
 _BACK = {_Turn.ROTATE_90: _Turn.ROTATE_270, _Turn.ROTATE_270: _Turn.ROTATE_90}
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PNG_DEPTH_AT = 24
 
 # A batch is made by one thread, and several batches at a time.
@@ -111,10 +111,6 @@ cv2.setNumThreads(0)
 # Pillow's own limit is half of ours, and a warning first; ours is an error.
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-
-
-class DecodeError(ValueError):
-  """A picture cannot be read; says why, and which where that is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +266,7 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
 def _upright(header: Header, share: float | None) -> PIL.Image.Image:
   """Returns upright RGB; a JPEG perhaps smaller, not below `share`."""
   with broken_told():
-    return turned(_rgb(_stored(header, share)), header.turn)
+    return turned(modes.rgb(_stored(header, share)), header.turn)
 
 
 def stored(header: Header) -> PIL.Image.Image:
@@ -289,41 +285,11 @@ def _stored(header: Header, share: float | None = None) -> PIL.Image.Image:
     image.draft(None, tuple(math.ceil(share * side) for side in image.size))
   image.load()
   if image.format == "PNG":
-    _scale_clear_level(image, header.encoded[_PNG_DEPTH_AT])
+    modes.scale_clear_level(image, header.encoded[_PNG_DEPTH_AT])
   if image.format == "TIFF":
-    bits = image.tag_v2.get(_TIFF_BITS, ())
-    inverted = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
-    image = turned_back(image, header.turn)
-    image = _with_white_at_the_top(image, bits, inverted)
-  return image
-
-
-def _scale_clear_level(image: PIL.Image.Image, depth: int) -> None:
-  """Brings the level that is transparent to the scale of the pixels."""
-  clear = image.info.get("transparency")
-  if image.mode == "L" and depth < 8 and isinstance(clear, int):
-    image.info["transparency"] = clear * 255 // (2**depth - 1)
-  elif image.mode == "RGB" and depth == 16 and isinstance(clear, tuple):
-    image.info["transparency"] = tuple(level >> 8 for level in clear)
-
-
-def _with_white_at_the_top(
-  image: PIL.Image.Image, bits: tuple[int, ...], inverted: bool
-) -> PIL.Image.Image:
-  """Returns deep grey of TIFF, which Pillow leaves as it is in the file.
-
-  Args:
-    image: of any mode.
-    bits: of each channel in the file.
-    inverted: whether 0 is white there. (Up to 8 bits, Pillow sees to it.)
-  """
-  if image.mode.startswith("I;16") and (inverted or bits == (12,)):
-    levels = np.asarray(image).astype(np.uint16)
-    if bits == (12,):
-      levels = levels << 4 | levels >> 8  # 0xFFF becomes 0xFFFF
-    return PIL.Image.fromarray(65535 - levels if inverted else levels)
-  if image.mode == "F" and inverted:
-    return PIL.Image.fromarray(1 - np.asarray(image))
+    tags = image.tag_v2
+    image = turned_back(image, header.turn)  # Pillow has turned it
+    image = modes.with_white_at_the_top(image, tags)
   return image
 
 
@@ -413,39 +379,3 @@ def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
     # It stops at what Pillow passes over (stray bytes between segments), and
     # Pillow tells a truncated file from those.
     return None
-
-
-def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-  image = with_8_bits(image)
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    white = PIL.Image.new("RGBA", image.size, "white")
-    image = PIL.Image.alpha_composite(white, image)
-  return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def with_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-  """Returns deep grey as L, or as LA where a level is transparent.
-
-  Raises:
-    DecodeError: if there are 32 bits and the levels are out of range.
-  """
-  if image.mode == "La":  # which converts to nothing else
-    return image.convert("LA")
-  if image.mode != "F" and not image.mode.startswith("I"):
-    return image
-  levels = np.asarray(image)
-  limit = 1 if image.mode == "F" else 65535
-  if image.mode in ("I", "F"):
-    low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= limit):  # NaN is neither
-      raise DecodeError(
-        f"its grey values of 32 bits span {low:g} to {high:g}, and must be in "
-        f"0 to {limit}; scale them, or save it with 8 or 16 bits"
-      )
-  grey = np.rint(levels * np.float32(255 / limit)).astype(np.uint8)
-  clear = image.info.get("transparency")
-  if clear is None:
-    return PIL.Image.fromarray(grey)
-  alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
-  return PIL.Image.fromarray(np.stack([grey, alpha], -1))

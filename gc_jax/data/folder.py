@@ -39,6 +39,11 @@ so does a name that is no UTF-8. Names are compared after NFC.
 Boxes are in the frame that is stored, before EXIF's orientation is applied. A
 mask is in that frame or in the upright one, as its size says; the stored one if
 both fit.
+
+Every annotation is used, or told with its file and place. Boxes that look like
+fractions of the picture are refused. Of COCO's segmentations, polygons that
+cover no pixel are left out, which a warning counts: where nothing is left, the
+box stands; where there is no box, it is that of the mask.
 """
 
 import dataclasses
@@ -51,7 +56,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gc_jax.data import folder_layout, folder_objects, segmentation
+from gc_jax.data import (
+  folder_annotations,
+  folder_layout,
+  folder_objects,
+  segmentation,
+)
 from gc_jax.data.dataset import Dataset, listed, unknown_name_message
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
@@ -211,7 +221,7 @@ def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
 ) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
-  if not folder_objects.has_annotations(layout):
+  if not folder_annotations.has_annotations(layout):
     return folder_objects.Objects()
   key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -7,6 +7,10 @@ of explanations, ILSVRC2012_bbox_val_v3.tgz (and _train_v2.tar.gz). Pictures are
 copied byte by byte into array_record files, which takes their size once more
 on disk; afterwards the archives are not needed.
 
+Pictures are known by their ending, in any case: .JPEG, .jpg, .png and others.
+What else is in the archives is passed over and counted. A subset has archives
+of its own under these names, and a list of synsets in place of the kit.
+
 Or it is a folder with an `imagenet2012` that TFDS prepared as array_record.
 """
 

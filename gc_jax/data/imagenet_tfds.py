@@ -70,7 +70,7 @@ def load(split: str, *, prepared: pathlib.Path, path: pathlib.Path) -> Dataset:
       for part in shards.positions(builder, split)
     ]
   )
-  boxes = _boxes(path) if split.startswith("validation") else {}
+  boxes = _boxes(path, wnids) if split.startswith("validation") else {}
   return Dataset(
     source=_WithBoxes(shards.Reordered(source, numbers), boxes, wnids),
     class_names=_readable(path, wnids),
@@ -82,7 +82,10 @@ def load(split: str, *, prepared: pathlib.Path, path: pathlib.Path) -> Dataset:
   )
 
 
-def _boxes(path: pathlib.Path) -> dict[str, list[imagenet_boxes.Box]]:
+def _boxes(
+  path: pathlib.Path, wnids: tuple[str, ...]
+) -> dict[str, list[imagenet_boxes.Box]]:
+  """Returns the boxes of known classes, by the stem of their picture."""
   archive = path / imagenet_boxes.ARCHIVES["validation"]
   if not archive.exists():
     print(
@@ -91,7 +94,15 @@ def _boxes(path: pathlib.Path) -> dict[str, list[imagenet_boxes.Box]]:
     )
     return {}
   counts: collections.Counter[str] = collections.Counter()
-  boxes = imagenet_boxes.read_boxes(archive, counts)
+  every = imagenet_boxes.read_boxes(archive, counts)
+  known = set(wnids)
+  boxes = {
+    stem: [box for box in found if box.wnid in known]
+    for stem, found in every.items()
+  }
+  unknown = sum(map(len, every.values())) - sum(map(len, boxes.values()))
+  if unknown:
+    counts["boxes left out: unknown class"] = unknown
   odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
   print(f"Read the boxes of {len(boxes):,} pictures{odd}", file=sys.stderr)
   return boxes
@@ -125,8 +136,7 @@ class _WithBoxes:
   def __getitem__(self, index: int) -> dict[str, Any]:
     record = self._source[index]
     name = record["file_name"].decode()
-    found = self._boxes.get(name.rpartition(".")[0], [])
-    boxes = [box for box in found if box.wnid in self._ids]
+    boxes = self._boxes.get(name.rpartition(".")[0], [])
     return {
       "image": record["image"],
       "file_name": record["file_name"],

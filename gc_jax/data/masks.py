@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Shaped, UInt8
 
-from gc_jax.data import decode
+from gc_jax.data import decode, modes
 
 _SHOWN = 8  # of many levels, how many are told
 
@@ -37,7 +37,7 @@ def inside(header: decode.Header) -> Bool[np.ndarray, "H W"]:
   if image.mode == "P":
     return _of_palette(image)
   if image.has_transparency_data:
-    return _of_transparency(_converted(decode.with_8_bits(image), "RGBA"))
+    return _of_transparency(_converted(modes.with_8_bits(image), "RGBA"))
   if image.mode == "1":
     return np.asarray(image)
   if image.mode == "L":

@@ -3,8 +3,10 @@
 import json
 import re
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from gc_jax.data import folder, folder_layout, folder_objects, pipeline
 from tests.data import photos
@@ -485,7 +487,7 @@ def test_an_index_mask_with_a_border_is_told_before_training(root):
   write(root, "masks/train/cat/cat0.png", photos.encode(pixels, "png"))
   message = refused(root)
   assert "masks/train/cat/cat0.png: a mask must have two levels" in message
-  assert "has 0, 8, 255" in message
+  assert "has 0, 8 and 255" in message
 
 
 def test_boxes_of_a_picture_with_masks_are_counted(root, caplog):
@@ -521,3 +523,56 @@ def test_what_is_kept_is_what_was_read(root):
   assert boxes_of(again) == boxes_of(first)
   assert mask_pixels(again) == mask_pixels(first) != {}
   assert refused(root)
+
+
+# Whatever comes: an object, or counted.
+
+VALUES = st.sampled_from(
+  [0, 6, 24, -1, 0.5, 1e9, float("nan"), 10**400, None, True, "6", "", [], {}]
+)
+ANNOTATION = st.fixed_dictionaries(
+  {},
+  optional={
+    "id": st.integers(1, 4) | VALUES,
+    "image_id": st.sampled_from([7, 7.0, 8, "7", None]),
+    "category_id": st.sampled_from([1, 18, 5, "1", None]),
+    "bbox": st.lists(VALUES, min_size=3, max_size=5) | VALUES,
+    "segmentation": st.sampled_from(
+      [None, [], [SQUARE], SQUARE, [[6, 4] * 3], RUNS, RUNS | {"size": 3}, "x"]
+    ),
+  },
+)
+CELL = st.sampled_from(["6", "24", "4", "0.5", "-1", "1e9", "nan", "", "x"])
+CORNERS = st.tuples(CELL, CELL, CELL, CELL)
+ROW = st.tuples(
+  st.sampled_from(["cat0.png", "dog0.png", "cat9.png"]),
+  st.sampled_from(["cat", "", "cow", "a,b", "a;b"]),
+  CORNERS.map(",".join),
+).map(",".join)
+
+
+@hypothesis.settings(
+  max_examples=60,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+  st.lists(ANNOTATION, max_size=5),
+  st.lists(ROW, max_size=4),
+  st.lists(CORNERS, max_size=4),
+  st.booleans(),
+)
+def test_every_annotation_is_used_or_counted(
+  root, annotations, rows, corners, masked
+):
+  write(root, "annotations.json", coco(*annotations))
+  write(root, "boxes.csv", "\n".join([HEADER, *rows]))
+  write(root, "train/cat/cat0.xml", xml(*corners))
+  mask = photos.encode(rectangle(255 if masked else 0), "png")
+  write(root, "masks/train/cat/cat0.png", mask)
+  objects = read(root)
+  used = sum(len(found["label"]) for found in objects.of_picture.values())
+  given = len(annotations) + len(rows) + len(corners) + 1
+  assert used + objects.num_masked + objects.num_left_out == given
+  assert bool(objects.num_left_out) <= bool(objects.problems)
+  for problem in objects.problems:
+    assert problem.startswith(str(root))
