@@ -46,7 +46,7 @@ from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.data.decode import read_header
 from gc_jax.data.folder_layout import SPLITS, Layout
 
-_VERSION = 2  # of the index; raise it when what is written changes
+_VERSION = 3  # of the index; raise it when what is written changes
 _NUM_NAMED = 5  # of many problems, how many are told
 
 _logger = logging.getLogger(__name__)

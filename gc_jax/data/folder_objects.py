@@ -59,8 +59,7 @@ def read_objects(layout: Layout) -> tuple[dict[str, dict], list[str]]:
   ids = {name: i for i, name in enumerate(layout.class_names)}
   objects: dict[str, dict] = {}
   problems = []
-  # Annotations of a picture follow each other; more would fill the memory.
-  header_of = functools.lru_cache(1)(functools.partial(_header, layout.root))
+  header_of = functools.cache(functools.partial(_header, layout.root))
   masked = set()
   for annotation in _annotations(layout):
     if isinstance(annotation, Problem):
@@ -326,8 +325,10 @@ def _box_of_mask(path: Path, picture: decode.Header) -> tuple[float, ...]:
 
 
 def _header(root: Path, picture: str) -> decode.Header:
+  """Returns size and orientation, without the bytes: it is kept for each."""
   try:
-    return decode.read_header((root / picture).read_bytes())
+    header = decode.read_header((root / picture).read_bytes())
+    return dataclasses.replace(header, encoded=b"")
   except (OSError, decode.DecodeError) as error:
     raise ValueError(f"{picture} cannot be read: {error}") from error
 
