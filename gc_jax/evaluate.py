@@ -37,7 +37,10 @@ _CONFIG = command_line.define_config(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", None, "File of PyTorch's: .pth, .pt, .pth.tar or .safetensors."
+  "checkpoint",
+  None,
+  "File of PyTorch's: .safetensors, .pth, .pth.tar, .ckpt or .bin; of several "
+  "files, their index or folder.",
 )
 _ARCH = flags.DEFINE_string(
   "arch", None, "Architecture of a --checkpoint that gc_jax did not export."

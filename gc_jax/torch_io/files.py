@@ -314,7 +314,11 @@ def _read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
 def _warn_of_nans(
   path: pathlib.Path, tensors: Mapping[str, np.ndarray]
 ) -> None:
-  counts = {k: int((~np.isfinite(v)).sum()) for k, v in tensors.items()}
+  counts = {
+    key: int((~np.isfinite(array)).sum())
+    for key, array in tensors.items()
+    if not key.endswith(names.COUNTER)
+  }
   broken = [f"{key} ({count})" for key, count in counts.items() if count]
   if broken:
     _logger.warning(

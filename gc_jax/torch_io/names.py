@@ -139,7 +139,7 @@ def of_one_model(
     )
   prefix = trained[0] if trained else _likely_prefix(name, arrays)
   averages = [p for p in found if p != prefix and is_average(p)]
-  of_averages = [k for k in arrays if k.startswith(tuple(averages))]
+  of_averages = {k for k in arrays if k.startswith(tuple(averages))}
   others = [
     key
     for key in arrays
@@ -324,6 +324,11 @@ def _transposed(array: np.ndarray, to_torch: bool) -> np.ndarray:
 def _filled(variable: nnx.Variable, array: np.ndarray | None):
   if array is None:
     return jnp.zeros(variable.shape, variable.dtype)
+  if jnp.issubdtype(variable.dtype, jnp.integer):
+    # A count moves no logit; averaged, it may be anything.
+    largest = jnp.iinfo(variable.dtype).max
+    count = np.clip(np.nan_to_num(array.astype(np.float64)), 0, largest)
+    return jnp.asarray(count, variable.dtype)
   return jnp.asarray(_transposed(array, to_torch=False), variable.dtype)
 
 

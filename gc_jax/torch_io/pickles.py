@@ -1,7 +1,8 @@
 """Files of torch.save, read without running anything of theirs.
 
-PyTorch's `weights_only` builds tensors and plain values; what asks for anything
-else is refused before it is built.
+PyTorch's `weights_only` builds tensors and containers; in place of plain values
+beside them it is given stand-ins. What asks for anything else is refused before
+it is built.
 """
 
 import pathlib
@@ -65,7 +66,7 @@ class _Dtype:
   @property
   def name(self) -> str:
     """The dtype's name, as NumPy has it; its code where it has none."""
-    is_plain = re.fullmatch(r"[?bBhHiIlLqQefd]|[biuf][1248]", self.code)
+    is_plain = re.fullmatch(r"[?bhilqBHILQefd]|[iu][1248]|f[248]|b1", self.code)
     return np.dtype(self.code).name if is_plain else f"{self.code!r:.20}"
 
 
@@ -73,12 +74,8 @@ class _Array:
   """In place of a `numpy.ndarray`, which trusts what it is given."""
 
   def __init__(self, *_: Any) -> None:
-    self.shape, self.dtype, self.is_fortran, self.data = (
-      (),
-      _Dtype(),
-      False,
-      b"",
-    )
+    self.shape, self.dtype = (), _Dtype()
+    self.is_fortran, self.data = False, b""
 
   def __setstate__(self, state: Any) -> None:
     _, self.shape, dtype, self.is_fortran, self.data = state
@@ -183,8 +180,8 @@ def _check_writer(path: pathlib.Path) -> None:
   try:
     with zipfile.ZipFile(path) as archive:
       members = [name.rpartition("/")[2] for name in archive.namelist()]
-  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-    return  # not a zip, or not a whole one: PyTorch says which
+  except Exception:  # not a zip, or a broken one: PyTorch says which
+    return
   if "constants.pkl" in members:
     raise ValueError(
       f"{path} must be a file of torch.save; it is TorchScript (torch.jit."

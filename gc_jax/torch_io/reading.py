@@ -6,6 +6,7 @@ of all arrays are checked before one is read.
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -120,7 +121,8 @@ def _kind(path: pathlib.Path) -> str:
     ValueError: they are of something else; says of what, where it is known.
   """
   try:
-    size = path.stat().st_size
+    if not path.stat().st_size:  # before it is opened: a pipe would wait
+      raise ValueError(f"{path} must hold weights; it is empty. Copy it again.")
     with path.open("rb") as file:
       head = file.read(512)
   except FileNotFoundError as error:
@@ -131,8 +133,6 @@ def _kind(path: pathlib.Path) -> str:
     raise ValueError(
       f"{path} must be a file of weights; it cannot be read: {error}."
     ) from error
-  if not size:
-    raise ValueError(f"{path} must hold weights; it is empty. Copy it again.")
   header = int.from_bytes(head[:8], "little")
   if head[8:9] == b"{" and header <= _MAX_HEADER:
     return "safetensors"
@@ -226,7 +226,7 @@ def _read_index(path: pathlib.Path) -> Content:
       f"{path} must name files beside it; it names "
       f"{names.listed(map(repr, outside))}. Use the index as it was saved."
     )
-  missing = [name for name in parts if not (path.parent / name).is_file()]
+  missing = [n for n in parts if not os.path.isfile(path.parent / n)]
   if missing:
     raise ValueError(
       f"{path} names {len(parts)} files, which must lie beside it; "

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import re
 import struct
 import tarfile
@@ -246,6 +247,20 @@ def test_counts_of_batches_may_be_of_any_number(
   assert back["bn1.num_batches_tracked"] == 7
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+@pytest.mark.parametrize(
+  "count, read",
+  [(float("nan"), 0), (-1.0, 0), (1e30, 2**31 - 1), (2**40, 2**31 - 1)],
+)
+def test_a_count_that_is_none_is_no_matter(
+  tmp_path, tensors, kind, count, read, caplog
+):
+  tensors["bn1.num_batches_tracked"] = torch.tensor(count)
+  save(tensors, tmp_path / "a.pth", kind)
+  back = names.to_torch(load_model(tmp_path / "a.pth", NAME)[0])
+  assert back["bn1.num_batches_tracked"] == read and not caplog.messages
+
+
 def test_tensors_are_read_however_they_lie(tmp_path, tensors, weights):
   last, *_ = tensors["fc.weight"].shape
   tensors["fc.weight"] = tensors["fc.weight"].T.contiguous().T
@@ -323,7 +338,8 @@ def test_parts_that_do_not_fit_the_index_are_told(tmp_path, tensors):
 
 
 @pytest.mark.parametrize(
-  "name", ["../a.bin", "/etc/passwd", "..", "b/a.bin", "b\\a.bin", "", "a\0"]
+  "name",
+  ["../a.bin", "/etc/passwd", "..", "b/a.bin", "b\\a.bin", "", "a\0", "\n/a"],
 )
 def test_an_index_stays_in_its_folder(tmp_path, name):
   path = tmp_path / "sub" / "model.safetensors.index.json"
@@ -331,6 +347,18 @@ def test_an_index_stays_in_its_folder(tmp_path, name):
   path.write_text(json.dumps({"weight_map": {"fc.weight": name}}))
   (tmp_path / "a.bin").write_bytes(b"1")
   assert "must name files beside it; it names" in refused(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "a.pth")
+  assert "it is empty" in refused(tmp_path / "a.pth")
+
+
+def test_a_part_of_an_impossible_name_is_missing(tmp_path):
+  path = tmp_path / "model.safetensors.index.json"
+  for name in ("a" * 5_000, "\udc80"):
+    path.write_text(json.dumps({"weight_map": {"fc.weight": name}}))
+    assert "1 do not: " in refused(path)
 
 
 @pytest.mark.parametrize("places", [[], {}, {"a": 3}, None, "a.bin"])
