@@ -103,29 +103,30 @@ def of_numpy(save):
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n"
 
 
+# By name, as archives hold the time: their bytes are others every second.
+IN_PLACE = {
+  "page": (b"<!DOCTYPE html><html>404", r"it is a web page or XML\. Download"),
+  "XML": (b"\n <?xml version='1.0'?><Error>", "it is a web page or XML"),
+  "page with a mark": (b"\xef\xbb\xbf<html>", "it is a web page or XML"),
+  "LFS": (LFS, r"a pointer of Git LFS .* git lfs pull"),
+  "gzip": (gzip.compress(b"weights"), r"is compressed \(gzip\)\. Unpack it"),
+  "bzip2": (b"BZh91AY&SY", r"is compressed \(bzip2\)\. Unpack it"),
+  "tar": (tarred(), r"is a tar archive\. Unpack it"),
+  "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(500), "is an HDF5 file, as Keras"),
+  "npy": (of_numpy(np.save), "is an array of NumPy"),
+  "npz": (of_numpy(np.savez), r"is an \.npz archive of NumPy, with arr_0\.npy"),
+  "zip": (zipped(a="1", b="2"), "is another zip archive, with a, b in it"),
+  "empty zip": (zipped(), "is another zip archive, with nothing in it"),
+  "JSON": (b'{"epochs": 3}', "is JSON without a 'weight_map'"),
+  "broken JSON": (b'{"epochs": ', "must be JSON; it cannot be read"),
+  "brackets": (b"[" * 10 + b"{", "must be|is no such file"),
+  "zeros": (bytes(64), r"must be a whole|is no such file"),
+  "GIF": (b"GIF89a" + bytes(64), r"must be a whole|is no such file"),
+}
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".ckpt", ""])
-@pytest.mark.parametrize(
-  "content, told",
-  [
-    (b"<!DOCTYPE html><html>404", r"it is a web page or XML\. Download the"),
-    (b"\n <?xml version='1.0'?><Error>", "it is a web page or XML"),
-    (b"\xef\xbb\xbf<html>", "it is a web page or XML"),
-    (LFS, r"a pointer of Git LFS .* git lfs pull"),
-    (gzip.compress(b"weights"), r"is compressed \(gzip\)\. Unpack it"),
-    (b"BZh91AY&SY", r"is compressed \(bzip2\)\. Unpack it"),
-    (tarred(), r"is a tar archive\. Unpack it"),
-    (b"\x89HDF\r\n\x1a\n" + bytes(500), "is an HDF5 file, as Keras writes"),
-    (of_numpy(np.save), "is an array of NumPy"),
-    (of_numpy(np.savez), r"is an \.npz archive of NumPy, with arr_0\.npy in"),
-    (zipped(a="1", b="2"), "is another zip archive, with a, b in it"),
-    (zipped(), "is another zip archive, with nothing in it"),
-    (b'{"epochs": 3}', "is JSON without a 'weight_map'"),
-    (b'{"epochs": ', "must be JSON; it cannot be read"),
-    (b"[" * 10 + b"{", "must be|is no such file"),
-    (bytes(64), r"must be a whole|is no such file"),
-    (b"GIF89a" + bytes(64), r"must be a whole|is no such file"),
-  ],
-)
+@pytest.mark.parametrize(("content", "told"), IN_PLACE.values(), ids=IN_PLACE)
 def test_what_lies_in_place_of_weights_is_named(
   tmp_path, suffix, content, told
 ):
