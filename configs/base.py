@@ -16,7 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
   #   the other, for one update: memory of one part. The loss is the whole
   #   batch's; composites and BatchNorm keep to a part's images
   c.init_from = ""  # weights to start from: a run's folder, a .safetensors or
-  #   .pth of the same architecture; a head of another size starts anew
+  #   .pth of the same architecture; outputs of other classes start anew
+  c.init_head = True  # False: outputs start anew in any case; True: classes
+  #   that were renamed, or put into another order, stop the run
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
 
   c.data = ml_collections.ConfigDict()
@@ -39,7 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.eval_squash = False  # True: pictures whole, their aspect lost, in
   #   place of a resize and a crop (release: F1 on COCO)
   c.data.on_error = "raise"  # raise | skip (and count) broken pictures
-  c.data.num_workers = 0  # decoding processes; 0 = threads of this one
+  c.data.num_workers = 0  # decoding processes; 0 = threads of this one, which
+  #   also decode where /dev/shm has no room for what processes hand over
 
   c.model = ml_collections.ConfigDict()
   c.model.name = "resnet18"  # a key of gc_jax.MODELS

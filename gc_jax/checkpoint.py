@@ -185,13 +185,14 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits for the disk and lets go of it.
+    """Waits for the disk and lets go of it, where anything was saved.
 
     Raises:
       CheckpointError: a save failed.
     """
-    self.wait()
-    self._manager.close()
+    if "_manager" in vars(self):
+      self.wait()
+      self._manager.close()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,6 +214,23 @@ class Variables:
 def has_checkpoint(workdir: files.AnyPath) -> bool:
   """Returns whether a run has saved anything to go on from."""
   return bool(_steps_in(workdir / FOLDER))
+
+
+def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
+  """Returns what the last checkpoint says beside its arrays, unread here.
+
+  Empty where there is none, or none that says anything: whoever reads the
+  arrays finds out what is wrong.
+  """
+  folder = _folder(workdir)
+  for step in sorted(_steps_in(folder), reverse=True):
+    try:
+      meta = json.loads((folder / f"{step}/meta/metadata").read_text())
+    except (OSError, ValueError):
+      continue
+    if isinstance(meta, dict):
+      return meta
+  return {}
 
 
 def read_variables(workdir: files.AnyPath) -> Variables:

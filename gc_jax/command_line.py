@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import base
+from gc_jax.report import files
 from gc_jax.saved_config import flatten
 
 # Flags defined through this file are those of the command that asks for them.
@@ -23,6 +25,8 @@ def define_config(default: str | None, text: str) -> flags.FlagHolder:
     default: file of the configuration that is used without the flag.
     text: for `--help`.
   """
+  # Shells leave ~ alone behind an =, and the flag is read from here.
+  sys.argv[1:] = map(_with_home, sys.argv[1:])
   try:
     return config_flags.DEFINE_config_file("config", default, text)
   except (AttributeError, KeyError) as error:
@@ -63,6 +67,17 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
       sys.exit(f"{argv[0]}: {str(error).strip().splitlines()[-1].strip()}")
 
   return parse
+
+
+def _with_home(argument: str) -> str:
+  """Returns an argument in which the file of --config lies in no ~."""
+  found = re.fullmatch("(--?config=)(~[^:]*)(.*)", argument)
+  if not found:
+    return argument
+  try:
+    return f"{found[1]}{files.as_path(found[2])}{found[3]}"
+  except ValueError as error:
+    sys.exit(f"--config: {error}")
 
 
 def _unknown_field(argv: list[str]) -> str:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gc_jax import signals
 from gc_jax.report import comparison
 
 _DESCRIPTION = """\
@@ -71,4 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with signals.ending_at_ctrl_c(
+    "What was written is whole; the same command begins anew."
+  ):
+    sys.exit(main())

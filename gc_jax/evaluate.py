@@ -16,7 +16,6 @@ per_class.json, curves.json, tables.md, tables.csv and tables.tex, figures, and
 report.html. Interrupted, the same command goes on where it stopped.
 """
 
-import pathlib
 import sys
 
 import ml_collections
@@ -24,7 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax import command_line, evaluating, saved_config
+from gc_jax import command_line, evaluating, saved_config, signals
 from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
       source=source,
       arch=_ARCH.value,
       methods=methods,
-      out=pathlib.Path(_OUT.value),
+      out=files.as_path(_OUT.value),
     ):
       print(line, flush=True)
   except (ValueError, OSError, ImportError, CheckpointError) as error:
@@ -109,4 +108,8 @@ def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("out")
-  app.run(main, flags_parser=command_line.parser(_CONFIG))
+  with signals.ending_at_ctrl_c(
+    "What was measured is kept, but for the last seconds: the same command "
+    "goes on from there."
+  ):
+    app.run(main, flags_parser=command_line.parser(_CONFIG))

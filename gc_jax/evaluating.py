@@ -27,12 +27,17 @@ from gc_jax import (
 from gc_jax import config as configs
 from gc_jax.attacks import ATTACKS
 from gc_jax.attribution import COSTLY, METHODS
-from gc_jax.data.dataset import Dataset, unknown_name_message
+from gc_jax.data.dataset import (
+  Dataset,
+  class_differences,
+  unknown_name_message,
+)
 from gc_jax.evaluators import ledger as ledgers
 from gc_jax.evaluators import robustness
 from gc_jax.report import evaluated as files
 from gc_jax.report import evaluation_page, progress
 from gc_jax.report.evaluated import About, Curves, Evaluated, Example
+from gc_jax.report.files import LOCK, held
 from gc_jax.trained import LoadedModel
 
 PARTIAL = "partial.npz"
@@ -78,7 +83,7 @@ def evaluate(
   if loaded.multi_label != dataset.multi_label:
     yield _outputs_note(loaded, dataset)
 
-  with jax.set_mesh(mesh):
+  with held(out, "--out"), jax.set_mesh(mesh):
     model = parallel.on_all_devices(loaded.model, mesh)
     planner = passes.Planner(model, dataset, config, mesh)
     plan = _plan(planner, config, methods)
@@ -145,8 +150,16 @@ def check_fits(
   """Checks that a model can be evaluated on a data set.
 
   Raises:
-    ValueError: their classes differ, in number or in kind.
+    ValueError: their classes differ, in names, order or number.
   """
+  if loaded.class_names and (
+    differences := class_differences(loaded.class_names, dataset.class_names)
+  ):
+    raise ValueError(
+      f"{loaded.source} must know the classes of --config.data.name="
+      f"{config.data.name!r} in their order; it knows others:\n{differences}\n"
+      "Evaluate it on the data it was trained on."
+    )
   size = config.data.image_size
   found = measure.num_classes(loaded.model, size)
   wanted = len(dataset.class_names)
@@ -155,17 +168,6 @@ def check_fits(
       f"{loaded.source} must have one output for each class of --config.data."
       f"name={config.data.name!r}, {wanted}; it has {found}. Evaluate it on "
       "the data it was trained on."
-    )
-  theirs = loaded.class_names
-  if theirs and tuple(theirs) != tuple(dataset.class_names):
-    k = next(
-      k for k, name in enumerate(theirs) if name != dataset.class_names[k]
-    )
-    raise ValueError(
-      f"{loaded.source} must know the classes of --config.data.name="
-      f"{config.data.name!r} in their order; its class {k} is {theirs[k]!r}, "
-      f"and {dataset.class_names[k]!r} there. Evaluate it on the data it was "
-      "trained on."
     )
 
 
@@ -200,7 +202,7 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
         "another folder."
       )
     return
-  known = {PARTIAL, *files.FILENAMES, *evaluation_page.FILENAMES}
+  known = {PARTIAL, LOCK, *files.FILENAMES, *evaluation_page.FILENAMES}
   try:
     out.mkdir(parents=True, exist_ok=True)
     others = sorted(path.name for path in out.iterdir())

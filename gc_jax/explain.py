@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import explanation
+from gc_jax import explanation, signals
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
 from gc_jax.models import MODELS
@@ -158,4 +158,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with signals.ending_at_ctrl_c(
+    "Pictures that a line names are written; the same command with --overwrite "
+    "writes all of them, and explanations.json."
+  ):
+    sys.exit(main())

@@ -77,7 +77,7 @@ def explain_files(
   _at_least("--batch_size", batch_size, 1)
   _at_least("--max_shapes", max_shapes, 1)
   _at_least("--size", 0 if size is None else size, 0)
-  paths = image_files.find(names)
+  paths = image_files.find(map(files.as_path, names))
   written_names = explanations.output_names(paths, methods)
   folder = files.as_path(out)
   earlier = explanations.open_folder(
@@ -290,7 +290,7 @@ def _classes(
   return fields
 
 
-def _line(out: Path, explanation: Explanation) -> str:
+def _line(out: files.AnyPath, explanation: Explanation) -> str:
   """Returns what a person wants to know of an explanation that was written."""
   e = explanation
   name = lambda i, name: f"class {i}" if name is None else f"{name!r}"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import exporting
+from gc_jax import exporting, signals
 from gc_jax.checkpoint import CheckpointError
 
 _DESCRIPTION = """\
@@ -63,4 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with signals.ending_at_ctrl_c(
+    "What was written is whole; the same command begins anew."
+  ):
+    sys.exit(main())

@@ -2,15 +2,16 @@
 
   python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Run again, the same command continues where it stopped. On SIGTERM it saves the
-step it is at, and exits with 0.
+Run again, the same command continues where it stopped. On SIGTERM and on Ctrl-C
+it saves the step it is at, and exits with 0 and 130; a second Ctrl-C ends it at
+once.
 """
 
 import sys
 
 from absl import app, flags
 
-from gc_jax import command_line, parallel
+from gc_jax import command_line, parallel, signals
 from gc_jax.checkpoint import CheckpointError
 from gc_jax.recording import TrainingDivergedError
 from gc_jax.report import files
@@ -40,10 +41,14 @@ def main(argv: list[str]) -> None:
       workdir = files.as_path(_WORKDIR.value)
       files.check_reachable(workdir)
       train_and_evaluate(_CONFIG.value, workdir)
+    except signals.Stopped as stopped:
+      stopped.tell("before training, with nothing to save")
+      raise
     except (ValueError, CheckpointError, TrainingDivergedError) as error:
       sys.exit(f"\n{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=command_line.parser(_CONFIG))
+  with signals.ending_at_ctrl_c("Nothing was begun."):
+    app.run(main, flags_parser=command_line.parser(_CONFIG))

@@ -7,10 +7,11 @@ decide who writes.
 
 import contextlib
 import faulthandler
+import hashlib
 import os
 import signal
+import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gc_jax import signals
+
 AXIS = "data"
 _T = TypeVar("_T")
 
@@ -31,18 +34,8 @@ _T = TypeVar("_T")
 _HEARTBEAT_TIMEOUT_SECS = 60
 # For the others to say themselves what is wrong, before process 0 ends them.
 _LAST_WORDS_SECS = 3.0
-_MESSAGE_BYTES = 4_096
+_MESSAGE_BYTES = 16_384
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-class Stopped(SystemExit):
-  """Ends the process with status 0: it was asked to end, and all is saved.
-
-  No `Exception`: what is caught as one is a reason to try something else.
-  """
-
-  def __init__(self):
-    super().__init__(0)
 
 
 def initialize(multihost: bool) -> None:
@@ -52,7 +45,7 @@ def initialize(multihost: bool) -> None:
   JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set, and else from what
   jax knows of TPU pods, SLURM and MPI.
 
-  From here on SIGTERM asks to end, by `stop_requested`.
+  From here on SIGTERM and Ctrl-C ask to end, by `stop_requested`.
 
   Args:
     multihost: False where this process trains alone.
@@ -62,6 +55,8 @@ def initialize(multihost: bool) -> None:
   """
   if not multihost:
     signal.signal(signal.SIGTERM, _stop.signalled)
+    if not signals.is_ignored():
+      signal.signal(signal.SIGINT, _stop.signalled)
     return
   place = _place()
   try:
@@ -77,6 +72,8 @@ def initialize(multihost: bool) -> None:
       f"{', '.join(_PLACE)} are not set, and jax finds none ({error}) Start "
       "it with a script of launch/, set all three, or leave out --multihost."
     ) from error
+  if not signals.is_ignored():
+    signal.signal(signal.SIGINT, _stop.passed_on)
   # When another is lost, jax aborts this process and says so. Where each of its
   # threads was would bury that.
   faulthandler.enable(all_threads=False)
@@ -116,20 +113,27 @@ def _place() -> dict[str, Any]:
 
 
 class _Stop:
-  """Whether this process, or one of those it trains with, got SIGTERM."""
+  """Whether this process, or one of those it trains with, is asked to end."""
 
   def __init__(self):
-    self._came = threading.Event()
+    self._came: signal.Signals | None = None
+    self._interrupted = False
     self._awaited = False
     self._asked = 0
 
-  def signalled(self, *_) -> None:
-    """Handles SIGTERM in a process that trains alone."""
+  def signalled(self, number: int, *_) -> None:
+    """Handles a signal in a process that trains alone."""
     # It may come twice, and must not break into what the first one began.
-    first = not self._came.is_set()
-    self._came.set()
-    if first and not self._awaited:
-      raise Stopped
+    first = self._came is None
+    if first:
+      self._came = signal.Signals(number)
+      if not self._awaited:
+        raise signals.Stopped(self._came)
+
+  def passed_on(self, *_) -> None:
+    """Handles SIGINT in one of several processes: jax knows SIGTERM alone."""
+    self._interrupted = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
   @contextlib.contextmanager
   def awaited(self) -> Iterator[None]:
@@ -140,25 +144,27 @@ class _Stop:
     finally:
       self._awaited = False
 
-  def requested(self, step: int | None) -> bool:
+  def requested(self, step: int | None) -> signals.Stopped | None:
     """See `stop_requested`."""
     if not jax.distributed.is_initialized():
-      return self._came.is_set()
+      return None if self._came is None else signals.Stopped(self._came)
     # The processes agree on one number, just ahead of all of theirs, and maybe
     # before the first step. So that nobody misses it, none is left out.
     last = self._asked + 1 if step is None else step
     for number in range(self._asked + 1, last + 1):
       if multihost_utils.reached_preemption_sync_point(number):
-        self._came.set()
+        self._came = signal.SIGINT if self._interrupted else signal.SIGTERM
     self._asked = max(self._asked, last)
-    return self._came.is_set()
+    return None if self._came is None else signals.Stopped(self._came)
 
 
 _stop = _Stop()
 
 
-def stop_requested(step: int | None = None) -> bool:
-  """Returns whether to save and end; all processes hear it at the same call.
+def stop_requested(step: int | None = None) -> signals.Stopped | None:
+  """Returns what to raise once all is saved; None where nobody asked to end.
+
+  All processes hear it at the same call.
 
   Args:
     step: completed updates, which may only grow. None: one more than the last,
@@ -168,7 +174,7 @@ def stop_requested(step: int | None = None) -> bool:
 
 
 def stop_awaited() -> contextlib.AbstractContextManager[None]:
-  """Within, SIGTERM waits for `stop_requested`; without, it ends at once.
+  """Within, signals wait for `stop_requested`; without, one ends at once.
 
   With others, a process never ends without asking.
   """
@@ -185,6 +191,7 @@ def ending_together() -> Iterator[None]:
     yield
   except BaseException as error:
     done = isinstance(error, SystemExit) and error.code in (None, 0)
+    done = done or isinstance(error, signals.Stopped)
     if done or not jax.distributed.is_initialized():
       raise
     if isinstance(error, SystemExit):
@@ -354,6 +361,16 @@ def process() -> tuple[int, int]:
 def is_main() -> bool:
   """Returns True on the one process that writes."""
   return jax.process_index() == 0
+
+
+def processes_here() -> int:
+  """Returns how many of the processes run on this machine, or container."""
+  if jax.process_count() == 1:
+    return 1
+  digest = hashlib.sha256(socket.gethostname().encode()).digest()
+  here = np.frombuffer(digest[:8], np.uint8)
+  hosts = multihost_utils.process_allgather(here)
+  return int((hosts == here).all(axis=1).sum())
 
 
 def describe() -> str:

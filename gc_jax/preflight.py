@@ -13,17 +13,15 @@ where none does.
 """
 
 import json
-import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from gc_jax import command_line, pods, preflighting
+from gc_jax import command_line, pods, preflighting, signals
 from gc_jax.report import files, preflight_table
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "File of the recipe, with an optional :variant."
+_CONFIG = command_line.define_config(
+  None, "File of the recipe, with an optional :variant."
 )
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -68,7 +66,7 @@ def main(argv: list[str]) -> None:
   sys.exit(0 if verdict and verdict["fits"] else 1)
 
 
-def _writable(name: str | None) -> pathlib.Path | None:
+def _writable(name: str | None) -> files.AnyPath | None:
   """Returns the path of --out, its folder made, before anything takes time.
 
   Raises:
@@ -76,7 +74,7 @@ def _writable(name: str | None) -> pathlib.Path | None:
   """
   if name is None:
     return None
-  path = pathlib.Path(name)
+  path = files.as_path(name)
   if path.is_dir():
     raise ValueError(f"--out={name} must be a file to write, not a folder.")
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,4 +83,5 @@ def _writable(name: str | None) -> pathlib.Path | None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "topology"])
-  app.run(main, flags_parser=command_line.parser(_CONFIG))
+  with signals.ending_at_ctrl_c("Nothing was written."):
+    app.run(main, flags_parser=command_line.parser(_CONFIG))

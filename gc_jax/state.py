@@ -59,29 +59,33 @@ def create(
 
 
 def started_from(
-  state: TrainState, model: nnx.Module
+  state: TrainState, model: nnx.Module, with_head: bool = True
 ) -> tuple[TrainState, list[str]]:
   """Returns a fresh state with a model's variables, where shapes agree.
 
   Args:
     state: of step 0.
     model: the same architecture; its head may be of another size.
+    with_head: whether the last layer's variables are taken from it, too.
 
   Returns:
     The state, and the names of the variables that stayed as initialised.
   """
   given = dict(nnx.to_flat_state(nnx.state(model)))
+  head = "" if with_head else f"{'.'.join(model.last_layer)}."
   kept = []
 
   def start(variables: nnx.State) -> nnx.State:
     flat = []
     for path, own in nnx.to_flat_state(variables):
       value = own[...]
-      if given[path].shape == value.shape:
+      name = ".".join(map(str, path))
+      taken = with_head or not name.startswith(head)
+      if taken and given[path].shape == value.shape:
         # A copy: the step gives its buffers away.
         value = jax.device_put(jnp.copy(given[path][...]), value.sharding)
       else:
-        kept.append(".".join(map(str, path)))
+        kept.append(name)
       flat.append((path, own.replace(value)))
     return nnx.from_flat_state(flat)
 

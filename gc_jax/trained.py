@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +85,19 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
   )
 
 
-def initial_model(path: str | Path, name: str) -> nnx.Module:
+class Initial(NamedTuple):
+  """Weights to start training from.
+
+  Attributes:
+    model: with them.
+    class_names: what its outputs are, in order; empty where unknown.
+  """
+
+  model: nnx.Module
+  class_names: tuple[str, ...]
+
+
+def initial_model(path: str | Path, name: str) -> Initial:
   """Returns weights to start training from, with a head of any size.
 
   The pooling may be another than theirs: an average-pooled model may go on
@@ -102,16 +114,34 @@ def initial_model(path: str | Path, name: str) -> nnx.Module:
   path = files.as_path(path)
   if not _is_workdir(path):
     try:
-      return torch_io.load_initial(path, name)
+      model, metadata = torch_io.load_initial(path, name)
     except ValueError as error:
       raise ValueError(f"--config.init_from: {error}") from error
+    return Initial(model, metadata.class_names)
   loaded = _load_run(path, None)
   if models.without_gmp(loaded.name) != models.without_gmp(name):
     raise ValueError(
       f"--config.init_from={path} must be a run of --config.model.name={name}; "
       f"it trained {loaded.name!r}. Name that model, or another run."
     )
-  return loaded.model
+  return Initial(loaded.model, loaded.class_names)
+
+
+def class_names(
+  workdir: files.AnyPath, meta: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """Returns the classes that a run learned, in order; empty where unknown.
+
+  Args:
+    workdir: of the run.
+    meta: what one of its checkpoints says.
+  """
+  if "class_names" in meta:
+    return tuple(meta["class_names"])
+  # A run of before checkpoints knew them, finished.
+  if (workdir / gallery.FILENAME).is_file():
+    return tuple(gallery.load_gallery(workdir / gallery.FILENAME)[1])
+  return ()
 
 
 def _is_workdir(path: files.AnyPath) -> bool:
@@ -140,11 +170,17 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
       "Leave it out."
     )
   saved = checkpoint.read_variables(workdir)
-  class_names = _class_names(workdir, saved)
+  names = class_names(workdir, saved.meta)
+  if not names:
+    raise ValueError(
+      f"A checkpoint must name its classes; that of step {saved.step} in "
+      f"{workdir} is from before they did. Give the training command again: "
+      "the finished run knows them."
+    )
   return LoadedModel(
-    model=_rebuilt(name, len(class_names), saved, workdir),
+    model=_rebuilt(name, len(names), saved, workdir),
     name=name,
-    class_names=class_names,
+    class_names=names,
     multi_label=bool(saved.meta.get("multi_label", False)),
     image_size=image_size,
     source=f"{workdir}, step {saved.step}",
@@ -157,21 +193,6 @@ def _is_consistent(config: Mapping[str, Any]) -> bool | None:
     return config["loss"]["consistency_weight"] > 0
   except (KeyError, TypeError):
     return None
-
-
-def _class_names(
-  workdir: files.AnyPath, saved: checkpoint.Variables
-) -> tuple[str, ...]:
-  """Returns the classes as the checkpoint, or a finished run, names them."""
-  if "class_names" in saved.meta:
-    return tuple(saved.meta["class_names"])
-  if (workdir / gallery.FILENAME).is_file():
-    return tuple(gallery.load_gallery(workdir / gallery.FILENAME)[1])
-  raise ValueError(
-    f"A checkpoint must name its classes; that of step {saved.step} in "
-    f"{workdir} is from before they did. Give the training command again: the "
-    "finished run knows them."
-  )
 
 
 def _rebuilt(

@@ -147,7 +147,10 @@ require_shipped_config() {
 # its programs there. For GPUs and TPUs alone, as XLA refuses what it kept for a
 # CPU (openxla/xla#44565).
 compilation_cache() {
-  echo "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}"
+  local _folder=$workdir/compiled
+  # gc_jax.main knows what ~ is behind an =, jax does not.
+  [[ "$_folder" != \~/* ]] || _folder=$HOME/${_folder:2}
+  echo "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$_folder}"
 }
 
 # The virtual environment that is active, or one made from requirements.txt.

@@ -6,9 +6,10 @@
 #     --grace=90   seconds to end by itself for what is told to stop
 #     --dry-run    print the commands instead
 #
-# Lines are preceded by the number of their process. SIGTERM and SIGINT are
-# passed on as SIGTERM: both save at the same step and exit. When one process
-# fails, the other is stopped, and the status is that of the first to fail.
+# Lines are preceded by the number of their process. SIGTERM and Ctrl-C (SIGINT)
+# are passed on as SIGTERM: both save at the same step and exit; the status is 0
+# then, and 130 after Ctrl-C. When one process fails, the other is stopped, and
+# the status is that of the first to fail.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/arguments.sh
@@ -48,7 +49,7 @@ use_environment
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-pids=() printers=() statuses=("" "") first="" deadline=""
+pids=() printers=() statuses=("" "") first="" deadline="" interrupted=0
 
 stop() {
   local i
@@ -71,7 +72,8 @@ for i in 0 1; do
     >"$folder/$i" 2>&1 &
   pids+=($!)
 done
-trap stop TERM INT
+trap stop TERM
+trap 'stop; interrupted=130' INT
 
 while [[ -z "${statuses[0]}" || -z "${statuses[1]}" ]]; do
   for i in 0 1; do
@@ -97,4 +99,4 @@ while [[ -z "${statuses[0]}" || -z "${statuses[1]}" ]]; do
   sleep 0.1
 done
 wait "${printers[@]}" || true
-exit "${first:-0}"
+exit "${first:-$interrupted}"

@@ -150,6 +150,25 @@ def test_bad_metrics_of_an_older_one_do_not_stop_a_save(workdir):
   assert checkpoint.read_variables(workdir).step == 3
 
 
+def test_what_the_last_checkpoint_says_is_read_without_its_arrays(workdir):
+  assert checkpoint.read_meta(workdir) == {"told": 2}
+  shutil.rmtree(workdir / FOLDER / "2" / "state")
+  assert checkpoint.read_meta(workdir) == {"told": 2}
+  # Training would move this one aside and go on from the one before.
+  truncate(workdir / FOLDER / "2")
+  assert checkpoint.read_meta(workdir) == {"told": 1}
+  truncate(workdir / FOLDER / "1")
+  assert checkpoint.read_meta(workdir) == {}
+
+
+def test_where_nothing_was_saved_nothing_is_said_or_made(tmp_path):
+  assert checkpoint.read_meta(tmp_path) == {}
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  checkpoints.restore(state(0))
+  checkpoints.close()
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_run_without_checkpoints_says_to_wait(tmp_path):
   with pytest.raises(
     CheckpointError,

@@ -24,6 +24,7 @@ from gc_jax import (
 from gc_jax.attacks import EPSILONS
 from gc_jax.attribution import CONTROLS
 from gc_jax.report import evaluated as files
+from gc_jax.report import files as report_files
 from tests import smoke
 
 # Whole evaluations.
@@ -350,12 +351,22 @@ def test_a_model_of_other_classes_is_refused(smoke_run):
   digits = data.load(config.data, config.data.eval_split)
   evaluating.check_fits(loaded, digits, config)
   names = (*digits.class_names[:9], "ten")
+  for now, words in {
+    names: r"(?s)10 there: 0, .*10 now: 0, .*class 9: '9' there, 'ten' now",
+    names[:9]: "class 9: '9' there, none now",
+    (*names[:9], "9", "x"): "class 10: none there, 'x' now",
+    digits.class_names[::-1]: "the same names in another order",
+  }.items():
+    other = dataclasses.replace(digits, class_names=now)
+    with pytest.raises(ValueError, match=words):
+      evaluating.check_fits(loaded, other, config)
+  # A file that names no classes is known by their number.
+  nameless = dataclasses.replace(loaded, class_names=())
   renamed = dataclasses.replace(digits, class_names=names)
-  with pytest.raises(ValueError, match=r"its class 9 is '9', and 'ten' there"):
-    evaluating.check_fits(loaded, renamed, config)
+  evaluating.check_fits(nameless, renamed, config)
   fewer = dataclasses.replace(digits, class_names=names[:9])
   with pytest.raises(ValueError, match=r"'context_digits', 9; it has 10"):
-    evaluating.check_fits(loaded, fewer, config)
+    evaluating.check_fits(nameless, fewer, config)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +391,16 @@ def test_a_model_for_other_outputs_than_the_datas_is_told_first(
     out=tmp_path / "out",
   )  # fmt: skip
   assert re.match(rf"note: .*a\.safetensors {told}", next(lines))
+
+
+def test_of_two_evaluations_in_one_folder_the_second_is_refused(
+  smoke_run, tmp_path
+):
+  with (
+    report_files.held(tmp_path, "--out"),
+    pytest.raises(
+      ValueError, match=rf"--out=.* written to by process {os.getpid()} on"
+    ),
+  ):
+    evaluate(smoke_run, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [report_files.LOCK]

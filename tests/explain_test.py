@@ -356,7 +356,7 @@ def test_a_training_checkpoint_is_explained_and_asked_for_its_outputs(
     picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16",
     "--arch=resnet8-small", "--target=4",
   ]  # fmt: skip
-  pixels = image_files.resized(image_files.read(picture), 16, 16)
+  pixels = image_files.read(picture, (16, 16))
   (logits,) = np.asarray(gc_jax.predict(model, pixels[None]), np.float64)
   both = {
     "softmax": np.exp(logits[4]) / np.exp(logits).sum(),

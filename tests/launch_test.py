@@ -429,7 +429,7 @@ def test_two_processes_pass_a_signal_on(fakes, number):
   fakes.wait_for("started0", "started1")
   process.send_signal(number)
   stdout, _ = process.communicate(timeout=20)
-  assert process.returncode == 0
+  assert process.returncode == (130 if number == signal.SIGINT else 0)
   assert "[0] saved" in stdout
   assert "[1] saved" in stdout
 
@@ -445,29 +445,42 @@ def test_a_worker_exits_as_its_training(fakes, status):
 
 
 @pytest.mark.parametrize(
-  ("chosen", "expected"), [(None, "runs/gc/compiled"), ("/cache", "/cache")]
+  ("workdir", "chosen", "expected"),
+  [
+    ("runs/gc", None, "runs/gc/compiled"),
+    ("runs/gc", "/cache", "/cache"),
+    ("~/runs/gc", None, "/home/me/runs/gc/compiled"),
+    ("runs/~/gc", None, "runs/~/gc/compiled"),
+    ("gs://bucket/~gc", None, "gs://bucket/~gc/compiled"),
+  ],
 )
 def test_a_worker_keeps_what_it_compiled_beside_the_run(
-  fakes, chosen, expected
+  fakes, workdir, chosen, expected
 ):
   fakes.add("python", PYTHON)
+  fakes.env["HOME"] = "/home/me"
   if chosen:
     fakes.env["JAX_COMPILATION_CACHE_DIR"] = chosen
-  arguments = ["--config=configs/quickstart.py", "--workdir=runs/gc"]
+  arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
   assert fakes.run("worker.sh", *arguments).returncode == 0
   env = json.loads((fakes.folder / "environment0").read_text())
   assert env["JAX_COMPILATION_CACHE_DIR"] == expected
 
 
-def test_a_worker_that_was_stopped_is_told_from_one_that_ended(fakes):
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
+)
+def test_a_worker_that_was_stopped_is_told_from_one_that_ended(
+  fakes, number, status
+):
   fakes.add("python", PYTHON)
   fakes.plays(status0="wait")
   process = fakes.start("worker.sh", *TRAINING)
   fakes.wait_for("started0")
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   stdout, _ = process.communicate(timeout=20)
   assert stdout == "training\nsaved\n"
-  assert process.returncode == 75
+  assert process.returncode == status
 
 
 # GPUs of one node.

@@ -38,8 +38,8 @@ LAYERS = {
   "preflighting command_line",  # the story
   4: "step objective drawing accumulation measure state inference trained "
   "recipe lowering recording",
-  3: "evaluators data checkpoint parallel config saved_config optim report "
-  "torch_io compiled pods largest_batch",
+  3: "evaluators data checkpoint parallel signals config saved_config optim "
+  "report torch_io compiled pods largest_batch",
   2: "models attribution attacks",
   1: "cam compose losses metrics",
   0: "types",

@@ -1,4 +1,4 @@
-"""Batches on their way to the devices; places of processes; SIGTERM.
+"""Batches on their way to the devices; places of processes; asked to end.
 
 Two processes that train together: multihost_test.py.
 """
@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from gc_jax import parallel
+from gc_jax import parallel, signals
 
 
 def numbered(count, loaded, error=None):
@@ -60,7 +60,21 @@ PLACE = {
 
 
 @pytest.fixture
-def joined(monkeypatch):
+def handlers(monkeypatch):
+  """Signals as a command has them, and afterwards as they were."""
+  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
+  before = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield before
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.fixture
+def joined(monkeypatch, handlers):
   """Returns what jax is told of the processes, instead of joining them."""
   told = {}
   monkeypatch.setattr(parallel.jax.distributed, "initialize", told.update)
@@ -125,32 +139,72 @@ def test_a_machine_on_which_jax_finds_no_others_is_told(joined, monkeypatch):
 
 
 @pytest.fixture
-def alone(monkeypatch):
-  """A process that trains alone, and what SIGTERM did before."""
-  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
-  before = signal.getsignal(signal.SIGTERM)
+def alone(handlers):
+  """A process that trains alone; sends it a signal."""
   parallel.initialize(multihost=False)
-  yield lambda: os.kill(os.getpid(), signal.SIGTERM)
-  signal.signal(signal.SIGTERM, before)
+  return lambda number: os.kill(os.getpid(), number)
 
 
-def test_between_steps_sigterm_waits_to_be_asked_for(alone):
+STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize("number", STATUSES)
+def test_between_steps_a_signal_waits_to_be_asked_for(alone, number):
   with parallel.stop_awaited():
-    assert not parallel.stop_requested(1)
-    alone()
-    alone()
-    assert parallel.stop_requested(2)
-  alone()
+    assert parallel.stop_requested(1) is None
+    alone(number)
+    alone(number)
+    stopped = parallel.stop_requested(2)
+  assert isinstance(stopped, signals.Stopped)
+  assert stopped.code == STATUSES[number]
+  alone(number)
   assert parallel.stop_requested()
 
 
-def test_before_and_after_training_sigterm_ends_with_status_0_at_once(alone):
-  with pytest.raises(parallel.Stopped) as ended:
-    alone()
-  assert ended.value.code == 0
-  # What a checkpoint that cannot be read raises is caught; this must not be.
-  assert not isinstance(ended.value, Exception)
-  alone()  # nothing more: the first one is on its way
+@pytest.mark.parametrize("number", STATUSES)
+def test_before_and_after_training_a_signal_ends_at_once(alone, number):
+  with pytest.raises(signals.Stopped) as ended:
+    alone(number)
+  assert ended.value.code == STATUSES[number]
+  for again in STATUSES:
+    alone(again)  # nothing more: the first one is on its way
+  assert parallel.stop_requested().code == STATUSES[number]
+
+
+def test_ctrl_c_that_is_meant_for_others_stays_so(handlers):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parallel.initialize(multihost=False)
+  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_library_leaves_signals_alone(handlers):
+  now = {number: signal.getsignal(number) for number in STATUSES}
+  with parallel.stop_awaited():
+    assert parallel.stop_requested(1) is None
+    assert now == {number: signal.getsignal(number) for number in STATUSES}
+
+
+@pytest.mark.parametrize(("number", "status"), STATUSES.items())
+def test_ctrl_c_of_one_process_is_what_all_of_them_listen_to(
+  joined, monkeypatch, number, status
+):
+  """Jax tells all of SIGTERM; only who was interrupted says so as it ends."""
+  came = []
+  parallel.initialize(multihost=True)
+  signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+  monkeypatch.setattr(parallel.jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(
+    parallel.multihost_utils,
+    "reached_preemption_sync_point",
+    lambda number: bool(came),
+  )
+  assert parallel.stop_requested(1) is None
+  os.kill(os.getpid(), number)
+  assert came == [1]
+  stopped = parallel.stop_requested(2)
+  assert stopped.code == status
+  with pytest.raises(signals.Stopped), parallel.ending_together():
+    raise stopped  # Python's own way out: the others know of it
 
 
 def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
@@ -166,12 +220,23 @@ def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
     parallel.multihost_utils, "reached_preemption_sync_point", reached
   )
   stop = parallel._Stop()
-  assert not stop.requested(3)
+  assert stop.requested(3) is None
   assert not stop.requested(4)
   assert stop.requested(7)
   assert stop.requested(None)
   assert stop.requested(None)
   assert asked == list(range(1, 10))
+
+
+def test_processes_of_one_machine_are_counted(monkeypatch):
+  assert parallel.processes_here() == 1
+
+  def gathered(here):
+    return np.stack([here, here + 1, here, here + 2])
+
+  monkeypatch.setattr(parallel.jax, "process_count", lambda: 4)
+  monkeypatch.setattr(parallel.multihost_utils, "process_allgather", gathered)
+  assert parallel.processes_here() == 2
 
 
 def test_an_error_of_a_process_alone_takes_pythons_way_out():

@@ -1,7 +1,10 @@
 """Runs as a whole: what they leave behind, and how they go on after trouble."""
 
+import contextlib
+import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -16,8 +19,24 @@ import pytest
 from flax import nnx
 
 from configs import quickstart
-from gc_jax import models, torch_io, train
-from gc_jax.checkpoint import FOLDER, Checkpoints, read_variables
+from gc_jax import (
+  checkpoint,
+  data,
+  models,
+  parallel,
+  saved_config,
+  signals,
+  torch_io,
+  train,
+)
+from gc_jax import state as states
+from gc_jax.checkpoint import (
+  FOLDER,
+  CheckpointError,
+  Checkpoints,
+  read_variables,
+)
+from gc_jax.report import files
 from gc_jax.report.metrics_writer import read_metrics
 from gc_jax.state import TrainState
 from tests.data import photos
@@ -235,22 +254,340 @@ def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(copied):
   assert (copied / "results.json").exists()
 
 
-def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
-  before = {
+def contents(folder):
+  """Returns when every file was written, but for the lock of the folder."""
+  return {
     path: path.stat().st_mtime_ns
-    for path in copied.rglob("*")
-    if path.is_file()
+    for path in folder.rglob("*")
+    if path.is_file() and path.name != files.LOCK
   }
+
+
+def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
+  before = contents(copied)
   done = run(copied, "--config.optim.momentum=0.8", check=False)
   assert done.returncode == 1
   assert "--config.optim.momentum: 0.9 there, 0.8 now" in done.stderr
   assert "Traceback" not in done.stderr
-  after = {
-    path: path.stat().st_mtime_ns
-    for path in copied.rglob("*")
-    if path.is_file()
-  }
-  assert before == after
+  assert contents(copied) == before
+
+
+def again(workdir):
+  """Gives the command of a run again, in this process."""
+  config = saved_config.completed(saved_config.read(workdir))
+  return train.train_and_evaluate(config, workdir)
+
+
+DIGITS = tuple("0123456789")
+
+
+@pytest.fixture
+def data_has(monkeypatch):
+  """Changes what the data is said to be; nothing of it may be computed with."""
+
+  def change(**fields):
+    load = data.load
+
+    def changed(*args):
+      return dataclasses.replace(load(*args), **fields)
+
+    monkeypatch.setattr(data, "load", changed)
+
+    def never(*args, **kwargs):
+      raise AssertionError("computed")
+
+    monkeypatch.setattr(states, "create", never)
+
+  return change
+
+
+OTHER_CLASSES = {
+  "renamed": (
+    ("0", "1", "2", "3", "4", "5", "6", "7", "8", "Ten"),
+    ["only there: 9", "only now: Ten", "class 9: '9' there, 'Ten' now"],
+  ),
+  "renamed, so that all move": (
+    ("A", *DIGITS[:9]),
+    ["only there: 9", "only now: A", "class 0: '0' there, 'A' now"],
+  ),
+  "in another order": (
+    DIGITS[::-1],
+    ["the same names in another order", "and 5 more"],
+  ),
+  "one added": (
+    (*DIGITS, "X"),
+    ["10 there", "11 now", "only now: X", "class 10: none there, 'X' now"],
+  ),
+  "one removed": (
+    (*DIGITS[:4], *DIGITS[5:]),
+    ["10 there", "9 now", "only there: 4", "class 4: '4' there, '5' now"],
+  ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CLASSES)
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_run_of_other_classes_is_refused_untouched(
+  copied, data_has, kind, is_finished
+):
+  if not is_finished:
+    for name in ("results.json", "report.html", "gallery.npz"):
+      (copied / name).unlink()
+  before = contents(copied)
+  now, words = OTHER_CLASSES[kind]
+  data_has(class_names=now)
+  with pytest.raises(ValueError, match="learned other classes than") as told:
+    again(copied)
+  text = str(told.value)
+  for word in [*words, "there: 0, 1, 2, 3, 4, and 5 more", "another --workdir"]:
+    assert word in text
+  assert contents(copied) == before
+
+
+def test_a_run_of_other_labels_is_refused_untouched(copied, data_has):
+  before = contents(copied)
+  data_has(multi_label=True)
+  with pytest.raises(
+    ValueError, match="show one class each, and those of the data show several"
+  ):
+    again(copied)
+  assert contents(copied) == before
+
+
+def test_a_message_of_many_classes_has_few_lines(finished, data_has):
+  data_has(
+    class_names=tuple(f"class {i} {'long ' * 200}" for i in range(2_000))
+  )
+  with pytest.raises(ValueError, match="learned other classes") as told:
+    again(finished)
+  assert len(str(told.value).splitlines()) < 15
+  assert len(str(told.value)) < 4_000
+  assert "and 1,995 more" in str(told.value)
+
+
+def test_of_a_run_from_before_classes_were_saved_the_gallery_knows_them(
+  copied, data_has, monkeypatch
+):
+  monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"train_secs": 1.0})
+  data_has(class_names=(*DIGITS[:9], "Ten"))
+  with pytest.raises(ValueError, match="learned other classes"):
+    again(copied)
+  (copied / "gallery.npz").unlink()
+  with pytest.raises(AssertionError, match="computed"):  # nobody knows
+    again(copied)
+
+
+def test_names_in_another_form_of_unicode_are_the_same(
+  copied, data_has, monkeypatch
+):
+  """A disk of a Mac takes them apart."""
+  composed, decomposed = "caf\u00e9", "cafe\u0301"
+  meta = {"class_names": [*DIGITS[:9], composed]}
+  monkeypatch.setattr(checkpoint, "read_meta", lambda _: meta)
+  data_has(class_names=(*DIGITS[:9], decomposed))
+  with pytest.raises(AssertionError, match="computed"):
+    again(copied)
+
+
+def test_a_second_run_in_a_workdir_is_refused_by_the_name_of_the_first(
+  copied, data_has
+):
+  data_has()
+  before = contents(copied)
+  with (
+    files.held(copied, "--workdir"),
+    pytest.raises(
+      ValueError, match=rf"written to by process {os.getpid()} on .*since 20"
+    ),
+  ):
+    again(copied)
+  assert contents(copied) == before
+  with pytest.raises(AssertionError, match="computed"):  # and now it is not
+    again(copied)
+  with files.held(copied, "--workdir"):
+    pass  # an error let go of it
+
+
+@pytest.fixture
+def alone():
+  """Makes this process a command that trains alone, for as long."""
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(parallel, "_stop", parallel._Stop())
+    patch.setattr(signals, "_told", type(signals._told)())
+    parallel.initialize(multihost=False)
+    yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)]
+)
+def test_a_signal_while_it_is_evaluated_leaves_what_was_there(
+  copied, alone, monkeypatch, caplog, number, status
+):
+  def full(self, *_):
+    os.kill(os.getpid(), number)
+    raise AssertionError("went on")
+
+  monkeypatch.setattr(train.Evaluation, "full", full)
+  before = contents(copied)
+  with (
+    caplog.at_level(logging.WARNING),
+    pytest.raises(signals.Stopped) as stopped,
+  ):
+    again(copied)
+  assert stopped.value.code == status
+  (line,) = [m for m in caplog.messages if "Asked to end" in m]
+  assert f"training is done, and saved in {copied}. The same command" in line
+  after = contents(copied)
+  for name in ("results.json", "report.html", "gallery.npz"):
+    assert after[copied / name] == before[copied / name]
+
+
+class FakeCheckpoints(Checkpoints):
+  """Notes what was waited for."""
+
+  def __init__(self, error=None):
+    self.closed, self.error = 0, error
+
+  def close(self):
+    self.closed += 1
+    if self.error:
+      raise self.error
+
+
+@pytest.mark.parametrize("error", [None, CheckpointError("a full disk")])
+def test_what_is_being_saved_is_saved_though_something_else_breaks(
+  error, caplog
+):
+  checkpoints = FakeCheckpoints(error)
+  with (
+    pytest.raises(ValueError, match="a broken picture"),
+    train._saved_whatever_happens(checkpoints),
+  ):
+    raise ValueError("a broken picture")
+  assert checkpoints.closed == 1
+  assert caplog.messages == (["a full disk"] if error else [])
+  with contextlib.suppress(CheckpointError):
+    with train._saved_whatever_happens(checkpoints):
+      pass
+    assert not error, "this one counts"
+  assert checkpoints.closed == 2
+
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+  ("given", "anew"),
+  [
+    (NAMES, []),
+    ((), []),  # it does not say
+    (("x", "y", "z"), ["fc.bias", "fc.kernel"]),
+    (("a", "b", "c", "d"), ["fc.bias", "fc.kernel"]),
+  ],
+)
+def test_of_weights_to_start_from_outputs_of_other_classes_start_anew(
+  given, anew, caplog
+):
+  config = quickstart.get_config("ce,smoke")
+  config.init_from = "runs/other"
+  make = lambda count, seed: models.create(
+    "resnet8-small", count, key=models.init_key(seed)
+  )
+  state = TrainState(
+    jnp.asarray(0), *nnx.split(make(3, 1), nnx.Param, ...)[1:], ()
+  )
+  model = make(len(given) or 3, 2)
+  with caplog.at_level(logging.INFO, "gc_jax"):
+    started = train._started_from(
+      train.Initial(model, given), state, config, NAMES
+    )
+  (line,) = caplog.messages
+  assert line.startswith("Starting from runs/other")
+  assert ("of other classes, so initialised anew: fc" in line) == bool(anew)
+  assert ("there, " in line) == bool(anew)
+  theirs = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+  fresh = dict(nnx.to_flat_state(state.params))
+  for path, leaf in nnx.to_flat_state(started.params):
+    name = ".".join(map(str, path))
+    source = fresh if name in anew else theirs
+    np.testing.assert_array_equal(leaf[...], source[path][...], err_msg=name)
+
+
+@pytest.mark.parametrize("given", [("c", "b", "a"), ("a", "b", "d")])
+def test_outputs_of_classes_renamed_or_reordered_are_not_gone_on_with(given):
+  config = quickstart.get_config("ce,smoke")
+  initial = train.Initial(None, given)
+  with pytest.raises(ValueError, match=r"(?s)3 there: .*init_head=False"):
+    train._check_initial_classes(initial, config, NAMES)
+  config.init_head = False
+  train._check_initial_classes(initial, config, NAMES)
+
+
+def test_outputs_start_anew_where_that_is_asked(caplog):
+  config = quickstart.get_config("ce,smoke")
+  config.init_head = False
+  model = models.create("resnet8-small", 3, key=models.init_key(2))
+  fresh = models.create("resnet8-small", 3, key=models.init_key(1))
+  state = TrainState(jnp.asarray(0), *nnx.split(fresh, nnx.Param, ...)[1:], ())
+  initial = train.Initial(model, NAMES)
+  with caplog.at_level(logging.INFO, "gc_jax"):
+    started = train._started_from(initial, state, config, NAMES)
+  assert "init_head=False says, so initialised anew: fc" in caplog.text
+  ours = nnx.to_pure_dict(started.params)
+  np.testing.assert_array_equal(ours["fc"]["kernel"], fresh.fc.kernel[...])
+  np.testing.assert_array_equal(
+    ours["conv1"]["kernel"], model.conv1.kernel[...]
+  )
+
+
+@pytest.fixture
+def hearing_ctrl_c():
+  """What is started hears it, also where these tests run in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+# A whole run with a process that decodes.
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_the_step_says_so_and_is_130(
+  tmp_path, hearing_ctrl_c
+):
+  """It goes to all processes of the command, those that decode among them."""
+  workdir = tmp_path / "run"
+  flags = [
+    "--config=configs/quickstart.py:ce,smoke",
+    "--config.num_epochs=1000",
+    "--config.checkpoint.every_epochs=1000",
+    "--config.eval.every_epochs=1000",
+    "--config.data.num_workers=1",
+  ]
+  process = subprocess.Popen(
+    command(workdir, *flags),
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  metrics = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 300
+  while not metrics.exists() or not metrics.stat().st_size:
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.01)
+  os.killpg(process.pid, signal.SIGINT)
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 130, said
+  (line,) = [text for text in said.splitlines() if "Asked to end" in text]
+  step = int(line.split("stopped after step ")[1].split(" ")[0])
+  assert f"of 4000, which is saved in {workdir}. The same command" in line
+  assert [p.name for p in (workdir / FOLDER).iterdir()] == [str(step)]
+  for word in ("Traceback", "leaked", "KeyboardInterrupt", "Error"):
+    assert word not in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):

@@ -226,7 +226,7 @@ def test_a_file_that_does_not_say_what_its_outputs_are_leaves_it_open(
 
 def test_a_run_starts_from_a_file_however_it_lies(in_a_module, tmp_path):
   path, weights = in_a_module
-  start = trained.initial_model(path, "resnet8-small-gmp")
+  start, _ = trained.initial_model(path, "resnet8-small-gmp")
   held = torch_io.names.to_torch(start)
   assert all(np.array_equal(held[key], weights[key]) for key in weights)
   with pytest.raises(
@@ -252,7 +252,7 @@ def test_a_folder_is_a_run_or_a_model_that_was_downloaded(
   (folder / "config.json").write_text('{"architectures": ["ResNet"]}')
   loaded = trained.load_model(folder, "resnet8-small")
   assert loaded.model.fc.kernel.shape == (64, 3)
-  start = trained.initial_model(folder, "resnet8-small")
+  start, _ = trained.initial_model(folder, "resnet8-small")
   assert start.fc.kernel.shape == (64, 3)
   # Beside the checkpoints of a run it is an export.
   shutil.copy(folder / name, copied)
@@ -260,7 +260,8 @@ def test_a_folder_is_a_run_or_a_model_that_was_downloaded(
 
 
 def test_a_run_starts_from_another_of_its_architecture(smoke_run):
-  start = trained.initial_model(smoke_run, "resnet8-small")  # other pooling
+  start, names = trained.initial_model(smoke_run, "resnet8-small")
+  assert names == tuple("0123456789")
   ours, theirs = (
     torch_io.names.to_torch(model) for model in (start, gc_jax.load(smoke_run))
   )
@@ -275,8 +276,10 @@ def test_a_run_starts_from_another_of_its_architecture(smoke_run):
 def test_a_run_starts_from_a_file_whatever_pooling_it_says(tmp_path):
   path = tmp_path / "a.safetensors"
   model = models.create("resnet8-small", 3)
-  torch_io.save_model(path, model, torch_io.Metadata("resnet8-small"))
-  start = trained.initial_model(path, "resnet8-small-gmp")
+  said = torch_io.Metadata("resnet8-small", class_names=("a", "b", "c"))
+  torch_io.save_model(path, model, said)
+  start, names = trained.initial_model(path, "resnet8-small-gmp")
+  assert names == ("a", "b", "c")
   assert start.pooling == "max" and start.fc.kernel.shape == (64, 3)
   with pytest.raises(ValueError, match="They look like resnet8-small"):
     trained.initial_model(path, "squeezenet1_1")

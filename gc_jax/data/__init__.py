@@ -12,6 +12,7 @@ import ml_collections
 
 from gc_jax.data import stock_sets
 from gc_jax.data.dataset import Dataset, unknown_name_message
+from gc_jax.report import files
 
 __all__ = ["DATASETS", "Classes", "Dataset", "check_name", "classes", "load"]
 
@@ -135,6 +136,7 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
       `config_data` is out of range.
   """
   check_name(config_data.name)
+  config_data = _with_paths(config_data)
   if config_data.name.startswith(stock_sets.PREFIX):
     from gc_jax.data import stock
 
@@ -165,7 +167,7 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   elif config_data.path and not count:
     from gc_jax.data.folder_layout import read_layout
 
-    layout = read_layout(config_data.path)
+    layout = read_layout(_with_paths(config_data).path)
     return Classes(len(layout.class_names), layout.multi_label)
   else:
     multi_label = False
@@ -175,6 +177,23 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
       "and is only with its data; say it: --num_classes=K."
     )
   return Classes(count, multi_label)
+
+
+def _with_paths(
+  config_data: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns the fields with a home folder in place of each ~.
+
+  Raises:
+    ValueError: a path cannot be one; names the field.
+  """
+  found = config_data.copy_and_resolve_references()
+  for field in ("path", "dir"):
+    try:
+      found[field] = found[field] and str(files.as_path(found[field]))
+    except ValueError as error:
+      raise ValueError(f"--config.data.{field}: {error}") from error
+  return found
 
 
 def _named(stock: str) -> tuple[str, str]:

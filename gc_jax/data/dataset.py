@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import logging
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -125,3 +126,47 @@ def _nearest(name: str, known: Iterable[str]) -> list[tuple[float, str]]:
     if all(bound() >= _LISTED for bound in bounds):
       found.append((matcher.ratio(), each))
   return sorted(found, key=lambda pair: -pair[0])
+
+
+def class_differences(there: Sequence[str], here: Sequence[str]) -> str:
+  """Says in a few lines how two lists of classes differ; "" if they do not.
+
+  An id means a class by its place, so that order counts. The forms that Unicode
+  has for one name, which file systems change, are one.
+
+  Args:
+    there: of a model, in the order of its outputs.
+    here: of the data.
+  """
+  theirs, ours = (
+    [unicodedata.normalize("NFC", name) for name in names]
+    for names in (there, here)
+  )
+  if theirs == ours:
+    return ""
+  lines = [
+    f"{len(theirs):,} there: {_names(theirs)}",
+    f"{len(ours):,} now: {_names(ours)}",
+  ]
+  known, wanted = set(theirs), set(ours)
+  if gone := [name for name in theirs if name not in wanted]:
+    lines.append(f"only there: {_names(gone)}")
+  if new := [name for name in ours if name not in known]:
+    lines.append(f"only now: {_names(new)}")
+  if not gone and not new:
+    lines.append("the same names in another order")
+  differing = [
+    f"class {i}: {_name(theirs, i)} there, {_name(ours, i)} now"
+    for i in range(max(len(theirs), len(ours)))
+    if theirs[i : i + 1] != ours[i : i + 1]
+  ]
+  lines.append(listed(differing, between="\n  "))
+  return "\n".join(f"  {line}" for line in lines)
+
+
+def _names(names: Sequence[str]) -> str:
+  return listed([clipped(name) for name in names])
+
+
+def _name(names: Sequence[str], index: int) -> str:
+  return repr(clipped(names[index])) if index < len(names) else "none"

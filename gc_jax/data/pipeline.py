@@ -5,22 +5,22 @@ alone; neither depends on how many processes, workers or threads read it.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, UInt8
 
-from gc_jax.data import decode, geometry
+from gc_jax.data import decode, geometry, workers
 from gc_jax.data.augment import Augmentation
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
-from gc_jax.data.training_example import TrainingExample
+from gc_jax.data.training_example import NUM_DISTRACTORS, TrainingExample
 from gc_jax.types import Batch, EvalBatch
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
@@ -32,9 +32,9 @@ _NUM_THREADS = min(8, os.cpu_count() or 1)
 READ_OPTIONS = grain.ReadOptions(
   num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
 )
-
-
 _ENDLESS = 2**40  # shares of batches
+
+_logger = logging.getLogger(__name__)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -67,6 +67,7 @@ def train_batches(
   num_workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  processes_here: int = 1,
 ) -> Iterator[Batch]:
   """Yields this process's share of the batches from `start_step` on.
 
@@ -89,10 +90,12 @@ def train_batches(
       "batch" leaves them to be taken from the batch.
     target_draw: with "dataset", how the explained class is drawn where an
       image shows several: "category" or "instance".
-    num_workers: processes that decode; 0 = threads of this one. They are
-      spawned, so a script needs `if __name__ == "__main__"`.
+    num_workers: processes that decode; 0 = threads of this one, which also do
+      it where shared memory has no room for what processes hand over. They
+      are spawned, so a script needs `if __name__ == "__main__"`.
     process_index: which share.
     process_count: of how many.
+    processes_here: how many of them share this machine's memory.
 
   Raises:
     ValueError: if the batch cannot be shared evenly, or a number is negative.
@@ -126,17 +129,25 @@ def train_batches(
   make_batch = _TrainBatches(
     make_example, Order(num_examples, seed), local_batch_size
   )
-  batches = shares.map(make_batch).to_iter_dataset(
-    _WORKER_READ_OPTIONS if num_workers else READ_OPTIONS
-  )
-  if num_workers:
-    # Grain hands absl flags to its workers. A notebook never parses them.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=num_workers)
+  batches = shares.map(make_batch)
+  if num_workers and (
+    lack := workers.lack_of_room(
+      num_workers, make_batch.num_bytes(), processes_here
     )
-  return iter(batches)
+  ):
+    _logger.warning(
+      "Pictures are decoded by threads of this process, as with --config.data."
+      "num_workers=0: %s. For processes, give a container more (docker run "
+      "--shm-size=1g; in Kubernetes an emptyDir of medium Memory, mounted "
+      "there).",
+      lack,
+    )
+    num_workers = 0
+  if num_workers:
+    return workers.batches_of(
+      batches.to_iter_dataset(_WORKER_READ_OPTIONS), num_workers
+    )
+  return iter(batches.to_iter_dataset(READ_OPTIONS))
 
 
 def eval_batches(
@@ -274,6 +285,14 @@ class _TrainBatches:
       for key in examples[0]
     }
     return {"image": image, **others}
+
+  def num_bytes(self) -> int:
+    """Returns how large a batch is, or a little less."""
+    make = self.make_example
+    pictures = 1 if make.class_index is None else 1 + NUM_DISTRACTORS
+    pixels = 3 * make.augment.image_size**2 * pictures
+    counts = len(make.dataset.class_names) * make.dataset.multi_label
+    return self.local_batch_size * (pixels + 4 * counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ folders of killed ones are removed, and nothing is printed but one line.
 """
 
 import contextlib
-import fcntl
 import io
 import pathlib
 import shutil
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
+
+from gc_jax.report import files
 
 
 def prepare(
@@ -55,7 +56,8 @@ def prepare(
 def claim(final: pathlib.Path, name: str) -> Iterator[bool]:
   """Holds the right to write `final`; waits for another process that does.
 
-  Yields whether it is certain that no other process writes, see `_lock`.
+  Yields whether it is certain that no other process writes. Where it is not,
+  two may prepare side by side, and the second to finish is in vain.
 
   Raises:
     ValueError: if the folder around it cannot be written to.
@@ -70,23 +72,11 @@ def claim(final: pathlib.Path, name: str) -> Iterator[bool]:
       f"written to ({error.strerror}); set --config.data.dir to a folder "
       "that can."
     ) from error
-  with _lock(lock_path) as locked:
-    yield locked
 
+  def say(holder: str) -> None:
+    print(f"Waiting for {holder}, which prepares {name}", file=sys.stderr)
 
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
-  """Waits until no other process holds the lock; the kernel frees it on exit.
-
-  Yields False on file systems without locks (some cluster mounts). Then two
-  processes may prepare side by side, and the second to finish is in vain.
-  """
-  with path.open() as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX)
-      locked = True
-    except OSError:
-      locked = False
+  with files.locked(lock_path, say) as locked:
     yield locked
 
 

@@ -1,7 +1,6 @@
 """Several models beside each other: the paper's tables and its Figure 2."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from gc_jax.report import (
@@ -33,7 +32,7 @@ _ALL_FILENAMES = {*FILENAMES, *evaluation_comparison.FILENAMES}
 
 def compare(
   folders: Sequence[str | os.PathLike], out: str | os.PathLike
-) -> tuple[list[pathlib.Path], list[str]]:
+) -> tuple[list[files.AnyPath], list[str]]:
   """Writes the tables of some models, and their figures.
 
   Args:
@@ -48,11 +47,12 @@ def compare(
     ValueError: a folder is neither, some are runs and some evaluations, their
       data differ, or `out` holds something else.
   """
-  out = pathlib.Path(out)
+  out = files.as_path(out)
   _check_out(out)
-  names = {pathlib.Path(f).resolve(): f for f in reversed(folders)}
-  paths = list(dict.fromkeys(pathlib.Path(f).resolve() for f in folders))
-  if _are_evaluations([pathlib.Path(names[path]) for path in paths]):
+  folders = [files.as_path(folder) for folder in folders]
+  names = {folder.resolve(): folder for folder in reversed(folders)}
+  paths = list(dict.fromkeys(folder.resolve() for folder in folders))
+  if _are_evaluations([names[path] for path in paths]):
     evaluations = [evaluated.load(names[path]) for path in paths]
     written, remarks = evaluation_comparison.make(evaluations)
   else:
@@ -66,7 +66,7 @@ def compare(
   return [out / name for name in written], remarks
 
 
-def _are_evaluations(folders: Sequence[pathlib.Path]) -> bool:
+def _are_evaluations(folders: Sequence[files.AnyPath]) -> bool:
   """Returns whether all are evaluations; a folder may be a run as well.
 
   Raises:
@@ -174,7 +174,7 @@ def draw_figure(
   return picture_grid.draw(["Image", *shown], rows), remarks
 
 
-def _check_out(out: pathlib.Path) -> None:
+def _check_out(out: files.AnyPath) -> None:
   """Refuses a place that holds anything but an earlier comparison."""
   if out.exists() and not out.is_dir():
     raise ValueError(

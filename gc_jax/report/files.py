@@ -1,11 +1,19 @@
-"""Files that are either complete or not there, on a disk or in a bucket."""
+"""Files that are either complete or not there, on a disk or in a bucket.
+
+And whose they are: `as_path` reads the names that people write, `held` keeps a
+folder for one process.
+"""
 
 import contextlib
+import datetime
+import fcntl
 import importlib.util
 import io
+import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from typing import IO
 
 import fsspec
@@ -13,19 +21,35 @@ from etils import epath
 
 AnyPath = pathlib.Path | epath.Path
 
+LOCK = ".lock"  # in a folder that is written to
+
 _BUCKET = "gs://"
+
+_logger = logging.getLogger(__name__)
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
   """Returns what opens files below `path`: a folder, or gs://BUCKET/FOLDER.
 
+  Args:
+    path: as a person writes it, where it is a string: ~ and ~USER at its
+      beginning are home folders, which a shell leaves alone behind --flag=.
+      A path object is taken as it is.
+
   Raises:
-    ValueError: it is of another kind of storage, or what reads buckets is not
-      installed.
+    ValueError: it is of another kind of storage, what reads buckets is not
+      installed, nobody's home is named so, or the name is no UTF-8.
   """
   text = os.fspath(path)
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"A path must be UTF-8, to be written into files and reports; {text!r} "
+      f"is not, from character {error.start} on. Rename it."
+    ) from error
   if "://" not in text:
-    return pathlib.Path(path)
+    return pathlib.Path(_with_home(text) if isinstance(path, str) else path)
   if not text.startswith(_BUCKET) or text == _BUCKET:
     raise ValueError(
       f"A path must be on a disk or in a bucket, gs://BUCKET/FOLDER; it is "
@@ -40,6 +64,27 @@ def as_path(path: str | os.PathLike) -> AnyPath:
         f"({error}). Run pip install gcsfs, or use a folder on a disk."
       ) from error
   return epath.Path(text)
+
+
+def _with_home(text: str) -> str:
+  """Returns a path in which ~ is the home folder that it stands for.
+
+  Raises:
+    ValueError: there is none.
+  """
+  home, slash, below = text.partition("/")
+  if not home.startswith("~"):
+    # What begins so below the current folder keeps its name as an object.
+    return os.path.abspath(text) if os.path.normpath(text)[:1] == "~" else text
+  found = os.path.expanduser(home)
+  if found == home:
+    whose = home[1:]
+    raise ValueError(
+      f"{text!r} begins with a home folder, and there is none"
+      + (f" of a user {whose!r}" if whose else ": HOME is not set")
+      + ". Write the path out, or ./~... for a folder of that name."
+    )
+  return found + slash + below
 
 
 def check_reachable(path: AnyPath) -> None:
@@ -64,6 +109,93 @@ def check_reachable(path: AnyPath) -> None:
 def is_in_bucket(path: str | os.PathLike) -> bool:
   """Returns whether it is no path on a disk."""
   return os.fspath(path).startswith(_BUCKET)
+
+
+@contextlib.contextmanager
+def held(folder: AnyPath, flag: str) -> Iterator[None]:
+  """Keeps a folder for this process, until the end or until it dies.
+
+  Not guarded are buckets, which have no locks, and file systems without; of
+  the latter a line warns.
+
+  Args:
+    folder: must exist.
+    flag: the flag that named it, for messages.
+
+  Raises:
+    ValueError: another process has it; says which.
+    OSError: the folder cannot be written to.
+  """
+  if is_in_bucket(folder):
+    yield
+    return
+
+  def refuse(holder: str) -> None:
+    raise ValueError(
+      f"{flag}={folder} is being written to by {holder}, and nothing of it was "
+      f"touched. Wait until that has ended, end it, or use another {flag}. "
+      f"(If its machine is lost, and this stays: remove {folder / LOCK}.)"
+    )
+
+  with locked(folder / LOCK, refuse) as certain:
+    if not certain:
+      _logger.warning(
+        "%s=%s is on a file system without locks: start nothing else that "
+        "writes there.",
+        flag,
+        folder,
+      )
+    yield
+
+
+@contextlib.contextmanager
+def locked(
+  path: pathlib.Path, if_held: Callable[[str], None]
+) -> Iterator[bool]:
+  """Holds a lock, which the kernel frees however this process ends.
+
+  Args:
+    path: a file, made if need be and left there; within, it says who holds it.
+    if_held: called with who holds it, before it is waited for. It may raise.
+
+  Yields:
+    Whether it is certain that nobody else holds it: not on file systems
+    without locks (some cluster mounts).
+  """
+  # To write, or NFS locks nothing; nothing of another's is cut off.
+  with path.open("a+", encoding="utf-8", errors="replace") as file:
+    certain = True
+    try:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        file.seek(0)
+        if_held(file.read().strip() or "another process")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+      certain = False
+    else:
+      _rewrite(file, _this_process())
+    try:
+      yield certain
+    finally:
+      if certain:
+        _rewrite(file, "")
+
+
+def _this_process() -> str:
+  now = datetime.datetime.now().astimezone()
+  since = now.isoformat(sep=" ", timespec="seconds")
+  return f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
+
+
+def _rewrite(file: IO[str], text: str) -> None:
+  # It is for people: a full disk must not stop what is done under the lock.
+  with contextlib.suppress(OSError):
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
 
 
 @contextlib.contextmanager

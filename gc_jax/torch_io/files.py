@@ -165,7 +165,9 @@ def load_model(
   return model, dataclasses.replace(metadata, architecture=name)
 
 
-def load_initial(path: files.AnyPath | str, name: str) -> nnx.Module:
+def load_initial(
+  path: files.AnyPath | str, name: str
+) -> tuple[nnx.Module, Metadata]:
   """Returns weights to start training from, whatever pooling they had.
 
   Args:
@@ -177,7 +179,8 @@ def load_initial(path: files.AnyPath | str, name: str) -> nnx.Module:
       weights.
   """
   path = on_disk(path)
-  return _model(path, _read(path)[0], name)[0]
+  content, metadata = _read(path)
+  return _model(path, content, name)[0], metadata
 
 
 def _model(

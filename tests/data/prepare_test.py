@@ -109,6 +109,7 @@ def test_of_two_preparations_at_once_one_waits_for_the_other(
   errors = [child.communicate(timeout=60)[1] for child in children]
   assert [child.returncode for child in children] == [0, 0], errors
   assert sum("Prepared 40 images" in error for error in errors) == 1
+  assert all("Waiting for another process, which" in e for e in errors)
   assert folders(tmp_path) == ["1.0.0"]
   assert digest(tmp_path) == digest(uninterrupted)
 

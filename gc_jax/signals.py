@@ -1,0 +1,168 @@
+"""What SIGINT (Ctrl-C) and SIGTERM do to a process, and to those it started.
+
+Training saves first (`parallel.stop_requested`); the other commands end with a
+line. Only commands come here for handlers: in a notebook they stay as they are.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+# As a shell has it of what Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED = 130
+
+# By which name people know it, and the status to exit with once all is saved.
+# Launchers take 0 for a stop they asked for.
+_STOPS = {
+  signal.SIGTERM: ("SIGTERM", 0),
+  signal.SIGINT: ("Ctrl-C (SIGINT)", INTERRUPTED),
+}
+
+_logger = logging.getLogger(__name__)
+
+# So long a first Ctrl-C may take before a line says what is waited for.
+_PATIENCE_SECS = 2.0
+_told = threading.Event()  # what becomes of the work: nothing is waited for
+
+
+class Stopped(SystemExit):
+  """Ends the process as it was asked to, once all is saved.
+
+  No `Exception`: what is caught as one is a reason to try something else.
+  """
+
+  def __init__(self, number: signal.Signals = signal.SIGTERM):
+    self._by, status = _STOPS[number]
+    super().__init__(status)
+
+  def tell(self, what_of_it: str) -> None:
+    """Logs what becomes of the work, once: whoever knows most comes first."""
+    if not _told.is_set():
+      _told.set()
+      _logger.warning("Asked to end by %s: %s.", self._by, what_of_it)
+
+
+@contextlib.contextmanager
+def ending_at_ctrl_c(kept: str) -> Iterator[None]:
+  """Ends the process with one line and the status 130 at Ctrl-C.
+
+  A second Ctrl-C ends it at once, whatever it does. Python handles a signal in
+  the main thread, between two of its own instructions: while that thread waits
+  for the compiler or a device, not at all. A thread is told of it at once, by a
+  pipe. It also says what a first Ctrl-C is waiting for.
+
+  Args:
+    kept: a sentence that says what is left of the work.
+  """
+  if is_ignored():
+    yield
+    return
+  read, write = os.pipe()
+  os.set_blocking(write, False)
+  handler = signal.signal(signal.SIGINT, _InterruptOnce())
+  wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+  threading.Thread(
+    target=_count_ctrl_c, args=(read,), name="ctrl_c", daemon=True
+  ).start()
+  way_out_is_long = False
+  try:
+    yield
+  except KeyboardInterrupt:
+    way_out_is_long = True
+    _told.set()
+    print(f"\nEnded by Ctrl-C. {kept}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  except Stopped:
+    way_out_is_long = True
+    raise
+  finally:
+    if not way_out_is_long:
+      signal.signal(signal.SIGINT, handler)
+      signal.set_wakeup_fd(wakeup)
+      os.close(write)
+
+
+class _InterruptOnce:
+  """Handles SIGINT as Python does, but for the second, which is another's."""
+
+  def __init__(self):
+    self._came = False
+
+  def __call__(self, *_) -> None:
+    if not self._came:
+      self._came = True
+      raise KeyboardInterrupt
+
+
+def is_ignored() -> bool:
+  """Returns whether Ctrl-C is meant for others.
+
+  A shell script has what it starts in the background ignore it.
+  """
+  return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def _count_ctrl_c(pipe: int) -> None:
+  """Reads the numbers of signals, and ends the process at the second SIGINT."""
+  came, waited = 0, False
+  while True:
+    patience = _PATIENCE_SECS if came and not waited else None
+    if not select.select([pipe], [], [], patience)[0]:
+      waited = True
+      if not _told.is_set():
+        _say(
+          "Ctrl-C came, and waits for what is being computed or compiled. "
+          "Ctrl-C again ends at once, with what is saved by then."
+        )
+      continue
+    number = os.read(pipe, 1)
+    if not number:
+      os.close(pipe)
+      return
+    came += number == bytes([signal.SIGINT])
+    if came == 2:
+      _say("Ended at once, by a second Ctrl-C.")
+      os._exit(INTERRUPTED)
+
+
+def _say(text: str) -> None:
+  # A terminal may be gone.
+  with contextlib.suppress(OSError, ValueError):
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def kept_from_children() -> Iterator[None]:
+  """Keeps SIGINT and SIGTERM from processes that are started within.
+
+  A terminal sends them to every process of a command, a cluster too, and what
+  is read then would end before the main process has saved. Threads that are
+  started within start such processes alike. A signal of this process itself
+  waits until the end.
+  """
+  before = signal.pthread_sigmask(
+    signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}
+  )
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+  """Ends this process, which `multiprocessing` started, when its parent does.
+
+  A process that was killed cannot close those it started.
+  """
+  threading.Thread(target=_wait_for_parent, name="parent", daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
