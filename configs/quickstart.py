@@ -15,7 +15,7 @@ import ml_collections
 
 from configs import base
 
-VARIANTS = ("ce", "gc", "gmp", "gmp_gc")
+VARIANTS = ("ce", "gc", "gmp", "gmp_gc", "energy")
 
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
@@ -40,4 +40,7 @@ def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
   elif name == "gmp_gc":
     c.loss.consistency_weight = 25.0
     c.loss.ramp_epochs = 10.8
+  elif name == "energy":
+    c.loss.energy_weight = 1.0
+    c.loss.energy_ramp_epochs = 6.0
   return base.shrink(c) if smoke else c

@@ -16,13 +16,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import stats
 
 from configs import quickstart
-from gc_jax import compose, drawing, models
+from gc_jax import compose, models
 from gc_jax import config as configs
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
 from gc_jax.objective import Objective
+from gc_jax.training import composites, guidance
+from gc_jax.training.composites import Settings
+from gc_jax.training.term import NoSettings
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -51,9 +54,13 @@ def multi_label(labels):
   }
 
 
-def objective(**fields):
-  defaults = {"num_classes": NUM_CLASSES, "consistency": True}
-  return Objective(**defaults | fields)
+def objective(terms=("consistency",), **fields):
+  """By fields of `Objective`, and those of composites' settings."""
+  of_composites = {field.name for field in dataclasses.fields(Settings)}
+  how = Settings(**{k: v for k, v in fields.items() if k in of_composites})
+  rest = {k: v for k, v in fields.items() if k not in of_composites}
+  given = {"consistency": how, "energy": NoSettings()}
+  return Objective(NUM_CLASSES, {name: given[name] for name in terms}, **rest)
 
 
 def make_step(model, goal, lr=1.0, weight=WEIGHT):
@@ -63,9 +70,8 @@ def make_step(model, goal, lr=1.0, weight=WEIGHT):
   """
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
   tx = optax.sgd(lr)
-  step = steps.make_train_step(
-    graphdef, tx, goal, lambda _: jnp.float32(weight), jax.random.key(7)
-  )
+  weights = dict.fromkeys(goal.terms, lambda _: jnp.float32(weight))
+  step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(7))
   state = states.TrainState(
     jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
   )
@@ -180,8 +186,8 @@ def consistency_by_hand(features, composite_features, kernel, pooling, layout):
 def step_with(mode, pooling, make_tiny, stop_gradient=False):
   """The state after a step with a fixed layout, and its metrics."""
   goal = objective(
-    compose_mode=mode,
-    compose_groups=2,
+    mode=mode,
+    groups=2,
     classification_weight=0.5,
     stop_gradient=stop_gradient,
   )
@@ -331,9 +337,7 @@ def test_the_gradient_is_the_finite_difference(
       model,
       jax.tree.map(lambda x: x.astype(jnp.float64), nnx.state(model)),
     )
-    step, state = make_step(
-      model, objective(compose_mode=mode, compose_groups=2)
-    )
+    step, state = make_step(model, objective(mode=mode, groups=2))
     step = jax.jit(step)
     batch = single_label()
     after, metrics = step(state, batch)
@@ -384,9 +388,7 @@ def test_supplied_distractors_are_composed_as_those_of_the_batch(
     return compose.Layout(jnp.asarray(tiles)[g], jnp.asarray(cells)[g], valid)
 
   monkeypatch.setattr(compose, "supplied", supplied)
-  goal = objective(
-    compose_mode="independent", compose_groups=2, classification_weight=0.5
-  )
+  goal = objective(mode="independent", groups=2, classification_weight=0.5)
   step, state = make_step(make_tiny("average"), goal)
   after, metrics = jax.jit(step)(
     state, single_label() | supplied_with(distractors, counts)
@@ -412,7 +414,7 @@ def supplied_with(distractors, counts, target=LABEL):
 
 
 def test_skipped_pictures_are_counted(make_tiny):
-  step, state = make_step(make_tiny(), objective(consistency=False))
+  step, state = make_step(make_tiny(), objective(terms=()))
   skipped = jnp.zeros(16).at[3].set(2)
   _, metrics = jax.jit(step)(state, single_label() | {"skipped": skipped})
   assert metrics["train/skipped_frac"] == (2, 16)
@@ -427,7 +429,7 @@ def test_the_drawn_class_has_its_law(target_draw):
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
   batch = multi_label(counts)
   draws = np.asarray(
-    jax.vmap(lambda key: drawing.draw_target(key, batch, target_draw))(
+    jax.vmap(lambda key: guidance.draw_target(key, batch, target_draw))(
       jax.random.split(jax.random.key(0), 5_000)
     )
   )
@@ -445,10 +447,10 @@ def test_of_a_single_label_that_label_is_explained():
   batch = single_label()
   key = jax.random.key(0)
   np.testing.assert_array_equal(
-    drawing.draw_target(key, batch, "category"), LABEL
+    guidance.draw_target(key, batch, "category"), LABEL
   )
   np.testing.assert_array_equal(
-    drawing.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
+    guidance.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
   )
 
 
@@ -492,7 +494,7 @@ def test_several_labels_are_classified_by_binary_cross_entropy(
 
 # name -> fields of the objective, for a batch of 32
 VARIANTS = {
-  "independent": {"compose_mode": "independent"},
+  "independent": {"mode": "independent"},
   "grouped": {"bn_group": 8},  # one group on each of four devices
   "grouped over two devices": {"bn_group": 16},
   "accumulated": {"accumulate_steps": 2, "bn_group": 4, "remat": True},
@@ -510,9 +512,7 @@ def compiled(make_tiny):
       return cache[mode, num_devices]
     supplied = mode == "supplied"
     kind = "independent" if supplied else "packed"
-    goal = objective(
-      **{"compose_mode": kind, "compose_groups": 4} | VARIANTS.get(mode, {})
-    )
+    goal = objective(**{"mode": kind, "groups": 4} | VARIANTS.get(mode, {}))
     step, state = make_step(make_tiny("max"), goal, lr=0.1)
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -545,9 +545,9 @@ def compiled_for(name, **fields):
   """The step of an architecture on 8 pictures of 64 pixels, not to be run."""
   graphdef, params, batch_stats = abstract(name)
   tx = optax.sgd(0.1, momentum=0.9)
-  step = steps.make_train_step(
-    graphdef, tx, objective(**fields), lambda _: jnp.ones(()), jax.random.key(0)
-  )
+  goal = objective(**fields)
+  weights = dict.fromkeys(goal.terms, lambda _: jnp.ones(()))
+  step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(0))
   state = states.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     params,
@@ -578,8 +578,8 @@ def shapes(text):
 def test_a_consistency_step_costs_two_plain_steps_or_five(name):
   """One forward pass more over B / 4 composites of four images, or over B."""
   steps_of = {
-    "plain": compiled_for(name, consistency=False),
-    **{mode: compiled_for(name, compose_mode=mode) for mode in compose.MODES},
+    "plain": compiled_for(name, terms=()),
+    **{mode: compiled_for(name, mode=mode) for mode in compose.MODES},
   }
   flops = {k: step.cost_analysis()["flops"] for k, step in steps_of.items()}
   assert 2 < flops["packed"] / flops["plain"] <= 2.15
@@ -729,7 +729,7 @@ def test_four_parts_update_as_one_batch_does_padding_included():
   batch["mask"] = batch["mask"].at[jnp.array([1, 2, 6, 15])].set(0)
   results = []
   for parts in (1, 4):
-    goal = objective(consistency=False, accumulate_steps=parts)
+    goal = objective(terms=(), accumulate_steps=parts)
     step, state = make_step(make_chain(), goal)
     results.append(jax.jit(step)(state, batch))
   assert_same_update(*results)
@@ -755,7 +755,7 @@ def test_two_parts_update_as_two_groups_of_one_batch_do(monkeypatch):
   batch = single_label()
   results = []
   for parts in (1, 2):
-    goal = objective(compose_groups=2 // parts, accumulate_steps=parts)
+    goal = objective(groups=2 // parts, accumulate_steps=parts)
     step, state = make_step(make_chain(), goal)
     # The groups are contiguous, the parts are taken in turns.
     results.append(jax.jit(step)(state, interleaved(batch, parts)))
@@ -787,13 +787,13 @@ def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
   monkeypatch.setitem(compose.MODES, "packed", fixed(full))
   batch = single_label()
   halves = [jax.tree.map(lambda x, i=i: x[i : i + 8], batch) for i in (0, 8)]
-  step, start = make_step(make_tiny("max"), objective(compose_groups=1))
+  step, start = make_step(make_tiny("max"), objective(groups=1))
   step = jax.jit(step)
   alone = [step(start, half) for half in halves]
   mean_of = lambda *x: sum(x) / len(x)
   params = jax.tree.map(mean_of, *(state.params for state, _ in alone))
 
-  goal = objective(compose_groups=2, bn_group=8)
+  goal = objective(groups=2, bn_group=8)
   grouped, metrics = jax.jit(make_step(make_tiny("max"), goal)[0])(start, batch)
   goal = objective(accumulate_steps=2)
   accumulated, of_parts = jax.jit(make_step(make_tiny("max"), goal)[0])(
@@ -829,7 +829,7 @@ def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
 def test_what_is_computed_anew_gives_the_same_update(make_tiny, mode):
   results = []
   for remat in (False, True):
-    goal = objective(compose_mode=mode, compose_groups=2, remat=remat)
+    goal = objective(mode=mode, groups=2, remat=remat)
     step, state = make_step(make_tiny("average"), goal, lr=0.1)
     batch = single_label()
     assert ("remat" in str(jax.make_jaxpr(step)(state, batch))) == remat
@@ -878,13 +878,13 @@ def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():
   """Uniform ones of 6x6 and 13x13 then sum to 1393.8 and 1187.6 (release)."""
   cam = jnp.full((2, 6, 6), 1 / 36)
   composite_cam = jnp.full((2, 1, 13, 13), 1 / 169)
-  cam, composite_cam = steps._at_one_scale(cam, composite_cam, 224, 224)
+  cam, composite_cam = composites.at_one_scale(cam, composite_cam, 224, 224)
   assert cam.shape == (2, 224, 224)
   assert composite_cam.shape == (2, 1, 448, 448)
   np.testing.assert_allclose(cam.sum((1, 2)), 1393.8, atol=0.05)
   np.testing.assert_allclose(composite_cam.sum((2, 3)), 1187.6, atol=0.05)
   equal = jnp.ones((2, 7, 7)), jnp.ones((2, 1, 14, 14))
-  same = steps._at_one_scale(*equal, 224, 224)
+  same = composites.at_one_scale(*equal, 224, 224)
   assert same[0] is equal[0] and same[1] is equal[1]
 
 
@@ -912,7 +912,7 @@ def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
     return dropout(x, rate, key)
 
   monkeypatch.setattr(layers, "dropout", recorded)
-  step, state = make_step(model, objective(compose_groups=2))
+  step, state = make_step(model, objective(groups=2))
   step = jax.jit(step)
   state, _ = step(state, single_label())
   jax.effects_barrier()

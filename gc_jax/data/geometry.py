@@ -85,12 +85,17 @@ def frame_size(
 
 
 def object_masks(
-  record: Mapping[str, Any], header: decode.Header
+  record: Mapping[str, Any], header: decode.Header, only: int | None = None
 ) -> list[tuple[int, PIL.Image.Image]]:
   """Returns (class, mask) of each object of a record, upright, mode L.
 
   An object without a mask is its filled box: the pixels that a box of whole
   pixels was normalised from, so that VOC's inclusive corners are exact.
+
+  Args:
+    record: of a `Dataset`.
+    header: of its picture.
+    only: the class whose objects are decoded; None = all.
   """
   objects = record.get("objects")
   if objects is None:
@@ -98,6 +103,8 @@ def object_masks(
   masks = objects.get("mask")
   found = []
   for i, label in enumerate(objects["label"]):
+    if only is not None and int(label) != only:
+      continue
     encoded = b"" if masks is None else masks[i]
     if len(encoded):
       mask = decode.mask(decode.read_header(encoded))

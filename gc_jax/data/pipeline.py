@@ -6,7 +6,7 @@ alone; neither depends on how many processes, workers or threads read it.
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -63,7 +63,7 @@ def train_batches(
   crop_padding_px: int = 0,
   flip: bool = False,
   on_error: str = "raise",
-  distractors: str = "batch",
+  bring: Collection[str] = (),
   target_draw: str = "category",
   num_workers: int = 0,
   process_index: int = 0,
@@ -86,10 +86,11 @@ def train_batches(
     flip: see `Augmentation`.
     on_error: what to do about a record that cannot be read: "raise", or
       "skip", another takes its place and the batch counts it.
-    distractors: "dataset" draws three for every image from the whole split;
-      "batch" leaves them to be taken from the batch.
-    target_draw: with "dataset", how the explained class is drawn where an
-      image shows several: "category" or "instance".
+    bring: of `training_example.EXTRAS`, nothing of which is read otherwise:
+      "distractors", three for every image from the whole split; "object_mask",
+      where the explained class is in it.
+    target_draw: with either, how the explained class is drawn where an image
+      shows several: "category" or "instance".
     num_workers: processes that decode; 0 = threads of this one. They are
       spawned, so a script needs `if __name__ == "__main__"`.
     process_index: which share.
@@ -110,7 +111,7 @@ def train_batches(
   if not num_examples:
     raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
   class_index = None
-  if distractors == "dataset":
+  if "distractors" in bring:
     class_index = ClassIndex(dataset.all_labels(), len(dataset.class_names))
   make_example = TrainingExample(
     dataset=dataset,
@@ -118,6 +119,7 @@ def train_batches(
     augment=Augmentation(image_size, crop, crop_padding_px, flip),
     seed=seed,
     class_index=class_index,
+    with_object_mask="object_mask" in bring,
     target_draw=target_draw,
   )
   # Shares are consecutive, so that joining them gives the global batch.

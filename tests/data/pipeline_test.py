@@ -141,7 +141,7 @@ def test_the_shares_of_any_number_of_processes_join_to_one_batch(
 EVERYTHING = {
   "crop": "random_resized",
   "flip": True,
-  "distractors": "dataset",
+  "bring": ("distractors", "object_mask"),
   "target_draw": "instance",
   "on_error": "skip",
 }
@@ -211,6 +211,7 @@ def test_batches_with_everything_are_what_types_say(with_everything):
     "mask": ((8,), "float32"),
     "distractors": ((8, 3, 64, 64, 3), "uint8"),
     "distractor_mask": ((8,), "float32"),
+    "object_mask": ((8, 64, 64), "bool"),
     "target": ((8,), "int32"),
     "skipped": ((8,), "float32"),
   }
