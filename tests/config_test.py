@@ -205,6 +205,14 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
       {"data.eval_resize_px": 63},
       r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
     ),
+    (
+      {"loss.energy_weight": float("inf")},
+      r"--config\.loss\.energy_weight=inf must be a finite number at least 0",
+    ),
+    (
+      {"loss.energy_ramp_epochs": -2.0},
+      r"--config\.loss\.energy_ramp_epochs=-2\.0 must be a finite number at",
+    ),
     ({"seed": -1}, r"--config\.seed=-1 must be a finite number at least 0"),
     ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
   ],
@@ -282,6 +290,24 @@ def test_one_class_is_nothing_to_tell_apart():
 def test_a_batch_larger_than_the_data_is_refused():
   with pytest.raises(ValueError, match="at most the 10 examples"):
     configs.validate_data(make(), dataset(["a", "b"], [{}] * 10))
+
+
+BARE = {"labels": [0]}
+LOCATED = BARE | {"objects": {"label": [0]}}
+
+
+def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
+  config = make(**{"loss.energy_weight": 0.5})
+  with pytest.raises(
+    ValueError,
+    match=r"^--config\.loss\.energy_weight=0\.5 must be told where objects "
+    r"are, by masks or boxes .*; hand-made, split 'train', has none\. Add "
+    r"them, or set --config\.loss\.energy_weight=0\.$",
+  ):
+    configs.validate_data(config, dataset("ab", [BARE] * 32))
+  configs.validate_data(config, dataset("ab", [BARE] * 31 + [LOCATED]))
+  # Without the term nobody asks.
+  configs.validate_data(make(), dataset("ab", [BARE] * 32))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from jaxtyping import Bool, UInt8
 
 from gc_jax.data import decode, geometry
 from gc_jax.data.augment import Augmentation
-from gc_jax.data.dataset import Dataset
+from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
-from gc_jax.data.training_example import TrainingExample
+from gc_jax.data.training_example import EXTRAS, TrainingExample
 from gc_jax.types import Batch, EvalBatch
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
@@ -107,6 +107,9 @@ def train_batches(
       f"--config.data.crop_padding_px={crop_padding_px} and "
       f"--config.data.num_workers={num_workers} must be at least 0."
     )
+  for name in bring:
+    if name not in EXTRAS:
+      raise ValueError(unknown_name_message("bring", name, EXTRAS))
   num_examples = len(dataset.source)
   if not num_examples:
     raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
