@@ -1,10 +1,13 @@
 """Every field there is, with its unit and default. Other configs change lines.
 
 Nothing runs from here: see configs/quickstart.py for a recipe. The default of a
-new field changes nothing: runs of before it go on with it.
+new field changes nothing: runs of before it go on with it. Fields of guidance
+terms stand in gc_jax/training/guidance.py.
 """
 
 import ml_collections
+
+from gc_jax.training import guidance
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -56,14 +59,13 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.loss = ml_collections.ConfigDict()
   c.loss.classification_weight = 1.0  # release: 80 for multi-label BCE
-  # λ. With reduction "mean" on 14x14 cells, 25 (the release on ImageNet)
-  # equals 25 / 196 = 0.1276 with "sum".
-  c.loss.consistency_weight = 25.0  # 0 = plain training, no composites made
-  c.loss.reduction = "mean"  # mean (release) | sum (eq. 5), over map cells
-  c.loss.stop_gradient = False  # True: the composite chases a fixed target
-  c.loss.ramp_epochs = 0.0  # λ rises linearly from 0; 0 = off (release)
   c.loss.target_draw = "category"  # multi-label: category (paper) uniform over
   #   present classes | instance (release) in proportion to their objects
+  # Of each guidance term its weight, 0 = off; the epochs over which the weight
+  # rises from 0, 0 = at once; and what else it has: see the term's entry.
+  for term in guidance.TERMS.values():
+    for field in (term.weight, term.ramp, *term.fields):
+      c.loss[field.name] = field.default
 
   c.compose = ml_collections.ConfigDict()
   c.compose.mode = "packed"  # packed | independent (paper)
@@ -144,7 +146,8 @@ def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   c.data.val_split = "validation[:20]"
   c.data.eval_split = "test[:40]"
   c.optim.warmup_epochs = min(c.optim.warmup_epochs, 1.0)
-  c.loss.ramp_epochs = min(c.loss.ramp_epochs, 1.0)
+  for term in guidance.TERMS.values():
+    c.loss[term.ramp.name] = min(c.loss[term.ramp.name], 1.0)
   c.log.every_steps = 2
   c.report.baseline = ""
   return c

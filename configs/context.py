@@ -5,10 +5,10 @@ r"""Photographed objects on photographs that give their class away.
     --workdir=runs/fashion
 
 Variants, after a colon: `fashion_` (70,000 products) or `objects_` (about 200
-things in ten classes, 5,500 pictures of them), then `ce`, `gc`, `gmp` or
-`gmp_gc` as in configs/quickstart.py; `fashion_gc` is the default. A second
-word, `smoke`, shrinks any of them to seconds, on context digits, so that it
-needs neither package. With `--config.data.name=context_fashion_multi` (or
+things in ten classes, 5,500 pictures of them), then `ce`, `gc`, `gmp`,
+`gmp_gc` or `energy` as in configs/quickstart.py; `fashion_gc` is the default. A
+second word, `smoke`, shrinks any of them to seconds, on context digits, so that
+it needs neither package. With `--config.data.name=context_fashion_multi` (or
 `context_objects_multi`) a picture shows two or three.
 
 Hardware: 2 CPU cores. Drawing the 70,000 pictures of `fashion_`, once, took
@@ -21,6 +21,7 @@ first 1,000 test pictures right.
 import ml_collections
 
 from configs import base, quickstart
+from gc_jax.training import guidance
 
 VARIANTS = tuple(
   f"{objects}_{variant}"
@@ -39,7 +40,8 @@ def get_config(variant: str = "fashion_gc") -> ml_collections.ConfigDict:
     # 14 times the quickstart's pictures; warm-up and ramp take as long.
     c.num_epochs = 3.0
     c.optim.warmup_epochs = c.optim.warmup_epochs / 4
-    c.loss.ramp_epochs = c.loss.ramp_epochs / 4
+    for term in guidance.TERMS.values():
+      c.loss[term.ramp.name] = c.loss[term.ramp.name] / 4
   if smoke:
     c.data.name = "context_digits"
     return base.shrink(c)

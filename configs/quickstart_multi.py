@@ -3,8 +3,9 @@ r"""Context digits with two or three in a picture: the paper's COCO in small.
   python -m gc_jax.main --config=configs/quickstart_multi.py \
     --workdir=runs/multi
 
-Variants, after a colon: `ce`, `gc` (the default), `gmp`, `gmp_gc`, each also
-with `,smoke`. As `configs/quickstart.py`, with a sigmoid for each class.
+Variants, after a colon: `ce`, `gc` (the default), `gmp`, `gmp_gc`, `energy`,
+each also with `,smoke`. As `configs/quickstart.py`, with a sigmoid for each
+class.
 
 Hardware: 2 CPU cores. Time and score: not yet measured.
 """

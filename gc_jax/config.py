@@ -5,11 +5,14 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from gc_jax import compose, losses, optim
+from gc_jax import compose, optim
 from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
-from gc_jax.data.dataset import unknown_name_message
+from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.models import MODELS
+from gc_jax.training import guidance
+from gc_jax.training.composites import neighbours
+from gc_jax.training.term import Field
 
 DTYPES = ("auto", "float32", "bfloat16")
 PROTOCOLS = ("paper", "release")
@@ -36,7 +39,6 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   _one_of("compose.distractors", config.compose.distractors, DISTRACTORS)
   _one_of("data.crop", config.data.crop, CROPS)
   _one_of("data.on_error", config.data.on_error, ON_ERROR)
-  _one_of("loss.reduction", config.loss.reduction, losses.REDUCTIONS)
   _one_of("loss.target_draw", config.loss.target_draw, TARGET_DRAWS)
   _one_of("optim.schedule", config.optim.schedule, optim.SCHEDULES)
 
@@ -54,9 +56,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     _at_least(config, field, 0, exclusive=True)
   for field in (
     "seed",
-    "loss.consistency_weight",
     "loss.classification_weight",
-    "loss.ramp_epochs",
     "optim.momentum",
     "optim.weight_decay",
     "optim.warmup_epochs",
@@ -68,6 +68,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     "data.num_workers",
   ):
     _at_least(config, field, 0)
+  for term in guidance.TERMS.values():
+    _validate_fields(config, (term.weight, term.ramp, *term.fields))
   _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
@@ -111,6 +113,16 @@ def validate_evaluation(config: ConfigDict) -> None:
         "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
         f"a pixel's range; {epsilon} is not."
       )
+
+
+def _validate_fields(config: ConfigDict, fields: Iterable[Field]) -> None:
+  """Checks what a guidance term says of its own fields."""
+  for field in fields:
+    if field.choices:
+      value = config.loss[field.name]
+      _one_of(f"loss.{field.name}", value, field.choices)
+    elif not isinstance(field.default, bool):
+      _at_least(config, f"loss.{field.name}", 0)
 
 
 def _validate_profile(steps: tuple[int, ...]) -> None:
@@ -173,50 +185,20 @@ def _validate_batch(config: ConfigDict, num_devices: int) -> None:
   if batch_size % share:
     raise ValueError(
       f"--config.batch_size={batch_size} must be divisible by {num_devices} "
-      f"devices{parts}; use {_neighbours(batch_size, share)}."
+      f"devices{parts}; use {neighbours(batch_size, share)}."
     )
-  if config.loss.consistency_weight:
-    _validate_composites(config, num_devices, parts)
+  for term in guidance.chosen(config).values():
+    term.check(config, num_devices)
   _validate_bn_group(config, num_devices)
-
-
-def _validate_composites(
-  config: ConfigDict, num_devices: int, parts: str
-) -> None:
-  batch_size = config.batch_size
-  groups = compose_groups(config, num_devices)
-  if groups % num_devices:
-    raise ValueError(
-      f"--config.compose.groups={groups} must be a multiple of {num_devices} "
-      "devices, so that no image crosses from one to another; use "
-      f"{_neighbours(groups, num_devices)}, or 0 for one group a device."
-    )
-  is_packed = config.compose.mode == "packed"
-  share = groups * config.accumulate_steps * (4 if is_packed else 1)
-  if batch_size % share:
-    packed = " by 4 images a composite" if is_packed else ""
-    raise ValueError(
-      f"--config.batch_size={batch_size} must be divisible by {groups} groups"
-      f"{packed}{parts} under --config.compose.mode={config.compose.mode!r}; "
-      f"use {_neighbours(batch_size, share)}."
-    )
-  in_group = batch_size // (groups * config.accumulate_steps)
-  if config.compose.distractors == "batch" and in_group < 4:
-    raise ValueError(
-      f"--config.batch_size={batch_size} must have at least 4 images for each "
-      f"of {groups} groups{parts}, a picture and three distractors; it has "
-      f"{in_group}. Use {4 * share}, or "
-      "--config.compose.distractors=dataset."
-    )
 
 
 def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:
   size = config.model.bn_group
   part = config.batch_size // config.accumulate_steps
   on_device = part // num_devices
-  # Packed composites, a quarter as many as images, are grouped like them.
-  is_packed = config.loss.consistency_weight and config.compose.mode == "packed"
-  multiple = 4 if is_packed else 1
+  # Pictures that hold several images, fewer than these, are grouped like them.
+  terms = guidance.chosen(config).values()
+  multiple = math.lcm(*(term.images_in_one(config) for term in terms))
 
   def fits(size):
     aligned = not (on_device % size and size % on_device)
@@ -230,43 +212,48 @@ def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:
     f"--config.model.bn_group={size} must divide the {part} images that are "
     f"computed at once into equal groups, of which a device's {on_device} "
     "images are several, or a part of one"
-    + ", and of multiples of 4 images, as many as a packed composite has"
-    * (multiple > 1)
-    + f"; use {nearest}, or 0 for all images together."
+    + f", and of multiples of {multiple} images, as many as a packed composite "
+    "has" * (multiple > 1) + f"; use {nearest}, or 0 for all images together."
   )
 
 
-def validate_data(
-  config: ConfigDict, class_names: Iterable[str], num_examples: int
-) -> None:
+def validate_data(config: ConfigDict, train_set: Dataset) -> None:
   """Checks the config against the data that was found.
 
   Args:
     config: resolved.
-    class_names: of the training split.
-    num_examples: in the training split.
+    train_set: the training split.
 
   Raises:
     ValueError: names what must hold, what came, what to do.
   """
-  num_classes = len(tuple(class_names))
+  num_classes = len(train_set.class_names)
   if num_classes < 2:
     raise ValueError(
       f"--config.data.name={config.data.name!r} must have at least two "
       f"classes, so that there is something to tell apart; it has "
       f"{num_classes}."
     )
+  num_examples = len(train_set.source)
   if config.batch_size > num_examples:
     raise ValueError(
       f"--config.batch_size={config.batch_size} must be at most the "
       f"{num_examples} examples of --config.data.train_split="
       f"{config.data.train_split!r}."
     )
-
-
-def compose_groups(config: ConfigDict, num_devices: int) -> int:
-  """Returns the number of groups within which composites mix images."""
-  return config.compose.groups or num_devices
+  if "object_mask" not in guidance.needs(config) or train_set.has_objects():
+    return
+  fields = [
+    f"--config.loss.{term.weight.name}={config.loss[term.weight.name]}"
+    for term in guidance.chosen(config).values()
+    if "object_mask" in term.needs(config)
+  ]
+  raise ValueError(
+    f"{' and '.join(fields)} must be told where objects are, by masks or "
+    f"boxes of the pictures' own classes; {train_set.name}, split "
+    f"{config.data.train_split!r}, has none. Add them, or set "
+    f"{' and '.join(field.split('=')[0] + '=0' for field in fields)}."
+  )
 
 
 def _one_of(field: str, value: str, known: Iterable[str]) -> None:
@@ -286,10 +273,3 @@ def _at_least(
     raise ValueError(
       f"--config.{field}={value} must be a finite number {relation} {bound}."
     )
-
-
-def _neighbours(value: int, divisor: int) -> str:
-  """Returns the multiples of `divisor` on either side, as advice."""
-  below = value // divisor * divisor
-  above = below + divisor
-  return f"{below} or {above}" if below else f"{above}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from gc_jax import config as configs
+from gc_jax.training import guidance
 
 _MOST = 2**16  # images a device: beyond it the search gives up
 
@@ -14,14 +14,12 @@ _MOST = 2**16  # images a device: beyond it the search gives up
 def images_unit(config: ConfigDict, num_devices: int) -> int:
   """Returns of what a search takes the images of one device as multiples.
 
-  They fill composites, each from a group of at least four images, and whole
-  groups of BatchNorm, in every part of the batch.
+  They are what every guidance term divides evenly, and fill whole groups of
+  BatchNorm, in every part of the batch.
   """
-  share = num_devices
-  if config.loss.consistency_weight > 0:
-    groups = configs.compose_groups(config, num_devices)
-    share = groups * (4 if config.compose.distractors == "batch" else 1)
-  unit = math.lcm(share, num_devices) // num_devices
+  terms = guidance.chosen(config).values()
+  units = [term.images_unit(config, num_devices) for term in terms]
+  unit = math.lcm(num_devices, *units) // num_devices
   return math.lcm(unit, config.model.bn_group or 1) * config.accumulate_steps
 
 

@@ -1,4 +1,4 @@
-"""The three losses: cross-entropy, its multi-label form, consistency.
+"""The losses: cross-entropy, its multi-label form, and those on maps.
 
 Each returns one value an example (or pair); the caller takes the masked mean,
 so that padding and masked pairs never count.
@@ -7,6 +7,8 @@ so that padding and masked pairs never count.
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+
+from gc_jax.cam import EPSILON
 
 REDUCTIONS = ("mean", "sum")
 
@@ -53,6 +55,27 @@ def consistency_loss(
   if reduction == "mean":
     return distance.mean((-2, -1))
   return distance.sum((-2, -1))
+
+
+def energy_loss(
+  cam: Float[Array, "*B h w"], coverage: Float[Array, "*B h w"]
+) -> Float[Array, "*B"]:
+  """Returns the share of a map's mass that lies outside the object.
+
+  1 - sum(coverage * cam) / sum(cam)
+
+  Args:
+    cam: maps >= 0, of any scale. An empty one, which points nowhere, has
+      everything outside, and no gradient.
+    coverage: share of each cell that the object covers, in [0, 1].
+
+  Source: Rao et al. 2023, "Studying How to Efficiently and Effectively Guide
+    Models with Explanations", the energy loss.
+  Differs: their objects are boxes of whole cells; here a cell may be covered
+    in part.
+  """
+  inside = (coverage * cam).sum((-2, -1))
+  return 1 - inside / (cam.sum((-2, -1)) + EPSILON)
 
 
 def masked_mean(

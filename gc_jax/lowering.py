@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from gc_jax import config as configs
 from gc_jax import data, models, optim, parallel, recipe
 from gc_jax import state as states
-from gc_jax.data.training_example import NUM_DISTRACTORS
+from gc_jax.data import training_example
 from gc_jax.state import TrainState
+from gc_jax.training import guidance
 from gc_jax.types import Batch
 
 # Schedules need a length of an epoch. It is a constant of the program, on which
@@ -89,11 +90,7 @@ def abstract_batch(
     shapes["labels"] = ((classes.count,), jnp.int32)
   else:
     shapes["label"] = ((), jnp.int32)
-  drawn = config.compose.distractors == "dataset"
-  if drawn and config.loss.consistency_weight > 0:
-    shapes["distractors"] = ((NUM_DISTRACTORS, side, side, 3), jnp.uint8)
-    shapes["distractor_mask"] = ((), jnp.float32)
-    shapes["target"] = ((), jnp.int32)
+  shapes |= training_example.extra_shapes(guidance.needs(config), side)
   if config.data.on_error == "skip":
     shapes["skipped"] = ((), jnp.float32)
   return {

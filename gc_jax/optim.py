@@ -43,24 +43,23 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-def consistency_weight(
-  config: ConfigDict, steps_per_epoch: int
+def ramped(
+  weight: float, ramp_epochs: float, steps_per_epoch: int
 ) -> optax.Schedule:
-  """Returns λ after a number of completed updates.
+  """Returns a term's weight after a number of completed updates.
 
-  It rises linearly from 0 over `config.loss.ramp_epochs`. Dividing a map by
-  the sum of a nearly empty one makes the gradient explode; early maps under
-  global max pooling are such.
+  It rises linearly from 0. Dividing a map by the sum of a nearly empty one
+  makes the gradient explode; early maps under global max pooling are such.
 
   Args:
-    config: the whole config.
+    weight: once it has risen.
+    ramp_epochs: how long it rises; 0 = not at all.
     steps_per_epoch: updates in an epoch.
   """
-  c = config.loss
-  ramp_steps = round(c.ramp_epochs * steps_per_epoch)
+  ramp_steps = round(ramp_epochs * steps_per_epoch)
   if not ramp_steps:
-    return lambda step: jnp.asarray(c.consistency_weight, jnp.float32)
-  return optax.linear_schedule(0.0, c.consistency_weight, ramp_steps)
+    return lambda step: jnp.asarray(weight, jnp.float32)
+  return optax.linear_schedule(0.0, weight, ramp_steps)
 
 
 def optimizer(

@@ -22,6 +22,7 @@ from gc_jax import (
 )
 from gc_jax import config as configs
 from gc_jax.compiled import Exchange, Memory, OutOfMemory
+from gc_jax.training import guidance
 
 _logger = logging.getLogger(__name__)
 
@@ -121,9 +122,10 @@ def preflight(
     "compute_dtype": recipe.compute_dtype(
       config.compute_dtype, lowering.platform(where.mesh)
     ).name,
-    "composites": config.compose.mode
-    if config.loss.consistency_weight > 0
-    else "none",
+    "guidance": {
+      name: dataclasses.asdict(term.settings(config, where.mesh.size))
+      for name, term in guidance.chosen(config).items()
+    },
     "topology": topology,
     "device_kind": where.mesh.devices.flat[0].device_kind,
     "num_devices": where.mesh.size,

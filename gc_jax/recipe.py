@@ -9,10 +9,10 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import config as configs
 from gc_jax import models, optim
 from gc_jax import step as steps
 from gc_jax.objective import Objective
+from gc_jax.training import guidance
 
 
 def objective(
@@ -21,17 +21,30 @@ def objective(
   """Returns what the config minimises."""
   return Objective(
     num_classes=num_classes,
-    consistency=config.loss.consistency_weight > 0,
+    terms={
+      name: term.settings(config, num_devices)
+      for name, term in guidance.chosen(config).items()
+    },
     classification_weight=config.loss.classification_weight,
-    reduction=config.loss.reduction,
-    stop_gradient=config.loss.stop_gradient,
     target_draw=config.loss.target_draw,
-    compose_mode=config.compose.mode,
-    compose_groups=configs.compose_groups(config, num_devices),
     accumulate_steps=config.accumulate_steps,
     bn_group=config.model.bn_group,
     remat=config.model.remat,
   )
+
+
+def weights(
+  config: ConfigDict, steps_per_epoch: int
+) -> dict[str, optax.Schedule]:
+  """Returns of each term the weight after a number of completed updates."""
+  return {
+    name: optim.ramped(
+      config.loss[term.weight.name],
+      config.loss[term.ramp.name],
+      steps_per_epoch,
+    )
+    for name, term in guidance.chosen(config).items()
+  }
 
 
 def model_maker(
@@ -71,7 +84,7 @@ def jitted_train_step(
       graphdef,
       tx,
       goal,
-      optim.consistency_weight(config, steps_per_epoch),
+      weights(config, steps_per_epoch),
       jax.random.key(config.seed),
     ),
     donate_argnums=0,

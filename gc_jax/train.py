@@ -38,6 +38,7 @@ from gc_jax.report.page import write_report
 from gc_jax.signals import Stopped
 from gc_jax.state import TrainState
 from gc_jax.trained import Initial
+from gc_jax.training import guidance
 
 _logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train_and_evaluate(
   configs.validate(config, mesh.size)
   saved_config.check_same_run(config, workdir)
   train_set = data.load(config.data, config.data.train_split)
-  configs.validate_data(config, train_set.class_names, len(train_set.source))
+  configs.validate_data(config, train_set)
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
@@ -175,8 +176,7 @@ def _train(
     crop=config.data.crop,
     flip=config.data.flip,
     on_error=config.data.on_error,
-    # Without composites, none are decoded.
-    distractors=config.compose.distractors if goal.consistency else "batch",
+    bring=guidance.needs(config),
     target_draw=config.loss.target_draw,
     num_workers=config.data.num_workers,
     process_index=process_index,

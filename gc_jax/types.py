@@ -31,8 +31,10 @@ class Batch(TypedDict):
     distractors: uint8 `[B 3 H W 3]`, pictures from the whole training set that
       do not show `target`. Only with `--config.compose.distractors=dataset`.
     distractor_mask: float32 `[B]`, 0 where there are no such pictures.
-    target: int32 `[B]`, the class that was to be explained when they were
-      drawn.
+    object_mask: bool `[B H W]`, pixels of all objects of `target`, fitted as
+      the image is; a filled box where an object has no mask. Only where a
+      guidance term needs it.
+    target: int32 `[B]`, the class to explain, drawn before the two were read.
     skipped: float32 `[B]`, how many broken pictures were passed over to make
       the example. Only with `--config.data.on_error=skip`.
   """
@@ -43,6 +45,7 @@ class Batch(TypedDict):
   labels: NotRequired[Array]
   distractors: NotRequired[Array]
   distractor_mask: NotRequired[Array]
+  object_mask: NotRequired[Array]
   target: NotRequired[Array]
   skipped: NotRequired[Array]
 

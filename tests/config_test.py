@@ -17,7 +17,8 @@ from configs import (
 )
 from gc_jax import config as configs
 from gc_jax import saved_config
-from gc_jax.data import augment, distractors, reading
+from gc_jax.data import Dataset, augment, distractors, reading
+from gc_jax.training import guidance
 
 
 def make(**overrides):
@@ -27,8 +28,18 @@ def make(**overrides):
   return config
 
 
-@pytest.mark.parametrize("recipe", [quickstart, quickstart_multi, folder])
-@pytest.mark.parametrize("variant", quickstart.VARIANTS)
+@pytest.mark.parametrize(
+  ("recipe", "variant"),
+  [
+    (recipe, variant)
+    for recipe, variants in (
+      (quickstart, quickstart.VARIANTS),
+      (quickstart_multi, quickstart.VARIANTS),
+      (folder, folder.VARIANTS),
+    )
+    for variant in variants
+  ],
+)
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   config = recipe.get_config(variant + smoke)
@@ -113,19 +124,20 @@ def test_the_context_recipe_is_valid_and_its_smoke_needs_no_package(variant):
   assert smoke.model.name == recipe.model.name
 
 
-def test_variants_are_the_four_rows_of_the_papers_tables():
+def test_variants_are_the_four_rows_of_the_papers_tables_and_each_term():
   rows = {
     variant: (
       quickstart.get_config(variant).model.name.endswith("-gmp"),
-      quickstart.get_config(variant).loss.consistency_weight > 0,
+      *guidance.chosen(quickstart.get_config(variant)),
     )
     for variant in quickstart.VARIANTS
   }
   assert rows == {
-    "ce": (False, False),
-    "gc": (False, True),
-    "gmp": (True, False),
-    "gmp_gc": (True, True),
+    "ce": (False,),
+    "gc": (False, "consistency"),
+    "gmp": (True,),
+    "gmp_gc": (True, "consistency"),
+    "energy": (False, "energy"),
   }
 
 
@@ -197,6 +209,14 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
       {"model.name": "alexnet", "data.image_size": 62},
       r"image_size=62 must be at least 63 for --config\.model\.name='alexnet'",
     ),
+    (
+      {"loss.energy_weight": float("inf")},
+      r"--config\.loss\.energy_weight=inf must be a finite number at least 0",
+    ),
+    (
+      {"loss.energy_ramp_epochs": -2.0},
+      r"--config\.loss\.energy_ramp_epochs=-2\.0 must be a finite number at",
+    ),
     ({"seed": -1}, r"--config\.seed=-1 must be a finite number at least 0"),
     ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
   ],
@@ -255,14 +275,43 @@ def test_groups_must_not_straddle_devices():
     configs.validate(make(**{"compose.groups": 2}), num_devices=4)
 
 
+def dataset(class_names, source):
+  return Dataset(
+    source=source,
+    class_names=tuple(class_names),
+    multi_label=False,
+    max_classes_per_image=1,
+    name="hand-made",
+    license="",
+  )
+
+
 def test_one_class_is_nothing_to_tell_apart():
   with pytest.raises(ValueError, match=r"at least two classes.*it has 1"):
-    configs.validate_data(make(), ["only"], num_examples=1_000)
+    configs.validate_data(make(), dataset(["only"], [{}] * 1_000))
 
 
 def test_a_batch_larger_than_the_data_is_refused():
   with pytest.raises(ValueError, match="at most the 10 examples"):
-    configs.validate_data(make(), ["a", "b"], num_examples=10)
+    configs.validate_data(make(), dataset(["a", "b"], [{}] * 10))
+
+
+BARE = {"labels": [0]}
+LOCATED = BARE | {"objects": {"label": [0]}}
+
+
+def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
+  config = make(**{"loss.energy_weight": 0.5})
+  with pytest.raises(
+    ValueError,
+    match=r"^--config\.loss\.energy_weight=0\.5 must be told where objects "
+    r"are, by masks or boxes .*; hand-made, split 'train', has none\. Add "
+    r"them, or set --config\.loss\.energy_weight=0\.$",
+  ):
+    configs.validate_data(config, dataset("ab", [BARE] * 32))
+  configs.validate_data(config, dataset("ab", [BARE] * 31 + [LOCATED]))
+  # Without the term nobody asks.
+  configs.validate_data(make(), dataset("ab", [BARE] * 32))
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ LAYERS = {
   6: "main evaluate explain export compare preflight",  # entries
   5: "train evaluation evaluating passes sanity explanation exporting "
   "preflighting command_line",  # the story
-  4: "step objective drawing accumulation measure state inference trained "
-  "recipe lowering recording",
-  3: "evaluators data checkpoint parallel signals config saved_config optim "
-  "report torch_io compiled pods largest_batch",
+  4: "step objective accumulation training config largest_batch measure state "
+  "inference trained recipe lowering recording",
+  3: "evaluators data checkpoint parallel signals saved_config optim report "
+  "torch_io compiled pods",
   2: "models attribution attacks",
   1: "cam compose losses metrics",
   0: "types",

@@ -92,3 +92,47 @@ def test_the_masked_mean_of_nothing_is_zero():
   )
   assert value == 0
   np.testing.assert_array_equal(grad, 0)
+
+
+# energy
+
+
+def test_energy_by_hand():
+  """A quarter of the mass in a cell that is covered whole, half in a half."""
+  cam = jnp.array([[1.0, 2.0], [1.0, 0.0]])
+  coverage = jnp.array([[1.0, 0.5], [0.0, 1.0]])
+  assert losses.energy_loss(cam, coverage) == pytest.approx(1 - 0.25 - 0.25)
+
+
+def test_energy_is_0_inside_1_outside_and_of_no_scale():
+  cam = maps(2)[0]
+  inside, outside = jnp.ones_like(cam), jnp.zeros_like(cam)
+  np.testing.assert_allclose(losses.energy_loss(cam, inside), 0, atol=1e-6)
+  np.testing.assert_array_equal(losses.energy_loss(cam, outside), 1)
+  half = (jnp.arange(14) < 7).astype(cam.dtype)[None, None] * inside
+  once, more = (losses.energy_loss(x * cam, half) for x in (1, 1000))
+  np.testing.assert_allclose(once, more, rtol=1e-5)
+  np.testing.assert_allclose(
+    once + losses.energy_loss(cam, 1 - half), 1, rtol=1e-5
+  )
+
+
+def test_energy_moves_mass_into_the_object():
+  """Its slope is steeper the further the rest of the mass is outside."""
+  cam = maps(3)[0]
+  coverage = (jnp.arange(14) < 3).astype(cam.dtype)[None, None] * cam**0
+  grad = jax.grad(lambda x: losses.energy_loss(x, coverage).sum())(cam)
+  assert (grad[..., :3] < 0).all() and (grad[..., 3:] > 0).all()
+  # A map's scale does not matter: along itself the loss is flat.
+  np.testing.assert_allclose((grad * cam).sum((1, 2)), 0, atol=1e-6)
+
+
+def test_an_empty_map_has_all_outside_and_stays_finite():
+  zeros = jnp.zeros((1, 3, 3))
+
+  def loss(cam):
+    return losses.energy_loss(jax.nn.relu(cam), zeros + 1).sum()
+
+  value, grad = jax.value_and_grad(loss)(zeros)
+  assert value == 1
+  np.testing.assert_array_equal(grad, 0)

@@ -12,6 +12,7 @@ from gc_jax import data, lowering, optim, parallel, recipe
 from gc_jax import state as states
 from gc_jax.data import Classes, Dataset, pipeline
 from gc_jax.models import init_key
+from gc_jax.training import guidance
 
 SIDE = 16
 CLASSES = Classes(10, False)
@@ -56,6 +57,12 @@ BATCHES = {
     data__on_error="skip",
   ),
   "plain": make_config(variant="ce,smoke"),
+  "objects": make_config(quickstart_multi, "energy,smoke"),
+  "objects and supplied": make_config(
+    loss__energy_weight=1.0,
+    compose__mode="independent",
+    compose__distractors="dataset",
+  ),
 }
 
 
@@ -64,7 +71,6 @@ def test_the_batch_is_shaped_as_the_pipeline_makes_it(name):
   config = BATCHES[name]
   mesh = parallel.make_mesh()
   classes = data.classes(config.data)
-  consistency = config.loss.consistency_weight > 0
   batch = next(
     pipeline.train_batches(
       dataset(config, classes.multi_label),
@@ -73,7 +79,7 @@ def test_the_batch_is_shaped_as_the_pipeline_makes_it(name):
       batch_size=config.batch_size,
       image_size=config.data.image_size,
       on_error=config.data.on_error,
-      distractors=config.compose.distractors if consistency else "batch",
+      bring=guidance.needs(config),
     )
   )
   real = parallel.to_devices(batch, mesh)

@@ -112,14 +112,14 @@ def test_the_cosine_ends_near_zero(warmup):
   assert after == pytest.approx(0, abs=1e-9)
 
 
-def test_the_consistency_weight_ramps_up_linearly():
-  config = config_with(loss__consistency_weight=25.0, loss__ramp_epochs=2.0)
-  weight = optim.consistency_weight(config, STEPS_PER_EPOCH)
+def test_a_weight_rises_linearly_over_its_epochs():
+  weight = optim.ramped(25.0, 2.0, STEPS_PER_EPOCH)
   assert [float(weight(s)) for s in (0, 5, 10, 20, 99)] == pytest.approx(
     [0, 6.25, 12.5, 25, 25]
   )
 
 
-def test_without_a_ramp_the_consistency_weight_is_constant():
-  weight = optim.consistency_weight(base.get_config(), STEPS_PER_EPOCH)
+@pytest.mark.parametrize("ramp_epochs", [0.0, 0.04])
+def test_a_weight_without_a_ramp_of_a_step_is_constant(ramp_epochs):
+  weight = optim.ramped(25.0, ramp_epochs, STEPS_PER_EPOCH)
   assert [float(weight(s)) for s in (0, 99)] == [25, 25]

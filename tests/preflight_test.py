@@ -48,7 +48,7 @@ def test_the_devices_that_are_here_are_compiled_for(
   assert found["asked"]["batch_size"] == 32
   assert found["asked"]["collectives"].keys() == {"all-reduce"}
   assert found["asked"]["picture_sized"] == []
-  for value in ("32, 8 a device", "composites: packed", "10 classes"):
+  for value in ("32, 8 a device", "mode=packed", "10 classes"):
     assert value in done.stdout
 
 

@@ -67,11 +67,13 @@ def test_gradients_are_summed_and_pictures_stay(finding):
 def test_pictures_that_travel_are_told(target, monkeypatch):
   """Where composites mix images of all devices."""
   objective = recipe.objective
-  monkeypatch.setattr(
-    recipe,
-    "objective",
-    lambda *args: dataclasses.replace(objective(*args), compose_groups=1),
-  )
+
+  def over_all(*args):
+    goal = objective(*args)
+    mixed = dataclasses.replace(goal.terms["consistency"], groups=1)
+    return dataclasses.replace(goal, terms={"consistency": mixed})
+
+  monkeypatch.setattr(recipe, "objective", over_all)
   found = preflighting.compile_step(make_config(), target, CLASSES)
   assert found.picture_sized
 

@@ -13,16 +13,17 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from scipy import stats
 
 from configs import quickstart
-from gc_jax import compose, drawing, models
-from gc_jax import config as configs
+from gc_jax import cam as cams
+from gc_jax import compose, models
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
 from gc_jax.objective import Objective
+from gc_jax.training.composites import Settings
+from gc_jax.training.term import NoSettings
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -51,9 +52,28 @@ def multi_label(labels):
   }
 
 
-def objective(**fields):
-  defaults = {"num_classes": NUM_CLASSES, "consistency": True}
-  return Objective(**defaults | fields)
+def with_objects(batch, target=LABEL):
+  """Brings rectangles as objects; those of images 2, 7 and 12 are unknown."""
+  rows, columns = np.arange(16)[:, None], np.arange(16)[None]
+  masks = [
+    (rows >= i % 5) & (rows < 9) & (columns >= 3) & (columns < 7 + i % 7)
+    if i % 5 != 2
+    else np.zeros((16, 16), bool)
+    for i in range(len(batch["mask"]))
+  ]
+  return batch | {
+    "object_mask": jnp.asarray(np.stack(masks)),
+    "target": jnp.asarray(target, jnp.int32),
+  }
+
+
+def objective(terms=("consistency",), **fields):
+  """By fields of `Objective`, and those of composites' settings."""
+  of_composites = {field.name for field in dataclasses.fields(Settings)}
+  how = Settings(**{k: v for k, v in fields.items() if k in of_composites})
+  rest = {k: v for k, v in fields.items() if k not in of_composites}
+  given = {"consistency": how, "energy": NoSettings()}
+  return Objective(NUM_CLASSES, {name: given[name] for name in terms}, **rest)
 
 
 def make_step(model, goal, lr=1.0, weight=WEIGHT):
@@ -63,9 +83,8 @@ def make_step(model, goal, lr=1.0, weight=WEIGHT):
   """
   graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
   tx = optax.sgd(lr)
-  step = steps.make_train_step(
-    graphdef, tx, goal, lambda _: jnp.float32(weight), jax.random.key(7)
-  )
+  weights = dict.fromkeys(goal.terms, lambda _: jnp.float32(weight))
+  step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(7))
   state = states.TrainState(
     jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
   )
@@ -180,8 +199,8 @@ def consistency_by_hand(features, composite_features, kernel, pooling, layout):
 def step_with(mode, pooling, make_tiny, stop_gradient=False):
   """The state after a step with a fixed layout, and its metrics."""
   goal = objective(
-    compose_mode=mode,
-    compose_groups=2,
+    mode=mode,
+    groups=2,
     classification_weight=0.5,
     stop_gradient=stop_gradient,
   )
@@ -314,11 +333,118 @@ def test_a_fixed_target_has_the_same_loss_and_another_gradient(make_tiny):
   assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+def energy_by_hand(kernel, features, batch, pooling):
+  """The mean over images with an object of the mass outside of it."""
+  outside = []
+  for i, mask in enumerate(np.asarray(batch["object_mask"])):
+    if not mask.any() or not batch["mask"][i]:
+      continue
+    cam = closed_form(features[i], kernel, batch["target"][i], pooling)
+    covered = mask.reshape(4, 4, 4, 4).mean((1, 3))  # of cells of 4 x 4 pixels
+    outside.append(1 - (cam * covered).sum() / cam.sum())
+  return sum(outside) / len(outside)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize("several", [False, True])
+def test_energy_and_its_gradients_are_what_a_hand_computes(
+  make_tiny, pooling, several
+):
+  """Of the head's weights it has one through the map's own gradient alone."""
+  if several:
+    labels = np.eye(NUM_CLASSES, dtype=int)[LABEL]
+    labels[:, 3] = 1
+    batch = with_objects(multi_label(labels), np.where(LABEL % 2, 3, LABEL))
+  else:
+    batch = with_objects(single_label())
+  batch["mask"] = batch["mask"].at[5].set(0)
+  goal = objective(terms=("energy",), classification_weight=0.0)
+  step, state = make_step(make_tiny(pooling), goal)
+  after, metrics = jax.jit(step)(state, batch)
+
+  model = make_tiny(pooling)
+  model.train()
+  features = model.features(model.normalize(batch["image"]))
+  kernel = model.fc.kernel[...]
+  loss, (of_kernel, of_features) = jax.value_and_grad(
+    energy_by_hand, argnums=(0, 1)
+  )(kernel, features, batch, pooling)
+  assert 0.2 < loss < 0.95
+  assert mean(metrics, "energy_loss") == pytest.approx(float(loss), rel=1e-4)
+  assert mean(metrics, "loss") == pytest.approx(WEIGHT * float(loss), rel=1e-4)
+  assert mean(metrics, "energy_weight") == WEIGHT
+  # Three without an object, one of padding.
+  assert metrics["train/energy_masked_frac"] == (4, 16)
+  logged = mean(metrics, "grad_norm_features/energy")
+  norm = WEIGHT * np.linalg.norm(of_features)
+  assert logged == pytest.approx(norm, rel=1e-3) and norm > 1e-3
+  moved = kernel - after.params["fc"]["kernel"][...]
+  assert np.abs(moved).max() > 1e-4
+  np.testing.assert_allclose(
+    moved, WEIGHT * of_kernel, atol=1e-3 * np.abs(moved).max()
+  )
+
+
+def test_a_map_whose_gradient_is_stopped_teaches_the_head_nothing(
+  make_tiny, monkeypatch
+):
+  """The control of the test before: what the head learns is second order."""
+  free = cams.class_gradients
+  monkeypatch.setattr(
+    cams, "class_gradients", lambda *args: jax.lax.stop_gradient(free(*args))
+  )
+  goal = objective(terms=("energy",), classification_weight=0.0)
+  step, state = make_step(make_tiny(), goal)
+  after, metrics = jax.jit(step)(state, with_objects(single_label()))
+  before = state.params["fc"]["kernel"][...]
+  np.testing.assert_array_equal(before, after.params["fc"]["kernel"][...])
+  assert mean(metrics, "grad_norm_features/energy") > 1e-3
+
+
+def test_the_loss_of_a_recipe_with_two_terms_is_the_sum_of_three(make_tiny):
+  goal = objective(terms=("consistency", "energy"), groups=2)
+  step, state = make_step(make_tiny(), goal)
+  _, metrics = jax.jit(step)(state, with_objects(single_label()))
+  parts = [
+    mean(metrics, f"{name}_loss")
+    for name in ("classification", "consistency", "energy")
+  ]
+  assert min(parts) > 1e-3
+  assert mean(metrics, "loss") == pytest.approx(
+    parts[0] + WEIGHT * (parts[1] + parts[2]), rel=1e-5
+  )
+  assert {
+    "train/consistency_weight",
+    "train/energy_weight",
+    "train/masked_pairs_frac",
+    "train/energy_masked_frac",
+    "train/grad_norm_features/consistency",
+    "train/grad_norm_features/energy",
+  } < metrics.keys()
+
+
+def test_without_any_object_energy_is_nothing_and_finite(make_tiny):
+  batch = with_objects(single_label())
+  batch["object_mask"] = jnp.zeros_like(batch["object_mask"])
+  goal = objective(terms=("energy",))
+  step, state = make_step(make_tiny(), goal)
+  after, metrics = jax.jit(step)(state, batch)
+  assert metrics["train/energy_loss"] == (0, 0)
+  assert metrics["train/energy_masked_frac"] == (16, 16)
+  assert mean(metrics, "loss") == mean(metrics, "classification_loss")
+  assert mean(metrics, "grad_norm_features/energy") == 0
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
 @pytest.mark.parametrize(
-  "mode, pooling", [("packed", "max"), ("independent", "average")]
+  "mode, pooling, terms",
+  [
+    ("packed", "max", ("consistency", "energy")),
+    ("independent", "average", ("consistency",)),
+  ],
 )
 def test_the_gradient_is_the_finite_difference(
-  make_tiny, monkeypatch, mode, pooling
+  make_tiny, monkeypatch, mode, pooling, terms
 ):
   """Of the whole loss, in float64, along three random directions.
 
@@ -331,11 +457,9 @@ def test_the_gradient_is_the_finite_difference(
       model,
       jax.tree.map(lambda x: x.astype(jnp.float64), nnx.state(model)),
     )
-    step, state = make_step(
-      model, objective(compose_mode=mode, compose_groups=2)
-    )
+    step, state = make_step(model, objective(terms, mode=mode, groups=2))
     step = jax.jit(step)
-    batch = single_label()
+    batch = with_objects(single_label())
     after, metrics = step(state, batch)
     assert metrics["train/loss"][0].dtype == jnp.float64
     grads = jax.tree.map(jnp.subtract, state.params, after.params)
@@ -384,9 +508,7 @@ def test_supplied_distractors_are_composed_as_those_of_the_batch(
     return compose.Layout(jnp.asarray(tiles)[g], jnp.asarray(cells)[g], valid)
 
   monkeypatch.setattr(compose, "supplied", supplied)
-  goal = objective(
-    compose_mode="independent", compose_groups=2, classification_weight=0.5
-  )
+  goal = objective(mode="independent", groups=2, classification_weight=0.5)
   step, state = make_step(make_tiny("average"), goal)
   after, metrics = jax.jit(step)(
     state, single_label() | supplied_with(distractors, counts)
@@ -412,44 +534,13 @@ def supplied_with(distractors, counts, target=LABEL):
 
 
 def test_skipped_pictures_are_counted(make_tiny):
-  step, state = make_step(make_tiny(), objective(consistency=False))
+  step, state = make_step(make_tiny(), objective(terms=()))
   skipped = jnp.zeros(16).at[3].set(2)
   _, metrics = jax.jit(step)(state, single_label() | {"skipped": skipped})
   assert metrics["train/skipped_frac"] == (2, 16)
 
 
 # Several present classes.
-
-
-@pytest.mark.parametrize("target_draw", configs.TARGET_DRAWS)
-def test_the_drawn_class_has_its_law(target_draw):
-  """Uniform over present categories, or in proportion to their objects."""
-  counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
-  batch = multi_label(counts)
-  draws = np.asarray(
-    jax.vmap(lambda key: drawing.draw_target(key, batch, target_draw))(
-      jax.random.split(jax.random.key(0), 5_000)
-    )
-  )
-  for image, row in enumerate(counts):
-    present = row if target_draw == "instance" else row > 0
-    seen = np.bincount(draws[:, image], minlength=4)
-    assert (seen[row == 0] == 0).all()
-    chance = present[row > 0] / present.sum()
-    # 1 in 1,000 seeds would fail; this one is fixed.
-    test = stats.chisquare(seen[row > 0], 5_000 * chance)
-    assert row.astype(bool).sum() == 1 or test.pvalue > 1e-3
-
-
-def test_of_a_single_label_that_label_is_explained():
-  batch = single_label()
-  key = jax.random.key(0)
-  np.testing.assert_array_equal(
-    drawing.draw_target(key, batch, "category"), LABEL
-  )
-  np.testing.assert_array_equal(
-    drawing.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
-  )
 
 
 @pytest.fixture(scope="module")
@@ -492,10 +583,15 @@ def test_several_labels_are_classified_by_binary_cross_entropy(
 
 # name -> fields of the objective, for a batch of 32
 VARIANTS = {
-  "independent": {"compose_mode": "independent"},
+  "independent": {"mode": "independent"},
   "grouped": {"bn_group": 8},  # one group on each of four devices
   "grouped over two devices": {"bn_group": 16},
-  "accumulated": {"accumulate_steps": 2, "bn_group": 4, "remat": True},
+  "two terms, accumulated": {
+    "terms": ("consistency", "energy"),
+    "accumulate_steps": 2,
+    "bn_group": 4,
+    "remat": True,
+  },
 }
 MODES = [*compose.MODES, "supplied", *list(VARIANTS)[1:]]
 
@@ -510,9 +606,7 @@ def compiled(make_tiny):
       return cache[mode, num_devices]
     supplied = mode == "supplied"
     kind = "independent" if supplied else "packed"
-    goal = objective(
-      **{"compose_mode": kind, "compose_groups": 4} | VARIANTS.get(mode, {})
-    )
+    goal = objective(**{"mode": kind, "groups": 4} | VARIANTS.get(mode, {}))
     step, state = make_step(make_tiny("max"), goal, lr=0.1)
     mesh = jax.make_mesh((num_devices,), ("data",), (AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -521,6 +615,8 @@ def compiled(make_tiny):
     if supplied:
       distractors = pixels(96, seed=1).reshape(32, 3, 16, 16, 3)
       batch |= supplied_with(distractors, np.ones(32), np.tile(LABEL, 2))
+    if "energy" in goal.terms:
+      batch = with_objects(batch, np.tile(LABEL, 2))
     batch = jax.device_put(batch, divided)
     state = jax.device_put(state, everywhere)
     jitted = jax.jit(step, out_shardings=everywhere)
@@ -541,13 +637,13 @@ def abstract(name):
   return nnx.split(model, nnx.Param, ...)
 
 
-def compiled_for(name, **fields):
-  """The step of an architecture on 8 pictures of 64 pixels, not to be run."""
+def compiled_for(name, side=64, **fields):
+  """The step of an architecture on 8 pictures, not to be run."""
   graphdef, params, batch_stats = abstract(name)
   tx = optax.sgd(0.1, momentum=0.9)
-  step = steps.make_train_step(
-    graphdef, tx, objective(**fields), lambda _: jnp.ones(()), jax.random.key(0)
-  )
+  goal = objective(**fields)
+  weights = dict.fromkeys(goal.terms, lambda _: jnp.ones(()))
+  step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(0))
   state = states.TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     params,
@@ -555,9 +651,10 @@ def compiled_for(name, **fields):
     jax.eval_shape(tx.init, params),
   )
   batch = {
-    "image": jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.uint8),
+    "image": jax.ShapeDtypeStruct((8, side, side, 3), jnp.uint8),
     "label": jax.ShapeDtypeStruct((8,), jnp.int32),
     "mask": jax.ShapeDtypeStruct((8,), jnp.float32),
+    "object_mask": jax.ShapeDtypeStruct((8, side, side), jnp.bool_),
   }
   return jax.jit(step).lower(state, batch).compile()
 
@@ -569,26 +666,32 @@ def shapes(text):
 
 
 @pytest.mark.parametrize(
-  "name",
+  "name, side",
   [
-    quickstart.get_config().model.name,
-    pytest.param("resnet18", marks=pytest.mark.large),  # three compilations
+    (quickstart.get_config().model.name, 64),
+    # Four compilations.
+    pytest.param("resnet18", 224, marks=pytest.mark.large),
   ],
 )
-def test_a_consistency_step_costs_two_plain_steps_or_five(name):
-  """One forward pass more over B / 4 composites of four images, or over B."""
+def test_a_step_costs_one_plain_step_two_or_five(name, side):
+  """Energy passes nothing more through the network; consistency passes once
+  more, over B / 4 composites of four images or over B.
+  """
   steps_of = {
-    "plain": compiled_for(name, consistency=False),
-    **{mode: compiled_for(name, compose_mode=mode) for mode in compose.MODES},
+    "plain": compiled_for(name, side, terms=()),
+    "energy": compiled_for(name, side, terms=("energy",)),
+    **{mode: compiled_for(name, side, mode=mode) for mode in compose.MODES},
   }
   flops = {k: step.cost_analysis()["flops"] for k, step in steps_of.items()}
-  assert 2 < flops["packed"] / flops["plain"] <= 2.15
+  assert 1 < flops["energy"] / flops["plain"] < 1.01
+  assert 2 < flops["packed"] / flops["plain"] <= 2.05
   # Above 5: the larger the picture, the fewer of a kernel's cells fall off it.
   assert 4.5 <= flops["independent"] / flops["plain"] < 6
 
   for mode, step in steps_of.items():
-    made = any(s[1:] == (128, 128, 3) for s in shapes(step.as_text()))
-    assert made == (mode != "plain")  # without the loss, no composite
+    composite = (2 * side, 2 * side, 3)
+    made = any(s[1:] == composite for s in shapes(step.as_text()))
+    assert made == (mode in compose.MODES)  # without the loss, no composite
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -729,11 +832,24 @@ def test_four_parts_update_as_one_batch_does_padding_included():
   batch["mask"] = batch["mask"].at[jnp.array([1, 2, 6, 15])].set(0)
   results = []
   for parts in (1, 4):
-    goal = objective(consistency=False, accumulate_steps=parts)
+    goal = objective(terms=(), accumulate_steps=parts)
     step, state = make_step(make_chain(), goal)
     results.append(jax.jit(step)(state, batch))
   assert_same_update(*results)
   assert results[1][1]["train/classification_loss"][1] == 12
+
+
+def test_pictures_with_an_object_weigh_alike_in_whichever_part_they_are():
+  """Of the parts 4, 1, 2 and 2 count: not the mean of the parts' means."""
+  batch = with_objects(single_label())
+  batch["mask"] = batch["mask"].at[jnp.array([1, 5, 9, 6])].set(0)
+  results = []
+  for parts in (1, 4):
+    goal = objective(terms=("energy",), accumulate_steps=parts)
+    step, state = make_step(make_chain(), goal)
+    results.append(jax.jit(step)(state, batch))
+  assert_same_update(*results)
+  assert results[1][1]["train/energy_loss"][1] == 9
 
 
 def uneven(layout):
@@ -755,7 +871,7 @@ def test_two_parts_update_as_two_groups_of_one_batch_do(monkeypatch):
   batch = single_label()
   results = []
   for parts in (1, 2):
-    goal = objective(compose_groups=2 // parts, accumulate_steps=parts)
+    goal = objective(groups=2 // parts, accumulate_steps=parts)
     step, state = make_step(make_chain(), goal)
     # The groups are contiguous, the parts are taken in turns.
     results.append(jax.jit(step)(state, interleaved(batch, parts)))
@@ -787,13 +903,13 @@ def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
   monkeypatch.setitem(compose.MODES, "packed", fixed(full))
   batch = single_label()
   halves = [jax.tree.map(lambda x, i=i: x[i : i + 8], batch) for i in (0, 8)]
-  step, start = make_step(make_tiny("max"), objective(compose_groups=1))
+  step, start = make_step(make_tiny("max"), objective(groups=1))
   step = jax.jit(step)
   alone = [step(start, half) for half in halves]
   mean_of = lambda *x: sum(x) / len(x)
   params = jax.tree.map(mean_of, *(state.params for state, _ in alone))
 
-  goal = objective(compose_groups=2, bn_group=8)
+  goal = objective(groups=2, bn_group=8)
   grouped, metrics = jax.jit(make_step(make_tiny("max"), goal)[0])(start, batch)
   goal = objective(accumulate_steps=2)
   accumulated, of_parts = jax.jit(make_step(make_tiny("max"), goal)[0])(
@@ -829,7 +945,7 @@ def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
 def test_what_is_computed_anew_gives_the_same_update(make_tiny, mode):
   results = []
   for remat in (False, True):
-    goal = objective(compose_mode=mode, compose_groups=2, remat=remat)
+    goal = objective(mode=mode, groups=2, remat=remat)
     step, state = make_step(make_tiny("average"), goal, lr=0.1)
     batch = single_label()
     assert ("remat" in str(jax.make_jaxpr(step)(state, batch))) == remat
@@ -871,21 +987,7 @@ def test_recomputation_keeps_a_third_less_for_the_backward_pass(name):
   assert 0 < kept(True) < 2 / 3 * kept(False)
 
 
-# AlexNet: dropout, and grids of which one is not twice the other.
-
-
-def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():
-  """Uniform ones of 6x6 and 13x13 then sum to 1393.8 and 1187.6 (release)."""
-  cam = jnp.full((2, 6, 6), 1 / 36)
-  composite_cam = jnp.full((2, 1, 13, 13), 1 / 169)
-  cam, composite_cam = steps._at_one_scale(cam, composite_cam, 224, 224)
-  assert cam.shape == (2, 224, 224)
-  assert composite_cam.shape == (2, 1, 448, 448)
-  np.testing.assert_allclose(cam.sum((1, 2)), 1393.8, atol=0.05)
-  np.testing.assert_allclose(composite_cam.sum((2, 3)), 1187.6, atol=0.05)
-  equal = jnp.ones((2, 7, 7)), jnp.ones((2, 1, 14, 14))
-  same = steps._at_one_scale(*equal, 224, 224)
-  assert same[0] is equal[0] and same[1] is equal[1]
+# Dropout.
 
 
 def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
@@ -912,7 +1014,7 @@ def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
     return dropout(x, rate, key)
 
   monkeypatch.setattr(layers, "dropout", recorded)
-  step, state = make_step(model, objective(compose_groups=2))
+  step, state = make_step(model, objective(groups=2))
   step = jax.jit(step)
   state, _ = step(state, single_label())
   jax.effects_barrier()

@@ -612,6 +612,29 @@ def test_a_path_that_cannot_be_a_workdir_is_refused(tmp_path):
   assert blocker.read_text() == "in the way"
 
 
+def test_energy_without_objects_is_refused_before_anything_is_written(
+  tmp_path,
+):
+  for name in ("cat", "cup"):
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    for i in range(50):
+      path = tmp_path / "mine" / name / f"{i}.png"
+      path.write_bytes(photos.encode(photos.load("coffee.png", (8, 8)), "png"))
+  config = quickstart.get_config("energy,smoke")
+  config.data.name = "folder"
+  config.data.path = str(tmp_path / "mine")
+  config.data.dir = str(tmp_path / "tfds")
+  config.batch_size = 16
+  workdir = tmp_path / "run"
+  message = (
+    r"--config\.loss\.energy_weight=1\.0 must be told where objects are, .*; "
+    r"folder/mine, split 'train\[:64\]', has none"
+  )
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, workdir)
+  assert not workdir.exists()
+
+
 def test_a_full_disk_while_saving_is_told_with_the_last_good_step(tmp_path):
   """A limit on the size of files stands in for the disk: writes fail alike."""
   script = f"""

@@ -5,7 +5,8 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+import PIL.Image
+from jaxtyping import Bool, UInt8
 
 from gc_jax.data import decode, geometry
 
@@ -51,6 +52,72 @@ def draw_flip(generator: np.random.Generator) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+  """What a training example shows of a picture, and of its objects' masks.
+
+  Attributes:
+    size: side of the square that is made of it.
+    box: the part that is shown, scaled: left, top, width, height; None: the
+      centre square.
+    shift: of the centre square, down and right, its border repeated.
+    flip: whether it is mirrored.
+  """
+
+  size: int
+  box: tuple[int, int, int, int] | None
+  shift: tuple[int, int]
+  flip: bool
+
+  def show(
+    self, header: decode.Header, out: UInt8[np.ndarray, "S S 3"]
+  ) -> None:
+    """Writes the picture.
+
+    Args:
+      header: of the picture.
+      out: contiguous, of side `size`.
+
+    Raises:
+      DecodeError: if the picture cannot be read.
+    """
+    if self.box is None:
+      center = geometry.picture(header, self.size)
+      out[...] = self._shifted(np.asarray(center))
+    else:
+      decode.crop(header, self.box, out)
+    if self.flip:
+      # 30 times as fast as numpy's way of reversing an axis.
+      cv2.flip(out, 1, dst=out)
+
+  def of_mask(self, mask: PIL.Image.Image) -> Bool[np.ndarray, "S S"]:
+    """Returns the pixels of an object as they are in the picture shown.
+
+    Args:
+      mask: upright, of the size of the picture, mode L.
+    """
+    if self.box is None:
+      mask = geometry.resize_and_crop(mask, self.size, self.size)
+      pixels = self._shifted(np.asarray(mask))
+    else:
+      left, top, width, height = self.box
+      mask = mask.resize(
+        (self.size, self.size),
+        PIL.Image.Resampling.BILINEAR,
+        box=(left, top, left + width, top + height),
+      )
+      pixels = np.asarray(mask)
+    return (pixels[:, ::-1] if self.flip else pixels) >= 128
+
+  def _shifted(self, pixels: np.ndarray) -> np.ndarray:
+    if not any(self.shift):
+      return pixels
+    rows, columns = (
+      np.clip(np.arange(self.size) + by, 0, self.size - 1) for by in self.shift
+    )
+    return pixels[np.ix_(rows, columns)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
   """Encoded picture -> a square for training.
 
@@ -78,7 +145,7 @@ class Augmentation:
     encoded: bytes,
     generator: np.random.Generator,
     out: UInt8[np.ndarray, "S S 3"],
-  ) -> None:
+  ) -> View:
     """Writes the picture, a function of its bytes and the generator.
 
     Args:
@@ -87,26 +154,25 @@ class Augmentation:
       out: contiguous, of side `image_size`: its place in the batch. (Stacking
         pictures afterwards took a twelfth of the time.)
 
+    Returns:
+      What is shown of it.
+
     Raises:
       DecodeError: if the picture cannot be read.
     """
     header = decode.read_header(encoded)
-    if self.crop == "random_resized":
-      box = draw_crop(*header.size, generator)
-      decode.crop(header, box, out)
-    else:
-      center = geometry.picture(header, self.image_size)
-      out[...] = self._shift(np.asarray(center), generator)
-    if self.flip and draw_flip(generator):
-      # 30 times as fast as numpy's way of reversing an axis.
-      cv2.flip(out, 1, dst=out)
+    view = self._draw(header.size, generator)
+    view.show(header, out)
+    return view
 
-  def _shift(
-    self, pixels: np.ndarray, generator: np.random.Generator
-  ) -> np.ndarray:
-    pad, (height, width) = self.crop_padding_px, pixels.shape[:2]
-    if not pad:
-      return pixels
-    y, x = generator.integers(2 * pad + 1, size=2)
-    padded = np.pad(pixels, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
-    return padded[y : y + height, x : x + width]
+  def _draw(
+    self, size: tuple[int, int], generator: np.random.Generator
+  ) -> View:
+    box, shift, pad = None, (0, 0), self.crop_padding_px
+    if self.crop == "random_resized":
+      box = draw_crop(*size, generator)
+    elif pad:
+      y, x = generator.integers(2 * pad + 1, size=2)
+      shift = int(y) - pad, int(x) - pad
+    flip = self.flip and draw_flip(generator)
+    return View(self.image_size, box, shift, flip)

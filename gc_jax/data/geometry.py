@@ -110,12 +110,17 @@ def frame_size(
 
 
 def object_masks(
-  record: Mapping[str, Any], header: decode.Header
+  record: Mapping[str, Any], header: decode.Header, only: int | None = None
 ) -> list[tuple[int, PIL.Image.Image]]:
   """Returns (class, mask) of each object of a record, upright: 0 and 255.
 
   An object without a mask is its filled box: the pixels that a box of whole
   pixels was normalised from, so that VOC's inclusive corners are exact.
+
+  Args:
+    record: of a `Dataset`.
+    header: of its picture.
+    only: the class whose objects are decoded; None = all.
 
   Raises:
     DecodeError: if a mask cannot be read, or is none of this picture.
@@ -126,6 +131,8 @@ def object_masks(
   encoded_masks = objects.get("mask")
   found = []
   for i, label in enumerate(objects["label"]):
+    if only is not None and int(label) != only:
+      continue
     encoded = b"" if encoded_masks is None else encoded_masks[i]
     if len(encoded):
       try:

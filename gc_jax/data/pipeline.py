@@ -6,8 +6,9 @@ alone; neither depends on how many processes, workers or threads read it.
 
 import dataclasses
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,11 +17,15 @@ from jaxtyping import Bool, UInt8
 
 from gc_jax.data import decode, geometry, workers
 from gc_jax.data.augment import Augmentation
-from gc_jax.data.dataset import Dataset
+from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
-from gc_jax.data.training_example import NUM_DISTRACTORS, TrainingExample
+from gc_jax.data.training_example import (
+  EXTRAS,
+  TrainingExample,
+  extra_shapes,
+)
 from gc_jax.types import Batch, EvalBatch
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
@@ -62,7 +67,7 @@ def train_batches(
   crop_padding_px: int = 0,
   flip: bool = False,
   on_error: str = "raise",
-  distractors: str = "batch",
+  bring: Collection[str] = (),
   target_draw: str = "category",
   num_workers: int = 0,
   process_index: int = 0,
@@ -86,10 +91,11 @@ def train_batches(
     flip: see `Augmentation`.
     on_error: what to do about a record that cannot be read: "raise", or
       "skip", another takes its place and the batch counts it.
-    distractors: "dataset" draws three for every image from the whole split;
-      "batch" leaves them to be taken from the batch.
-    target_draw: with "dataset", how the explained class is drawn where an
-      image shows several: "category" or "instance".
+    bring: of `training_example.EXTRAS`, nothing of which is read otherwise:
+      "distractors", three for every image from the whole split; "object_mask",
+      where the explained class is in it.
+    target_draw: with either, how the explained class is drawn where an image
+      shows several: "category" or "instance".
     num_workers: processes that decode; 0 = threads of this one, which also do
       it where shared memory has no room for what processes hand over. They
       are spawned, so a script needs `if __name__ == "__main__"`.
@@ -108,11 +114,14 @@ def train_batches(
       f"--config.data.crop_padding_px={crop_padding_px} and "
       f"--config.data.num_workers={num_workers} must be at least 0."
     )
+  for name in bring:
+    if name not in EXTRAS:
+      raise ValueError(unknown_name_message("bring", name, EXTRAS))
   num_examples = len(dataset.source)
   if not num_examples:
     raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
   class_index = None
-  if distractors == "dataset":
+  if "distractors" in bring:
     class_index = ClassIndex(dataset.all_labels(), len(dataset.class_names))
   make_example = TrainingExample(
     dataset=dataset,
@@ -120,6 +129,7 @@ def train_batches(
     augment=Augmentation(image_size, crop, crop_padding_px, flip),
     seed=seed,
     class_index=class_index,
+    with_object_mask="object_mask" in bring,
     target_draw=target_draw,
   )
   # Shares are consecutive, so that joining them gives the global batch.
@@ -288,11 +298,15 @@ class _TrainBatches:
 
   def num_bytes(self) -> int:
     """Returns how large a batch is, or a little less."""
-    make = self.make_example
-    pictures = 1 if make.class_index is None else 1 + NUM_DISTRACTORS
-    pixels = 3 * make.augment.image_size**2 * pictures
-    counts = len(make.dataset.class_names) * make.dataset.multi_label
-    return self.local_batch_size * (pixels + 4 * counts)
+    make, side = self.make_example, self.make_example.augment.image_size
+    entries = extra_shapes(make.brings, side)
+    entries["image"] = (side, side, 3), np.uint8
+    if make.dataset.multi_label:
+      entries["labels"] = (len(make.dataset.class_names),), np.int32
+    return self.local_batch_size * sum(
+      math.prod(shape) * np.dtype(dtype).itemsize
+      for shape, dtype in entries.values()
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""One training example: its picture, its labels, and its distractors."""
+"""One training example: its picture and labels, and what else is asked for."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
-from gc_jax.data.augment import Augmentation
+from gc_jax.data import decode, geometry
+from gc_jax.data.augment import Augmentation, View
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError
 from gc_jax.data.distractors import ClassIndex, draw_target
@@ -18,6 +20,33 @@ _TRIES = 20
 # Streams of random numbers: what is drawn for one purpose must not depend on
 # how much was drawn for another.
 _PICTURE, _REPLACEMENT, _TARGET, _DISTRACTORS, _DISTRACTOR_PICTURE = range(5)
+
+Shapes = dict[str, tuple[tuple[int, ...], Any]]
+
+
+# What a batch brings where it is asked to, and in which entries: side of the
+# pictures -> entry -> (shape, dtype) for one example.
+EXTRAS = {
+  "distractors": lambda side: {
+    "distractors": ((NUM_DISTRACTORS, side, side, 3), np.uint8),
+    "distractor_mask": ((), np.float32),
+    "target": ((), np.int32),
+  },
+  "object_mask": lambda side: {
+    "object_mask": ((side, side), np.bool_),
+    "target": ((), np.int32),
+  },
+}
+
+
+def extra_shapes(bring: Collection[str], side: int) -> Shapes:
+  """Returns entry -> (shape, dtype) of what an example brings when asked to.
+
+  Args:
+    bring: names of `EXTRAS`.
+    side: of the pictures, in pixels.
+  """
+  return {k: v for name in bring for k, v in EXTRAS[name](side).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +61,8 @@ class TrainingExample:
     augment: makes squares of its pictures.
     seed: everything random follows from it and the position.
     class_index: of the split, to draw distractors from; None: draw none.
-    target_draw: see `draw_target`.
+    with_object_mask: whether the objects of the explained class are decoded.
+    target_draw: how that is drawn, see `draw_target`.
   """
 
   dataset: Dataset
@@ -40,7 +70,17 @@ class TrainingExample:
   augment: Augmentation
   seed: int
   class_index: ClassIndex | None
+  with_object_mask: bool
   target_draw: str
+
+  @property
+  def brings(self) -> tuple[str, ...]:
+    """Names of `EXTRAS` that it brings."""
+    asked = {
+      "distractors": self.class_index is not None,
+      "object_mask": self.with_object_mask,
+    }
+    return tuple(name for name in EXTRAS if asked[name])
 
   def __call__(
     self, position: int, index: int, image: UInt8[np.ndarray, "S S 3"]
@@ -55,8 +95,8 @@ class TrainingExample:
     Returns:
       Entries of the same shapes for every example.
     """
-    labels, skipped = self._picture(position, index, image)
-    example = {
+    labels, example, skipped = self._picture(position, index, image)
+    example |= {
       **self.dataset.encode_labels(labels),
       "mask": np.ones((), np.float32),
     }
@@ -78,23 +118,30 @@ class TrainingExample:
     counter = np.array([0, purpose, count, attempt], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
-  def _read(
-    self, index: int, key: tuple[int, ...], out: np.ndarray
-  ) -> np.ndarray | None:
-    """Writes the augmented picture; returns its labels, None if passed over."""
-
-    def read(record):
-      self.augment(record["image"], self._generator(*key), out)
-      return np.asarray(record["labels"])
-
-    return self.reader.read(index, read)
+  def _target(self, position: int, labels: np.ndarray) -> int | None:
+    """Returns the class to explain, the same for all that depends on it."""
+    generator = self._generator(position, _TARGET)
+    return draw_target(labels, self.target_draw, generator)
 
   def _picture(self, position: int, index: int, out: np.ndarray):
-    """Returns (labels, how many were passed over to find a picture)."""
+    """Returns labels, entries about objects, and how many were passed over."""
+
+    def read(record):
+      generator = self._generator(position, _PICTURE, 0, skipped)
+      view = self.augment(record["image"], generator, out)
+      labels = np.asarray(record["labels"])
+      if not self.with_object_mask:
+        return labels, {}
+      target = self._target(position, labels)
+      return labels, {
+        "target": np.asarray(target or 0, np.int32),
+        "object_mask": _object_mask(record, view, target),
+      }
+
     for skipped in range(_TRIES):
-      labels = self._read(index, (position, _PICTURE, 0, skipped), out)
-      if labels is not None:
-        return labels, skipped
+      found = self.reader.read(index, read)
+      if found is not None:
+        return *found, skipped
       replacement = self._generator(position, _REPLACEMENT, 0, skipped)
       index = int(replacement.integers(len(self.dataset.source)))
     raise DecodeError(
@@ -107,9 +154,7 @@ class TrainingExample:
     self, position: int, labels: np.ndarray
   ) -> tuple[dict[str, Any], int]:
     """Returns entries of the batch, and how many pictures were passed over."""
-    target = draw_target(
-      labels, self.target_draw, self._generator(position, _TARGET)
-    )
+    target = self._target(position, labels)
     size = self.augment.image_size
     pictures = np.zeros((NUM_DISTRACTORS, size, size, 3), np.uint8)
     skipped = count = 0
@@ -118,8 +163,14 @@ class TrainingExample:
       drawn = self.class_index.draw(target, choice)
       if drawn is None:
         break
-      key = position, _DISTRACTOR_PICTURE, count, skipped
-      if self._read(drawn[1], key, pictures[count]) is None:
+      of_picture = self._generator(
+        position, _DISTRACTOR_PICTURE, count, skipped
+      )
+
+      def read(record, generator=of_picture, out=pictures[count]):
+        return self.augment(record["image"], generator, out)
+
+      if self.reader.read(drawn[1], read) is None:
         skipped += 1
       else:
         count += 1
@@ -128,3 +179,19 @@ class TrainingExample:
       "distractors": pictures,
       "distractor_mask": np.asarray(count == NUM_DISTRACTORS, np.float32),
     }, skipped
+
+
+def _object_mask(
+  record: Mapping[str, Any], view: View, target: int | None
+) -> Bool[np.ndarray, "S S"]:
+  """Returns the pixels of all objects of a class, as the picture is shown.
+
+  Raises:
+    DecodeError: if a mask cannot be read.
+  """
+  inside = np.zeros((view.size, view.size), np.bool_)
+  if target is not None and record.get("objects") is not None:
+    header = decode.read_header(record["image"])
+    for _, mask in geometry.object_masks(record, header, only=target):
+      inside |= view.of_mask(mask)
+  return inside

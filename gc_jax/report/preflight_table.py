@@ -1,5 +1,6 @@
 """What a compiler says of a train step, as lines of text."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +23,23 @@ def lines(found: Mapping[str, Any]) -> list[str]:
   side = found["image_size"]
   return [
     f"{found['model']}, {found['num_classes']:,} classes, {side} x {side}, "
-    f"{found['compute_dtype']}, composites: {found['composites']}",
+    f"{found['compute_dtype']}",
+    *_guidance(found["guidance"]),
     f"{found['topology']}: {found['num_devices']:,} x {found['device_kind']}",
     f"Compiled, not executed ({found['compiler']}).",
     *(["Fast: with few optimizations; memory may differ."] * found["fast"]),
     *_sections(found),
   ]
+
+
+def _guidance(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Returns a line for each term, with all its settings."""
+  text = []
+  for name, settings in terms.items():
+    words = [f"{key}={value}" for key, value in settings.items()]
+    line = " ".join([f"guidance: {name},", *words]).rstrip(",")
+    text += textwrap.wrap(line, 80, subsequent_indent="  ")
+  return text or ["no guidance"]
 
 
 def _sections(found: Mapping[str, Any]) -> list[str]:

@@ -207,7 +207,7 @@ def _quickstart(num_steps: int) -> dict:
         graphdef,
         tx,
         recipe.objective(config, num_classes, mesh.size),
-        optim.consistency_weight(config, steps_per_epoch),
+        recipe.weights(config, steps_per_epoch),
         jax.random.key(0),
       ),
       donate_argnums=0,

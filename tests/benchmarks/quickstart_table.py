@@ -4,7 +4,7 @@
 
 Trains what is not trained yet (run again, it continues), then compares. Prints
 JSON: mean and sample standard deviation of each metric by variant, and for
-each seed what GC and GMP+GC changed against their plain counterparts.
+each seed what GC, GMP+GC and energy changed against their plain counterparts.
 """
 
 import argparse
@@ -33,12 +33,18 @@ ROWS = {
   "gc": ["--config=configs/quickstart.py:gc"],
   "gmp": ["--config=configs/quickstart.py:gmp"],
   "gmp_gc": ["--config=configs/quickstart.py:gmp_gc"],
+  "energy": ["--config=configs/quickstart.py:energy"],
   "gc_independent": [
     "--config=configs/quickstart.py:gc",
     "--config.compose.mode=independent",
   ],
 }
-PAIRS = (("gc", "ce"), ("gmp_gc", "gmp"), ("gc_independent", "ce"))
+PAIRS = (
+  ("gc", "ce"),
+  ("gmp_gc", "gmp"),
+  ("energy", "ce"),
+  ("gc_independent", "ce"),
+)
 
 
 def main() -> None:

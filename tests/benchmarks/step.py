@@ -29,6 +29,7 @@ from gc_jax import models, parallel
 from gc_jax import state as states
 from gc_jax import step as steps
 from gc_jax.objective import Objective
+from gc_jax.training import composites
 from gc_jax.types import Batch
 from tests.benchmarks import turns
 
@@ -161,17 +162,14 @@ def lower(
     groups: composites mix images within one of so many shares of the batch.
   """
   graphdef, state = create(model, dtype, sharding)
-  objective = Objective(
-    num_classes=NUM_CLASSES,
-    consistency=mode != "plain",
-    compose_mode=mode if mode != "plain" else "packed",
-    compose_groups=groups,
-  )
+  terms = {}
+  if mode != "plain":
+    terms["consistency"] = composites.Settings(mode=mode, groups=groups)
   step = steps.make_train_step(
     graphdef,
     _optimizer(),
-    objective,
-    lambda step: jnp.float32(WEIGHT),
+    Objective(NUM_CLASSES, terms),
+    dict.fromkeys(terms, lambda step: jnp.float32(WEIGHT)),
     jax.random.key(0),
   )
   # As in training: the state's memory is used again for the next.

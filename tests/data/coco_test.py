@@ -18,9 +18,9 @@ import PIL.Image
 import pytest
 import scipy.ndimage
 
-from gc_jax import drawing
 from gc_jax.data import coco, coco_files, pipeline
 from gc_jax.evaluators import classification
+from gc_jax.training import guidance
 from tests.data import archives
 
 NUM_IMAGES = {"train": 40, "validation": 12}
@@ -202,7 +202,7 @@ def test_labels_count_annotations_so_that_draws_are_by_instance(tfds_dir):
   assert counts.max() > 1
   np.testing.assert_array_equal(batch["labels"][0][: len(counts)], counts)
   keys = jax.random.split(jax.random.key(0), 4_000)
-  drawn = jax.vmap(lambda key: drawing.draw_target(key, batch, "instance"))(
+  drawn = jax.vmap(lambda key: guidance.draw_target(key, batch, "instance"))(
     keys
   )
   share = np.bincount(np.asarray(drawn)[:, 0], minlength=5) / 4_000

@@ -1,7 +1,9 @@
-"""What messages say of many names."""
+"""What a loaded split tells of itself, and messages of many names."""
 
 import pytest
 
+from gc_jax.data import Dataset
+from gc_jax.data import dataset as datasets
 from gc_jax.data.dataset import listed, unknown_name_message
 
 CLASSES = [f"class_number_{i:04}" for i in range(1500)]
@@ -43,3 +45,63 @@ def test_few_names_are_all_listed_in_their_order():
 def test_long_names_are_cut():
   message = unknown_name_message("class", "x" * 9_999, ["y" * 9_999] * 30)
   assert len(message) < 400
+
+
+def located(label, labels=(1,)):
+  return {"labels": list(labels), "objects": {"label": [label]}}
+
+
+BARE = {"labels": [1]}
+
+
+def make(source):
+  return Dataset(
+    source=source,
+    class_names=("a", "b", "c"),
+    multi_label=True,
+    max_classes_per_image=3,
+    name="hand-made",
+    license="",
+  )
+
+
+@pytest.mark.parametrize(
+  ("source", "has"),
+  [
+    ([], False),
+    ([BARE] * 3, False),
+    ([BARE, {"labels": [1], "objects": None}], False),
+    ([{"labels": [1], "objects": {"label": []}}], False),
+    ([located(2)], False),  # of a class that the picture is not of
+    ([BARE, BARE, located(1)], True),
+    ([located(2, labels=[1, 2])], True),
+  ],
+)
+def test_a_split_has_objects_where_one_picture_tells_where_its_class_is(
+  source, has
+):
+  assert make(source).has_objects() == has
+
+
+class Many:
+  """A split of a million, of which every third picture tells, or none."""
+
+  def __init__(self, tells):
+    self.tells = tells
+    self.read = []
+
+  def __len__(self):
+    return 1_000_000
+
+  def __getitem__(self, index):
+    self.read.append(index)
+    return located(1) if self.tells and index % 3 == 2 else BARE
+
+
+def test_of_a_large_split_no_more_is_read_than_tells():
+  some, none = Many(True), Many(False)
+  assert make(some).has_objects()
+  assert len(some.read) <= 3
+  assert not make(none).has_objects()
+  assert len(none.read) == datasets._MOST_LOOKED_AT
+  assert max(none.read) > 990_000

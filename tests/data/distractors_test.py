@@ -119,7 +119,7 @@ def batches(dataset, count=3, **kwargs):
     "start_step": 0,
     "batch_size": 8,
     "image_size": 8,
-    "distractors": "dataset",
+    "bring": ("distractors",),
     **kwargs,
   }
   return list(

@@ -159,7 +159,7 @@ def test_a_folder_is_trained_on_as_any_other_set(root):
       image_size=48,
       crop="random_resized",
       flip=True,
-      distractors="dataset",
+      bring=("distractors",),
     )
   )
   assert sorted(batch["label"]) == [0, 0, 1, 1, 2, 2]

@@ -141,7 +141,7 @@ def test_the_shares_of_any_number_of_processes_join_to_one_batch(
 EVERYTHING = {
   "crop": "random_resized",
   "flip": True,
-  "distractors": "dataset",
+  "bring": ("distractors", "object_mask"),
   "target_draw": "instance",
   "on_error": "skip",
 }
@@ -211,6 +211,7 @@ def test_batches_with_everything_are_what_types_say(with_everything):
     "mask": ((8,), "float32"),
     "distractors": ((8, 3, 64, 64, 3), "uint8"),
     "distractor_mask": ((8,), "float32"),
+    "object_mask": ((8, 64, 64), "bool"),
     "target": ((8,), "int32"),
     "skipped": ((8,), "float32"),
   }
@@ -329,6 +330,195 @@ def test_augmentation_shifts_and_mirrors_and_nothing_else():
   # 800 draws of 50 variants, 16 each: all occur (chance of a miss 5e-6), none
   # more than five standard deviations too often.
   assert min(counts) > 0 and max(counts) < 16 + 5 * 4
+
+
+# Objects, where a guidance term needs them.
+
+
+def blob(shape, seed=0):
+  """A mask of a few smooth spots, uint8 0 or 255: no symmetry, no straight."""
+  y, x = np.mgrid[: shape[0], : shape[1]] / np.reshape(shape, (2, 1, 1))
+  spots = np.random.default_rng(seed).uniform(0.1, 0.9, (5, 2))
+  inside = [(y - v) ** 2 + (x - u) ** 2 < 0.02 for v, u in spots]
+  return np.any(inside, axis=0).astype(np.uint8) * 255
+
+
+def own_mask(shape, turn=None, encoding="png", **objects):
+  """A record of a picture that is its own mask, of class 1."""
+  mask = blob(shape)
+  image = PIL.Image.fromarray(np.repeat(mask[..., None], 3, -1))
+  exif = PIL.Image.Exif()
+  if turn:
+    exif[0x0112] = turn
+  buffer = io.BytesIO()
+  image.save(buffer, format=encoding, exif=exif, quality=95)
+  return {
+    "image": buffer.getvalue(),
+    "labels": [1],
+    "objects": {
+      "label": [1],
+      "bbox": [(0, 0, 1, 1)],
+      "difficult": [False],
+      "mask": [png(mask)],
+    }
+    | objects,
+  }
+
+
+WITH_MASKS = {"bring": ("object_mask",), "flip": True}
+
+
+@pytest.mark.parametrize(
+  ("shape", "turn", "encoding", "how"),
+  [
+    ((64, 64), None, "png", {"crop_padding_px": 9}),
+    ((90, 64), None, "png", {"crop_padding_px": 4}),
+    ((300, 200), None, "jpeg", {"crop_padding_px": 20}),
+    ((200, 300), 6, "jpeg", {}),
+    ((200, 300), None, "png", {"crop": "random_resized"}),
+    ((700, 500), None, "jpeg", {"crop": "random_resized"}),
+    ((300, 400), 8, "jpeg", {"crop": "random_resized"}),
+    ((40, 30), 3, "jpeg", {"crop": "random_resized"}),
+  ],
+)
+def test_masks_are_cropped_shifted_and_mirrored_just_as_pictures_are(
+  shape, turn, encoding, how
+):
+  dataset = dataset_of([own_mask(shape, turn, encoding)] * 8)
+  shown = set()
+  for batch in train(dataset, 4, **WITH_MASKS, **how):
+    assert batch["object_mask"].shape == (8, 64, 64)
+    picture = batch["image"][..., 1] >= 128
+    apart = (picture != batch["object_mask"]).mean((1, 2))
+    # Pixels at an outline, of which other filters decide otherwise; the wrong
+    # side out, or a crop beside it, is a tenth apart at least.
+    assert apart.max() < (0.03 if how.get("crop") else 0.002)
+    shown |= {mask.tobytes() for mask in batch["object_mask"]}
+  assert len(shown) > (1 if not how else 8)
+
+
+def test_a_box_and_an_empty_mask_are_filled_boxes_in_training_too():
+  box = {"bbox": [(0.25, 0.5, 0.5, 0.75)]}
+  for objects in (box | {"mask": [b""]}, box):
+    record = own_mask((40, 40), **objects)
+    if "mask" not in objects:
+      del record["objects"]["mask"]
+    (batch,) = train(
+      dataset_of([record]), 1, batch_size=1, image_size=40, **WITH_MASKS
+    )
+    rows, columns = np.nonzero(batch["object_mask"][0])
+    assert (rows.min(), rows.max()) == (10, 19)
+    # Of columns 20 to 29, or mirrored.
+    assert (columns.min(), columns.max()) in ((20, 29), (10, 19))
+    assert len(rows) == 100
+
+
+@pytest.mark.parametrize("target_draw", ["category", "instance"])
+def test_the_objects_are_those_of_the_explained_class_alone(target_draw):
+  def corner(*place):
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[place] = 255
+    return png(pixels)
+
+  record = {
+    "image": png(np.zeros((8, 8, 3), np.uint8)),
+    "labels": [4, 1, 4],
+    "objects": {
+      "label": [4, 1, 4],
+      "bbox": [(0, 0, 1, 1)] * 3,
+      "difficult": [False] * 3,
+      "mask": [corner(0, 0), corner(3, 5), corner(7, 7)],
+    },
+  }
+  places = {4: [[0, 0], [7, 7]], 1: [[3, 5]]}
+  targets = []
+  for batch in train(
+    dataset_of([record] * 8),
+    20,
+    image_size=8,
+    bring=("object_mask",),
+    target_draw=target_draw,
+  ):
+    for target, mask in zip(batch["target"], batch["object_mask"], strict=True):
+      assert np.argwhere(mask).tolist() == places[target]
+    targets += batch["target"].tolist()
+  share = targets.count(4) / len(targets)
+  expected = 1 / 2 if target_draw == "category" else 2 / 3
+  # Four standard deviations of a share of 160 draws.
+  assert abs(share - expected) < 0.16
+
+
+def test_one_class_is_drawn_for_masks_and_distractors_alike(load_small):
+  dataset = load_small("train", multi_label=True)
+  both = train(dataset, 3, bring=("distractors", "object_mask"))
+  for name in ("distractors", "object_mask"):
+    for one, other in zip(train(dataset, 3, bring=(name,)), both, strict=True):
+      assert_same([one], [{key: other[key] for key in one}])
+
+
+def test_pictures_of_nothing_known_have_empty_masks():
+  bare = {"image": png(np.zeros((8, 8, 3), np.uint8)), "labels": [2]}
+  other = own_mask((8, 8), label=[5]) | {"labels": [2]}
+  nothing = {**bare, "labels": []}
+  for record in (bare, other, nothing):
+    (batch,) = train(
+      dataset_of([record]), 1, batch_size=1, image_size=8, **WITH_MASKS
+    )
+    assert not batch["object_mask"].any()
+    assert batch["target"][0] == (record["labels"] or [0])[0]
+
+
+class Unread(collections.abc.Sequence):
+  """Masks that nobody may look at."""
+
+  def __len__(self):
+    return 1
+
+  def __getitem__(self, index):
+    raise AssertionError("decoded")
+
+
+def test_no_mask_is_read_that_nobody_asked_for():
+  records = [own_mask((64, 64), mask=Unread())] * 8
+  (batch,) = train(dataset_of(records), 1, flip=True)
+  assert batch.keys() == {"image", "labels", "mask"}
+  with pytest.raises(AssertionError, match="decoded"):
+    train(dataset_of(records), 1, **WITH_MASKS)
+  # Nor those of other classes than the explained one.
+  others = [own_mask((64, 64), mask=Unread(), label=[3])] * 8
+  train(dataset_of(others), 1, **WITH_MASKS)
+
+
+def test_pictures_are_the_same_whether_masks_come_along_or_not(load_small):
+  dataset = load_small("train")
+  for how in (AUGMENTED, {"crop": "random_resized", "flip": True}):
+    plain = train(dataset, 2, **how)
+    with_masks = train(dataset, 2, bring=("object_mask",), **how)
+    for one, other in zip(plain, with_masks, strict=True):
+      assert_same([one], [{key: other[key] for key in one}])
+      # Every picture shows a digit.
+      assert how is not AUGMENTED or other["object_mask"].any((1, 2)).all()
+
+
+@pytest.mark.parametrize("on_error", reading.POLICIES)
+@pytest.mark.parametrize("mask", [b"broken", png(np.zeros((9, 9), np.uint8))])
+def test_a_broken_mask_is_as_bad_as_a_broken_picture(on_error, mask):
+  good = own_mask((64, 64))
+  bad = own_mask((64, 64), mask=[mask]) | {"name": "cat/7.png"}
+  dataset = dataset_of([good, bad] + 6 * [good])
+  how = {**WITH_MASKS, "on_error": on_error}
+  if on_error == "raise":
+    with pytest.raises(pipeline.decode.DecodeError, match=r"1 of .*cat/7\.png"):
+      train(dataset, 1, **how)
+    return
+  (batch,) = train(dataset, 1, **how)
+  assert batch["skipped"].sum() >= 1
+  assert batch["object_mask"].any((1, 2)).all()
+
+
+def test_what_no_pipeline_brings_is_refused():
+  with pytest.raises(ValueError, match=r"'masks'.* Known: distractors, object"):
+    train(dataset_of([own_mask((8, 8))]), 1, bring=("masks",))
 
 
 @pytest.mark.parametrize("process_count", [1, 2])

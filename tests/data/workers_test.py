@@ -95,7 +95,8 @@ def test_where_it_is_no_file_system_it_is_tried(memory, monkeypatch):
   [
     ({}, False, 4 * 32 * 32 * 3),
     ({}, True, 4 * (32 * 32 * 3 + 4 * 3)),
-    ({"distractors": "dataset"}, False, 4 * 4 * 32 * 32 * 3),
+    ({"bring": ["distractors"]}, False, 4 * (4 * 32 * 32 * 3 + 8)),
+    ({"bring": ["object_mask"]}, False, 4 * (32 * 32 * 4 + 4)),
     ({"process_count": 2}, False, 2 * 32 * 32 * 3),
   ],
 )

@@ -48,7 +48,7 @@ def table(asked=FITS, **fields):
     "image_size": 224,
     "num_classes": 1_000,
     "compute_dtype": "bfloat16",
-    "composites": "packed",
+    "guidance": {"consistency": {"mode": "packed", "groups": 4}},
     "topology": "v5e:16x16",
     "device_kind": "TPU v5 lite",
     "num_devices": 256,
@@ -66,6 +66,7 @@ def table(asked=FITS, **fields):
 def test_a_batch_that_fits_says_its_memory_flops_and_collectives():
   lines = table()
   for line in (
+    "guidance: consistency, mode=packed groups=4",
     "v5e:16x16: 256 x TPU v5 lite",
     "Compiled, not executed (jax 1.2.3, libtpu 4.5.6).",
     "batch 8,192, 32 a device: FITS",
@@ -82,6 +83,13 @@ def test_a_batch_that_fits_says_its_memory_flops_and_collectives():
   ):
     assert line in lines
   assert not any("auto" in line for line in lines)
+
+
+def test_terms_without_settings_and_none_at_all_are_told():
+  assert "guidance: energy" in table(guidance={"energy": {}})
+  assert "no guidance" in table(guidance={})
+  long = {"a": {"setting" + str(i): "x" * 20 for i in range(9)}}
+  assert any(line.startswith("guidance: a,") for line in table(guidance=long))
 
 
 def test_a_fast_compilation_says_that_memory_may_differ():

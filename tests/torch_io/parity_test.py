@@ -22,6 +22,7 @@ from gc_jax import step as steps
 from gc_jax.models.layers import RGB_MEAN, RGB_STD
 from gc_jax.objective import Objective
 from gc_jax.torch_io import names
+from gc_jax.training import composites
 from tests.torch_io import torch_models
 
 NUM_CLASSES = 10
@@ -196,9 +197,11 @@ class Ours:
     return seen
 
   def _compiled(self, graphdef, state, batch):
-    goal = Objective(NUM_CLASSES, consistency=True, compose_mode="independent")
+    settings = composites.Settings(mode="independent")
+    goal = Objective(NUM_CLASSES, {"consistency": settings})
+    weights = {"consistency": lambda _: jnp.float32(WEIGHT)}
     step = steps.make_train_step(
-      graphdef, self.tx, goal, lambda _: jnp.float32(WEIGHT), jax.random.key(0)
+      graphdef, self.tx, goal, weights, jax.random.key(0)
     )
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(

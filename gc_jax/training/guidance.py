@@ -1,0 +1,174 @@
+"""Guidance terms by name: what each is, and the draws of all of them.
+
+To add one: its maths in `losses`, an entry here, a recipe that gives it weight.
+Everything else reads the entry.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from gc_jax import losses
+from gc_jax.models.pooling import average_to_grid
+from gc_jax.training import composites
+from gc_jax.training.term import Draw, Explained, Field, Seen, Term
+from gc_jax.types import Batch
+
+
+def _with_object(
+  settings: Any, batch: Batch, explained: Explained, key: PRNGKeyArray
+) -> Draw:
+  """Draws nothing: images count in which the explained class is located."""
+  del settings, key
+  return Draw(explained.mask * batch["object_mask"].any((1, 2)))
+
+
+def _energy(
+  settings: Any, seen: Seen, drawn: Draw, key: PRNGKeyArray
+) -> Float[Array, "B"]:
+  del settings, drawn, key
+  return losses.energy_loss(seen.cam(), on_cells(seen))
+
+
+def on_cells(seen: Seen) -> Float[Array, "B h w"]:
+  """Returns the share of each cell of the features that the object covers."""
+  mask = seen.batch["object_mask"].astype(jnp.float32)
+  return average_to_grid(mask[..., None], seen.features.shape[1])[..., 0]
+
+
+# name -> all that is known of it. Add at the end: the random numbers of a term
+# follow from its place.
+TERMS = {
+  "consistency": Term(
+    title="Grad-CAM consistency",
+    # With reduction "mean" on 14x14 cells, 25 (the release on ImageNet) equals
+    # 25 / 196 = 0.1276 with "sum".
+    weight=Field("consistency_weight", 25.0),
+    ramp=Field("ramp_epochs", 0.0),  # 0 = off (release)
+    fields=(
+      # Over map cells: mean (release) | sum (eq. 5).
+      Field("reduction", "mean", losses.REDUCTIONS),
+      Field("stop_gradient", False),  # True: composites chase a fixed target
+    ),
+    settings=composites.settings,
+    needs=composites.needs,
+    draw=composites.draw,
+    losses=composites.consistency,
+    masked="masked_pairs_frac",
+    check=composites.check,
+    images_unit=composites.images_unit,
+    images_in_one=composites.images_in_one,
+  ),
+  "energy": Term(
+    title="energy in the object",
+    weight=Field("energy_weight", 0.0),
+    ramp=Field("energy_ramp_epochs", 0.0),
+    needs=lambda config: ("object_mask",),
+    draw=_with_object,
+    losses=_energy,
+    masked="energy_masked_frac",
+  ),
+}
+
+
+def chosen(config: ConfigDict) -> dict[str, Term]:
+  """Returns the terms to which a recipe gives weight."""
+  return {
+    name: term
+    for name, term in TERMS.items()
+    if config.loss[term.weight.name] > 0
+  }
+
+
+def needs(config: ConfigDict) -> tuple[str, ...]:
+  """Returns the entries of a `Batch` that a recipe's terms need."""
+  terms = chosen(config).values()
+  return tuple(sorted({each for term in terms for each in term.needs(config)}))
+
+
+class Drawn(NamedTuple):
+  """What chance decides about a part of a batch, before the model is asked.
+
+  Attributes:
+    dropout: key of the originals' dropout masks.
+    explained: the class that is explained in each image.
+    terms: name -> what the term drew.
+    keys: name -> key of what is random in the term's losses.
+  """
+
+  dropout: PRNGKeyArray
+  explained: Explained
+  terms: dict[str, Draw]
+  keys: dict[str, PRNGKeyArray]
+
+
+def draw(
+  terms: Mapping[str, Any],
+  num_classes: int,
+  target_draw: str,
+  batch: Batch,
+  key: PRNGKeyArray,
+) -> Drawn:
+  """Draws all that a part of a batch needs: every key is made here.
+
+  Args:
+    terms: name -> settings.
+    num_classes: K.
+    target_draw: see `draw_target`.
+    batch: the part.
+    key: of the part.
+  """
+  key_dropout, key_guidance = jax.random.split(key)
+  # One of the targets, then two of each term: for its draw and its losses. The
+  # first keys of a split do not depend on how many follow.
+  of_target, *keys = jax.random.split(key_guidance, 1 + 2 * len(TERMS))
+  of_draw = dict(zip(TERMS, keys[::2], strict=True))
+  of_losses = dict(zip(TERMS, keys[1::2], strict=True))
+  contains = classes_present(batch, num_classes)
+  explained = Explained(
+    target=draw_target(of_target, batch, target_draw),
+    mask=batch["mask"] * contains.any(-1),
+    contains=contains,
+  )
+  return Drawn(
+    key_dropout,
+    explained,
+    {
+      name: TERMS[name].draw(settings, batch, explained, of_draw[name])
+      for name, settings in terms.items()
+    },
+    {name: of_losses[name] for name in terms},
+  )
+
+
+def classes_present(batch: Batch, num_classes: int) -> Bool[Array, "B K"]:
+  """Returns True where the image holds an object of the class."""
+  if "labels" in batch:
+    return batch["labels"] > 0
+  return jax.nn.one_hot(batch["label"], num_classes, dtype=bool)
+
+
+def draw_target(
+  key: PRNGKeyArray, batch: Batch, target_draw: str
+) -> Int[Array, "B"]:
+  """Returns the class to explain in each image, one that is present.
+
+  Args:
+    key: the draw is a function of it.
+    batch: single-label (the label itself), multi-label, or one that brings
+      the class along, with what was decoded for it.
+    target_draw: "category" draws uniformly over the present classes (paper),
+      "instance" in proportion to their objects (release).
+  """
+  if "target" in batch:
+    return batch["target"]
+  if "labels" not in batch:
+    return batch["label"]
+  counts = batch["labels"]
+  if target_draw == "category":
+    counts = counts > 0
+  return jax.random.categorical(key, jnp.log(counts.astype(jnp.float32)))

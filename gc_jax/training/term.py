@@ -1,0 +1,167 @@
+"""The words in which a guidance term is written: see `guidance.TERMS`.
+
+A term is a loss on explanations that joins the classification loss. For each
+part of a batch its `draw` runs first, before the model is asked; then the model
+sees the originals once; then its `losses` run on what was seen. Neither knows
+of parts, devices, other terms, its own weight, or what is kept in memory.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from gc_jax import cam as cams
+from gc_jax.types import Batch
+
+
+class Field(NamedTuple):
+  """A field of `config.loss`.
+
+  Attributes:
+    name: below `config.loss`.
+    default: what it is where a recipe does not say.
+    choices: its legal words; empty: it is True or False, or a finite number
+      from 0 on.
+  """
+
+  name: str
+  default: bool | float | str
+  choices: Sequence[str] = ()
+
+
+class Explained(NamedTuple):
+  """The class of each image that all terms of a step explain.
+
+  Attributes:
+    target: the class; of several present ones, drawn.
+    mask: 1 where there is one: 0 for padding, and where no class is present.
+    contains: which classes the image holds.
+  """
+
+  target: Int[Array, "B"]
+  mask: Float[Array, "B"]
+  contains: Bool[Array, "B K"]
+
+
+class Draw(NamedTuple):
+  """What is settled about a part of a batch before the model is asked.
+
+  Attributes:
+    mask: 1 for what counts in the mean, 0 for what does not; of the shape of
+      the term's losses. It is known this early so that a batch computed in
+      parts weighs every example alike.
+    how: whatever else `losses` needs; a tree of arrays.
+  """
+
+  mask: Array
+  how: Any = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+  """What the model made of the originals of a part of a batch.
+
+  Attributes:
+    model: in training mode. A term may send pictures of its own through
+      `model.features`; its running statistics follow, in the order of `TERMS`.
+    classify: the head as it was for the originals' logits, dropout included,
+      as a pure function of features.
+    images: the originals, normalised.
+    features: theirs.
+    batch: all that the pipeline brought.
+    explained: the class that is explained in each.
+  """
+
+  model: nnx.Module
+  classify: Callable[[Array], Array]
+  images: Float[Array, "B H W 3"]
+  features: Float[Array, "B h w D"]
+  batch: Batch
+  explained: Explained
+
+  def cam(self) -> Float[Array, "B h w"]:
+    """Returns the element-wise Grad-CAM of each original's explained class.
+
+    Not normalised. Differentiable through the activations and through the
+    gradient that weighs them.
+    """
+    target = self.explained.target[:, None]
+    return elementwise_cam(self.classify, self.features, target)[:, 0]
+
+
+def elementwise_cam(
+  classify: Callable[[Array], Array],
+  features: Float[Array, "B h w D"],
+  target: Int[Array, "B P"],
+) -> Float[Array, "B P h w"]:
+  """Returns the element-wise Grad-CAM of every target, not normalised.
+
+  Args:
+    classify: the head, as a pure function of features.
+    features: of the explained layer.
+    target: P classes to explain in each image.
+  """
+  gradients = cams.class_gradients(classify, features, target)
+  return cams.elementwise_grad_cam(features[:, None], gradients)
+
+
+def every_image(
+  settings: Any, batch: Batch, explained: Explained, key: PRNGKeyArray
+) -> Draw:
+  """Draws nothing: every image that shows a class counts."""
+  del settings, batch, key
+  return Draw(explained.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+  """Of a term that has no fields but its weight's."""
+
+
+def no_settings(config: ConfigDict, num_devices: int) -> NoSettings:
+  """Returns what there is to say where there is nothing to set."""
+  del config, num_devices
+  return NoSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """All that is known of a guidance term.
+
+  Attributes:
+    title: as people write it.
+    weight: the field with the factor of the mean loss; 0 = off.
+    ramp: the field with the epochs over which the weight rises from 0.
+    losses: (settings, seen, draw, key) -> the losses, one for each entry of
+      `draw.mask`. The key is for randomness within, dropout in a forward pass.
+    masked: what the share of masked losses is called in metrics.
+    fields: of `config.loss`, besides the two.
+    settings: (config, num_devices) -> what `draw` and `losses` get first, a
+      dataclass.
+    draw: (settings, batch, explained, key) -> `Draw`.
+    needs: config -> entries of a `Batch` that the pipeline must bring,
+      of `data.training_example.EXTRAS`.
+    check: (config, num_devices); raises ValueError where the recipe cannot be.
+    images_unit: (config, num_devices) -> the images of a part come in
+      multiples of this; a multiple of the devices is one of everything.
+    images_in_one: config -> how many originals each picture of the term's own
+      forward pass holds, if it makes fewer pictures than there are originals.
+  """
+
+  title: str
+  weight: Field
+  ramp: Field
+  losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
+  masked: str
+  fields: tuple[Field, ...] = ()
+  settings: Callable[[ConfigDict, int], Any] = no_settings
+  draw: Callable[[Any, Batch, Explained, PRNGKeyArray], Draw] = every_image
+  needs: Callable[[ConfigDict], Collection[str]] = lambda config: ()
+  check: Callable[[ConfigDict, int], None] = lambda config, num_devices: None
+  images_unit: Callable[[ConfigDict, int], int] = lambda config, n: n
+  images_in_one: Callable[[ConfigDict], int] = lambda config: 1
