@@ -24,10 +24,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax import command_line, evaluating, saved_config
+from gc_jax import command_line, saved_config
 from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.evaluation import run
 from gc_jax.report import files
 
 _CONFIG = command_line.define_config(
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
   methods = tuple(METHODS) if names == ["all"] else tuple(names)
   try:
     source, config = _asked_for()
-    for line in evaluating.evaluate(
+    for line in run.evaluate(
       config,
       source=source,
       arch=_ARCH.value,

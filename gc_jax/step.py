@@ -1,4 +1,4 @@
-"""The train step, and the cheap evaluation beside it: pure functions to jit.
+"""The train step: pure functions to jit.
 
 The method of the paper, read in a row: cam -> compose -> cam -> consistency.
 """
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gc_jax import accumulation, compose, drawing, losses
 from gc_jax import cam as cams
 from gc_jax.drawing import Drawn
-from gc_jax.evaluators import classification
 from gc_jax.metrics import upsample
 from gc_jax.models import layers, pure_head
 from gc_jax.objective import Objective
@@ -274,19 +273,6 @@ def _at_one_scale(
     upsample(cam, height, width),
     upsample(composite_cam, 2 * height, 2 * width),
   )
-
-
-def make_classification_step(
-  graphdef: nnx.GraphDef,
-) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
-  """Returns the cheap evaluation as a pure function: predictions only."""
-
-  def classification_step(state: TrainState, batch: Batch):
-    model = eval_model(graphdef, state)
-    logits = model.classify(model.features(model.normalize(batch["image"])))
-    return {"classification": classification.sums(logits, batch)}
-
-  return classification_step
 
 
 def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:

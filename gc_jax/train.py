@@ -27,9 +27,10 @@ from gc_jax import (
 )
 from gc_jax import config as configs
 from gc_jax import state as states
+from gc_jax import step as steps
 from gc_jax.checkpoint import Checkpoints
 from gc_jax.data import pipeline
-from gc_jax.evaluation import Evaluation
+from gc_jax.evaluation.run import Evaluation
 from gc_jax.recording import Profile, Run
 from gc_jax.report import files
 from gc_jax.report.page import write_report
@@ -96,7 +97,7 @@ def train_and_evaluate(
       del initial  # a second copy of every weight
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
-    evaluation = Evaluation(config, graphdef, mesh)
+    evaluation = Evaluation(config, mesh)
     run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     try:
       with parallel.stop_awaited():
@@ -125,7 +126,8 @@ def train_and_evaluate(
       results["data/skipped_train"] = round(meta["skipped"])
       results["data/dropped_train"] = train_set.num_dropped
     started = time.perf_counter()
-    results |= evaluation.full(state, workdir, lambda: _end_if_asked(run))
+    model = steps.eval_model(graphdef, state)
+    results |= evaluation.full(model, workdir, lambda: _end_if_asked(run))
     results["time/eval_secs"] = time.perf_counter() - started
 
   if parallel.is_main():
@@ -209,7 +211,8 @@ def _train(
       score = -math.inf  # where it is not evaluated, it is not the best
       if evaluating:
         run.pause()
-        score = run.write(step, evaluation.quick(state))
+        found = evaluation.quick(steps.eval_model(graphdef, state))
+        score = run.write(step, found)
         run.resume()
       if saving:
         meta["train_secs"] = time.perf_counter() - started

@@ -13,9 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax import data, evaluating, passes, saved_config, trained
-from gc_jax.attacks import EPSILONS
+from gc_jax import data, saved_config, trained
 from gc_jax.attribution import CONTROLS
+from gc_jax.evaluation import plan as passes
+from gc_jax.evaluation import run as evaluating
+from gc_jax.evaluation.attacks import EPSILONS
 from gc_jax.report import evaluated as files
 from tests import smoke
 

@@ -19,7 +19,7 @@ import scipy.ndimage
 
 from gc_jax import drawing
 from gc_jax.data import coco, coco_files, pipeline
-from gc_jax.evaluators import classification
+from gc_jax.evaluation import classification
 from tests.data import archives
 
 NUM_IMAGES = {"train": 40, "validation": 12}

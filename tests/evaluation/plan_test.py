@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax import measure, parallel, passes
+from gc_jax import parallel
 from gc_jax.data import annotation, geometry
 from gc_jax.data.dataset import Dataset
-from gc_jax.evaluators.ledger import Ledger
+from gc_jax.evaluation import boxes, programs
+from gc_jax.evaluation import plan as plans
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.localisation import DIFFICULT
+from gc_jax.metrics import Key
 from tests.data import photos
 
 METHODS = ("gradcam", "gradcam_elementwise")
@@ -79,10 +83,10 @@ def ran(model, dataset, mesh):
   """Runs the standard passes of a configuration; returns planner and ledger."""
 
   def run(**fields):
-    planner = passes.Planner(model, dataset, config(**fields), mesh)
+    planner = plans.Planner(model, dataset, config(**fields), mesh)
     ledger = Ledger(len(planner.pairs.index))
     plan = planner.standard(METHODS)
-    count = sum(1 for _ in passes.run(plan, planner.pairs, mesh, ledger))
+    count = sum(1 for _ in plans.run(plan, planner.pairs, mesh, ledger))
     assert count == sum(one.num_batches for one in plan)
     return planner, plan, ledger
 
@@ -96,7 +100,7 @@ def frame_metrics(model, record, target, size):
   (k,) = np.flatnonzero(whole.target == target)
   mask = whole.object_mask[k]
   near = annotation.dilate(mask, 15.0)
-  cam = measure.ALL_METHODS["gradcam_elementwise"](
+  cam = programs.ALL_METHODS["gradcam_elementwise"](
     model, jnp.asarray(whole.image)[None], jnp.array([[target]])
   )[0, 0]
   height, width = mask.shape
@@ -115,7 +119,7 @@ def test_the_release_measures_whole_pictures_in_their_own_pixels(
   # A program for each shape, one for predictions, one for composites.
   assert len(plan) == len(shapes) + 2
   names = [
-    f"gradcam_elementwise/{metric}"
+    Key(metric, "gradcam_elementwise")
     for metric in (
       "pointing_game",
       "stochastic_pointing_game_exact",
@@ -132,16 +136,13 @@ def test_the_release_measures_whole_pictures_in_their_own_pixels(
       model, dataset.source[index], target, (height, width)
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
-  difficult = ledger.columns["difficult"]
+  difficult = ledger.columns[DIFFICULT]
   assert difficult[planner.pairs.index == 3] == 1
   assert np.nansum(difficult) == 1
 
 
 def test_every_picture_is_predicted_once_under_both_protocols(ran, dataset):
-  totals = [
-    ran(protocol=name)[2].totals["classification"]
-    for name in ("paper", "release")
-  ]
+  totals = [ran(protocol=name)[2].totals for name in ("paper", "release")]
   for name, (total, weight) in totals[0].items():
     assert np.max(weight) == len(dataset.source)
     np.testing.assert_allclose(total, totals[1][name][0], rtol=1e-5)
@@ -153,18 +154,18 @@ def test_neither_batch_nor_devices_change_what_is_measured(ran, model, dataset):
   alone = jax.make_mesh(
     (1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
   )
-  planner = passes.Planner(
+  planner = plans.Planner(
     parallel.on_all_devices(model, alone), dataset, config(), alone
   )
   single = Ledger(len(planner.pairs.index))
-  for _ in passes.run(planner.standard(METHODS), planner.pairs, alone, single):
+  for _ in plans.run(planner.standard(METHODS), planner.pairs, alone, single):
     pass
   for name, column in ledger.columns.items():
     for found in (other, single):
       np.testing.assert_allclose(
-        found.columns[name], column, atol=1e-5, err_msg=name
+        found.columns[name], column, atol=1e-5, err_msg=str(name)
       )
-  uniform = ledger.columns["uniform/negative_quadrants_heatmap"]
+  uniform = ledger.columns[Key("negative_quadrants_heatmap", "uniform")]
   assert (uniform[~np.isnan(uniform)] == 0.75).all()
   assert np.isnan(uniform).sum() == 1  # the picture without a class
 
@@ -173,7 +174,7 @@ def test_rounding_bounds_the_programs_and_too_many_are_refused(
   model, dataset, mesh
 ):
   def frames(**fields):
-    planner = passes.Planner(
+    planner = plans.Planner(
       model, dataset, config(protocol="release", **fields), mesh
     )
     plan = planner.standard(METHODS)
@@ -186,36 +187,33 @@ def test_rounding_bounds_the_programs_and_too_many_are_refused(
 
 def test_what_was_done_is_not_done_again(model, dataset, mesh):
   """Interrupted after any batch, the numbers are the same."""
-  planner = passes.Planner(model, dataset, config(), mesh)
-  plan = [*planner.standard(METHODS), *planner.robustness((1, 8))]
+  planner = plans.Planner(model, dataset, config(), mesh)
+  plan = [*planner.standard(METHODS), *planner.attacks((1, 8))]
   whole = Ledger(len(planner.pairs.index))
-  total = sum(1 for _ in passes.run(plan, planner.pairs, mesh, whole))
+  total = sum(1 for _ in plans.run(plan, planner.pairs, mesh, whole))
   assert total == 8
   for stop in (1, 3, 6):
     ledger = Ledger(len(planner.pairs.index))
-    first = passes.run(plan, planner.pairs, mesh, ledger)
+    first = plans.run(plan, planner.pairs, mesh, ledger)
     for _ in range(stop):
       next(first)
     first.close()
-    rest = sum(1 for _ in passes.run(plan, planner.pairs, mesh, ledger))
+    rest = sum(1 for _ in plans.run(plan, planner.pairs, mesh, ledger))
     assert rest == total - stop
     for name, column in whole.columns.items():
       np.testing.assert_array_equal(ledger.columns[name], column)
-    for what, sums in whole.totals.items():
-      for name, (value, weight) in sums.items():
-        np.testing.assert_array_equal(ledger.totals[what][name][0], value)
-        np.testing.assert_array_equal(ledger.totals[what][name][1], weight)
+    for key, (value, weight) in whole.totals.items():
+      np.testing.assert_array_equal(ledger.totals[key][0], value)
+      np.testing.assert_array_equal(ledger.totals[key][1], weight)
 
 
 def test_it_goes_on_in_batches_of_another_size(model, dataset, mesh):
   """After memory was short, say: every row is measured once."""
 
   def measured(ledger, batch_size, stop=None):
-    planner = passes.Planner(
-      model, dataset, config(batch_size=batch_size), mesh
-    )
+    planner = plans.Planner(model, dataset, config(batch_size=batch_size), mesh)
     ledger = ledger or Ledger(len(planner.pairs.index))
-    running = passes.run(planner.standard(METHODS), planner.pairs, mesh, ledger)
+    running = plans.run(planner.standard(METHODS), planner.pairs, mesh, ledger)
     for _ in itertools.islice(running, stop):
       pass
     running.close()
@@ -225,26 +223,27 @@ def test_it_goes_on_in_batches_of_another_size(model, dataset, mesh):
   found = measured(measured(None, 8, stop=1), 4)
   for name, column in whole.columns.items():
     np.testing.assert_allclose(found.columns[name], column, atol=1e-5)
-  for name, (total, weight) in whole.totals["classification"].items():
+  for key, (total, weight) in whole.totals.items():
     # Counts are the same; a float32 loss was added up in another order.
-    rtol = 1e-6 if name == "loss" else 0
-    np.testing.assert_allclose(
-      found.totals["classification"][name][0], total, rtol=rtol
-    )
-    assert (found.totals["classification"][name][1] == weight).all()
+    rtol = 1e-6 if key == Key("loss") else 0
+    np.testing.assert_allclose(found.totals[key][0], total, rtol=rtol)
+    assert (found.totals[key][1] == weight).all()
 
 
 def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):
-  planner = passes.Planner(model, dataset, config(), mesh)
+  planner = plans.Planner(model, dataset, config(), mesh)
   few = planner.few()
   assert len(few) == 4 and (planner.pairs.target[few] >= 0).all()
   ledger = Ledger(len(planner.pairs.index))
   plan = [planner.faithfulness(METHODS), *planner.costly(("smoothgrad",))]
-  for _ in passes.run(plan, planner.pairs, mesh, ledger):
+  for _ in plans.run(plan, planner.pairs, mesh, ledger):
     pass
-  for name in ("smoothgrad/content_heatmap", "gradcam/insertion_auc"):
-    assert set(np.flatnonzero(~np.isnan(ledger.columns[name]))) == set(few)
-  correct, count = ledger.totals["boxes"]["gradcam"]
+  for key in (
+    Key("content_heatmap", "smoothgrad"),
+    Key("insertion_auc", "gradcam"),
+  ):
+    assert set(np.flatnonzero(~np.isnan(ledger.columns[key]))) == set(few)
+  correct, count = ledger.totals[Key(boxes.TOTAL, "gradcam")]
   assert count == 4 and correct.shape == (3, 100)
   assert 0 < correct.max() <= 4
 
@@ -252,17 +251,17 @@ def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):
 def test_the_thread_compiles_what_is_run(model, dataset, mesh, caplog):
   """Sizes of its own, so that no other test has compiled it before."""
   fields = {"costly_rows": 3, "faithfulness_steps": 3, "batch_size": 3}
-  planner = passes.Planner(model, dataset, config(**fields), mesh)
+  planner = plans.Planner(model, dataset, config(**fields), mesh)
   plan = [
     *planner.standard(METHODS),
     *planner.costly(("smoothgrad",)),
     planner.faithfulness((*METHODS, "fullgrad", "cmwp")),
-    *planner.robustness((1, 4)),
+    *planner.attacks((1, 4)),
   ]
   ledger = Ledger(len(planner.pairs.index))
   # A setting of this thread: the other says nothing of what it compiles.
   with jax.log_compiles():
-    for _ in passes.run(plan, planner.pairs, mesh, ledger):
+    for _ in plans.run(plan, planner.pairs, mesh, ledger):
       pass
     jax.jit(_said)(np.ones(7))
   compiled = [

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax import measure, metrics
+from gc_jax import metrics
 from gc_jax.data import annotation
+from gc_jax.evaluation import programs
+from gc_jax.metrics import Key
 
 NUM_CLASSES = 10
 METHODS = ("gradcam", "gradcam_elementwise", "cmwp", "uniform", "center")
@@ -69,7 +71,7 @@ def batch(filler=0):
 
 @pytest.fixture(scope="module")
 def located(model):
-  return measure.localization(*nnx.split(model), batch(), METHODS, True)
+  return programs.localization(*nnx.split(model), batch(), METHODS, True)
 
 
 def test_columns_are_the_metrics_in_pixels(model, located):
@@ -77,7 +79,7 @@ def test_columns_are_the_metrics_in_pixels(model, located):
   near = metrics.dilate(masks, TOLERANCE)
   counts = np.array([1, 1, 1, 0, 0, 1, 0, 0], bool)
   for name in METHODS:
-    cam = measure.ALL_METHODS[name](
+    cam = programs.ALL_METHODS[name](
       model, made["image"], made["target"][:, None]
     )[:, 0]
     cam = metrics.as_distribution(metrics.upsample(cam, 16, 16))
@@ -86,7 +88,7 @@ def test_columns_are_the_metrics_in_pixels(model, located):
       "stochastic_pointing_game_exact": metrics.content_heatmap(cam, near),
       "content_heatmap": metrics.content_heatmap(cam, masks),
     }.items():
-      column = np.asarray(located.columns[f"{name}/{metric}"])
+      column = np.asarray(located.columns[Key(metric, name)])
       np.testing.assert_array_equal(np.isnan(column), ~counts)
       np.testing.assert_allclose(
         column[counts], np.asarray(expected)[counts], atol=1e-5
@@ -100,22 +102,24 @@ def test_predictions_count_each_picture_once(model, located):
   )
   right = logits.argmax(-1) == np.asarray(made["label"])
   first = np.asarray(made["first"]) > 0
-  column = np.asarray(located.columns["top1"])
+  column = np.asarray(located.columns[Key("top1")])
   np.testing.assert_array_equal(np.isnan(column), ~first)
   np.testing.assert_array_equal(column[first], right[first])
-  total, weight = located.totals["classification"]["top1"]
+  total, weight = located.totals[Key("top1")]
   assert (total, weight) == (right[first].sum(), 5)
 
 
 def test_padding_is_measured_nowhere(model, located):
   graph = nnx.split(model)
-  other = measure.localization(*graph, batch(1), METHODS, True)
+  other = programs.localization(*graph, batch(1), METHODS, True)
   jax.tree.map(np.testing.assert_array_equal, located.totals, other.totals)
   for name, column in located.columns.items():
-    np.testing.assert_array_equal(column, other.columns[name], err_msg=name)
+    np.testing.assert_array_equal(
+      column, other.columns[name], err_msg=str(name)
+    )
     assert np.isnan(column[REAL:]).all()
   attacked = [
-    measure.attacked(*graph, batch(filler), ("fgsm",), (8,)).totals
+    programs.attacked(*graph, batch(filler), ("fgsm",), (8,)).totals
     for filler in (0, 1)
   ]
   jax.tree.map(np.testing.assert_array_equal, *attacked)
@@ -124,32 +128,32 @@ def test_padding_is_measured_nowhere(model, located):
 def test_of_composites_the_uniform_map_leaves_three_quarters(model):
   made = batch() | {"cell": jnp.arange(ROWS) % 4}
   del made["annotations"]
-  found = measure.negative_quadrants(*nnx.split(model), made, METHODS).columns
+  found = programs.negative_quadrants(*nnx.split(model), made, METHODS).columns
   counts = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
-  uniform = np.asarray(found["uniform/negative_quadrants_heatmap"])
+  uniform = np.asarray(found[Key("negative_quadrants_heatmap", "uniform")])
   np.testing.assert_array_equal(np.isnan(uniform), ~counts)
   np.testing.assert_allclose(uniform[counts], 0.75)
   cam = metrics.as_distribution(
-    measure.ALL_METHODS["gradcam"](
+    programs.ALL_METHODS["gradcam"](
       model, made["image"], made["target"][:, None]
     )[:, 0]
   )
   for row in np.flatnonzero(counts):
     y, x = divmod(row % 4, 2)
     own = cam[row, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].sum()
-    found_here = found["gradcam/negative_quadrants_heatmap"][row]
+    found_here = found[Key("negative_quadrants_heatmap", "gradcam")][row]
     np.testing.assert_allclose(found_here, 1 - own, atol=1e-6)
 
 
 def test_faithfulness_has_areas_by_row_and_curves_in_sum(model):
   graph = nnx.split(model)
-  _, cams = measure.maps(*graph, batch(), ("gradcam", "uniform"))
-  found = measure.faithful(*graph, batch(), cams, 4)
+  _, cams = programs.maps(*graph, batch(), ("gradcam", "uniform"))
+  found = programs.faithful(*graph, batch(), cams, 4)
   counts = np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)
   for what in ("insertion", "deletion"):
-    area = np.asarray(found.columns[f"gradcam/{what}_auc"])
+    area = np.asarray(found.columns[Key(f"{what}_auc", "gradcam")])
     np.testing.assert_array_equal(np.isnan(area), ~counts)
-    total, weight = found.totals["faithfulness"][f"gradcam/{what}"]
+    total, weight = found.totals[Key(what, "gradcam")]
     assert weight == 5 and total.shape == (5,)
     # The area of the mean curve is the mean of the areas.
     mean = np.trapezoid(np.asarray(total) / 5, dx=0.25)
@@ -158,28 +162,27 @@ def test_faithfulness_has_areas_by_row_and_curves_in_sum(model):
 
 
 def test_an_attack_is_counted_on_first_rows(model):
-  found = measure.attacked(*nnx.split(model), batch(), ("fgsm", "pgd"), (0, 8))
-  clean = measure.predictions(*nnx.split(model), batch()).totals
-  totals = found.totals["robustness"]
+  found = programs.attacked(*nnx.split(model), batch(), ("fgsm", "pgd"), (0, 8))
+  clean = programs.predictions(*nnx.split(model), batch()).totals
   for attack in ("fgsm", "pgd"):
-    assert totals[f"{attack}_0/top1"] == clean["classification"]["top1"]
-    total, weight = totals[f"{attack}_8/top1"]
+    assert found.totals[Key("top1", "", attack, 0)] == clean[Key("top1")]
+    total, weight = found.totals[Key("top1", "", attack, 8)]
     assert weight == 5
-    column = np.asarray(found.columns[f"{attack}_8/top1"])
+    column = np.asarray(found.columns[Key("top1", "", attack, 8)])
     np.testing.assert_array_equal(np.isnan(column), batch()["first"] == 0)
     assert np.nansum(column) == total
 
 
 def test_beside_pgd_stands_fgsm_of_the_same_pictures(model):
-  found = measure.attacked(
-    *nnx.split(model), batch(), ("fgsm", "pgd"), (8,), measure.FEW
+  found = programs.attacked(
+    *nnx.split(model), batch(), ("fgsm", "pgd"), (8,), True
   )
-  for measured in (found.totals["robustness"], found.columns):
-    names = {name.partition("/")[0] for name in measured}
-    assert names == {"fgsm-few_8", "pgd_8"}
+  for measured in (found.totals, found.columns):
+    names = {(key.attack, key.epsilon) for key in measured}
+    assert names == {("fgsm-few", 8), ("pgd", 8)}
 
 
 def test_grids_are_those_of_the_maps(model):
-  assert measure.grids(model, METHODS, 16, 16) == ((4, 4), (8, 8))
-  assert measure.grids(model, ("gradcam",), 24, 32) == ((6, 8),)
-  assert measure.num_classes(model, 16) == NUM_CLASSES
+  assert programs.grids(model, METHODS, 16, 16) == ((4, 4), (8, 8))
+  assert programs.grids(model, ("gradcam",), 24, 32) == ((6, 8),)
+  assert programs.num_classes(model, 16) == NUM_CLASSES

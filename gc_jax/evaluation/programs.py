@@ -1,4 +1,4 @@
-"""What is measured of a batch of pairs: pure functions to jit.
+"""What devices compute of a batch of pairs: pure functions to jit.
 
 Each takes a model as structure and variables, a `PairBatch`, and the names of
 what to measure, and returns columns, one number a row, and totals, sums over
@@ -13,29 +13,34 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gc_jax import metrics
+from gc_jax import attribution
 from gc_jax.attribution import CONTROLS, METHODS
-from gc_jax.attribution.grids import grids as map_grids
 from gc_jax.data import annotation
-from gc_jax.evaluators import classification, faithfulness, robustness
-from gc_jax.metrics import GridAnnotation
-from gc_jax.types import Metrics, PairBatch
+from gc_jax.evaluation import (
+  attacks,
+  classification,
+  faithfulness,
+  localisation,
+)
+from gc_jax.evaluation.localisation import where
+from gc_jax.metrics import Key
+from gc_jax.types import Array as AnyArray
+from gc_jax.types import PairBatch
 
 ALL_METHODS = METHODS | CONTROLS
-FEW = "-few"  # marks FGSM on the pictures on which PGD is measured
 
 
 class Measured(NamedTuple):
   """What came of a batch.
 
   Attributes:
-    columns: name -> number of each row; NaN where the row does not count.
-    totals: name -> (sum, weight), over the rows that count.
+    columns: number of each row; NaN where the row does not count.
+    totals: (sum, weight), over the rows that count.
     cams: method -> raw map of each row; empty unless asked for.
   """
 
-  columns: dict[str, Float[Array, "B"]]
-  totals: dict[str, Metrics]
+  columns: dict[Key, Float[Array, "B"]]
+  totals: dict[Key, tuple[AnyArray, AnyArray]]
   cams: dict[str, Float[Array, "B h w"]]
 
 
@@ -50,8 +55,8 @@ def grids(
     height: of the images.
     width: of the images.
   """
-  wanted = {name: ALL_METHODS[name] for name in methods}
-  return tuple(sorted(map_grids(wanted, model, height, width)))
+  wanted = [ALL_METHODS[name] for name in methods]
+  return tuple(sorted(attribution.grids(wanted, model, height, width)))
 
 
 def num_classes(model: nnx.Module, image_size: int) -> int:
@@ -86,7 +91,7 @@ def localization(
   methods: tuple[str, ...],
   predicts: bool,
 ) -> Measured:
-  """Returns PG, SPG exact and CH of each method.
+  """Returns what maps say of the objects, for each method.
 
   Args:
     graphdef: structure of the model, in evaluation mode.
@@ -97,7 +102,7 @@ def localization(
   """
   model = _model(graphdef, variables)
   cams = _maps(model, batch["image"], batch["target"], methods)
-  columns = located(cams, batch)
+  columns = localisation.on_objects(cams, batch)
   if not predicts:
     return Measured(columns, {}, {})
   measured = _predictions(_logits(model, batch["image"]), batch)
@@ -108,7 +113,7 @@ def localization(
 def negative_quadrants(
   graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
 ) -> Measured:
-  """Returns NQH of each method, of composites.
+  """Returns what maps of composites say, for each method.
 
   Args:
     graphdef: structure of the model, in evaluation mode.
@@ -118,14 +123,7 @@ def negative_quadrants(
   """
   model = _model(graphdef, variables)
   cams = _maps(model, batch["image"], batch["target"], methods)
-  counts = batch["mask"] * batch["target_mask"]
-  columns = {}
-  for name, cam in cams.items():
-    outside = metrics.negative_quadrants_heatmap(
-      metrics.as_distribution(cam), batch["cell"]
-    )
-    columns[f"{name}/negative_quadrants_heatmap"] = _where(counts, outside)
-  return Measured(columns, {}, {})
+  return Measured(localisation.on_composites(cams, batch), {}, {})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -150,9 +148,9 @@ def attacked(
   graphdef,
   variables,
   batch: PairBatch,
-  attacks: tuple[str, ...],
-  epsilons: tuple[int, ...],
-  suffix: str = "",
+  names: tuple[str, ...],
+  epsilons: tuple[int | float, ...],
+  on_few: bool = False,
 ) -> Measured:
   """Returns the predictions for pictures changed to mislead the model.
 
@@ -160,26 +158,27 @@ def attacked(
     graphdef: structure of the model, in evaluation mode.
     variables: of the model.
     batch: of pictures.
-    attacks: keys of `ATTACKS`.
+    names: keys of `attacks.FUNCTIONS`.
     epsilons: how far a pixel may be moved, in 1/255.
-    suffix: of FGSM's name, where not all pictures are attacked, only PGD's: to
-      stand beside it, so without the row of any step up to epsilon.
+    on_few: whether only PGD's pictures are attacked: FGSM then has a name of
+      its own, and no row of any step up to epsilon.
   """
   model = _model(graphdef, variables)
   counts = batch["mask"] * batch["first"]
   pictures = dict(batch) | {"mask": counts}
-  logits = robustness.attacked_logits(model, pictures, epsilons, attacks)
-  if suffix:
-    logits = {
-      name.replace("fgsm_", f"fgsm{suffix}_"): row
-      for name, row in logits.items()
-      if robustness.WITHIN not in name
-    }
-  columns = {
-    name: _where(counts, values)
-    for name, values in robustness.by_example(logits, pictures).items()
-  }
-  totals = {"robustness": robustness.sums(logits, pictures)}
+  columns, totals = {}, {}
+  for (name, epsilon), logits in attacks.attacked_logits(
+    model, pictures, epsilons, names
+  ).items():
+    if on_few and name == attacks.WITHIN:
+      continue
+    if on_few and name == "fgsm":
+      name = attacks.ON_FEW
+    key = functools.partial(Key, attack=name, epsilon=epsilon)
+    for metric, values in classification.by_example(logits, pictures).items():
+      columns[key(metric)] = where(counts, values)
+    for metric, total in classification.sums(logits, pictures).items():
+      totals[key(metric)] = total
   return Measured(columns, totals, {})
 
 
@@ -221,9 +220,9 @@ def faithful(
     areas = faithfulness.area_under(fractions, curves)
     sums = jnp.where(counts[:, None, None] > 0, curves, 0).sum(0)
     for i, name in enumerate(cams):
-      columns[f"{name}/{what}_auc"] = _where(counts, areas[:, i])
-      totals[f"{name}/{what}"] = (sums[i], counts.sum())
-  return Measured(columns, {"faithfulness": totals}, cams)
+      columns[Key(f"{what}_auc", name)] = where(counts, areas[:, i])
+      totals[Key(what, name)] = (sums[i], counts.sum())
+  return Measured(columns, totals, cams)
 
 
 def _model(graphdef, variables) -> nnx.Module:
@@ -248,43 +247,9 @@ def _maps(model, images, target, methods) -> dict[str, Array]:
 def _predictions(logits, batch) -> Measured:
   counts = batch["mask"] * batch["first"]
   pictures = dict(batch) | {"mask": counts}
-  totals = {"classification": classification.sums(logits, pictures)}
+  sums = classification.sums(logits, pictures)
   columns = {
-    name: _where(counts, values)
+    Key(name): where(counts, values)
     for name, values in classification.by_example(logits, batch).items()
   }
-  return Measured(columns, totals, {})
-
-
-def located(
-  cams: dict[str, Float[Array, "B h w"]], batch: PairBatch
-) -> dict[str, Float[Array, "B"]]:
-  """Returns PG, SPG exact and CH of maps that are there already.
-
-  Args:
-    cams: method -> raw map of each row.
-    batch: with annotations on the grids of the maps.
-  """
-  counts = batch["mask"] * batch["target_mask"] * batch["annotated"]
-  columns = {}
-  for name, cam in cams.items():
-    annotated = GridAnnotation(
-      *batch["annotations"][annotation.name(cam.shape[1:])]
-    )
-    inside, near, everywhere = annotated[:3]
-    values = {
-      "pointing_game": metrics.grid_pointing_game(cam, annotated),
-      "stochastic_pointing_game_exact": metrics.grid_content_heatmap(
-        cam, near, everywhere
-      ),
-      "content_heatmap": metrics.grid_content_heatmap(cam, inside, everywhere),
-      "zero_map_frac": metrics.is_empty(cam).astype(jnp.float32),
-    }
-    for metric, value in values.items():
-      columns[f"{name}/{metric}"] = _where(counts, value)
-  columns["difficult"] = _where(counts, batch["difficult"])
-  return columns
-
-
-def _where(counts, values):
-  return jnp.where(counts > 0, values, jnp.nan)
+  return Measured(columns, {Key(k): v for k, v in sums.items()}, {})

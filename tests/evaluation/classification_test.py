@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_jax.evaluators import classification
-from tests.evaluators import batches
+from gc_jax.evaluation import classification
+from tests.evaluation import batches
 
 sums = jax.jit(classification.sums)
 

@@ -7,15 +7,34 @@ the protocol "release", which is a mean over classes of each one's mean.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
 
-POINTING_GAME = "pointing_game"
-STOCHASTIC = "stochastic_pointing_game"
-EXACT = "stochastic_pointing_game_exact"
-FRACTIONS = ("zero_map_frac",)  # not in percent
+from gc_jax.data.pairs import Pairs
+from gc_jax.evaluation import boxes, classification
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.localisation import DIFFICULT
+from gc_jax.metrics import METRICS, POINTING_GAMES, Key
+
 _BLOCK = 16  # resamples at a time
+_POOLED = ("true_positives", "false_positives", "false_negatives")
+
+
+class Estimate(NamedTuple):
+  """A result.
+
+  Attributes:
+    value: in percent, unless its metric says another unit.
+    std: its spread over draws, where it is drawn.
+    interval: both ends of its 95% interval, where there is one.
+  """
+
+  value: float | int
+  std: float | None = None
+  interval: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +70,120 @@ class Rows:
   difficult: Bool[np.ndarray, "N"]
 
 
-def summarize(
-  columns: Mapping[str, Float[np.ndarray, "N"]],
-  rows: Rows,
-  protocol: Protocol,
-) -> dict[str, float]:
-  """Returns the results of every column, in percent but for fractions.
+def results(
+  ledger: Ledger,
+  pairs: Pairs,
+  config: ConfigDict,
+  class_names: Sequence[str],
+) -> tuple[dict[Key, Estimate], dict[str, dict[Key, float]]]:
+  """Returns what a ledger says, of all rows and by class.
 
   Args:
-    columns: "METHOD/METRIC" (or "METRIC") -> number of each row, in [0, 1];
-      NaN where none counts.
+    ledger: after its passes.
+    pairs: its rows.
+    config: of the evaluation.
+    class_names: of the data set.
+  """
+  columns = dict(ledger.columns)
+  difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows))
+  pooled = _pooled(columns)
+  rows = Rows(pairs.index, pairs.target, difficult > 0)
+  protocol = Protocol(
+    name=config.eval.protocol,
+    spg_samples=config.eval.spg_samples,
+    spg_runs=config.eval.spg_runs,
+    num_resamples=config.eval.num_resamples,
+  )
+  read = columns.get(Key("top1"), np.zeros(0))
+  if Key("f1_overall") in pooled:
+    read = pooled[Key("f1_overall")][:, 0]
+  located = [v for key, v in columns.items() if key.metric == "content_heatmap"]
+  found = {
+    Key("num_examples"): Estimate(_count(read)),
+    Key("num_pairs"): Estimate(_count(located[0]) if located else 0),
+  }
+  found |= accuracies(ledger)
+  for key, estimate in summarize(columns, rows, protocol).items():
+    if key.attack:  # the interval is new, the number is known from its sums
+      estimate = estimate._replace(value=found[key].value)
+    found[key] = estimate
+  for key, counts in pooled.items() if protocol.num_resamples else ():
+    real = ~np.isnan(counts[:, 0])
+    interval = f1_interval(
+      pairs.index[real], counts[real], protocol.num_resamples
+    )
+    found[key] = found[key]._replace(interval=interval)
+  for key, (correct, count) in ledger.totals.items():
+    if key.metric == boxes.TOTAL:
+      for metric, value in boxes.max_box_acc(correct, float(count)).items():
+        found[key._replace(metric=metric)] = Estimate(value)
+  return found, by_class(columns, rows, protocol, class_names)
+
+
+def flat(found: Mapping[Key, Estimate]) -> dict[str, float | int]:
+  """Returns results as results.json holds them, "val/top1" and so on.
+
+  Beside a number, its interval has its ends under `NAME_low` and `NAME_high`,
+  and its spread stands under `NAME_std`.
+  """
+  named = {}
+  for key, estimate in found.items():
+    name = f"val/{key.name}"
+    named[name] = estimate.value
+    if estimate.std is not None:
+      named[f"{name}_std"] = estimate.std
+    if estimate.interval is not None:
+      named[f"{name}_low"], named[f"{name}_high"] = estimate.interval
+  return named
+
+
+def _count(column) -> int:
+  return int((~np.isnan(column)).sum())
+
+
+def accuracies(ledger: Ledger) -> dict[Key, Estimate]:
+  """Returns classification, of clean pictures and under every attack."""
+  totals: dict[Key, dict[str, Any]] = {}
+  for key, total in ledger.totals.items():
+    if not key.method:
+      group = totals.setdefault(key._replace(metric=""), {})
+      group[key.metric] = total
+  return {
+    key._replace(metric=metric): Estimate(value)
+    for key, sums in totals.items()
+    for metric, value in classification.summarize(sums).items()
+    # Under attack, what the attack is about.
+    if not key.attack or metric not in ("loss", "top5")
+  }
+
+
+def _pooled(columns: dict[Key, np.ndarray]) -> dict[Key, np.ndarray]:
+  """Takes out the counts that F1 is made of; F1's key -> `[N, 3]`."""
+  found = {}
+  for key in [key for key in columns if key.metric == _POOLED[0]]:
+    counts = [columns.pop(key._replace(metric=name)) for name in _POOLED]
+    found[key._replace(metric="f1_overall")] = np.stack(counts, 1)
+  return found
+
+
+def summarize(
+  columns: Mapping[Key, Float[np.ndarray, "N"]],
+  rows: Rows,
+  protocol: Protocol,
+) -> dict[Key, Estimate]:
+  """Returns the mean of every column, with its interval.
+
+  Args:
+    columns: number of each row, in [0, 1]; NaN where none counts.
     rows: what they are of.
     protocol: how to take means.
 
   Returns:
-    For each column its mean; beside it, under `KEY_low` and `KEY_high`, the
-    95% interval. For each stochastic pointing game's expectation also the
-    game: the mean over runs, and their sample standard deviation (`_std`).
-    Nothing for a column in which no row counts.
+    For each stochastic pointing game's expectation also the game: the mean over
+    runs, and their sample standard deviation. Nothing for a column in which no
+    row counts.
   """
-  results: dict[str, float] = {}
+  found: dict[Key, Estimate] = {}
   samples = {}
   for key, values in columns.items():
     values = _counting(key, values, rows, protocol)
@@ -79,29 +192,28 @@ def summarize(
       continue
     sample = values[real].astype(np.float64)
     groups = rows.target[real] if _is_by_class(key, protocol) else None
-    if not key.endswith(FRACTIONS):
+    if _scale(key) != 1.0:
       samples[key] = rows.index[real], sample, groups
-    results[key] = _scale(key) * _mean(sample, groups)
-    if key.endswith(EXACT):
-      game = key.removesuffix(EXACT) + STOCHASTIC
+    found[key] = Estimate(_scale(key) * _mean(sample, groups))
+    if key.metric == "stochastic_pointing_game_exact":
       runs = 100 * stochastic_runs(sample, protocol)
-      results[game] = float(runs.mean())
       spread = runs.std(ddof=1) if len(runs) > 1 else 0.0
-      results[f"{game}_std"] = float(spread)
+      game = key._replace(metric="stochastic_pointing_game")
+      found[game] = Estimate(float(runs.mean()), float(spread))
   if protocol.num_resamples and samples:
     intervals = _intervals(samples, rows.index, protocol.num_resamples)
     for key, (low, high) in intervals.items():
-      results[f"{key}_low"] = _scale(key) * low
-      results[f"{key}_high"] = _scale(key) * high
-  return results
+      ends = _scale(key) * low, _scale(key) * high
+      found[key] = found[key]._replace(interval=ends)
+  return found
 
 
 def by_class(
-  columns: Mapping[str, Float[np.ndarray, "N"]],
+  columns: Mapping[Key, Float[np.ndarray, "N"]],
   rows: Rows,
   protocol: Protocol,
   class_names: Sequence[str],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[Key, float]]:
   """Returns the mean of every column for each class that was explained.
 
   Args:
@@ -110,7 +222,7 @@ def by_class(
     protocol: which rows count.
     class_names: what the classes are called.
   """
-  found: dict[str, dict[str, float]] = {}
+  found: dict[str, dict[Key, float]] = {}
   for key, values in columns.items():
     values = _counting(key, values, rows, protocol)
     real = ~np.isnan(values) & (rows.target >= 0)
@@ -146,20 +258,20 @@ def stochastic_runs(
   )
 
 
-def _counting(key, values, rows, protocol):
+def _counting(key: Key, values, rows: Rows, protocol: Protocol):
   """Returns a column with NaN where the protocol passes over the pair."""
-  games = key.endswith((POINTING_GAME, EXACT))
-  if protocol.name == "release" and games:
+  if protocol.name == "release" and key.metric in POINTING_GAMES:
     return np.where(rows.difficult, np.nan, values)
   return values
 
 
-def _is_by_class(key: str, protocol: Protocol) -> bool:
-  return protocol.name == "release" and key.endswith("/" + POINTING_GAME)
+def _is_by_class(key: Key, protocol: Protocol) -> bool:
+  return protocol.name == "release" and key.metric == "pointing_game"
 
 
-def _scale(key: str) -> float:
-  return 1.0 if key.endswith(FRACTIONS) else 100.0
+def _scale(key: Key) -> float:
+  metric = METRICS.get(key.metric)
+  return 1.0 if metric and metric.unit == "fraction" else 100.0
 
 
 def _mean(values, groups, times=None) -> float:
@@ -195,11 +307,11 @@ def f1_interval(
   return 100 * low, 100 * high
 
 
-def _intervals(samples, index, num_resamples) -> dict[str, tuple[float, float]]:
+def _intervals(samples, index, num_resamples) -> dict[Key, tuple[float, float]]:
   """Returns the 95% interval of every sample's mean.
 
   Args:
-    samples: name -> (picture of each value, the values, their groups or None).
+    samples: key -> (picture of each value, the values, their groups or None).
     index: of all rows.
     num_resamples: of the bootstrap.
   """
@@ -210,7 +322,7 @@ def _intervals(samples, index, num_resamples) -> dict[str, tuple[float, float]]:
     _by_picture(np.searchsorted(pictures, own), count, (x, np.ones_like(x)))
     for own, x, _ in (samples[key] for key in plain)
   ]
-  means: dict[str, list] = {key: [] for key in samples}
+  means: dict[Key, list] = {key: [] for key in samples}
   for weights in _resamples(count, num_resamples):
     for key, (above, below) in zip(plain, sums, strict=True):
       means[key].append(_ratio(weights @ above, weights @ below))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Real
 # Fractions of the map's maximum at which a box is drawn: 0, 0.01, ..., 0.99.
 THRESHOLDS = np.linspace(0, 1, 101)[:-1]
 IOUS = (0.3, 0.5, 0.7)
+TOTAL = "max_box_acc"  # of a ledger's sums: how often each box was right
 
 
 def box_iou(

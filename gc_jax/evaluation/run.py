@@ -5,7 +5,7 @@ goes on.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,24 @@ from ml_collections import ConfigDict
 from gc_jax import (
   checkpoint,
   data,
-  evaluation,
-  measure,
+  metrics,
   parallel,
-  passes,
-  sanity,
   saved_config,
   trained,
 )
 from gc_jax import config as configs
-from gc_jax.attacks import ATTACKS
-from gc_jax.attribution import COSTLY, METHODS
+from gc_jax.attribution import METHODS
 from gc_jax.data.dataset import Dataset, unknown_name_message
-from gc_jax.evaluators import ledger as ledgers
-from gc_jax.evaluators import robustness
+from gc_jax.evaluation import attacks, programs, sanity, summary
+from gc_jax.evaluation import examples as looks
+from gc_jax.evaluation import ledger as ledgers
+from gc_jax.evaluation import plan as plans
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.metrics import Key
 from gc_jax.report import evaluated as files
-from gc_jax.report import evaluation_page, progress
+from gc_jax.report import evaluation_page, gallery, progress
 from gc_jax.report.evaluated import About, Curves, Evaluated, Example
+from gc_jax.report.files import AnyPath
 from gc_jax.trained import LoadedModel
 
 PARTIAL = "partial.npz"
@@ -78,7 +79,7 @@ def evaluate(
 
   with jax.set_mesh(mesh):
     model = parallel.on_all_devices(loaded.model, mesh)
-    planner = passes.Planner(model, dataset, config, mesh)
+    planner = plans.Planner(model, dataset, config, mesh)
     plan = _plan(planner, config, methods)
     num_rows = len(planner.pairs.index)
     ledger = ledgers.load(out / PARTIAL, num_rows, identity)
@@ -90,9 +91,10 @@ def evaluate(
     examples = _examples(model, planner, methods, mesh, panel.strips)
     ledger.secs += time.monotonic() - started
 
-  results, per_class = evaluation.results(
+  found, by_class = summary.results(
     ledger, planner.pairs, config, dataset.class_names
   )
+  results = summary.flat(found)
   done = Evaluated(
     folder=out,
     about=_about(
@@ -107,8 +109,11 @@ def evaluate(
       identity,
     ),
     results=results,
-    per_class=per_class,
-    curves=_curves(ledger, results, config, panel),
+    per_class={
+      name: {key.name: value for key, value in numbers.items()}
+      for name, numbers in by_class.items()
+    },
+    curves=_curves(ledger, found, dataset, config, panel),
     examples=examples,
     class_names=list(dataset.class_names),
   )
@@ -146,7 +151,7 @@ def check_fits(
     ValueError: their classes differ, in number or in kind.
   """
   size = config.data.image_size
-  found = measure.num_classes(loaded.model, size)
+  found = programs.num_classes(loaded.model, size)
   wanted = len(dataset.class_names)
   if found != wanted:
     raise ValueError(
@@ -219,16 +224,20 @@ def _identity(
 
 
 def _plan(
-  planner: passes.Planner, config: ConfigDict, methods: tuple[str, ...]
-) -> list[passes.Pass]:
-  costly = tuple(name for name in methods if name in COSTLY)
-  cheap = tuple(name for name in methods if name not in COSTLY)
+  planner: plans.Planner, config: ConfigDict, methods: tuple[str, ...]
+) -> list[plans.Pass]:
+  costly = _costly(methods)
+  cheap = tuple(name for name in methods if name not in costly)
   return [
     *planner.standard(cheap),
     *planner.costly(costly),
     planner.faithfulness(methods),
-    *planner.robustness(tuple(config.eval.epsilons)),
+    *planner.attacks(tuple(config.eval.epsilons)),
   ]
+
+
+def _costly(methods: tuple[str, ...]) -> tuple[str, ...]:
+  return tuple(name for name in methods if METHODS[name].is_costly)
 
 
 def _described(plan, ledger, out) -> Iterator[str]:
@@ -250,7 +259,7 @@ def _measured(plan, planner, mesh, ledger, out) -> Iterator[str]:
   clock = saved = time.monotonic()
   current = None
   try:
-    for one in passes.run(plan, planner.pairs, mesh, ledger):
+    for one in plans.run(plan, planner.pairs, mesh, ledger):
       now = time.monotonic()
       ledger.secs += now - clock
       clock = now
@@ -278,7 +287,7 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
     strips: row -> its maps of models randomised.
   """
   rows = sanity.spread(planner, _NUM_EXAMPLES)
-  found = evaluation.explained(
+  found = looks.explained(
     model, planner.pairs, rows, planner.with_objects(), methods, mesh
   )
   return [
@@ -295,25 +304,24 @@ def _examples(model, planner, methods, mesh, strips) -> list[Example]:
   ]
 
 
-def _curves(ledger, results, config, panel: sanity.Panel) -> Curves:
-  metric = "top1" if "val/top1" in results else "f1_overall"
-  clean = {"0": results[f"val/{metric}"]}
-  curves_of: dict[str, dict[str, float]] = {
+def _curves(ledger, found, dataset, config, panel: sanity.Panel) -> Curves:
+  metric = metrics.accuracy(dataset.multi_label)
+  clean = {"0": found[Key(metric)].value}
+  robustness: dict[str, dict[str, float]] = {
     "fgsm": clean,
-    f"fgsm{robustness.WITHIN}": dict(clean),
+    attacks.WITHIN: dict(clean),
   }
-  for key, value in results.items():
-    attack, _, name = key.removeprefix("val/").partition("/")
-    kind, _, epsilon = attack.partition("_")
-    if kind.partition("-")[0] in ATTACKS and name == metric:
-      curves_of.setdefault(kind, {})[epsilon] = value
+  for key, estimate in found.items():
+    if key.attack and key.metric == metric:
+      curve = robustness.setdefault(key.attack, {})
+      curve[f"{key.epsilon:g}"] = estimate.value
   steps = config.eval.faithfulness_steps
   curves = {"insertion": {}, "deletion": {}}
-  for key, (total, weight) in ledger.totals.get("faithfulness", {}).items():
-    method, what = key.split("/")
-    curves[what][method] = (total / max(weight, 1)).tolist()
+  for key, (total, weight) in ledger.totals.items():
+    if key.metric in curves:
+      curves[key.metric][key.method] = (total / max(weight, 1)).tolist()
   return Curves(
-    robustness=curves_of,
+    robustness=robustness,
     fractions=[i / steps for i in range(steps + 1)],
     stages=panel.stages,
     randomization=panel.correlations,
@@ -328,7 +336,7 @@ def _about(
   settings["image_size"] = config.data.image_size
   for name in ("methods", "protocol", "batch_size", "every_epochs"):
     del settings[name]
-  costly = tuple(name for name in methods if name in COSTLY)
+  costly = _costly(methods)
   return About(
     source=loaded.source,
     architecture=loaded.name,
@@ -347,3 +355,70 @@ def _about(
     secs=ledger.secs,
     identity=identity,
   )
+
+
+class Evaluation:
+  """The evaluations of a training run: a quick one meanwhile, a full one after.
+
+  Composites and random points are the same for every run and state, so that
+  two results differ by their models alone.
+
+  Args:
+    config: resolved.
+    mesh: the batch is divided along it.
+  """
+
+  def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
+    self._config = config
+    self._mesh = mesh
+    self._val = data.load(config.data, config.data.val_split)
+    self._test = data.load(config.data, config.data.eval_split)
+
+  def quick(self, model: nnx.Module) -> dict[str, float]:
+    """Returns classification on the validation split.
+
+    Args:
+      model: in evaluation mode, on every device of the mesh.
+    """
+    planner = plans.Planner(
+      model, self._val, self._config, self._mesh, explains=False
+    )
+    ledger = Ledger(len(planner.pairs.index))
+    plan = [planner.predictions()]
+    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+      pass
+    return summary.flat(summary.accuracies(ledger))
+
+  def full(
+    self,
+    model: nnx.Module,
+    workdir: AnyPath,
+    after_batch: Callable[[], None] = lambda: None,
+  ) -> dict[str, float | int]:
+    """Returns every metric on the evaluation split; writes the gallery.
+
+    Args:
+      model: in evaluation mode, on every device of the mesh.
+      workdir: where the gallery goes.
+      after_batch: called after every batch, on every process; it may raise.
+    """
+    config, dataset = self._config, self._test
+    planner = plans.Planner(model, dataset, config, self._mesh)
+    ledger = Ledger(len(planner.pairs.index))
+    methods = tuple(config.eval.methods)
+    plan = planner.standard(methods)
+    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+      after_batch()
+    found = summary.flat(
+      summary.results(ledger, planner.pairs, config, dataset.class_names)[0]
+    )
+    if config.data.on_error == "skip":
+      num_skipped = len(dataset.source) - found["val/num_examples"]
+      found["data/skipped_eval"] = num_skipped
+      found["data/dropped_eval"] = dataset.num_dropped
+    examples = looks.gallery(model, planner, ledger, methods[0], self._mesh)
+    if parallel.is_main():
+      gallery.save_gallery(
+        workdir / gallery.FILENAME, examples, dataset.class_names
+      )
+    return found

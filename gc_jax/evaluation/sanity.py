@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gc_jax import evaluation, parallel, passes
+from gc_jax import parallel
 from gc_jax.attribution import randomization
+from gc_jax.evaluation import examples, plan
 from gc_jax.models import init_key
 
 
@@ -35,7 +36,7 @@ class Panel:
 
 def check(
   model: nnx.Module,
-  planner: passes.Planner,
+  planner: plan.Planner,
   methods: tuple[str, ...],
   num_rows: int,
   mesh: jax.sharding.Mesh,
@@ -52,7 +53,7 @@ def check(
   rows = spread(planner, num_rows)
 
   def maps(which):
-    found = evaluation.explained(
+    found = examples.explained(
       which, planner.pairs, rows, planner.with_objects(), methods, mesh
     )
     return {
@@ -80,7 +81,7 @@ def check(
   return Panel(stages, correlations, strips)
 
 
-def spread(planner: passes.Planner, count: int) -> list[int]:
+def spread(planner: plan.Planner, count: int) -> list[int]:
   """Returns rows of different pictures, evenly spread over the split."""
   rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
   count = min(count, len(rows))

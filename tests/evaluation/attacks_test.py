@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 
 from gc_jax import losses
-from gc_jax.attacks import ATTACKS, EPSILONS, fgsm, pgd
+from gc_jax.evaluation import classification
+from gc_jax.evaluation.attacks import (
+  EPSILONS,
+  FUNCTIONS,
+  WITHIN,
+  attacked_logits,
+  fgsm,
+  pgd,
+)
 from gc_jax.models.layers import normalize_pixels
 
 # Comparing pixels: float32 near 1, added and clipped.
@@ -65,7 +73,7 @@ def compiled(attack, graphdef, **settings):
   @jax.jit
   def run(state, batch, epsilon):
     model = nnx.merge(graphdef, state)
-    return ATTACKS[attack](model, batch, epsilon, **settings)
+    return FUNCTIONS[attack](model, batch, epsilon, **settings)
 
   return run
 
@@ -135,7 +143,7 @@ def test_fgsm_by_hand():
   )
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_epsilon_is_in_bytes_and_pixels_stay_in_range(attack):
   """Bytes 3, 250 and 100 under epsilon 8 go to 0, 255 and 92."""
   net = Linear([[1, -1], [-2, 2], [3, -3]])
@@ -149,7 +157,7 @@ def test_epsilon_is_in_bytes_and_pixels_stay_in_range(attack):
   assert adversarial.min() == 0 and adversarial.max() == 1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_of_several_labels_each_is_attacked(attack):
   """Class 0 is present and falls, class 1 is absent and rises."""
   net = Linear([[1, 0], [0, 1], [0, 0]])
@@ -232,7 +240,7 @@ def test_pgd_is_never_weaker_than_fgsm(model, kind):
   assert stronger > 0
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 @pytest.mark.parametrize("kind", ["label", "labels"])
 def test_pixels_stay_in_the_ball_and_in_range(model, attack, kind):
   batch = batch_of(kind)
@@ -246,7 +254,7 @@ def test_pixels_stay_in_the_ball_and_in_range(model, attack, kind):
     assert (moved >= epsilon / 255 - ULP).sum() >= 3
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_epsilon_0_is_the_clean_picture(model, attack):
   batch = batch_of("label")
   np.testing.assert_array_equal(
@@ -254,7 +262,7 @@ def test_epsilon_0_is_the_clean_picture(model, attack):
   )
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_bytes_and_fractions_are_attacked_alike(attack):
   net = Linear([[1, -1], [-2, 2], [3, -3]])
   batch = batch_of("label")
@@ -276,7 +284,7 @@ def test_no_example_sees_another(model):
   assert (one == of_four).mean() > 0.99
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_one_compilation_serves_every_epsilon(attack):
   traces = []
   net = Linear([[1, -1], [-2, 2], [3, 3]])
@@ -284,7 +292,7 @@ def test_one_compilation_serves_every_epsilon(attack):
   @jax.jit
   def run(batch, epsilon):
     traces.append(epsilon)
-    return ATTACKS[attack](net, batch, epsilon)
+    return FUNCTIONS[attack](net, batch, epsilon)
 
   batch = {
     "image": picture(0.5, 0.5, 0.5),
@@ -297,10 +305,10 @@ def test_one_compilation_serves_every_epsilon(attack):
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_jit_and_eager_agree(model, attack):
   batch = batch_of("label")
-  eager = ATTACKS[attack](model, batch, 8)
+  eager = FUNCTIONS[attack](model, batch, 8)
   jitted = attacked(attack, model, batch, 8)
   # Pixels whose gradient is a rounding error have either sign, and on the ten
   # steps of PGD that adds up.
@@ -312,7 +320,7 @@ def test_jit_and_eager_agree(model, attack):
   )
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_half_precision_is_attacked_in_full(make_tiny, attack):
   net = settled(make_tiny(dtype=jnp.bfloat16))
   batch = batch_of("label")
@@ -326,14 +334,14 @@ def test_half_precision_is_attacked_in_full(make_tiny, attack):
   assert worse.mean() > 0.01
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_the_model_is_left_as_it_was(model, attack):
   before = jax.tree.map(np.array, nnx.state(model))
-  ATTACKS[attack](model, batch_of("label"), 8)
+  FUNCTIONS[attack](model, batch_of("label"), 8)
   jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", FUNCTIONS)
 def test_a_gradient_of_nan_is_no_defence(attack):
   net = Linear(np.full((3, 2), np.nan))
   batch = {
@@ -350,3 +358,134 @@ def test_more_steps_climb_at_least_as_high_in_the_mean(model):
     model, pgd(model, batch, 8, steps=steps), batch
   ).mean()
   assert mean(20) > mean(2)
+
+
+# Accuracy under attack.
+
+
+class Red(nnx.Module):
+  """Class 0 where the red channel is above a half, else class 1."""
+
+  def normalize(self, images):
+    return images
+
+  def features(self, images):
+    return images
+
+  def classify(self, features):
+    red = features.mean((1, 2))[:, 0] - 0.5
+    return jnp.stack([red, -red], 1)
+
+
+def reds(distances, **labels):
+  """Pictures whose red is so many bytes above a half."""
+  image = np.full((len(distances), 1, 1, 3), 0.5, np.float32)
+  image[:, 0, 0, 0] += np.array(distances) / 255
+  batch = {"image": image, "mask": np.ones(len(distances), np.float32)}
+  return jax.tree.map(jnp.asarray, batch | labels)
+
+
+def sums(net, batch, *args):
+  """(attack, epsilon) -> the sums of its predictions."""
+  logits = attacked_logits(net, batch, *args)
+  return {k: classification.sums(row, batch) for k, row in logits.items()}
+
+
+def results(*args):
+  """(attack, epsilon) -> results."""
+  return {k: classification.summarize(v) for k, v in sums(*args).items()}
+
+
+class Band(Red):
+  """Class 1 where the red channel is in a narrow band around 0.4."""
+
+  def classify(self, features):
+    away = jnp.abs(features.mean((1, 2))[:, 0] - 0.4) - 0.03
+    return jnp.stack([away, -away], 1)
+
+
+@pytest.mark.parametrize("attack", FUNCTIONS)
+def test_a_picture_falls_once_epsilon_is_over_its_distance(attack):
+  """Distances 1.5, 5, 20 and 100; the fifth picture was wrong all along."""
+  batch = reds([1.5, 5, 20, 100, -5], label=np.zeros(5, np.int32))
+  found = results(Red(), batch)
+  expected = {1: 80, 2: 60, 8: 40, 16: 40, 32: 20, 64: 20}
+  assert expected.keys() == set(EPSILONS)
+  for epsilon, top1 in expected.items():
+    assert found[attack, epsilon]["top1"] == pytest.approx(top1)
+
+
+def test_a_step_too_long_is_no_defence_within_epsilon():
+  """Red 0.5 is in the band at 32 alone; 0.41 is in it, and out of it at 32."""
+  batch = reds([0, -0.09 * 255], label=np.zeros(2, np.int32))
+  # In any order of epsilons.
+  found = results(Band(), batch, (64, 8, 32), ("fgsm",))
+  expected = {8: (50, 50), 32: (50, 0), 64: (100, 0)}
+  for epsilon, (by_whole, within) in expected.items():
+    assert found["fgsm", epsilon]["top1"] == by_whole
+    assert found[WITHIN, epsilon]["top1"] == within
+
+
+def test_a_label_once_wrong_stays_wrong_within_epsilon():
+  batch = reds([0], labels=np.array([[1, 0]], np.int32))
+  totals = sums(Band(), batch, (32, 64), ("fgsm",))
+  cases = ("true_positives", "false_positives", "false_negatives")
+
+  def counts(*key):
+    return [totals[key][case][0].tolist() for case in cases]
+
+  wrong = [[0, 0], [0, 1], [1, 0]]
+  assert counts("fgsm", 32) == wrong
+  assert counts("fgsm", 64) == [[1, 0], [0, 0], [0, 0]]
+  assert counts(WITHIN, 32) == counts(WITHIN, 64) == wrong
+
+
+def test_a_net_without_a_number_withstands_nothing():
+  class Broken(Red):
+    def classify(self, features):
+      return jnp.full((len(features), 2), jnp.nan)
+
+  batch = reds([5], label=np.zeros(1, np.int32))
+  found = results(Broken(), batch, (1, 8), ("fgsm",))
+  assert {one["top1"] for one in found.values()} == {0}
+
+
+def test_of_several_labels_f1_is_given():
+  labels = np.array([[1, 0], [1, 0], [0, 1]], np.int32)
+  batch = reds([1.5, 20, -20], labels=labels)
+  found = results(Red(), batch, (0, 8), ("fgsm",))
+  assert found.keys() == {(a, e) for a in ("fgsm", WITHIN) for e in (0, 8)}
+  assert found["fgsm", 0]["f1_overall"] == pytest.approx(100)
+  # One of three pictures falls: both of its decisions are wrong.
+  assert found["fgsm", 8]["f1_overall"] == pytest.approx(100 * 4 / 6)
+
+
+def test_padding_is_attacked_for_nothing():
+  batch = reds([1.5, 5, 20], label=np.zeros(3, np.int32))
+  batch["mask"] = jnp.array([1.0, 0.0, 1.0])
+  totals = sums(Red(), batch, (2,))
+  assert totals["fgsm", 2]["top1"] == (1, 2)
+
+
+def test_only_the_attacks_asked_for_are_made():
+  batch = reds([5], label=np.zeros(1, np.int32))
+  totals = sums(Red(), batch, (1, 2), ("pgd",))
+  assert {name for name, _ in totals} == {"pgd"}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_pictures_one_by_one_add_up_to_the_sums(labels):
+  kind = (
+    {"labels": np.array([[1, 0], [1, 0], [1, 1]], np.int32)}
+    if labels
+    else {"label": np.zeros(3, np.int32)}
+  )
+  batch = reds([1.5, 5, -5], **kind)
+  for key, logits in attacked_logits(Red(), batch, (2, 8)).items():
+    found = classification.by_example(logits, batch)
+    totals = classification.sums(logits, batch)
+    if key == ("fgsm", 2):
+      first = found["true_positives" if labels else "top1"]
+      assert first.tolist() == [0, 1, 1 if labels else 0]
+    for name, values in found.items():
+      assert values.sum() == totals[name][0].sum(), name

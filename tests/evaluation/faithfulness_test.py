@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import metrics
-from gc_jax.evaluators import faithfulness
+from gc_jax.evaluation import faithfulness
 from gc_jax.models.layers import RGB_MEAN, normalize_pixels
 
 SIDE = 8

@@ -3,11 +3,18 @@
 import numpy as np
 import pytest
 
-from gc_jax.evaluators import summary
-from gc_jax.evaluators.summary import Protocol, Rows
+from configs import base
+from gc_jax.data.pairs import Pairs
+from gc_jax.evaluation import summary
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.summary import Estimate, Protocol, Rows
+from gc_jax.metrics import Key
 
-PG, EXACT = "a/pointing_game", "a/stochastic_pointing_game_exact"
-CH = "a/content_heatmap"
+PG = Key("pointing_game", "a")
+EXACT = Key("stochastic_pointing_game_exact", "a")
+SPG = Key("stochastic_pointing_game", "a")
+CH = Key("content_heatmap", "a")
+EMPTY = Key("zero_map_frac", "a")
 
 
 def made(count=60, seed=0):
@@ -19,7 +26,7 @@ def made(count=60, seed=0):
     PG: (rng.random(count) < 0.6).astype(np.float32),
     EXACT: rng.random(count).astype(np.float32),
     CH: rng.random(count).astype(np.float32),
-    "a/zero_map_frac": (rng.random(count) < 0.1).astype(np.float32),
+    EMPTY: (rng.random(count) < 0.1).astype(np.float32),
   }
   for values in columns.values():
     values[rng.random(count) < 0.1] = np.nan
@@ -30,10 +37,9 @@ def test_the_paper_weighs_pairs_equally():
   columns, rows = made()
   results = summary.summarize(columns, rows, Protocol("paper"))
   for key in (PG, EXACT, CH):
-    assert results[key] == pytest.approx(100 * np.nanmean(columns[key]))
-  assert results["a/zero_map_frac"] == pytest.approx(
-    np.nanmean(columns["a/zero_map_frac"])
-  )
+    assert results[key].value == pytest.approx(100 * np.nanmean(columns[key]))
+  assert results[EMPTY].value == pytest.approx(np.nanmean(columns[EMPTY]))
+  assert results[EMPTY].interval is None
 
 
 def test_the_release_means_over_classes_and_passes_over_difficult_ones():
@@ -41,10 +47,12 @@ def test_the_release_means_over_classes_and_passes_over_difficult_ones():
   results = summary.summarize(columns, rows, Protocol("release"))
   easy = ~rows.difficult
   means = [np.nanmean(columns[PG][easy & (rows.target == k)]) for k in range(4)]
-  assert results[PG] == pytest.approx(100 * np.mean(means))
-  assert results[EXACT] == pytest.approx(100 * np.nanmean(columns[EXACT][easy]))
+  assert results[PG].value == pytest.approx(100 * np.mean(means))
+  assert results[EXACT].value == pytest.approx(
+    100 * np.nanmean(columns[EXACT][easy])
+  )
   # The content heatmap counts all.
-  assert results[CH] == pytest.approx(100 * np.nanmean(columns[CH]))
+  assert results[CH].value == pytest.approx(100 * np.nanmean(columns[CH]))
 
 
 def test_the_stochastic_game_has_the_law_of_drawn_points():
@@ -64,11 +72,26 @@ def test_the_game_is_given_as_mean_and_deviation_over_runs():
   results = summary.summarize(columns, rows, protocol)
   expected = columns[EXACT][~np.isnan(columns[EXACT])]
   runs = 100 * summary.stochastic_runs(expected, protocol)
-  key = "a/stochastic_pointing_game"
-  assert results[key] == pytest.approx(runs.mean())
-  assert results[f"{key}_std"] == pytest.approx(runs.std(ddof=1))
+  assert results[SPG].value == pytest.approx(runs.mean())
+  assert results[SPG].std == pytest.approx(runs.std(ddof=1))
   once = summary.summarize(columns, rows, Protocol(spg_runs=1))
-  assert once[f"{key}_std"] == 0
+  assert once[SPG].std == 0
+
+
+def test_results_have_their_names_in_the_file():
+  found = {
+    Key("top1"): Estimate(80.0, None, (70.0, 90.0)),
+    SPG: Estimate(50.0, 0.5),
+    Key("top1", attack="fgsm-within", epsilon=0.5): Estimate(3.0),
+  }
+  assert summary.flat(found) == {
+    "val/top1": 80.0,
+    "val/top1_low": 70.0,
+    "val/top1_high": 90.0,
+    "val/a/stochastic_pointing_game": 50.0,
+    "val/a/stochastic_pointing_game_std": 0.5,
+    "val/fgsm-within_0.5/top1": 3.0,
+  }
 
 
 @pytest.mark.parametrize("name", ["paper", "release"])
@@ -88,13 +111,13 @@ def test_intervals_are_those_of_resampled_pictures(name):
       again = summary.summarize(
         {key: columns[key][drawn]}, some, Protocol(name)
       )
-      means.append(again[key])
+      means.append(again[key].value)
     low, high = np.quantile(means, (0.025, 0.975))
     width = high - low
     # Two bootstraps of 2,000 agree on a quantile to a few percent.
-    assert results[f"{key}_low"] == pytest.approx(low, abs=0.08 * width)
-    assert results[f"{key}_high"] == pytest.approx(high, abs=0.08 * width)
-    assert results[f"{key}_low"] < results[key] < results[f"{key}_high"]
+    ends = results[key].interval
+    assert ends == pytest.approx((low, high), abs=0.08 * width)
+    assert ends[0] < results[key].value < ends[1]
 
 
 def test_pairs_of_one_picture_stand_or_fall_together():
@@ -106,7 +129,8 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   def width(index, values):
     rows = Rows(index, np.zeros(len(index), int), np.zeros(len(index), bool))
     results = summary.summarize({CH: values}, rows, protocol)
-    return results[f"{CH}_high"] - results[f"{CH}_low"]
+    low, high = results[CH].interval
+    return high - low
 
   alone = width(np.arange(50), values)
   same = width(np.repeat(np.arange(50), 4), np.repeat(values, 4))
@@ -148,3 +172,31 @@ def test_what_nothing_was_measured_of_is_left_out():
   protocol = Protocol(num_resamples=10)
   assert summary.summarize({CH: nothing}, rows, protocol) == {}
   assert summary.by_class({CH: nothing}, rows, protocol, ["a"]) == {}
+
+
+COUNTS = ("true_positives", "false_positives", "false_negatives")
+# Of 40 pictures every other is right, with two classes, one of them missed.
+RIGHT, WRONG = (2, 0, 0), (1, 0, 1)
+
+
+@pytest.mark.parametrize("attack", [{}, {"attack": "fgsm", "epsilon": 8}])
+def test_f1_has_its_interval_with_and_without_an_attack(attack):
+  pairs = Pairs(
+    index=np.arange(40), target=np.zeros(40, int), first=np.ones(40, bool)
+  )
+  counts = np.array([RIGHT, WRONG] * 20, np.float32)
+  ledger = Ledger(40)
+  for name, column in zip(COUNTS, counts.T, strict=True):
+    ledger.columns[Key(name, **attack)] = column
+    ledger.totals[Key(name, **attack)] = (
+      column.sum(keepdims=True),
+      np.float64(40),
+    )
+  ledger.totals[Key("loss", **attack)] = (np.float64(1), np.float64(40))
+  found, by_class = summary.results(ledger, pairs, base.get_config(), ["only"])
+  ends = found[Key("f1_overall", **attack)].interval
+  # 60 right of 60 and 20 missed: F1 of 120 in 140.
+  assert 75 < ends[0] < 100 * 120 / 140 < ends[1] < 95
+  # Counts are nothing to be read alone.
+  assert not any("positives" in key.metric for key in found)
+  assert by_class == {}

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
+from gc_jax.metrics import Key
 from gc_jax.report import files
-from gc_jax.types import Metrics
+from gc_jax.types import Array
+
+_FORMAT = 2  # of the file
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,19 +26,21 @@ class Ledger:
   Attributes:
     num_rows: N.
     identity: what is being measured; a file is of one identity.
-    columns: name -> `[N]`, NaN where nothing was measured or nothing counts.
-    totals: what -> name -> (sum, weight), in float64: a sum over 50,000
-      examples outgrows float32.
+    columns: `[N]` each, NaN where nothing was measured or nothing counts.
+    totals: (sum, weight), in float64: a sum over 50,000 examples outgrows
+      float32.
     done: pass -> rows of it that are in here, the first ones.
     secs: time taken, of all sittings.
   """
 
   num_rows: int
   identity: dict[str, Any] = dataclasses.field(default_factory=dict)
-  columns: dict[str, Float32[np.ndarray, "N"]] = dataclasses.field(
+  columns: dict[Key, Float32[np.ndarray, "N"]] = dataclasses.field(
     default_factory=dict
   )
-  totals: dict[str, Metrics] = dataclasses.field(default_factory=dict)
+  totals: dict[Key, tuple[Array | np.number, Array | np.number]] = (
+    dataclasses.field(default_factory=dict)
+  )
   done: dict[str, int] = dataclasses.field(default_factory=dict)
   secs: float = 0.0
 
@@ -43,40 +48,43 @@ class Ledger:
     self,
     name: str,
     rows: Int[np.ndarray, "B"],
-    columns: dict[str, np.ndarray],
-    totals: dict[str, Metrics],
+    columns: dict[Key, np.ndarray],
+    totals: dict[Key, tuple],
   ) -> None:
     """Takes the numbers of the next batch of a pass.
 
     Args:
       name: of the pass.
       rows: which rows they are of; -1 for padding.
-      columns: name -> numbers of these rows.
-      totals: what -> name -> (sum, weight) of the batch.
+      columns: numbers of these rows.
+      totals: (sum, weight) of the batch.
     """
     real = rows >= 0
     for key, values in columns.items():
       if key not in self.columns:
         self.columns[key] = np.full(self.num_rows, np.nan, np.float32)
       self.columns[key][rows[real]] = values[real]
-    for what, sums in totals.items():
-      known = self.totals.setdefault(what, {})
-      for key, (total, weight) in sums.items():
-        before, count = known.get(key, (0.0, 0.0))
-        known[key] = (
-          before + np.asarray(total, np.float64),
-          count + np.asarray(weight, np.float64),
-        )
+    for key, (total, weight) in totals.items():
+      before, count = self.totals.get(key, (0.0, 0.0))
+      self.totals[key] = (
+        before + np.asarray(total, np.float64),
+        count + np.asarray(weight, np.float64),
+      )
     self.done[name] = self.done.get(name, 0) + int(real.sum())
 
   def save(self, path: Path) -> None:
     """Writes everything, completely or not at all."""
-    arrays = {f"column/{name}": v for name, v in self.columns.items()}
-    for what, sums in self.totals.items():
-      for name, (total, weight) in sums.items():
-        arrays[f"total/{what}/{name}"] = total
-        arrays[f"weight/{what}/{name}"] = weight
-    about = {"identity": self.identity, "done": self.done, "secs": self.secs}
+    arrays = {f"column/{i}": v for i, v in enumerate(self.columns.values())}
+    for i, (total, weight) in enumerate(self.totals.values()):
+      arrays[f"total/{i}"], arrays[f"weight/{i}"] = total, weight
+    about = {
+      "format": _FORMAT,
+      "identity": self.identity,
+      "columns": list(self.columns),
+      "totals": list(self.totals),
+      "done": self.done,
+      "secs": self.secs,
+    }
     arrays["about"] = np.array(json.dumps(about))
     with files.replacing(path) as file:
       np.savez(file, **arrays)
@@ -91,13 +99,20 @@ def load(path: Path, num_rows: int, identity: dict[str, Any]) -> Ledger:
     identity: what is to be measured, JSON's values.
 
   Raises:
-    ValueError: the file is of another evaluation; says in what it differs.
+    ValueError: the file is of another evaluation, and says in what it differs;
+      or of another version.
   """
   ledger = Ledger(num_rows, identity)
   if not path.is_file():
     return ledger
   with np.load(path, allow_pickle=False) as arrays:
     about = json.loads(str(arrays["about"]))
+    if about.get("format") != _FORMAT:
+      raise ValueError(
+        f"{path} must be an unfinished evaluation by this version of gc_jax; "
+        "it is by another. Use another --out, or remove that file to start "
+        "anew."
+      )
     theirs = about["identity"]
     differing = sorted(
       key
@@ -114,13 +129,9 @@ def load(path: Path, num_rows: int, identity: dict[str, Any]) -> Ledger:
           for key in differing
         )
       )
-    for key in arrays.files:
-      kind, _, name = key.partition("/")
-      if kind == "column":
-        ledger.columns[name] = arrays[key]
-      elif kind == "total":
-        what, _, metric = name.partition("/")
-        sums = ledger.totals.setdefault(what, {})
-        sums[metric] = arrays[key], arrays[f"weight/{name}"]
+    for i, key in enumerate(about["columns"]):
+      ledger.columns[Key(*key)] = arrays[f"column/{i}"]
+    for i, key in enumerate(about["totals"]):
+      ledger.totals[Key(*key)] = arrays[f"total/{i}"], arrays[f"weight/{i}"]
   ledger.done, ledger.secs = about["done"], about["secs"]
   return ledger

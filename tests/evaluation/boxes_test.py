@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from gc_jax.evaluators import boxes
+from gc_jax.evaluation import boxes
 
 THRESHOLDS = np.array([0.0, 0.25, 0.5, 0.9])
 

@@ -18,24 +18,25 @@ from flax import nnx
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from gc_jax import measure, parallel
+from gc_jax import parallel
 from gc_jax.attribution import CONTROLS
 from gc_jax.data import pairs as pair_rows
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Square
 from gc_jax.data.reading import Reader
-from gc_jax.evaluators import boxes
-from gc_jax.evaluators.ledger import Ledger
-from gc_jax.measure import FEW, Measured
-from gc_jax.types import Metrics, PairBatch
+from gc_jax.evaluation import boxes, programs
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.programs import Measured
+from gc_jax.metrics import Key
+from gc_jax.types import PairBatch
 
 # Pairs whose maps by all methods, costly ones too, are made at once. The same
 # everywhere, so that one program does: they take longest to compile.
 MAPS_AT_ONCE = 8
 _PIXELS_224 = 224  # side at which tolerances are given
 
-# Of a program of `measure` and its arguments: calls it, or compiles it alone.
+# Of a program of `programs` and its arguments: calls it, or compiles it alone.
 Call = Callable[..., Any]
 
 
@@ -58,7 +59,7 @@ class Pass:
   maker: Maker
   batch_size: int
   step: Callable[[Call, PairBatch], Measured]
-  on_host: Callable[..., dict[str, Metrics]] | None = None
+  on_host: Callable[..., dict[Key, tuple]] | None = None
 
   @property
   def num_batches(self) -> int:
@@ -79,6 +80,8 @@ class Planner:
     dataset: the split.
     config: of the evaluation, resolved.
     mesh: the batch is divided along it.
+    explains: whether maps are asked for; else no row has a class to explain,
+      and no label of the split is read before its picture.
   """
 
   def __init__(
@@ -87,6 +90,7 @@ class Planner:
     dataset: Dataset,
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
+    explains: bool = True,
   ):
     self._model = model
     self.graph = nnx.split(model)
@@ -94,7 +98,7 @@ class Planner:
     self._config = config
     self._mesh = mesh
     self._reader = Reader(dataset, config.data.on_error)
-    labels = dataset.all_labels()
+    labels = dataset.all_labels() if explains else [()] * len(dataset.source)
     self.pairs = pair_rows.all_pairs(labels)
     self._class_index = ClassIndex(labels, len(dataset.class_names))
     self._explained = np.flatnonzero(self.pairs.target >= 0)
@@ -116,6 +120,13 @@ class Planner:
     """Returns what makes squares with the objects in them."""
     return dataclasses.replace(self.square, with_objects=True)
 
+  def predictions(self) -> Pass:
+    """Returns the pass over every picture that explains nothing."""
+    first = np.flatnonzero(self.pairs.first)
+    step = self._step(programs.predictions)
+    size = self._batch_size(first)
+    return Pass("predictions", first, self.square, size, step)
+
   def standard(self, methods: tuple[str, ...]) -> list[Pass]:
     """Returns the passes over every row.
 
@@ -130,10 +141,7 @@ class Planner:
     if self._config.eval.protocol == "paper":
       passes = [self._on_squares("squares", everything, methods, True)]
     else:
-      first = np.flatnonzero(self.pairs.first)
-      step = self._step(measure.predictions)
-      size = self._batch_size(first)
-      passes = [Pass("predictions", first, self.square, size, step)]
+      passes = [self.predictions()]
       passes += self._frames("frames", self._explained, methods)
     return [*passes, self._composites("composites", self._explained, methods)]
 
@@ -155,8 +163,8 @@ class Planner:
     def step(call, batch):
       cams = {}
       for names in (methods, tuple(CONTROLS)):
-        cams |= call(measure.maps, *self.graph, batch, names)[1]
-      return call(measure.faithful, *self.graph, batch, cams, num_steps)
+        cams |= call(programs.maps, *self.graph, batch, names)[1]
+      return call(programs.faithful, *self.graph, batch, cams, num_steps)
 
     square = self.with_objects()
     name = "insertion, deletion and boxes"
@@ -165,14 +173,14 @@ class Planner:
     size = self._batch_size(rows[:MAPS_AT_ONCE])
     return Pass(name, rows, square, size, step, on_host)
 
-  def robustness(self, epsilons: tuple[int, ...]) -> list[Pass]:
+  def attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
     """Returns FGSM on every picture, and PGD on fewer."""
     first = np.flatnonzero(self.pairs.first)
     few = self.few()
     few = few[self.pairs.first[few]]
-    fgsm = self._step(measure.attacked, ("fgsm",), epsilons, "")
+    fgsm = self._step(programs.attacked, ("fgsm",), epsilons)
     # On the same pictures FGSM as well, and none: else PGD has no measure.
-    pgd = self._step(measure.attacked, ("fgsm", "pgd"), (0, *epsilons), FEW)
+    pgd = self._step(programs.attacked, ("fgsm", "pgd"), (0, *epsilons), True)
     return [
       Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
       Pass("PGD", few, self.square, self._batch_size(few), pgd),
@@ -186,13 +194,13 @@ class Planner:
 
   def _on_squares(self, name, rows, methods, predicts) -> Pass:
     size = self.square.image_size
-    grids = measure.grids(self._model, methods, size, size)
+    grids = programs.grids(self._model, methods, size, size)
     square = dataclasses.replace(self.square, grids=grids)
-    step = self._step(measure.localization, methods, predicts)
+    step = self._step(programs.localization, methods, predicts)
     return Pass(name, rows, square, self._batch_size(rows), step)
 
   def _composites(self, name, rows, methods) -> Pass:
-    step = self._step(measure.negative_quadrants, methods)
+    step = self._step(programs.negative_quadrants, methods)
     size = self._batch_size(rows, area=4)
     return Pass(name, rows, self.composite(), size, step)
 
@@ -223,9 +231,9 @@ class Planner:
         settings.shorter_side_px,
         settings.round_px,
         settings.tolerance_px,
-        measure.grids(self._model, methods, height, width),
+        programs.grids(self._model, methods, height, width),
       )
-      step = self._step(measure.localization, methods, False)
+      step = self._step(programs.localization, methods, False)
       own = rows[(sizes == (height, width)).all(1)]
       area = height * width / self.square.image_size**2
       label = f"{name} {height}x{width}"
@@ -234,7 +242,7 @@ class Planner:
     return passes
 
   def _step(self, program, *settings) -> Callable[[Call, PairBatch], Measured]:
-    """Returns the step that is one program of `measure`."""
+    """Returns the step that is one of `programs`."""
     return lambda call, batch: call(program, *self.graph, batch, *settings)
 
   def _batch_size(
@@ -342,7 +350,7 @@ def _added(ledger: Ledger, one: Pass, measured: Measured, row, found) -> Pass:
   return one
 
 
-def _boxes(size: int, cams, found) -> dict[str, Metrics]:
+def _boxes(size: int, cams, found) -> dict[Key, tuple]:
   """Returns how often the box around each map is right, at each threshold."""
   totals = {}
   for name, maps in cams.items():
@@ -352,8 +360,9 @@ def _boxes(size: int, cams, found) -> dict[str, Metrics]:
       if own is not None and len(own)
     ]
     none = np.zeros((len(boxes.IOUS), len(boxes.THRESHOLDS)))
-    totals[name] = (np.sum(correct, 0) + none, np.float64(len(correct)))
-  return {"boxes": totals}
+    key = Key(boxes.TOTAL, name)
+    totals[key] = (np.sum(correct, 0) + none, np.float64(len(correct)))
+  return totals
 
 
 def _enlarged(cam: np.ndarray, size: int) -> np.ndarray:
