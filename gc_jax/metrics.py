@@ -287,13 +287,6 @@ class Metric:
     """Returns whether it is measured on as few pairs as costly methods are."""
     return self.needs in ("pixels", "boxes")
 
-  @property
-  def heading(self) -> str:
-    """Returns the title with an arrow towards better."""
-    if self.higher_is_better is None:
-      return self.title
-    return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
-
 
 POINTING_GAMES = ("pointing_game", "stochastic_pointing_game_exact")
 # In the order of tables.
@@ -367,6 +360,30 @@ METRICS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """What is known of accuracy under an attack.
+
+  Attributes:
+    title: in words.
+    on_few: whether it is measured on the pictures of few pairs alone.
+  """
+
+  title: str
+  on_few: bool = False
+
+
+# Of the paper's Table 6, which gives no unit; here it is 1/255.
+EPSILONS = (1, 2, 8, 16, 32, 64)
+# In the order of tables.
+ATTACKS = {
+  "fgsm": Attack("FGSM"),
+  "fgsm-within": Attack("FGSM, any step up to ε"),
+  "fgsm-few": Attack("FGSM, on PGD's pictures", on_few=True),
+  "pgd": Attack("PGD", on_few=True),
+}
+
+
 def accuracy(multi_label: bool) -> str:
   """Returns the metric of accuracy, as pictures show one class or several."""
   return "f1_overall" if multi_label else "top1"
@@ -378,7 +395,7 @@ class Key(NamedTuple):
   Attributes:
     metric: of `METRICS`, or what one is made of.
     method: whose maps it is of; "" for none.
-    attack: that the pictures are under; "" for none.
+    attack: of `ATTACKS`, that the pictures are under; "" for none.
     epsilon: of the attack, in 1/255.
   """
 

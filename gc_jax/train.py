@@ -5,6 +5,7 @@ and below; what people see, in `report/`.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -32,7 +33,7 @@ from gc_jax.checkpoint import Checkpoints
 from gc_jax.data import pipeline
 from gc_jax.evaluation.run import Evaluation
 from gc_jax.recording import Profile, Run
-from gc_jax.report import files
+from gc_jax.report import artefact, files
 from gc_jax.report.page import write_report
 from gc_jax.state import TrainState
 
@@ -127,13 +128,12 @@ def train_and_evaluate(
       results["data/dropped_train"] = train_set.num_dropped
     started = time.perf_counter()
     model = steps.eval_model(graphdef, state)
-    results |= evaluation.full(model, workdir, lambda: _end_if_asked(run))
+    done = evaluation.full(model, workdir, lambda: _end_if_asked(run))
+    results |= done.results
     results["time/eval_secs"] = time.perf_counter() - started
 
   if parallel.is_main():
-    files.write_text(
-      workdir / "results.json", json.dumps(results, indent=2) + "\n"
-    )
+    artefact.save(dataclasses.replace(done, results=results))
     page = _write_report(workdir, config.report.baseline)
     _logger.info("Wrote %s and %s", workdir / "results.json", page)
   # Not on the way out, where jax lets nobody wait for long.

@@ -12,13 +12,14 @@ import time
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from gc_jax import data, saved_config, trained
 from gc_jax.attribution import CONTROLS
 from gc_jax.evaluation import plan as passes
 from gc_jax.evaluation import run as evaluating
-from gc_jax.evaluation.attacks import EPSILONS
-from gc_jax.report import evaluated as files
+from gc_jax.metrics import EPSILONS
+from gc_jax.report import artefact as files
 from tests import smoke
 
 # Whole evaluations.
@@ -167,18 +168,19 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
   assert not (again / "partial.npz").exists()
 
 
-@pytest.mark.parametrize(("name", "matters"), [("folder", 1), ("imagenet", 0)])
-def test_a_folder_says_what_is_measured_and_archives_only_where_it_lies(
-  smoke_run, name, matters
-):
-  model = trained.load_model(smoke_run)
-  one, other = (
-    evaluating._identity(
-      settings(smoke_run, data__name=name, data__path=path), model, CHEAP
-    )
-    for path in ("here", "there")
+def test_a_model_whose_layers_nobody_knows_is_evaluated_without_the_check():
+  class Transformer(nnx.Module):
+    def __init__(self):
+      self.encoder = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+
+  questions, why = evaluating._questions(Transformer())
+  assert questions == (
+    "classification",
+    "localisation",
+    "faithfulness",
+    "attacks",
   )
-  assert (one != other) == matters
+  assert "Transformer has weights in 'encoder'" in why
 
 
 def test_an_unfinished_one_of_something_else_is_refused(

@@ -20,6 +20,11 @@ from gc_jax.models.layers import (
 from gc_jax.models.resnet import ResNet
 from gc_jax.models.squeezenet import SqueezeNet
 
+
+class UnknownLayersError(ValueError):
+  """A model's layers have no known order; says which of its names is new."""
+
+
 _LAYERS = (nnx.Conv, nnx.Linear)
 
 # Attribute of a chain -> torchvision's name for it.
@@ -33,6 +38,9 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
   "layer1", "conv1", the last with its norm. Single layers of a chain, and of
   SqueezeNet its fire modules: "classifier.6", "classifier.4", ...,
   "features.0".
+
+  Raises:
+    UnknownLayersError: the model has weights elsewhere than those have.
   """
   found = dict.fromkeys(_stage(path) for path, _ in _layers(model))
   return tuple(reversed(found))
@@ -116,8 +124,14 @@ def _layers(model: nnx.Module) -> list[tuple[tuple, nnx.Module]]:
 
   def place(item):
     first, *rest = map(str, item[0])
-    number = int(first[5:]) if first.startswith("layer") else 0
     kind = "stem" if first in ("conv1", "bn1") else first.rstrip("0123456789")
+    if kind not in order:
+      raise UnknownLayersError(
+        f"The order of a model's layers must be known to randomise them one "
+        f"after the other; {type(model).__name__} has weights in {first!r}, "
+        f"and known are {', '.join(order)}."
+      )
+    number = int(first[5:] or 0) if kind == "layer" else 0
     return order.index(kind), number, [int(n) for n in rest[:1]]
 
   return sorted(found, key=place)

@@ -23,10 +23,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gc_jax import losses
+from gc_jax.metrics import EPSILONS
 from gc_jax.types import Batch, PairBatch
 
-# Epsilons of the paper's Table 6. It gives no unit; here it is 1/255.
-EPSILONS = (1, 2, 8, 16, 32, 64)
 # Names beside those of the functions: FGSM by any step up to epsilon, and FGSM
 # on the pictures on which PGD is measured.
 WITHIN, ON_FEW = "fgsm-within", "fgsm-few"

@@ -1,7 +1,7 @@
 """The pictures a person looks at: which, and with which maps."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from gc_jax.data import pairs as pair_rows
 from gc_jax.evaluation import plan, programs
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.metrics import Key
-from gc_jax.report.gallery import GalleryExample
+from gc_jax.report.artefact import Example
 
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8
@@ -23,40 +23,72 @@ def gallery(
   model: nnx.Module,
   planner: plan.Planner,
   ledger: Ledger,
-  method: str,
+  chosen: Mapping[str, Sequence[int]],
+  methods: tuple[str, ...],
   mesh: jax.sharding.Mesh,
-) -> list[GalleryExample]:
-  """Returns the pictures and maps of the chosen examples."""
-  content = ledger.columns[Key("content_heatmap", method)]
-  outside = ledger.columns[Key("negative_quadrants_heatmap", method)]
-  candidates = planner.pairs.first & ~np.isnan(outside)
-  chosen = chosen_rows(candidates, content)
+  *,
+  with_composites: bool = False,
+  strips: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]] | None = None,
+) -> list[Example]:
+  """Returns the chosen examples with their maps.
+
+  Args:
+    model: in evaluation mode.
+    planner: of the split.
+    ledger: what was measured of its rows.
+    chosen: kind of example -> rows.
+    methods: keys of `METHODS`.
+    mesh: a batch is divided along it.
+    with_composites: whether each comes with its composite as well.
+    strips: row -> its maps of models randomised.
+  """
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
-  look = lambda maker: explained(
-    model, planner.pairs, rows, maker, (method,), mesh
+
+  def look(maker):
+    return explained(model, planner.pairs, rows, maker, methods, mesh)
+
+  alone = look(planner.with_objects())
+  composites = (
+    look(planner.composite()) if with_composites else [None] * len(rows)
   )
-  alone, together = look(planner.with_objects()), look(planner.composite())
-  return [
-    GalleryExample(
-      index=int(planner.pairs.index[row]),
-      kind=kind,
-      image=picture.batch["image"],
-      object_mask=picture.batch["object_mask"],
-      target=int(planner.pairs.target[row]),
-      predicted=picture.predicted,
-      cam=picture.cams[method],
-      # 0 where nothing is annotated.
-      content_heatmap=float(100 * np.nan_to_num(content[row])),
-      composite=composite.batch["image"],
-      composite_cam=composite.cams[method],
-      cell=int(composite.batch["cell"]),
-      negative_quadrants_heatmap=float(100 * outside[row]),
+  found = []
+  for (kind, row), one, composite in zip(kinds, alone, composites, strict=True):
+    beside = {}
+    if composite is not None:
+      beside = {
+        "composite": composite.batch["image"],
+        "cell": int(composite.batch["cell"]),
+        "composite_maps": composite.cams,
+      }
+    found.append(
+      Example(
+        index=int(planner.pairs.index[row]),
+        kind=kind,
+        image=one.batch["image"],
+        object_mask=one.batch["object_mask"],
+        target=int(planner.pairs.target[row]),
+        predicted=one.predicted,
+        maps=one.cams,
+        randomized=(strips or {}).get(row, {}),
+        scores=_scores(ledger, row, methods),
+        **beside,
+      )
     )
-    for (kind, row), picture, composite in zip(
-      kinds, alone, together, strict=True
-    )
-  ]
+  return found
+
+
+def _scores(ledger, row, methods) -> dict[str, dict[str, float]]:
+  """Returns metric -> method -> percent of one row, where it was measured."""
+  return {
+    metric: {
+      method: float(100 * column[row])
+      for method in methods
+      if (column := ledger.columns.get(Key(metric, method))) is not None
+      and not np.isnan(column[row])
+    }
+    for metric in ("content_heatmap", "negative_quadrants_heatmap")
+  }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,6 +144,22 @@ def explained(
       batch.pop("annotations", None)
       found.append(Explained(row(batch), int(logits[i].argmax()), row(cams)))
   return found
+
+
+def spread(planner: plan.Planner, count: int) -> list[int]:
+  """Returns rows of different pictures, evenly spread over the split."""
+  rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
+  count = min(count, len(rows))
+  return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist()
+
+
+def telling(
+  planner: plan.Planner, ledger: Ledger, method: str
+) -> dict[str, list[int]]:
+  """Returns the best, typical and worst rows by a method, and fixed ones."""
+  outside = ledger.columns[Key("negative_quadrants_heatmap", method)]
+  candidates = planner.pairs.first & ~np.isnan(outside)
+  return chosen_rows(candidates, ledger.columns[Key("content_heatmap", method)])
 
 
 def chosen_rows(

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -120,32 +120,54 @@ class Planner:
     """Returns what makes squares with the objects in them."""
     return dataclasses.replace(self.square, with_objects=True)
 
-  def predictions(self) -> Pass:
+  def passes(
+    self,
+    questions: Sequence[str],
+    methods: tuple[str, ...] = (),
+    on_few: tuple[str, ...] = (),
+  ) -> list[Pass]:
+    """Returns the passes that answer some questions.
+
+    Args:
+      questions: of `artefact.QUESTIONS`; those that need no pass are passed
+        over.
+      methods: keys of `METHODS`; control rows come with them.
+      on_few: those of `methods` that are measured on few rows.
+
+    Raises:
+      ValueError: pictures have more shapes than may be compiled for.
+    """
+    found = []
+    if "localisation" in questions:
+      found += self._standard(tuple(m for m in methods if m not in on_few))
+      found += self._costly(on_few)
+    elif "classification" in questions:
+      found.append(self._predictions())
+    if "faithfulness" in questions:
+      found.append(self._faithfulness(methods))
+    if "attacks" in questions:
+      found += self._attacks(tuple(self._config.eval.epsilons))
+    return found
+
+  def _predictions(self) -> Pass:
     """Returns the pass over every picture that explains nothing."""
     first = np.flatnonzero(self.pairs.first)
     step = self._step(programs.predictions)
     size = self._batch_size(first)
     return Pass("predictions", first, self.square, size, step)
 
-  def standard(self, methods: tuple[str, ...]) -> list[Pass]:
-    """Returns the passes over every row.
-
-    Args:
-      methods: keys of `METHODS`; control rows come with them.
-
-    Raises:
-      ValueError: pictures have more shapes than may be compiled for.
-    """
+  def _standard(self, methods: tuple[str, ...]) -> list[Pass]:
+    """Returns the passes over every row: of pictures, and of composites."""
     everything = np.arange(len(self.pairs.index))
     methods = (*methods, *CONTROLS)
     if self._config.eval.protocol == "paper":
       passes = [self._on_squares("squares", everything, methods, True)]
     else:
-      passes = [self.predictions()]
+      passes = [self._predictions()]
       passes += self._frames("frames", self._explained, methods)
     return [*passes, self._composites("composites", self._explained, methods)]
 
-  def costly(self, methods: tuple[str, ...]) -> list[Pass]:
+  def _costly(self, methods: tuple[str, ...]) -> list[Pass]:
     """Returns the passes of methods that are measured on fewer rows."""
     if not methods:
       return []
@@ -156,7 +178,7 @@ class Planner:
       passes = self._frames("costly frames", rows, methods)
     return [*passes, self._composites("costly composites", rows, methods)]
 
-  def faithfulness(self, methods: tuple[str, ...]) -> Pass:
+  def _faithfulness(self, methods: tuple[str, ...]) -> Pass:
     """Returns the pass of insertion, deletion and boxes, on fewer rows."""
     num_steps = self._config.eval.faithfulness_steps
 
@@ -173,7 +195,7 @@ class Planner:
     size = self._batch_size(rows[:MAPS_AT_ONCE])
     return Pass(name, rows, square, size, step, on_host)
 
-  def attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
+  def _attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
     """Returns FGSM on every picture, and PGD on fewer."""
     first = np.flatnonzero(self.pairs.first)
     few = self.few()

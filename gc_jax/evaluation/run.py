@@ -1,7 +1,9 @@
-"""What `python -m gc_jax.evaluate` does: a model, every explanation, a report.
+"""An evaluation, of a finished training run or of any model: its story.
 
-Read top to bottom: plan, measure, look, report. Where it stopped before, it
-goes on.
+Read top to bottom: plan, measure, look, report. The end of a training run asks
+few questions (`Evaluation`), `python -m gc_jax.evaluate` all of them
+(`evaluate`), and where that stopped before, it goes on. Both leave the same
+files, see `report.artefact`.
 """
 
 import time
@@ -22,26 +24,21 @@ from gc_jax import (
   trained,
 )
 from gc_jax import config as configs
-from gc_jax.attribution import METHODS
+from gc_jax.attribution import METHODS, randomization
 from gc_jax.data.dataset import Dataset, unknown_name_message
-from gc_jax.evaluation import attacks, programs, sanity, summary
-from gc_jax.evaluation import examples as looks
+from gc_jax.evaluation import examples, programs, sanity, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.sanity import Panel
 from gc_jax.metrics import Key
-from gc_jax.report import evaluated as files
-from gc_jax.report import evaluation_page, gallery, progress
-from gc_jax.report.evaluated import About, Curves, Evaluated, Example
-from gc_jax.report.files import AnyPath
+from gc_jax.report import artefact, files, page, progress
+from gc_jax.report.artefact import Curves, Evaluated, Example
 from gc_jax.trained import LoadedModel
 
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
 _NUM_EXAMPLES = 8
-# Fields of a configuration that move no number of an evaluation. Where archives
-# lie does not either; a folder's path says which data set it is.
-_NO_PART = ("data.dir", "data.num_workers", "eval.batch_size")
 
 
 def evaluate(
@@ -73,56 +70,181 @@ def evaluate(
   check_fits(loaded, dataset, config)
   identity = _identity(config, loaded, methods)
   _open(out, identity)
-  if files.is_evaluation(out):
+  if artefact.is_evaluation(out):
     yield f"{out} holds this evaluation, finished; nothing to do."
     return
 
   with jax.set_mesh(mesh):
     model = parallel.on_all_devices(loaded.model, mesh)
+    questions, why_not = _questions(model)
+    if why_not:
+      yield f"without the check of randomised weights: {why_not}"
     planner = plans.Planner(model, dataset, config, mesh)
-    plan = _plan(planner, config, methods)
+    costly = tuple(name for name in methods if METHODS[name].is_costly)
+    plan = planner.passes(questions, methods, costly)
     num_rows = len(planner.pairs.index)
     ledger = ledgers.load(out / PARTIAL, num_rows, identity)
     yield from _described(plan, ledger, out)
     yield from _measured(plan, planner, mesh, ledger, out)
     yield "looking at pictures, and at weights randomised layer by layer"
     started = time.monotonic()
-    panel = sanity.check(model, planner, methods, config.eval.sanity_rows, mesh)
-    examples = _examples(model, planner, methods, mesh, panel.strips)
+    panel = Panel()
+    if "sanity" in questions:
+      num_rows = config.eval.sanity_rows
+      panel = sanity.check(model, planner, methods, num_rows, mesh)
+    gallery = examples.gallery(
+      model,
+      planner,
+      ledger,
+      {"fixed": examples.spread(planner, _NUM_EXAMPLES)},
+      methods,
+      mesh,
+      strips=panel.strips,
+    )
     ledger.secs += time.monotonic() - started
 
+  done = _evaluated(
+    planner,
+    ledger,
+    config,
+    dataset,
+    out,
+    loaded.source,
+    panel,
+    gallery=gallery,
+    about={
+      "architecture": loaded.name,
+      "consistency": loaded.consistency,
+      "methods": methods,
+      "costly_methods": costly,
+      "num_costly_images": len(planner.few()),
+      "num_compilations": len(plan),
+      "secs": ledger.secs,
+      "identity": identity,
+      "trained": _trained_with(source),
+      "questions": questions,
+    },
+  )
+  written = page.write_evaluation(done)
+  # Last: with it the evaluation is finished.
+  written += artefact.save(done)
+  (out / PARTIAL).unlink(missing_ok=True)
+  for path in written:
+    yield f"wrote {path}"
+
+
+class Evaluation:
+  """The evaluations of a training run: a quick one meanwhile, one at its end.
+
+  Composites and random points are the same for every run and state, so that
+  two results differ by their models alone.
+
+  Args:
+    config: resolved.
+    mesh: the batch is divided along it.
+  """
+
+  def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
+    self._config = config
+    self._mesh = mesh
+    self._val = data.load(config.data, config.data.val_split)
+    self._test = data.load(config.data, config.data.eval_split)
+
+  def quick(self, model: nnx.Module) -> dict[str, float]:
+    """Returns classification on the validation split.
+
+    Args:
+      model: in evaluation mode, on every device of the mesh.
+    """
+    planner = plans.Planner(
+      model, self._val, self._config, self._mesh, explains=False
+    )
+    ledger = Ledger(len(planner.pairs.index))
+    plan = planner.passes(("classification",))
+    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+      pass
+    return summary.flat(summary.accuracies(ledger))
+
+  def full(
+    self,
+    model: nnx.Module,
+    workdir: files.AnyPath,
+    after_batch: Callable[[], None] = lambda: None,
+  ) -> Evaluated:
+    """Returns classification and localisation on the evaluation split.
+
+    Args:
+      model: in evaluation mode, on every device of the mesh.
+      workdir: of the run.
+      after_batch: called after every batch, on every process; it may raise.
+    """
+    config, dataset = self._config, self._test
+    planner = plans.Planner(model, dataset, config, self._mesh)
+    ledger = Ledger(len(planner.pairs.index))
+    methods = tuple(config.eval.methods)
+    plan = planner.passes(artefact.OF_RUNS, methods)
+    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+      after_batch()
+    gallery = examples.gallery(
+      model,
+      planner,
+      ledger,
+      examples.telling(planner, ledger, methods[0]),
+      methods[:1],
+      self._mesh,
+      with_composites=True,
+    )
+    return _evaluated(
+      planner,
+      ledger,
+      config,
+      dataset,
+      workdir,
+      str(workdir),
+      gallery=gallery,
+      about={"methods": methods, "num_compilations": len(plan)},
+    )
+
+
+def _evaluated(
+  planner: plans.Planner,
+  ledger: Ledger,
+  config: ConfigDict,
+  dataset: Dataset,
+  folder: files.AnyPath,
+  source: str,
+  panel: Panel | None = None,
+  *,
+  gallery: list[Example],
+  about: dict[str, Any],
+) -> Evaluated:
+  """Returns what a ledger and some looks add up to."""
   found, by_class = summary.results(
     ledger, planner.pairs, config, dataset.class_names
   )
   results = summary.flat(found)
-  done = Evaluated(
-    folder=out,
-    about=_about(
-      config,
-      loaded,
-      dataset,
-      methods,
-      planner,
-      plan,
-      ledger,
+  if config.data.on_error == "skip":
+    num_skipped = len(dataset.source) - results["val/num_examples"]
+    results["data/skipped_eval"] = num_skipped
+    results["data/dropped_eval"] = dataset.num_dropped
+  return Evaluated(
+    folder=folder,
+    about=artefact.make_about(
+      saved_config.to_dict(config),
+      source,
       results,
-      identity,
+      multi_label=dataset.multi_label,
+      **about,
     ),
     results=results,
     per_class={
       name: {key.name: value for key, value in numbers.items()}
       for name, numbers in by_class.items()
     },
-    curves=_curves(ledger, found, dataset, config, panel),
-    examples=examples,
+    curves=_curves(ledger, found, config, panel or Panel()),
+    examples=gallery,
     class_names=list(dataset.class_names),
   )
-  written = evaluation_page.write_evaluation(done)
-  # Last: with it the evaluation is finished.
-  written += files.save(done)
-  (out / PARTIAL).unlink(missing_ok=True)
-  for path in written:
-    yield f"wrote {path}"
 
 
 def check(config: ConfigDict, methods: tuple[str, ...]) -> None:
@@ -178,18 +300,18 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
   Raises:
     ValueError: `out` cannot be written to, or holds something else.
   """
-  if files.is_evaluation(out):
-    there = files.load(out).about.identity
-    if there != identity:
-      keys = sorted(identity.keys() | there.keys())
-      differing = [k for k in keys if there.get(k) != identity.get(k)]
+  if artefact.is_evaluation(out):
+    there = artefact.load(out).about.identity
+    # Evaluations of before name fields as well that move no number.
+    differing = sorted(k for k in identity if there.get(k) != identity[k])
+    if differing:
       raise ValueError(
         f"--out={out} holds the evaluation of something else, and nothing of "
         f"it was touched. They differ in {', '.join(differing)}. Choose "
         "another folder."
       )
     return
-  known = {PARTIAL, *files.FILENAMES, *evaluation_page.FILENAMES}
+  known = {PARTIAL, *artefact.FILENAMES, *page.FILENAMES}
   try:
     out.mkdir(parents=True, exist_ok=True)
     others = sorted(path.name for path in out.iterdir())
@@ -211,33 +333,27 @@ def _identity(
   config: ConfigDict, loaded: LoadedModel, methods: tuple[str, ...]
 ) -> dict[str, Any]:
   """Returns what makes an evaluation this one, JSON's values."""
-  whole = saved_config.to_dict(config)
-  flat = saved_config.flatten({"data": whole["data"], "eval": whole["eval"]})
-  if config.data.name != "folder":
-    del flat["data.path"]
   return {
     "model": loaded.source,
     "weights": checkpoint.digest(nnx.state(loaded.model)),
     "methods": list(methods),
-    **{name: v for name, v in flat.items() if name not in _NO_PART},
+    **saved_config.evaluation_settings(saved_config.to_dict(config)),
   }
 
 
-def _plan(
-  planner: plans.Planner, config: ConfigDict, methods: tuple[str, ...]
-) -> list[plans.Pass]:
-  costly = _costly(methods)
-  cheap = tuple(name for name in methods if name not in costly)
-  return [
-    *planner.standard(cheap),
-    *planner.costly(costly),
-    planner.faithfulness(methods),
-    *planner.attacks(tuple(config.eval.epsilons)),
-  ]
+def _trained_with(source: str | Path) -> dict[str, Any]:
+  """Returns the configuration of a run; none for a file."""
+  path = files.as_path(source)
+  return saved_config.read(path) if path.is_dir() else {}
 
 
-def _costly(methods: tuple[str, ...]) -> tuple[str, ...]:
-  return tuple(name for name in methods if METHODS[name].is_costly)
+def _questions(model: nnx.Module) -> tuple[tuple[str, ...], str]:
+  """Returns what can be asked of a model, and why anything cannot."""
+  try:
+    randomization.stages(model)
+  except randomization.UnknownLayersError as error:
+    return artefact.QUESTIONS[:-1], str(error)
+  return artefact.QUESTIONS, ""
 
 
 def _described(plan, ledger, out) -> Iterator[str]:
@@ -276,149 +392,27 @@ def _measured(plan, planner, mesh, ledger, out) -> Iterator[str]:
   yield f"measured in {progress.format_secs(ledger.secs)}, of all sittings"
 
 
-def _examples(model, planner, methods, mesh, strips) -> list[Example]:
-  """Returns pictures spread over the split, with the maps of all methods.
-
-  Args:
-    model: in evaluation mode.
-    planner: of the split.
-    methods: keys of `METHODS`.
-    mesh: a batch is divided along it.
-    strips: row -> its maps of models randomised.
-  """
-  rows = sanity.spread(planner, _NUM_EXAMPLES)
-  found = looks.explained(
-    model, planner.pairs, rows, planner.with_objects(), methods, mesh
-  )
-  return [
-    Example(
-      index=int(planner.pairs.index[row]),
-      image=one.batch["image"],
-      object_mask=one.batch["object_mask"],
-      target=int(planner.pairs.target[row]),
-      predicted=one.predicted,
-      maps=one.cams,
-      randomized=strips.get(row, {}),
-    )
-    for row, one in zip(rows, found, strict=True)
-  ]
-
-
-def _curves(ledger, found, dataset, config, panel: sanity.Panel) -> Curves:
-  metric = metrics.accuracy(dataset.multi_label)
-  clean = {"0": found[Key(metric)].value}
-  robustness: dict[str, dict[str, float]] = {
-    "fgsm": clean,
-    attacks.WITHIN: dict(clean),
-  }
+def _curves(ledger, found, config: ConfigDict, panel: Panel) -> Curves:
+  robustness: dict[str, dict[str, float]] = {}
+  metric = metrics.accuracy(Key("f1_overall") in found)
   for key, estimate in found.items():
     if key.attack and key.metric == metric:
       curve = robustness.setdefault(key.attack, {})
       curve[f"{key.epsilon:g}"] = estimate.value
-  steps = config.eval.faithfulness_steps
+  for attack, curve in robustness.items():
+    if not metrics.ATTACKS[
+      attack
+    ].on_few:  # those have a clean row of their own
+      robustness[attack] = {"0": found[Key(metric)].value, **curve}
   curves = {"insertion": {}, "deletion": {}}
   for key, (total, weight) in ledger.totals.items():
     if key.metric in curves:
       curves[key.metric][key.method] = (total / max(weight, 1)).tolist()
+  steps = config.eval.faithfulness_steps if curves["insertion"] else 0
   return Curves(
     robustness=robustness,
-    fractions=[i / steps for i in range(steps + 1)],
+    fractions=[i / steps for i in range(steps + 1)] if steps else [],
     stages=panel.stages,
     randomization=panel.correlations,
     **curves,
   )
-
-
-def _about(
-  config, loaded, dataset, methods, planner, plan, ledger, results, identity
-) -> About:
-  settings = saved_config.to_dict(config)["eval"]
-  settings["image_size"] = config.data.image_size
-  for name in ("methods", "protocol", "batch_size", "every_epochs"):
-    del settings[name]
-  costly = _costly(methods)
-  return About(
-    source=loaded.source,
-    architecture=loaded.name,
-    consistency=loaded.consistency,
-    data_name=config.data.name,
-    split=config.data.eval_split,
-    multi_label=dataset.multi_label,
-    protocol=config.eval.protocol,
-    methods=methods,
-    settings=settings,
-    config=saved_config.to_dict(config),
-    num_images=results["val/num_examples"],
-    costly_methods=costly,
-    num_costly_images=len(planner.few()),
-    num_compilations=len(plan),
-    secs=ledger.secs,
-    identity=identity,
-  )
-
-
-class Evaluation:
-  """The evaluations of a training run: a quick one meanwhile, a full one after.
-
-  Composites and random points are the same for every run and state, so that
-  two results differ by their models alone.
-
-  Args:
-    config: resolved.
-    mesh: the batch is divided along it.
-  """
-
-  def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
-    self._config = config
-    self._mesh = mesh
-    self._val = data.load(config.data, config.data.val_split)
-    self._test = data.load(config.data, config.data.eval_split)
-
-  def quick(self, model: nnx.Module) -> dict[str, float]:
-    """Returns classification on the validation split.
-
-    Args:
-      model: in evaluation mode, on every device of the mesh.
-    """
-    planner = plans.Planner(
-      model, self._val, self._config, self._mesh, explains=False
-    )
-    ledger = Ledger(len(planner.pairs.index))
-    plan = [planner.predictions()]
-    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
-      pass
-    return summary.flat(summary.accuracies(ledger))
-
-  def full(
-    self,
-    model: nnx.Module,
-    workdir: AnyPath,
-    after_batch: Callable[[], None] = lambda: None,
-  ) -> dict[str, float | int]:
-    """Returns every metric on the evaluation split; writes the gallery.
-
-    Args:
-      model: in evaluation mode, on every device of the mesh.
-      workdir: where the gallery goes.
-      after_batch: called after every batch, on every process; it may raise.
-    """
-    config, dataset = self._config, self._test
-    planner = plans.Planner(model, dataset, config, self._mesh)
-    ledger = Ledger(len(planner.pairs.index))
-    methods = tuple(config.eval.methods)
-    plan = planner.standard(methods)
-    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
-      after_batch()
-    found = summary.flat(
-      summary.results(ledger, planner.pairs, config, dataset.class_names)[0]
-    )
-    if config.data.on_error == "skip":
-      num_skipped = len(dataset.source) - found["val/num_examples"]
-      found["data/skipped_eval"] = num_skipped
-      found["data/dropped_eval"] = dataset.num_dropped
-    examples = looks.gallery(model, planner, ledger, methods[0], self._mesh)
-    if parallel.is_main():
-      gallery.save_gallery(
-        workdir / gallery.FILENAME, examples, dataset.class_names
-      )
-    return found

@@ -20,7 +20,7 @@ from gc_jax.models import init_key
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Panel:
-  """What came of it.
+  """What came of it; empty where it was left out.
 
   Attributes:
     stages: from the head down; each randomised with all before it.
@@ -29,9 +29,11 @@ class Panel:
     strips: row of some pictures -> method -> stage -> map.
   """
 
-  stages: list[str]
-  correlations: dict[str, list[float]]
-  strips: dict[int, dict[str, dict[str, np.ndarray]]]
+  stages: list[str] = dataclasses.field(default_factory=list)
+  correlations: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+  strips: dict[int, dict[str, dict[str, np.ndarray]]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def check(
@@ -50,7 +52,7 @@ def check(
     num_rows: pairs, spread over the split.
     mesh: a batch is divided along it.
   """
-  rows = spread(planner, num_rows)
+  rows = examples.spread(planner, num_rows)
 
   def maps(which):
     found = examples.explained(
@@ -79,10 +81,3 @@ def check(
       for place in (0, -1):
         strips[rows[place]][name][stage] = after[name][place]
   return Panel(stages, correlations, strips)
-
-
-def spread(planner: plan.Planner, count: int) -> list[int]:
-  """Returns rows of different pictures, evenly spread over the split."""
-  rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
-  count = min(count, len(rows))
-  return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist()

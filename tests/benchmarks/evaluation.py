@@ -79,7 +79,7 @@ def _planner(image_size, batch_size, mesh) -> plans.Planner:
 
 
 def _overhead(planner, rows, mesh, rounds):
-  (one, *_) = planner.standard(_METHODS)
+  (one, *_) = planner.passes(("localisation",), _METHODS)
   one = dataclasses.replace(one, rows=rows)
 
   # A number of each map, so that somebody waits for it.
@@ -210,7 +210,7 @@ def _check_agree(results):
 
 def _memory(num_rows, mesh):
   planner = _planner(64, 100, mesh)
-  (one, *_) = planner.standard(_METHODS)
+  (one, *_) = planner.passes(("localisation",), _METHODS)
   held = {}
   for count in (num_rows, num_rows, 4 * num_rows):  # the first one warms up
     rows = np.arange(count) % len(planner.pairs.index)

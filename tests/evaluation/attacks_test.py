@@ -11,13 +11,13 @@ from flax import nnx
 from gc_jax import losses
 from gc_jax.evaluation import classification
 from gc_jax.evaluation.attacks import (
-  EPSILONS,
   FUNCTIONS,
   WITHIN,
   attacked_logits,
   fgsm,
   pgd,
 )
+from gc_jax.metrics import EPSILONS
 from gc_jax.models.layers import normalize_pixels
 
 # Comparing pixels: float32 near 1, added and clipped.

@@ -20,6 +20,7 @@ from gc_jax.metrics import Key
 from tests.data import photos
 
 METHODS = ("gradcam", "gradcam_elementwise")
+RUNS = ("classification", "localisation")
 SIZES = [(60, 40), (40, 60), (40, 40), (61, 40), (60, 40), (60, 40), (40, 60)]
 LABELS = [[0, 2], [1], [], [3], [2], [1, 4], [0]]
 
@@ -85,7 +86,7 @@ def ran(model, dataset, mesh):
   def run(**fields):
     planner = plans.Planner(model, dataset, config(**fields), mesh)
     ledger = Ledger(len(planner.pairs.index))
-    plan = planner.standard(METHODS)
+    plan = planner.passes(RUNS, METHODS)
     count = sum(1 for _ in plans.run(plan, planner.pairs, mesh, ledger))
     assert count == sum(one.num_batches for one in plan)
     return planner, plan, ledger
@@ -158,7 +159,9 @@ def test_neither_batch_nor_devices_change_what_is_measured(ran, model, dataset):
     parallel.on_all_devices(model, alone), dataset, config(), alone
   )
   single = Ledger(len(planner.pairs.index))
-  for _ in plans.run(planner.standard(METHODS), planner.pairs, alone, single):
+  for _ in plans.run(
+    planner.passes(RUNS, METHODS), planner.pairs, alone, single
+  ):
     pass
   for name, column in ledger.columns.items():
     for found in (other, single):
@@ -177,7 +180,7 @@ def test_rounding_bounds_the_programs_and_too_many_are_refused(
     planner = plans.Planner(
       model, dataset, config(protocol="release", **fields), mesh
     )
-    plan = planner.standard(METHODS)
+    plan = planner.passes(RUNS, METHODS)
     return [one.name for one in plan if one.name.startswith("frames")]
 
   assert len(frames(round_px=32)) <= 2
@@ -188,7 +191,7 @@ def test_rounding_bounds_the_programs_and_too_many_are_refused(
 def test_what_was_done_is_not_done_again(model, dataset, mesh):
   """Interrupted after any batch, the numbers are the same."""
   planner = plans.Planner(model, dataset, config(), mesh)
-  plan = [*planner.standard(METHODS), *planner.attacks((1, 8))]
+  plan = [*planner.passes(RUNS, METHODS), *planner.passes(("attacks",))]
   whole = Ledger(len(planner.pairs.index))
   total = sum(1 for _ in plans.run(plan, planner.pairs, mesh, whole))
   assert total == 8
@@ -213,7 +216,9 @@ def test_it_goes_on_in_batches_of_another_size(model, dataset, mesh):
   def measured(ledger, batch_size, stop=None):
     planner = plans.Planner(model, dataset, config(batch_size=batch_size), mesh)
     ledger = ledger or Ledger(len(planner.pairs.index))
-    running = plans.run(planner.standard(METHODS), planner.pairs, mesh, ledger)
+    running = plans.run(
+      planner.passes(RUNS, METHODS), planner.pairs, mesh, ledger
+    )
     for _ in itertools.islice(running, stop):
       pass
     running.close()
@@ -235,7 +240,10 @@ def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):
   few = planner.few()
   assert len(few) == 4 and (planner.pairs.target[few] >= 0).all()
   ledger = Ledger(len(planner.pairs.index))
-  plan = [planner.faithfulness(METHODS), *planner.costly(("smoothgrad",))]
+  plan = [
+    *planner.passes(("faithfulness",), METHODS),
+    *planner.passes(("localisation",), ("smoothgrad",), ("smoothgrad",))[-2:],
+  ]
   for _ in plans.run(plan, planner.pairs, mesh, ledger):
     pass
   for key in (
@@ -251,12 +259,14 @@ def test_boxes_and_curves_are_of_few_rows(model, dataset, mesh):
 def test_the_thread_compiles_what_is_run(model, dataset, mesh, caplog):
   """Sizes of its own, so that no other test has compiled it before."""
   fields = {"costly_rows": 3, "faithfulness_steps": 3, "batch_size": 3}
+  fields["epsilons"] = (1, 4)
   planner = plans.Planner(model, dataset, config(**fields), mesh)
   plan = [
-    *planner.standard(METHODS),
-    *planner.costly(("smoothgrad",)),
-    planner.faithfulness((*METHODS, "fullgrad", "cmwp")),
-    *planner.attacks((1, 4)),
+    *planner.passes(RUNS, METHODS),
+    *planner.passes(("localisation",), ("smoothgrad",), ("smoothgrad",))[-2:],
+    *planner.passes(
+      ("faithfulness", "attacks"), (*METHODS, "fullgrad", "cmwp")
+    ),
   ]
   ledger = Ledger(len(planner.pairs.index))
   # A setting of this thread: the other says nothing of what it compiles.

@@ -1,11 +1,38 @@
-"""Tables as Markdown, HTML and CSV."""
+"""Tables as Markdown, HTML, CSV, and LaTeX for a paper."""
 
 import csv
 import html
 import io
 from collections.abc import Collection, Sequence
 
+from gc_jax.attribution import title_of
 from gc_jax.report import tables
+
+_LATEX_HEADER = """\
+% Needs, in the preamble: \\usepackage{booktabs}
+% Read as UTF-8, the default of LaTeX since 2018. The notes below each table
+% are comments.
+"""
+_LATEX_ESCAPES = {
+  "\\": r"\textbackslash{}",
+  **{character: f"\\{character}" for character in "&%$#_{}"},
+  "~": r"\textasciitilde{}",
+  "^": r"\textasciicircum{}",
+  "<": r"\textless{}",
+  ">": r"\textgreater{}",
+  "|": r"\textbar{}",
+  "±": r"$\pm$",
+  "↑": r"$\uparrow$",
+  "↓": r"$\downarrow$",
+  "−": "$-$",
+  "×": r"$\times$",
+  "λ": r"$\lambda$",
+  "ε": r"$\epsilon$",
+  "≥": r"$\geq$",
+  "“": "``",
+  "”": "''",
+  "…": r"\ldots{}",
+}
 
 
 def format_cell(cell: tables.Cell | None, decimals: int = 1) -> str:
@@ -32,9 +59,7 @@ def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
     table: read.
     explained: titles of columns whose meaning the reader was told before.
   """
-  plain = [c.title for c in table.columns if c.unit != "percent"]
-  but = f" but {', '.join(plain)}" if plain else ""
-  sentences = [f"All numbers{but} in percent."]
+  sentences = ["All numbers in percent."]
   meanings = [
     f"{c.title}: {c.meaning}"
     for c in table.columns
@@ -42,7 +67,7 @@ def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
   ]
   if meanings:
     sentences[0] += f" {'; '.join(meanings)}."
-  elif explained and not plain:
+  elif explained:
     sentences = []  # said before
   spreads = []
   if is_repeated(table):
@@ -184,6 +209,55 @@ def to_csv(table: tables.Table) -> str:
   return buffer.getvalue()
 
 
+def escape_latex(text: str) -> str:
+  """Returns text as LaTeX prints it, on one line."""
+  return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
+
+
+def to_latex_document(all_tables: Sequence[tables.Table]) -> str:
+  """Returns the tables one below the other, for `\\input`."""
+  return _LATEX_HEADER + "".join("\n" + to_latex(table) for table in all_tables)
+
+
+def to_latex(table: tables.Table) -> str:
+  """Returns a `table` with a caption; the best of each method is bold.
+
+  Rules stand between the blocks of a method, and above the controls.
+  """
+  runs = is_repeated(table)
+  headings = ["Model", "Explanation"] + ["Runs"] * runs
+  headings += [column.heading for column in table.columns]
+  caption = rf"\caption{{{escape_latex(table.title)}. In percent.}}"
+  lines = [
+    r"\begin{table}",
+    r"\centering",
+    caption if table.title else "",
+    rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}",
+    r"\toprule",
+    " & ".join(map(escape_latex, headings)) + r" \\",
+  ]
+  previous = None
+  for row in table.rows:
+    own = block(table, row)
+    if own != previous:
+      lines.append(r"\midrule")
+    previous = own
+    cells = [escape_latex(row.label), escape_latex(method_title(row))]
+    cells += [num_runs(row)] * runs
+    for column in table.columns:
+      cell = row.cells.get(column.key)
+      text = escape_latex(format_cell(cell, column.decimals))
+      if table.is_best(row, column):
+        text = rf"\textbf{{{text}}}"
+      interval = format_interval(cell, column.decimals)
+      # Braces: after "\\", "[" would begin an optional argument.
+      cells.append(f"{text} {{{interval}}}" if interval else text)
+    lines.append(" & ".join(cells) + r" \\")
+  lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+  lines += [f"% {note}" for note in notes(table)]
+  return "".join(f"{line}\n" for line in lines if line)
+
+
 def is_repeated(table: tables.Table) -> bool:
   """Returns whether a row stands for several runs."""
   return any(row.num_runs > 1 for row in table.rows)
@@ -195,7 +269,7 @@ def method_title(row: tables.Row) -> str:
     return row.title
   if row.is_control:
     return "control"
-  return tables.METHOD_TITLES.get(row.method, row.method)
+  return title_of(row.method)
 
 
 def block(table: tables.Table, row: tables.Row) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gc_jax.report import overlay, picture_grid
+from gc_jax.report import overlay, pictures
 
 
 def _picture(height, width, color):
@@ -11,9 +11,9 @@ def _picture(height, width, color):
 
 
 def _draw(*rows):
-  named = [picture_grid.GridRow(str(n), cells) for n, cells in enumerate(rows)]
+  named = [pictures.GridRow(str(n), cells) for n, cells in enumerate(rows)]
   headings = [f"column {n}" for n in range(len(rows[0]))]
-  return overlay.read_png(picture_grid.draw(headings, named, dpi=50))
+  return overlay.read_png(pictures.draw_grid(headings, named, dpi=50))
 
 
 def _box(image, color):

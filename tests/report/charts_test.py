@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_jax.report import evaluation_charts, overlay, plots, tables
+from gc_jax.attribution import METHODS
+from gc_jax.report import charts, overlay, plots, tables
 from tests.report import evaluations
 
 
@@ -22,15 +23,15 @@ def _open(png):
 
 
 def test_every_curve_becomes_a_chart_for_page_and_file(made):
-  charts = evaluation_charts.charts(made)
-  assert list(charts) == [
+  drawn = charts.charts(made)
+  assert list(drawn) == [
     "robustness",
     "insertion",
     "deletion",
     "randomization",
   ]
   ids = []
-  for chart in charts.values():
+  for chart in drawn.values():
     assert _open(chart.png).shape[1] > 700
     assert "currentColor" in chart.svg and "var(--series-1)" in chart.svg
     assert not re.search(r"#[0-9a-f]{6}\b", chart.svg)
@@ -40,16 +41,16 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
 
 
 def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
-  charts = list(evaluation_charts.charts(made).values())
-  stacked = _open(plots.stack(charts))
-  shapes = [_open(chart.png).shape for chart in charts]
+  drawn = list(charts.charts(made).values())
+  stacked = _open(plots.stack(drawn))
+  shapes = [_open(chart.png).shape for chart in drawn]
   gap_px = 90  # a title and what is left free, of each
   assert stacked.shape[0] == pytest.approx(
     sum(shape[0] + gap_px for shape in shapes), abs=2
   )
   assert stacked.shape[1] == pytest.approx(max(s[1] for s in shapes), abs=1)
   top = 0
-  for chart, (height, width, _) in zip(charts, shapes, strict=True):
+  for chart, (height, width, _) in zip(drawn, shapes, strict=True):
     title = stacked[top : top + 50]
     assert title.min() < 128 and title.shape[0] == 50
     own = stacked[top + 50 : top + 50 + height, :width]
@@ -63,18 +64,18 @@ def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
 
 
 def test_curves_say_their_numbers(made):
-  charts = evaluation_charts.charts(made)
-  robustness = charts["robustness"].svg
+  drawn = charts.charts(made)
+  robustness = drawn["robustness"].svg
   assert "FGSM from 86.5 to 35 at ε in 1/255 64" in robustness
   assert "FGSM, any step up to ε from 86.5 to 5 at" in robustness
   assert "PGD from 86.5 to 0 at ε in 1/255 64" in robustness
   for chart in ("insertion", "deletion", "randomization"):
     for word in ("Grad-CAM, element-wise", "cMWP", "SmoothGrad"):
-      assert f">{word}<" in charts[chart].svg  # the legend, as real text
-  assert ">Uniform map<" in charts["insertion"].svg
-  assert "var(--muted)" in charts["insertion"].svg
-  assert "cMWP from 1 to -0.02" in charts["randomization"].svg
-  assert ">layer3/1<" in charts["randomization"].svg
+      assert f">{word}<" in drawn[chart].svg  # the legend, as real text
+  assert ">Uniform map<" in drawn["insertion"].svg
+  assert "var(--muted)" in drawn["insertion"].svg
+  assert "cMWP from 1 to -0.02" in drawn["randomization"].svg
+  assert ">layer3/1<" in drawn["randomization"].svg
 
 
 def test_a_method_has_the_same_place_in_every_chart(made):
@@ -82,10 +83,10 @@ def test_a_method_has_the_same_place_in_every_chart(made):
   curves = dataclasses.replace(
     made.curves, insertion=dict(sorted(made.curves.insertion.items()))
   )
-  charts = evaluation_charts.charts(dataclasses.replace(made, curves=curves))
-  titles = [tables.METHOD_TITLES[m] for m in evaluations.METHODS]
+  drawn = charts.charts(dataclasses.replace(made, curves=curves))
+  titles = [METHODS[m].title for m in evaluations.METHODS]
   for name in ("insertion", "randomization"):
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", charts[name].svg)
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn[name].svg)
     assert [word for word in words if word in titles] == titles
 
 
@@ -98,36 +99,36 @@ def test_lines_of_many_methods_look_different():
 
 def test_without_curves_there_are_no_charts(tmp_path):
   bare = evaluations.bare(tmp_path / "e")
-  assert evaluation_charts.charts(bare) == {}
-  assert evaluation_charts.methods_figure(bare) is None
-  assert evaluation_charts.sanity_figure(bare) is None
-  assert evaluation_charts.sanity(bare) == []
+  assert charts.charts(bare) == {}
+  assert charts.methods_figure(bare) is None
+  assert charts.sanity_figure(bare) is None
+  assert charts.sanity(bare) == []
 
 
 def test_numbers_that_are_not_finite_break_a_line(made):
   values = made.curves.insertion
   values["cmwp"][3] = float("nan")
   values["gradcam"] = [float("nan")] * len(values["gradcam"])
-  svg = evaluation_charts.charts(made)["insertion"].svg
+  svg = charts.charts(made)["insertion"].svg
   assert "nan" not in svg.lower()
   assert ">cMWP<" in svg and ">Grad-CAM<" not in svg
 
 
 def test_methods_that_ignore_the_weights_are_flagged(made):
-  found = evaluation_charts.sanity(made)
+  found = charts.sanity(made)
   assert [s.title for s in found if s.stays_high] == ["SmoothGrad"]
   assert found[0].title == "SmoothGrad"  # the worst first
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
-  assert evaluation_charts.sanity(made)[1].stays_high
+  assert charts.sanity(made)[1].stays_high
   made.curves.randomization["gradcam"][-1] = float("nan")
-  last = evaluation_charts.sanity(made)[-1]
+  last = charts.sanity(made)[-1]
   assert (last.title, last.verdict) == ("Grad-CAM", "not measured")
 
 
 def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
   small = dataclasses.replace(made, examples=made.examples[:1])
-  one = _open(evaluation_charts.methods_figure(small))
-  all_rows = _open(evaluation_charts.methods_figure(made))
+  one = _open(charts.methods_figure(small))
+  all_rows = _open(charts.methods_figure(made))
   columns = 1 + len(evaluations.METHODS) + len(evaluations.CONTROLS)
   assert one.shape[1] == all_rows.shape[1]
   assert one.shape[1] == pytest.approx(1.7 * columns * 160, rel=0.03)
@@ -140,14 +141,11 @@ def test_the_controls_stand_last_and_unknown_methods_before_them(made):
   example = made.examples[0]
   maps = {"uniform": example.maps["uniform"], "new": example.maps["gradcam"]}
   maps |= {"gradcam": example.maps["gradcam"]}
-  methods = evaluation_charts.shown_methods(
-    [dataclasses.replace(example, maps=maps)]
-  )
-  assert methods == ["gradcam", "new", "uniform"]
+  assert tables.in_order(maps) == ["gradcam", "new", "uniform"]
 
 
 def test_the_sanity_strip_has_the_trained_map_and_every_stage(made):
-  strip = _open(evaluation_charts.sanity_figure(made))
+  strip = _open(charts.sanity_figure(made))
   assert strip.shape[1] == pytest.approx(
     (1.7 * (1 + len(evaluations.STAGES)) + 0.065 * 22) * 160, abs=2
   )
@@ -161,7 +159,7 @@ def test_stages_without_a_map_leave_gaps(made):
   only = dataclasses.replace(
     made, examples=[dataclasses.replace(example, randomized=randomized)]
   )
-  strip = _open(evaluation_charts.sanity_figure(only))
+  strip = _open(charts.sanity_figure(only))
   assert strip.shape[1] == pytest.approx(
     (1.7 * 3 + 0.065 * 8) * 160, abs=2
   )  # trained, layer4, stem
@@ -179,13 +177,13 @@ def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
     randomization={"gradcam": [n / 20 for n in range(17, 0, -1)]},
   )
   many = dataclasses.replace(made, curves=curves, examples=[example])
-  strip = _open(evaluation_charts.sanity_figure(many))
+  strip = _open(charts.sanity_figure(many))
   assert strip.shape[1] == pytest.approx((1.7 * 9 + 0.065 * 8) * 160, abs=2)
-  svg = evaluation_charts.charts(many)["randomization"].svg
+  svg = charts.charts(many)["randomization"].svg
   for stage in stages:
     turned = rf"<text[^>]*rotate\(-90[^>]*>{re.escape(stage)}</text>"
     assert re.search(turned, svg), stage
-  assert "rotate(-90" not in evaluation_charts.charts(made)["randomization"].svg
+  assert "rotate(-90" not in charts.charts(made)["randomization"].svg
 
 
 def test_photographs_are_embedded_small_and_pixel_art_crisp():
@@ -194,3 +192,66 @@ def test_photographs_are_embedded_small_and_pixel_art_crisp():
   assert overlay.compact_uri(photograph).startswith("data:image/jpeg;base64,")
   enlarged = overlay.enlarge_image(photograph[:16, :16], 16)
   assert overlay.compact_uri(enlarged) == overlay.data_uri(enlarged)
+
+
+# Of training.
+
+
+def test_a_run_with_the_consistency_loss_has_its_curves():
+  lines = evaluations.metrics()
+  lines[0]["train/consistency_weight"] = 5.0  # the ramp
+  titles = [chart.title for chart in charts.training_charts(lines)]
+  assert titles == [
+    "Loss",
+    "Parts of the training loss",
+    "Top-1",
+    "Weight of the consistency loss",
+    "Gradient at the features",
+  ]
+
+
+def test_charts_without_numbers_are_left_out():
+  lines = evaluations.metrics(consistency=False)
+  titles = [chart.title for chart in charts.training_charts(lines)]
+  assert titles == ["Loss", "Parts of the training loss", "Top-1"]
+  assert charts.training_charts([]) == []
+
+
+def test_a_constant_weight_needs_no_chart():
+  titles = [
+    chart.title for chart in charts.training_charts(evaluations.metrics())
+  ]
+  assert "Weight of the consistency loss" not in titles
+
+
+def test_charts_take_the_colours_of_the_page():
+  for chart in charts.training_charts(evaluations.metrics()):
+    assert "currentColor" in chart.svg
+    assert "var(--series-1)" in chart.svg
+    assert not re.search(r"#[0-9a-f]{6}\b", chart.svg)
+    assert "http" not in chart.svg
+
+
+def test_ids_of_different_charts_do_not_clash():
+  ids = [
+    name
+    for chart in charts.training_charts(evaluations.metrics())
+    for name in set(re.findall(r'\bid="([^"]*)"', chart.svg))
+  ]
+  assert len(ids) == len(set(ids))
+
+
+def test_a_chart_says_its_numbers_to_those_who_do_not_see_it():
+  lines = [{"step": 1, "train/loss": 2.5}, {"step": 9, "train/loss": 0.75}]
+  (chart,) = charts.training_charts(lines)
+  assert 'aria-label="Loss (nats): training from 2.5 to 0.75 at step 9."' in (
+    chart.svg
+  )
+
+
+def test_numbers_that_are_not_finite_break_the_line_and_are_counted():
+  lines = evaluations.metrics()
+  lines[4]["train/loss"] = None
+  lines[4]["train/consistency_loss"] = None
+  assert charts.count_not_finite(lines) == 1
+  assert "nan" not in charts.training_charts(lines)[0].svg.lower()

@@ -1,4 +1,4 @@
-"""What an evaluation shows in pictures: curves, maps of all methods, sanity.
+"""What an evaluation shows in charts and figures; and a run of its training.
 
 The sanity check is that of Adebayo et al. 2018, arXiv:1810.03292: maps must
 change when the model's weights are randomised, from the head down.
@@ -11,16 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gc_jax.report import (
-  describe_evaluated,
-  evaluation_rows,
-  picture_grid,
-  pictures,
-  plots,
-  tables,
-)
-from gc_jax.report.evaluated import Evaluated, Example
-from gc_jax.report.evaluation_rows import title_of
+from gc_jax.attribution import CONTROLS, title_of
+from gc_jax.metrics import ATTACKS, METRICS, accuracy
+from gc_jax.report import pictures, plots, tables
+from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods
@@ -89,7 +83,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
     if len(models) > 1 and "fgsm-within" in curves:
       curves.pop("fgsm", None)
     for attack, by_epsilon in curves.items():
-      word = evaluation_rows.ATTACKS.get(attack, attack)
+      word = ATTACKS[attack].title if attack in ATTACKS else attack
       word = f"{label}, {word}" if label else word
       points = sorted((float(e), value) for e, value in by_epsilon.items())
       lines += _line(word, *zip(*points, strict=True)) if points else []
@@ -99,7 +93,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
   first = next(iter(models.values()))
   return plots.line_chart(
     "Robustness",
-    f"{evaluation_rows.accuracy_title(first)}, percent",
+    f"{METRICS[accuracy(first.about.multi_label)].title}, percent",
     lines,
     "ε in 1/255",
     x_scale="doubling",
@@ -128,19 +122,16 @@ def methods_figure(evaluated: Evaluated) -> bytes | None:
   each method that any image has.
   """
   examples = evaluated.examples[:MAX_ROWS]
-  methods = shown_methods(examples)
+  methods = tables.in_order(m for e in examples for m in e.maps)
   if not methods:
     return None
   rows = []
   for example in examples:
     cells = [pictures.outlined(example.image, example.object_mask)]
-    cells += [explained(example, method) for method in methods]
-    rows.append(
-      picture_grid.GridRow(
-        describe_evaluated.class_name(evaluated, example.target), cells
-      )
-    )
-  return picture_grid.draw(["Image", *map(title_of, methods)], rows)
+    cells += [pictures.explained_by(example, method) for method in methods]
+    name = evaluated.class_name(example.target)
+    rows.append(pictures.GridRow(name, cells))
+  return pictures.draw_grid(["Image", *map(title_of, methods)], rows)
 
 
 def sanity_figure(evaluated: Evaluated) -> bytes | None:
@@ -164,46 +155,24 @@ def sanity_figure(evaluated: Evaluated) -> bytes | None:
   methods = [m for m in example.randomized if m in example.maps]
   for method in methods[:MAX_SANITY_ROWS]:
     by_stage = example.randomized[method]
-    cells = [explained(example, method)]
+    cells = [pictures.explained_by(example, method)]
     cells += [
-      None if stage not in by_stage else _explained(example, by_stage[stage])
+      None
+      if stage not in by_stage
+      else pictures.explained(
+        example.image, example.object_mask, by_stage[stage]
+      )
       for stage in stages
     ]
-    rows.append(picture_grid.GridRow(title_of(method), cells))
+    rows.append(pictures.GridRow(title_of(method), cells))
   if not rows:
     return None
-  return picture_grid.draw(["trained", *stages], rows)
+  return pictures.draw_grid(["trained", *stages], rows)
 
 
 def sanity_example(evaluated: Evaluated) -> Example | None:
   """Returns the first example that has maps of randomised models."""
   return next((e for e in evaluated.examples if e.randomized), None)
-
-
-def shown_methods(examples: Sequence[Example]) -> list[str]:
-  """Returns the methods that any example has: known order, controls last."""
-  return _ordered({method: None for e in examples for method in e.maps})
-
-
-def _ordered(found: Mapping[str, Any]) -> list[str]:
-  """Returns methods in the order of tables, unknown ones, controls."""
-  known = [m for m in tables.METHOD_TITLES if m in found]
-  others = [m for m in found if m not in tables.METHOD_TITLES]
-  return (
-    [m for m in known if m not in tables.CONTROLS]
-    + others
-    + [m for m in known if m in tables.CONTROLS]
-  )
-
-
-def explained(example: Example, method: str):
-  """Returns the image under its map by a method; None where it has none."""
-  cam = example.maps.get(method)
-  return None if cam is None else _explained(example, cam)
-
-
-def _explained(example: Example, cam: np.ndarray):
-  return pictures.explained(example.image, example.object_mask, cam)
 
 
 def _faithfulness_chart(
@@ -255,14 +224,12 @@ def _method_lines(
 
   So a method looks the same in every chart; the controls come last.
   """
-  methods = _ordered(curves)
+  methods = tables.in_order(curves)
   return [
     line
     for method in methods
     if len(curves[method]) == len(x)
-    for line in _line(
-      title_of(method), x, curves[method], method in tables.CONTROLS
-    )
+    for line in _line(title_of(method), x, curves[method], method in CONTROLS)
   ]
 
 
@@ -277,3 +244,109 @@ def _line(
   if not np.isfinite(values).any():
     return []
   return [Line(word, np.array(x, dtype=float), values, is_control)]
+
+
+# Of training.
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One chart: metric to its word in the legend; `scale` linear or log."""
+
+  title: str
+  unit: str
+  series: dict[str, str]
+  scale: str = "linear"
+
+
+# "weighted/..." is made here: the term as it enters the loss.
+PANELS = (
+  Panel(
+    "Loss", "nats", {"train/loss": "training", "val/loss": "validation split"}
+  ),
+  Panel(
+    "Parts of the training loss",
+    "nats",
+    {
+      "train/classification_loss": "classification",
+      "weighted/consistency_loss": "λ × consistency",
+    },
+  ),
+  Panel("Top-1", "percent, validation split", {"val/top1": "top-1"}),
+  Panel(
+    "F1",
+    "percent, validation split",
+    {"val/f1_overall": "overall", "val/f1_per_class": "per class"},
+  ),
+  Panel(
+    "Weight of the consistency loss",
+    "λ, log axis",
+    {"train/consistency_weight": "λ"},
+    scale="log",
+  ),
+  Panel(
+    "Gradient at the features",
+    "norm by loss term, log axis",
+    {
+      "train/grad_norm_features/classification": "classification",
+      "train/grad_norm_features/consistency": "consistency",
+    },
+    scale="log",
+  ),
+)
+
+
+def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
+  """Returns the charts of a run's training, those without any number left out.
+
+  Args:
+    metrics: the lines of metrics.jsonl. A None (not finite) breaks the line.
+  """
+  metrics = [_with_weighted(line) for line in metrics]
+  in_epochs = all("epoch" in line for line in metrics)
+  made = []
+  for panel in PANELS:
+    lines = []
+    for key, word in panel.series.items():
+      x, y = _series(metrics, key, "epoch" if in_epochs else "step")
+      if panel.scale == "log":
+        y = np.where(y > 0, y, np.nan)
+      if np.isfinite(y).any():
+        lines.append(Line(word, x, y))
+    if panel.scale == "log" and len(panel.series) == 1:
+      values = lines[0].y if lines else np.zeros(0)
+      if np.nanmin(values, initial=np.inf) == np.nanmax(values, initial=0.0):
+        continue  # a constant weight: the page's first sentence names it
+    if lines:
+      chart = plots.line_chart(
+        panel.title,
+        panel.unit,
+        lines,
+        "epoch" if in_epochs else "step",
+        scale=panel.scale,
+        legend="above" if len(panel.series) > 1 else "none",
+      )
+      made.append(chart)
+  return made
+
+
+def count_not_finite(metrics: Sequence[dict[str, Any]]) -> int:
+  """Returns how many lines hold a number that was not finite."""
+  return sum(any(v is None for v in line.values()) for line in metrics)
+
+
+def _with_weighted(line: dict[str, Any]) -> dict[str, Any]:
+  loss = line.get("train/consistency_loss")
+  weight = line.get("train/consistency_weight")
+  if loss is None or not weight:
+    return line
+  return {**line, "weighted/consistency_loss": loss * weight}
+
+
+def _series(
+  metrics: Sequence[dict[str, Any]], key: str, axis: str
+) -> tuple[np.ndarray, np.ndarray]:
+  points = [(line[axis], line[key]) for line in metrics if key in line]
+  points = [(x, y) for x, y in points if x is not None]
+  values = np.array(points, dtype=float).reshape(-1, 2)  # None becomes NaN
+  return values[:, 0], values[:, 1]
