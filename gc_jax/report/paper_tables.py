@@ -56,14 +56,6 @@ class PaperTable:
   rows: tuple[PaperRow, ...]
   caveat: str = ""
 
-  def rows_of(self, architecture: str, model: str) -> list[PaperRow]:
-    """Returns the rows of an architecture under one of the paper's names."""
-    return [
-      row
-      for row in self.rows
-      if (row.architecture, row.model) == (architecture, model)
-    ]
-
 
 _PG, _SPG = "pointing_game", "stochastic_pointing_game"
 _CH, _NQH = "content_heatmap", "negative_quadrants_heatmap"

@@ -191,7 +191,9 @@ def test_photographs_are_embedded_small_and_pixel_art_crisp():
   photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
   assert overlay.compact_uri(photograph).startswith("data:image/jpeg;base64,")
   enlarged = overlay.enlarge_image(photograph[:16, :16], 16)
-  assert overlay.compact_uri(enlarged) == overlay.data_uri(enlarged)
+  assert overlay.compact_uri(enlarged) == overlay.as_data_uri(
+    overlay.png_bytes(enlarged)
+  )
 
 
 # Of training.
