@@ -121,7 +121,7 @@ def evaluate(
       "num_compilations": len(plan),
       "secs": ledger.secs,
       "identity": identity,
-      "trained": _trained_with(source),
+      "trained": _trained_with(source, loaded),
       "questions": questions,
     },
   )
@@ -341,10 +341,11 @@ def _identity(
   }
 
 
-def _trained_with(source: str | Path) -> dict[str, Any]:
-  """Returns the configuration of a run; none for a file."""
-  path = files.as_path(source)
-  return saved_config.read(path) if path.is_dir() else {}
+def _trained_with(source: str | Path, loaded: LoadedModel) -> dict[str, Any]:
+  """Returns the configuration of a run; none where it is of no run."""
+  if loaded.consistency is None:  # which runs say, and files do not
+    return {}
+  return saved_config.read(files.as_path(source))
 
 
 def _questions(model: nnx.Module) -> tuple[tuple[str, ...], str]:

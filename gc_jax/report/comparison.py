@@ -1,7 +1,6 @@
 """Several models beside each other: the paper's tables and its Figure 2."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from gc_jax.attribution import title_of
@@ -35,7 +34,7 @@ MAX_ROWS = 8  # images in the figure
 
 def compare(
   folders: Sequence[str | os.PathLike], out: str | os.PathLike
-) -> tuple[list[pathlib.Path], list[str]]:
+) -> tuple[list[files.AnyPath], list[str]]:
   """Writes the tables of some models, and their figures.
 
   Args:
@@ -50,11 +49,11 @@ def compare(
     ValueError: a folder is neither, their data or settings differ, or `out`
       holds something else.
   """
-  out = pathlib.Path(out)
+  out = files.as_path(out)
   _check_out(out)
-  names: dict[str, str | os.PathLike] = {}
-  for folder in folders:
-    names.setdefault(_identity(folder), folder)
+  names: dict[files.AnyPath, files.AnyPath] = {}
+  for folder in map(files.as_path, folders):
+    names.setdefault(folder.resolve(), folder)  # as named, each once
   evaluations = [load_finished(folder) for folder in names.values()]
   written, remarks = _contents(evaluations)
   for name, content in written.items():
@@ -63,11 +62,6 @@ def compare(
   for name in set(FILENAMES) - set(written):
     (out / name).unlink(missing_ok=True)  # an earlier comparison's
   return [out / name for name in written], remarks
-
-
-def _identity(folder: str | os.PathLike) -> str:
-  path = files.as_path(folder)
-  return os.fspath(path if files.is_in_bucket(path) else path.resolve())
 
 
 def _contents(
@@ -171,7 +165,7 @@ def draw_figure(
   return pictures.draw_grid(["Image", *fixed], rows), methods[0], remarks
 
 
-def _check_out(out: pathlib.Path) -> None:
+def _check_out(out: files.AnyPath) -> None:
   """Refuses a place that holds anything but an earlier comparison."""
   if out.exists() and not out.is_dir():
     raise ValueError(

@@ -235,6 +235,7 @@ def _context(
     "is_consistent": about.consistency,
     "headlines": summary.headlines(evaluated, other, other_label),
     "method": title_of(method),
+    "is_trained_method": method == summary.METHOD,
     "other_label": other_label,
     "other_sentence": describe.sentence(other.about) if other else "",
     "glance": blocks[: len(glance)],
