@@ -8,27 +8,22 @@ from gc_jax import signals
 from gc_jax.report import comparison
 
 _DESCRIPTION = """\
-Puts models beside each other: finished runs, or evaluations.
+Puts models beside each other: finished runs, evaluations, or both.
 
 Those that differ by seed only become one row, mean ± standard deviation; what
-else their configurations differ in becomes the row's name. All folders must
-be of one kind, and of the same data. Written to --out:
+else their configurations differ in becomes the row's name. All must be
+evaluated on the same data in the same way. Written to --out:
 
-from runs (the --workdir of gc_jax.main)
-  comparison.md    the table as Markdown
+  comparison.md    accuracy and maps at a glance, as Markdown
   comparison.csv   the same with four decimals, for other programs
-
-from evaluations (the --out of gc_jax.evaluate)
   tables.md        the paper's Tables 1 to 6 over the models, then everything
   tables.csv       the same, a line for every cell, with 95% intervals
   tables.tex       the same as LaTeX, for a paper
-  robustness.png   accuracy under attack, if it was measured
-
-from both
   comparison.html  one page with tables and figures, to pass on
   figure.png       the same images explained by each model, side by side
   pareto.png       accuracy against content heatmap, a point for each model
   pareto.csv       its points (two models or more)
+  robustness.png   accuracy under attack, if it was measured
 """
 _EPILOG = """\
 examples:

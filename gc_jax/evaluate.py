@@ -12,8 +12,9 @@ A checkpoint of PyTorch's, on data that a configuration names:
 
 Every explanation method and metric, insertion and deletion, FGSM and PGD, and
 whether maps change when weights are randomised. Written to --out: results.json,
-per_class.json, curves.json, tables.md, tables.csv and tables.tex, figures, and
-report.html. Interrupted, the same command goes on where it stopped.
+per_class.json, curves.json, gallery.npz and evaluation.json, tables.md,
+tables.csv and tables.tex, figures, and report.html. Interrupted, the same
+command goes on where it stopped.
 """
 
 import sys
@@ -23,10 +24,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax import command_line, evaluating, saved_config, signals
+from gc_jax import command_line, saved_config, signals
 from gc_jax import config as configs
 from gc_jax.attribution import METHODS
 from gc_jax.checkpoint import CheckpointError
+from gc_jax.evaluation import run
 from gc_jax.report import files
 
 _CONFIG = command_line.define_config(
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
   methods = tuple(METHODS) if names == ["all"] else tuple(names)
   try:
     source, config = _asked_for()
-    for line in evaluating.evaluate(
+    for line in run.evaluate(
       config,
       source=source,
       arch=_ARCH.value,

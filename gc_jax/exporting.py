@@ -12,10 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from gc_jax import data, torch_io, trained
+from gc_jax import data, saved_config, torch_io, trained
 from gc_jax.data import pipeline
-from gc_jax.report import describe, files
-from gc_jax.report.run import load_run
+from gc_jax.report import artefact, describe, files
 from gc_jax.torch_io import card, compare
 
 # How far PyTorch may be, relative to the largest value: float32 sums in another
@@ -64,15 +63,16 @@ def export_run(
   loaded = trained.load_model(workdir)
   if verify:
     compare.check_known(loaded.model)
-  run = load_run(workdir)
+  run = artefact.load(workdir)
+  config = saved_config.read(workdir)
   # Before anything is written: the run's data may be gone.
-  images = _evaluated_images(run.config) if verify else None
+  images = _evaluated_images(config) if verify else None
   metadata = torch_io.Metadata(
     architecture=loaded.name,
     class_names=loaded.class_names,
     multi_label=loaded.multi_label,
     image_size=loaded.image_size,
-    config_digest=_digest(run.config),
+    config_digest=_digest(config),
   )
   for path in torch_io.save_model(out, loaded.model, metadata):
     yield f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)"
@@ -80,7 +80,7 @@ def export_run(
     out,
     metadata,
     len(loaded.class_names),
-    describe.sentence(run),
+    describe.training(run.about),
     run.results,
   )
   files.write_text(beside, text)

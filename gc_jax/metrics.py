@@ -1,4 +1,6 @@
-"""How well a map points at the object: PG, SPG, CH and NQH.
+"""How well a map points at the object: PG, SPG, CH and NQH; and every metric.
+
+`METRICS` says what is known of each, those that no map has among them.
 
 A map is a distribution over pixels or cells (`as_distribution`); every metric
 is a fraction in [0, 1], one an example, and defined for every input.
@@ -9,7 +11,9 @@ mask is linear in the map, so that one small `GridAnnotation`, made once, serves
 every map, whatever the size of the picture.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -247,3 +251,162 @@ def negative_quadrants_heatmap(
 
 def _flat(planes: Array) -> Array:
   return planes.reshape(*planes.shape[:-2], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """What is known of a metric.
+
+  Attributes:
+    title: heading of its column.
+    meaning: a few words.
+    needs: what it is measured on. Of a picture: "label", its one class, or
+      "labels", the several it may show. Of a map: "objects", the annotation;
+      "composite", a map of four pictures; "pixels", the model's answers while
+      the picture's pixels come and go; "boxes", those of the objects.
+    measure: of raw maps, with a `GridAnnotation` for "objects" or the cells
+      of composites for "composite"; None where another program measures it.
+    higher_is_better: None where neither direction is.
+    unit: in results: "percent", or "fraction", which tables turn to percent.
+  """
+
+  title: str
+  meaning: str
+  needs: str
+  measure: Callable[..., Array] | None = None
+  higher_is_better: bool | None = True
+  unit: str = "percent"
+
+  @property
+  def is_of_maps(self) -> bool:
+    """Returns whether it is measured of a method's maps."""
+    return self.needs not in ("label", "labels")
+
+  @property
+  def is_costly(self) -> bool:
+    """Returns whether it is measured on as few pairs as costly methods are."""
+    return self.needs in ("pixels", "boxes")
+
+
+POINTING_GAMES = ("pointing_game", "stochastic_pointing_game_exact")
+# In the order of tables.
+METRICS = {
+  "top1": Metric("Top-1", "images classified correctly", "label"),
+  "top5": Metric(
+    "Top-5", "images with the class among the five highest", "label"
+  ),
+  "f1_per_class": Metric("F1-PerClass", "F1, averaged over classes", "labels"),
+  "f1_overall": Metric("F1-Overall", "F1 over all decisions", "labels"),
+  "pointing_game": Metric(
+    "PG",
+    "pointing game: maps that peak on the object",
+    "objects",
+    grid_pointing_game,
+  ),
+  # Drawn from its expectation, once all pairs are known.
+  "stochastic_pointing_game": Metric(
+    "SPG",
+    "stochastic pointing game: points drawn from the map that hit",
+    "objects",
+  ),
+  "stochastic_pointing_game_exact": Metric(
+    "SPG exact",
+    "the expectation of SPG, without drawing",
+    "objects",
+    lambda cam, at: grid_content_heatmap(cam, at.near, at.everywhere),
+  ),
+  "content_heatmap": Metric(
+    "CH",
+    "content heatmap: map within the object",
+    "objects",
+    lambda cam, at: grid_content_heatmap(cam, at.inside, at.everywhere),
+  ),
+  "negative_quadrants_heatmap": Metric(
+    "NQH",
+    "negative quadrants heatmap: map of a composite on its distractors",
+    "composite",
+    lambda cam, cell: negative_quadrants_heatmap(as_distribution(cam), cell),
+    higher_is_better=False,
+  ),
+  "insertion_auc": Metric(
+    "Insertion",
+    "probability of the class while pixels appear, highest of the map first",
+    "pixels",
+  ),
+  "deletion_auc": Metric(
+    "Deletion",
+    "probability of the class while pixels vanish, highest of the map first",
+    "pixels",
+    higher_is_better=False,
+  ),
+  "max_box_acc_50": Metric(
+    "MaxBoxAcc 0.5",
+    "boxes around the map that overlap the object's by half",
+    "boxes",
+  ),
+  "max_box_acc_v2": Metric(
+    "MaxBoxAccV2",
+    "the same, averaged over overlaps of 0.3, 0.5 and 0.7",
+    "boxes",
+  ),
+  "zero_map_frac": Metric(
+    "Empty",
+    "maps that are zero everywhere",
+    "objects",
+    lambda cam, at: is_empty(cam).astype(jnp.float32),
+    higher_is_better=None,
+    unit="fraction",
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """What is known of accuracy under an attack.
+
+  Attributes:
+    title: in words.
+    on_few: whether it is measured on the pictures of few pairs alone.
+  """
+
+  title: str
+  on_few: bool = False
+
+
+# Of the paper's Table 6, which gives no unit; here it is 1/255.
+EPSILONS = (1, 2, 8, 16, 32, 64)
+# In the order of tables.
+ATTACKS = {
+  "fgsm": Attack("FGSM"),
+  "fgsm-within": Attack("FGSM, any step up to ε"),
+  "fgsm-few": Attack("FGSM, on PGD's pictures", on_few=True),
+  "pgd": Attack("PGD", on_few=True),
+}
+
+
+def accuracy(multi_label: bool) -> str:
+  """Returns the metric of accuracy, as pictures show one class or several."""
+  return "f1_overall" if multi_label else "top1"
+
+
+class Key(NamedTuple):
+  """Which number of an evaluation is meant.
+
+  Attributes:
+    metric: of `METRICS`, or what one is made of.
+    method: whose maps it is of; "" for none.
+    attack: of `ATTACKS`, that the pictures are under; "" for none.
+    epsilon: of the attack, in 1/255.
+  """
+
+  metric: str
+  method: str = ""
+  attack: str = ""
+  epsilon: float | int = 0
+
+  @property
+  def name(self) -> str:
+    """Returns "gradcam/pointing_game", "fgsm_8/top1" or "top1"."""
+    attack = f"{self.attack}_{self.epsilon:g}" if self.attack else ""
+    parts = self.method, attack, self.metric
+    return "/".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""The train step, and the cheap evaluation beside it: pure functions to jit.
+"""The train step: pure functions to jit.
 
 The step knows one loss, classification; of guidance it knows that there are
 terms (`training.guidance`).
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax import accumulation, losses
 from gc_jax.accumulation import CLASSIFICATION, Part
-from gc_jax.evaluators import classification
 from gc_jax.models import layers, pure_head
 from gc_jax.objective import Objective
 from gc_jax.state import TrainState
@@ -181,19 +180,6 @@ def _losses(
     metrics[f"train/{name}_loss"] = _sums(values, draw.mask)
     metrics[f"train/{term.masked}"] = _sums(1 - draw.mask)
   return loss, metrics
-
-
-def make_classification_step(
-  graphdef: nnx.GraphDef,
-) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
-  """Returns the cheap evaluation as a pure function: predictions only."""
-
-  def classification_step(state: TrainState, batch: Batch):
-    model = eval_model(graphdef, state)
-    logits = model.classify(model.features(model.normalize(batch["image"])))
-    return {"classification": classification.sums(logits, batch)}
-
-  return classification_step
 
 
 def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:

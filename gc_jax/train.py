@@ -5,6 +5,7 @@ and below; what people see, in `report/`.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -28,12 +29,13 @@ from gc_jax import (
 )
 from gc_jax import config as configs
 from gc_jax import state as states
+from gc_jax import step as steps
 from gc_jax.checkpoint import CheckpointError, Checkpoints
 from gc_jax.data import pipeline
 from gc_jax.data.dataset import class_differences, listed
-from gc_jax.evaluation import Evaluation
+from gc_jax.evaluation.run import Evaluation
 from gc_jax.recording import Profile, Run
-from gc_jax.report import files
+from gc_jax.report import artefact, files
 from gc_jax.report.page import write_report
 from gc_jax.signals import Stopped
 from gc_jax.state import TrainState
@@ -94,7 +96,7 @@ def train_and_evaluate(
       del initial  # a second copy of every weight
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
-    evaluation = Evaluation(config, graphdef, mesh)
+    evaluation = Evaluation(config, mesh)
     run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     with (
       parallel.stop_awaited(),
@@ -126,12 +128,12 @@ def train_and_evaluate(
         results["data/skipped_train"] = round(meta["skipped"])
         results["data/dropped_train"] = train_set.num_dropped
       started = time.perf_counter()
-      results |= evaluation.full(state, workdir, _end_if_asked)
+      model = steps.eval_model(graphdef, state)
+      done = evaluation.full(model, workdir, _end_if_asked)
+      results |= done.results
       results["time/eval_secs"] = time.perf_counter() - started
       if parallel.is_main():
-        files.write_text(
-          workdir / "results.json", json.dumps(results, indent=2) + "\n"
-        )
+        artefact.save(dataclasses.replace(done, results=results))
         page = _write_report(workdir, config.report.baseline)
         _logger.info("Wrote %s and %s", workdir / "results.json", page)
     # Not on the way out, where jax lets nobody wait for long.
@@ -212,7 +214,8 @@ def _train(
       score = -math.inf  # where it is not evaluated, it is not the best
       if evaluating:
         run.pause()
-        score = run.write(step, evaluation.quick(state))
+        found = evaluation.quick(steps.eval_model(graphdef, state))
+        score = run.write(step, found)
         run.resume()
       if saving:
         meta["train_secs"] = time.perf_counter() - started

@@ -15,7 +15,7 @@ from flax import nnx
 
 from gc_jax import checkpoint, models, saved_config, torch_io
 from gc_jax.data.dataset import unknown_name_message
-from gc_jax.report import files, gallery
+from gc_jax.report import artefact, files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,9 +139,7 @@ def class_names(
   if "class_names" in meta:
     return tuple(meta["class_names"])
   # A run of before checkpoints knew them, finished.
-  if (workdir / gallery.FILENAME).is_file():
-    return tuple(gallery.load_gallery(workdir / gallery.FILENAME)[1])
-  return ()
+  return artefact.class_names(workdir)
 
 
 def _is_workdir(path: files.AnyPath) -> bool:

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 DRIVER = """
 import json, runpy, sys
 from absl import flags
-from gc_jax import evaluating, preflighting, train
+from gc_jax import preflighting, train
+from gc_jax.evaluation import run as evaluating
 
 class Begun(Exception):
   pass

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gc_jax import compare
-from tests.report import evaluations, workdirs
+from tests.report import evaluations
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = [
@@ -20,17 +20,11 @@ FILES = [
   "figure.png",
   "pareto.csv",
   "pareto.png",
-]
-EVALUATION_FILES = [
-  "comparison.html",
-  "figure.png",
-  "pareto.csv",
-  "pareto.png",
-  "robustness.png",
   "tables.csv",
   "tables.md",
   "tables.tex",
 ]
+ALL_FILES = sorted([*FILES, "robustness.png"])
 
 
 def _compare(*args):
@@ -52,10 +46,10 @@ def _links(page):
 def runs(tmp_path):
   off = {"loss__consistency_weight": 0.0}
   return [
-    workdirs.write_finished(tmp_path / "base", ch=13.0, **off),
-    workdirs.write_finished(tmp_path / "gc", ch=20.0),
-    workdirs.write_finished(tmp_path / "gc-1", ch=22.0, seed=1),
-    workdirs.write_finished(
+    evaluations.write_run(tmp_path / "base", ch=13.0, **off),
+    evaluations.write_run(tmp_path / "gc", ch=20.0),
+    evaluations.write_run(tmp_path / "gc-1", ch=22.0, seed=1),
+    evaluations.write_run(
       tmp_path / "gmp", ch=17.0, model__name="resnet18-gmp", **off
     ),
   ]
@@ -68,11 +62,15 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
   assert sorted(path.name for path in out.iterdir()) == FILES
   assert all(f"wrote {out / name}" in done.stdout for name in FILES)
   markdown = (out / "comparison.md").read_text()
-  assert "| GC | Grad-CAM, element-wise | 2 | " in markdown
+  assert "| ResNet10 GC | Grad-CAM, element-wise | 2 | " in markdown
   assert "**21.0 ± 1.4**" in markdown
   text = (out / "comparison.csv").read_text()
   lines = list(csv.DictReader(text.splitlines()))
-  assert [line["model"] for line in lines[:3]] == ["Baseline", "GC", "GMP"]
+  assert [line["model"] for line in lines[:3]] == [
+    "ResNet10 Baseline",
+    "ResNet10 GC",
+    "ResNet10 GMP",
+  ]
   page = (out / "comparison.html").read_text()
   assert "3 models on context digits" in page
   assert 'src="data:image/png;base64,' in page and not _links(page)
@@ -87,9 +85,9 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
     (p["model"], p["content_heatmap"], p["num_runs"], p["on_front"])
     for p in element_wise
   ] == [
-    ("Baseline", "13.0000", "1", "0"),
-    ("GC", "21.0000", "2", "1"),
-    ("GMP", "17.0000", "1", "0"),
+    ("ResNet10 Baseline", "13.0000", "1", "0"),
+    ("ResNet10 GC", "21.0000", "2", "1"),
+    ("ResNet10 GMP", "17.0000", "1", "0"),
   ]
   with Image.open(out / "pareto.png") as chart:
     assert chart.size[0] == pytest.approx(1440, rel=0.1)
@@ -102,7 +100,7 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
 def test_help_says_what_is_written():
   done = _compare("--help")
   assert done.returncode == 0
-  for word in ["RUN", "--out DIR", *FILES, *EVALUATION_FILES]:
+  for word in ["RUN", "--out DIR", *ALL_FILES]:
     assert word in done.stdout
 
 
@@ -110,13 +108,14 @@ def test_a_folder_of_another_kind_is_not_overwritten(tmp_path, runs):
   done = _compare(*runs, f"--out={runs[0]}")
   assert done.returncode == 2
   assert "--out must be a new folder" in done.stderr
-  assert "holds config.json, gallery.npz, metrics.jsonl" in done.stderr
+  assert "holds config.json, curves.json, evaluation.json" in done.stderr
   assert "Traceback" not in done.stderr
   assert not (runs[0] / "comparison.md").exists()
 
 
 def test_an_unfinished_run_writes_nothing_and_says_what_to_do(tmp_path, runs):
-  (runs[1] / "results.json").unlink()
+  for name in ("results.json", "evaluation.json"):
+    (runs[1] / name).unlink()
   done = _compare(*runs, f"--out={tmp_path / 'out'}")
   assert done.returncode == 2
   assert "gc' has no results.json. Give its training command again" in (
@@ -126,12 +125,14 @@ def test_an_unfinished_run_writes_nothing_and_says_what_to_do(tmp_path, runs):
 
 
 def test_runs_on_different_data_are_refused(tmp_path, runs, capsys):
-  other = workdirs.write_finished(tmp_path / "coco", data__name="coco")
+  other = evaluations.write_run(tmp_path / "coco", data__name="coco")
   status = compare.main(
     [str(arg) for arg in [runs[0], other, f"--out={tmp_path / 'out'}"]]
   )
   assert status == 2
-  assert "Runs must share --config.data.name" in capsys.readouterr().err
+  assert (
+    "must share the data set, --config.data.name" in capsys.readouterr().err
+  )
 
 
 def test_runs_without_galleries_are_compared_without_a_figure(
@@ -143,7 +144,7 @@ def test_runs_without_galleries_are_compared_without_a_figure(
   status = compare.main([str(arg) for arg in [*runs, f"--out={out}"]])
   assert status == 0
   printed = capsys.readouterr().out
-  assert "note: Baseline is not in the figure" in printed
+  assert "note: ResNet10 Baseline is not in the figure" in printed
   assert "No figure" in printed
   assert sorted(path.name for path in out.iterdir()) == [
     name for name in FILES if name != "figure.png"
@@ -151,12 +152,12 @@ def test_runs_without_galleries_are_compared_without_a_figure(
 
 
 def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
-  twin = workdirs.write_finished(tmp_path / "twin")
+  twin = evaluations.write_run(tmp_path / "twin")
   compare.main(
     [str(arg) for arg in [runs[1], twin, f"--out={tmp_path / 'out'}"]]
   )
   printed = capsys.readouterr().out
-  assert "note: Runs of GC share a seed" in printed
+  assert "note: Runs of ResNet10 GC share a seed" in printed
 
 
 def test_one_model_has_no_pareto_plot(tmp_path, runs):
@@ -177,9 +178,9 @@ def evaluated(tmp_path):
 def test_evaluations_become_the_papers_tables(tmp_path, evaluated, capsys):
   out = tmp_path / "out"
   assert compare.main([*map(str, evaluated), f"--out={out}"]) == 0
-  assert sorted(path.name for path in out.iterdir()) == EVALUATION_FILES
+  assert sorted(path.name for path in out.iterdir()) == ALL_FILES
   printed = capsys.readouterr().out
-  assert all(f"wrote {out / name}" in printed for name in EVALUATION_FILES)
+  assert all(f"wrote {out / name}" in printed for name in ALL_FILES)
   markdown = (out / "tables.md").read_text()
   for number in (1, 3, 4, 5, 6):
     assert f"## Table {number}: " in markdown
@@ -201,7 +202,7 @@ def test_evaluations_become_the_papers_tables(tmp_path, evaluated, capsys):
   assert width / height == pytest.approx(3 / 3, rel=0.15)  # 1 + 2 by 3 images
 
 
-def test_a_comparison_of_another_kind_leaves_nothing_behind(
+def test_a_comparison_of_fewer_questions_leaves_nothing_behind(
   tmp_path, runs, evaluated
 ):
   out = tmp_path / "out"
@@ -210,31 +211,43 @@ def test_a_comparison_of_another_kind_leaves_nothing_behind(
   assert sorted(path.name for path in out.iterdir()) == FILES
 
 
-def test_runs_and_evaluations_do_not_mix(tmp_path, runs, evaluated, capsys):
+def test_runs_and_evaluations_stand_in_one_table(tmp_path, runs, evaluated):
   out = tmp_path / "out"
-  assert compare.main([str(runs[0]), str(evaluated[0]), f"--out={out}"]) == 2
-  error = capsys.readouterr().err
-  assert "must be all evaluations" in error
-  assert "eval-base: evaluated" in error and "base: not" in error
-  assert not out.exists()
+  assert compare.main([str(runs[0]), str(evaluated[1]), f"--out={out}"]) == 0
+  markdown = (out / "comparison.md").read_text()
+  assert "| ResNet10 Baseline | Grad-CAM, element-wise | **86.5** |" in markdown
+  assert "| ResNet18 GC | SmoothGrad | 80.0 |" in markdown
+  # What the run was not asked is empty.
+  assert "ResNet10 Baseline | SmoothGrad |  |" not in markdown
+  written = {path.name for path in out.iterdir()}
+  assert written == set(ALL_FILES) - {"figure.png"}  # of other images
 
 
-def test_runs_evaluated_into_their_own_folders_still_compare(tmp_path, runs):
-  evaluations.write(runs[0])
+def test_folders_of_before_still_compare(tmp_path, runs, evaluated):
+  """A run without evaluation.json, an evaluation with examples.npz."""
   out = tmp_path / "out"
-  assert compare.main([*map(str, runs), f"--out={out}"]) == 0
-  assert (out / "comparison.md").is_file()
+  before = [
+    evaluations.write_run_of_before(tmp_path / "run", ch=19.0),
+    evaluations.write_of_before(tmp_path / "evaluation", ch=22.0),
+  ]
+  folders = [*map(str, before), str(runs[0]), str(evaluated[0])]
+  assert compare.main([*folders, f"--out={out}"]) == 0
+  markdown = (out / "comparison.md").read_text()
+  for label, ch in (("ResNet10 GC", "19.0"), ("ResNet18 GC", "22.0")):
+    assert re.search(rf"\| {label} .*\*?{re.escape(ch)}\*?", markdown)
 
 
 def test_evaluations_of_different_settings_are_refused(
   tmp_path, evaluated, capsys
 ):
-  other = evaluations.write(tmp_path / "other", protocol="release")
+  other = evaluations.write(
+    tmp_path / "other", config=evaluations.config(eval__tolerance_px=9.0)
+  )
   out = tmp_path / "out"
   assert compare.main([str(evaluated[0]), str(other), f"--out={out}"]) == 2
   error = capsys.readouterr().err
-  assert "Evaluations must share the protocol" in error
-  assert "'release'" in error
+  assert "must share --config.eval.tolerance_px" in error
+  assert "other: 9.0" in error
   assert not out.exists()
 
 

@@ -13,17 +13,12 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax import (
-  data,
-  evaluating,
-  passes,
-  saved_config,
-  torch_io,
-  trained,
-)
-from gc_jax.attacks import EPSILONS
+from gc_jax import data, saved_config, torch_io, trained
 from gc_jax.attribution import CONTROLS
-from gc_jax.report import evaluated as files
+from gc_jax.evaluation import plan as passes
+from gc_jax.evaluation import run as evaluating
+from gc_jax.metrics import EPSILONS
+from gc_jax.report import artefact as files
 from gc_jax.report import files as report_files
 from tests import smoke
 
@@ -171,20 +166,6 @@ def test_interrupted_it_goes_on_to_the_same_numbers(
   theirs, ours = files.load(out).results, files.load(again).results
   assert ours == theirs
   assert not (again / "partial.npz").exists()
-
-
-@pytest.mark.parametrize(("name", "matters"), [("folder", 1), ("imagenet", 0)])
-def test_a_folder_says_what_is_measured_and_archives_only_where_it_lies(
-  smoke_run, name, matters
-):
-  model = trained.load_model(smoke_run)
-  one, other = (
-    evaluating._identity(
-      settings(smoke_run, data__name=name, data__path=path), model, CHEAP
-    )
-    for path in ("here", "there")
-  )
-  assert (one != other) == matters
 
 
 def test_an_unfinished_one_of_something_else_is_refused(

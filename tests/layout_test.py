@@ -34,13 +34,12 @@ NOT_CHECKED_IN = {"runs", "__pycache__"}
 # is entered here, in the row of what it owns.
 LAYERS = {
   6: "main evaluate explain export compare preflight",  # entries
-  5: "train evaluation evaluating passes sanity explanation exporting "
-  "preflighting command_line",  # the story
-  4: "step objective accumulation training config largest_batch measure state "
+  5: "train evaluation explanation exporting preflighting command_line",
+  4: "step objective accumulation training config largest_batch state "
   "inference trained recipe lowering recording",
-  3: "evaluators data checkpoint parallel signals saved_config optim report "
-  "torch_io compiled pods",
-  2: "models attribution attacks",
+  3: "data checkpoint parallel signals saved_config optim report torch_io "
+  "compiled pods",
+  2: "models attribution",
   1: "cam compose losses metrics",
   0: "types",
 }
@@ -194,7 +193,7 @@ PLANTED = [
   ("gc_jax/data/a.py", "import tensorflow as tf", misplaced_imports),
   ("gc_jax/models/a.py", "from torch import nn", misplaced_imports),
   ("gc_jax/cam.py", "import flax", misplaced_imports),
-  ("gc_jax/attacks.py", "import ml_collections", misplaced_imports),
+  ("gc_jax/attribution/a.py", "import ml_collections", misplaced_imports),
   ("gc_jax/train.py", "import jax\njax.process_index()", process_questions),
   ("gc_jax/main.py", "from jax import process_count", process_questions),
   (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-_CELLS = 8  # a control has no feature grid; metrics enlarge this one
+CELLS = 8  # a control has no feature grid; metrics enlarge this one
 _SIGMA = 0.25  # of the side
 
 
@@ -17,7 +17,7 @@ def uniform(
 ) -> Float[Array, "B P h w"]:
   """Returns the same value in every cell."""
   del model, images
-  return jnp.ones((*targets.shape, _CELLS, _CELLS))
+  return jnp.ones((*targets.shape, CELLS, CELLS))
 
 
 def center(
@@ -25,7 +25,7 @@ def center(
 ) -> Float[Array, "B P h w"]:
   """Returns a Gaussian around the middle, a quarter of the side wide."""
   del model, images
-  offset = (jnp.arange(_CELLS, dtype=jnp.float32) + 0.5) / _CELLS - 0.5
+  offset = (jnp.arange(CELLS, dtype=jnp.float32) + 0.5) / CELLS - 0.5
   profile = jnp.exp(-0.5 * (offset / _SIGMA) ** 2)
   cam = profile[:, None] * profile[None, :]
-  return jnp.broadcast_to(cam, (*targets.shape, _CELLS, _CELLS))
+  return jnp.broadcast_to(cam, (*targets.shape, CELLS, CELLS))

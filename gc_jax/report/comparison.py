@@ -1,33 +1,35 @@
 """Several models beside each other: the paper's tables and its Figure 2."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from gc_jax.attribution import title_of
 from gc_jax.report import (
+  charts,
   describe,
-  evaluated,
-  evaluation_comparison,
   files,
+  formats,
   overlay,
   page,
   pareto,
-  picture_grid,
   pictures,
-  table_formats,
   tables,
 )
-from gc_jax.report.run import Run, load_finished_run
+from gc_jax.report.artefact import Evaluated, load_finished
 
 FILENAMES = (
   "comparison.md",
   "comparison.csv",
+  "tables.md",
+  "tables.csv",
+  "tables.tex",
   "comparison.html",
   "figure.png",
   "pareto.csv",
   "pareto.png",
+  "robustness.png",
 )
 MAX_ROWS = 8  # images in the figure
-_ALL_FILENAMES = {*FILENAMES, *evaluation_comparison.FILENAMES}
 
 
 def compare(
@@ -36,94 +38,78 @@ def compare(
   """Writes the tables of some models, and their figures.
 
   Args:
-    folders: finished runs, or evaluations, on the same data. Those that
-      differ by seed only become one row, mean ± sample standard deviation.
+    folders: finished runs and evaluations, on the same data. Those that differ
+      by seed only become one row, mean ± sample standard deviation.
     out: a folder: new, empty, or with an earlier comparison.
 
   Returns:
     The files written, and notes on what could not be shown.
 
   Raises:
-    ValueError: a folder is neither, some are runs and some evaluations, their
-      data differ, or `out` holds something else.
+    ValueError: a folder is neither, their data or settings differ, or `out`
+      holds something else.
   """
   out = files.as_path(out)
   _check_out(out)
-  folders = [files.as_path(folder) for folder in folders]
-  names = {folder.resolve(): folder for folder in reversed(folders)}
-  paths = list(dict.fromkeys(folder.resolve() for folder in folders))
-  if _are_evaluations([names[path] for path in paths]):
-    evaluations = [evaluated.load(names[path]) for path in paths]
-    written, remarks = evaluation_comparison.make(evaluations)
-  else:
-    runs = [load_finished_run(names[path]) for path in paths]
-    written, remarks = _compare_runs(runs)
+  names: dict[files.AnyPath, files.AnyPath] = {}
+  for folder in map(files.as_path, folders):
+    names.setdefault(folder.resolve(), folder)  # as named, each once
+  evaluations = [load_finished(folder) for folder in names.values()]
+  written, remarks = _contents(evaluations)
   for name, content in written.items():
     with files.replacing(out / name) as file:
       file.write(content)
-  for name in _ALL_FILENAMES - set(written):
+  for name in set(FILENAMES) - set(written):
     (out / name).unlink(missing_ok=True)  # an earlier comparison's
   return [out / name for name in written], remarks
 
 
-def _are_evaluations(folders: Sequence[files.AnyPath]) -> bool:
-  """Returns whether all are evaluations; a folder may be a run as well.
+def _contents(
+  evaluations: Sequence[Evaluated],
+) -> tuple[dict[str, bytes], list[str]]:
+  """Returns name to content of the files, and what could not be shown.
 
   Raises:
-    ValueError: some are evaluations, others are not.
+    ValueError: the evaluations did not measure the same thing alike.
   """
-  with_evaluation = [f for f in folders if evaluated.is_evaluation(f)]
-  if len(with_evaluation) == len(folders):
-    return True
-  if all((f / "config.json").is_file() for f in with_evaluation):
-    return False  # evaluated into their own folders, and compared as runs
-  others = [str(f) for f in folders if f not in with_evaluation]
-  raise ValueError(
-    "Folders to compare must be all evaluations (--out of gc_jax.evaluate) or "
-    "all runs (--workdir of gc_jax.main). "
-    f"{', '.join(map(str, with_evaluation))}: evaluated; "
-    f"{', '.join(others)}: not. Evaluate the others too, or name the runs' "
-    "own folders."
-  )
-
-
-def _compare_runs(runs: Sequence[Run]) -> tuple[dict[str, bytes], list[str]]:
-  """Returns name to content of the files, and what could not be shown."""
-  describe.check_comparable(runs)
-  groups = describe.group_runs(runs)
-  results = {k: [run.results for run in group] for k, group in groups.items()}
-  table = tables.make_table(results)
-  figure, remarks = draw_figure({k: group[0] for k, group in groups.items()})
-  seeds = {
-    label: {str(run.workdir): run.setting("seed") for run in group}
-    for label, group in groups.items()
-  }
-  remarks = describe.shared_seeds(seeds) + remarks
-  points = pareto.points(results)
+  describe.check_comparable(evaluations)
+  models = describe.group(evaluations)
+  firsts = {label: members[0] for label, members in models.items()}
+  about = evaluations[0].about
+  protocol = describe.protocol(about)
+  glance, made = tables.overview(models), page.make_tables(models)
+  points = pareto.points(models)
   chart = pareto.draw(points)
+  robustness = charts.robustness_chart(firsts)
+  figure, method, remarks = draw_figure(firsts)
+  remarks = describe.shared_seeds(models) + remarks
 
-  written = {}
-  text = table_formats.to_markdown(table)
-  text += "".join(f"\n{note}\n" for note in table_formats.notes(table))
-  written["comparison.md"] = text.encode()
-  written["comparison.csv"] = table_formats.to_csv(table).encode()
+  text = formats.to_markdown(glance)
+  text += "".join(f"\n{note}\n" for note in formats.notes(glance))
+  written = {
+    "comparison.md": text.encode(),
+    "comparison.csv": formats.to_csv(glance).encode(),
+    **page.tables_files(made, protocol),
+  }
   written["comparison.html"] = page.render(
     "comparison.html",
-    data_name=describe.data_name(runs[0]),
-    who="Runs",
-    preface="",
+    data_name=describe.data_title(about.data_name),
+    preface=protocol,
     groups=[
       (
         label,
-        describe.sentence(group[0], group),
-        [str(r.workdir) for r in group],
+        describe.sentence(
+          members[0].about, [member.about for member in members]
+        ),
+        [str(member.folder) for member in members],
       )
-      for label, group in groups.items()
+      for label, members in models.items()
     ],
-    tables=page.table_blocks([table]),
+    tables=page.table_blocks([glance, *made]),
     charts=[] if chart is None else [chart],
+    robustness=robustness,
     figure="" if figure is None else overlay.as_data_uri(figure),
-    map_title="Element-wise Grad-CAM",
+    map_title=title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
   ).encode()
@@ -132,46 +118,51 @@ def _compare_runs(runs: Sequence[Run]) -> tuple[dict[str, bytes], list[str]]:
   if chart is not None:
     written["pareto.csv"] = pareto.to_csv(points).encode()
     written["pareto.png"] = chart.png
+  if robustness is not None:
+    written["robustness.png"] = robustness.png
   return written, remarks
 
 
 def draw_figure(
-  models: dict[str, Run],
-) -> tuple[bytes | None, list[str]]:
-  """Returns the paper's Figure 2 as a PNG, and what is left out of it.
+  models: Mapping[str, Evaluated],
+) -> tuple[bytes | None, str, list[str]]:
+  """Returns the paper's Figure 2 over models, whose maps, and remarks.
 
   A row for each image that all galleries hold as "fixed"; columns: the image
-  with its object outlined, then each model's element-wise Grad-CAM.
+  with its object outlined, then each model's map by the first method all have.
   """
   remarks = [
-    f"{label} is not in the figure: {run.workdir} has no gallery.npz."
-    for label, run in models.items()
-    if not run.examples
+    f"{label} is not in the figure: {evaluated.folder} has no gallery."
+    for label, evaluated in models.items()
+    if not evaluated.examples
   ]
-  shown = {label: run for label, run in models.items() if run.examples}
   fixed = {
-    label: {(e.index, e.target): e for e in run.examples if e.kind == "fixed"}
-    for label, run in shown.items()
+    label: {
+      (e.index, e.target): e for e in evaluated.examples if e.kind == "fixed"
+    }
+    for label, evaluated in models.items()
+    if evaluated.examples
   }
-  common = [
-    key
-    for key in next(iter(fixed.values()), {})
-    if all(key in examples for examples in fixed.values())
-  ][:MAX_ROWS]
-  if not common:
-    remarks.append("No figure: the runs' galleries share no images.")
-    return None, remarks
-
-  first_label, first_run = next(iter(shown.items()))
+  own = next(iter(fixed.values()), {})
+  common = [k for k in own if all(k in shown for shown in fixed.values())]
+  methods = [
+    method
+    for method in tables.in_order(m for k in common for m in own[k].maps)
+    if all(method in shown[k].maps for shown in fixed.values() for k in common)
+  ]
+  if not methods:
+    remarks.append("No figure: the galleries share no images and maps.")
+    return None, "", remarks
+  first = next(one for one in models.values() if one.examples)
   rows = []
-  for key in common:
-    first = fixed[first_label][key]
-    cells = [pictures.outlined(first.image, first.object_mask)]
-    for label in shown:
-      own = fixed[label][key]
-      cells.append(pictures.explained(own.image, own.object_mask, own.cam))
-    rows.append(picture_grid.GridRow(first_run.class_name(first.target), cells))
-  return picture_grid.draw(["Image", *shown], rows), remarks
+  for key in common[:MAX_ROWS]:
+    cells = [pictures.outlined(own[key].image, own[key].object_mask)]
+    cells += [
+      pictures.explained_by(shown[key], methods[0]) for shown in fixed.values()
+    ]
+    name = first.class_name(own[key].target)
+    rows.append(pictures.GridRow(name, cells))
+  return pictures.draw_grid(["Image", *fixed], rows), methods[0], remarks
 
 
 def _check_out(out: files.AnyPath) -> None:

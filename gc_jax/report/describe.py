@@ -1,13 +1,14 @@
-"""What a run is, in words: a sentence, a short name, what sets it apart."""
+"""What was evaluated, in words: names, sentences, what may be compared."""
 
 import json
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gc_jax import models
+from gc_jax import models, saved_config
+from gc_jax.metrics import Key
 from gc_jax.models import MODELS
-from gc_jax.report.run import Run
-from gc_jax.saved_config import flatten
+from gc_jax.report.artefact import About, Evaluated
 
 _DATA = {
   "context_digits": "context digits",
@@ -18,27 +19,14 @@ _DATA = {
   "imagenet": "ImageNet",
   "coco": "MS-COCO",
 }
-# Settings that do not make another model: not part of what a run is.
-_NO_PART = {
-  "seed",
-  "data.dir",
-  "data.num_workers",
-  "eval.batch_size",
-  "log.every_steps",
-  "report.baseline",
+# Settings that only some questions depend on: others compare without them.
+_OF_QUESTIONS = {
+  "eval.epsilons": ("attacks",),
+  "eval.costly_rows": ("faithfulness", "attacks"),
+  "eval.faithfulness_steps": ("faithfulness",),
+  "eval.sanity_rows": ("sanity",),
 }
-# Settings without effect where the consistency loss is off.
-_CONSISTENCY = {
-  "loss.reduction",
-  "loss.stop_gradient",
-  "loss.ramp_epochs",
-  "loss.target_draw",
-}
-
-
-def architecture(run: Run) -> str:
-  """Returns "ResNet18": the model's name without its pooling."""
-  return architecture_title(str(run.setting("model.name") or "model"))
+_OF_RELEASE = ("eval.shorter_side_px", "eval.round_px")
 
 
 def architecture_title(name: str) -> str:
@@ -46,30 +34,26 @@ def architecture_title(name: str) -> str:
   return MODELS[name].title if name in MODELS else models.without_gmp(name)
 
 
-def data_name(run: Run) -> str:
-  """Returns the data set as one writes it."""
-  return data_title(str(run.setting("data.name") or "unknown data"))
-
-
 def data_title(name: str) -> str:
   """Returns a key of `DATASETS`, or a stock set's name, as one writes it."""
   return _DATA.get(name, name.removeprefix("tfds:").replace("_", " "))
 
 
-def is_consistent(run: Run) -> bool:
-  """Returns whether the run trained with the consistency loss."""
-  return (run.setting("loss.consistency_weight") or 0) > 0
+def paper_names(about: About) -> list[str]:
+  """Returns what the paper would call the model: two names if it is open."""
+  gmp = ["GMP"] * models.is_gmp(about.architecture)
+  losses = (False, True) if about.consistency is None else (about.consistency,)
+  return ["+".join([*gmp, *["GC"] * loss]) or "Baseline" for loss in losses]
 
 
-def short_name(run: Run) -> str:
-  """Returns the paper's name: Baseline, GC, GMP or GMP+GC."""
-  return paper_name(str(run.setting("model.name")), is_consistent(run))
-
-
-def paper_name(architecture: str, is_consistent: bool) -> str:
-  """Returns Baseline, GC, GMP or GMP+GC for a key of `MODELS`."""
-  parts = ["GMP"] * models.is_gmp(architecture) + ["GC"] * is_consistent
-  return "+".join(parts) or "Baseline"
+def label(about: About) -> str:
+  """Returns "ResNet18 GMP+GC"; where nobody says the loss, the source too."""
+  title = architecture_title(about.architecture)
+  if about.consistency is not None:
+    return f"{title} {paper_names(about)[0]}"
+  pooled = " GMP" if models.is_gmp(about.architecture) else ""
+  name = pathlib.PurePath(about.source).name or about.source
+  return f"{title}{pooled} ({name})"
 
 
 def pooling(architecture: str) -> str:
@@ -80,30 +64,39 @@ def pooling(architecture: str) -> str:
   return " with global average pooling" if known and known.torch_pooling else ""
 
 
-def sentence(run: Run, others: Sequence[Run] = ()) -> str:
-  """Returns the configuration in one English sentence.
+def training(about: About, others: Sequence[About] = ()) -> str:
+  """Returns how the model was trained, in a sentence.
 
   Args:
-    run: the run described.
-    others: runs that differ from it by seed only.
+    about: what was evaluated.
+    others: repetitions of it, which differ by seed only.
   """
-  model = architecture(run) + pooling(str(run.setting("model.name")))
-  parts = [model + ","]
-  epochs = run.setting("num_epochs")
+  model = architecture_title(about.architecture) + pooling(about.architecture)
+  if not about.trained:
+    loss = {
+      None: "whether with the consistency loss, its file does not say",
+      True: "trained with the Grad-CAM consistency loss",
+      False: "trained without the consistency loss",
+    }[about.consistency]
+    return f"{model}, {loss}."
+  setting = about.trained_with
+  parts = [f"{model},"]
+  epochs = setting("num_epochs")
   if epochs is not None:
     plural = "epoch" if epochs == 1 else "epochs"
     parts.append(f"trained for {epochs:g} {plural}")
   else:
     parts.append("trained")
-  parts.append(f"on {data_name(run)}{_data_details(run)}")
-  if is_consistent(run):
+  name = data_title(str(setting("data.name") or "unknown data"))
+  parts.append(f"on {name}{_data_details(about)}")
+  if about.consistency:
     parts.append("with the Grad-CAM consistency loss,")
-    parts.append(f"λ = {run.setting('loss.consistency_weight'):g},")
-    if run.setting("compose.mode"):
-      parts.append(f"{run.setting('compose.mode')} composites,")
+    parts.append(f"λ = {setting('loss.consistency_weight'):g},")
+    if setting("compose.mode"):
+      parts.append(f"{setting('compose.mode')} composites,")
   else:
     parts.append("without the consistency loss,")
-  seeds = sorted({str(r.setting("seed")) for r in [run, *others]})
+  seeds = sorted({str(one.trained_with("seed")) for one in [about, *others]})
   if len(seeds) == 1:
     parts.append(f"seed {seeds[0]}.")
   else:
@@ -111,142 +104,199 @@ def sentence(run: Run, others: Sequence[Run] = ()) -> str:
   return " ".join(parts)
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
-  """Checks that the runs were evaluated on the same data in the same way.
-
-  Raises:
-    ValueError: they were not; their numbers do not compare.
-  """
-  for path in (
-    "data.name",
-    "data.image_size",
-    "data.background_frac",
-    "data.eval_split",
-    "eval.protocol",
-  ):
-    values = {str(run.workdir): run.setting(path) for run in runs}
-    check_equal("Runs", f"--config.{path}", values)
-  counts = {
-    str(run.workdir): run.results["val/num_examples"]
-    for run in runs
-    if run.results.get("val/num_examples") is not None
-  }
-  check_equal("Runs", "the number of evaluated images", counts)
+def sentence(about: About, others: Sequence[About] = ()) -> str:
+  """Returns how the model was trained, and on what it was evaluated."""
+  if not about.num_images:
+    return training(about, others)
+  return (
+    f"{training(about, others)} Evaluated on {about.num_images:,} images of "
+    f"{data_title(about.data_name)}, split {about.split}."
+  )
 
 
-def check_equal(who: str, what: str, values: dict[str, Any]) -> None:
-  """Checks that all values are one.
-
-  Args:
-    who: whose they are, in the plural.
-    what: they are.
-    values: by their owner's name.
-
-  Raises:
-    ValueError: they differ.
-  """
-  first, *others = values.values() or [None]
-  if any(other != first for other in others):
-    listed = ", ".join(f"{name}: {value!r}" for name, value in values.items())
-    raise ValueError(
-      f"{who} must share {what} for their numbers to compare. Got {listed}. "
-      f"Compare {who.lower()} on the same data."
-    )
-
-
-def shared_seeds(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  """Returns a remark on each group whose members share a seed.
-
-  Args:
-    groups: label to the seeds of its members, by folder.
-  """
-  remarks = []
-  for label, seeds in groups.items():
-    if len(set(seeds.values())) < len(seeds):
-      listed = ", ".join(f"{name} ({seed})" for name, seed in seeds.items())
-      remarks.append(
-        f"Runs of {label} share a seed, so their ± says too little: {listed}."
-      )
-  return remarks
-
-
-def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """Returns label to runs; the runs of a label differ by seed only.
-
-  A label is the paper's name, with the architecture where runs differ in it
-  and every other setting that the names do not tell apart.
-  """
-  groups: dict[str, list[Run]] = {}
-  for run in runs:
-    identity = {
-      path: float(v) if type(v) is int else v  # 25 and 25.0 are one setting
-      for path, v in _identity(run).items()
-    }
-    groups.setdefault(json.dumps(identity), []).append(run)
-  firsts = [group[0] for group in groups.values()]
-  return dict(zip(_labels(firsts), groups.values(), strict=True))
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-  """Returns short names, and what else differs where they are the same."""
-  one_model = len({architecture(run) for run in runs}) == 1
-  names = [
-    short_name(run) if one_model else f"{architecture(run)} {short_name(run)}"
-    for run in runs
-  ]
-  identities = [_identity(run) for run in runs]
-  labels = []
-  for name, identity in zip(names, identities, strict=True):
-    namesakes = [
-      other
-      for other_name, other in zip(names, identities, strict=True)
-      if other_name == name
-    ]
-    differing = [
-      path
-      for path in sorted(identity)
-      if any(other.get(path) != identity[path] for other in namesakes)
-    ]
-    details = [
-      f"{_setting(path)}={_value(identity[path])}" for path in differing
-    ]
-    labels.append(", ".join([name, *details]))
-  return labels
-
-
-def _setting(path: str) -> str:
-  return "λ" if path == "loss.consistency_weight" else path
-
-
-def _value(value: Any) -> str:
-  return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _identity(run: Run) -> dict[str, Any]:
-  """Returns the flat settings that make the model."""
-  return model_settings(run.config)
-
-
-def model_settings(config: dict[str, Any]) -> dict[str, Any]:
-  """Returns the flat settings that make the model, its seed not among them."""
-  flat = dict(sorted(flatten(config).items()))
-  ignored = set(_NO_PART)
-  if flat.get("data.name") in ("folder", "image_folder"):
-    ignored.discard("data.dir")  # there, the folder is the data
-  if (flat.get("loss.consistency_weight") or 0) <= 0:
-    ignored |= _CONSISTENCY | {"loss.consistency_weight"}
-    ignored |= {path for path in flat if path.startswith("compose.")}
-  return {path: v for path, v in flat.items() if path not in ignored}
-
-
-def _data_details(run: Run) -> str:
+def _data_details(about: About) -> str:
   details = []
-  size = run.setting("data.image_size")
+  size = about.trained_with("data.image_size")
   if size:
     details.append(f"{size}×{size}")
-  frac = run.setting("data.background_frac")
-  if frac is not None and "digits" in str(run.setting("data.name")):
+  frac = about.trained_with("data.background_frac")
+  if frac is not None and "digits" in str(about.trained_with("data.name")):
     details.append(
       f"background follows the class {100 * frac:.0f}% of the time"
     )
   return f" ({', '.join(details)})" if details else ""
+
+
+def tolerance(about: About) -> str:
+  """Returns how near to the object a point still hits it."""
+  tolerance_px = setting(about, "tolerance_px")
+  pixels = 15.0 if tolerance_px is None else tolerance_px
+  if about.protocol == "release":
+    return f"comes within {pixels:g} pixels of it"
+  return f"comes within {pixels:g} pixels of it (at 224×224)"
+
+
+def protocol(about: About) -> str:
+  """Returns how maps were held against annotations, in a sentence."""
+  if about.protocol == "release":
+    return (
+      "Protocol “release”, as the authors' programs measure: pictures whole "
+      "with their aspect kept, maps resized to the annotation's own pixels; a "
+      f"point hits the object if it {tolerance(about)}; the pointing game is "
+      "averaged over classes; objects marked difficult count in CH only."
+    )
+  if about.protocol == "paper":
+    return (
+      "Protocol “paper”, as its text says: pictures and annotations as "
+      f"squares of one size; a point hits the object if it {tolerance(about)}; "
+      "the pointing game counts hits over hits and misses."
+    )
+  return f"Protocol “{about.protocol}”."
+
+
+def setting(about: About, name: str) -> Any:
+  """Returns one of the settings; from the configuration where not listed."""
+  for known in (name, f"eval.{name}"):
+    if known in about.settings:
+      return about.settings[known]
+  return saved_config.field(about.config, f"eval.{name}")
+
+
+def fewer_pairs(evaluated: Evaluated) -> str:
+  """Returns "100 of the 1,200 pairs"; "" where costly things had them all."""
+  about = evaluated.about
+  num_pairs = evaluated.number(Key("num_pairs"))
+  total = about.num_images if num_pairs is None else round(num_pairs)
+  if not 0 < about.num_costly_images < total:
+    return ""
+  return f"{about.num_costly_images:,} of the {total:,} (image, class) pairs"
+
+
+def check_comparable(evaluations: Sequence[Evaluated]) -> None:
+  """Checks that the evaluations measured the same thing in the same way.
+
+  Raises:
+    ValueError: they did not; their numbers do not compare.
+  """
+
+  def check(what: str, value_of: Callable[[Evaluated], Any], among=evaluations):
+    values = {str(one.folder): value_of(one) for one in among}
+    first, *others = values.values() or [None]
+    if any(other != first for other in others):
+      shown = list(values.items())[:5]
+      listed = ", ".join(f"{name}: {value!r}" for name, value in shown)
+      more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+      raise ValueError(
+        f"What is compared must share {what} for its numbers to compare. Got "
+        f"{listed}{more}. Compare what was evaluated on the same data in the "
+        "same way."
+      )
+
+  check("the data set, --config.data.name", lambda one: one.about.data_name)
+  check("the protocol, --config.eval.protocol", lambda one: one.about.protocol)
+  measured = {
+    str(one.folder): saved_config.evaluation_settings(one.about.config)
+    for one in evaluations
+  }
+  for name in dict.fromkeys(k for own in measured.values() for k in own):
+    asked = _OF_QUESTIONS.get(name)
+    check(
+      f"--config.{name}",
+      lambda one, name=name: measured[str(one.folder)].get(name),
+      [
+        one
+        for one in evaluations
+        if (asked is None or set(asked) & set(one.about.questions))
+        and (name not in _OF_RELEASE or one.about.protocol == "release")
+      ],
+    )
+  check(
+    "the number of evaluated images",
+    lambda one: one.about.num_images,
+    [one for one in evaluations if one.about.num_images],
+  )
+
+
+def shared_seeds(groups: Mapping[str, Sequence[Evaluated]]) -> list[str]:
+  """Returns a remark on each group whose members share a seed."""
+  remarks = []
+  for name, members in groups.items():
+    seeds = {str(one.folder): one.about.trained_with("seed") for one in members}
+    if len(set(seeds.values())) < len(seeds):
+      listed = ", ".join(f"{folder} ({seed})" for folder, seed in seeds.items())
+      remarks.append(
+        f"Runs of {name} share a seed, so their ± says too little: {listed}."
+      )
+  return remarks
+
+
+def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
+  """Returns label to evaluations; those of a label differ by seed only.
+
+  A label is the architecture with the paper's name of the model, and what else
+  the models differ in where those are the same.
+  """
+  groups: dict[str, list[Evaluated]] = {}
+  for evaluated in evaluations:
+    about = evaluated.about
+    key: list[Any] = [about.architecture, about.consistency]
+    if about.trained_with("seed") is None:
+      key.append(str(evaluated.folder))  # nobody says that it is a repetition
+    else:
+      key.append(saved_config.model_settings(about.trained))
+    groups.setdefault(json.dumps(key, default=str), []).append(evaluated)
+  members = list(groups.values())
+  return dict(zip(_labels(members), members, strict=True))
+
+
+def _labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
+  """Returns a label each, with what differs where they clash."""
+  abouts = [members[0].about for members in groups]
+  labels = [label(about) for about in abouts]
+  details = [
+    _differing(abouts, labels),
+    [pathlib.PurePath(about.source).name for about in abouts],
+    [members[0].folder.name for members in groups],
+    [str(members[0].folder) for members in groups],
+  ]
+  for names in details:
+    clashing = {name for name in labels if labels.count(name) > 1}
+    labels = [
+      f"{text}, {name}"
+      if name
+      and text in clashing
+      and not text.endswith((f"({name})", f", {name}"))
+      else text
+      for text, name in zip(labels, names, strict=True)
+    ]
+  return labels
+
+
+def _differing(abouts: Sequence[About], labels: Sequence[str]) -> list[str]:
+  """Returns "λ=25, seed=1": the settings that namesakes do not share."""
+  settings = [
+    saved_config.model_settings(about.trained) if about.trained else {}
+    for about in abouts
+  ]
+  found = []
+  for own_label, own in zip(labels, settings, strict=True):
+    namesakes = [
+      other
+      for other_label, other in zip(labels, settings, strict=True)
+      if other_label == own_label
+    ]
+    names = [
+      name
+      for name in sorted(own)
+      if any(other.get(name) != own[name] for other in namesakes)
+    ]
+    found.append(", ".join(f"{_short(n)}={_value(own[n])}" for n in names))
+  return found
+
+
+def _short(name: str) -> str:
+  return "λ" if name == "loss.consistency_weight" else name
+
+
+def _value(value: Any) -> str:
+  return f"{value:g}" if isinstance(value, float) else str(value)

@@ -136,11 +136,6 @@ def read_png(png: bytes) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(picture.convert("RGB"))
 
 
-def data_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-  """Returns the picture as a PNG in a data URI, for a page without files."""
-  return as_data_uri(png_bytes(picture))
-
-
 def compact_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
   """Returns the picture in a data URI: as a PNG, a photograph as a JPEG.
 

@@ -5,18 +5,12 @@ stays empty and is named in a note. The paper's numbers stand in rows of
 their own, where data set, architecture and pooling are the same.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
-from gc_jax.report import (
-  describe,
-  describe_evaluated,
-  evaluation_rows,
-  paper_tables,
-  tables,
-)
-from gc_jax.report.evaluation_rows import Models
-from gc_jax.report.tables import Column, Row, Table
+from gc_jax.attribution import CONTROLS, title_of
+from gc_jax.metrics import EPSILONS, METRICS, Key
+from gc_jax.report import describe, paper_tables, tables
+from gc_jax.report.tables import Column, Models, Row, Table
 
 GRADCAMS = ("gradcam_elementwise", "gradcam")
 
@@ -24,30 +18,45 @@ GRADCAMS = ("gradcam_elementwise", "gradcam")
 def make_layouts(models: Models) -> list[Table]:
   """Returns the paper's tables; 1 or 2, as pictures show one class or several.
 
+  Where few questions were asked, those without a number of ours are left out.
+
   Args:
-    models: as for `evaluation_tables.make_tables`.
+    models: as for `tables.overview`.
   """
-  number = 2 if evaluation_rows.first(models).about.multi_label else 1
-  return [
+  number = 2 if tables.first(models).about.multi_label else 1
+  made = [
     _maps_table(models, number, GRADCAMS),
     _maps_table(models, 3, ("cmwp",)),
     _maps_table(models, 4, ("fullgrad",)),
     _variants_table(models),
-    _robustness_table(models),
+    _attacks_table(models),
   ]
+  asked = {q for group in models.values() for q in group[0].about.questions}
+  return [table for table in made if "attacks" in asked or _has_numbers(table)]
+
+
+def _has_numbers(table: Table) -> bool:
+  """Returns whether anything but clean accuracy was measured of a model."""
+  clean = {
+    column.key
+    for column in table.columns
+    if not METRICS[column.metric].is_of_maps and column.epsilon is None
+  }
+  return any(
+    row.cells.keys() - clean
+    for row in table.rows
+    if not row.is_control and not row.is_reference
+  )
 
 
 def _maps_table(models: Models, number: int, methods: Sequence[str]) -> Table:
   """Returns Table 1, 2, 3 or 4: a block of rows for each method."""
   names = paper_tables.TABLES[number].rows[0].cells
-  columns = [
-    dataclasses.replace(evaluation_rows.KNOWN[name], decimals=2)
-    for name in names
-  ]
+  columns = [tables.column(name, decimals=2) for name in names]
   rows = [
     row
-    for method in (*methods, *tables.CONTROLS)
-    for row in evaluation_rows.method_rows(models, method, columns)
+    for method in (*methods, *CONTROLS)
+    for row in tables.method_rows(models, method, columns)
   ]
   return _finished(models, number, columns, rows)
 
@@ -55,40 +64,41 @@ def _maps_table(models: Models, number: int, methods: Sequence[str]) -> Table:
 def _variants_table(models: Models) -> Table:
   """Returns Table 5: both variants of Grad-CAM beside each other."""
   columns = []
-  for key in paper_tables.TABLES[5].rows[0].cells:
-    method, metric = key.split("/")
-    word = "GCAM" if method == "gradcam" else "element-wise"
-    known = evaluation_rows.KNOWN[metric]
+  for metric, method in paper_tables.VARIANTS:
+    is_plain = method == "gradcam"
+    known = METRICS[metric]
     columns.append(
-      Column(
-        key,
-        f"{known.title}, {word}",
-        known.meaning if method == "gradcam" else "",
-        known.higher_is_better,
+      tables.column(
+        metric,
         decimals=2,
+        key=paper_tables.variant(metric, method),
+        title=f"{known.title}, {'GCAM' if is_plain else 'element-wise'}",
+        meaning=known.meaning if is_plain else "",
+        method=method,
       )
     )
   rows = [
-    evaluation_rows.make_row(label, "", members, columns)
+    tables.make_row(label, "", members, columns)
     for label, members in models.items()
   ]
-  for control in tables.CONTROLS:
+  rows += [
     # A control knows no variant: its number stands under both.
-    cells = {
-      column.key: evaluation_rows.make_cell(
-        [evaluation_rows.first(models)],
-        f"{control}/{column.key.partition('/')[2]}",
-      )
-      for column in columns
-    }
-    rows.append(evaluation_rows.control_row(control, cells))
+    tables.make_row(
+      title_of(control),
+      control,
+      [tables.first(models)],
+      columns,
+      key_of=lambda column, control=control: Key(column.metric, control),
+    )
+    for control in CONTROLS
+  ]
   return _finished(models, 5, columns, rows)
 
 
-def _robustness_table(models: Models) -> Table:
+def _attacks_table(models: Models) -> Table:
   """Returns Table 6, with rows for what else was tried of each model."""
-  columns = evaluation_rows.attack_columns(models, decimals=2)
-  rows = evaluation_rows.attack_rows(models, columns)
+  columns = tables.attack_columns(models, 2, EPSILONS)
+  rows = tables.attack_rows(models, columns)
   return _finished(models, 6, columns, rows)
 
 
@@ -97,7 +107,7 @@ def _finished(
 ) -> Table:
   """Returns the table, the paper's rows before the controls, with notes."""
   paper = paper_tables.TABLES[number]
-  about = evaluation_rows.first(models).about
+  about = tables.first(models).about
   own = [row for row in rows if not row.is_control]
   controls = [row for row in rows if row.is_control]
   quoted = _paper_rows(models, number)
@@ -109,7 +119,7 @@ def _finished(
     laid_out += "; it has no row of such a model, so none stands here"
   notes = [f"{laid_out}."]
   notes += _unmeasured(rows, columns)
-  notes += evaluation_rows.costly_notes(models, rows, columns)
+  notes += tables.costly_notes(models, rows, columns)
   if number == 6:
     notes.append(
       "ε is in 1/255. Ours: untargeted, away from the ground truth, within ε "
@@ -135,10 +145,10 @@ def _paper_rows(models: Models, number: int) -> list[Row]:
   paper = paper_tables.TABLES[number]
   abouts = [members[0].about for members in models.values()]
   wanted = {
-    (describe_evaluated.architecture(about), name)
+    (about.architecture.removesuffix("-gmp"), name)
     for about in abouts
     if about.data_name == paper.data_name
-    for name in describe_evaluated.paper_names(about)
+    for name in describe.paper_names(about)
   }
   titles = {
     paper_tables.EITHER: "Grad-CAM, both variants",
@@ -152,7 +162,7 @@ def _paper_rows(models: Models, number: int) -> list[Row]:
       method=row.method,
       cells=row.cells,
       num_runs=1,
-      title=titles.get(row.method, evaluation_rows.title_of(row.method)),
+      title=titles.get(row.method, title_of(row.method)),
       is_reference=True,
     )
     for row in paper.rows
@@ -164,9 +174,9 @@ def _unmeasured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
   """Returns a sentence that names the empty cells, if there are any."""
   missing: dict[str, dict[str, list[str]]] = {}  # method, heading, models
   for row in rows:
-    method = row.title or evaluation_rows.title_of(row.method)
+    method = row.title or title_of(row.method)
     for column in columns:
-      if row.is_control and column.key in evaluation_rows.OF_MODELS:
+      if row.is_control and not METRICS[column.metric].is_of_maps:
         continue  # a control classifies nothing
       if column.key not in row.cells:
         headings = missing.setdefault(method, {})
@@ -174,9 +184,7 @@ def _unmeasured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
   parts = []
   for method, headings in missing.items():
     models = [
-      r.label
-      for r in rows
-      if (r.title or evaluation_rows.title_of(r.method)) == method
+      r.label for r in rows if (r.title or title_of(r.method)) == method
     ]
     words = []
     for heading, labels in headings.items():

@@ -10,6 +10,7 @@ Table 6's epsilon.
 import dataclasses
 from collections.abc import Mapping
 
+from gc_jax.metrics import EPSILONS
 from gc_jax.report.tables import Cell
 
 IMAGENET, COCO = "imagenet", "coco"  # keys of `DATASETS`
@@ -27,8 +28,8 @@ class PaperRow:
     architecture: a key of `gc_jax.MODELS`, without its pooling.
     model: one of `MODELS`.
     method: the explanation's name, `EITHER` or `UNKNOWN`; "" in Table 6.
-    cells: metric to number. Table 5's metrics are "METHOD/METRIC", Table 6's
-      the epsilons.
+    cells: metric to number. Table 5's are of `VARIANTS`, by `variant`, Table
+      6's of `metrics.EPSILONS`, as text.
   """
 
   architecture: str
@@ -54,14 +55,6 @@ class PaperTable:
   caption: str
   rows: tuple[PaperRow, ...]
   caveat: str = ""
-
-  def rows_of(self, architecture: str, model: str) -> list[PaperRow]:
-    """Returns the rows of an architecture under one of the paper's names."""
-    return [
-      row
-      for row in self.rows
-      if (row.architecture, row.model) == (architecture, model)
-    ]
 
 
 _PG, _SPG = "pointing_game", "stochastic_pointing_game"
@@ -112,12 +105,21 @@ _NEAR_UNIFORM = (
   "The paper's NQH here is near 75, what a uniform map scores: do not tune "
   "to it."
 )
-_EPSILONS = ("1", "2", "8", "16", "32", "64")
-_BOTH = tuple(
-  f"{method}/{metric}"
+_EPSILONS = tuple(map(str, EPSILONS))
+# Of Table 5: metrics, each by both variants of Grad-CAM.
+VARIANTS = tuple(
+  (metric, method)
   for metric in (_PG, _CH)
   for method in ("gradcam", "gradcam_elementwise")
 )
+
+
+def variant(metric: str, method: str) -> str:
+  """Returns the name of one of `VARIANTS` among a row's cells."""
+  return f"{metric} {method}"
+
+
+_BOTH = tuple(variant(*both) for both in VARIANTS)
 
 TABLES = {
   1: PaperTable(

@@ -4,13 +4,16 @@ import csv
 import dataclasses
 import io
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from gc_jax.report import plots, tables
+from gc_jax.attribution import title_of
+from gc_jax.metrics import METRICS, Key
+from gc_jax.report import plots
+from gc_jax.report.artefact import Evaluated
 from gc_jax.report.plots import Chart
+from gc_jax.report.tables import Models
 
 METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
 ACCURACIES = ("top1", "f1_overall")
@@ -39,18 +42,18 @@ class Point:
   is_on_front: bool = False
 
 
-def points(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Point]:
+def points(models: Models) -> list[Point]:
   """Returns the points of every method that has any, its front marked.
 
   Args:
-    models: label to the results.json of its runs, which differ by seed only.
+    models: label to its evaluations, which differ by seed only.
   """
   found = []
   for method in METHODS:
     own = [
       point
-      for label, runs in models.items()
-      if (point := _point(label, method, runs))
+      for label, members in models.items()
+      if (point := _point(label, method, members))
     ]
     found += [
       dataclasses.replace(
@@ -85,13 +88,12 @@ def draw(found: Sequence[Point]) -> Chart | None:
 
 
 def _point(
-  label: str, method: str, runs: Sequence[Mapping[str, Any]]
+  label: str, method: str, members: Sequence[Evaluated]
 ) -> Point | None:
-  key = f"val/{method}/content_heatmap"
   for metric in ACCURACIES:
     pairs = [
-      (tables.number(run, f"val/{metric}"), tables.number(run, key))
-      for run in runs
+      (one.number(Key(metric)), one.number(Key("content_heatmap", method)))
+      for one in members
     ]
     whole = [(a, ch) for a, ch in pairs if a is not None and ch is not None]
     if whole:
@@ -116,8 +118,8 @@ def _beats(one: Point, other: Point) -> bool:
 
 def _draw(own: Sequence[Point]) -> Chart:
   title = "Accuracy against content heatmap"
-  method = tables.METHOD_TITLES[own[0].method]
-  word = {"top1": "Top-1", "f1_overall": "F1-Overall"}[own[0].metric]
+  method = title_of(own[0].method)
+  word = METRICS[own[0].metric].title
   front = sorted(
     (p for p in own if p.is_on_front), key=lambda p: p.content_heatmap
   )

@@ -1,12 +1,12 @@
-"""The headline numbers of a run, each with what it means in a sentence."""
+"""The headline numbers of an evaluation, each with what it means."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+from gc_jax.attribution import title_of
+from gc_jax.metrics import Key
 from gc_jax.report import describe, progress, tables
-from gc_jax.report.run import Run
-from gc_jax.report.tables import number
+from gc_jax.report.artefact import Evaluated, number
 
 METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 
@@ -36,64 +36,46 @@ class Headline:
   interval: str = ""
 
 
-def headlines(run: Run, other: Run | None = None) -> list[Headline]:
-  """Returns the headline numbers that the run has, changes against `other`."""
-  return headlines_of(
-    run.results,
-    _tolerance(run),
-    None if other is None else other.results,
-    "" if other is None else describe.short_name(other),
-  )
+def method_of(evaluated: Evaluated) -> str:
+  """Returns the method on the tiles: what training made consistent, if any."""
+  methods = evaluated.about.methods
+  if METHOD in methods:
+    return METHOD
+  return methods[0] if methods else ""
 
 
-def headlines_of(
-  results: Mapping[str, Any],
-  tolerance: str,
-  other: Mapping[str, Any] | None = None,
-  other_name: str = "",
-  method: str = METHOD,
+def headlines(
+  evaluated: Evaluated, other: Evaluated | None = None, other_name: str = ""
 ) -> list[Headline]:
-  """Returns the headline numbers among some results.
+  """Returns the headline numbers there are.
 
   Args:
-    results: results.json, flat.
-    tolerance: when a point beside the object hits it, ending the sentence
-      "... hits the object, or".
-    other: results to tell changes against.
-    other_name: whose they are.
-    method: whose maps' numbers to take.
+    evaluated: whose numbers.
+    other: evaluation to tell changes against.
+    other_name: of its model.
   """
-  count = number(results, "val/num_examples")
+  method = method_of(evaluated) or METHOD
+  count = evaluated.number(Key("num_examples"))
   images = f"the {count:,.0f} evaluation images" if count else "the images"
-  uniform = number(results, "val/uniform/content_heatmap")
-  center = number(results, "val/center/pointing_game")
-  made = [
-    _headline(
-      results,
-      other,
-      other_name,
-      "val/top1",
+  uniform = evaluated.number(Key("content_heatmap", "uniform"))
+  center = evaluated.number(Key("pointing_game", "center"))
+  said = [
+    (
+      Key("top1"),
       "Accuracy",
-      "Top-1",
       f"{{:.1f}}% of {images} were classified correctly.",
+      "",
     ),
-    _headline(
-      results,
-      other,
-      other_name,
-      "val/f1_overall",
+    (
+      Key("f1_overall"),
       "F1 over all decisions",
-      "F1-Overall",
       "Balance of finding the classes that are there and naming no others: "
       "{:.1f} of 100.",
+      "",
     ),
-    _headline(
-      results,
-      other,
-      other_name,
-      f"val/{method}/content_heatmap",
+    (
+      Key("content_heatmap", method),
       "On the object",
-      "CH",
       "On average {:.1f}% of what the explanation highlights is the object "
       "itself.",
       ""
@@ -101,91 +83,53 @@ def headlines_of(
       else f"A uniform map scores {uniform:.1f}, the share of the picture "
       "that objects cover.",
     ),
-    _headline(
-      results,
-      other,
-      other_name,
-      f"val/{method}/negative_quadrants_heatmap",
+    (
+      Key("negative_quadrants_heatmap", method),
       "On other images",
-      "NQH",
       "Beside three images without the class, {:.1f}% of the explanation "
       "falls on those three.",
       "A uniform map scores 75 (three of four quadrants); 0 is ideal.",
-      higher_is_better=False,
     ),
-    _headline(
-      results,
-      other,
-      other_name,
-      f"val/{method}/pointing_game",
+    (
+      Key("pointing_game", method),
       "Peak on the object",
-      "PG",
       "In {:.1f}% of cases the highest point of the map hits the object, or "
-      f"{tolerance}.",
+      f"{describe.tolerance(evaluated.about)}.",
       ""
       if center is None
       else f"Always pointing at the centre scores {center:.1f}.",
     ),
   ]
-  return [headline for headline in made if headline is not None]
-
-
-def zero_map_notes(run: Run) -> list[str]:
-  """Returns a sentence where some maps were empty."""
-  frac = number(run.results, f"val/{METHOD}/zero_map_frac")
-  if not frac:
-    return []
   return [
-    f"{100 * frac:.1f}% of the element-wise maps were zero everywhere: no "
-    "feature spoke for the class."
+    _headline(evaluated, other, other_name, *one)
+    for one in said
+    if evaluated.number(one[0]) is not None
   ]
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-  """Returns what the run took, as (name, value)."""
-  found: list[tuple[str, str]] = []
-
-  def add(title: str, key: str, write: Any) -> None:
-    value = number(run.results, key)
-    if value is not None:
-      found.append((title, write(value)))
-
-  add("updates", "step", "{:,.0f}".format)
-  add("training took", "time/train_secs", progress.format_secs)
-  add("evaluation took", "time/eval_secs", progress.format_secs)
-  add("parameters", "model/num_params", "{:,.0f}".format)
-  add("images evaluated", "val/num_examples", "{:,.0f}".format)
-  add("image and class pairs explained", "val/num_pairs", "{:,.0f}".format)
-  return found
-
-
 def _headline(
-  results: Mapping[str, Any],
-  other: Mapping[str, Any] | None,
+  evaluated: Evaluated,
+  other: Evaluated | None,
   other_name: str,
-  key: str,
+  key: Key,
   title: str,
-  short: str,
   meaning: str,
-  reference: str = "",
-  higher_is_better: bool = True,
-) -> Headline | None:
-  value = number(results, key)
-  if value is None:
-    return None
-  ends = tables.number_interval(results, key)
+  reference: str,
+) -> Headline:
+  value, column = evaluated.number(key), tables.column(key.metric)
+  ends = evaluated.interval(key)
   change, is_better = "", None
-  before = None if other is None else number(other, key)
+  before = None if other is None else other.number(key)
   if before is not None:
     delta = round(value, 1) - round(before, 1)  # as the reader would subtract
     delta = round(delta, 1) + 0.0
     change = f"{delta:+.1f} against {other_name}"
     change = change.replace("-", "−", 1) if delta < 0 else change
     if delta:
-      is_better = (delta > 0) == higher_is_better
+      is_better = (delta > 0) == column.higher_is_better
   return Headline(
     title=title,
-    short=f"{short} {'↑' if higher_is_better else '↓'}",
+    short=column.heading,
     value=f"{value:.1f}",
     meaning=meaning.format(value),
     reference=reference,
@@ -197,8 +141,39 @@ def _headline(
   )
 
 
-def _tolerance(run: Run) -> str:
-  tolerance = run.setting("eval.tolerance_px")
-  if tolerance is None or run.setting("eval.protocol") == "release":
-    return "comes within 15 pixels of it"
-  return f"comes within {tolerance:g} pixels of it (at 224×224)"
+def zero_map_notes(evaluated: Evaluated) -> list[str]:
+  """Returns a sentence for each method of which some maps were empty."""
+  found = [
+    (title_of(method), evaluated.number(Key("zero_map_frac", method)))
+    for method in evaluated.about.methods
+  ]
+  return [
+    f"{100 * frac:.1f}% of the maps of {title} were zero everywhere: no "
+    "feature spoke for the class. They count as they are."
+    for title, frac in found
+    if frac
+  ]
+
+
+def facts(evaluated: Evaluated) -> list[tuple[str, str]]:
+  """Returns what was evaluated and what it took, as (name, value)."""
+  about, found = evaluated.about, []
+
+  def add(title: str, value: Any, write: Any) -> None:
+    if value:
+      found.append((title, write(value)))
+
+  add("model from", about.source, str)
+  add("architecture", about.architecture, str)
+  of = lambda name: number(evaluated.results, name)
+  add("parameters", of("model/num_params"), "{:,.0f}".format)
+  add("updates", of("step"), "{:,.0f}".format)
+  add("training took", of("time/train_secs"), progress.format_secs)
+  add("images", about.num_images, "{:,}".format)
+  pairs = evaluated.number(Key("num_pairs"))
+  add("(image, class) pairs", pairs, "{:,.0f}".format)
+  add("methods", about.methods, lambda m: ", ".join(map(title_of, m)))
+  add("programs compiled", about.num_compilations, "{:,}".format)
+  secs = of("time/eval_secs") or about.secs
+  add("evaluation took", secs, progress.format_secs)
+  return found

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from gc_jax import models
-from gc_jax.attribution import CONTROLS, METHODS, layers
-from gc_jax.attribution.grids import grids
+from gc_jax.attribution import CONTROLS, METHODS, grids, layers
 
 
 @pytest.mark.parametrize("method", [*METHODS, *CONTROLS])
@@ -18,7 +17,7 @@ def test_they_are_the_sizes_of_maps(name, method, small_perceptrons):
   images = jax.ShapeDtypeStruct((1, 96, 131, 3), jnp.uint8)
   targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   cams = jax.eval_shape(lambda *x: run(model, *x), images, targets)
-  assert grids({method: run}, model, 96, 131) == {cams.shape[2:]}
+  assert grids([run], model, 96, 131) == {cams.shape[2:]}
 
 
 def test_a_method_that_nobody_knows_is_asked_itself(make_tiny):
@@ -28,6 +27,5 @@ def test_a_method_that_nobody_knows_is_asked_itself(make_tiny):
 
   net = make_tiny()
   net.eval()
-  methods = {"new": method, "gradcam": METHODS["gradcam"]}
-  assert grids(methods, net, 24, 16) == {(8, 7), (6, 4)}
+  assert grids([method, METHODS["gradcam"]], net, 24, 16) == {(8, 7), (6, 4)}
   assert layers.grids(net, 24, 16) == {"maxpool": (6, 4), "layer1": (6, 4)}

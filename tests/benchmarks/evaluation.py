@@ -27,12 +27,13 @@ import jax
 import numpy as np
 
 from configs import base
-from gc_jax import data, measure, models, parallel, passes
+from gc_jax import data, models, parallel
 from gc_jax.data import annotation
 from gc_jax.data import pairs as pair_rows
-from gc_jax.evaluators import summary
-from gc_jax.evaluators.ledger import Ledger
-from gc_jax.metrics import GridAnnotation
+from gc_jax.evaluation import localisation, programs, summary
+from gc_jax.evaluation import plan as plans
+from gc_jax.evaluation.ledger import Ledger
+from gc_jax.metrics import GridAnnotation, Key
 from tests.benchmarks import memory, turns
 
 _METHODS = ("gradcam",)
@@ -62,7 +63,7 @@ def main() -> None:
   print(json.dumps(found, indent=2))
 
 
-def _planner(image_size, batch_size, mesh) -> passes.Planner:
+def _planner(image_size, batch_size, mesh) -> plans.Planner:
   config = base.get_config()
   config.data.image_size = image_size
   config.eval.batch_size = batch_size
@@ -72,27 +73,27 @@ def _planner(image_size, batch_size, mesh) -> passes.Planner:
     "resnet18", len(dataset.class_names), key=models.init_key(0)
   )
   model.eval()
-  return passes.Planner(
+  return plans.Planner(
     parallel.on_all_devices(model, mesh), dataset, config, mesh
   )
 
 
 def _overhead(planner, rows, mesh, rounds):
-  (one, *_) = planner.standard(_METHODS)
+  (one, *_) = planner.passes(("localisation",), _METHODS)
   one = dataclasses.replace(one, rows=rows)
 
   # A number of each map, so that somebody waits for it.
   sums = jax.jit(lambda cams: {k: v.sum((1, 2)) for k, v in cams.items()})
 
   def maps_alone(call, batch):
-    _, cams = call(measure.maps, *planner.graph, batch, _METHODS)
-    return measure.Measured(call(sums, cams), {}, {})
+    _, cams = call(programs.maps, *planner.graph, batch, _METHODS)
+    return programs.Measured(call(sums, cams), {}, {})
 
   bare = dataclasses.replace(one, maker=planner.square, step=maps_alone)
 
   def run(which):
     ledger = Ledger(len(planner.pairs.index))
-    for _ in passes.run([which], planner.pairs, mesh, ledger):
+    for _ in plans.run([which], planner.pairs, mesh, ledger):
       pass
     if which is one:
       index = planner.pairs.index
@@ -117,12 +118,12 @@ def _plain(planner, rows, mesh, rounds):
   maps, masks = [], []
   for share in pair_rows.batches(planner.pairs, rows, square, mesh.size * 8):
     batch = parallel.to_devices(share.batch, mesh)
-    _, cams = measure.maps(*planner.graph, batch, _METHODS)
+    _, cams = programs.maps(*planner.graph, batch, _METHODS)
     real = share.batch["row"] >= 0
     maps.append(np.asarray(cams[_METHODS[0]])[real])
     masks.append(share.batch["object_mask"][real])
   maps, masks = np.concatenate(maps), np.concatenate(masks)
-  located = jax.jit(measure.located)
+  located = jax.jit(localisation.on_objects)
   protocol = summary.Protocol("paper", _SAMPLES, _RUNS, 0)
   ones = np.ones(len(maps), np.float32)
   results = {}
@@ -145,7 +146,7 @@ def _plain(planner, rows, mesh, rounds):
       },
     }
     columns = jax.device_get(located({_METHODS[0]: maps}, batch))
-    key = f"{_METHODS[0]}/stochastic_pointing_game_exact"
+    key = Key("stochastic_pointing_game_exact", _METHODS[0])
     sample = columns[key].astype(np.float64)
     results["ours"] = columns
     results["ours_spg"] = summary.stochastic_runs(sample, protocol)
@@ -191,14 +192,14 @@ def _check_agree(results):
   )
   columns = results["ours"]
   name = _METHODS[0]
-  exact = columns[f"{name}/stochastic_pointing_game_exact"]
+  exact = columns[Key("stochastic_pointing_game_exact", name)]
   error = np.sqrt((exact * (1 - exact)).sum() / (_RUNS * _SAMPLES))
   apart = {
-    "content_heatmap": np.abs(columns[f"{name}/content_heatmap"] - content)
+    "content_heatmap": np.abs(columns[Key("content_heatmap", name)] - content)
     .max()
     .item(),
     "stochastic_pointing_game": abs((exact - stochastic).sum().item()),
-    "pointing_game": np.abs(columns[f"{name}/pointing_game"] - pointing)
+    "pointing_game": np.abs(columns[Key("pointing_game", name)] - pointing)
     .sum()
     .item(),
   }
@@ -209,12 +210,12 @@ def _check_agree(results):
 
 def _memory(num_rows, mesh):
   planner = _planner(64, 100, mesh)
-  (one, *_) = planner.standard(_METHODS)
+  (one, *_) = planner.passes(("localisation",), _METHODS)
   held = {}
   for count in (num_rows, num_rows, 4 * num_rows):  # the first one warms up
     rows = np.arange(count) % len(planner.pairs.index)
     ledger = Ledger(count)
-    for _ in passes.run(
+    for _ in plans.run(
       [dataclasses.replace(one, rows=rows)], planner.pairs, mesh, ledger
     ):
       pass

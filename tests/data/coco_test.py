@@ -19,7 +19,7 @@ import pytest
 import scipy.ndimage
 
 from gc_jax.data import coco, coco_files, pipeline
-from gc_jax.evaluators import classification
+from gc_jax.evaluation import classification
 from gc_jax.training import guidance
 from tests.data import archives
 

@@ -1,95 +1,227 @@
-"""Descriptions: sentences, names, what sets runs apart."""
+"""Descriptions: sentences, names, what sets models apart, what compares."""
+
+import dataclasses
+import re
 
 import pytest
 
 from gc_jax.report import describe
-from gc_jax.report.run import load_finished_run, load_run
-from tests.report import workdirs
+from tests.report import evaluations
 
 
 @pytest.fixture
 def make(tmp_path):
-  def make_run(name, **changes):
-    return load_run(workdirs.write(tmp_path / name, workdirs.config(**changes)))
+  """Makes an evaluation at the end of a run: of a name, with other settings."""
 
-  return make_run
+  def made(name, **changes):
+    tree = evaluations.config(**changes)
+    about = evaluations.artefact.make_about(
+      tree, f"runs/{name}", evaluations.run_results()
+    )
+    return evaluations.artefact.Evaluated(
+      tmp_path / name, about, evaluations.run_results(), is_run=True
+    )
+
+  return made
 
 
-def test_the_sentence_says_what_was_trained(make):
-  assert describe.sentence(make("gc")) == (
+OFF = {"loss__consistency_weight": 0.0}
+GMP = {"model__name": "resnet18-gmp"}
+
+
+def test_the_sentence_says_what_was_trained_and_evaluated(make):
+  assert describe.sentence(make("gc").about) == (
     "ResNet18 with global average pooling, trained for 10 epochs on context "
     "digits (16×16, background follows the class 50% of the time) with the "
-    "Grad-CAM consistency loss, λ = 25, packed composites, seed 0."
+    "Grad-CAM consistency loss, λ = 25, packed composites, seed 0. Evaluated "
+    "on 1,000 images of context digits, split test."
   )
 
 
 def test_a_baseline_is_said_to_train_without_the_loss(make):
-  run = make("base", loss__consistency_weight=0.0, num_epochs=1)
-  text = describe.sentence(run)
+  text = describe.training(make("base", **OFF, num_epochs=1).about)
   assert "for 1 epoch on" in text
   assert text.endswith("without the consistency loss, seed 0.")
 
 
+def test_a_file_that_does_not_say_its_loss_is_not_given_one(tmp_path):
+  about = evaluations.about(consistency=None, source="x/best.pth")
+  text = describe.sentence(about)
+  assert "whether with the consistency loss, its file does not say." in text
+  assert describe.label(about) == "ResNet18 (best.pth)"
+
+
 def test_names_are_the_papers(make):
-  off = {"loss__consistency_weight": 0.0}
-  gmp = {"model__name": "resnet18-gmp"}
-  runs = [
-    make("a", **off),
+  made = [
+    make("a", **OFF),
     make("b"),
-    make("c", **off, **gmp),
-    make("d", **gmp),
+    make("c", **OFF, **GMP),
+    make("d", **GMP),
+    make("e", model__name="alexnet"),
   ]
-  assert list(describe.group_runs(runs)) == ["Baseline", "GC", "GMP", "GMP+GC"]
-
-
-def test_runs_that_differ_by_seed_only_are_one_group(make):
-  runs = [make("a"), make("b", seed=1), make("c", loss__consistency_weight=5.0)]
-  groups = describe.group_runs(runs)
-  assert list(groups) == ["GC, λ=25", "GC, λ=5"]
-  assert groups["GC, λ=25"] == runs[:2]
-  assert describe.sentence(runs[0], runs[:2]).endswith("seeds 0 and 1.")
-
-
-def test_settings_of_the_loss_do_not_set_baselines_apart(make):
-  runs = [
-    make("a", loss__consistency_weight=0.0),
-    make("b", loss__consistency_weight=0, compose__mode="independent", seed=1),
-  ]
-  assert list(describe.group_runs(runs)) == ["Baseline"]
-
-
-def test_labels_name_what_short_names_do_not_tell_apart(make):
-  runs = [
-    make("a", compose__mode="independent"),
-    make("b", model__name="alexnet"),
-    make("c"),
-  ]
-  assert list(describe.group_runs(runs)) == [
-    "ResNet18 GC, compose.mode=independent",
+  assert list(describe.group(made)) == [
+    "ResNet18 Baseline",
+    "ResNet18 GC",
+    "ResNet18 GMP",
+    "ResNet18 GMP+GC",
     "AlexNet GC",
-    "ResNet18 GC, compose.mode=packed",
   ]
 
 
-def test_25_and_25_0_are_one_configuration(make):
-  runs = [make("a"), make("b", loss__consistency_weight=25, seed=1)]
-  assert len(describe.group_runs(runs)) == 1
+# By seed, and by what says where and how a run happens: the same experiment.
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"data__path": "/disk/archives"},
+    {"data__dir": "/tfds", "data__name": "folder", "data__path": "pets/"},
+    {"checkpoint__keep": 7},
+    {"model__remat": True},
+    {"profile_steps": [3, 5]},
+    {"eval__batch_size": 7, "data__num_workers": 2, "log__every_steps": 1},
+    {"eval__max_shapes": 99},
+    {"eval__methods": ["cmwp"]},
+    {"loss__consistency_weight": 25},
+    {**OFF, "compose__mode": "independent"},
+  ],
+  ids=str,
+)
+def test_runs_that_differ_by_seed_only_are_one_group(make, changes):
+  first = {}
+  if changes.get("data__name") == "folder":
+    first = {"data__name": "folder", "data__path": "pets"}
+  if OFF.items() <= changes.items():
+    first = OFF
+  one, other = make("a", **first), make("b", seed=1, **changes)
+  describe.check_comparable([one, other])
+  ((label, members),) = describe.group([one, other]).items()
+  assert members == [one, other]
+  assert describe.training(one.about, [one.about, other.about]).endswith(
+    "seeds 0 and 1."
+  )
+  assert "," not in label
 
 
-def test_runs_on_other_data_do_not_compare(make):
-  runs = [make("a"), make("b", data__name="imagenet")]
-  with pytest.raises(ValueError, match=r"share --config.data.name"):
-    describe.check_comparable(runs)
+@pytest.mark.parametrize(
+  ("changes", "labels"),
+  [
+    (
+      {"loss__consistency_weight": 5.0},
+      ["ResNet10 GC, λ=25", "ResNet10 GC, λ=5"],
+    ),
+    (
+      {"compose__mode": "independent", "optim__momentum": 0.5},
+      [
+        "ResNet10 GC, compose.mode=packed, optim.momentum=0.9",
+        "ResNet10 GC, compose.mode=independent, optim.momentum=0.5",
+      ],
+    ),
+    (
+      {"data__train_split": "train[:9]"},
+      [
+        "ResNet10 GC, data.train_split=train",
+        "ResNet10 GC, data.train_split=train[:9]",
+      ],
+    ),
+  ],
+)
+def test_what_else_makes_the_model_makes_another_row(make, changes, labels):
+  groups = describe.group([make("a"), make("b", seed=1, **changes)])
+  assert list(groups) == labels
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="does not exist"):
-    load_run(tmp_path / "nowhere")
-  with pytest.raises(ValueError, match=r"has no config\.json"):
-    load_run(tmp_path)
+def test_a_run_and_its_evaluation_are_one_model(make, tmp_path):
+  run = make("gc")
+  evaluated = dataclasses.replace(
+    run,
+    folder=tmp_path / "eval",
+    about=dataclasses.replace(
+      run.about,
+      config=evaluations.config(eval__costly_rows=3),
+      questions=evaluations.artefact.QUESTIONS,
+    ),
+  )
+  describe.check_comparable([run, evaluated])
+  assert len(describe.group([run, evaluated])) == 1
+  (remark,) = describe.shared_seeds(describe.group([run, evaluated]))
+  assert "ResNet10 GC share a seed" in remark
 
 
-def test_an_unfinished_run_is_refused_with_what_to_do(tmp_path):
-  workdirs.write(tmp_path / "a", workdirs.config())
-  with pytest.raises(ValueError, match=r"command again \(it resumes"):
-    load_finished_run(tmp_path / "a")
+def test_namesakes_of_files_are_told_apart_by_their_source(tmp_path):
+  made = [
+    evaluations.make(tmp_path / name, consistency=None, source=f"x/{name}")
+    for name in ("a.pth", "b.pth")
+  ]
+  assert list(describe.group(made)) == [
+    "ResNet18 (a.pth)",
+    "ResNet18 (b.pth)",
+  ]
+  made = [
+    evaluations.make(tmp_path / name, consistency=None, source="x.pth")
+    for name in "ab"
+  ]
+  assert list(describe.group(made)) == [
+    "ResNet18 (x.pth), a",
+    "ResNet18 (x.pth), b",
+  ]
+
+
+# What moves the numbers of an evaluation: none is compared without a word.
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"data__name": "imagenet"}, "the data set, --config.data.name"),
+    ({"eval__protocol": "release"}, "the protocol, --config.eval.protocol"),
+    ({"data__eval_squash": True}, "--config.data.eval_squash"),
+    ({"data__eval_resize_px": 18}, "--config.data.eval_resize_px"),
+    ({"eval__tolerance_px": 9.0}, "--config.eval.tolerance_px"),
+    ({"data__image_size": 32}, "--config.data.image_size"),
+    ({"data__eval_split": "test[:5]"}, "--config.data.eval_split"),
+    ({"data__background_frac": 0.9}, "--config.data.background_frac"),
+    ({"eval__spg_samples": 5}, "--config.eval.spg_samples"),
+  ],
+)
+@pytest.mark.parametrize("is_run", [True, False])
+def test_what_was_measured_otherwise_is_refused(
+  make, tmp_path, changes, words, is_run
+):
+  one, other = make("a"), make("b", **changes)
+  if not is_run:
+    other = dataclasses.replace(other, is_run=False)
+  with pytest.raises(ValueError, match=f"must share {re.escape(words)} for"):
+    describe.check_comparable([one, other])
+
+
+def test_two_folders_of_pictures_are_two_data_sets(make):
+  folder = {"data__name": "folder"}
+  one = make("a", **folder, data__path="pets")
+  describe.check_comparable([one, make("b", **folder, data__path="./pets/")])
+  with pytest.raises(ValueError, match=r"--config\.data\.path"):
+    describe.check_comparable([one, make("b", **folder, data__path="birds")])
+
+
+def test_settings_of_questions_that_one_did_not_ask_do_not_matter(make):
+  run = make("a")
+  other = make("b", eval__epsilons=[3], eval__sanity_rows=1)
+  describe.check_comparable([run, other])
+  asked = [
+    dataclasses.replace(
+      one,
+      about=dataclasses.replace(
+        one.about, questions=evaluations.artefact.QUESTIONS
+      ),
+    )
+    for one in (run, other)
+  ]
+  with pytest.raises(ValueError, match=r"--config\.eval\.epsilons"):
+    describe.check_comparable(asked)
+
+
+def test_other_numbers_of_images_are_refused_in_a_few_words(make):
+  made = [make(str(n)) for n in range(9)]
+  about = dataclasses.replace(made[0].about, num_images=10)
+  made.append(
+    dataclasses.replace(made[0], about=about, folder=made[0].folder / "x")
+  )
+  with pytest.raises(ValueError, match=r"number of eval.* and 5 more\."):
+    describe.check_comparable(made)

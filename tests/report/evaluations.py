@@ -1,28 +1,82 @@
-"""Small folders as gc_jax.evaluate leaves them, for the report's tests."""
+"""Small folders of runs and evaluations, for the report's tests."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
 
-from gc_jax.report import evaluated
-from tests.report import workdirs
+from gc_jax import saved_config
+from gc_jax.attribution import CONTROLS
+from gc_jax.attribution import METHODS as ALL_METHODS
+from gc_jax.report import artefact
 
-METHODS = (
-  "gradcam_elementwise",
-  "gradcam",
-  "gradcam_plus_plus",
-  "layercam",
-  "cmwp",
-  "excitation_backprop",
-  "fullgrad",
-  "input_gradients",
-  "integrated_gradients",
-  "smoothgrad",
-)
-CONTROLS = ("uniform", "center")
+METHODS = tuple(ALL_METHODS)
 STAGES = ("head", "layer4", "layer3/1", "stem")
 EPSILONS = (1, 2, 8, 16, 32, 64)
+GRADCAMS = ("gradcam_elementwise", "gradcam")
+
+
+def config(**changes):
+  """Returns an old configuration; "model__name" changes model.name.
+
+  It lacks most fields of today.
+  """
+  tree = {
+    "seed": 0,
+    "num_epochs": 10.0,
+    "batch_size": 128,
+    "data": {
+      "name": "context_digits",
+      "dir": "",
+      "image_size": 16,
+      "background_frac": 0.5,
+      "eval_split": "test",
+    },
+    "model": {"name": "resnet10"},
+    "loss": {"consistency_weight": 25.0, "reduction": "mean"},
+    "compose": {"mode": "packed"},
+    "eval": {"protocol": "paper", "tolerance_px": 15.0},
+  }
+  for path, value in changes.items():
+    *groups, name = path.split("__")
+    node = tree
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[name] = value
+  return tree
+
+
+def metrics(consistency=True):
+  """Returns training and evaluation lines."""
+  lines = []
+  for step in range(20, 321, 20):
+    decay = float(np.exp(-step / 100))
+    line = {
+      "step": step,
+      "epoch": step / 32,
+      "train/loss": 2.2 * decay + 0.2,
+      "train/classification_loss": 2.1 * decay,
+      "train/lr": 0.05,
+    }
+    if consistency:
+      line |= {
+        "train/consistency_loss": 0.004 * decay,
+        "train/consistency_weight": 25.0,
+        "train/grad_norm_features/classification": 0.5 * decay,
+        "train/grad_norm_features/consistency": 0.05 * decay,
+      }
+    lines.append(line)
+    if step % 80 == 0:
+      lines.append(
+        {
+          "step": step,
+          "epoch": step / 32,
+          "val/loss": 2.4 * decay + 0.2,
+          "val/top1": 90 - 70 * decay,
+        }
+      )
+  return lines
 
 
 def about(**changes):
@@ -36,15 +90,19 @@ def about(**changes):
     "multi_label": False,
     "protocol": "paper",
     "methods": METHODS,
-    "settings": {"tolerance_px": 15.0, "epsilons": EPSILONS},
-    "config": workdirs.config(model__name="resnet18"),
+    "settings": {},
+    "config": config(model__name="resnet18"),
+    "trained": config(model__name="resnet18"),
     "num_images": 1000,
     "costly_methods": ("integrated_gradients", "smoothgrad"),
     "num_costly_images": 100,
     "num_compilations": 14,
     "secs": 321.0,
   }
-  return evaluated.About(**values | changes)
+  values |= changes
+  if values["consistency"] is None:  # nobody knows how it was trained
+    values["trained"] = {}
+  return artefact.About(**values)
 
 
 def results(methods=METHODS, ch=30.0, multi_label=False, accuracy=86.5):
@@ -85,7 +143,6 @@ def results(methods=METHODS, ch=30.0, multi_label=False, accuracy=86.5):
       f"{start}/deletion_auc": 20.0 + position,
       f"{start}/max_box_acc_50": 55.0,
       f"{start}/max_box_acc_v2": 44.0,
-      f"{start}/num_pairs": 1200,
     }
   return values
 
@@ -94,9 +151,9 @@ def curves(methods=METHODS):
   """Returns curves; the last method's maps ignore the weights."""
   fractions = [i / 8 for i in range(9)]
   shown = (*methods, *CONTROLS)
-  return evaluated.Curves(
+  return artefact.Curves(
     robustness={
-      "fgsm": {"0": 86.5, "1": 70.0, "8": 30.0, "64": 35.0},
+      "fgsm": {"0": 86.5, "1": 70.0, "2": 60.0, "8": 30.0, "64": 35.0},
       "fgsm-within": {"0": 86.5, "1": 70.0, "8": 30.0, "64": 5.0},
       "pgd": {"0": 86.5, "1": 60.0, "8": 2.0, "64": 0.0},
     },
@@ -123,7 +180,7 @@ def example(index=7, methods=METHODS, randomized=True, size=16):
     values = rng.random((cells, cells)).astype(np.float32)
     return values / values.sum()
 
-  return evaluated.Example(
+  return artefact.Example(
     index=index,
     image=rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
     object_mask=object_mask,
@@ -143,13 +200,13 @@ def make(folder: pathlib.Path, ch=30.0, accuracy=86.5, **changes):
   what = about(**changes)
   names = ["zero", "one", "two <&>"]
   scores = results(what.methods, ch, what.multi_label, accuracy)
-  return evaluated.Evaluated(
+  return artefact.Evaluated(
     folder=folder,
     about=what,
     results=scores,
     per_class={
       name: {
-        key: float(value)
+        key.removeprefix("val/"): float(value)
         for key, value in scores.items()
         if "fgsm" not in key and "pgd" not in key
       }
@@ -165,7 +222,7 @@ def make(folder: pathlib.Path, ch=30.0, accuracy=86.5, **changes):
 
 def write(folder: pathlib.Path, **changes):
   """Writes an evaluation's folder, as `make`; returns its path."""
-  evaluated.save(make(folder, **changes))
+  artefact.save(make(folder, **changes))
   return folder
 
 
@@ -175,7 +232,153 @@ def bare(folder: pathlib.Path, **changes):
     make(folder, methods=(), costly_methods=(), **changes),
     results={"val/top1": 80.0, "val/num_examples": 1000},
     per_class={},
-    curves=evaluated.Curves(),
+    curves=artefact.Curves(),
     examples=[],
     class_names=[],
   )
+
+
+def run_results(ch=15.0, top1=86.5, **changes):
+  """Returns results.json of a run by both Grad-CAMs."""
+  values = {
+    key: value
+    for key, value in results(GRADCAMS, ch, accuracy=top1).items()
+    if "fgsm" not in key
+    and "pgd" not in key
+    and not key.endswith(("_auc", "_50", "_v2"))
+  }
+  values |= {
+    "step": 320,
+    "val/loss": 0.41,
+    "time/train_secs": 166.0,
+    "time/eval_secs": 12.0,
+    "model/num_params": 4_903_242,
+  }
+  return values | changes
+
+
+def run_example(index=7, kind="fixed", content_heatmap=34.25, cell=2):
+  """Returns a picture as a run shows it: one map, and the composite's."""
+  rng = np.random.default_rng(index)
+  image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+  object_mask = np.zeros((16, 16), bool)
+  object_mask[2:7, 3:8] = True
+  cam, composite_cam = (
+    np.zeros((4, 4), np.float32),
+    np.zeros((8, 8), np.float32),
+  )
+  cam[0, 1] = composite_cam[4, 1] = 1.0
+  method = GRADCAMS[0]
+  return artefact.Example(
+    index=index,
+    kind=kind,
+    image=image,
+    object_mask=object_mask,
+    target=1,
+    predicted=2 if kind == "worst" else 1,
+    maps={method: cam},
+    composite=np.tile(image, (2, 2, 1)),
+    cell=cell,
+    composite_maps={method: composite_cam},
+    scores={
+      "content_heatmap": {method: content_heatmap},
+      "negative_quadrants_heatmap": {method: 12.5},
+    },
+  )
+
+
+def write_run(
+  folder: pathlib.Path, ch=15.0, top1=86.5, *, config_json=None, **parts
+):
+  """Writes the folder of a finished run; returns its path.
+
+  Args:
+    folder: of the run.
+    ch: its element-wise content heatmap.
+    top1: its accuracy.
+    config_json: its configuration.
+    **parts: fields of `Evaluated` in place of those of a finished run; or of
+      the configuration, as "model__name".
+  """
+  changes = {k: parts.pop(k) for k in list(parts) if "__" in k or k == "seed"}
+  tree = config(**changes) if config_json is None else config_json
+  kinds = ("best", "typical", "worst", "fixed", "fixed")
+  values = {
+    "results": run_results(ch, top1),
+    "training": metrics(tree["loss"]["consistency_weight"] > 0),
+    "examples": [
+      run_example(index, kind, content_heatmap=ch + index)
+      for index, kind in enumerate(kinds)
+    ],
+    "class_names": ["zero", "one", "two <&>"],
+  } | parts
+  run = artefact.Evaluated(
+    folder=folder,
+    about=artefact.make_about(tree, str(folder), values["results"]),
+    is_run=True,
+    **values,
+  )
+  folder.mkdir(parents=True, exist_ok=True)
+  write_unfinished(folder, tree, run.training)
+  artefact.save(run)
+  return folder
+
+
+def write_unfinished(folder: pathlib.Path, tree, training=()):
+  """Writes what a run has before its evaluation; returns its path."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / saved_config.FILENAME).write_text(json.dumps(tree))
+  text = "".join(json.dumps(line) + "\n" for line in training)
+  if text:
+    (folder / "metrics.jsonl").write_text(text)
+  return folder
+
+
+def write_run_of_before(folder: pathlib.Path, ch=15.0, **changes):
+  """Writes a finished run as it was left before evaluation.json was."""
+  write_unfinished(folder, config(**changes), metrics())
+  (folder / "results.json").write_text(json.dumps(run_results(ch)))
+  arrays = {"version": np.array(1), "num_examples": np.array(2)}
+  arrays["class_names"] = np.array(["zero", "one", "two <&>"], np.str_)
+  for number, kind in enumerate(("best", "fixed")):
+    own = run_example(number, kind)
+    method = GRADCAMS[0]
+    fields = {
+      name: getattr(own, name)
+      for name in ("index", "kind", "image", "object_mask", "target")
+    }
+    fields |= {
+      "predicted": own.predicted,
+      "cam": own.maps[method],
+      "content_heatmap": own.scores["content_heatmap"][method],
+      "composite": own.composite,
+      "composite_cam": own.composite_maps[method],
+      "cell": own.cell,
+      "negative_quadrants_heatmap": 12.5,
+    }
+    for name, value in fields.items():
+      arrays[f"{number:03d}/{name}"] = np.asarray(value)
+  np.savez_compressed(folder / "gallery.npz", **arrays)
+  return folder
+
+
+def write_of_before(folder: pathlib.Path, **changes):
+  """Writes an evaluation as it was left before runs were alike."""
+  made = make(folder, **changes)
+  artefact.save(made)
+  about = json.loads((folder / artefact.ABOUT).read_text())
+  del about["trained"], about["questions"]
+  (folder / artefact.ABOUT).write_text(json.dumps(about))
+  names = ("index", "image", "object_mask", "target", "predicted")
+  arrays = {"class_names": np.array(made.class_names, np.str_)}
+  for number, own in enumerate(made.examples):
+    for name in names:
+      arrays[f"{number:03d}/{name}"] = np.asarray(getattr(own, name))
+    for method, cam in own.maps.items():
+      arrays[f"{number:03d}/maps/{method}"] = cam
+    for method, by_stage in own.randomized.items():
+      for stage, cam in by_stage.items():
+        arrays[f"{number:03d}/randomized/{method}/{stage}"] = cam
+  np.savez_compressed(folder / "examples.npz", **arrays)
+  (folder / artefact.GALLERY).unlink()
+  return folder

@@ -71,7 +71,7 @@ def test_the_frame_stays_within_its_cell():
 
 
 def test_a_data_uri_is_the_picture():
-  kind, content = overlay.data_uri(GREY).split(",")
+  kind, content = overlay.compact_uri(GREY).split(",")
   assert kind == "data:image/png;base64"
   image = Image.open(io.BytesIO(base64.b64decode(content)))
   np.testing.assert_array_equal(np.asarray(image), GREY)

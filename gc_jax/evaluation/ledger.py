@@ -1,0 +1,137 @@
+"""What an evaluation has measured so far, in memory and on disk.
+
+One number a row and name, and sums; both small, whatever the pictures. Saved
+now and then, an interrupted evaluation goes on from it.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from gc_jax.metrics import Key
+from gc_jax.report import files
+from gc_jax.types import Array
+
+_FORMAT = 2  # of the file
+
+
+@dataclasses.dataclass(eq=False)
+class Ledger:
+  """Numbers of N rows, and sums over them.
+
+  Attributes:
+    num_rows: N.
+    identity: what is being measured; a file is of one identity.
+    columns: `[N]` each, NaN where nothing was measured or nothing counts.
+    totals: (sum, weight), in float64: a sum over 50,000 examples outgrows
+      float32.
+    done: pass -> rows of it that are in here, the first ones.
+    secs: time taken, of all sittings.
+  """
+
+  num_rows: int
+  identity: dict[str, Any] = dataclasses.field(default_factory=dict)
+  columns: dict[Key, Float32[np.ndarray, "N"]] = dataclasses.field(
+    default_factory=dict
+  )
+  totals: dict[Key, tuple[Array | np.number, Array | np.number]] = (
+    dataclasses.field(default_factory=dict)
+  )
+  done: dict[str, int] = dataclasses.field(default_factory=dict)
+  secs: float = 0.0
+
+  def add(
+    self,
+    name: str,
+    rows: Int[np.ndarray, "B"],
+    columns: dict[Key, np.ndarray],
+    totals: dict[Key, tuple],
+  ) -> None:
+    """Takes the numbers of the next batch of a pass.
+
+    Args:
+      name: of the pass.
+      rows: which rows they are of; -1 for padding.
+      columns: numbers of these rows.
+      totals: (sum, weight) of the batch.
+    """
+    real = rows >= 0
+    for key, values in columns.items():
+      if key not in self.columns:
+        self.columns[key] = np.full(self.num_rows, np.nan, np.float32)
+      self.columns[key][rows[real]] = values[real]
+    for key, (total, weight) in totals.items():
+      before, count = self.totals.get(key, (0.0, 0.0))
+      self.totals[key] = (
+        before + np.asarray(total, np.float64),
+        count + np.asarray(weight, np.float64),
+      )
+    self.done[name] = self.done.get(name, 0) + int(real.sum())
+
+  def save(self, path: Path) -> None:
+    """Writes everything, completely or not at all."""
+    arrays = {f"column/{i}": v for i, v in enumerate(self.columns.values())}
+    for i, (total, weight) in enumerate(self.totals.values()):
+      arrays[f"total/{i}"], arrays[f"weight/{i}"] = total, weight
+    about = {
+      "format": _FORMAT,
+      "identity": self.identity,
+      "columns": list(self.columns),
+      "totals": list(self.totals),
+      "done": self.done,
+      "secs": self.secs,
+    }
+    arrays["about"] = np.array(json.dumps(about))
+    with files.replacing(path) as file:
+      np.savez(file, **arrays)
+
+
+def load(path: Path, num_rows: int, identity: dict[str, Any]) -> Ledger:
+  """Returns what was saved; an empty one where there is no file.
+
+  Args:
+    path: as for `save`.
+    num_rows: N.
+    identity: what is to be measured, JSON's values.
+
+  Raises:
+    ValueError: the file is of another evaluation, and says in what it differs;
+      or of another version.
+  """
+  ledger = Ledger(num_rows, identity)
+  if not path.is_file():
+    return ledger
+  with np.load(path, allow_pickle=False) as arrays:
+    about = json.loads(str(arrays["about"]))
+    if about.get("format") != _FORMAT:
+      raise ValueError(
+        f"{path} must be an unfinished evaluation by this version of gc_jax; "
+        "it is by another. Use another --out, or remove that file to start "
+        "anew."
+      )
+    theirs = about["identity"]
+    differing = sorted(
+      key
+      for key in theirs.keys() | identity.keys()
+      if theirs.get(key) != identity.get(key)
+    )
+    if differing:
+      raise ValueError(
+        f"{path.parent} holds an unfinished evaluation of something else, and "
+        "nothing of it was touched. Use another --out, or the same command to "
+        "go on with that one. What differs:\n  "
+        + "\n  ".join(
+          f"{key}: {theirs.get(key)!r} there, {identity.get(key)!r} now"
+          for key in differing
+        )
+      )
+    for i, key in enumerate(about["columns"]):
+      ledger.columns[Key(*key)] = arrays[f"column/{i}"]
+    for i, key in enumerate(about["totals"]):
+      ledger.totals[Key(*key)] = arrays[f"total/{i}"], arrays[f"weight/{i}"]
+  ledger.done, ledger.secs = about["done"], about["secs"]
+  return ledger

@@ -1,0 +1,176 @@
+"""An evaluation's folder: what is written is read, broken files are named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from gc_jax.metrics import Key
+from gc_jax.report import artefact
+from tests.report import evaluations
+
+
+def check_same(ours, theirs, name=""):
+  """Holds two values to be one, arrays among them, of the same types."""
+  if isinstance(theirs, dict):
+    assert list(ours) == list(theirs), name  # stages too: "layer3/1"
+    for key in theirs:
+      check_same(ours[key], theirs[key], f"{name}/{key}")
+  elif isinstance(theirs, np.ndarray):
+    np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    assert ours.dtype == theirs.dtype, name
+  else:
+    assert type(ours) is type(theirs) and ours == theirs, name
+
+
+def check_examples(ours, theirs):
+  assert len(ours) == len(theirs)
+  for one, other in zip(ours, theirs, strict=True):
+    for field in dataclasses.fields(artefact.Example):
+      name = field.name
+      check_same(getattr(one, name), getattr(other, name), name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return evaluations.write(tmp_path / "eval")
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_what_was_saved_is_loaded_of_both_kinds(tmp_path, is_run):
+  if is_run:
+    evaluations.write_run(tmp_path / "x")
+    saved = artefact.load(tmp_path / "x")
+    saved = dataclasses.replace(saved, examples=[evaluations.run_example(3)])
+  else:
+    saved = evaluations.make(tmp_path / "x")
+  paths = artefact.save(saved)
+  assert {path.name for path in paths} == set(artefact.FILENAMES)
+  loaded = artefact.load(tmp_path / "x")
+  # Through JSON: tuples come back as lists.
+  plain = lambda about: json.loads(json.dumps(dataclasses.asdict(about)))
+  assert plain(loaded.about) == plain(saved.about)
+  assert loaded.results == saved.results
+  assert loaded.per_class == saved.per_class
+  assert loaded.curves == saved.curves
+  assert loaded.class_names == saved.class_names
+  assert loaded.is_run == is_run and bool(loaded.training) == is_run
+  check_examples(loaded.examples, saved.examples)
+  assert artefact.class_names(tmp_path / "x") == ("zero", "one", "two <&>")
+
+
+def test_an_evaluation_of_accuracy_alone_is_loaded(tmp_path):
+  artefact.save(evaluations.bare(tmp_path / "eval"))
+  loaded = artefact.load(tmp_path / "eval")
+  assert loaded.examples == [] and loaded.class_names == []
+  assert list(loaded.curves.stages) == [] and loaded.curves.robustness == {}
+
+
+def test_an_evaluation_of_before_is_read_whole(tmp_path):
+  now = artefact.load(evaluations.write(tmp_path / "now"))
+  before = artefact.load(evaluations.write_of_before(tmp_path / "before"))
+  check_examples(before.examples, now.examples)
+  assert before.about.trained == dict(before.about.config)
+  assert before.about.questions == artefact.QUESTIONS
+  other = artefact.load(
+    evaluations.write_of_before(tmp_path / "file", consistency=None)
+  )
+  assert other.about.trained == {}  # its configuration is not the model's
+
+
+def test_a_run_of_before_is_read_whole(tmp_path):
+  run = artefact.load_finished(evaluations.write_run_of_before(tmp_path / "x"))
+  assert run.about.methods == evaluations.GRADCAMS
+  assert run.about.num_images == 1000 and not run.about.multi_label
+  assert run.about.questions == ("classification", "localisation")
+  kinds = ("best", "fixed")
+  check_examples(
+    run.examples, [evaluations.run_example(i, k) for i, k in enumerate(kinds)]
+  )
+  assert run.number(Key("content_heatmap", "gradcam")) == 14.0
+  assert artefact.class_names(tmp_path / "x") == ("zero", "one", "two <&>")
+
+
+def test_a_run_goes_without_its_gallery(tmp_path):
+  run = evaluations.write_run(tmp_path / "x")
+  (run / artefact.GALLERY).unlink()
+  assert artefact.load_finished(run).examples == []
+  assert artefact.class_names(run) == ()
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+  assert not artefact.is_evaluation(tmp_path)
+  with pytest.raises(ValueError, match=r"neither config\.json nor evaluation"):
+    artefact.load(tmp_path)
+  with pytest.raises(ValueError, match="does not exist"):
+    artefact.load(tmp_path / "nowhere")
+
+
+def test_an_unfinished_run_is_refused_with_what_to_do(tmp_path):
+  evaluations.write_unfinished(tmp_path / "a", evaluations.config())
+  assert artefact.load(tmp_path / "a").results == {}
+  with pytest.raises(ValueError, match=r"command again \(it resumes"):
+    artefact.load_finished(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+  "text", ["{}", '{"model": 3}', '{"eval": 1, "model": {"name": "alexnet"}}']
+)
+def test_a_config_that_is_none_is_named(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"config\.json must be .* it has no"):
+    artefact.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "name", [n for n in artefact.FILENAMES[:-1] if n != artefact.GALLERY]
+)
+def test_a_missing_file_is_named(folder, name):
+  (folder / name).unlink()
+  with pytest.raises(ValueError, match=f"{name} must be .*Evaluate again"):
+    artefact.load(folder)
+
+
+@pytest.mark.parametrize("name", artefact.FILENAMES)
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe\x00"])
+def test_a_broken_file_is_named(folder, name, content):
+  (folder / name).write_bytes(content)
+  with pytest.raises(ValueError, match=f"{name} must be .*Evaluate again"):
+    artefact.load(folder)
+
+
+def test_a_file_of_pictures_that_was_cut_off_is_named(folder):
+  path = folder / artefact.GALLERY
+  path.write_bytes(path.read_bytes()[:-200])
+  with pytest.raises(ValueError, match=r"gallery\.npz must be"):
+    artefact.load(folder)
+
+
+def test_another_archive_is_no_gallery(folder):
+  np.savez(folder / artefact.GALLERY, x=np.zeros(3))
+  with pytest.raises(ValueError, match=r"gallery\.npz must be"):
+    artefact.load(folder)
+
+
+def test_a_save_that_fails_keeps_the_old_gallery_and_leaves_no_rest(
+  folder, monkeypatch
+):
+  def fail(file, **arrays):
+    file.write(b"half a file")
+    raise OSError("disk full")
+
+  monkeypatch.setattr(np, "savez_compressed", fail)
+  with pytest.raises(OSError, match="disk full"):
+    artefact.save(evaluations.bare(folder))
+  assert len(artefact.load(folder).examples) == 3
+  assert {path.name for path in folder.iterdir()} == set(artefact.FILENAMES)
+
+
+def test_fields_that_are_missing_or_unknown_are_named(folder):
+  path = folder / artefact.ABOUT
+  fields = json.loads(path.read_text())
+  fields["colour"] = fields.pop("protocol")
+  path.write_text(json.dumps(fields))
+  with pytest.raises(ValueError, match="protocol; it has unknown fields: col"):
+    artefact.load(folder)
