@@ -27,27 +27,36 @@ spec.loader.exec_module(signals)
 """
 
 
-def start(tmp_path, script, ignoring=False):
-  """Starts a script, of a process group of its own, that says when it is on."""
-  path = tmp_path / "script.py"
-  # Whoever runs these tests in the background ignores Ctrl-C itself.
-  handler = "SIG_IGN" if ignoring else "default_int_handler"
-  begin = f"signal.signal(signal.SIGINT, signal.{handler})\n"
-  path.write_text(IMPORT + begin + textwrap.dedent(script))
-  process = subprocess.Popen(
-    [sys.executable, str(path)],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  assert process.stdout.readline() == "on\n", process.communicate()
-  return process
+@pytest.fixture
+def start(tmp_path):
+  """Starts a script, and returns it once it says that it is on."""
+  started = []
+
+  def start(script, ignoring=False):
+    path = tmp_path / "script.py"
+    # Whoever runs these tests in the background ignores Ctrl-C itself.
+    handler = "SIG_IGN" if ignoring else "default_int_handler"
+    begin = f"signal.signal(signal.SIGINT, signal.{handler})\n"
+    path.write_text(IMPORT + begin + textwrap.dedent(script))
+    process = subprocess.Popen(
+      [sys.executable, str(path)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    started.append(process)
+    assert process.stdout.readline() == "on\n", process.communicate()
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
 
 
-def test_a_command_ends_at_ctrl_c_with_a_line_and_130(tmp_path):
+def test_a_command_ends_at_ctrl_c_with_a_line_and_130(start):
   process = start(
-    tmp_path,
     """
     with signals.ending_at_ctrl_c("Nothing is lost."):
       print("on", flush=True)
@@ -87,22 +96,19 @@ with signals.ending_at_ctrl_c("Nothing is lost."):
 """
 
 
-def test_a_second_ctrl_c_ends_at_once_what_hears_no_signals(tmp_path):
-  process = start(tmp_path, COMPILING)
+def test_a_second_ctrl_c_ends_at_once_what_hears_no_signals(start):
+  process = start(COMPILING)
   process.send_signal(signal.SIGINT)
-  time.sleep(0.5)
-  assert process.poll() is None
+  assert process.stderr.readline() == "\n"
+  assert process.stderr.readline().startswith("Ctrl-C came, and waits for what")
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
   assert process.returncode == 130
-  first, second = said.split("\n\n")
-  assert first.strip().startswith("Ctrl-C came, and waits for what is being")
-  assert second.strip() == "Ended at once, by a second Ctrl-C."
+  assert said.strip() == "Ended at once, by a second Ctrl-C."
 
 
-def test_a_second_ctrl_c_ends_also_a_slow_way_out(tmp_path):
+def test_a_second_ctrl_c_ends_also_a_slow_way_out(start):
   process = start(
-    tmp_path,
     """
     import atexit
     atexit.register(time.sleep, 60)
@@ -120,9 +126,8 @@ def test_a_second_ctrl_c_ends_also_a_slow_way_out(tmp_path):
   assert said.strip() == "Ended at once, by a second Ctrl-C."
 
 
-def test_what_runs_in_the_background_of_a_script_hears_no_ctrl_c(tmp_path):
+def test_what_runs_in_the_background_of_a_script_hears_no_ctrl_c(start):
   process = start(
-    tmp_path,
     """
     with signals.ending_at_ctrl_c("Nothing is lost."):
       print("on", flush=True)
@@ -166,9 +171,8 @@ def test_signals_are_kept_from_children_and_those_of_threads():
   assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_a_process_ends_with_the_parent_that_was_killed(tmp_path):
+def test_a_process_ends_with_the_parent_that_was_killed(start):
   process = start(
-    tmp_path,
     """
     def child():
       signals.end_with_parent()

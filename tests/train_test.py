@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
@@ -415,7 +416,7 @@ def alone():
   signal.signal(signal.SIGINT, signal.default_int_handler)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(parallel, "_stop", parallel._Stop())
-    patch.setattr(signals, "_told", type(signals._told)())
+    patch.setattr(signals, "_told", threading.Event())
     parallel.initialize(multihost=False)
     yield
   for number, handler in before.items():

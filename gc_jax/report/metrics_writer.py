@@ -1,6 +1,7 @@
 """metrics.jsonl and TensorBoard events: every number of a training run."""
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -14,6 +15,8 @@ from gc_jax.report import files
 FILENAME = "metrics.jsonl"
 
 _UPLOAD_EVERY_SECS = 60.0
+
+_logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -60,10 +63,19 @@ class MetricsWriter:
     import tensorboardX
 
     # TensorBoard hides the events of earlier files from purge_step on.
-    self._board = tensorboardX.SummaryWriter(
-      str(path.parent),
-      purge_step=(start_step + 1 if start_step else 0) if old_events else None,
-    )
+    purge_step = start_step + 1 if start_step else 0
+    try:
+      self._board = tensorboardX.SummaryWriter(
+        str(path.parent), purge_step=purge_step if old_events else None
+      )
+    except OSError as error:
+      # Its queue lies in shared memory, which a container may lack.
+      _logger.warning(
+        "Nothing is written for TensorBoard, which could not be opened (%s); "
+        "%s has every number.",
+        error,
+        FILENAME,
+      )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes one line.
@@ -80,7 +92,7 @@ class MetricsWriter:
     self._file.write(json.dumps(line, allow_nan=False) + "\n")
     self._file.flush()
     for name, value in scalars.items():
-      if value is not None:
+      if value is not None and self._board is not None:
         self._board.add_scalar(name, value, int(step))
     if time.monotonic() - self._saved_secs > _UPLOAD_EVERY_SECS:
       self.save()
@@ -93,7 +105,8 @@ class MetricsWriter:
     """
     if self._mirror is None:
       return
-    self._board.flush()
+    if self._board is not None:
+      self._board.flush()
     files.copy_folder(pathlib.Path(self._mirror.name), self._workdir)
     self._saved_secs = time.monotonic()
 
@@ -101,7 +114,8 @@ class MetricsWriter:
     """Closes both files; call once, after the last line."""
     if self._file is not None:
       self._file.close()
-      self._board.close()
+      if self._board is not None:
+        self._board.close()
       self._file = None
     if self._mirror is not None:
       files.copy_folder(pathlib.Path(self._mirror.name), self._workdir)

@@ -206,6 +206,15 @@ def children_of(pid):
   return found
 
 
+def is_running(pid):
+  """Returns whether there is such a process, other than as a zombie."""
+  try:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return False
+  return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 # Workers are spawned and import everything: 8 s.
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
@@ -224,7 +233,7 @@ def test_signals_to_all_of_a_command_leave_workers_and_its_death_ends_them(
   process.kill()
   process.wait()
   deadline = time.monotonic() + 20
-  while any(pathlib.Path(f"/proc/{child}").exists() for child in found):
+  while any(map(is_running, found)):
     assert time.monotonic() < deadline
     time.sleep(0.05)
   process.communicate()

@@ -90,6 +90,28 @@ def test_tensorboard_hides_the_replayed_steps(tmp_path, monkeypatch):
   assert purged == [3, 0]
 
 
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_without_shared_memory_only_tensorboard_goes_without(
+  tmp_path, monkeypatch, caplog, request, place
+):
+  """Its queue lies there; a container may have none, or none left."""
+
+  def no_room(*_, **__):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(tensorboardX, "SummaryWriter", no_room)
+  folder = request.getfixturevalue("bucket") if place == "bucket" else tmp_path
+  writer = MetricsWriter(folder)
+  writer.write(1, {"train/loss": 2.0})
+  writer.save()
+  writer.close()
+  (line,) = read_metrics(folder / "metrics.jsonl")
+  assert line == {"step": 1, "train/loss": 2.0}
+  (message,) = caplog.messages
+  assert "Nothing is written for TensorBoard" in message
+  assert "No space left" in message
+
+
 def test_other_processes_write_nothing(tmp_path):
   writer = MetricsWriter(tmp_path / "run", enabled=False)
   writer.write(1, {"train/loss": 1.0})
