@@ -123,8 +123,8 @@ def preflight(
       config.compute_dtype, lowering.platform(where.mesh)
     ).name,
     "guidance": {
-      name: dataclasses.asdict(term.settings(config, where.mesh.size))
-      for name, term in guidance.chosen(config).items()
+      term.title: dataclasses.asdict(term.settings(config, where.mesh.size))
+      for term in guidance.chosen(config).values()
     },
     "topology": topology,
     "device_kind": where.mesh.devices.flat[0].device_kind,

@@ -5,7 +5,7 @@ import difflib
 import itertools
 import logging
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,12 @@ class Dataset:
   def has_objects(self) -> bool:
     """Returns whether it is known of any picture where what it shows is.
 
-    Records are read, evenly spread, until one tells; of a large split that
-    tells of hardly any picture, or of none, `_MOST_LOOKED_AT` at most.
+    Records are read, evenly spread, until one tells: at most
+    `_MOST_LOOKED_AT`. One that cannot be read tells nothing.
     """
     count = len(self.source)
     step = max(1, -(-count // _MOST_LOOKED_AT))
-    return any(_is_located(self.source[i]) for i in range(0, count, step))
+    return any(_is_located(self.source, i) for i in range(0, count, step))
 
   def encode_labels(
     self, labels: Sequence[Any] | np.ndarray
@@ -88,8 +88,12 @@ class Dataset:
     return {"label": np.asarray(labels[0], np.int32)}
 
 
-def _is_located(record: Mapping[str, Any]) -> bool:
+def _is_located(source: Any, index: int) -> bool:
   """Returns whether an object of a class of the picture has a place."""
+  try:
+    record = source[index]
+  except OSError:
+    return False  # whoever needs it says so, by name
   objects = record.get("objects")
   labels = () if objects is None else objects["label"]
   return bool({int(k) for k in labels} & {int(k) for k in record["labels"]})

@@ -35,9 +35,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def _guidance(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """Returns a line for each term, with all its settings."""
   text = []
-  for name, settings in terms.items():
+  for title, settings in terms.items():
     words = [f"{key}={value}" for key, value in settings.items()]
-    line = " ".join([f"guidance: {name},", *words]).rstrip(",")
+    line = " ".join([f"guidance: {title},", *words]).rstrip(",")
     text += textwrap.wrap(line, 80, subsequent_indent="  ")
   return text or ["no guidance"]
 

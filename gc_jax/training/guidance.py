@@ -130,7 +130,10 @@ def draw(
   of_losses = dict(zip(TERMS, keys[1::2], strict=True))
   contains = classes_present(batch, num_classes)
   explained = Explained(
-    target=draw_target(of_target, batch, target_draw),
+    # The pipeline drew it where it decoded something for it.
+    target=batch["target"]
+    if "target" in batch
+    else draw_target(of_target, batch, target_draw),
     mask=batch["mask"] * contains.any(-1),
     contains=contains,
   )
@@ -159,13 +162,10 @@ def draw_target(
 
   Args:
     key: the draw is a function of it.
-    batch: single-label (the label itself), multi-label, or one that brings
-      the class along, with what was decoded for it.
+    batch: single-label (the label itself) or multi-label.
     target_draw: "category" draws uniformly over the present classes (paper),
       "instance" in proportion to their objects (release).
   """
-  if "target" in batch:
-    return batch["target"]
   if "labels" not in batch:
     return batch["label"]
   counts = batch["labels"]

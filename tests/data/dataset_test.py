@@ -83,6 +83,20 @@ def test_a_split_has_objects_where_one_picture_tells_where_its_class_is(
   assert make(source).has_objects() == has
 
 
+class Torn(list):
+  """Records of which the first is gone from the disk."""
+
+  def __getitem__(self, index):
+    if index == 0:
+      raise FileNotFoundError("gone")
+    return super().__getitem__(index)
+
+
+def test_a_record_that_cannot_be_read_tells_nothing():
+  assert make(Torn([BARE, located(1)])).has_objects()
+  assert not make(Torn([located(1), BARE])).has_objects()
+
+
 class Many:
   """A split of a million, of which every third picture tells, or none."""
 
