@@ -15,7 +15,7 @@ from flax import nnx
 
 from gc_jax import checkpoint, models, saved_config, torch_io
 from gc_jax.data.dataset import unknown_name_message
-from gc_jax.report import artefact, files
+from gc_jax.report import files, gallery
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,8 +155,8 @@ def _class_names(
   """Returns the classes as the checkpoint, or a finished run, names them."""
   if "class_names" in saved.meta:
     return tuple(saved.meta["class_names"])
-  if found := artefact.class_names(workdir):
-    return found
+  if found := gallery.load(workdir)[1]:
+    return tuple(found)
   raise ValueError(
     f"A checkpoint must name its classes; that of step {saved.step} in "
     f"{workdir} is from before they did. Give the training command again: the "
