@@ -34,7 +34,8 @@ _OF_CONSISTENCY = (
   "loss.ramp_epochs",
   "loss.target_draw",
 )
-# Fields of the data that move the numbers of an evaluation.
+# Fields of the data that move the numbers of an evaluation. Broken pictures
+# passed over change the number of images, which is compared itself.
 _EVALUATED_DATA = (
   "data.name",
   "data.path",
@@ -43,7 +44,6 @@ _EVALUATED_DATA = (
   "data.eval_split",
   "data.eval_resize_px",
   "data.eval_squash",
-  "data.on_error",
 )
 # Fields of an evaluation that move none of the numbers that two have in common.
 _NOT_MEASURED = ("eval.methods", "eval.every_epochs")

@@ -15,7 +15,7 @@ from flax import nnx
 
 from gc_jax import checkpoint, models, saved_config, torch_io
 from gc_jax.data.dataset import unknown_name_message
-from gc_jax.report import artefact, files
+from gc_jax.report import files, gallery
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def class_names(
   if "class_names" in meta:
     return tuple(meta["class_names"])
   # A run of before checkpoints knew them, finished.
-  return artefact.class_names(workdir)
+  return tuple(gallery.load(workdir)[1])
 
 
 def _is_workdir(path: files.AnyPath) -> bool:

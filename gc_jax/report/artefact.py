@@ -4,7 +4,7 @@
   results.json      every number, flat: "val/top1", "val/METHOD/METRIC"
   per_class.json    the same numbers by class: {class name: {key: value}}
   curves.json       `Curves`
-  gallery.npz       pictures with their maps (`Example`)
+  gallery.npz       pictures with their maps (`gallery.Example`)
 
 The folder of a run holds its config.json and metrics.jsonl as well. Written by
 the evaluation; tables, figures and pages read it. Folders of before there was
@@ -16,25 +16,20 @@ import dataclasses
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from jaxtyping import Bool, Float32, UInt8
 
 from gc_jax import saved_config
 from gc_jax.attribution import METHODS
 from gc_jax.metrics import Key
-from gc_jax.report import files, metrics_writer
+from gc_jax.report import files, gallery, metrics_writer
+from gc_jax.report.gallery import Example
 
 ABOUT = "evaluation.json"
 RESULTS = "results.json"
 PER_CLASS = "per_class.json"
 CURVES = "curves.json"
-GALLERY = "gallery.npz"
-FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, ABOUT)
+FILENAMES = (RESULTS, PER_CLASS, CURVES, gallery.FILENAME, ABOUT)
 # What an evaluation may ask: a training run the first two, at its end.
 QUESTIONS = (
   "classification",
@@ -44,8 +39,6 @@ QUESTIONS = (
   "sanity",
 )
 OF_RUNS = QUESTIONS[:2]
-_EXAMPLES_OF_BEFORE = "examples.npz"
-_GALLERY_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,47 +120,6 @@ class Curves:
   )
   stages: Sequence[str] = ()
   randomization: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-  """A picture with its maps.
-
-  Attributes:
-    index: position in the evaluated split.
-    image: RGB, as the model saw it.
-    object_mask: pixels of any object of class `target`, of the image's size.
-    target: the class explained, a ground-truth class.
-    predicted: the class with the highest score.
-    maps: method -> map, >= 0, sums to 1.
-    kind: best | typical | worst, by content heatmap; or fixed: the pictures
-      that every evaluation of this data shows, for side-by-side figures.
-    randomized: method -> stage of `Curves.stages` -> map of the model with its
-      weights randomised down to there. Only for a few examples.
-    composite: 2×2 images, `image` in `cell`, distractors elsewhere; or None.
-    cell: where `image` sits in `composite`: 0..3, row-major.
-    composite_maps: as `maps`, for `target` on the composite.
-    scores: metric -> method -> percent, of this picture alone.
-  """
-
-  index: int
-  image: UInt8[np.ndarray, "H W 3"]
-  object_mask: Bool[np.ndarray, "H W"]
-  target: int
-  predicted: int
-  maps: Mapping[str, Float32[np.ndarray, "_ _"]]
-  kind: str = "fixed"
-  randomized: Mapping[str, Mapping[str, Float32[np.ndarray, "_ _"]]] = (
-    dataclasses.field(default_factory=dict)
-  )
-  composite: UInt8[np.ndarray, "H2 W2 3"] | None = None
-  cell: int = 0
-  composite_maps: Mapping[str, Float32[np.ndarray, "_ _"]] = dataclasses.field(
-    default_factory=dict
-  )
-  scores: Mapping[str, Mapping[str, float]] = dataclasses.field(
     default_factory=dict
   )
 
@@ -283,7 +235,9 @@ def save(evaluated: Evaluated) -> list[files.AnyPath]:
     # Last: where it is, the rest is.
     ABOUT: dataclasses.asdict(evaluated.about),
   }
-  _save_gallery(folder / GALLERY, evaluated)
+  gallery.save(
+    folder / gallery.FILENAME, evaluated.examples, evaluated.class_names
+  )
   for name, value in texts.items():
     files.write_text(folder / name, json.dumps(value, indent=2) + "\n")
   return [folder / name for name in FILENAMES]
@@ -327,7 +281,7 @@ def load(folder: str | os.PathLike) -> Evaluated:
           f"run; it has no {name}. Restore it from a copy, or name another run."
         )
     about = make_about(config, str(folder), results)
-  examples, class_names = _read_gallery(folder, about)
+  examples, class_names = gallery.load(folder, "".join(about.methods[:1]))
   return Evaluated(
     folder=folder,
     about=about,
@@ -362,12 +316,6 @@ def is_evaluation(folder: files.AnyPath) -> bool:
   return (folder / ABOUT).is_file()
 
 
-def class_names(folder: files.AnyPath) -> tuple[str, ...]:
-  """Returns the classes that a finished run names; () where it does not."""
-  path = folder / GALLERY
-  return tuple(_load_gallery(path, "")[1]) if path.is_file() else ()
-
-
 def _lack(folder: files.AnyPath) -> str:
   if not folder.exists():
     return "does not exist"
@@ -388,9 +336,9 @@ def _read(path: files.AnyPath) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:  # not there, not JSON, not UTF-8
-    raise _broken(path, str(error)) from error
+    raise gallery.broken(path, str(error)) from error
   if not isinstance(value, dict):
-    raise _broken(path, f"it holds {value!r:.40}, no JSON object")
+    raise gallery.broken(path, f"it holds {value!r:.40}, no JSON object")
   return value
 
 
@@ -411,95 +359,5 @@ def _fields(
   if unknown or missing:
     words = [f"it lacks {', '.join(missing)}"] * bool(missing)
     words += [f"it has unknown fields: {', '.join(unknown)}"] * bool(unknown)
-    raise _broken(path, "; ".join(words))
+    raise gallery.broken(path, "; ".join(words))
   return value
-
-
-def _broken(path: files.AnyPath, why: str) -> ValueError:
-  return ValueError(
-    f"{path} must be a file of a finished evaluation: {why}. Evaluate again: "
-    "give the command that wrote it."
-  )
-
-
-# How deep the names of an example's maps and scores go.
-_DEPTH = {"maps": 1, "composite_maps": 1, "scores": 2, "randomized": 2}
-
-
-def _save_gallery(path: files.AnyPath, evaluated: Evaluated) -> None:
-  arrays = {
-    "version": np.array(_GALLERY_VERSION),
-    "class_names": np.array(evaluated.class_names, np.str_),
-  }
-
-  def add(name, value):
-    if isinstance(value, Mapping):
-      for key, inner in value.items():
-        add(f"{name}/{key}", inner)
-    elif value is not None:
-      arrays[name] = np.asarray(value)
-
-  for number, example in enumerate(evaluated.examples):
-    for field in dataclasses.fields(Example):
-      add(f"{number:03d}/{field.name}", getattr(example, field.name))
-  with files.replacing(path) as file:
-    np.savez_compressed(file, **arrays)
-
-
-def _read_gallery(
-  folder: files.AnyPath, about: About
-) -> tuple[list[Example], list[str]]:
-  """Returns the examples and class names; none where there is no gallery."""
-  paths = [folder / name for name in (GALLERY, _EXAMPLES_OF_BEFORE)]
-  path = next((path for path in paths if path.is_file()), None)
-  if path is None:
-    return [], []
-  method = about.methods[0] if about.methods else ""
-  return _load_gallery(path, method)
-
-
-def _load_gallery(
-  path: files.AnyPath, method: str
-) -> tuple[list[Example], list[str]]:
-  """Returns the examples of a file, and class names.
-
-  Args:
-    path: of the file.
-    method: whose maps a file of before there were several methods holds.
-  """
-  try:
-    # Opened here: numpy leaves what is no archive open.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-      fields: dict[str, dict[str, Any]] = {}
-      names = [str(name) for name in arrays["class_names"]]
-      for key in arrays.files:
-        number, _, rest = key.partition("/")
-        if not rest:
-          continue
-        example = fields.setdefault(number, {})
-        name, _, inner = rest.partition("/")
-        *outer, last = [name, *inner.split("/", _DEPTH.get(name, 1) - 1)]
-        if not inner:
-          outer, last = [], name
-        for part in outer:
-          example = example.setdefault(part, {})
-        value = arrays[key]
-        example[last] = value.item() if value.ndim == 0 else value
-      made = [_example(fields[number], method) for number in sorted(fields)]
-    return made, names
-  # numpy's and zipfile's words for what is missing, cut off, or no archive.
-  except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-    raise _broken(path, str(error)) from error
-  except (zipfile.BadZipFile, zlib.error) as error:
-    raise _broken(path, str(error)) from error
-
-
-def _example(fields: dict[str, Any], method: str) -> Example:
-  """Returns an example; one of before had a single method's maps and scores."""
-  metrics = "content_heatmap", "negative_quadrants_heatmap"
-  if "cam" in fields:
-    fields["maps"] = {method: fields.pop("cam")}
-    fields["composite_maps"] = {method: fields.pop("composite_cam")}
-    fields["scores"] = {name: {method: fields.pop(name)} for name in metrics}
-  fields.setdefault("maps", {})
-  return Example(**fields)

@@ -20,6 +20,7 @@ from gc_jax.report import (
   describe,
   files,
   formats,
+  gallery,
   overlay,
   paper_layouts,
   pictures,
@@ -49,7 +50,7 @@ _DATA_FILES = {
   artefact.RESULTS: "every number, flat",
   artefact.PER_CLASS: "the same by class",
   artefact.CURVES: "the curves' points",
-  artefact.GALLERY: "the images and maps on this page, as arrays",
+  gallery.FILENAME: "the images and maps on this page, as arrays",
   artefact.ABOUT: "what was evaluated, and how",
 }
 _RUN_FILES = {

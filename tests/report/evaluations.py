@@ -9,7 +9,7 @@ import numpy as np
 from gc_jax import saved_config
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as ALL_METHODS
-from gc_jax.report import artefact
+from gc_jax.report import artefact, gallery
 
 METHODS = tuple(ALL_METHODS)
 STAGES = ("head", "layer4", "layer3/1", "stem")
@@ -380,5 +380,5 @@ def write_of_before(folder: pathlib.Path, **changes):
       for stage, cam in by_stage.items():
         arrays[f"{number:03d}/randomized/{method}/{stage}"] = cam
   np.savez_compressed(folder / "examples.npz", **arrays)
-  (folder / artefact.GALLERY).unlink()
+  (folder / gallery.FILENAME).unlink()
   return folder
