@@ -62,14 +62,14 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
   assert sorted(path.name for path in out.iterdir()) == FILES
   assert all(f"wrote {out / name}" in done.stdout for name in FILES)
   markdown = (out / "comparison.md").read_text()
-  assert "| ResNet10 GC | Grad-CAM, element-wise | 2 | " in markdown
+  assert "| ResNet18 GC | Grad-CAM, element-wise | 2 | " in markdown
   assert "**21.0 ± 1.4**" in markdown
   text = (out / "comparison.csv").read_text()
   lines = list(csv.DictReader(text.splitlines()))
   assert [line["model"] for line in lines[:3]] == [
-    "ResNet10 Baseline",
-    "ResNet10 GC",
-    "ResNet10 GMP",
+    "ResNet18 Baseline",
+    "ResNet18 GC",
+    "ResNet18 GMP",
   ]
   page = (out / "comparison.html").read_text()
   assert "3 models on context digits" in page
@@ -85,9 +85,9 @@ def test_runs_become_a_table_and_a_figure(tmp_path, runs):
     (p["model"], p["content_heatmap"], p["num_runs"], p["on_front"])
     for p in element_wise
   ] == [
-    ("ResNet10 Baseline", "13.0000", "1", "0"),
-    ("ResNet10 GC", "21.0000", "2", "1"),
-    ("ResNet10 GMP", "17.0000", "1", "0"),
+    ("ResNet18 Baseline", "13.0000", "1", "0"),
+    ("ResNet18 GC", "21.0000", "2", "1"),
+    ("ResNet18 GMP", "17.0000", "1", "0"),
   ]
   with Image.open(out / "pareto.png") as chart:
     assert chart.size[0] == pytest.approx(1440, rel=0.1)
@@ -144,7 +144,7 @@ def test_runs_without_galleries_are_compared_without_a_figure(
   status = compare.main([str(arg) for arg in [*runs, f"--out={out}"]])
   assert status == 0
   printed = capsys.readouterr().out
-  assert "note: ResNet10 Baseline is not in the figure" in printed
+  assert "note: ResNet18 Baseline is not in the figure" in printed
   assert "No figure" in printed
   assert sorted(path.name for path in out.iterdir()) == [
     name for name in FILES if name != "figure.png"
@@ -157,7 +157,7 @@ def test_runs_that_share_a_seed_are_pointed_out(tmp_path, runs, capsys):
     [str(arg) for arg in [runs[1], twin, f"--out={tmp_path / 'out'}"]]
   )
   printed = capsys.readouterr().out
-  assert "note: Runs of ResNet10 GC share a seed" in printed
+  assert "note: Runs of ResNet18 GC share a seed" in printed
 
 
 def test_one_model_has_no_pareto_plot(tmp_path, runs):
@@ -215,10 +215,10 @@ def test_runs_and_evaluations_stand_in_one_table(tmp_path, runs, evaluated):
   out = tmp_path / "out"
   assert compare.main([str(runs[0]), str(evaluated[1]), f"--out={out}"]) == 0
   markdown = (out / "comparison.md").read_text()
-  assert "| ResNet10 Baseline | Grad-CAM, element-wise | **86.5** |" in markdown
+  assert "| ResNet18 Baseline | Grad-CAM, element-wise | **86.5** |" in markdown
   assert "| ResNet18 GC | SmoothGrad | 80.0 |" in markdown
   # What the run was not asked is empty.
-  assert "ResNet10 Baseline | SmoothGrad |  |" not in markdown
+  assert "ResNet18 Baseline | SmoothGrad |  |" not in markdown
   written = {path.name for path in out.iterdir()}
   assert written == set(ALL_FILES) - {"figure.png"}  # of other images
 
@@ -227,13 +227,15 @@ def test_folders_of_before_still_compare(tmp_path, runs, evaluated):
   """A run without evaluation.json, an evaluation with examples.npz."""
   out = tmp_path / "out"
   before = [
-    evaluations.write_run_of_before(tmp_path / "run", ch=19.0),
+    evaluations.write_run_of_before(
+      tmp_path / "run", ch=19.0, model__name="alexnet"
+    ),
     evaluations.write_of_before(tmp_path / "evaluation", ch=22.0),
   ]
   folders = [*map(str, before), str(runs[0]), str(evaluated[0])]
   assert compare.main([*folders, f"--out={out}"]) == 0
   markdown = (out / "comparison.md").read_text()
-  for label, ch in (("ResNet10 GC", "19.0"), ("ResNet18 GC", "22.0")):
+  for label, ch in (("AlexNet GC", "19.0"), ("ResNet18 GC", "22.0")):
     assert re.search(rf"\| {label} .*\*?{re.escape(ch)}\*?", markdown)
 
 

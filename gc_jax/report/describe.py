@@ -43,7 +43,22 @@ def paper_names(about: About) -> list[str]:
   """Returns what the paper would call the model: two names if it is open."""
   gmp = ["GMP"] * models.is_gmp(about.architecture)
   losses = (False, True) if about.consistency is None else (about.consistency,)
-  return ["+".join([*gmp, *["GC"] * loss]) or "Baseline" for loss in losses]
+  others = [name.capitalize() for name in _other_guidance(about)]
+  return [
+    "+".join([*gmp, *["GC"] * loss, *others]) or "Baseline" for loss in losses
+  ]
+
+
+def _other_guidance(about: About) -> dict[str, float]:
+  """Returns name to weight of the guidance terms that are not the paper's."""
+  weights = about.trained.get("loss", {})
+  return {
+    field.removesuffix("_weight"): weight
+    for field, weight in weights.items()
+    if field.endswith("_weight")
+    and field not in ("classification_weight", "consistency_weight")
+    and weight > 0
+  }
 
 
 def label(about: About) -> str:
@@ -96,6 +111,8 @@ def training(about: About, others: Sequence[About] = ()) -> str:
       parts.append(f"{setting('compose.mode')} composites,")
   else:
     parts.append("without the consistency loss,")
+  for name, weight in _other_guidance(about).items():
+    parts.append(f"with the {name} loss, weight {weight:g},")
   seeds = sorted({str(one.trained_with("seed")) for one in [about, *others]})
   if len(seeds) == 1:
     parts.append(f"seed {seeds[0]}.")

@@ -51,6 +51,15 @@ def test_a_file_that_does_not_say_its_loss_is_not_given_one(tmp_path):
   assert describe.label(about) == "ResNet18 (best.pth)"
 
 
+def test_a_loss_that_is_not_the_papers_is_said(make):
+  energy = make("e", **OFF, loss__energy_weight=3.0)
+  assert describe.label(energy.about) == "ResNet18 Energy"
+  text = describe.sentence(energy.about)
+  assert "consistency loss, with the energy loss, weight 3, seed 0" in text
+  both = make("b", loss__energy_weight=3.0, **GMP)
+  assert describe.paper_names(both.about) == ["GMP+GC+Energy"]
+
+
 def test_names_are_the_papers(make):
   made = [
     make("a", **OFF),
@@ -107,20 +116,20 @@ def test_runs_that_differ_by_seed_only_are_one_group(make, changes):
   [
     (
       {"loss__consistency_weight": 5.0},
-      ["ResNet10 GC, λ=25", "ResNet10 GC, λ=5"],
+      ["ResNet18 GC, λ=25", "ResNet18 GC, λ=5"],
     ),
     (
       {"compose__mode": "independent", "optim__momentum": 0.5},
       [
-        "ResNet10 GC, compose.mode=packed, optim.momentum=0.9",
-        "ResNet10 GC, compose.mode=independent, optim.momentum=0.5",
+        "ResNet18 GC, compose.mode=packed, optim.momentum=0.9",
+        "ResNet18 GC, compose.mode=independent, optim.momentum=0.5",
       ],
     ),
     (
       {"data__train_split": "train[:9]"},
       [
-        "ResNet10 GC, data.train_split=train",
-        "ResNet10 GC, data.train_split=train[:9]",
+        "ResNet18 GC, data.train_split=train",
+        "ResNet18 GC, data.train_split=train[:9]",
       ],
     ),
   ],
@@ -144,7 +153,7 @@ def test_a_run_and_its_evaluation_are_one_model(make, tmp_path):
   describe.check_comparable([run, evaluated])
   assert len(describe.group([run, evaluated])) == 1
   (remark,) = describe.shared_seeds(describe.group([run, evaluated]))
-  assert "ResNet10 GC share a seed" in remark
+  assert "ResNet18 GC share a seed" in remark
 
 
 def test_namesakes_of_files_are_told_apart_by_their_source(tmp_path):

@@ -33,7 +33,7 @@ def config(**changes):
       "background_frac": 0.5,
       "eval_split": "test",
     },
-    "model": {"name": "resnet10"},
+    "model": {"name": "resnet18"},
     "loss": {"consistency_weight": 25.0, "reduction": "mean"},
     "compose": {"mode": "packed"},
     "eval": {"protocol": "paper", "tolerance_px": 15.0},

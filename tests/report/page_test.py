@@ -62,8 +62,8 @@ def test_without_a_baseline_the_page_says_how_to_get_one(gc):
 def test_a_baseline_adds_its_row_the_changes_and_its_maps(gc, baseline):
   html, source = pages.load(write_report(gc, baseline))
   pages.assert_self_contained(html, source)
-  assert "+8.4 against ResNet10 Baseline (better)" in html.text
-  assert "−0.4 against ResNet10 Baseline (worse)" in html.text
+  assert "+8.4 against ResNet18 Baseline (better)" in html.text
+  assert "−0.4 against ResNet18 Baseline (worse)" in html.text
   assert '<strong class="best">21.4</strong>' in source
   assert "Before: 16.0%" in html.text  # 13.0 + index 3
   assert "This run: 24.4%" in html.text

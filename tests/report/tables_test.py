@@ -446,7 +446,7 @@ def test_seeds_become_mean_and_sample_standard_deviation(tmp_path):
   cell = table.rows[0].cells["content_heatmap"]
   assert (cell.mean, cell.std, cell.num_runs) == (14.0, 4.0, 3)
   text = formats.to_markdown(table)
-  assert "| ResNet10 GC | Grad-CAM, element-wise | 3 | " in text
+  assert "| ResNet18 GC | Grad-CAM, element-wise | 3 | " in text
   assert "| 14.0 ± 4.0 |" in text
   first = next(csv.DictReader(io.StringIO(formats.to_csv(table))))
   assert first["content_heatmap_std"] == "4.0000"

@@ -45,6 +45,12 @@ BOTH = {"consistency": composites.Settings(), "energy": NoSettings()}
 # The entries.
 
 
+def test_weights_are_called_after_their_terms():
+  """Pages name a term that is not the paper's so."""
+  fields = [term.weight.name for term in guidance.TERMS.values()]
+  assert fields == [f"{name}_weight" for name in guidance.TERMS]
+
+
 def test_names_of_fields_and_metrics_are_nobody_elses():
   """Each is said once, so that no two terms share a weight or a curve."""
   fields = [
