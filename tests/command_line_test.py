@@ -122,9 +122,11 @@ def at_home(home, monkeypatch, tmp_path):
 
 
 def command(module):
-  """Returns the `main` of a command, and prints as it does."""
-  # `import gc_jax.explain` is refused: the function has this name.
-  return runpy.run_module(f"gc_jax.{module}", run_name=module)["main"]
+  """Returns the `main` of a command."""
+  # Not imported: gc_jax.explain is a function, and refuses to be a module.
+  return runpy.run_path(ROOT / "gc_jax" / f"{module}.py", run_name=module)[
+    "main"
+  ]
 
 
 @pytest.mark.parametrize(

@@ -155,32 +155,53 @@ def locked(
   """Holds a lock, which the kernel frees however this process ends.
 
   Args:
-    path: a file, made if need be and left there; within, it says who holds it.
+    path: a file that is there meanwhile; within, it says who holds the lock.
     if_held: called with who holds it, before it is waited for. It may raise.
 
   Yields:
     Whether it is certain that nobody else holds it: not on file systems
     without locks (some cluster mounts).
   """
-  # To write, or NFS locks nothing; nothing of another's is cut off.
-  with path.open("a+", encoding="utf-8", errors="replace") as file:
-    certain = True
-    try:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        file.seek(0)
-        if_held(file.read().strip() or "another process")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:
-      certain = False
-    else:
-      _rewrite(file, _this_process())
+  with contextlib.ExitStack() as opened:
+    while True:
+      # To write, or NFS locks nothing; nothing of another's is cut off.
+      file = opened.enter_context(
+        path.open("a+", encoding="utf-8", errors="replace")
+      )
+      certain = _lock(file, if_held)
+      if not certain or _is_at(path, file):
+        break
+      # Who held it removed it meanwhile, and others lock another file.
+      opened.close()
+    if certain:
+      _write(file, _this_process())
     try:
       yield certain
     finally:
       if certain:
-        _rewrite(file, "")
+        with contextlib.suppress(OSError):
+          path.unlink()
+
+
+def _lock(file: IO[str], if_held: Callable[[str], None]) -> bool:
+  """Waits for the lock on a file; returns False where there are no locks."""
+  try:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      if_held(file.read().strip() or "another process")
+      fcntl.flock(file, fcntl.LOCK_EX)
+  except OSError:
+    return False
+  return True
+
+
+def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
+  try:
+    return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+  except FileNotFoundError:
+    return False
 
 
 def _this_process() -> str:
@@ -189,7 +210,7 @@ def _this_process() -> str:
   return f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
 
 
-def _rewrite(file: IO[str], text: str) -> None:
+def _write(file: IO[str], text: str) -> None:
   # It is for people: a full disk must not stop what is done under the lock.
   with contextlib.suppress(OSError):
     file.seek(0)

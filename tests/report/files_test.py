@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import fsspec
 import pytest
@@ -166,7 +167,7 @@ def test_a_folder_is_held_by_one_and_the_other_is_told_by_whom(tmp_path):
     raise KeyError
   with files.held(tmp_path, "--workdir"):
     assert names(tmp_path) == [files.LOCK, "a"]
-  assert (tmp_path / files.LOCK).read_text() == ""
+  assert names(tmp_path) == ["a"]
 
 
 # By its path: the package takes seconds to import.
@@ -223,6 +224,28 @@ def test_where_nothing_can_be_locked_a_line_warns(
 def test_a_bucket_is_not_guarded(bucket):
   with files.held(bucket, "--workdir"), files.held(bucket, "--workdir"):
     assert not bucket.exists()
+
+
+def test_who_waited_for_a_file_that_is_gone_locks_the_one_that_others_see(
+  tmp_path,
+):
+  lock, events = tmp_path / "lock", []
+  waiting = threading.Event()
+
+  def wait():
+    with files.locked(lock, lambda _: waiting.set()) as certain:
+      events.append(f"second, {certain}")
+      with pytest.raises(BlockingIOError), lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+  thread = threading.Thread(target=wait)
+  with files.locked(lock, lambda _: None):
+    thread.start()
+    assert waiting.wait(timeout=20)
+    events.append("first")
+  thread.join(timeout=20)
+  assert events == ["first", "second, True"]
+  assert not lock.exists()
 
 
 def test_who_waits_is_told_for_whom_and_may_refuse(tmp_path):
