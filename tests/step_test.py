@@ -23,7 +23,7 @@ from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
 from gc_jax.objective import Objective
 from gc_jax.training.composites import Settings
-from gc_jax.training.term import NoSettings
+from gc_jax.training.term import Field, NoSettings, Term
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -421,6 +421,33 @@ def test_the_loss_of_a_recipe_with_two_terms_is_the_sum_of_three(make_tiny):
     "train/grad_norm_features/consistency",
     "train/grad_norm_features/energy",
   } < metrics.keys()
+
+
+def test_a_term_that_the_step_never_heard_of_is_minimised(
+  make_tiny, monkeypatch
+):
+  """The least there is to say of one: every image counts, nothing is drawn."""
+  toy = Term(
+    title="the mass of the map",
+    weight=Field("toy_weight", 0.0),
+    ramp=Field("toy_ramp_epochs", 0.0),
+    losses=lambda settings, seen, drawn, key: seen.cam().sum((1, 2)),
+    masked="toy_masked_frac",
+  )
+  monkeypatch.setitem(guidance.TERMS, "toy", toy)
+  goal = Objective(NUM_CLASSES, {"toy": NoSettings()}, accumulate_steps=2)
+  step, state = make_step(make_tiny(), goal, lr=0.01)
+  step, seen = jax.jit(step), []
+  batch = single_label()
+  batch["mask"] = batch["mask"].at[3].set(0)
+  for _ in range(4):
+    state, metrics = step(state, batch)
+    seen.append(mean(metrics, "toy_loss"))
+    assert metrics["train/toy_masked_frac"] == (1, 16)
+    assert mean(metrics, "loss") == pytest.approx(
+      mean(metrics, "classification_loss") + WEIGHT * seen[-1], rel=1e-5
+    )
+  assert seen[0] > seen[-1] > 0
 
 
 def test_without_any_object_energy_is_nothing_and_finite(make_tiny):

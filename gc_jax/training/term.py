@@ -144,11 +144,11 @@ class Term:
     settings: (config, num_devices) -> what `draw` and `losses` get first, a
       dataclass.
     draw: (settings, batch, explained, key) -> `Draw`.
-    needs: config -> entries of a `Batch` that the pipeline must bring,
-      of `data.training_example.EXTRAS`.
+    needs: config -> what the pipeline must bring beside pictures and labels,
+      names of `data.training_example.EXTRAS`.
     check: (config, num_devices); raises ValueError where the recipe cannot be.
-    images_unit: (config, num_devices) -> the images of a part come in
-      multiples of this; a multiple of the devices is one of everything.
+    images_unit: (config, num_devices) -> what the images of a part must be a
+      multiple of.
     images_in_one: config -> how many originals each picture of the term's own
       forward pass holds, if it makes fewer pictures than there are originals.
   """
