@@ -81,8 +81,8 @@ class View:
       DecodeError: if the picture cannot be read.
     """
     if self.box is None:
-      center = geometry.picture(header, self.size)
-      out[...] = self._shifted(np.asarray(center))
+      image = geometry.picture(header, self.size)
+      out[...] = self._shifted(np.asarray(image))
     else:
       decode.crop(header, self.box, out)
     if self.flip:

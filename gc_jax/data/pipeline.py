@@ -21,11 +21,7 @@ from gc_jax.data.dataset import Dataset, unknown_name_message
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
-from gc_jax.data.training_example import (
-  EXTRAS,
-  TrainingExample,
-  extra_shapes,
-)
+from gc_jax.data.training_example import EXTRAS, TrainingExample, extra_shapes
 from gc_jax.types import Batch, EvalBatch
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
@@ -129,7 +125,7 @@ def train_batches(
     augment=Augmentation(image_size, crop, crop_padding_px, flip),
     seed=seed,
     class_index=class_index,
-    with_object_mask="object_mask" in bring,
+    bring=tuple(bring),
     target_draw=target_draw,
   )
   # Shares are consecutive, so that joining them gives the global batch.
@@ -298,15 +294,14 @@ class _TrainBatches:
 
   def num_bytes(self) -> int:
     """Returns how large a batch is, or a little less."""
-    make, side = self.make_example, self.make_example.augment.image_size
-    entries = extra_shapes(make.brings, side)
-    entries["image"] = (side, side, 3), np.uint8
-    if make.dataset.multi_label:
-      entries["labels"] = (len(make.dataset.class_names),), np.int32
-    return self.local_batch_size * sum(
+    make = self.make_example
+    side = make.augment.image_size
+    extras = sum(
       math.prod(shape) * np.dtype(dtype).itemsize
-      for shape, dtype in entries.values()
+      for shape, dtype in extra_shapes(make.bring, side).values()
     )
+    counts = len(make.dataset.class_names) * make.dataset.multi_label
+    return self.local_batch_size * (3 * side**2 + extras + 4 * counts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,27 +60,18 @@ class TrainingExample:
     reader: reads its records.
     augment: makes squares of its pictures.
     seed: everything random follows from it and the position.
-    class_index: of the split, to draw distractors from; None: draw none.
-    with_object_mask: whether the objects of the explained class are decoded.
-    target_draw: how that is drawn, see `draw_target`.
+    bring: names of `EXTRAS`.
+    class_index: of the split, to draw distractors from; None where none are.
+    target_draw: see `draw_target`.
   """
 
   dataset: Dataset
   reader: Reader
   augment: Augmentation
   seed: int
+  bring: tuple[str, ...]
   class_index: ClassIndex | None
-  with_object_mask: bool
   target_draw: str
-
-  @property
-  def brings(self) -> tuple[str, ...]:
-    """Names of `EXTRAS` that it brings."""
-    asked = {
-      "distractors": self.class_index is not None,
-      "object_mask": self.with_object_mask,
-    }
-    return tuple(name for name in EXTRAS if asked[name])
 
   def __call__(
     self, position: int, index: int, image: UInt8[np.ndarray, "S S 3"]
@@ -100,7 +91,7 @@ class TrainingExample:
       **self.dataset.encode_labels(labels),
       "mask": np.ones((), np.float32),
     }
-    if self.class_index is not None:
+    if "distractors" in self.bring:
       more, passed_over = self._distractors(position, labels)
       example |= more
       skipped += passed_over
@@ -130,7 +121,7 @@ class TrainingExample:
       generator = self._generator(position, _PICTURE, 0, skipped)
       view = self.augment(record["image"], generator, out)
       labels = np.asarray(record["labels"])
-      if not self.with_object_mask:
+      if "object_mask" not in self.bring:
         return labels, {}
       target = self._target(position, labels)
       return labels, {
