@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import quickstart
 from gc_jax import data, trained
-from gc_jax.report import run as runs
+from gc_jax.report import artefact
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -173,8 +173,8 @@ def test_what_is_written_is_written_at_home(
     trained.load_model,
     trained.load,
     functools.partial(trained.initial_model, name="resnet18"),
-    runs.load_run,
-    runs.load_finished_run,
+    artefact.load,
+    artefact.load_finished,
   ],
 )
 @pytest.mark.parametrize("name", ["none", "none.pth"])
