@@ -20,6 +20,7 @@ from gc_jax import signals
 # By its path: the package takes seconds to import, this file none.
 IMPORT = f"""
 import hashlib, importlib.util, multiprocessing, os, signal, sys, time
+import threading
 spec = importlib.util.spec_from_file_location("signals", {signals.__file__!r})
 signals = importlib.util.module_from_spec(spec)
 sys.modules["signals"] = signals
@@ -60,7 +61,8 @@ def test_a_command_ends_at_ctrl_c_with_a_line_and_130(start):
     """
     with signals.ending_at_ctrl_c("Nothing is lost."):
       print("on", flush=True)
-      time.sleep(60)
+      while True:
+        time.sleep(0.05)
     """,
   )
   process.send_signal(signal.SIGINT)
@@ -91,7 +93,8 @@ def test_a_command_that_ends_otherwise_leaves_no_trace():
 COMPILING = """
 signals._PATIENCE_SECS = 0.1
 with signals.ending_at_ctrl_c("Nothing is lost."):
-  print("on", flush=True)
+  # Said once it is under way.
+  threading.Timer(0.5, print, ["on"], {"flush": True}).start()
   hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 
@@ -114,7 +117,8 @@ def test_a_second_ctrl_c_ends_also_a_slow_way_out(start):
     atexit.register(time.sleep, 60)
     with signals.ending_at_ctrl_c("Nothing is lost."):
       print("on", flush=True)
-      time.sleep(60)
+      while True:
+        time.sleep(0.05)
     """,
   )
   process.send_signal(signal.SIGINT)
