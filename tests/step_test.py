@@ -22,6 +22,7 @@ from gc_jax import step as steps
 from gc_jax.compiled import KINDS, exchanges
 from gc_jax.models import chain, layers
 from gc_jax.objective import Objective
+from gc_jax.training import guidance
 from gc_jax.training.composites import Settings
 from gc_jax.training.term import Field, NoSettings, Term
 
