@@ -5,8 +5,9 @@ r"""COCO 2014 as in the paper: 80 sigmoids, from an ImageNet checkpoint.
 
 `--config.data.path` is the folder of train2014.zip, val2014.zip and
 annotations_trainval2014.zip; they are copied into `--config.data.dir` on first
-use, see gc_jax/data/coco.py. Variants are named as in configs/imagenet.py, each
-also with `,smoke`: context digits, two or three in a picture, and eight steps.
+use, see gc_jax/data/sets/coco.py. Variants are named as in
+configs/imagenet.py, each also with `,smoke`: context digits, two or three in a
+picture, and eight steps.
 
 Values are those of the authors' release: the classification loss is a mean over
 80 classes times 80, the class to explain is drawn by instances, and pictures

@@ -4,7 +4,7 @@ r"""Your own pictures: a folder for each class.
     --config.data.path=DIR
 
 DIR holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `CLASS/*.jpg` alone;
-masks, boxes, and several classes a picture: gc_jax/data/folder.py says how.
+masks, boxes, and several classes a picture, as gc_jax/data/sets/folder.py says.
 Without masks or boxes the metrics of maps are of 0 pairs, NQH aside.
 
 Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM

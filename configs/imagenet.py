@@ -4,11 +4,11 @@ r"""ImageNet as in the paper: AlexNet, ResNet18 and ResNet50.
     --workdir=runs/imagenet_resnet18_gc --config.data.path=/data/ILSVRC2012
 
 `--config.data.path` is the folder of the official archives; they are copied
-into `--config.data.dir` on first use, see gc_jax/data/imagenet.py. Variants are
-an architecture (`resnet18`, `resnet50`), a dash, and `ce`, `gc`, `gmp` or
-`gmp_gc`, or `alexnet-ce` and `alexnet-gc`, for AlexNet has no global pooling;
-`resnet18-gc` is the default. With `,smoke` any of them shrinks to context
-digits, 64 pixels and eight steps, without ImageNet.
+into `--config.data.dir` on first use, see gc_jax/data/sets/imagenet.py.
+Variants are an architecture (`resnet18`, `resnet50`), a dash, and `ce`, `gc`,
+`gmp` or `gmp_gc`, or `alexnet-ce` and `alexnet-gc`, for AlexNet has no global
+pooling; `resnet18-gc` is the default. With `,smoke` any of them shrinks to
+context digits, 64 pixels and eight steps, without ImageNet.
 
 Values are those of the authors' release. Two differ on purpose. Composites are
 `packed`, two plain steps instead of five; the release's are

@@ -5,11 +5,11 @@ The public names; nothing else is public. A trained model: `load`, `predict`,
 the paper, as pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
 """
 
-from gc_jax import cam, compose, losses, metrics
 from gc_jax.attribution import METHODS
-from gc_jax.inference import explain, predict
+from gc_jax.inference.arrays import explain, predict
+from gc_jax.inference.trained import load
+from gc_jax.method import cam, compose, losses, metrics
 from gc_jax.models import MODELS, create
-from gc_jax.trained import load
 
 __all__ = [
   "METHODS",

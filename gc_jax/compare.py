@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import signals
 from gc_jax.report import comparison
+from gc_jax.runtime import signals
 
 _DESCRIPTION = """\
 Puts models beside each other: finished runs, evaluations, or both.

@@ -24,14 +24,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
-from gc_jax import command_line, saved_config, signals
-from gc_jax import config as configs
+from gc_jax import cli
 from gc_jax.attribution import METHODS
-from gc_jax.checkpoint import CheckpointError
 from gc_jax.evaluation import run
-from gc_jax.report import files
+from gc_jax.evaluation.config import PROTOCOLS
+from gc_jax.runtime import files, saved_config, signals
+from gc_jax.runtime.checkpoint import CheckpointError
 
-_CONFIG = command_line.define_config(
+_CONFIG = cli.define_config(
   base.__file__,
   "Data and evaluation: a recipe, with an optional :variant. A --workdir brings"
   " its own; single fields change with --config.field=value.",
@@ -52,7 +52,7 @@ _METHODS = flags.DEFINE_list(
 _PROTOCOL = flags.DEFINE_enum(
   "protocol",
   None,
-  configs.PROTOCOLS,
+  PROTOCOLS,
   "paper: squares; release: whole pictures. Default: the configuration's.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
@@ -60,7 +60,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
-  command_line.start(argv)
+  cli.start(argv)
   names = [name for name in _METHODS.value if name]
   methods = tuple(METHODS) if names == ["all"] else tuple(names)
   try:
@@ -114,4 +114,4 @@ if __name__ == "__main__":
     "What was measured is kept, but for the last seconds: the same command "
     "goes on from there."
   ):
-    app.run(main, flags_parser=command_line.parser(_CONFIG))
+    app.run(main, flags_parser=cli.parser(_CONFIG))

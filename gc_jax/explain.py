@@ -7,10 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import explanation, signals
 from gc_jax.attribution import METHODS
-from gc_jax.checkpoint import CheckpointError
+from gc_jax.inference import pictures
 from gc_jax.models import MODELS
+from gc_jax.runtime import signals
+from gc_jax.runtime.checkpoint import CheckpointError
 
 if __name__ == "gc_jax.explain":
   # Importing a submodule binds its name in the package, over the function.
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.workdir and args.arch:
     return _fail("--arch goes with --checkpoint; a --workdir knows its own.")
   try:
-    lines = explanation.explain_files(
+    lines = pictures.explain_files(
       args.images,
       model=args.workdir or args.checkpoint,
       arch=args.arch,
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--max_shapes",
     type=int,
-    default=explanation.MAX_SHAPES,
+    default=pictures.MAX_SHAPES,
     metavar="N",
     help="with more shapes than this, sides are rounded to multiples of an "
     "eighth of --size (32 pixels under --size=0), so that fewer programs are "

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gc_jax import exporting, signals
-from gc_jax.checkpoint import CheckpointError
+from gc_jax.inference import exporting
+from gc_jax.runtime import signals
+from gc_jax.runtime.checkpoint import CheckpointError
 
 _DESCRIPTION = """\
 Writes the last checkpoint of a run as a file that PyTorch loads, under

@@ -11,13 +11,13 @@ import sys
 
 from absl import app, flags
 
-from gc_jax import command_line, parallel, signals
-from gc_jax.checkpoint import CheckpointError
-from gc_jax.recording import TrainingDivergedError
-from gc_jax.report import files
-from gc_jax.train import train_and_evaluate
+from gc_jax import cli
+from gc_jax.runtime import files, parallel, signals
+from gc_jax.runtime.checkpoint import CheckpointError
+from gc_jax.training.loop import train_and_evaluate
+from gc_jax.training.recording import TrainingDivergedError
 
-_CONFIG = command_line.define_config(
+_CONFIG = cli.define_config(
   None, "File of the recipe, with an optional :variant."
 )
 _WORKDIR = flags.DEFINE_string(
@@ -34,7 +34,7 @@ _MULTIHOST = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
-  command_line.start(argv)
+  cli.start(argv)
   with parallel.ending_together():
     try:
       parallel.initialize(_MULTIHOST.value)
@@ -51,4 +51,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
   with signals.ending_at_ctrl_c("Nothing was begun."):
-    app.run(main, flags_parser=command_line.parser(_CONFIG))
+    app.run(main, flags_parser=cli.parser(_CONFIG))

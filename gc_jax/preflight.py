@@ -17,17 +17,19 @@ import sys
 
 from absl import app, flags
 
-from gc_jax import command_line, pods, preflighting, signals
-from gc_jax.report import files, preflight_table
+from gc_jax import cli
+from gc_jax.pods import preflighting, topologies
+from gc_jax.report import preflight_table
+from gc_jax.runtime import files, signals
 
-_CONFIG = command_line.define_config(
+_CONFIG = cli.define_config(
   None, "File of the recipe, with an optional :variant."
 )
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
   None,
-  f"What to compile for: {pods.LOCAL}, or a TPU slice, "
-  f"{', '.join(pods.TOPOLOGIES)}.",
+  f"What to compile for: {topologies.LOCAL}, or a TPU slice, "
+  f"{', '.join(topologies.TOPOLOGIES)}.",
 )
 _PER_CHIP_BATCH = flags.DEFINE_string(
   "per_chip_batch",
@@ -46,7 +48,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 def main(argv: list[str]) -> None:
   """Runs what the flags say."""
-  command_line.start(argv)
+  cli.start(argv)
   try:
     out = _writable(_OUT.value)
     found = preflighting.preflight(
@@ -84,4 +86,4 @@ def _writable(name: str | None) -> files.AnyPath | None:
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "topology"])
   with signals.ending_at_ctrl_c("Nothing was written."):
-    app.run(main, flags_parser=command_line.parser(_CONFIG))
+    app.run(main, flags_parser=cli.parser(_CONFIG))

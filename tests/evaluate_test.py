@@ -13,13 +13,15 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax import data, saved_config, torch_io, trained
+from gc_jax import data, torch_io
 from gc_jax.attribution import CONTROLS
 from gc_jax.evaluation import plan as passes
 from gc_jax.evaluation import run as evaluating
-from gc_jax.metrics import EPSILONS
+from gc_jax.inference import trained
+from gc_jax.method.metrics import EPSILONS
 from gc_jax.report import artefact as files
-from gc_jax.report import files as report_files
+from gc_jax.runtime import files as report_files
+from gc_jax.runtime import saved_config
 from tests import smoke
 
 # Whole evaluations.

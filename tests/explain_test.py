@@ -17,11 +17,12 @@ from flax import nnx
 from PIL import Image
 
 import gc_jax
-from gc_jax import models, torch_io, trained
+from gc_jax import models, torch_io
 from gc_jax.attribution import METHODS
-from gc_jax.checkpoint import FOLDER
 from gc_jax.data import image_files
+from gc_jax.inference import trained
 from gc_jax.report import overlay
+from gc_jax.runtime.checkpoint import FOLDER
 
 ROOT = pathlib.Path(__file__).parents[1]
 

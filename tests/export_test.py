@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 import gc_jax
-from gc_jax import export, models, torch_io, trained
+from gc_jax import export, models, torch_io
+from gc_jax.inference import trained
 from gc_jax.torch_io import card, compare, names
 from tests.torch_io import parameters, torch_models
 

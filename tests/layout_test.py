@@ -16,7 +16,7 @@ import jaxtyping
 import pytest
 from ml_collections import ConfigDict
 
-from gc_jax import cam as cams
+from gc_jax.method import cam as cams
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -30,28 +30,34 @@ TOP_LEVEL = {
 }
 NOT_CHECKED_IN = {"runs", "__pycache__"}
 
-# Imports point down this table, or stay within a row. A new file of gc_jax
-# is entered here, in the row of what it owns.
-LAYERS = {
-  6: "main evaluate explain export compare preflight",  # entries
-  5: "train evaluation explanation exporting preflighting command_line",
-  4: "step objective accumulation training config largest_batch state "
-  "inference trained recipe lowering recording",
-  3: "data checkpoint parallel signals saved_config optim report torch_io "
-  "compiled pods",
-  2: "models attribution",
-  1: "cam compose losses metrics",
-  0: "types",
+# A file at the top of gc_jax is a command, or what commands share. Everything
+# else has a room, and imports from its own and from rooms before it alone.
+COMMANDS = {
+  *("main", "evaluate", "explain", "export", "compare", "preflight"),
+  "cli",
 }
-LAYER_OF = {name: n for n, names in LAYERS.items() for name in names.split()}
+ROOMS = (
+  "method",
+  "runtime",
+  "models",
+  "attribution",
+  "data",
+  "report",
+  "torch_io",
+  "inference",
+  "evaluation",
+  "training",
+  "pods",
+)
 
 # Who alone may import what.
 ONLY_IN = {
-  "orbax": {"checkpoint"},
-  "torch": {"torch_io"},
-  "tensorflow": set(),
+  "orbax": "gc_jax.runtime.checkpoint",
+  "torch": "gc_jax.torch_io",
+  "tensorflow": "nobody",
 }
-MATHS = {"jax", "optax", "jaxtyping"}  # all that layer 1 needs
+MATHS = {"jax", "numpy", "optax", "jaxtyping"}  # all that the method needs
+PLAIN = ("method", "models", "attribution")  # take arguments, not configs
 
 
 def sources(root):
@@ -80,44 +86,68 @@ def imports(tree, parts, is_package):
         yield node.lineno, ".".join([*base, alias.name])
 
 
-def upward_imports(root):
+def outward_imports(root):
   for path, parts, tree in sources(root):
-    if len(parts) == 1 or parts[1].startswith("_"):
+    if len(parts) == 1:
       continue  # gc_jax itself may offer anything
-    if parts[1] not in LAYER_OF:
-      yield f"{path}: gc_jax.{parts[1]} has no layer; give it one"
+    room = parts[1]
+    if room not in ROOMS and room not in COMMANDS:
+      yield f"{path}: {room} is no room and no command; find it one"
       continue
-    layer = LAYER_OF[parts[1]]
+    known = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ROOMS
     for line, name in imports(tree, parts, path.stem == "__init__"):
       package, *rest = name.split(".")
       if package != "gc_jax":
         continue
       if not rest:
         yield f"{path}:{line}: imports gc_jax whole; name what it needs"
-        continue
-      other = LAYER_OF.get(rest[0])
-      if other is None or other > layer:
-        yield f"{path}:{line}: layer {layer} imports {name} of layer {other}"
+      elif rest[0] not in known and not (room in COMMANDS and rest[0] == "cli"):
+        yield f"{path}:{line}: {room} imports {name} of a room after it"
+
+
+def circles(root):
+  """Modules of a room that need each other, at import."""
+  modules = {
+    ".".join(parts): (path, tree) for path, parts, tree in sources(root)
+  }
+  needs = {}
+  for name, (path, tree) in modules.items():
+    top = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    body = ast.Module(top, [])
+    found = imports(body, name.split("."), path.stem == "__init__")
+    needs[name] = {
+      other if other in modules else other.rpartition(".")[0]
+      for _, other in found
+    } & modules.keys()
+  while leaves := [name for name, others in needs.items() if not others]:
+    for name in leaves:
+      del needs[name]
+    for others in needs.values():
+      others.difference_update(leaves)
+  for name in needs:
+    # A package is its modules' sum: what it offers, it imports.
+    if modules[name][0].stem != "__init__":
+      yield f"{modules[name][0]}: imports itself, by {sorted(needs[name])}"
 
 
 def misplaced_imports(root):
   for path, parts, tree in sources(root):
-    module = parts[1] if len(parts) > 1 else ""
+    module = ".".join(parts)
+    room = parts[1] if len(parts) > 1 else ""
     for line, name in imports(tree, parts, path.stem == "__init__"):
       package = name.split(".")[0]
-      if module not in ONLY_IN.get(package, {module}):
+      if not module.startswith(ONLY_IN.get(package, "")):
         yield f"{path}:{line}: imports {package}"
-      layer = LAYER_OF.get(module, 6)
       known = {*MATHS, "gc_jax", *sys.stdlib_module_names}
-      if layer == 1 and package not in known:
+      if room == "method" and package not in known:
         yield f"{path}:{line}: maths imports {package}"
-      if layer <= 2 and package == "ml_collections":
+      if room in PLAIN and package == "ml_collections":
         yield f"{path}:{line}: takes a config; take plain arguments"
 
 
 def process_questions(root):
   for path, parts, tree in sources(root):
-    if parts[1:2] == ("parallel",):
+    if parts[1:] == ("runtime", "parallel"):
       continue
     for node in ast.walk(tree):
       named = isinstance(node, ast.Attribute | ast.alias) and (
@@ -167,7 +197,8 @@ def strangers(root):
 
 
 CHECKS = (
-  upward_imports,
+  outward_imports,
+  circles,
   misplaced_imports,
   process_questions,
   lookups_in_modules,
@@ -182,22 +213,32 @@ def test_the_house_is_in_order(check):
 
 
 PLANTED = [
-  ("gc_jax/cam.py", "from gc_jax import step", upward_imports),
-  ("gc_jax/cam.py", "from gc_jax.models import MODELS", upward_imports),
-  ("gc_jax/state.py", "def f():\n  import gc_jax.train", upward_imports),
-  ("gc_jax/models/a.py", "from ..step import x", upward_imports),
-  ("gc_jax/models/__init__.py", "from .. import step", upward_imports),
-  ("gc_jax/types.py", "import gc_jax", upward_imports),
-  ("gc_jax/new.py", "", upward_imports),
-  ("gc_jax/train.py", "import orbax.checkpoint", misplaced_imports),
+  ("gc_jax/method/cam.py", "from gc_jax.models import MODELS", outward_imports),
+  (
+    "gc_jax/data/a.py",
+    "def f():\n  import gc_jax.training.loop",
+    outward_imports,
+  ),
+  ("gc_jax/models/a.py", "from ..training.step import x", outward_imports),
+  ("gc_jax/models/__init__.py", "from .. import training", outward_imports),
+  ("gc_jax/method/types.py", "import gc_jax", outward_imports),
+  ("gc_jax/training/a.py", "from gc_jax import main", outward_imports),
+  ("gc_jax/new.py", "", outward_imports),
+  ("gc_jax/attic/a.py", "", outward_imports),
+  ("gc_jax/data/a.py", "from gc_jax.data import a", circles),
+  ("gc_jax/training/loop.py", "import orbax.checkpoint", misplaced_imports),
   ("gc_jax/data/a.py", "import tensorflow as tf", misplaced_imports),
   ("gc_jax/models/a.py", "from torch import nn", misplaced_imports),
-  ("gc_jax/cam.py", "import flax", misplaced_imports),
+  ("gc_jax/method/cam.py", "import flax", misplaced_imports),
   ("gc_jax/attribution/a.py", "import ml_collections", misplaced_imports),
-  ("gc_jax/train.py", "import jax\njax.process_index()", process_questions),
+  (
+    "gc_jax/training/loop.py",
+    "import jax\njax.process_index()",
+    process_questions,
+  ),
   ("gc_jax/main.py", "from jax import process_count", process_questions),
   (
-    "gc_jax/train.py",
+    "gc_jax/training/loop.py",
     "from gc_jax import models\nname = 'a'\ngetattr(models, name)",
     lookups_in_modules,
   ),
@@ -216,16 +257,16 @@ def test_every_check_can_fail(tmp_path, path, source, check):
 
 
 ALLOWED = [
-  ("gc_jax/__init__.py", "from gc_jax.train import train_and_evaluate"),
+  ("gc_jax/__init__.py", "from gc_jax.training.loop import train_and_evaluate"),
   (
-    "gc_jax/train.py",
-    "from gc_jax import step\nfrom gc_jax.types import Batch",
+    "gc_jax/training/loop.py",
+    "from gc_jax.training import step\nfrom gc_jax.method.types import Batch",
   ),
   ("gc_jax/models/a.py", "from gc_jax.models import layers\nimport jax"),
-  ("gc_jax/checkpoint.py", "import orbax.checkpoint as ocp"),
-  ("gc_jax/parallel.py", "import jax\njax.process_index()"),
+  ("gc_jax/runtime/checkpoint.py", "import orbax.checkpoint as ocp"),
+  ("gc_jax/runtime/parallel.py", "import jax\njax.process_index()"),
   ("gc_jax/models/b.py", "class A:\n  def f(self, n):\n    getattr(self, n)"),
-  ("gc_jax/losses.py", "import math\nimport optax"),
+  ("gc_jax/method/losses.py", "import math\nimport optax"),
 ]
 
 

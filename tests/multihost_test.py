@@ -17,8 +17,8 @@ import time
 
 import pytest
 
-from gc_jax.checkpoint import FOLDER
 from gc_jax.report.metrics_writer import read_metrics
+from gc_jax.runtime.checkpoint import FOLDER
 from tests.smoke import ROOT, command
 
 # Whole processes, started again and again.
@@ -268,7 +268,8 @@ COMPOSITES = """
 import sys
 import numpy as np
 import jax, jax.numpy as jnp
-from gc_jax import compose, parallel
+from gc_jax.method import compose
+from gc_jax.runtime import parallel
 
 with parallel.ending_together():
   parallel.initialize(True)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from gc_jax.attribution import layers
 from gc_jax.attribution.intercept import in_float32, intercept
-from gc_jax.models.layers import FEATURES, BatchNorm, Network
+from gc_jax.models.network import FEATURES, BatchNorm, Network
 
 EPSILON = 1e-20  # added to denominators only
 LAST_INPUT = "last_input"  # what the last layer is given: pooled features

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gc_jax.attribution.intercept import in_float32, intercept
-from gc_jax.models.layers import BatchNorm
+from gc_jax.models.network import BatchNorm
 
 RESCALES = ("layer", "channel")
 

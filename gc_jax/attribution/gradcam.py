@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax import cam as cams
 from gc_jax.attribution import layers
 from gc_jax.attribution.intercept import in_float32
+from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
 
 

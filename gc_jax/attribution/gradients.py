@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gc_jax.attribution.intercept import in_float32
-from gc_jax.models.layers import RGB_MEAN
+from gc_jax.models.network import RGB_MEAN
 
 
 def input_gradients(

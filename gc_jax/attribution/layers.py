@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gc_jax.attribution.intercept import intercept
-from gc_jax.models.layers import FEATURES, Network
+from gc_jax.models.network import FEATURES, Network
 
 
 def layer_paths(model: nnx.Module) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.layers import TORCH_INIT, BatchNorm, Init, Network
+from gc_jax.models.network import TORCH_INIT, BatchNorm, Init, Network
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 

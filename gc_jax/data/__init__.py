@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import ml_collections
 
-from gc_jax.data import stock_sets
-from gc_jax.data.dataset import Dataset, unknown_name_message
-from gc_jax.report import files
+from gc_jax.data.dataset import Dataset
+from gc_jax.data.sets import stock_sets
+from gc_jax.runtime import files
+from gc_jax.runtime.messages import unknown_name_message
 
 __all__ = ["DATASETS", "Classes", "Dataset", "check_name", "classes", "load"]
 
@@ -50,7 +51,7 @@ def _context(
   objects: str,
   multi_label: bool = False,
 ) -> Dataset:
-  from gc_jax.data import context_digits, context_fashion, context_objects
+  from gc_jax.data.sets import context_digits, context_fashion, context_objects
 
   load_split = {
     "digits": context_digits.load,
@@ -67,19 +68,19 @@ def _context(
 
 
 def _imagenet(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data import imagenet
+  from gc_jax.data.sets import imagenet
 
   return imagenet.load(split, path=config_data.path, data_dir=config_data.dir)
 
 
 def _coco(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data import coco
+  from gc_jax.data.sets import coco
 
   return coco.load(split, path=config_data.path, data_dir=config_data.dir)
 
 
 def _folder(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data import folder
+  from gc_jax.data.sets import folder
 
   return folder.load(
     split,
@@ -138,7 +139,7 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   check_name(config_data.name)
   config_data = _with_paths(config_data)
   if config_data.name.startswith(stock_sets.PREFIX):
-    from gc_jax.data import stock
+    from gc_jax.data.sets import stock
 
     return stock.load(config_data.name, split, data_dir=config_data.dir)
   return DATASETS[config_data.name](config_data, split)
@@ -165,7 +166,7 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
     stock = name.removeprefix(stock_sets.PREFIX)
     multi_label = not stock_sets.find_layout(*_named(stock)).label
   elif config_data.path and not count:
-    from gc_jax.data.folder_layout import read_layout
+    from gc_jax.data.sets.folder_layout import read_layout
 
     layout = read_layout(_with_paths(config_data).path)
     return Classes(len(layout.class_names), layout.multi_label)

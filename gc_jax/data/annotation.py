@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float32, Int
 
-from gc_jax.metrics import GridAnnotation
+from gc_jax.method.metrics import GridAnnotation
 
 Grid = tuple[int, int]  # h, w
 

@@ -23,7 +23,7 @@ from gc_jax.data.annotation import Grid
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.reading import Reader
-from gc_jax.types import PairBatch
+from gc_jax.method.types import PairBatch
 
 _NUM_DISTRACTORS = 3
 _TRIES = 20  # at pictures that may be broken

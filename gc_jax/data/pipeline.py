@@ -17,12 +17,13 @@ from jaxtyping import Bool, UInt8
 
 from gc_jax.data import decode, geometry, workers
 from gc_jax.data.augment import Augmentation
-from gc_jax.data.dataset import Dataset, unknown_name_message
+from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
 from gc_jax.data.training_example import EXTRAS, TrainingExample, extra_shapes
-from gc_jax.types import Batch, EvalBatch
+from gc_jax.method.types import Batch, EvalBatch
+from gc_jax.runtime.messages import unknown_name_message
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
 # of threads in each, eight of them would hold gigabytes.

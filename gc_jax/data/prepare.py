@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 
-from gc_jax.report import files
+from gc_jax.runtime import files
 
 
 def prepare(

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from gc_jax import signals
+from gc_jax.runtime import signals
 
 _SHARED_MEMORY = "/dev/shm"  # what Linux calls it
 

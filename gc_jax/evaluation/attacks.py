@@ -22,9 +22,9 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gc_jax import losses
-from gc_jax.metrics import EPSILONS
-from gc_jax.types import Batch, PairBatch
+from gc_jax.method import losses
+from gc_jax.method.metrics import EPSILONS
+from gc_jax.method.types import Batch, PairBatch
 
 # Names beside those of the functions: FGSM by any step up to epsilon, and FGSM
 # on the pictures on which PGD is measured.

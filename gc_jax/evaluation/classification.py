@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gc_jax import losses
-from gc_jax.types import Batch, Metrics, PairBatch
+from gc_jax.method import losses
+from gc_jax.method.types import Batch, Metrics, PairBatch
 
 
 def sums(logits: Float[Array, "B K"], batch: Batch | PairBatch) -> Metrics:

@@ -8,12 +8,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from gc_jax import metrics, parallel
 from gc_jax.data import pairs as pair_rows
 from gc_jax.evaluation import plan, programs
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.metrics import Key
+from gc_jax.method import metrics
+from gc_jax.method.metrics import Key
 from gc_jax.report.artefact import Example
+from gc_jax.runtime import parallel
 
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax import metrics
-from gc_jax.models.layers import RGB_MEAN
+from gc_jax.method import metrics
+from gc_jax.models.network import RGB_MEAN
 
 # RISE's blur of pictures of 224 pixels: a kernel of 11, a sigma of 5. Of larger
 # ones it grows with them; of smaller ones it stays, or would hide nothing.

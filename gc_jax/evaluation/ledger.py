@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from gc_jax.metrics import Key
-from gc_jax.report import files
-from gc_jax.types import Array
+from gc_jax.method.metrics import Key
+from gc_jax.method.types import Array
+from gc_jax.runtime import files
 
 _FORMAT = 2  # of the file
 

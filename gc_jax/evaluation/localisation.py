@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gc_jax import metrics
 from gc_jax.data import annotation
-from gc_jax.metrics import GridAnnotation, Key
-from gc_jax.types import PairBatch
+from gc_jax.method import metrics
+from gc_jax.method.metrics import GridAnnotation, Key
+from gc_jax.method.types import PairBatch
 
 DIFFICULT = Key("difficult")  # a column: whether pointing games pass it over
 

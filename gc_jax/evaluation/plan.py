@@ -18,7 +18,6 @@ from flax import nnx
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from gc_jax import parallel
 from gc_jax.attribution import CONTROLS
 from gc_jax.data import pairs as pair_rows
 from gc_jax.data.dataset import Dataset
@@ -28,8 +27,9 @@ from gc_jax.data.reading import Reader
 from gc_jax.evaluation import boxes, programs
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.programs import Measured
-from gc_jax.metrics import Key
-from gc_jax.types import PairBatch
+from gc_jax.method.metrics import Key
+from gc_jax.method.types import PairBatch
+from gc_jax.runtime import parallel
 
 # Pairs whose maps by all methods, costly ones too, are made at once. The same
 # everywhere, so that one program does: they take longest to compile.

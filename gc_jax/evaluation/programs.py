@@ -23,9 +23,9 @@ from gc_jax.evaluation import (
   localisation,
 )
 from gc_jax.evaluation.localisation import where
-from gc_jax.metrics import Key
-from gc_jax.types import Array as AnyArray
-from gc_jax.types import PairBatch
+from gc_jax.method.metrics import Key
+from gc_jax.method.types import Array as AnyArray
+from gc_jax.method.types import PairBatch
 
 ALL_METHODS = METHODS | CONTROLS
 

@@ -15,30 +15,23 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gc_jax import (
-  checkpoint,
-  data,
-  metrics,
-  parallel,
-  saved_config,
-  trained,
-)
-from gc_jax import config as configs
+from gc_jax import data
 from gc_jax.attribution import METHODS
-from gc_jax.data.dataset import (
-  Dataset,
-  class_differences,
-  unknown_name_message,
-)
+from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import examples, programs, sanity, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
+from gc_jax.evaluation.config import validate_evaluation
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.sanity import Panel
-from gc_jax.metrics import Key
-from gc_jax.report import artefact, files, page, progress
+from gc_jax.inference import trained
+from gc_jax.inference.trained import LoadedModel
+from gc_jax.method import metrics
+from gc_jax.method.metrics import Key
+from gc_jax.report import artefact, page, progress
 from gc_jax.report.artefact import Curves, Evaluated, Example
-from gc_jax.trained import LoadedModel
+from gc_jax.runtime import checkpoint, files, parallel, saved_config
+from gc_jax.runtime.messages import class_differences, unknown_name_message
 
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
@@ -65,7 +58,7 @@ def evaluate(
 
   Raises:
     ValueError: something of it cannot be; before anything is compiled.
-    gc_jax.checkpoint.CheckpointError: the run has no readable checkpoint.
+    checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   mesh = parallel.make_mesh()
   check(config, methods)
@@ -263,7 +256,7 @@ def check(config: ConfigDict, methods: tuple[str, ...]) -> None:
       "--methods must name explanation methods, each once; it is "
       f"{','.join(methods)!r}. Known: {', '.join(METHODS)}."
     )
-  configs.validate_evaluation(config)
+  validate_evaluation(config)
 
 
 def check_fits(

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gc_jax import parallel
 from gc_jax.attribution import randomization
 from gc_jax.evaluation import examples, plan
 from gc_jax.models import init_key
+from gc_jax.runtime import parallel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from gc_jax.data.pairs import Pairs
 from gc_jax.evaluation import boxes, classification
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import DIFFICULT
-from gc_jax.metrics import METRICS, POINTING_GAMES, Key
+from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
 
 _BLOCK = 16  # resamples at a time
 _POOLED = ("true_positives", "false_positives", "false_negatives")

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
 from gc_jax.models.chain import ALEXNET, VGG16
-from gc_jax.models.layers import Architecture
+from gc_jax.models.network import Architecture
 from gc_jax.models.resnet import (
   RESNET8_SMALL,
   RESNET18,

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models import layers, pooling
+from gc_jax.models import network, pooling
 
 POOL = "pool"
 
@@ -43,7 +43,7 @@ def _vgg_layers(stages: Sequence[tuple[int, int]]) -> tuple:
 VGG16_LAYERS = _vgg_layers(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
 
 
-class Chain(layers.NumberedNetwork):
+class Chain(network.NumberedNetwork):
   """A chain of convolutions split where Grad-CAM looks.
 
   Args:
@@ -76,8 +76,8 @@ class Chain(layers.NumberedNetwork):
     hidden: int = 4096,
     drops_features: bool,
     dropout_rate: float = 0.5,
-    conv_init: layers.Init,
-    linear_init: layers.Init,
+    conv_init: network.Init,
+    linear_init: network.Init,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -92,7 +92,7 @@ class Chain(layers.NumberedNetwork):
     trunk, channels = {}, 3
     for number, layer in self.numbered():
       if layer != POOL:
-        trunk[number] = layers.conv(
+        trunk[number] = network.conv(
           channels,
           *layer[:3],
           padding=layer[3],
@@ -104,7 +104,7 @@ class Chain(layers.NumberedNetwork):
     self.trunk = nnx.Dict(trunk)
     # As torchvision numbers them: with a dropout before the layer or after.
     first, second = ("1", "4") if drops_features else ("0", "3")
-    make_linear = partial(layers.linear, init=linear_init, rngs=rngs)
+    make_linear = partial(network.linear, init=linear_init, rngs=rngs)
     self.head = nnx.Dict(
       {
         first: make_linear(grid * grid * channels, hidden),
@@ -139,9 +139,9 @@ class Chain(layers.NumberedNetwork):
     """
     first, second, last = self.head.values()
     keys = (None, None) if key is None else jax.random.split(key)
-    drop = lambda x, i: layers.dropout(x, self.dropout_rate, keys[i])
+    drop = lambda x, i: network.dropout(x, self.dropout_rate, keys[i])
 
-    x = pooling.average_to_grid(layers.at_least_float32(features), self.grid)
+    x = pooling.average_to_grid(network.at_least_float32(features), self.grid)
     # PyTorch flattens channels first.
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     if self.drops_features:
@@ -163,7 +163,7 @@ class Chain(layers.NumberedNetwork):
     poolings = [number for number, kind in self.numbered() if kind == POOL]
     return f"features.{poolings[-2]}"
 
-  def initializer(self, path: str, module: nnx.Module) -> layers.Init:
+  def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns what the constructor was given."""
     del path
     return self.conv_init if isinstance(module, nnx.Conv) else self.linear_init
@@ -195,7 +195,7 @@ def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
   return x
 
 
-ALEXNET = layers.Architecture(
+ALEXNET = network.Architecture(
   title="AlexNet",
   network=Chain,
   fields={
@@ -203,8 +203,8 @@ ALEXNET = layers.Architecture(
     "pool_window": 3,
     "grid": 6,
     "drops_features": True,
-    "conv_init": layers.TORCH_INIT,
-    "linear_init": layers.TORCH_INIT,
+    "conv_init": network.TORCH_INIT,
+    "linear_init": network.TORCH_INIT,
   },
   min_px=63,
   torch_code="""\
@@ -213,7 +213,7 @@ import torchvision
 model = torchvision.models.alexnet(num_classes={num_classes})
 """,
 )
-VGG16 = layers.Architecture(
+VGG16 = network.Architecture(
   title="VGG16",
   network=Chain,
   fields={
@@ -221,8 +221,8 @@ VGG16 = layers.Architecture(
     "pool_window": 2,
     "grid": 7,
     "drops_features": False,
-    "conv_init": layers.HE_INIT,
-    "linear_init": layers.Init(nnx.initializers.normal(0.01), zero_bias=True),
+    "conv_init": network.HE_INIT,
+    "linear_init": network.Init(nnx.initializers.normal(0.01), zero_bias=True),
   },
   min_px=32,
   torch_code="""\

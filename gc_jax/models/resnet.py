@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.layers import (
+from gc_jax.models.network import (
   FEATURES,
   HE_INIT,
   TORCH_INIT,

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models import layers
+from gc_jax.models import network
 from gc_jax.models.pooling import max_pool, pool_globally
 
 POOL = "pool"
@@ -31,7 +31,7 @@ LAYERS = (
   (64, 256),
 )
 FIRST_NUMBER = 2  # after the stem and its ReLU
-_HEAD_INIT = layers.Init(nnx.initializers.normal(0.01), zero_bias=True)
+_HEAD_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 
 class Fire(nnx.Module):
@@ -47,11 +47,11 @@ class Fire(nnx.Module):
     rngs: nnx.Rngs,
   ):
     def make_conv(channels, out_channels, kernel_size):
-      return layers.conv(
+      return network.conv(
         channels,
         out_channels,
         kernel_size,
-        init=layers.HE_UNIFORM_INIT,
+        init=network.HE_UNIFORM_INIT,
         dtype=dtype,
         rngs=rngs,
       )
@@ -67,7 +67,7 @@ class Fire(nnx.Module):
     return nnx.relu(jnp.concatenate(wide, axis=-1))
 
 
-class SqueezeNet(layers.NumberedNetwork):
+class SqueezeNet(network.NumberedNetwork):
   """SqueezeNet 1.1 split where Grad-CAM looks.
 
   Args:
@@ -95,13 +95,13 @@ class SqueezeNet(layers.NumberedNetwork):
     self.pooling = pooling
     self.dropout_rate = dropout_rate
     self.dtype = dtype
-    stem = layers.conv(
+    stem = network.conv(
       3,
       64,
       3,
       2,
       padding=0,
-      init=layers.HE_UNIFORM_INIT,
+      init=network.HE_UNIFORM_INIT,
       dtype=dtype,
       rngs=rngs,
     )
@@ -113,7 +113,7 @@ class SqueezeNet(layers.NumberedNetwork):
     self.trunk = nnx.Dict(trunk)
     self.head = nnx.Dict(
       {
-        "1": layers.conv(
+        "1": network.conv(
           channels,
           num_classes,
           1,
@@ -150,8 +150,8 @@ class SqueezeNet(layers.NumberedNetwork):
       features: of any h and w.
       key: of the dropout mask; None drops nothing.
     """
-    x = layers.dropout(
-      layers.at_least_float32(features), self.dropout_rate, key
+    x = network.dropout(
+      network.at_least_float32(features), self.dropout_rate, key
     )
     return pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
 
@@ -166,14 +166,14 @@ class SqueezeNet(layers.NumberedNetwork):
     kinds = enumerate(self.chain, FIRST_NUMBER)
     return f"features.{max(number for number, kind in kinds if kind == POOL)}"
 
-  def initializer(self, path: str, module: nnx.Module) -> layers.Init:
+  def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns He's uniform rule, and a small normal one for the head."""
     del module
     is_last = path == ".".join(self.last_layer)
-    return _HEAD_INIT if is_last else layers.HE_UNIFORM_INIT
+    return _HEAD_INIT if is_last else network.HE_UNIFORM_INIT
 
 
-SQUEEZENET1_1 = layers.Architecture(
+SQUEEZENET1_1 = network.Architecture(
   title="SqueezeNet 1.1",
   network=SqueezeNet,
   fields={},

@@ -19,11 +19,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gc_jax import saved_config
 from gc_jax.attribution import METHODS
-from gc_jax.metrics import Key
-from gc_jax.report import files, gallery, metrics_writer
+from gc_jax.method.metrics import Key
+from gc_jax.report import gallery, metrics_writer
 from gc_jax.report.gallery import Example
+from gc_jax.runtime import files, saved_config
 
 ABOUT = "evaluation.json"
 RESULTS = "results.json"

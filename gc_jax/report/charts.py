@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gc_jax.attribution import CONTROLS, title_of
-from gc_jax.metrics import ATTACKS, METRICS, accuracy
+from gc_jax.method.metrics import ATTACKS, METRICS, accuracy
 from gc_jax.report import pictures, plots, tables
 from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.report.plots import Chart, Line

@@ -7,7 +7,6 @@ from gc_jax.attribution import title_of
 from gc_jax.report import (
   charts,
   describe,
-  files,
   formats,
   overlay,
   page,
@@ -16,6 +15,7 @@ from gc_jax.report import (
   tables,
 )
 from gc_jax.report.artefact import Evaluated, load_finished
+from gc_jax.runtime import files
 
 FILENAMES = (
   "comparison.md",

@@ -5,10 +5,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gc_jax import models, saved_config
-from gc_jax.metrics import Key
+from gc_jax import models
+from gc_jax.method.metrics import Key
 from gc_jax.models import MODELS
 from gc_jax.report.artefact import About, Evaluated
+from gc_jax.runtime import saved_config
 
 _DATA = {
   "context_digits": "context digits",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from gc_jax.report import files, overlay
+from gc_jax.report import overlay
+from gc_jax.runtime import files
 
 FILENAME = "explanations.json"
 

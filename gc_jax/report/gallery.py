@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from gc_jax.report import files
+from gc_jax.runtime import files
 
 FILENAME = "gallery.npz"
 _FILENAME_OF_BEFORE = "examples.npz"  # of evaluations

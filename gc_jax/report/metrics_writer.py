@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gc_jax.report import files
+from gc_jax.runtime import files
 
 FILENAME = "metrics.jsonl"
 

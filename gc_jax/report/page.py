@@ -11,14 +11,12 @@ from typing import Any
 
 import jinja2
 
-from gc_jax import saved_config
 from gc_jax.attribution import title_of
-from gc_jax.metrics import METRICS, Key
+from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import (
   artefact,
   charts,
   describe,
-  files,
   formats,
   gallery,
   overlay,
@@ -30,6 +28,7 @@ from gc_jax.report import (
 )
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.tables import Models, Table
+from gc_jax.runtime import files, saved_config
 
 FILENAME = "report.html"
 _MEANINGS = {  # of the files that `write_evaluation` may write

@@ -8,7 +8,7 @@ their own, where data set, architecture and pooling are the same.
 from collections.abc import Sequence
 
 from gc_jax.attribution import CONTROLS, title_of
-from gc_jax.metrics import EPSILONS, METRICS, Key
+from gc_jax.method.metrics import EPSILONS, METRICS, Key
 from gc_jax.report import describe, paper_tables, tables
 from gc_jax.report.tables import Column, Models, Row, Table
 

@@ -10,7 +10,7 @@ Table 6's epsilon.
 import dataclasses
 from collections.abc import Mapping
 
-from gc_jax.metrics import EPSILONS
+from gc_jax.method.metrics import EPSILONS
 from gc_jax.report.tables import Cell
 
 IMAGENET, COCO = "imagenet", "coco"  # keys of `DATASETS`

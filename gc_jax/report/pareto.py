@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from gc_jax.attribution import title_of
-from gc_jax.metrics import METRICS, Key
+from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import plots
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.plots import Chart

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from gc_jax.attribution import title_of
-from gc_jax.metrics import METRICS
+from gc_jax.method.metrics import METRICS
 from gc_jax.report import overlay, plots, tables
 from gc_jax.report.artefact import Evaluated, Example
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from gc_jax.attribution import title_of
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
 from gc_jax.report import describe, progress, tables
 from gc_jax.report.artefact import Evaluated, number
 

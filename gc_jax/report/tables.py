@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gc_jax.attribution import CONTROLS, METHODS, title_of
-from gc_jax.metrics import ATTACKS, METRICS, Key, accuracy
+from gc_jax.method.metrics import ATTACKS, METRICS, Key, accuracy
 from gc_jax.report import describe
 from gc_jax.report.artefact import Evaluated
 

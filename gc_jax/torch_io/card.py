@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gc_jax.models import MODELS, is_gmp
-from gc_jax.models.layers import RGB_MEAN, RGB_STD
+from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.torch_io.files import Metadata
 from gc_jax.torch_io.reading import SAFETENSORS
 

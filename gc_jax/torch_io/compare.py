@@ -15,11 +15,11 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from gc_jax.attribution import METHODS
+from gc_jax.method.types import Array
 from gc_jax.models.chain import POOL, Chain
 from gc_jax.models.resnet import ResNet
 from gc_jax.models.squeezenet import FIRST_NUMBER, SqueezeNet
 from gc_jax.torch_io import files, pickles
-from gc_jax.types import Array
 
 # Both Grad-CAM variants, which differ by what averages the gradient.
 CAMS = ("gradcam", "gradcam_elementwise")

@@ -11,10 +11,10 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from gc_jax.data.dataset import unknown_name_message
 from gc_jax.models import MODELS
-from gc_jax.models.layers import RGB_MEAN, RGB_STD
-from gc_jax.report import files
+from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.runtime import files
+from gc_jax.runtime.messages import unknown_name_message
 from gc_jax.torch_io import names, reading
 from gc_jax.torch_io.pickles import import_torch
 from gc_jax.torch_io.reading import SAFETENSORS

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models.layers import Architecture, Network
+from gc_jax.models.network import Architecture, Network
 
 _LAST = {
   "kernel": "weight",

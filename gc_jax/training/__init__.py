@@ -1,1 +1,1 @@
-"""Training: guidance terms so far; the step and the story move in beside."""
+"""Training: the story of a run (`loop`), its `step`, its `guidance` terms."""

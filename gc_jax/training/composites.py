@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import cam as cams
-from gc_jax import compose, losses
-from gc_jax.metrics import upsample
+from gc_jax.method import cam as cams
+from gc_jax.method import compose, losses
+from gc_jax.method.metrics import upsample
+from gc_jax.method.types import Batch
 from gc_jax.models import pure_head
 from gc_jax.training.term import Draw, Explained, Seen, elementwise_cam
-from gc_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)

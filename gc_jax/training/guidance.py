@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import losses
+from gc_jax.method import losses
+from gc_jax.method.types import Batch
 from gc_jax.models.pooling import average_to_grid
 from gc_jax.training import composites
 from gc_jax.training.term import Draw, Explained, Field, Seen, Term
-from gc_jax.types import Batch
 
 
 def _with_object(

@@ -15,8 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import cam as cams
-from gc_jax.types import Batch
+from gc_jax.method import cam as cams
+from gc_jax.method.types import Batch
 
 
 class Field(NamedTuple):

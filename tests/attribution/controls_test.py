@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_jax import metrics
 from gc_jax.attribution import CONTROLS, METHODS
+from gc_jax.method import metrics
 
 TARGETS = jnp.array([[3, 0, 1], [7, 7, 2]])
 

@@ -12,7 +12,7 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.attribution import excitation, layers
 from gc_jax.attribution.excitation import LAST_INPUT
-from gc_jax.models.layers import normalize_pixels
+from gc_jax.models.network import normalize_pixels
 from tests.attribution import torch_excitation, twins
 
 NUM_CLASSES = 5

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax import cam as cams
 from gc_jax.attribution import METHODS, layers
+from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
 
 # Those with a closed form under a pooling and a linear head.

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gc_jax import parallel
 from gc_jax.models.convolution import convolve
+from gc_jax.runtime import parallel
 from tests.benchmarks import turns
 
 # Side of the input, its channels, those of the output; kernel, stride, padding.

@@ -27,13 +27,14 @@ import jax
 import numpy as np
 
 from configs import base
-from gc_jax import data, models, parallel
+from gc_jax import data, models
 from gc_jax.data import annotation
 from gc_jax.data import pairs as pair_rows
 from gc_jax.evaluation import localisation, programs, summary
 from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.metrics import GridAnnotation, Key
+from gc_jax.method.metrics import GridAnnotation, Key
+from gc_jax.runtime import parallel
 from tests.benchmarks import memory, turns
 
 _METHODS = ("gradcam",)

@@ -28,11 +28,14 @@ import PIL.Image
 import simplejpeg
 
 from configs import quickstart
-from gc_jax import data, models, optim, parallel, recipe
-from gc_jax import state as states
-from gc_jax import step as steps
-from gc_jax.data import folder, pipeline
+from gc_jax import data, models
+from gc_jax.data import pipeline
 from gc_jax.data.augment import draw_crop
+from gc_jax.data.sets import folder
+from gc_jax.runtime import parallel
+from gc_jax.training import optim, recipe
+from gc_jax.training import state as states
+from gc_jax.training import step as steps
 from tests.benchmarks import memory
 from tests.data import photos
 

@@ -25,12 +25,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from gc_jax import models, parallel
-from gc_jax import state as states
-from gc_jax import step as steps
-from gc_jax.objective import Objective
+from gc_jax import models
+from gc_jax.method.types import Batch
+from gc_jax.runtime import parallel
 from gc_jax.training import composites
-from gc_jax.types import Batch
+from gc_jax.training import state as states
+from gc_jax.training import step as steps
+from gc_jax.training.objective import Objective
 from tests.benchmarks import turns
 
 MODES = ("plain", "packed", "independent")

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from flax import nnx
 
-from gc_jax import compose, parallel
-from gc_jax.models.layers import normalize_pixels
+from gc_jax.method import compose
+from gc_jax.method.types import Batch
+from gc_jax.models.network import normalize_pixels
+from gc_jax.runtime import parallel
 from gc_jax.torch_io import names
-from gc_jax.types import Batch
 from tests.benchmarks import step as ours
 from tests.benchmarks import torch_twin, turns
 from tests.torch_io import torch_models

@@ -21,8 +21,11 @@ import sys
 
 import jax
 
-from gc_jax import compiled, compose, models, parallel
-from gc_jax import state as states
+from gc_jax import models
+from gc_jax.method import compose
+from gc_jax.pods import compiled
+from gc_jax.runtime import parallel
+from gc_jax.training import state as states
 from tests.benchmarks import step as ours
 from tests.benchmarks import turns
 

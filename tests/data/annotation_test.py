@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_jax import metrics
 from gc_jax.data import annotation
+from gc_jax.method import metrics
 
 # (cells of the map), (pixels of the annotation): odd, wide, and finer maps.
 SIZES = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gc_jax.data import context_digits
+from gc_jax.data.sets import context_digits
 
 # (train, validation, test): the last is no multiple of any batch size used.
 NUM_EXAMPLES = (40, 20, 23)

@@ -19,17 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gc_jax.data import (
+from gc_jax.data import decode, geometry
+from gc_jax.data.sets import (
   coco,
   coco_json,
-  decode,
   folder,
   folder_objects,
-  geometry,
   imagenet_files,
   tables,
 )
-from gc_jax.data.folder_layout import read_layout
+from gc_jax.data.sets.folder_layout import read_layout
 
 BUDGET = settings(
   max_examples=150,

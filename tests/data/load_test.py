@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from gc_jax import data
-from gc_jax.data import (
+from gc_jax.data.sets import (
   context_digits,
   context_fashion,
   context_objects,
@@ -104,7 +104,8 @@ import sys
 import gc_jax.data
 cheap = {"tensorflow_datasets", "grain", "mlxtend", "skimage", "PIL"}
 assert not cheap & set(sys.modules), "importing gc_jax.data must be cheap"
-from gc_jax.data import context_digits, pipeline
+from gc_jax.data import pipeline
+from gc_jax.data.sets import context_digits
 dataset = context_digits.load(
   "test", data_dir=sys.argv[1], num_examples=(1, 1, 3)
 )

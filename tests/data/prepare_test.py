@@ -11,13 +11,13 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax.data import context_digits, photographs
+from gc_jax.data.sets import context_digits, photographs
 
 SMALL = {"image_size": 32, "num_examples": (20, 10, 10)}
 
 PROGRAM = """
 import os, signal, sys
-from gc_jax.data import context_digits
+from gc_jax.data.sets import context_digits
 
 draw_example = context_digits.draw_example
 

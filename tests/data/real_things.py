@@ -10,7 +10,7 @@ import imgviz
 import numpy as np
 import PIL.Image
 
-from gc_jax.data import photographs
+from gc_jax.data.sets import photographs
 
 MIN_AREA_PX = 400
 

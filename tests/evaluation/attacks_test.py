@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax import losses
 from gc_jax.evaluation import classification
 from gc_jax.evaluation.attacks import (
   FUNCTIONS,
@@ -17,8 +16,9 @@ from gc_jax.evaluation.attacks import (
   fgsm,
   pgd,
 )
-from gc_jax.metrics import EPSILONS
-from gc_jax.models.layers import normalize_pixels
+from gc_jax.method import losses
+from gc_jax.method.metrics import EPSILONS
+from gc_jax.models.network import normalize_pixels
 
 # Comparing pixels: float32 near 1, added and clipped.
 ULP = 1e-6

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax import metrics
 from gc_jax.evaluation import faithfulness
-from gc_jax.models.layers import RGB_MEAN, normalize_pixels
+from gc_jax.method import metrics
+from gc_jax.models.network import RGB_MEAN, normalize_pixels
 
 SIDE = 8
 

@@ -5,7 +5,7 @@ import pytest
 
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
 
 CH, TOP1 = Key("content_heatmap", "a"), Key("top1")
 IDENTITY = {"model": "a run", "eval.protocol": "paper"}

@@ -5,7 +5,7 @@ import numpy as np
 
 from gc_jax.data import annotation
 from gc_jax.evaluation import localisation
-from gc_jax.metrics import METRICS, Key, Metric
+from gc_jax.method.metrics import METRICS, Key, Metric
 
 
 def test_a_new_metric_is_measured_where_its_entry_says(monkeypatch):

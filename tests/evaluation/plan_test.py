@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax import parallel
 from gc_jax.data import annotation, geometry
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import boxes, programs
 from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import DIFFICULT
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
+from gc_jax.runtime import parallel
 from tests.data import photos
 
 METHODS = ("gradcam", "gradcam_elementwise")

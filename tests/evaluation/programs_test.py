@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax import metrics
 from gc_jax.data import annotation
 from gc_jax.evaluation import programs
-from gc_jax.metrics import Key
+from gc_jax.method import metrics
+from gc_jax.method.metrics import Key
 
 NUM_CLASSES = 10
 METHODS = ("gradcam", "gradcam_elementwise", "cmwp", "uniform", "center")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax import parallel
 from gc_jax.data import geometry, pipeline
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import run
+from gc_jax.runtime import parallel
 from tests.data import photos
 
 

@@ -8,7 +8,7 @@ from gc_jax.data.pairs import Pairs
 from gc_jax.evaluation import summary
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.summary import Estimate, Protocol, Rows
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
 
 PG = Key("pointing_game", "a")
 EXACT = Key("stochastic_pointing_game_exact", "a")

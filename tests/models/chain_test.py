@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models import chain, layers
+from gc_jax.models import chain, network
 
 # torchvision's own numbers, at 1,000 classes.
 NUM_PARAMS = {
@@ -67,8 +67,8 @@ def tiny():
     pool_window=3,
     grid=2,
     hidden=64,
-    conv_init=layers.TORCH_INIT,
-    linear_init=layers.TORCH_INIT,
+    conv_init=network.TORCH_INIT,
+    linear_init=network.TORCH_INIT,
     rngs=nnx.Rngs(models.init_key(0)),
   )
 
@@ -85,7 +85,9 @@ def test_dropout_falls_where_it_does_in_pytorch(
   )
   seen = []
   monkeypatch.setattr(
-    layers, "dropout", lambda x, rate, key: (seen.append((x, rate, key)), x)[1]
+    network,
+    "dropout",
+    lambda x, rate, key: (seen.append((x, rate, key)), x)[1],
   )
   model.classify(features, jax.random.key(1))
   widths = [x.shape[1] for x, _, _ in seen]
@@ -108,8 +110,8 @@ def test_without_a_key_nothing_is_dropped_and_with_one_it_is_a_function_of_it(
 
 def test_dropping_keeps_the_mean():
   x = jnp.ones(100_000)
-  dropped = np.asarray(layers.dropout(x, 0.2, jax.random.key(0)))
+  dropped = np.asarray(network.dropout(x, 0.2, jax.random.key(0)))
   assert set(np.unique(dropped)) == {0.0, np.float32(1.25)}
   # Four standard errors of a share of 0.2.
   assert abs((dropped == 0).mean() - 0.2) < 4 * np.sqrt(0.16 / x.size)
-  assert layers.dropout(x, 0.2, None) is x
+  assert network.dropout(x, 0.2, None) is x

@@ -10,7 +10,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import gradients
-from gc_jax.models import layers
+from gc_jax.models import network
 from gc_jax.models.convolution import convolve
 from tests.benchmarks.convolution import of_xla
 
@@ -90,7 +90,7 @@ def test_gradients_of_gradients_are_those_of_xla(stride):
 
 
 def test_gradients_keep_the_types_of_a_bfloat16_layer():
-  layer = layers.conv(
+  layer = network.conv(
     3, 4, 3, 2, dtype=jnp.bfloat16, rngs=nnx.Rngs(models.init_key(0))
   )
   graphdef, params = nnx.split(layer)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
 from gc_jax.report import artefact, gallery
 from tests.report import evaluations
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gc_jax.metrics import Key
+from gc_jax.method.metrics import Key
 from gc_jax.report import describe, formats, page, tables
 from tests.report import evaluations
 

@@ -16,13 +16,14 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from gc_jax import compose, losses, models
-from gc_jax import state as states
-from gc_jax import step as steps
-from gc_jax.models.layers import RGB_MEAN, RGB_STD
-from gc_jax.objective import Objective
+from gc_jax import models
+from gc_jax.method import compose, losses
+from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.torch_io import names
 from gc_jax.training import composites
+from gc_jax.training import state as states
+from gc_jax.training import step as steps
+from gc_jax.training.objective import Objective
 from tests.torch_io import torch_models
 
 NUM_CLASSES = 10

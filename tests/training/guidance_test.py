@@ -8,10 +8,10 @@ from flax import nnx
 from scipy import stats
 
 from configs import base, quickstart
-from gc_jax import compose
-from gc_jax import config as configs
 from gc_jax.data import training_example
+from gc_jax.method import compose
 from gc_jax.training import composites, guidance
+from gc_jax.training import config as configs
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.term import Explained, NoSettings, Seen
 

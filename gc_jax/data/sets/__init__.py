@@ -1,0 +1,1 @@
+"""Data sets, one each, and what reads their files."""

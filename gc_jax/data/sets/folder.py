@@ -1,0 +1,287 @@
+"""A folder of your own pictures, read in place.
+
+  DIR/train/CLASS/*.jpg  DIR/val/CLASS/*.jpg  DIR/test/CLASS/*.jpg
+
+or DIR/CLASS/*.jpg alone. Splits, by the names that configs use:
+
+| | `train` | `validation` | `test` |
+|---|---|---|---|
+| `train/ val/ test/` | as they are | `val/` (or `validation/`) | as it is |
+| `train/ val/` | as it is | `val/` | the same as `validation` |
+| `train/` | nine tenths | a tenth of it | the same as `validation` |
+| classes only | eight tenths | a tenth | a tenth |
+
+Tenths are told by a hash of a picture's path: it stays in its split when
+others come and go. (A class that would have nothing to train on keeps all.)
+
+Optional, each found by its name, in any case:
+  labels.csv                `image,labels`: several classes a picture, "a;b",
+                            or one a line
+  masks/train/CLASS/x.png   0 outside of the object and another level inside,
+                            see `gc_jax.data.masks`; x.CLASS.png where the
+                            picture shows several classes
+  boxes.csv                 `image,label,xmin,ymin,xmax,ymax[,difficult]`,
+                            pixels from 0, the last two exclusive
+  x.xml                     VOC, beside the picture or below annotations/
+  annotations.json          COCO: boxes, polygons, run lengths; also
+                            annotations/*.json
+
+`image` is a path below DIR, or as much of its end as is unique. Tables are
+UTF-8, or UTF-16 with a byte order mark; commas, semicolons or tabs separate
+their cells. Of labels.csv every line must be right; of boxes and masks a wrong
+one may be left out (`on_error`).
+
+No class is lost in silence: the folder of one must hold a picture, and one of
+a split, too. Files that are none of the above are counted by ending in a
+warning. Links are followed; one to a folder that holds it stops the run, and
+so does a name that is no UTF-8. Names are compared after NFC.
+
+Boxes are in the frame that is stored, before EXIF's orientation is applied. A
+mask is in that frame or in the upright one, as its size says; the stored one if
+both fit.
+
+Every annotation is used, or told with its file and place. Boxes that look like
+fractions of the picture are refused. Of COCO's segmentations, polygons that
+cover no pixel are left out, which a warning counts: where nothing is left, the
+box stands; where there is no box, it is that of the mask.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gc_jax.data.dataset import Dataset
+from gc_jax.data.decode import DecodeError, read_header
+from gc_jax.data.sets import (
+  folder_annotations,
+  folder_layout,
+  folder_objects,
+  segmentation,
+)
+from gc_jax.data.sets.folder_layout import SPLITS, Layout
+from gc_jax.runtime.messages import listed, unknown_name_message
+
+_VERSION = 4  # of the index; raise it when what is written changes
+
+_logger = logging.getLogger(__name__)
+
+
+def load(
+  split: str,
+  *,
+  path: str,
+  data_dir: str | os.PathLike = "",
+  on_error: str = "raise",
+) -> Dataset:
+  """Returns a split of a folder.
+
+  Args:
+    split: of `SPLITS`, or a part of one: "train[:100]".
+    path: the folder. Nothing is written into it.
+    data_dir: TFDS directory; what annotations say is kept there, and read
+      again when a file of the folder has changed. "" = TFDS's own default.
+    on_error: of annotations: "raise", or "skip", they are left out, counted.
+
+  Raises:
+    ValueError: if the split is unknown, or the folder or an annotation is not
+      as it must be; says what and where.
+  """
+  if split.split("[")[0] not in SPLITS:
+    raise ValueError(unknown_name_message("split", split.split("[")[0], SPLITS))
+  layout = folder_layout.read_layout(path)
+  pictures = _part(split, layout)
+  if on_error == "raise":
+    _check_links(pictures, layout)
+  annotations = _read_objects(layout, data_dir)
+  _report(annotations, layout, on_error)
+  objects = annotations.of_picture
+  bare = [name for name in pictures if name not in objects]
+  if objects and bare:
+    _logger.warning(
+      "%d of %d pictures of %s, split %s, have neither mask nor box, %r first: "
+      "they do not count in the metrics of maps.",
+      len(bare),
+      len(pictures),
+      layout.root,
+      split,
+      bare[0],
+    )
+  labels = [layout.labels[name] for name in pictures]
+  return Dataset(
+    source=FolderSource(
+      str(layout.root),
+      pictures,
+      labels,
+      {name: objects[name] for name in pictures if name in objects},
+    ),
+    class_names=layout.class_names,
+    multi_label=layout.multi_label,
+    max_classes_per_image=max(1, *(len(set(k)) for k in layout.labels.values()))
+    if layout.multi_label
+    else 1,
+    name=f"folder/{layout.root.resolve().name}",
+    license="Pictures of the user's own folder, under their owners' terms.",
+    labels=labels,
+    num_dropped=annotations.num_left_out,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+  """Records of a folder by index; files are read when they are asked for.
+
+  Attributes:
+    root: the folder.
+    pictures: paths below it.
+    labels: class ids of each.
+    objects: picture -> its objects, where it has any.
+  """
+
+  root: str
+  pictures: Sequence[str]
+  labels: Sequence[Sequence[int]]
+  objects: dict[str, dict[str, list]]
+
+  def __len__(self) -> int:
+    return len(self.pictures)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    name = self.pictures[index]
+    record = {
+      "image": _read_bytes(self.root, name),
+      "labels": self.labels[index],
+      "name": name,
+    }
+    if name in self.objects:
+      objects = self.objects[name]
+      masks = _Masks(self.root, record["image"], objects["mask"])
+      record["objects"] = objects | {"mask": masks}
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masks(Sequence):
+  """Encoded masks of one picture, read or drawn when they are asked for."""
+
+  root: str
+  image: bytes
+  masks: Sequence[Any]
+
+  def __len__(self) -> int:
+    return len(self.masks)
+
+  def __getitem__(self, index: int) -> bytes:
+    mask = self.masks[index]
+    if not mask:
+      return b""
+    if isinstance(mask, str):
+      return _read_bytes(self.root, mask)
+    size = read_header(self.image).stored_size
+    try:
+      return segmentation.encode(segmentation.draw(mask, size))
+    except ValueError as error:  # the picture is another than it was
+      raise DecodeError(str(error)) from error
+
+
+def _read_bytes(root: str, name: str) -> bytes:
+  with open(os.path.join(root, name), "rb") as file:
+    return file.read()
+
+
+def _part(split: str, layout: Layout) -> list[str]:
+  """Returns the pictures of a split in the notation of TFDS."""
+  import tensorflow_datasets as tfds
+
+  sizes = {
+    name: types.SimpleNamespace(num_examples=len(pictures))
+    for name, pictures in layout.splits.items()
+  }
+  parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+  pictures = [
+    name
+    for part in parts
+    for name in layout.splits[part.splitname][part.from_ : part.to]
+  ]
+  if not pictures:
+    count = sum(map(len, layout.splits.values()))
+    raise ValueError(
+      f"{split!r} of {layout.root} must have pictures, and has none of the "
+      f"{count:,} there are. Put some into {layout.root}/train/CLASS and "
+      f"{layout.root}/val/CLASS."
+    )
+  return pictures
+
+
+def _read_objects(
+  layout: Layout, data_dir: str | os.PathLike
+) -> folder_objects.Objects:
+  """Returns what annotations say, from the index where nothing has changed."""
+  if not folder_annotations.has_annotations(layout):
+    return folder_objects.Objects()
+  key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
+  digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+  index = Path(_index_dir(data_dir), f"{layout.root.resolve().name}-{digest}")
+  index = index.with_name(index.name + ".json")
+  if index.exists():
+    return folder_objects.Objects(**json.loads(index.read_text()))
+  objects = folder_objects.read_objects(layout)
+  try:
+    index.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = index.with_name(f"{index.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(vars(objects)))
+    unfinished.replace(index)
+  except OSError as error:
+    _logger.warning("The index of %s is not kept: %s", layout.root, error)
+  return objects
+
+
+def _index_dir(data_dir: str | os.PathLike) -> Path:
+  import tensorflow_datasets as tfds
+
+  root = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
+  return Path(root) / "folder"
+
+
+def _check_links(pictures: Sequence[str], layout: Layout) -> None:
+  """Checks that pictures which are links lead to a file."""
+  broken = set(layout.broken)
+  lost = [
+    f"{layout.root / name} -> {os.readlink(layout.root / name)}"
+    for name in pictures
+    if name in broken
+  ]
+  if lost:
+    raise ValueError(
+      f"A link must lead to a picture, and {len(lost):,} of "
+      f"{len(pictures):,} pictures are links that lead nowhere:\n  "
+      + listed(lost, between="\n  ")
+      + "\nMend them, or set --config.data.on_error=skip to leave them out, "
+      "and have them counted."
+    )
+
+
+def _report(
+  objects: folder_objects.Objects, layout: Layout, on_error: str
+) -> None:
+  """Raises or logs what is wrong with annotations, as the policy says."""
+  for note in objects.notes:
+    folder_layout.warn_once(f"In the annotations of {layout.root}, {note}.")
+  if not objects.problems:
+    return
+  count = objects.num_left_out or len(objects.problems)
+  message = (
+    f"{count:,} annotations of {layout.root} cannot be used as they are:\n  "
+    + listed(objects.problems, between="\n  ")
+  )
+  if on_error == "raise":
+    raise ValueError(
+      f"{message}\nMend them, or set --config.data.on_error=skip to leave them "
+      "out, and have them counted."
+    )
+  _logger.warning("%s", message)

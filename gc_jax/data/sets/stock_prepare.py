@@ -1,0 +1,207 @@
+"""Finds a stock TFDS set on disk, or downloads and prepares it there.
+
+Every way in which that fails is told with what to do about it.
+"""
+
+import logging
+import pathlib
+from collections.abc import Callable
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core.download import download_manager
+from tensorflow_datasets.core.download.extractor import ExtractError
+from tensorflow_datasets.core.download.util import DownloadError
+
+from gc_jax.data.prepare import prepare
+from gc_jax.data.sets import stock_sets
+from gc_jax.data.sets.without_tensorflow import (
+  NeedsTensorFlowError,
+  no_tensorflow,
+  without_tensorflow,
+)
+from gc_jax.runtime.messages import unknown_name_message
+
+_logger = logging.getLogger(__name__)
+
+# module -> what to install for it, where that has another name
+_PACKAGES = {"cv2": "opencv-python-headless"}
+
+_ENVIRONMENT = (
+  "  python -m venv tfds-tools\n"
+  "  tfds-tools/bin/pip install tensorflow tensorflow-datasets array_record"
+)
+
+
+def open_prepared(
+  name: str,
+  data_dir: str,
+  check: Callable[[tfds.core.DatasetBuilder], None],
+) -> tfds.core.DatasetBuilder:
+  """Returns the builder of a set whose array_record files are on disk.
+
+  Args:
+    name: as TFDS has it, "voc/2007".
+    data_dir: TFDS directory; "" = TFDS's own default.
+    check: called with the builder before anything is downloaded; raises if the
+      set is of no use.
+
+  Raises:
+    ValueError: there is no such set, or it cannot be read or prepared here.
+  """
+  builder = _open(name, data_dir)
+  check(builder)
+  path = pathlib.Path(builder.data_path)
+  if not path.exists():
+    return _prepared(name, data_dir, builder)
+  if not _is_readable(builder):
+    # Formats that were added later are known to the files alone.
+    builder = tfds.builder_from_directory(path)
+  if not _is_readable(builder):
+    raise ValueError(
+      f"{path} must hold array_record files to be read without TensorFlow; it "
+      f"was prepared as {builder.info.file_format.value}. Convert it, in an "
+      f"environment of its own:\n{_ENVIRONMENT}\n"
+      f"  tfds-tools/bin/tfds convert_format --dataset_version_dir={path} "
+      "--out_file_format=array_record"
+    )
+  return builder
+
+
+def _is_readable(builder: tfds.core.DatasetBuilder) -> bool:
+  readable = tfds.core.FileFormat.with_random_access()
+  return bool(builder.info.available_file_formats() & readable)
+
+
+def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
+  """Returns a builder, from its code or else from the files it once wrote."""
+  written = f"--config.data.name='{stock_sets.PREFIX}{name}'"
+  options["data_dir"] = data_dir or None
+  try:
+    with no_tensorflow():
+      return tfds.builder(name, **options)
+  except tfds.core.DatasetNotFoundError as error:
+    raise ValueError(_unknown_name(name)) from error
+  except ModuleNotFoundError as error:
+    try:
+      # Files that were prepared elsewhere can be read without its code.
+      base, _, config = name.partition("/")
+      return read_only_builder.builder_from_files(
+        base,
+        data_dir=data_dir or None,
+        **({"config": config} if config else {}),
+      )
+    except tfds.core.DatasetNotFoundError:
+      raise ValueError(_cannot_prepare(name, data_dir, error)) from error
+  except ValueError as error:
+    base, _, config = name.partition("/")
+    configs = tfds.builder_cls(base).builder_configs
+    if not config or config in configs:
+      raise  # of something else
+    if not configs:
+      message = f"{written} must be without a config: {base} has none."
+    else:
+      message = unknown_name_message(
+        "--config.data.name",
+        stock_sets.PREFIX + name,
+        [f"{stock_sets.PREFIX}{base}/{config}" for config in configs],
+      )
+    raise ValueError(message) from error
+
+
+def _unknown_name(name: str) -> str:
+  """Says that there is no such set, and the nearest that there are."""
+  import difflib
+
+  known = tfds.list_builders(with_community_datasets=False)
+  base = name.partition("/")[0]
+  nearest = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
+  message = (
+    f"Unknown --config.data.name='{stock_sets.PREFIX}{name}': "
+    f"tensorflow-datasets {tfds.__version__} has no set {base!r} among its "
+    f"{len(known)}."
+  )
+  if nearest:
+    hints = " or ".join(f"'{stock_sets.PREFIX}{each}'" for each in nearest)
+    message += f" Did you mean {hints}?"
+  return message
+
+
+def _cannot_prepare(name: str, data_dir: str, error: Exception) -> str:
+  """Says what the set needs, and how to prepare it elsewhere."""
+  cause = _cause(error)
+  if isinstance(cause, NeedsTensorFlowError) or cause.name == "tensorflow":
+    where = f" --data_dir={data_dir}" if data_dir else ""
+    return (
+      f"{stock_sets.PREFIX}{name} needs TensorFlow to be prepared ({cause}), "
+      "which must not be imported here. Prepare it once, in an environment of "
+      f"its own, then run this again:\n{_ENVIRONMENT}\n"
+      f"  tfds-tools/bin/tfds build {name}{where} --file_format=array_record"
+    )
+  package = _PACKAGES.get(cause.name, cause.name or cause)
+  return (
+    f"{stock_sets.PREFIX}{name} needs the Python package {package} to be "
+    f"prepared, which is not installed: pip install {package}."
+  )
+
+
+def _cause(error: BaseException) -> BaseException:
+  """Returns what was first missing: TFDS raises it again in other words."""
+  found = error
+  while (error := error.__cause__ or error.__context__) is not None:
+    if isinstance(error, NeedsTensorFlowError | ImportError):
+      found = error
+  return found
+
+
+def _cannot_download(
+  name: str, builder: tfds.core.DatasetBuilder, cause: Exception
+) -> str:
+  """Says which files to bring by hand, and where to put them."""
+  folder = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
+  # A file may have several addresses, the first of them current.
+  urls: dict[str, str] = {}
+  for url, known in builder.url_infos.items():
+    urls.setdefault(known.filename or url.rpartition("/")[2], url)
+  files = "".join(f"\n  {url} as {file}" for file, url in urls.items())
+  if len(builder.builder_configs) > 1:
+    files += f"\nas far as {name} is made of them"
+  return (
+    f"{stock_sets.PREFIX}{name} must be downloaded once, and that failed: "
+    f"{cause}. Run this again where there is a network, or bring these files "
+    f"to {folder}:{files}."
+  )
+
+
+def _prepared(
+  name: str, data_dir: str, builder: tfds.core.DatasetBuilder
+) -> tfds.core.DatasetBuilder:
+  """Downloads and prepares."""
+  root = pathlib.Path(builder.data_dir_root)
+  _logger.info(
+    "Preparing %s%s in %s, once; archives are kept in its folder downloads.",
+    stock_sets.PREFIX,
+    builder.info.full_name,
+    root,
+  )
+  try:
+    with without_tensorflow(builder):
+      return prepare(
+        lambda: _open(name, data_dir, file_format="array_record"),
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        show_progress=True,
+      )
+  except (NeedsTensorFlowError, ImportError, ExtractError) as error:
+    if not isinstance(_cause(error), NeedsTensorFlowError | ImportError):
+      raise  # a broken archive: TFDS names it
+    raise ValueError(_cannot_prepare(name, data_dir, error)) from error
+  except (requests.RequestException, DownloadError) as error:
+    raise ValueError(_cannot_download(name, builder, error)) from error
+  except download_manager.NonMatchingChecksumError as error:
+    raise ValueError(
+      f"{stock_sets.PREFIX}{name}: an archive must be what its publisher gave "
+      f"out, and is not; download it anew. {error}"
+    ) from error
+  except AssertionError as error:  # files that only a person may download
+    raise ValueError(f"{stock_sets.PREFIX}{name}: {error}") from error

@@ -1,0 +1,224 @@
+"""Trained models from disk: a run's workdir, or a file of PyTorch's.
+
+The public `load`; `load_model` tells what else the file says.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gc_jax import models, torch_io
+from gc_jax.report import gallery
+from gc_jax.runtime import checkpoint, files, saved_config
+from gc_jax.runtime.messages import unknown_name_message
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+  """A trained model, and what its file says about it.
+
+  Attributes:
+    model: in evaluation mode, float32.
+    name: of the architecture, a key of `MODELS`.
+    class_names: what the classes are, in order; empty where unknown.
+    multi_label: whether a picture may show several classes: a sigmoid for
+      each then, not one softmax. None where the file does not say.
+    image_size: pixels of the shorter side it was trained on.
+    source: where it is from, for people.
+    consistency: whether it was trained with the consistency loss; None where
+      unknown.
+  """
+
+  model: nnx.Module
+  name: str
+  class_names: tuple[str, ...]
+  multi_label: bool | None
+  image_size: int
+  source: str
+  consistency: bool | None = None
+
+
+def load(path: str | Path, arch: str | None = None) -> nnx.Module:
+  """Returns a trained model in evaluation mode, with float32 activations.
+
+  Args:
+    path: the workdir of a run, finished or not (its last checkpoint is read,
+      and nothing is changed there); or a PyTorch checkpoint: `.safetensors`,
+      what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
+      one in several files, or the folder that one was downloaded to.
+    arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
+      knows its own, and so does a file that gc_jax exported.
+
+  Raises:
+    ValueError: there is no such file or run, or it holds something else.
+    checkpoint.CheckpointError: the run has no readable checkpoint.
+  """
+  return load_model(path, arch).model
+
+
+def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
+  """Returns what `load` does, with what else is known of the model."""
+  path = files.as_path(path)
+  if arch is not None and arch not in models.MODELS:
+    raise ValueError(unknown_name_message("arch", arch, models.MODELS))
+  if _is_workdir(path):
+    return _load_run(path, arch)
+  if not path.exists() and path.suffix.lower() not in torch_io.SUFFIXES:
+    raise ValueError(
+      "A model must be the workdir of a run, or a file of weights "
+      f"({', '.join(torch_io.SUFFIXES)}); {path} does not exist. Check the "
+      "path."
+    )
+  model, metadata = torch_io.load_model(path, arch)
+  return LoadedModel(
+    model=model,
+    name=metadata.architecture,
+    class_names=metadata.class_names,
+    multi_label=metadata.multi_label,
+    image_size=metadata.image_size,
+    source=str(path),
+  )
+
+
+class Initial(NamedTuple):
+  """Weights to start training from.
+
+  Attributes:
+    model: with them.
+    class_names: what its outputs are, in order; empty where unknown.
+  """
+
+  model: nnx.Module
+  class_names: tuple[str, ...]
+
+
+def initial_model(path: str | Path, name: str) -> Initial:
+  """Returns weights to start training from, with a head of any size.
+
+  The pooling may be another than theirs: an average-pooled model may go on
+  under the maximum.
+
+  Args:
+    path: a run's workdir, or a PyTorch checkpoint.
+    name: the architecture that is to start from them, a key of `MODELS`.
+
+  Raises:
+    ValueError: there are no such weights, or they are of another architecture.
+    checkpoint.CheckpointError: the run has no readable checkpoint.
+  """
+  path = files.as_path(path)
+  if not _is_workdir(path):
+    try:
+      model, metadata = torch_io.load_initial(path, name)
+    except ValueError as error:
+      raise ValueError(f"--config.init_from: {error}") from error
+    return Initial(model, metadata.class_names)
+  loaded = _load_run(path, None)
+  if models.without_gmp(loaded.name) != models.without_gmp(name):
+    raise ValueError(
+      f"--config.init_from={path} must be a run of --config.model.name={name}; "
+      f"it trained {loaded.name!r}. Name that model, or another run."
+    )
+  return Initial(loaded.model, loaded.class_names)
+
+
+def class_names(
+  workdir: files.AnyPath, meta: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """Returns the classes that a run learned, in order; empty where unknown.
+
+  Args:
+    workdir: of the run.
+    meta: what one of its checkpoints says.
+  """
+  if "class_names" in meta:
+    return tuple(meta["class_names"])
+  # A run of before checkpoints knew them, finished.
+  return tuple(gallery.load(workdir)[1])
+
+
+def _is_workdir(path: files.AnyPath) -> bool:
+  """Returns whether a path is a run's folder, or is to be refused as one."""
+  return path.is_dir() and (
+    (path / checkpoint.FOLDER).exists() or torch_io.in_folder(path) is None
+  )
+
+
+def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
+  config = saved_config.read(workdir)
+  try:
+    name, image_size = config["model"]["name"], config["data"]["image_size"]
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{workdir / saved_config.FILENAME} must be the configuration of a run; "
+      f"it lacks {error}. Restore it from a copy, or name another run."
+    ) from error
+  if name not in models.MODELS:
+    raise ValueError(
+      unknown_name_message(f"model.name of {workdir}", name, models.MODELS)
+    )
+  if arch not in (None, name):
+    raise ValueError(
+      f"arch must be the run's own; {workdir} trained {name!r}, not {arch!r}. "
+      "Leave it out."
+    )
+  saved = checkpoint.read_variables(workdir)
+  names = class_names(workdir, saved.meta)
+  if not names:
+    raise ValueError(
+      f"A checkpoint must name its classes; that of step {saved.step} in "
+      f"{workdir} is from before they did. Give the training command again: "
+      "the finished run knows them."
+    )
+  return LoadedModel(
+    model=_rebuilt(name, len(names), saved, workdir),
+    name=name,
+    class_names=names,
+    multi_label=bool(saved.meta.get("multi_label", False)),
+    image_size=image_size,
+    source=f"{workdir}, step {saved.step}",
+    consistency=_is_consistent(config),
+  )
+
+
+def _is_consistent(config: Mapping[str, Any]) -> bool | None:
+  try:
+    return config["loss"]["consistency_weight"] > 0
+  except (KeyError, TypeError):
+    return None
+
+
+def _rebuilt(
+  name: str,
+  num_classes: int,
+  saved: checkpoint.Variables,
+  workdir: files.AnyPath,
+) -> nnx.Module:
+  """Returns the architecture with the checkpoint's numbers in it."""
+  make = functools.partial(models.create, name, num_classes)
+  graphdef, params, batch_stats = nnx.split(
+    nnx.eval_shape(make), nnx.Param, ...
+  )
+  learned = {"params": params, "batch_stats": batch_stats}
+  filled = []
+  for leaf_name, leaf in checkpoint.named_leaves(learned).items():
+    array = saved.arrays.get(leaf_name)
+    if array is None or array.shape != leaf.shape:
+      found = "none" if array is None else f"shape {array.shape}"
+      raise ValueError(
+        f"The checkpoint of step {saved.step} in {workdir} must be of "
+        f"{name!r} with {num_classes} classes, as {saved_config.FILENAME} "
+        f"says; {leaf_name} needs shape {leaf.shape}, and there is {found}. "
+        f"Restore the {saved_config.FILENAME} it was trained with."
+      )
+    filled.append(jnp.asarray(array))
+  learned = jax.tree.unflatten(jax.tree.structure(learned), filled)
+  model = nnx.merge(graphdef, *learned.values())
+  model.eval()
+  return model

@@ -1,0 +1,412 @@
+"""How well a map points at the object: PG, SPG, CH and NQH; and every metric.
+
+`METRICS` says what is known of each, those that no map has among them.
+
+A map is a distribution over pixels or cells (`as_distribution`); every metric
+is a fraction in [0, 1], one an example, and defined for every input.
+
+There are two routes to the same numbers. In pixels: `upsample` the map, and
+meet the mask there. On the map's own grid: the mass of an enlarged map inside a
+mask is linear in the map, so that one small `GridAnnotation`, made once, serves
+every map, whatever the size of the picture.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from gc_jax.method import types
+
+
+def upsample(
+  cam: Float[Array, "*P h w"], height: int, width: int
+) -> Float[Array, "*P H W"]:
+  """Returns the map bilinearly enlarged, pixel centres aligned as in OpenCV."""
+  shape = (*cam.shape[:-2], height, width)
+  # antialias only matters when shrinking, where OpenCV and PyTorch do without.
+  return jax.image.resize(cam, shape, "bilinear", antialias=False)
+
+
+def is_empty(cam: Float[Array, "*P h w"]) -> Bool[Array, "*P"]:
+  """Returns True for maps without any mass, or with values not finite."""
+  total = cam.sum((-2, -1))
+  return ~((total > 0) & jnp.isfinite(total))
+
+
+def as_distribution(cam: Float[Array, "*P h w"]) -> Float[Array, "*P h w"]:
+  """Returns the map divided by its sum; an empty one becomes uniform.
+
+  That is what an empty map scores in the release, whose epsilon fills it.
+  """
+  height, width = cam.shape[-2:]
+  empty = is_empty(cam)[..., None, None]
+  total = jnp.where(empty, 1.0, cam.sum((-2, -1), keepdims=True))
+  return jnp.where(empty, 1 / (height * width), cam / total)
+
+
+def dilate(
+  object_mask: Bool[Array, "*P H W"], tolerance_px: float
+) -> Bool[Array, "*P H W"]:
+  """Returns the pixels nearer to the mask than a tolerance.
+
+  dilated[p] = min over m in mask of |m - p|^2 < tolerance_px^2
+
+  Args:
+    object_mask: pixels of the object.
+    tolerance_px: Euclidean, strict: at 15, distance 14 is in and 15 is out.
+
+  Source: the release; the paper's section 4 says "15 pixels".
+  """
+  limit = tolerance_px**2
+  reach = math.ceil(tolerance_px) - 1
+  height = object_mask.shape[-2]
+  planes = object_mask.reshape(-1, *object_mask.shape[-2:])
+  dilated = jnp.zeros_like(planes)
+  # The disc, row by row: a horizontal window, shifted up or down.
+  for dy in range(-reach, reach + 1):
+    half_width = math.ceil(math.sqrt(limit - dy**2)) - 1
+    rows = _dilate_rows(planes, half_width)
+    above, below = max(dy, 0), max(-dy, 0)
+    rows = jnp.pad(rows, ((0, 0), (above, below), (0, 0)))
+    dilated |= rows[:, below : below + height]
+  return dilated.reshape(object_mask.shape)
+
+
+def _dilate_rows(planes: Bool[Array, "N H W"], half_width: int) -> Array:
+  return jax.lax.reduce_window(
+    planes,
+    False,
+    jax.lax.bitwise_or,
+    window_dimensions=(1, 1, 2 * half_width + 1),
+    window_strides=(1, 1, 1),
+    padding="SAME",
+  )
+
+
+def pointing_game(
+  cam: Float[Array, "*P H W"], dilated: Bool[Array, "*P H W"]
+) -> Float[Array, "*P"]:
+  """Returns 1 where the map's first maximum falls on the dilated mask.
+
+  Source: Zhang et al. 2018, arXiv:1608.00507; Pillai & Pirsiavash 2021, 4.
+  """
+  point = jnp.argmax(_flat(cam), -1)[..., None]
+  hit = jnp.take_along_axis(_flat(dilated), point, -1)[..., 0]
+  return hit.astype(jnp.float32)
+
+
+def stochastic_pointing_game(
+  key: PRNGKeyArray,
+  cam: Float[Array, "*P H W"],
+  dilated: Bool[Array, "*P H W"],
+  num_samples: int,
+) -> Float[Array, "*P"]:
+  """Returns the share of points drawn from the map that hit the dilated mask.
+
+  Args:
+    key: the points are a function of it.
+    cam: a distribution over pixels.
+    dilated: the object's mask, dilated by the tolerance.
+    num_samples: points drawn, with replacement.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  cumulative = jnp.cumsum(_flat(cam), -1)
+  uniform = jax.random.uniform(key, (*cumulative.shape[:-1], num_samples))
+  # Scaled by the last sum, so that rounding never draws past the end.
+  level = uniform * cumulative[..., -1:]
+  search = jnp.vectorize(
+    lambda c, u: jnp.searchsorted(c, u, side="right"),
+    signature="(n),(s)->(s)",
+  )
+  point = jnp.minimum(search(cumulative, level), cumulative.shape[-1] - 1)
+  hits = jnp.take_along_axis(_flat(dilated), point, -1)
+  return hits.astype(jnp.float32).mean(-1)
+
+
+def content_heatmap(
+  cam: Float[Array, "*P H W"], object_mask: Bool[Array, "*P H W"]
+) -> Float[Array, "*P"]:
+  """Returns the mass of the map inside the mask.
+
+  On the dilated mask it is `stochastic_pointing_game_exact`: the expectation
+  of the stochastic pointing game.
+
+  Args:
+    cam: a distribution over pixels.
+    object_mask: pixels of the object.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  return (cam * object_mask).sum((-2, -1))
+
+
+class GridAnnotation(NamedTuple):
+  """An annotation in its own H x W pixels, as maps of h x w cells meet it.
+
+  `data.annotation.on_grid` makes them, of numpy's arrays.
+
+  Attributes:
+    inside: for each cell, the sum over the mask of its weights in the bilinear
+      enlargement: the mask under the transposed interpolation.
+    near: the same of the mask dilated by the tolerance.
+    everywhere: the same of all pixels.
+    rows: where the enlarged map may peak, ascending, in cells of the map: of
+      the pixel rows between two rows of cells the first and the last, as the
+      map is linear in between. Filled up with the last one.
+    columns: likewise.
+    near_peak: whether the dilated mask holds the pixel in that row and column.
+  """
+
+  inside: Float[types.Array, "*P h w"]
+  near: Float[types.Array, "*P h w"]
+  everywhere: Float[types.Array, "*P h w"]
+  rows: Float[types.Array, "*P r"]
+  columns: Float[types.Array, "*P c"]
+  near_peak: Bool[types.Array, "*P r c"]
+
+
+def grid_content_heatmap(
+  cam: Float[Array, "*P h w"],
+  inside: Float[Array, "*P h w"],
+  everywhere: Float[Array, "*P h w"],
+) -> Float[Array, "*P"]:
+  """Returns `content_heatmap` of the enlarged map, from the map itself.
+
+  sum_p up(cam)[p] mask[p] / sum_p up(cam)[p]
+    = sum_c cam[c] inside[c] / sum_c cam[c] everywhere[c]
+
+  Args:
+    cam: raw map >= 0; an empty one counts as uniform.
+    inside: of a `GridAnnotation`; or `near`, for the stochastic pointing
+      game's expectation.
+    everywhere: of the same.
+  """
+  cam = as_distribution(cam)
+  total = (cam * everywhere).sum((-2, -1))
+  return (cam * inside).sum((-2, -1)) / total
+
+
+def grid_pointing_game(
+  cam: Float[Array, "*P h w"], annotation: GridAnnotation
+) -> Float[Array, "*P"]:
+  """Returns `pointing_game` of the enlarged map, from the map itself.
+
+  Args:
+    cam: raw map >= 0; an empty one counts as uniform and points at the first
+      pixel.
+    annotation: of a grid of this size.
+  """
+  cam = jnp.where(is_empty(cam)[..., None, None], 1.0, cam)
+  between_rows = _interpolated(cam, annotation.rows)
+  peaks = _interpolated(between_rows.mT, annotation.columns).mT
+  return pointing_game(peaks, annotation.near_peak)
+
+
+def _interpolated(
+  cam: Float[Array, "*P h w"], rows: Float[Array, "*P r"]
+) -> Float[Array, "*P r w"]:
+  """Returns the map at some coordinates of its first axis."""
+  below = jnp.floor(rows)
+  weight = (rows - below)[..., None]
+  first = below.astype(jnp.int32)[..., None]
+  second = jnp.minimum(first + 1, cam.shape[-2] - 1)
+  low = jnp.take_along_axis(cam, first, axis=-2)
+  high = jnp.take_along_axis(cam, second, axis=-2)
+  # Not a weighted sum of both: this is exact where they are equal, so that a
+  # flat map peaks at its first pixel.
+  return low + weight * (high - low)
+
+
+def negative_quadrants_heatmap(
+  cam: Float[Array, "*P h2 w2"], cell: Int[Array, "*P"]
+) -> Float[Array, "*P"]:
+  """Returns the mass of a composite's map outside the explained cell.
+
+  A uniform map scores 3/4.
+
+  Args:
+    cam: a distribution over the composite's cells (its feature grid: enlarged
+      maps bleed across the border of the quadrants).
+    cell: quadrant of the explained image, 0..3, row-major.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  """
+  *batch, height, width = cam.shape
+  # An odd number of cells (AlexNet's 13): halved, so that the middle one is
+  # shared by both sides.
+  halves = 1 + height % 2, 1 + width % 2
+  cam = cam.repeat(halves[0], -2).repeat(halves[1], -1)
+  quadrants = cam.reshape(
+    *batch, 2, halves[0] * height // 2, 2, halves[1] * width // 2
+  ).sum((-3, -1))
+  own = jnp.take_along_axis(_flat(quadrants), cell[..., None], -1)[..., 0]
+  return 1 - own / math.prod(halves)
+
+
+def _flat(planes: Array) -> Array:
+  return planes.reshape(*planes.shape[:-2], -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """What is known of a metric.
+
+  Attributes:
+    title: heading of its column.
+    meaning: a few words.
+    needs: what it is measured on. Of a picture: "label", its one class, or
+      "labels", the several it may show. Of a map: "objects", the annotation;
+      "composite", a map of four pictures; "pixels", the model's answers while
+      the picture's pixels come and go; "boxes", those of the objects.
+    measure: of raw maps, with a `GridAnnotation` for "objects" or the cells
+      of composites for "composite"; None where another program measures it.
+    higher_is_better: None where neither direction is.
+    unit: in results: "percent", or "fraction", which tables turn to percent.
+  """
+
+  title: str
+  meaning: str
+  needs: str
+  measure: Callable[..., Array] | None = None
+  higher_is_better: bool | None = True
+  unit: str = "percent"
+
+  @property
+  def is_of_maps(self) -> bool:
+    """Returns whether it is measured of a method's maps."""
+    return self.needs not in ("label", "labels")
+
+  @property
+  def is_costly(self) -> bool:
+    """Returns whether it is measured on as few pairs as costly methods are."""
+    return self.needs in ("pixels", "boxes")
+
+
+POINTING_GAMES = ("pointing_game", "stochastic_pointing_game_exact")
+# In the order of tables.
+METRICS = {
+  "top1": Metric("Top-1", "images classified correctly", "label"),
+  "top5": Metric(
+    "Top-5", "images with the class among the five highest", "label"
+  ),
+  "f1_per_class": Metric("F1-PerClass", "F1, averaged over classes", "labels"),
+  "f1_overall": Metric("F1-Overall", "F1 over all decisions", "labels"),
+  "pointing_game": Metric(
+    "PG",
+    "pointing game: maps that peak on the object",
+    "objects",
+    grid_pointing_game,
+  ),
+  # Drawn from its expectation, once all pairs are known.
+  "stochastic_pointing_game": Metric(
+    "SPG",
+    "stochastic pointing game: points drawn from the map that hit",
+    "objects",
+  ),
+  "stochastic_pointing_game_exact": Metric(
+    "SPG exact",
+    "the expectation of SPG, without drawing",
+    "objects",
+    lambda cam, at: grid_content_heatmap(cam, at.near, at.everywhere),
+  ),
+  "content_heatmap": Metric(
+    "CH",
+    "content heatmap: map within the object",
+    "objects",
+    lambda cam, at: grid_content_heatmap(cam, at.inside, at.everywhere),
+  ),
+  "negative_quadrants_heatmap": Metric(
+    "NQH",
+    "negative quadrants heatmap: map of a composite on its distractors",
+    "composite",
+    lambda cam, cell: negative_quadrants_heatmap(as_distribution(cam), cell),
+    higher_is_better=False,
+  ),
+  "insertion_auc": Metric(
+    "Insertion",
+    "probability of the class while pixels appear, highest of the map first",
+    "pixels",
+  ),
+  "deletion_auc": Metric(
+    "Deletion",
+    "probability of the class while pixels vanish, highest of the map first",
+    "pixels",
+    higher_is_better=False,
+  ),
+  "max_box_acc_50": Metric(
+    "MaxBoxAcc 0.5",
+    "boxes around the map that overlap the object's by half",
+    "boxes",
+  ),
+  "max_box_acc_v2": Metric(
+    "MaxBoxAccV2",
+    "the same, averaged over overlaps of 0.3, 0.5 and 0.7",
+    "boxes",
+  ),
+  "zero_map_frac": Metric(
+    "Empty",
+    "maps that are zero everywhere",
+    "objects",
+    lambda cam, at: is_empty(cam).astype(jnp.float32),
+    higher_is_better=None,
+    unit="fraction",
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """What is known of accuracy under an attack.
+
+  Attributes:
+    title: in words.
+    on_few: whether it is measured on the pictures of few pairs alone.
+  """
+
+  title: str
+  on_few: bool = False
+
+
+# Of the paper's Table 6, which gives no unit; here it is 1/255.
+EPSILONS = (1, 2, 8, 16, 32, 64)
+# In the order of tables.
+ATTACKS = {
+  "fgsm": Attack("FGSM"),
+  "fgsm-within": Attack("FGSM, any step up to ε"),
+  "fgsm-few": Attack("FGSM, on PGD's pictures", on_few=True),
+  "pgd": Attack("PGD", on_few=True),
+}
+
+
+def accuracy(multi_label: bool) -> str:
+  """Returns the metric of accuracy, as pictures show one class or several."""
+  return "f1_overall" if multi_label else "top1"
+
+
+class Key(NamedTuple):
+  """Which number of an evaluation is meant.
+
+  Attributes:
+    metric: of `METRICS`, or what one is made of.
+    method: whose maps it is of; "" for none.
+    attack: of `ATTACKS`, that the pictures are under; "" for none.
+    epsilon: of the attack, in 1/255.
+  """
+
+  metric: str
+  method: str = ""
+  attack: str = ""
+  epsilon: float | int = 0
+
+  @property
+  def name(self) -> str:
+    """Returns "gradcam/pointing_game", "fgsm_8/top1" or "top1"."""
+    attack = f"{self.attack}_{self.epsilon:g}" if self.attack else ""
+    parts = self.method, attack, self.metric
+    return "/".join(part for part in parts if part)

@@ -1,0 +1,1 @@
+"""Devices, disk, signals, configuration, and the words of messages."""

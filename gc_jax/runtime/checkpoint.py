@@ -1,0 +1,387 @@
+"""Checkpoints: saved in the background, the last and the best kept.
+
+A checkpoint holds the whole `TrainState` and a little JSON. The position in
+the data is the step itself: batches are a function of (seed, step). Training
+owns them through `Checkpoints`; everyone else only looks, by `read_variables`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers
+
+from gc_jax.runtime import files, parallel
+
+FOLDER = "checkpoints"
+
+_BEST = "best"  # the metric by which the best is known
+# Why a checkpoint is given up that this process could read.
+_ELSEWHERE = OSError("another process could not")
+
+_logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written or read; says which and what to do."""
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which does not ask whether to stop; training does.
+
+  It would ask late and from a thread, by steps that are past, and the processes
+  would then agree to stop at one.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns False."""
+    return False
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    workdir: of the run; they lie in its folder `checkpoints`.
+    keep: how many of the last to keep, besides the best.
+  """
+
+  def __init__(self, workdir: files.AnyPath, keep: int):
+    self._folder = _folder(workdir)
+    self._keep = keep
+
+  @functools.cached_property
+  def _manager(self) -> _Manager:
+    """Orbax's, opened when it is needed: after `restore` looked around."""
+    # It reads the metrics of all checkpoints, and stops at the first bad one.
+    for step in sorted(_steps_in(self._folder)):
+      bad = None
+      try:
+        json.loads((self._folder / f"{step}/metrics/metrics").read_text())
+      except (OSError, ValueError) as error:
+        bad = error
+      if parallel.any_process(bad is not None):
+        self._set_aside(step, bad or _ELSEWHERE)
+    last = checkpoint_managers.LatestN(self._keep)
+    best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
+    return _Manager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=_best_metric,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+          [last, best]
+        ),
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(self, state: PyTree, meta: dict[str, Any], best: float) -> None:
+    """Starts to save, without waiting for the disk.
+
+    Args:
+      state: a `TrainState`; a step that is saved already is not saved again.
+      meta: plain values to find again after `restore`.
+      best: higher is better; the highest checkpoint is kept.
+
+    Raises:
+      CheckpointError: this or the previous save failed, a full disk say.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(named_leaves(state)),
+          meta=ocp.args.JsonSave(meta),
+        ),
+        metrics={_BEST: float(best)},
+      )
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def wait(self) -> None:
+    """Returns when everything is on the disk.
+
+    Raises:
+      CheckpointError: a save failed.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._save_error(error) from error
+
+  def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """Returns the last readable checkpoint, or `like` itself where none is.
+
+    Those that cannot be read are moved aside, loudly, once an older one is.
+    What is still being saved is not looked at.
+
+    Args:
+      like: a state of the same shapes, on the devices to restore to.
+
+    Returns:
+      The state, and what was saved as `meta` (empty where none is).
+
+    Raises:
+      CheckpointError: there are checkpoints, and none can be read.
+    """
+    failed: dict[int, Exception] = {}
+    for step in sorted(_steps_in(self._folder), reverse=True):
+      error = None
+      try:
+        restored = _restore(self._folder, step, like)
+      except Exception as caught:
+        error = caught
+      if not parallel.any_process(error is not None):
+        for unreadable, why in failed.items():
+          self._set_aside(unreadable, why)
+        return restored
+      failed[step] = error or _ELSEWHERE
+    if failed:
+      raise CheckpointError(
+        f"None of the checkpoints {sorted(failed)} of {self._folder} could be "
+        f"read (the last: {_first_line(failed[max(failed)])}). Nothing was "
+        "touched. Restore the folder from a copy, or use another --workdir to "
+        "start from scratch."
+      )
+    return like, {}
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    folder, number = self._folder.parent, 1
+    aside = folder / f"unreadable_checkpoint_{step}"
+    while aside.exists():
+      number += 1
+      aside = folder / f"unreadable_checkpoint_{step}_{number}"
+    _logger.error(
+      "The checkpoint of step %d cannot be read (%s). It is moved to %s, "
+      "and an older one is used.",
+      step,
+      _first_line(error),
+      aside,
+    )
+    # All have looked at it, and none looks again before it is gone.
+    parallel.wait_for_all(f"before {aside.name}")
+    if parallel.is_main():
+      (self._folder / str(step)).rename(aside)
+    parallel.wait_for_all(f"after {aside.name}")
+
+  def _save_error(self, error: Exception) -> CheckpointError:
+    steps = sorted(self._manager.all_steps())
+    last = f"step {steps[-1]}" if steps else "none"
+    return CheckpointError(
+      f"Could not save a checkpoint to {self._folder}: {error}. The last good "
+      f"one: {last}. Make room or mend the cause, then run the same command "
+      "again to go on from there."
+    )
+
+  def close(self) -> None:
+    """Waits for the disk and lets go of it, where anything was saved.
+
+    Raises:
+      CheckpointError: a save failed.
+    """
+    if "_manager" in vars(self):
+      self.wait()
+      self._manager.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variables:
+  """What a run has learned, as one of its checkpoints holds it.
+
+  Attributes:
+    step: completed updates.
+    arrays: parameters and batch statistics, named as by `named_leaves` of the
+      `TrainState`; without the optimizer's state.
+    meta: what was saved beside them.
+  """
+
+  step: int
+  arrays: dict[str, np.ndarray]
+  meta: dict[str, Any]
+
+
+def has_checkpoint(workdir: files.AnyPath) -> bool:
+  """Returns whether a run has saved anything to go on from."""
+  return bool(_steps_in(workdir / FOLDER))
+
+
+def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
+  """Returns what the last checkpoint says beside its arrays, unread here.
+
+  Empty where there is none, or none that says anything: whoever reads the
+  arrays finds out what is wrong.
+  """
+  folder = _folder(workdir)
+  for step in sorted(_steps_in(folder), reverse=True):
+    try:
+      meta = json.loads((folder / f"{step}/meta/metadata").read_text())
+    except (OSError, ValueError):
+      continue
+    if isinstance(meta, dict):
+      return meta
+  return {}
+
+
+def read_variables(workdir: files.AnyPath) -> Variables:
+  """Reads the last readable checkpoint of a run, and changes nothing there.
+
+  Safe while the run trains: only finished checkpoints are looked at, and one
+  that training deletes meanwhile is replaced by the newer ones. One that
+  cannot be read is left where it is, with a warning, and the one before it is
+  read.
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or none can be read.
+  """
+  folder = _folder(workdir)
+  failed: dict[int, Exception] = {}
+  while untried := set(_steps_in(folder)) - failed.keys():
+    step = max(untried)
+    try:
+      return _read_variables(folder, step)
+    except Exception as error:
+      failed[step] = error
+      if (folder / str(step)).exists():
+        _logger.warning(
+          "The checkpoint of step %d in %s cannot be read (%s). The one before "
+          "it is tried.",
+          step,
+          folder,
+          _first_line(error),
+        )
+  if not failed:
+    raise CheckpointError(
+      f"{workdir} must hold a checkpoint; it has none yet. Wait for the first "
+      "(--config.checkpoint.every_epochs), or give the training command again."
+    )
+  raise CheckpointError(
+    f"None of the checkpoints {sorted(failed)} of {folder} could be read (the "
+    f"last: {_first_line(failed[max(failed)])}). Nothing was touched. Restore "
+    "the folder from a copy, or train again with another --workdir."
+  )
+
+
+def _read_variables(folder: files.AnyPath, step: int) -> Variables:
+  path = folder / str(step)
+  handler = ocp.CompositeCheckpointHandler(
+    state=ocp.PyTreeCheckpointHandler(),
+    meta=ocp.JsonCheckpointHandler(),
+    metrics=ocp.JsonCheckpointHandler(filename="metrics"),  # or Orbax warns
+  )
+  with ocp.Checkpointer(handler) as checkpointer:
+    saved = checkpointer.metadata(path).item_metadata["state"].tree
+    wanted = {
+      name: leaf
+      for name, leaf in saved.items()
+      if name.startswith(("params.", "batch_stats."))
+    }
+    # As numpy: whatever devices they were saved from, this machine has others.
+    to_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restored = checkpointer.restore(
+      path,
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeRestore(
+          item=wanted,
+          restore_args=dict.fromkeys(wanted, to_numpy),
+          partial_restore=True,
+        ),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+  return Variables(step, restored["state"], restored["meta"])
+
+
+def _restore(
+  folder: files.AnyPath, step: int, like: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+  """Returns a state like another, and its `meta`, or raises what goes wrong.
+
+  Every process reads for itself and waits for none: where one fails, the
+  others still end, and they can agree.
+  """
+  index, _ = parallel.process()
+  alone = {
+    "multiprocessing_options": ocp.options.MultiprocessingOptions(
+      primary_host=index,
+      active_processes={index},
+      barrier_sync_key_prefix=str(index),
+    )
+  }
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(**alone),
+    state=ocp.StandardCheckpointHandler(**alone),
+    meta=ocp.JsonCheckpointHandler(**alone),
+    metrics=ocp.JsonCheckpointHandler(filename="metrics", **alone),
+  )
+  leaves = named_leaves(like)
+  with ocp.Checkpointer(handler, **alone) as checkpointer:
+    restored = checkpointer.restore(
+      folder / str(step),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(
+          jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
+        ),
+        meta=ocp.args.JsonRestore(),
+        # Unread, it would be found broken when Orbax opens the folder.
+        metrics=ocp.args.JsonRestore(),
+      ),
+    )
+  ordered = [restored["state"][name] for name in leaves]
+  state = jax.tree.unflatten(jax.tree.structure(like), ordered)
+  return state, restored["meta"]
+
+
+def _folder(workdir: files.AnyPath) -> files.AnyPath:
+  folder = workdir / FOLDER
+  return folder if files.is_in_bucket(folder) else folder.absolute()
+
+
+def _steps_in(folder: files.AnyPath) -> list[int]:
+  """Returns the steps of the finished checkpoints of a folder."""
+  if not folder.is_dir():
+    return []
+  return [
+    int(path.name)
+    for path in folder.iterdir()
+    # In a bucket, where nothing is renamed, a mark says that it is finished.
+    if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+  ]
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).splitlines() or ["no message"]
+  return f"{type(error).__name__}: {lines[0]}"
+
+
+def _best_metric(metrics: dict[str, float]) -> float:
+  return metrics[_BEST]
+
+
+def digest(state: PyTree) -> str:
+  """Returns a fingerprint of every number of a state, 16 characters."""
+  found = hashlib.sha256()
+  for name, leaf in sorted(named_leaves(state).items()):
+    array = np.ascontiguousarray(np.asarray(leaf))
+    found.update(f"{name} {array.dtype} {array.shape}".encode())
+    found.update(array.tobytes())
+  return found.hexdigest()[:16]
+
+
+def named_leaves(state: PyTree) -> dict[str, Any]:
+  """Returns every array of the state under a readable, unique name."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  return {name(path): leaf for path, leaf in leaves}

@@ -1,0 +1,383 @@
+"""The mesh, what lies where on it, and which process this is.
+
+The one file that asks which process runs, and where processes wait for each
+other: everything else computes the same on all of them, and lets `is_main`
+decide who writes.
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gc_jax.runtime import signals
+
+AXIS = "data"
+_T = TypeVar("_T")
+
+# A process of which nothing is heard for so long is lost, and the others end.
+# Less than the 100 s of jax: all of the time a lost host costs the others.
+_HEARTBEAT_TIMEOUT_SECS = 60
+# For the others to say themselves what is wrong, before process 0 ends them.
+_LAST_WORDS_SECS = 3.0
+_MESSAGE_BYTES = 16_384
+_PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(multihost: bool) -> None:
+  """Joins the processes that train together; before anything else of jax.
+
+  Their places come from JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set, and else from what
+  jax knows of TPU pods, SLURM and MPI.
+
+  From here on SIGTERM and Ctrl-C ask to end, by `stop_requested`.
+
+  Args:
+    multihost: False where this process trains alone.
+
+  Raises:
+    ValueError: the place of this process is not known.
+  """
+  if not multihost:
+    signal.signal(signal.SIGTERM, _stop.signalled)
+    if not signals.is_ignored():
+      signal.signal(signal.SIGINT, _stop.signalled)
+    return
+  place = _place()
+  try:
+    # jax itself listens to SIGTERM then, on behalf of all processes.
+    jax.distributed.initialize(
+      **place, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECS
+    )
+  except ValueError as error:
+    if place:
+      raise
+    raise ValueError(
+      "--multihost must know the place of this process among the others; "
+      f"{', '.join(_PLACE)} are not set, and jax finds none ({error}) Start "
+      "it with a script of launch/, set all three, or leave out --multihost."
+    ) from error
+  if not signals.is_ignored():
+    signal.signal(signal.SIGINT, _stop.passed_on)
+  # When another is lost, jax aborts this process and says so. Where each of its
+  # threads was would bury that.
+  faulthandler.enable(all_threads=False)
+
+
+def _place() -> dict[str, Any]:
+  """Returns what the environment says of this process; empty where nothing."""
+  given = {name: os.environ[name] for name in _PLACE if os.environ.get(name)}
+  if not given:
+    return {}
+  if missing := [name for name in _PLACE if name not in given]:
+    raise ValueError(
+      f"{', '.join(_PLACE)} must be set all three, or none of them where jax "
+      f"finds the processes itself; {', '.join(missing)} is missing, and there "
+      f"is {', '.join(f'{k}={v!r}' for k, v in given.items())}. Set the rest."
+    )
+  address, *numbers = (given[name] for name in _PLACE)
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal():
+    raise ValueError(
+      f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT, where process 0 "
+      "runs and a port that is free there, like 10.0.0.2:8476."
+    )
+  if not all(number.isdecimal() for number in numbers) or not (
+    int(numbers[1]) < int(numbers[0])
+  ):
+    raise ValueError(
+      f"JAX_NUM_PROCESSES={numbers[0]!r} must be a number of processes, and "
+      f"JAX_PROCESS_ID={numbers[1]!r} one of 0 .. JAX_NUM_PROCESSES - 1. "
+      "Correct them."
+    )
+  return {
+    "coordinator_address": address,
+    "num_processes": int(numbers[0]),
+    "process_id": int(numbers[1]),
+  }
+
+
+class _Stop:
+  """Whether this process, or one of those it trains with, is asked to end."""
+
+  def __init__(self):
+    self._came: signal.Signals | None = None
+    self._interrupted = False
+    self._awaited = False
+    self._asked = 0
+
+  def signalled(self, number: int, *_) -> None:
+    """Handles a signal in a process that trains alone."""
+    # It may come twice, and must not break into what the first one began.
+    first = self._came is None
+    if first:
+      self._came = signal.Signals(number)
+      if not self._awaited:
+        raise signals.Stopped(self._came)
+
+  def passed_on(self, *_) -> None:
+    """Handles SIGINT in one of several processes: jax knows SIGTERM alone."""
+    self._interrupted = True
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  @contextlib.contextmanager
+  def awaited(self) -> Iterator[None]:
+    """See `stop_awaited`."""
+    self._awaited = True
+    try:
+      yield
+    finally:
+      self._awaited = False
+
+  def requested(self, step: int | None) -> signals.Stopped | None:
+    """See `stop_requested`."""
+    if not jax.distributed.is_initialized():
+      return None if self._came is None else signals.Stopped(self._came)
+    # The processes agree on one number, just ahead of all of theirs, and maybe
+    # before the first step. So that nobody misses it, none is left out.
+    last = self._asked + 1 if step is None else step
+    for number in range(self._asked + 1, last + 1):
+      if multihost_utils.reached_preemption_sync_point(number):
+        self._came = signal.SIGINT if self._interrupted else signal.SIGTERM
+    self._asked = max(self._asked, last)
+    return None if self._came is None else signals.Stopped(self._came)
+
+
+_stop = _Stop()
+
+
+def stop_requested(step: int | None = None) -> signals.Stopped | None:
+  """Returns what to raise once all is saved; None where nobody asked to end.
+
+  All processes hear it at the same call.
+
+  Args:
+    step: completed updates, which may only grow. None: one more than the last,
+      for what comes after training.
+  """
+  return _stop.requested(step)
+
+
+def stop_awaited() -> contextlib.AbstractContextManager[None]:
+  """Within, signals wait for `stop_requested`; without, one ends at once.
+
+  With others, a process never ends without asking.
+  """
+  return _stop.awaited()
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Ends the process with status 1 at an error, where there are others.
+
+  Python's own way out would wait for the others, who wait for this one.
+  """
+  try:
+    yield
+  except BaseException as error:
+    done = isinstance(error, SystemExit) and error.code in (None, 0)
+    done = done or isinstance(error, signals.Stopped)
+    if done or not jax.distributed.is_initialized():
+      raise
+    if isinstance(error, SystemExit):
+      print(error.code, file=sys.stderr)
+    else:
+      traceback.print_exc()
+    index, count = process()
+    print(
+      f"Process {index + 1} of {count} ends with this error, and the others "
+      "with it. If it says that a connection was lost, the host at the other "
+      "end was. The same command goes on from the last checkpoint.",
+      file=sys.stderr,
+    )
+    if is_main():
+      # Without process 0 the others end, perhaps before they said the same.
+      time.sleep(_LAST_WORDS_SECS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when every process has come here.
+
+  Args:
+    what: unique among the places where they wait.
+  """
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
+
+
+def from_main(values: Any) -> Any:
+  """Returns numpy arrays of the main process on every process.
+
+  Args:
+    values: a tree of them; of the same shapes everywhere.
+  """
+  if jax.process_count() > 1:
+    return multihost_utils.broadcast_one_to_all(values)
+  return values
+
+
+def any_process(here: bool) -> bool:
+  """Returns whether it is so on any process; the same on all of them."""
+  if jax.process_count() > 1:
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
+  return here
+
+
+def main_does(action: Callable[[], None]) -> None:
+  """Does something on the main process, and waits for it on all.
+
+  Raises:
+    ValueError: on every process, if the main one raised it.
+  """
+  message = b""
+  if is_main():
+    try:
+      action()
+    except ValueError as error:
+      message = str(error).encode()[:_MESSAGE_BYTES]
+  text = np.zeros(_MESSAGE_BYTES, np.uint8)
+  text[: len(message)] = list(message)
+  if message := bytes(from_main(text)).rstrip(b"\0"):
+    raise ValueError(message.decode(errors="replace"))
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns all devices on one axis; a batch is divided along it.
+
+  The axis is `Auto` (the compiler propagates shardings): optax's losses do
+  not accept explicit ones.
+
+  Args:
+    devices: those of a machine that is not here, to compile for; None: those
+      that are.
+  """
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    (len(devices),), (AXIS,), (AxisType.Auto,), devices=devices
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of state: a copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def divided(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: equal shares of the first axis."""
+  return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def divisible(size: int, mesh: Mesh) -> int:
+  """Returns the smallest batch, of at least `size`, that devices share."""
+  return -(-size // mesh.size) * mesh.size
+
+
+def to_devices(batch: Any, mesh: Mesh) -> Any:
+  """Returns the global batch made of each process's share.
+
+  Args:
+    batch: numpy arrays, this process's share.
+    mesh: from `make_mesh`.
+  """
+  sharding = divided(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
+  """Returns the global batches, the next one on its way while one is used.
+
+  Args:
+    batches: numpy arrays, this process's shares; as for `one_ahead`.
+    mesh: from `make_mesh`.
+  """
+  return one_ahead(to_devices(batch, mesh) for batch in batches)
+
+
+def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
+  """Yields the items; a thread makes the next one while one is used.
+
+  Close it when it is not read to the end: the thread waits for the next item.
+
+  Args:
+    items: made as they are asked for. Each must start no program on devices:
+      those start in the same order on all of them, and in every process.
+  """
+  end = object()
+  with ThreadPoolExecutor(1, "one_ahead") as thread:
+    ahead = thread.submit(next, items, end)
+    while (item := ahead.result()) is not end:
+      ahead = thread.submit(next, items, end)
+      yield item
+
+
+def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:
+  """Returns the model with a copy of its variables on every device.
+
+  Args:
+    model: on any device.
+    mesh: from `make_mesh`.
+  """
+  graphdef, state = nnx.split(model)
+  return nnx.merge(graphdef, jax.device_put(state, replicated(mesh)))
+
+
+def fetch(tree: Any) -> Any:
+  """Returns global arrays as numpy, whole, on every process."""
+
+  def whole(x):
+    # A copy is here already; gathering would wait behind what runs by now.
+    if jax.process_count() == 1 or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(whole, tree)
+
+
+def process() -> tuple[int, int]:
+  """Returns (index of this process, number of processes)."""
+  return jax.process_index(), jax.process_count()
+
+
+def is_main() -> bool:
+  """Returns True on the one process that writes."""
+  return jax.process_index() == 0
+
+
+def processes_here() -> int:
+  """Returns how many of the processes run on this machine, or container."""
+  if jax.process_count() == 1:
+    return 1
+  digest = hashlib.sha256(socket.gethostname().encode()).digest()
+  here = np.frombuffer(digest[:8], np.uint8)
+  hosts = multihost_utils.process_allgather(here)
+  return int((hosts == here).all(axis=1).sum())
+
+
+def describe() -> str:
+  """Returns a line on the devices, for the start of a log."""
+  device = jax.devices()[0]
+  index, count = process()
+  return (
+    f"jax {jax.__version__} on {jax.device_count()} {device.device_kind} "
+    f"device(s), process {index + 1} of {count}"
+  )

@@ -1,0 +1,394 @@
+"""The story of a run: set up, restore, train, evaluate, report.
+
+The one place that orders side effects. What is computed lives in `step.py`
+and below; what people see, in `report/`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from gc_jax import data, models
+from gc_jax.data import pipeline
+from gc_jax.evaluation.run import Evaluation
+from gc_jax.inference import trained
+from gc_jax.inference.trained import Initial
+from gc_jax.report import artefact
+from gc_jax.report.page import write_report
+from gc_jax.runtime import checkpoint, files, parallel, saved_config
+from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
+from gc_jax.runtime.messages import class_differences, listed
+from gc_jax.runtime.signals import Stopped
+from gc_jax.training import config as configs
+from gc_jax.training import guidance, optim, recipe
+from gc_jax.training import state as states
+from gc_jax.training import step as steps
+from gc_jax.training.recording import Profile, Run
+from gc_jax.training.state import TrainState
+
+_logger = logging.getLogger(__name__)
+
+
+def train_and_evaluate(
+  config: ConfigDict, workdir: files.AnyPath
+) -> dict[str, Any]:
+  """Trains, evaluates and reports; continues where an earlier call stopped.
+
+  Args:
+    config: every field of configs/base.py.
+    workdir: where everything is written. Made if need be.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    ValueError: the config, the data or the workdir does not allow the run;
+      nothing was written or compiled.
+    TrainingDivergedError: a loss is not finite; the last good checkpoint stays.
+    CheckpointError: a checkpoint could not be written or read.
+    Stopped: SIGTERM or Ctrl-C came, in a process that `parallel.initialize` set
+      up for it; all is saved.
+  """
+  mesh = parallel.make_mesh()
+  configs.validate(config, mesh.size)
+  saved_config.check_same_run(config, workdir)
+  train_set = data.load(config.data, config.data.train_split)
+  configs.validate_data(config, train_set)
+  initial = None
+  if config.init_from and not checkpoint.has_checkpoint(workdir):
+    initial = trained.initial_model(config.init_from, config.model.name)
+    if initial.class_names:
+      _check_initial_classes(initial, config, train_set.class_names)
+  steps_per_epoch = pipeline.steps_per_epoch(
+    len(train_set.source), config.batch_size
+  )
+  total_steps = max(1, round(config.num_epochs * steps_per_epoch))
+  tx = optim.optimizer(config, steps_per_epoch)
+
+  with _opened(workdir, config, train_set), jax.set_mesh(mesh):
+    _logger.info("%s. Writing to %s", parallel.describe(), workdir)
+    graphdef, state = states.create(
+      recipe.model_maker(
+        config, len(train_set.class_names), jax.default_backend()
+      ),
+      tx,
+      parallel.replicated(mesh),
+      models.init_key(config.seed),
+    )
+    if initial is not None:
+      state = _started_from(initial, state, config, train_set.class_names)
+      del initial  # a second copy of every weight
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    state, meta = checkpoints.restore(state)
+    evaluation = Evaluation(config, mesh)
+    run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
+    with (
+      parallel.stop_awaited(),
+      contextlib.closing(run),
+      _saved_whatever_happens(checkpoints),
+    ):
+      state, meta = _train(
+        run,
+        train_set,
+        graphdef,
+        tx,
+        state,
+        meta,
+        checkpoints,
+        evaluation,
+        mesh,
+      )
+
+    with _told_if_stopped(
+      f"training is done, and saved in {workdir}. The same command evaluates it"
+    ):
+      _end_if_asked()
+      results = {
+        "step": total_steps,
+        "model/num_params": states.num_params(state),
+        "time/train_secs": meta["train_secs"],
+      }
+      if config.data.on_error == "skip":
+        results["data/skipped_train"] = round(meta["skipped"])
+        results["data/dropped_train"] = train_set.num_dropped
+      started = time.perf_counter()
+      model = steps.eval_model(graphdef, state)
+      done = evaluation.full(model, workdir, _end_if_asked)
+      results |= done.results
+      results["time/eval_secs"] = time.perf_counter() - started
+      if parallel.is_main():
+        artefact.save(dataclasses.replace(done, results=results))
+        page = _write_report(workdir, config.report.baseline)
+        _logger.info("Wrote %s and %s", workdir / "results.json", page)
+    # Not on the way out, where jax lets nobody wait for long.
+    parallel.wait_for_all("report")
+  return results
+
+
+def _train(
+  run: Run,
+  train_set: data.Dataset,
+  graphdef: nnx.GraphDef,
+  tx,
+  state: TrainState,
+  meta: dict[str, Any],
+  checkpoints: Checkpoints,
+  evaluation: Evaluation,
+  mesh: jax.sharding.Mesh,
+) -> tuple[TrainState, dict[str, Any]]:
+  """Returns the state after the last step, and what goes with it."""
+  config = run.config
+  meta = {"train_secs": 0.0, "skipped": 0.0} | meta
+  # With them a checkpoint can be explained without its data.
+  meta["class_names"] = list(train_set.class_names)
+  meta["multi_label"] = train_set.multi_label
+  start_step = int(state.step)
+  if start_step == run.total_steps:
+    return state, meta
+  if stopped := parallel.stop_requested(start_step):
+    _end(stopped, run, start_step)
+  goal = recipe.objective(config, len(train_set.class_names), mesh.size)
+  train_step = recipe.jitted_train_step(
+    config, graphdef, tx, goal, run.steps_per_epoch
+  )
+  process_index, process_count = parallel.process()
+  batches = pipeline.train_batches(
+    train_set,
+    seed=config.seed,
+    start_step=start_step,
+    batch_size=config.batch_size,
+    image_size=config.data.image_size,
+    crop_padding_px=config.data.crop_padding_px,
+    crop=config.data.crop,
+    flip=config.data.flip,
+    on_error=config.data.on_error,
+    bring=guidance.needs(config),
+    target_draw=config.loss.target_draw,
+    num_workers=config.data.num_workers,
+    process_index=process_index,
+    process_count=process_count,
+    processes_here=parallel.processes_here(),
+  )
+  profile = Profile(tuple(config.profile_steps), run.workdir)
+  run.skipped = meta["skipped"]
+  started = time.perf_counter() - meta["train_secs"]
+
+  with (
+    contextlib.closing(batches),
+    contextlib.closing(parallel.to_devices_ahead(batches, mesh)) as ahead,
+    contextlib.closing(profile),
+  ):
+    for step in range(start_step + 1, run.total_steps + 1):
+      profile.before(step)
+      state, metrics = train_step(state, next(ahead))
+      profile.after(step, state)
+      run.add(step, metrics)
+      last = step == run.total_steps
+      evaluating = last or run.is_due(step, config.eval.every_epochs)
+      stopped = parallel.stop_requested(step)
+      saving = (
+        last
+        or stopped is not None
+        or run.is_due(step, config.checkpoint.every_epochs)
+      )
+      if evaluating or saving:
+        # A state is evaluated and saved only once its numbers are known to be
+        # finite: the checkpoints then hold nothing to recover from.
+        run.flush(step)
+      score = -math.inf  # where it is not evaluated, it is not the best
+      if evaluating:
+        run.pause()
+        found = evaluation.quick(steps.eval_model(graphdef, state))
+        score = run.write(step, found)
+        run.resume()
+      if saving:
+        meta["train_secs"] = time.perf_counter() - started
+        meta["skipped"] = run.skipped
+        run.save()
+        checkpoints.save(state, meta, best=score)
+      if stopped is not None:
+        checkpoints.wait()
+        _end(stopped, run, step)
+  return state, meta
+
+
+def _end(stopped: Stopped, run: Run, step: int) -> NoReturn:
+  """Ends the process between two steps, with all on the disk."""
+  saved = f"which is saved in {run.workdir}" if step else "with nothing to save"
+  with _told_if_stopped(
+    f"stopped after step {step} of {run.total_steps}, {saved}. The same "
+    "command goes on from there"
+  ):
+    raise stopped
+
+
+def _end_if_asked() -> None:
+  """Ends the process where training is done, and what follows can wait."""
+  if stopped := parallel.stop_requested():
+    raise stopped
+
+
+@contextlib.contextmanager
+def _told_if_stopped(what_of_it: str) -> Iterator[None]:
+  """Says in a line what becomes of the run where this process is stopped."""
+  try:
+    yield
+  except Stopped as stopped:
+    stopped.tell(what_of_it)
+    raise
+
+
+@contextlib.contextmanager
+def _saved_whatever_happens(checkpoints: Checkpoints) -> Iterator[None]:
+  """Has what is being saved on the disk, also where an error ends the run."""
+  try:
+    yield
+  except Exception:
+    # Others may be gone, and then what waits for them never ends.
+    if parallel.process() == (0, 1):
+      try:
+        checkpoints.close()
+      except CheckpointError as error:
+        _logger.error("%s", error)
+    raise
+  except Stopped:
+    checkpoints.close()
+    raise
+  checkpoints.close()
+
+
+def _check_initial_classes(
+  initial: Initial, config: ConfigDict, class_names: Sequence[str]
+) -> None:
+  """Checks that outputs to start from are not those of classes renamed.
+
+  Of other classes altogether, or of others in number, they start anew.
+
+  Raises:
+    ValueError: there are as many classes, some of them the same, and others
+      have other names or places.
+  """
+  theirs = initial.class_names
+  differences = class_differences(theirs, class_names)
+  if (
+    config.init_head
+    and differences
+    and len(theirs) == len(class_names)
+    and set(theirs) & set(class_names)
+  ):
+    raise ValueError(
+      f"--config.init_from={config.init_from} must have the classes of the "
+      "data, in their order, for its outputs to be gone on with; it has "
+      f"others:\n{differences}\nName and order them alike, or set "
+      "--config.init_head=False: outputs then start anew."
+    )
+
+
+def _started_from(
+  initial: Initial,
+  state: TrainState,
+  config: ConfigDict,
+  class_names: Sequence[str],
+) -> TrainState:
+  """Returns a fresh state with the weights of --config.init_from.
+
+  Outputs that are known to be of other classes start anew: each of their rows
+  would be another class's.
+  """
+  differences = ""
+  if initial.class_names:
+    differences = class_differences(initial.class_names, class_names)
+  state, anew = states.started_from(
+    state, initial.model, config.init_head and not differences
+  )
+  why = "of another size"
+  if not config.init_head:
+    why = "as --config.init_head=False says"
+  elif differences:
+    why = "of other classes"
+  _logger.info(
+    "Starting from %s%s%s",
+    config.init_from,
+    f"; {why}, so initialised anew: {listed(anew)}" if anew else "",
+    f"\n{differences}" if differences else "",
+  )
+  return state
+
+
+def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
+  """Writes the page, beside a baseline where one is named and comparable."""
+  if baseline:
+    try:
+      return write_report(workdir, baseline)
+    except ValueError as error:
+      # The run is finished: what is wrong with another one must not spoil it.
+      _logger.warning("No baseline in the report: %s", error)
+  return write_report(workdir)
+
+
+@contextlib.contextmanager
+def _opened(
+  workdir: files.AnyPath, config: ConfigDict, train_set: data.Dataset
+) -> Iterator[None]:
+  """Makes the workdir and keeps it for this run, on behalf of all processes.
+
+  The resolved config is written into it.
+
+  Raises:
+    ValueError: it cannot be written to, another process does, or it holds a
+      run of other classes; nothing of it was touched.
+  """
+  with contextlib.ExitStack() as stack:
+
+    def open_it():
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(files.held(workdir, "--workdir"))
+        _check_same_classes(workdir, train_set)
+        text = json.dumps(saved_config.to_dict(config), indent=2)
+        files.write_text(workdir / saved_config.FILENAME, text + "\n")
+      except OSError as error:
+        raise ValueError(
+          f"--workdir={workdir} must be a folder that can be written to: "
+          f"{error}. Choose another, or change its permissions."
+        ) from error
+
+    parallel.main_does(open_it)
+    yield
+
+
+def _check_same_classes(
+  workdir: files.AnyPath, train_set: data.Dataset
+) -> None:
+  """Checks that what a run has learned are the classes of its data.
+
+  Raises:
+    ValueError: they are others, or others in their order, number or kind.
+  """
+  meta = checkpoint.read_meta(workdir)
+  names = trained.class_names(workdir, meta)
+  if names and (differences := class_differences(names, train_set.class_names)):
+    raise ValueError(
+      f"--workdir={workdir} holds a run that learned other classes than the "
+      f"data has now, and nothing of it was touched:\n{differences}\nChange "
+      "them back to go on with that run (rename folders, rows of tables), or "
+      "use another --workdir to train on these."
+    )
+  multi_label = meta.get("multi_label", train_set.multi_label)
+  if multi_label != train_set.multi_label:
+    kinds = {False: "one class", True: "several classes"}
+    raise ValueError(
+      f"--workdir={workdir} holds a run of pictures that show "
+      f"{kinds[multi_label]} each, and those of the data show "
+      f"{kinds[train_set.multi_label]} now; nothing of it was touched. Change "
+      "the labels back to go on with that run, or use another --workdir."
+    )

@@ -1,0 +1,328 @@
+"""Splits, classes and labels of folders as people have them."""
+
+import os
+import re
+import unicodedata
+
+import pytest
+
+from gc_jax.data.sets.folder_layout import read_layout
+
+BASE = tuple(
+  f"{split}/{name}/{i}.jpg"
+  for split in ("train", "val")
+  for name in ("cat", "dog")
+  for i in range(2)
+)
+COMPOSED, DECOMPOSED = (
+  unicodedata.normalize(form, "café") for form in ("NFC", "NFD")
+)
+
+
+def touch(root, *names):
+  for name in names:
+    path = root / name
+    if name.endswith("/"):
+      path.mkdir(parents=True)
+    else:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(b"")
+  return root
+
+
+def problem(root):
+  with pytest.raises(ValueError) as told:
+    read_layout(str(root))
+  message = str(told.value)
+  assert len(message.splitlines()) <= 30
+  return message
+
+
+# Classes.
+
+
+def test_every_ending_of_a_jpeg_is_a_picture(tmp_path):
+  touch(
+    tmp_path, *BASE, "train/fox/a.jfif", "train/fox/b.JPE", "val/fox/c.Jfif"
+  )
+  layout = read_layout(str(tmp_path))
+  assert layout.class_names == ("cat", "dog", "fox")
+  assert [n for n in layout.labels if "fox" in n] == [
+    "train/fox/a.jfif",
+    "train/fox/b.JPE",
+    "val/fox/c.Jfif",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (
+      ["train/fox/a.heic", "train/fox/b.HEIC"],
+      r"train/fox holds 2 files \(.hei",
+    ),
+    (["train/ant/"], r"train/ant holds 0 files$"),
+    (["train/ant/deep/deeper/"], r"train/ant holds 0 files$"),
+    (["train/ant/.gitkeep"], r"train/ant holds 0 files$"),
+    (["train/ant/Thumbs.db"], r"train/ant holds 0 files$"),
+    (["val/fox/a.npy", "train/fox/a.jpg"], r"val/fox holds 1 file \(.npy 1\)$"),
+    (["train/fox/deep/a.txt"], r"train/fox holds 1 file \(.txt 1\)$"),
+    (["train/masks/a.txt"], r"train/masks holds 1 file \(.txt 1\)$"),
+  ],
+)
+def test_a_class_that_would_vanish_is_told(tmp_path, names, message):
+  told = problem(touch(tmp_path, *BASE, *names))
+  assert re.search(message, told, re.MULTILINE), told
+  assert "1 without:" in told and ".jfif" in told
+
+
+def test_a_class_that_would_vanish_at_the_top_is_told(tmp_path):
+  touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "fox/1.heic", "ant/")
+  touch(tmp_path, "masks/readme.txt", "Annotations/readme.txt", ".git/x")
+  told = problem(tmp_path)
+  assert "2 without:" in told
+  assert re.findall(r"/(\w+) holds (\d)", told) == [("ant", "0"), ("fox", "1")]
+
+
+def test_of_many_empty_classes_five_are_told(tmp_path):
+  touch(tmp_path, *BASE, *(f"train/{i:04}/" for i in range(1500)))
+  told = problem(tmp_path)
+  assert "1,500 without:" in told and "and 1,495 more" in told
+
+
+def test_a_class_need_not_be_in_every_split(tmp_path):
+  touch(tmp_path, *BASE, "train/fox/a.jpg")
+  assert read_layout(str(tmp_path)).class_names == ("cat", "dog", "fox")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_class_is_one_however_its_accent_is_stored(tmp_path, form):
+  written = unicodedata.normalize(form, "é")
+  touch(tmp_path, *BASE, f"train/{written}/a.jpg", "val/é/b.jpg")
+  layout = read_layout(str(tmp_path))
+  assert layout.class_names == ("cat", "dog", "é")
+  assert layout.class_id("é") == layout.class_id("e\u0301 ") == 2
+  assert layout.labels[f"train/{written}/a.jpg"] == [2]
+  # As it is stored, to be opened.
+  assert all(os.path.exists(tmp_path / name) for name in layout.labels)
+
+
+def test_pictures_stay_in_their_split_however_their_accents_are_stored(
+  tmp_path,
+):
+  splits = []
+  for form in ("NFC", "NFD"):
+    root = tmp_path / form
+    for i in range(40):
+      touch(
+        root, *(f"{c}/{unicodedata.normalize(form, 'é')}{i}.jpg" for c in "ab")
+      )
+    found = read_layout(str(root)).splits
+    splits.append(
+      {
+        k: [unicodedata.normalize("NFC", n) for n in v]
+        for k, v in found.items()
+      }
+    )
+  assert splits[0] == splits[1] and splits[0]["test"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x01", "a\u2028b", "\x7f"])
+def test_the_name_of_a_class_is_one_line(tmp_path, name):
+  told = problem(touch(tmp_path, *BASE, f"train/{name}/1.jpg"))
+  assert "must be one line, without control characters" in told
+  assert repr(name) in told
+
+
+def test_a_class_that_annotations_name_wrongly_is_told_briefly(tmp_path):
+  names = [f"class_number_{i:04}" for i in range(1500)]
+  touch(tmp_path, *(f"{s}/{n}/a.jpg" for s in ("train", "val") for n in names))
+  layout = read_layout(str(tmp_path))
+  with pytest.raises(ValueError, match=r"Known: class_number_0003, ") as told:
+    layout.class_id("Class3")
+  assert len(str(told.value)) < 400
+
+
+def test_many_classes_of_one_picture_are_one_warning_once(tmp_path, caplog):
+  names = [f"class_number_{i:04}" for i in range(1500)]
+  touch(tmp_path, *(f"{s}/{n}/a.jpg" for s in ("train", "val") for n in names))
+  for _ in range(3):  # as for three splits
+    read_layout(str(tmp_path))
+  (record,) = caplog.records
+  assert record.getMessage().startswith(
+    "1,500 classes have one training picture, 'class_number_0000' first"
+  )
+
+
+# Splits.
+
+
+@pytest.mark.parametrize(
+  ("train", "val"), [("Train", "VAL"), ("TRAINING", "Valid"), ("train", "Val")]
+)
+def test_folders_of_splits_are_known_in_any_case(tmp_path, train, val):
+  renamed = [n.replace("train", train).replace("val", val) for n in BASE]
+  layout = read_layout(str(touch(tmp_path, *renamed)))
+  assert {k: len(v) for k, v in layout.splits.items()} == {
+    "train": 4,
+    "validation": 4,
+    "test": 4,
+  }
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (["Train/cat/9.jpg"], r"one folder for the train split.*Train and train"),
+    (["training/cat/9.jpg"], r"holds train and training"),
+    (
+      ["valid/cat/9.jpg"],
+      r"one folder for the validation split.*val and valid",
+    ),
+    (
+      ["Test/cat/9.jpg", "test/cat/9.jpg"],
+      r"for the test split.*Test and test",
+    ),
+    (["Train/"], r"holds Train and train"),
+    (["test/"], r"/test must hold pictures .*holds 0 files"),
+    (["test/cat/a.heic"], r"/test must hold pictures .*1 file \(.heic 1\)"),
+    (["masks/a.png", "Masks/b.png"], r"one masks, and holds Masks and masks"),
+    (["Annotations/", "annotations/"], r"holds Annotations and annotations"),
+    (["boxes.csv", "Boxes.csv"], r"one boxes.csv, and holds Boxes.csv and box"),
+    (["labels.csv", "LABELS.CSV"], r"holds LABELS.CSV and labels.csv"),
+    (["annotations.json", "Annotations.JSON"], r"one annotations.json, and"),
+  ],
+)
+def test_what_is_there_twice_or_empty_is_told(tmp_path, names, message):
+  assert re.search(message, problem(touch(tmp_path, *BASE, *names)))
+
+
+def test_an_empty_val_is_no_reason_to_hold_out_in_silence(tmp_path):
+  told = problem(touch(tmp_path, *BASE[:4], "val/readme.txt"))
+  assert "/val must hold pictures" in told and "1 file (.txt 1)" in told
+
+
+# Links and names.
+
+
+def test_a_link_upwards_is_told_and_no_picture_is_counted_twice(tmp_path):
+  touch(tmp_path, *BASE)
+  (tmp_path / "train/cat/up").symlink_to("..")
+  told = problem(tmp_path)
+  assert f"{tmp_path}/train/cat/up -> {tmp_path}/train" in told
+
+
+def test_a_class_whose_name_is_no_utf8_stops_the_run(tmp_path):
+  touch(tmp_path, *BASE, os.fsdecode(b"train/caf\xe9/a.jpg"))
+  told = problem(tmp_path)
+  assert r"train/caf\xe9" in told and told.encode()
+
+
+# What is passed over.
+
+
+def test_what_is_passed_over_is_counted_by_ending_once(tmp_path, caplog):
+  touch(tmp_path, *BASE, "train/cat/a.heic", "train/cat/B.HEIC", "readme.txt")
+  touch(tmp_path, "docs/a.txt", "val/dog/x", "masks/train/cat/0.npy")
+  touch(tmp_path, "train/cat/Thumbs.db", "train/.DS_Store", "__MACOSX/a.jpg")
+  touch(tmp_path, "boxes.csv", "train/cat/0.xml", "annotations/a.json")
+  os.mkfifo(tmp_path / "train/cat/pipe.jpg")
+  for _ in range(3):
+    layout = read_layout(str(tmp_path))
+  assert len(layout.labels) == len(BASE)
+  (record,) = caplog.records
+  assert record.getMessage() == (
+    f"Passed over in {tmp_path}: 6 files (.heic 2, .txt 2, .npy 1, no ending "
+    "1), 1 pipes or devices."
+  )
+
+
+# Labels in a table.
+
+
+def labels(root, table, *names):
+  names = names or ("a.jpg", "b.jpg", "c.jpg")
+  touch(root, *(f"train/{name}" for name in names))
+  path = root / "labels.csv"
+  path.write_bytes(table if isinstance(table, bytes) else table.encode())
+  return root
+
+
+@pytest.mark.parametrize(
+  "table",
+  [
+    "image,labels\na.jpg,cat;dog\nb.jpg,dog\nc.jpg,\n",
+    'image;labels\na.jpg;"cat;dog"\nb.jpg;dog\nc.jpg;\n',
+    "image\tlabels\na.jpg\tcat;dog\nb.jpg\tdog\nc.jpg\t\n".encode("utf-16"),
+    "\ufeffImage,Labels\r\na.jpg, cat ; dog \r\nb.jpg,dog\r\nc.jpg,\r\n,\r\n",
+    'image,labels\n"a.jpg","cat;dog"\n"b.jpg", "dog"\n"c.jpg",""\n',
+    "image,labels\na.jpg,cat\na.jpg,dog\nb,dog\nTrain\\C.JPG,;\n",
+    ",image,labels,note\n0,a.jpg,cat;dog,x\n1,b.jpg,dog,\n2,c.jpg,,\n",
+  ],
+)
+def test_labels_are_read_however_the_table_is_saved(tmp_path, table):
+  layout = read_layout(str(labels(tmp_path, table)))
+  assert layout.class_names == ("cat", "dog") and layout.multi_label
+  assert list(layout.labels.values()) == [[0, 1], [1], []]
+
+
+@pytest.mark.parametrize(
+  ("table", "messages"),
+  [
+    (
+      "image,labels\na.jpg,cat,dog\nb.jpg,cat\nc.jpg\n",
+      [
+        "2 lines of",
+        "line 2: a row must have 2 cells",
+        "line 4: a row must ha",
+      ],
+    ),
+    (
+      'image,labels\na.jpg,"cat\nb.jpg,dog\n',
+      ["1 lines of", "line 2: a quotat"],
+    ),
+    (
+      # Well-formed, and a line is swallowed.
+      'image,labels\na.jpg,"cat\nb.jpg,dog"\nc.jpg,dog\n',
+      ["line 2: the name of a class must be one line", r"'cat\nb.jpg,dog'"],
+    ),
+    (
+      "image,labels\na.jpg,fête\n".encode("latin-1"),
+      ["labels.csv, line 2 must"],
+    ),
+    ("image,labels\na.jpg,a\n".encode("utf-16-le"), ["line 1 must be text in"]),
+    (
+      "image,labels\n" + "".join(f"{i}.jpg,cat\n" for i in range(99)),
+      ["99 lines of", "line 2: there is no picture '0.jpg'", "and 94 more"],
+    ),
+    ("image,labels\na.jpg,cat\n", ["has none for 2 of 3, 'train/b.jpg' first"]),
+    (
+      "image,labels,\na.jpg,cat,dog\n",
+      ["line 2: 'dog' stands in a column that"],
+    ),
+  ],
+)
+def test_lines_of_labels_that_cannot_be_used_are_told(
+  tmp_path, table, messages
+):
+  told = problem(labels(tmp_path, table))
+  assert all(message in told for message in messages), told
+
+
+def test_a_table_of_labels_is_known_in_any_case(tmp_path):
+  labels(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\nc.jpg,dog\n")
+  (tmp_path / "labels.csv").rename(tmp_path / "Labels.CSV")
+  assert read_layout(str(tmp_path)).multi_label
+
+
+def test_labels_name_pictures_and_classes_in_either_form(tmp_path):
+  table = (
+    f"image,labels\n{COMPOSED}.jpg,{DECOMPOSED}\nb.jpg,{COMPOSED}\n"
+    f"{COMPOSED}2.jpg,dog\n"
+  )
+  root = labels(
+    tmp_path, table, f"{DECOMPOSED}.jpg", "b.jpg", f"{COMPOSED}2.jpg"
+  )
+  layout = read_layout(str(root))
+  assert layout.class_names == (COMPOSED, "dog")
+  assert sorted(layout.labels.values()) == [[0], [0], [1]]

@@ -1,0 +1,630 @@
+"""TFDS's own builders run over small archives in their publishers' layout."""
+
+import io
+import json
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums, downloader
+
+from configs import base
+from gc_jax import data
+from gc_jax.data import pipeline
+from gc_jax.data.sets import stock, stock_prepare, stock_records, stock_sets
+from gc_jax.data.sets.without_tensorflow import without_tensorflow
+from tests.data import stock_archives
+
+SETS = list(stock_archives.WRITERS)
+
+
+def sanction(patch):
+  """Lets TFDS take archives of the right names for those of its checksums."""
+
+  def registered(path):
+    known = {
+      info.filename: info
+      for name in SETS
+      for info in tfds.builder_cls(name.split("/")[0]).url_infos.values()
+    }
+    return known[pathlib.Path(path).name]
+
+  patch.setattr(checksums, "compute_url_info", registered)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+  """Returns a TFDS directory with all sets, and what their archives say."""
+  data_dir, truths = tmp_path_factory.mktemp("stock"), {}
+  with pytest.MonkeyPatch.context() as patch:
+    sanction(patch)
+    for name, write in stock_archives.WRITERS.items():
+      truths[name] = write(data_dir / "downloads" / "manual")
+      stock.load(name, "test", data_dir=data_dir)
+  # Whatever comes later is read from the prepared files alone.
+  shutil.rmtree(data_dir / "downloads")
+  return data_dir, truths
+
+
+@pytest.fixture(scope="session")
+def load(prepared):
+  def load(name, split):
+    return stock.load(name, split, data_dir=prepared[0])
+
+  return load
+
+
+def records_of(load, prepared, name, splits):
+  """Yields (dataset, record, truth) of every record of our splits."""
+  truths = {
+    truth.image if isinstance(truth.image, bytes) else truth.image.tobytes(): (
+      truth
+    )
+    for truth in prepared[1][name]
+  }
+  for split in splits:
+    dataset = load(name, split)
+    for record in dataset.source:
+      key = record["image"]
+      if name == "cifar10":
+        key = decode(key).tobytes()
+      yield dataset, record, truths.get(key)
+
+
+def decode(encoded):
+  return np.asarray(PIL.Image.open(io.BytesIO(encoded)))
+
+
+OURS = ("train", "validation", "test")
+SPLITS = {name: OURS for name in SETS} | {
+  "imagenet_v2/matched-frequency": ("test",)
+}
+# What the archives' splits hold, and which part of them is which of ours.
+COUNTS = {
+  "oxford_iiit_pet": {"train": 36, "validation": 4, "test": 15},
+  "voc/2007": {"train": 30, "validation": 12, "test": 10},
+  "voc/2012": {"train": 27, "validation": 3, "test": 12},
+  "caltech_birds2011": {"train": 27, "validation": 3, "test": 18},
+  "tf_flowers": {"train": 40, "validation": 5, "test": 5},
+  "cifar10": {"train": 45, "validation": 5, "test": 10},
+  "imagenet_v2/matched-frequency": {"test": 12},
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_splits_hold_what_the_table_of_splits_says(load, name):
+  assert {s: len(load(name, s).source) for s in SPLITS[name]} == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_picture_is_in_two_splits(load, name):
+  images = [r["image"] for s in SPLITS[name] for r in load(name, s).source]
+  assert len(set(images)) == len(images) == sum(COUNTS[name].values())
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_images_labels_and_names_are_those_of_the_archive(load, prepared, name):
+  count = 0
+  for dataset, record, truth in records_of(load, prepared, name, SPLITS[name]):
+    if truth is None:  # recoded by the builder, for its defects
+      continue
+    count += 1
+    names = [dataset.class_names[label] for label in record["labels"]]
+    if name.startswith("imagenet_v2"):
+      assert record["labels"] == [int(truth.labels[0])]
+    else:
+      assert names == truth.labels
+  recoded = 3 if name == "oxford_iiit_pet" else 0
+  assert count == sum(COUNTS[name].values()) - recoded
+
+
+def test_records_say_which_file_they_are(load):
+  names = {name: load(name, "test").source[0].get("name") for name in SETS}
+  assert names.pop("tf_flowers") is None
+  endings = {
+    "oxford_iiit_pet": ".jpg",
+    "voc/2007": ".jpg",
+    "voc/2012": ".jpg",
+    "caltech_birds2011": ".jpg",
+    "cifar10": "test_",
+    "imagenet_v2/matched-frequency": ".jpeg",
+  }
+  assert all(endings[name] in text for name, text in names.items())
+
+
+def test_class_counts_and_kinds_are_those_of_the_sets(load):
+  kinds = {
+    name: (
+      len(dataset.class_names),
+      dataset.multi_label,
+      dataset.max_classes_per_image,
+    )
+    for name in SETS
+    for dataset in [load(name, "test")]
+  }
+  assert kinds == {
+    "oxford_iiit_pet": (37, False, 1),
+    "voc/2007": (20, True, 2),
+    "voc/2012": (20, True, 2),
+    "caltech_birds2011": (200, False, 1),
+    "tf_flowers": (5, False, 1),
+    "cifar10": (10, False, 1),
+    "imagenet_v2/matched-frequency": (1_000, False, 1),
+  }
+  # The picture of VOC 2011 itself, in the training split.
+  whole = load("voc/2007", "train+validation")
+  assert whole.max_classes_per_image == 4 and len(whole.source) == 42
+
+
+@pytest.mark.parametrize("name", ["oxford_iiit_pet", "caltech_birds2011"])
+def test_masks_are_those_of_the_archive(load, prepared, name):
+  seen = 0
+  for _, record, truth in records_of(load, prepared, name, OURS):
+    if truth is None:
+      continue
+    objects = record["objects"]
+    assert list(objects["label"]) == record["labels"]
+    assert list(objects["difficult"]) == [False]
+    assert len(objects["mask"]) == len(objects["bbox"]) == 1
+    pixels = decode(objects["mask"][0])
+    np.testing.assert_array_equal(pixels > 127, truth.mask)
+    assert pixels.shape == decode(record["image"]).shape[:2]
+    seen += 1
+  assert seen >= 48
+
+
+@pytest.mark.parametrize("name", ["voc/2007", "voc/2012", "caltech_birds2011"])
+def test_boxes_are_those_of_the_archive(load, prepared, name):
+  seen = 0
+  for dataset, record, truth in records_of(load, prepared, name, OURS):
+    objects = record["objects"]
+    # Six digits in the archive's own numbers; float32 in the files.
+    np.testing.assert_allclose(objects["bbox"], truth.boxes, atol=1e-6)
+    assert [bool(d) for d in objects["difficult"]] == truth.difficult
+    names = [dataset.class_names[label] for label in objects["label"]]
+    assert names == truth.labels
+    seen += len(truth.boxes)
+  assert seen >= 40
+
+
+def test_pets_boxes_are_around_the_mask_not_the_head(load, prepared):
+  for _, record, truth in records_of(load, prepared, "oxford_iiit_pet", OURS):
+    if truth is not None:
+      height, width = truth.mask.shape
+      rows, columns = (np.flatnonzero(truth.mask.any(axis)) for axis in (1, 0))
+      box = record["objects"]["bbox"][0] * [height, width, height, width]
+      expected = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+      # A thousandth of a pixel: float32 of a fraction, times the side.
+      np.testing.assert_allclose(box, expected, atol=1e-3)
+
+
+def test_defective_pets_are_recoded_as_rgb_jpeg(load, prepared):
+  """GIF, PNG with alpha and a JPEG, under names that TFDS knows for bad."""
+  originals = [
+    np.asarray(PIL.Image.open(io.BytesIO(truth.image)).convert("RGB"), float)
+    for truth in prepared[1]["oxford_iiit_pet"]
+    if truth.image[:3] != b"\xff\xd8\xff"
+  ]
+  assert len(originals) == 2
+  recoded = [
+    record["image"]
+    for _, record, truth in records_of(load, prepared, "oxford_iiit_pet", OURS)
+    if truth is None
+  ]
+  assert len(recoded) == 3
+  assert all(image[:3] == b"\xff\xd8\xff" for image in recoded)
+  for original in originals:
+    # A few levels: JPEG at quality 95, with colours at half the resolution.
+    assert (
+      sum(
+        decode(image).shape == original.shape
+        and np.abs(decode(image) - original).mean() < 6
+        for image in recoded
+      )
+      == 1
+    )
+
+
+def test_a_mask_without_a_pixel_leaves_the_box(load):
+  source = load("caltech_birds2011", "test").source
+  record = dict(source.source[0])
+  empty = stock_archives.encoded(np.full((40, 30), 102, np.uint8), "png")
+  emptied = stock_records.Records(
+    [record | {"segmentation_mask": empty}], source.layout
+  )
+  objects = emptied[0]["objects"]
+  assert objects["mask"][0] == b"" and objects["bbox"][0].max() < 1
+  found = pipeline.decode_object_masks(emptied[0], 32)
+  assert found[0][1].any() and not found[0][1].all()
+
+
+@pytest.mark.parametrize("name", ["oxford_iiit_pet", "voc/2007"])
+def test_batches_can_be_made_of_them(load, prepared, name):
+  dataset = load(name, "test")
+  batches = list(pipeline.eval_batches(dataset, batch_size=8, image_size=32))
+  assert sum(batch["mask"].sum() for batch in batches) == len(dataset.source)
+  covered = np.concatenate([b["object_mask"].any((2, 3)) for b in batches])
+  targets = np.concatenate([b["target_mask"] for b in batches])
+  np.testing.assert_array_equal(covered, targets > 0)
+  train = pipeline.train_batches(
+    load(name, "train"), seed=0, start_step=0, batch_size=8, image_size=32
+  )
+  assert next(train)["image"].shape == (8, 32, 32, 3)
+  assert len(pickle.loads(pickle.dumps(dataset)).source) == len(dataset.source)
+
+
+@pytest.mark.parametrize(
+  ("split", "theirs"),
+  [
+    ("train", range(36)),
+    ("train[:10]", range(10)),
+    ("train[50%:]", range(18, 36)),
+    ("validation", range(36, 40)),
+    ("validation[1:3]", range(37, 39)),
+    ("train[-2:]+validation[:50%]", range(34, 38)),
+    ("train+validation", range(40)),
+  ],
+)
+def test_parts_of_our_splits_are_parts_of_theirs(load, prepared, split, theirs):
+  builder = tfds.builder("oxford_iiit_pet", data_dir=prepared[0])
+  source = builder.as_data_source("train", decoders=stock._decoders(builder))
+  images = [source[i]["image"] for i in theirs]
+  assert [r["image"] for r in load("oxford_iiit_pet", split).source] == images
+
+
+@pytest.mark.parametrize(
+  ("available", "mapped"),
+  [
+    ("train validation test", "train validation test"),
+    ("train test", "train[:90%] train[90%:] test"),
+    ("train validation", "train[:90%] train[90%:] validation"),
+    ("train", "train[:80%] train[80%:90%] train[90%:]"),
+  ],
+)
+def test_our_three_splits_exist_wherever_there_is_something_to_train_on(
+  available, mapped
+):
+  splits = stock_sets.map_splits([*available.split(), "extra"])
+  assert [splits[name] for name in OURS] == mapped.split()
+  assert splits["extra"] == "extra"
+  assert stock_sets.map_splits(["test"]) == {"test": "test"}
+
+
+@pytest.mark.parametrize(
+  ("name", "split", "message"),
+  [
+    (
+      "voc/2007",
+      "tset",
+      r"Unknown split of tfds:voc/2007/5.0.0='tset'. Known: .*test.*Did you "
+      r"mean 'test'\?",
+    ),
+    (
+      "imagenet_v2/matched-frequency",
+      "train[:10]",
+      r"Known: test\. .*nothing to train on: evaluate a trained model",
+    ),
+    ("voc/2012", "trainval", r"own test split comes without labels"),
+  ],
+)
+def test_an_unknown_split_is_answered_with_those_there_are(
+  load, name, split, message
+):
+  with pytest.raises(ValueError, match=message):
+    load(name, split)
+
+
+@pytest.mark.parametrize("name", [*stock_sets.EXAMPLES, *stock_sets.STOCK_SETS])
+def test_what_the_table_says_is_in_the_sets_of_this_tfds(name, tmp_path):
+  builder = tfds.builder(name, data_dir=tmp_path)
+  layout, features = stock._layout(builder), builder.info.features
+  assert (layout is stock_sets.PLAIN) == (
+    name.split("/")[0] not in "".join(stock_sets.STOCK_SETS)
+  )
+  stock._check_features(builder)
+  if layout.objects:
+    inner = features[layout.objects].feature
+    assert isinstance(inner["bbox"], tfds.features.BBoxFeature)
+    assert layout.label or "is_difficult" in set(inner.keys())
+  if layout.box:
+    assert isinstance(features[layout.box], tfds.features.BBoxFeature)
+  if layout.mask:
+    assert isinstance(features[layout.mask], tfds.features.Image)
+  if layout.label_name:
+    assert isinstance(features[layout.label_name], tfds.features.Text)
+
+
+def test_that_nothing_can_be_localised_is_said_once(load, caplog):
+  stock._say_that_nothing_is_localised.cache_clear()
+  with caplog.at_level(logging.WARNING, "gc_jax"):
+    for split in OURS:
+      load("tf_flowers", split)
+      load("voc/2007", split)
+  (record,) = caplog.records
+  assert record.message == (
+    "tfds:tf_flowers/3.0.1 does not say where its objects are: localisation "
+    "metrics stay empty."
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    (
+      "oxford_pet",
+      r"Unknown --config.data.name='tfds:oxford_pet': tensorflow-datasets .* "
+      r"has no set 'oxford_pet'.*Did you mean 'tfds:oxford_iiit_pet'",
+    ),
+    (
+      "voc/2021",
+      r"Unknown --config.data.name='tfds:voc/2021'. Known: tfds:voc/2007, "
+      r"tfds:voc/2012",
+    ),
+    (
+      "oxford_iiit_pet/small",
+      r"'tfds:oxford_iiit_pet/small' must be without a config: .* has none",
+    ),
+    (
+      "ag_news_subset",
+      r"must have an image and a class label to classify; its features are "
+      r"description, label, title. Sets that are known to work: tfds:oxford",
+    ),
+    ("lvis", r"image and a class label.*features are image, image/id, neg_"),
+    (
+      "coco/2014",
+      r"tfds:coco/2014 needs TensorFlow to be prepared \(No module named "
+      r"'tensorflow'\)(.|\n)*pip install tensorflow tensorflow-datasets "
+      r"array_record\n  tfds-tools/bin/tfds build coco/2014 --data_dir=.* "
+      r"--file_format=array_record",
+    ),
+  ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_downloaded(
+  tmp_path, monkeypatch, name, message
+):
+  monkeypatch.setattr(stock_prepare, "prepare", None)
+  with pytest.raises(ValueError, match=message):
+    stock.load(name, "train", data_dir=tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["voc", "voc/2007"])
+def test_other_failures_are_passed_on(tmp_path, monkeypatch, name):
+  def broken(*_, **__):
+    raise ValueError("a version that cannot be read")
+
+  monkeypatch.setattr(tfds, "builder", broken)
+  with pytest.raises(ValueError, match=r"^a version that cannot be read$"):
+    stock.load(name, "train", data_dir=tmp_path)
+
+
+def test_a_failed_download_names_the_files_and_where_to_put_them(
+  tmp_path, monkeypatch
+):
+  def no_network(*_, **__):
+    raise requests.ConnectionError("Name or service not known")
+
+  monkeypatch.setattr(requests.Session, "get", no_network)
+  with pytest.raises(
+    ValueError,
+    match=r"tfds:oxford_iiit_pet must be downloaded once, and that failed: "
+    r"Name or service not known.* bring these files to .*/downloads/manual:\n  "
+    r"https://.*/annotations.tar.gz as annotations.tar.gz\n  https://.*/images.t"
+    r"ar.gz as images.tar.gz\.",
+  ):
+    stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  assert not (tmp_path / "oxford_iiit_pet" / "4.0.0").exists()
+
+
+def test_files_brought_by_hand_are_enough(tmp_path, monkeypatch, capsys):
+  """As the message says: no network, and the very next run succeeds."""
+  sanction(monkeypatch)
+  monkeypatch.setattr(requests.Session, "get", None)
+  stock_archives.write_flowers(tmp_path / "downloads" / "manual")
+  dataset = stock.load("tf_flowers", "train", data_dir=tmp_path)
+  assert len(dataset.source) == 40
+  said = capsys.readouterr()
+  assert said.out == "" and said.err.startswith("Prepared 50 images of tf_flo")
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+  stock_archives.write_flowers(tmp_path / "downloads" / "manual")
+  with pytest.raises(
+    ValueError,
+    match=r"tf_flowers: an archive must be what its publisher(.|\n)*",
+  ):
+    stock.load("tf_flowers", "train", data_dir=tmp_path)
+
+
+def test_more_of_tensorflow_than_there_is_gives_the_command(
+  tmp_path, monkeypatch
+):
+  sanction(monkeypatch)
+  stock_archives.write_flowers(tmp_path / "downloads" / "manual")
+  builder_class = tfds.builder_cls("tf_flowers")
+  module = sys.modules[builder_class.__module__]
+  monkeypatch.setattr(module, "tf", None, raising=False)
+
+  def generate(self, images_dir_path):
+    module.tf.io.decode_webp(b"")
+    yield
+
+  monkeypatch.setattr(builder_class, "_generate_examples", generate)
+  with pytest.raises(
+    ValueError,
+    match=r"tfds:tf_flowers needs TensorFlow to be prepared "
+    r"\(tf.io.decode_webp\)(.|\n)*tfds build tf_flowers --data_dir=.* "
+    r"--file_format=array_record",
+  ):
+    stock.load("tf_flowers", "train", data_dir=tmp_path)
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+  """TFDS itself would advise to install cv2, which is no package."""
+  sanction(monkeypatch)
+  monkeypatch.setitem(sys.modules, "cv2", None)
+  stock_archives.write_birds(tmp_path / "downloads" / "manual")
+  with pytest.raises(
+    ValueError,
+    match=r"tfds:caltech_birds2011 needs the Python package opencv-python-headl"
+    r"ess to be prepared, .*: pip install opencv-python-headless\.",
+  ):
+    stock.load("caltech_birds2011", "train", data_dir=tmp_path)
+
+
+def test_sets_that_only_a_person_may_download_say_so(tmp_path):
+  with pytest.raises(
+    ValueError,
+    match=r"tfds:imagenet2012: Manual directory .*(.|\n)*instructions",
+  ):
+    stock.load("imagenet2012", "train", data_dir=tmp_path)
+
+
+def test_tfrecord_files_are_told_with_the_command_that_converts_them(
+  prepared, tmp_path
+):
+  folder = tmp_path / "oxford_iiit_pet" / "4.0.0"
+  shutil.copytree(prepared[0] / "oxford_iiit_pet" / "4.0.0", folder)
+  path = folder / "dataset_info.json"
+  info = json.loads(path.read_text())
+  assert info["fileFormat"] == "array_record"
+  path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+  with pytest.raises(
+    ValueError,
+    match=r"4\.0\.0 must hold array_record files .* was prepared as tfrecord.*"
+    r"(.|\n)*tfds convert_format --dataset_version_dir=.*oxford_iiit_pet/4.0.0 "
+    r"--out_file_format=array_record",
+  ):
+    stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  # What that command leaves behind: both formats, side by side.
+  info["fileFormat"], info["alternativeFileFormats"] = (
+    "tfrecord",
+    ["array_record"],
+  )
+  path.write_text(json.dumps(info))
+  dataset = stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  assert len(dataset.source) == 36
+
+
+def test_files_of_a_set_whose_code_is_elsewhere_are_read(prepared, tmp_path):
+  folder = tmp_path / "my_flowers" / "1.0.0"
+  shutil.copytree(prepared[0] / "tf_flowers" / "3.0.1", folder)
+  for path in folder.iterdir():
+    path.rename(folder / path.name.replace("tf_flowers", "my_flowers"))
+  path = folder / "dataset_info.json"
+  info = json.loads(path.read_text())
+  path.write_text(json.dumps(info | {"name": "my_flowers", "version": "1.0.0"}))
+  dataset = stock.load("my_flowers", "test", data_dir=tmp_path)
+  assert dataset.name == "tfds:my_flowers/1.0.0" and len(dataset.source) == 5
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+from gc_jax.data.sets import stock
+
+builder_class = tfds.builder_cls("oxford_iiit_pet")
+known = {info.filename: info for info in builder_class.url_infos.values()}
+checksums.compute_url_info = lambda path: known[pathlib.Path(path).name]
+generate = builder_class._generate_examples
+
+def generate_or_die(*args, **kwargs):
+  for i, example in enumerate(generate(*args, **kwargs)):
+    if i == int(sys.argv[2]):
+      os.kill(os.getpid(), signal.SIGKILL)
+    yield example
+
+builder_class._generate_examples = generate_or_die
+stock.load("oxford_iiit_pet", "test", data_dir=sys.argv[1])
+"""
+
+
+def test_a_killed_preparation_is_done_again(load, tmp_path):
+  stock_archives.write_pets(tmp_path / "downloads" / "manual")
+
+  def prepare(die_at):
+    return subprocess.run(
+      [sys.executable, "-c", KILLED, str(tmp_path), str(die_at)],
+      env={**os.environ, "PYTHONPATH": os.getcwd()},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+
+  assert prepare(20).returncode == -signal.SIGKILL
+  (left,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
+  assert left.name.startswith("incomplete.")
+  done = prepare(-1)
+  assert done.returncode == 0, done.stderr
+  (whole,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
+  assert whole.name == "4.0.0"
+  again = stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  for record, expected in zip(
+    again.source, load("oxford_iiit_pet", "train").source, strict=True
+  ):
+    assert record["image"] == expected["image"]
+    assert record["objects"]["mask"][0] == expected["objects"]["mask"][0]
+
+
+def test_preparing_leaves_tfds_as_it_was(tmp_path):
+  builder = tfds.builder("voc/2007", data_dir=tmp_path)
+  module = sys.modules[type(builder).__module__]
+  before = module.tf, downloader.MAX_RETRIES, list(sys.meta_path)
+  with without_tensorflow(builder):
+    assert module.tf is not before[0]
+    with pytest.raises(ModuleNotFoundError, match="tensorflow"):
+      import tensorflow  # noqa: F401
+  assert "tensorflow" not in sys.modules
+  assert (module.tf, downloader.MAX_RETRIES, list(sys.meta_path)) == before
+
+
+def test_names_are_known_with_their_prefix(prepared):
+  config_data = base.get_config().data
+  config_data.dir = str(prepared[0])
+  config_data.name = "tfds:voc/2007"
+  assert data.load(config_data, "test").name == "tfds:voc/2007/5.0.0"
+  config_data.name = "oxford_iiit_pet"
+  with pytest.raises(
+    ValueError, match=r"Did you mean 'tfds:oxford_iiit_pet'\?"
+  ):
+    data.load(config_data, "test")
+
+
+PROGRAM = """
+import sys
+from gc_jax.data.sets import stock
+dataset = stock.load("tfds:voc/2007", "test", data_dir=sys.argv[1])
+assert len([record["objects"] for record in dataset.source]) == 10
+try:
+  stock.load("tfds:coco/2014", "test", data_dir=sys.argv[1])
+except ValueError as error:
+  assert "needs TensorFlow" in str(error)
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_tensorflow_stays_out_even_where_it_is_installed(prepared, tmp_path):
+  fake = tmp_path / "site" / "tensorflow"
+  fake.mkdir(parents=True)
+  fake.joinpath("__init__.py").write_text("raise SystemExit('imported')")
+  path = os.pathsep.join([str(fake.parent), os.getcwd()])
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, str(prepared[0])],
+    env={**os.environ, "PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "", "TFDS's banner is kept back"

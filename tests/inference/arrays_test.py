@@ -1,0 +1,280 @@
+"""Arrays of pictures in, logits and maps out; and what is no such array."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gc_jax
+from gc_jax.attribution import METHODS
+from gc_jax.inference import arrays
+from gc_jax.method import metrics
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def pixels(photographs):
+  """Two photographs, 16 by 24 pixels."""
+  from gc_jax.data import image_files
+
+  names = ["astronaut.png", "rocket.jpg"]
+  return np.stack(
+    [image_files.read(photographs / name, (16, 24)) for name in names]
+  )
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny, pixels):
+  """In training mode, with the statistics of photographs."""
+  net = make_tiny("max")
+  net.train()
+  net.features(net.normalize(jnp.asarray(pixels)))
+  return net
+
+
+@pytest.fixture(scope="module")
+def evaluated(model):
+  """The same model, in evaluation mode."""
+  copy = nnx.clone(model)
+  copy.eval()
+  return copy
+
+
+def test_the_public_names_are_those_of_the_contract():
+  assert gc_jax.explain is arrays.explain
+  assert gc_jax.predict is arrays.predict
+  assert set(gc_jax.__all__) == {
+    "METHODS",
+    "MODELS",
+    "cam",
+    "compose",
+    "create",
+    "explain",
+    "load",
+    "losses",
+    "metrics",
+    "predict",
+  }
+  assert all(hasattr(gc_jax, name) for name in gc_jax.__all__)
+
+
+def test_predictions_are_the_models_own_logits_in_evaluation_mode(
+  model, evaluated, pixels
+):
+  logits = gc_jax.predict(model, pixels)
+  assert logits.shape == (2, K) and logits.dtype == jnp.float32
+  features = evaluated.features(evaluated.normalize(jnp.asarray(pixels)))
+  # Compiled as a whole, sums of float32 run in another order.
+  np.testing.assert_allclose(
+    logits, evaluated.classify(features), rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_those_of_the_method_called_directly(
+  model, evaluated, pixels, method
+):
+  raw = gc_jax.explain(model, pixels, [3, 7], method, normalize=False)
+  expected = nnx.jit(METHODS[method])(
+    evaluated, jnp.asarray(pixels), jnp.array([[3], [7]])
+  )
+  assert raw.shape in ((2, 4, 6), (2, *pixels.shape[1:3]))  # cells or pixels
+  assert raw.dtype == jnp.float32
+  assert float(expected.sum((-2, -1)).min()) > 0
+  np.testing.assert_allclose(raw, expected[:, 0], rtol=1e-4, atol=1e-6)
+  normalized = gc_jax.explain(model, pixels, [3, 7], method)
+  np.testing.assert_allclose(
+    normalized, metrics.as_distribution(expected)[:, 0], rtol=1e-4, atol=1e-6
+  )
+  np.testing.assert_allclose(normalized.sum((1, 2)), 1, rtol=1e-5)
+  assert float(normalized.min()) >= 0
+
+
+def test_several_targets_are_as_many_maps(model, pixels):
+  targets = np.array([[3, 0, 3], [7, 9, 1]])
+  several = gc_jax.explain(model, pixels, targets)
+  assert several.shape == (2, 3, 4, 6)
+  for p in range(3):
+    np.testing.assert_allclose(
+      several[:, p],
+      gc_jax.explain(model, pixels, targets[:, p]),
+      rtol=1e-4,
+      atol=1e-6,
+    )
+
+
+def test_bytes_and_fractions_of_any_precision_are_the_same_picture(
+  model, pixels
+):
+  maps = gc_jax.explain(model, pixels, [3, 7])
+  for dtype, atol in [(np.float64, 1e-5), (np.float16, 0.02)]:
+    fractions = (pixels / 255).astype(dtype)
+    np.testing.assert_allclose(
+      gc_jax.explain(model, fractions, [3, 7]), maps, atol=atol
+    )
+  on_device = jnp.asarray(pixels)
+  np.testing.assert_array_equal(
+    gc_jax.explain(model, on_device, jnp.array([3, 7])), maps
+  )
+
+
+def test_an_empty_map_becomes_uniform_and_its_raw_one_stays_empty(
+  monkeypatch, model, pixels
+):
+  def empty(model, images, targets):
+    del model, images
+    return jnp.zeros((*targets.shape, 2, 3)).at[1].set(jnp.nan)
+
+  monkeypatch.setitem(METHODS, "empty", empty)
+  uniform = gc_jax.explain(model, pixels, [3, 7], "empty")
+  np.testing.assert_allclose(uniform, np.full((2, 2, 3), 1 / 6), rtol=1e-6)
+  raw = gc_jax.explain(model, pixels, [3, 7], "empty", normalize=False)
+  np.testing.assert_array_equal(raw[0], 0)
+
+
+def test_a_structure_a_method_and_a_shape_are_compiled_once(
+  monkeypatch, make_tiny, model, pixels
+):
+  traced = []
+
+  def counted(model, images, targets):
+    traced.append((model.pooling, images.shape))
+    return METHODS["gradcam"](model, images, targets)
+
+  monkeypatch.setitem(METHODS, "counted", counted)
+  for targets in ([3, 7], [0, 1]):
+    for normalize in (True, False):
+      gc_jax.explain(model, pixels, targets, "counted", normalize)
+  # Another model of the same structure; in another mode, with other numbers.
+  other = make_tiny("max", seed=1)
+  gc_jax.explain(other, pixels[::-1], [3, 7], "counted")
+  assert traced == [("max", (2, 16, 24, 3))]
+  gc_jax.explain(model, pixels[:, :, :16], [3, 7], "counted")
+  assert traced[1:] == [("max", (2, 16, 16, 3))]
+  gc_jax.explain(make_tiny("average"), pixels, [3, 7], "counted")
+  assert traced[2:] == [("average", (2, 16, 24, 3))]
+
+
+def test_the_model_is_left_as_it_was(model, pixels):
+  graphdef, before = nnx.split(model)
+  before = jax.tree.map(np.array, before)
+  gc_jax.explain(model, pixels, [3, 7])
+  gc_jax.predict(model, pixels)
+  assert nnx.graphdef(model) == graphdef  # training mode included
+  jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
+def test_a_model_that_lies_on_four_devices_explains_as_on_one(model, pixels):
+  mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
+  graphdef, state = nnx.split(model)
+  everywhere = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+  spread = nnx.merge(graphdef, everywhere)
+  np.testing.assert_allclose(
+    gc_jax.explain(spread, pixels, [3, 7]),
+    gc_jax.explain(model, pixels, [3, 7]),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  assert gc_jax.predict(spread, jnp.asarray(pixels)).shape == (2, K)
+
+
+def test_the_predicted_class_is_explained_where_it_is_asked_for(model, pixels):
+  asked = np.array([[arrays.PREDICTED, 4], [2, arrays.PREDICTED]])
+  logits, cams = arrays.run(model, pixels, asked, ("gradcam",))
+  predicted = np.asarray(logits).argmax(-1)
+  targets = [[predicted[0], 4], [2, predicted[1]]]
+  np.testing.assert_allclose(
+    cams["gradcam"],
+    gc_jax.explain(model, pixels, targets, "gradcam", normalize=False),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda x: x[0], r"shape \(16, 24, 3\)\. For one picture, give images\[No"),
+    (lambda x: x.transpose(0, 3, 1, 2), r"come last: transpose\(0, 2, 3, 1\)"),
+    (lambda x: x[..., :1], r"shape \(2, 16, 24, 1\)\. Convert grey or RGBA"),
+    (lambda x: x[..., 0], r"shape \(2, 16, 24\)\. Stack RGB pictures"),
+    (lambda x: x[:0], r"must hold a pixel at least; .* Leave empty batches"),
+    (lambda x: x[:, :0], r"must hold a pixel at least; .* \(2, 0, 24, 3\)"),
+    (lambda x: x.astype(np.int64), r"must be uint8 or float; they are int64"),
+    (lambda x: x / 2.0, r"in \[0, 1\] where they are float; .*Divide 0..255"),
+    (lambda x: x / 255 - 0.5, r"they are in \[-0\.5, .*do not normalise"),
+    (lambda x: x / 255 * np.nan, r"they are in \[nan, nan\]"),
+  ],
+)
+def test_what_is_no_batch_of_rgb_pictures_is_refused(
+  model, pixels, change, message
+):
+  with pytest.raises(ValueError, match=message):
+    gc_jax.predict(model, change(pixels))
+  with pytest.raises(ValueError, match=message):
+    gc_jax.explain(model, change(pixels), [3, 7])
+
+
+@pytest.mark.parametrize(
+  "targets, message",
+  [
+    ([3], r"each of the 2 images; they have shape \(1,\)"),
+    (3, r"shape \(\)\. For one image and one class, give \[class\]"),
+    ([[[3]], [[7]]], r"must be \[B\] or \[B P\].*shape \(2, 1, 1\)"),
+    ([3, 10], r"must be in 0\.\.9, the model's classes; 10 is not"),
+    ([-1, 3], r"-1 is not\. Count from 0\."),
+    ([3.0, 7.0], r"must be integers, class ids; they are float64"),
+    (["cat", "dog"], "must be integers.*For names, look their position up"),
+  ],
+)
+def test_what_are_no_classes_of_the_pictures_is_refused(
+  model, pixels, targets, message
+):
+  with pytest.raises(ValueError, match=message):
+    gc_jax.explain(model, pixels, targets)
+
+
+def test_an_unknown_method_is_refused_with_the_nearest(model, pixels):
+  with pytest.raises(
+    ValueError, match=r"Unknown method='gradcamm'.* Did you mean 'gradcam'"
+  ):
+    gc_jax.explain(model, pixels, [3, 7], "gradcamm")
+
+
+class Shrinking(nnx.Module):
+  """Loses ten pixels before its features, as an unpadded stem does."""
+
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(3, 4, (11, 11), padding="VALID", rngs=rngs)
+    self.fc = nnx.Linear(4, K, rngs=rngs)
+
+  def normalize(self, images):
+    return images.astype(jnp.float32) / 255
+
+  def features(self, images):
+    return self.conv(images)
+
+  def classify(self, features):
+    return self.fc(features.mean((1, 2)))
+
+
+def test_pictures_too_small_for_the_architecture_say_what_is_enough(pixels):
+  model = Shrinking(nnx.Rngs(0))
+  message = r"at least 11 pixels high and wide .* they are 10 by 24\. Enlarge"
+  with pytest.raises(ValueError, match=message):
+    gc_jax.predict(model, pixels[:, :10])
+  with pytest.raises(ValueError, match=message):
+    gc_jax.explain(model, pixels[:, :10], [3, 7])
+  assert gc_jax.predict(model, pixels[:, :11]).shape == (2, K)
+
+
+def test_an_error_of_the_model_itself_is_not_blamed_on_the_size(pixels):
+  class Broken(Shrinking):
+    def classify(self, features):
+      return self.fc(features.mean((1, 2))[:, :3])
+
+  with pytest.raises(TypeError, match="dot_general"):
+    gc_jax.predict(Broken(nnx.Rngs(0)), pixels)

@@ -1,0 +1,260 @@
+"""Composites: who sits where, who must not, and what the map should be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from gc_jax.method import cam as cams
+from gc_jax.method import compose, losses
+
+MODES = tuple(compose.MODES)
+# For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.
+SIGNIFICANCE = 1e-3
+
+
+NUM_DRAWS = 30_000
+
+
+@functools.cache
+def drawn(mode, in_axes=None):
+  """The mode compiled; with `in_axes`, over a leading axis of these."""
+  draw = compose.MODES[mode]
+  return jax.jit(jax.vmap(draw, in_axes) if in_axes else draw)
+
+
+def draw_many(mode, contains, target, mask, seed=0):
+  keys = jax.random.split(jax.random.key(seed), NUM_DRAWS)
+  layout = drawn(mode, (0, None, None, None))(
+    keys, jnp.asarray(contains), jnp.asarray(target), jnp.asarray(mask)
+  )
+  return jax.tree.map(np.asarray, layout), np.asarray(layout.explained)
+
+
+def one_hot(label, num_classes):
+  return np.eye(num_classes, dtype=bool)[label]
+
+
+def crop(composites, cell):
+  """The quadrant of one cell, row-major."""
+  height, width = composites.shape[1] // 2, composites.shape[2] // 2
+  row, column = divmod(cell, 2)
+  return composites[
+    :,
+    row * height : (row + 1) * height,
+    column * width : (column + 1) * width,
+  ]
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3), (7, 4), (1, 1), (2, 3, 2, 2)])
+def test_placing_then_cropping_is_the_identity(shape):
+  """Of images and of maps: one `place` serves both."""
+  tiles = np.random.default_rng(0).random((3, 4, *shape)).astype(np.float32)
+  composites = compose.place(jnp.asarray(tiles))
+  assert composites.shape == (3, 2 * shape[0], 2 * shape[1], *shape[2:])
+  for cell in range(4):
+    np.testing.assert_array_equal(crop(composites, cell), tiles[:, cell])
+
+
+@st.composite
+def batches(draw):
+  """Few classes, so that clashes are common; some padding, some unlabelled."""
+  size = draw(st.sampled_from([4, 8]))
+  num_classes = 3
+  integers = lambda low, high: np.array(
+    draw(st.lists(st.integers(low, high), min_size=size, max_size=size))
+  )
+  target = integers(0, num_classes - 1)
+  contains = one_hot(target, num_classes)
+  if draw(st.booleans()):  # multi-label
+    rest = integers(0, 2**num_classes - 1)
+    contains |= (rest[:, None] >> np.arange(num_classes)) % 2 == 1
+  mask = integers(0, 1) | integers(0, 1)
+  return contains, target, mask.astype(np.float32), draw(st.integers(0, 999))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=150)
+@given(batch=batches())
+def test_no_counted_pair_has_its_class_among_its_distractors(mode, batch):
+  """And no pair is masked that need not be."""
+  contains, target, mask, seed = batch
+  layout = drawn(mode)(
+    jax.random.key(seed),
+    jnp.asarray(contains),
+    jnp.asarray(target),
+    jnp.asarray(mask),
+  )
+  tiles, cell, valid = map(np.asarray, layout)
+  explained = np.asarray(layout.explained)
+  assert sorted(explained.ravel()) == list(range(len(target)))
+  for m, p in np.ndindex(cell.shape):
+    image = explained[m, p]
+    assert image == tiles[m, cell[m, p]]
+    others = np.delete(tiles[m], cell[m, p])
+    clash = contains[others, target[image]].any()
+    if mode == "packed":
+      possible = not clash
+    else:
+      possible = (~contains[:, target[image]] & (mask > 0)).any()
+    assert valid[m, p] == (possible and mask[image] > 0)
+    if valid[m, p]:
+      assert not clash
+      if mode == "independent":
+        assert mask[others].all()  # padding distracts nobody
+  if mode == "packed":
+    np.testing.assert_array_equal(np.sort(tiles.ravel()), range(len(target)))
+  else:
+    np.testing.assert_array_equal(explained[:, 0], range(len(target)))
+
+
+# Image 0 may meet 2..7, and nobody else of class 0: 20 triples of them.
+LABEL = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+MULTI = one_hot(LABEL, 4) | one_hot(np.array([1, 2, 2, 3, 3, 1, 1, 2]), 4)
+
+
+@pytest.mark.parametrize("contains", [one_hot(LABEL, 4), MULTI])
+@pytest.mark.parametrize("mode", MODES)
+def test_both_modes_have_one_law_given_that_the_pair_counts(mode, contains):
+  """Uniform over 4 cells times 120 ordered triples of allowed distractors."""
+  layout, explained = draw_many(mode, contains, LABEL, np.ones(8, "f"))
+  mine = (explained == 0) & (layout.mask > 0)
+  draw, composite, _ = np.nonzero(mine)
+  tiles = layout.tiles[draw, composite]
+  if mode == "packed":  # 20 of the 35 triples of neighbours lack class 0
+    error = np.sqrt(20 / 35 * 15 / 35 / NUM_DRAWS)
+    assert abs(len(draw) / NUM_DRAWS - 20 / 35) < 4 * error
+  else:
+    assert len(draw) == NUM_DRAWS
+  outcomes, counts = np.unique(tiles, axis=0, return_counts=True)
+  assert all(len(set(row)) == 4 for row in outcomes)
+  assert len(outcomes) == 4 * 6 * 5 * 4
+  assert counts.sum() / len(outcomes) > 30  # enough for chi-square
+  assert stats.chisquare(counts).pvalue > SIGNIFICANCE
+
+
+def test_supplied_distractors_are_the_images_own_three_in_order():
+  keys = jax.random.split(jax.random.key(0), 4_000)
+  mask = jnp.array([1.0, 0.0, 1.0])
+  layouts = jax.jit(jax.vmap(compose.supplied, (0, None)))(keys, mask)
+  tiles, cell, valid = map(np.asarray, layouts)
+  assert (valid == np.array([1, 0, 1])[:, None]).all()
+  for image in range(3):
+    counts = np.bincount(cell[:, image, 0], minlength=4)
+    assert stats.chisquare(counts).pvalue > SIGNIFICANCE / 3
+    own = 3 + 3 * image + np.arange(3)
+    for c in range(4):
+      rows = tiles[cell[:, image, 0] == c, image]
+      assert (rows == np.insert(own, c, image)).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_cell_of_an_image_is_uniform(mode):
+  layout, explained = draw_many(
+    mode, one_hot(LABEL, 4), LABEL, np.ones(8, "f"), seed=1
+  )
+  for image in range(8):
+    counts = np.bincount(layout.cell[explained == image], minlength=4)
+    # Eight tests at once.
+    assert stats.chisquare(counts).pvalue > SIGNIFICANCE / 8
+
+
+def test_fewer_than_three_distractors_are_repeated():
+  """Image 2 is the only one of class 1 that is no padding."""
+  label = np.array([0, 0, 1, 0, 1, 1, 1, 0])
+  mask = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32)
+  layout, _ = draw_many("independent", one_hot(label, 4), label, mask)
+  tiles = layout.tiles
+  assert (layout.mask == mask[:, None]).all()
+  for image in (0, 1, 3):
+    assert set(np.unique(tiles[:, image])) == {image, 2}
+  # Image 2 has three: each of them, always.
+  assert (np.sort(tiles[:, 2]) == [0, 1, 2, 3]).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_one_class_alone_nothing_counts(mode):
+  label = np.zeros(8, int)
+  layout, _ = draw_many(mode, one_hot(label, 4), label, np.ones(8, "f"))
+  assert not layout.mask.any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_leading_axis_of_groups_changes_nothing(mode):
+  """`explained` once indexed the axis of composites when batched."""
+  rng = np.random.default_rng(0)
+  keys = jax.random.split(jax.random.key(0), 3)
+  label = jnp.asarray(rng.integers(0, 4, (3, 8)))
+  contains = jnp.asarray(one_hot(np.asarray(label), 4))
+  mask = jnp.ones((3, 8))
+  batched = drawn(mode, (0, 0, 0, 0))(keys, contains, label, mask)
+  for g in range(3):
+    alone = drawn(mode)(keys[g], contains[g], label[g], mask[g])
+    np.testing.assert_array_equal(batched.explained[g], alone.explained)
+    for ours, theirs in zip(batched, alone, strict=True):
+      np.testing.assert_array_equal(ours[g], theirs)
+
+
+def drawn_layout(mode, seed=0):
+  return drawn(mode)(
+    jax.random.key(seed),
+    jnp.asarray(one_hot(LABEL, 4)),
+    jnp.asarray(LABEL),
+    jnp.ones(8),
+  )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_expected_map_is_the_own_map_in_the_own_cell(mode):
+  layout = drawn_layout(mode)
+  maps = np.random.default_rng(0).random((8, 3, 5)).astype(np.float32)
+  expected = np.asarray(compose.expected_cam(layout, jnp.asarray(maps)))
+  tiles, cell, _ = map(np.asarray, layout)
+  assert expected.shape == (*cell.shape, 6, 10)
+  for m, p in np.ndindex(cell.shape):
+    for c in range(4):
+      quadrant = crop(expected[m, p : p + 1], c)[0]
+      own = maps[tiles[m, c]] if c == cell[m, p] else np.zeros((3, 5))
+      np.testing.assert_array_equal(quadrant, own)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_and_maps_are_composed_alike(mode):
+  """The map of an image sits where its pixels do."""
+  layout = drawn_layout(mode)
+  maps = jnp.asarray(np.random.default_rng(0).random((8, 3, 5)), jnp.float32)
+  composites = compose.assemble(layout, maps[..., None])
+  expected = compose.expected_cam(layout, maps)
+  own = expected > 0
+  pixels = jnp.broadcast_to(composites[:, None, ..., 0], expected.shape)
+  np.testing.assert_array_equal(expected[own], pixels[own])
+  assert own.sum() == expected.size / 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_perfectly_consistent_map_has_no_loss(mode):
+  """Its raw map on a composite is the raw map of the image, in its cell."""
+  layout = drawn_layout(mode)
+  raw = 5 * np.random.default_rng(0).random((8, 4, 4)).astype(np.float32)
+  tiles, cell, _ = map(np.asarray, layout)
+  perfect = np.zeros((*cell.shape, 8, 8), np.float32)
+  for m, p in np.ndindex(cell.shape):
+    row, column = divmod(cell[m, p], 2)
+    perfect[m, p, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = raw[
+      tiles[m, cell[m, p]]
+    ]
+  expected = compose.expected_cam(layout, cams.normalize_cam(jnp.asarray(raw)))
+  loss = losses.consistency_loss(
+    expected, cams.normalize_cam(jnp.asarray(perfect)), "sum"
+  )
+  # The epsilon in 48 cells without a target, and float32 sums near 1.
+  np.testing.assert_allclose(loss, 0, atol=2e-6)
+  shifted = losses.consistency_loss(
+    expected, cams.normalize_cam(jnp.asarray(perfect[:, :, ::-1])), "sum"
+  )
+  np.testing.assert_allclose(shifted, 2, atol=2e-6)

@@ -1,0 +1,45 @@
+"""What messages say of many names."""
+
+import pytest
+
+from gc_jax.runtime.messages import listed, unknown_name_message
+
+CLASSES = [f"class_number_{i:04}" for i in range(1500)]
+
+
+def test_a_list_ends_with_how_many_more_there_are():
+  assert listed(["a", "b"]) == "a, b"
+  assert listed(list("abcdef"), most=2) == "a, b, and 4 more"
+  assert listed({"a": 1}, most=1) == "a"
+  assert (
+    listed(CLASSES, most=1, between="\n") == f"{CLASSES[0]}\nand 1,499 more"
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "first"),
+  [
+    ("class_number_0777x", "class_number_0777"),
+    ("Class_Number_0777", "class_number_0777"),
+    ("Class3", "class_number_0003"),
+    ("dog", "class_number_0000"),
+  ],
+)
+def test_of_many_names_ten_are_listed_the_nearest_first(name, first):
+  message = unknown_name_message("class", name, CLASSES)
+  assert message.startswith(f"Unknown class={name!r}. Known: {first}, ")
+  assert "and 1,490 more." in message and message.count("class_number") <= 12
+  assert len(message) < 400
+  assert ("Did you mean" in message) == ("_" in name)
+
+
+def test_few_names_are_all_listed_in_their_order():
+  message = unknown_name_message("split", "TRAIN", ["test", "train"])
+  assert message == (
+    "Unknown split='TRAIN'. Known: test, train. Did you mean 'train'?"
+  )
+
+
+def test_long_names_are_cut():
+  message = unknown_name_message("class", "x" * 9_999, ["y" * 9_999] * 30)
+  assert len(message) < 400

@@ -1,0 +1,244 @@
+"""Batches on their way to the devices; places of processes; asked to end.
+
+Two processes that train together: multihost_test.py.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from gc_jax.runtime import parallel, signals
+
+
+def numbered(count, loaded, error=None):
+  for i in range(count):
+    loaded.release()
+    yield {"image": np.full((4, 2), i)}
+  if error is not None:
+    raise error
+
+
+def test_batches_arrive_whole_in_order_and_divided_over_the_devices():
+  mesh = parallel.make_mesh()
+  batches = list(
+    parallel.to_devices_ahead(numbered(5, threading.Semaphore(0)), mesh)
+  )
+  assert [int(batch["image"][0, 0]) for batch in batches] == list(range(5))
+  assert len(batches[0]["image"].sharding.device_set) == 4
+
+
+def test_the_next_batch_is_loaded_while_one_is_used_and_no_more():
+  loaded = threading.Semaphore(0)
+  ahead = parallel.to_devices_ahead(numbered(9, loaded), parallel.make_mesh())
+  with contextlib.closing(ahead):
+    for _ in range(3):
+      next(ahead)
+      assert loaded.acquire(timeout=60), "the one that is used"
+    assert loaded.acquire(timeout=60), "the one after it, without being asked"
+    assert not loaded.acquire(timeout=0.2)
+  assert not [t for t in threading.enumerate() if "one_ahead" in t.name]
+
+
+def test_an_error_arrives_when_its_batch_is_due():
+  broken = numbered(2, threading.Semaphore(0), ValueError("a broken picture"))
+  ahead = parallel.to_devices_ahead(broken, parallel.make_mesh())
+  assert int(next(ahead)["image"][0, 0]) == 0
+  assert int(next(ahead)["image"][0, 0]) == 1
+  with pytest.raises(ValueError, match="a broken picture"):
+    next(ahead)
+
+
+PLACE = {
+  "JAX_COORDINATOR_ADDRESS": "10.0.0.2:8476",
+  "JAX_NUM_PROCESSES": "2",
+  "JAX_PROCESS_ID": "1",
+}
+
+
+@pytest.fixture
+def handlers(monkeypatch):
+  """Signals as a command has them, and afterwards as they were."""
+  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
+  before = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield before
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.fixture
+def joined(monkeypatch, handlers):
+  """Returns what jax is told of the processes, instead of joining them."""
+  told = {}
+  monkeypatch.setattr(parallel.jax.distributed, "initialize", told.update)
+  monkeypatch.setattr(parallel.faulthandler, "enable", lambda **_: None)
+  for name in PLACE:
+    monkeypatch.delenv(name, raising=False)
+  return told
+
+
+def test_a_process_takes_its_place_from_the_environment(joined, monkeypatch):
+  for name, value in PLACE.items():
+    monkeypatch.setenv(name, value)
+  parallel.initialize(multihost=True)
+  assert joined.pop("heartbeat_timeout_seconds") < 90
+  assert joined == {
+    "coordinator_address": "10.0.0.2:8476",
+    "num_processes": 2,
+    "process_id": 1,
+  }
+
+
+def test_without_it_jax_looks_for_the_others_itself(joined):
+  parallel.initialize(multihost=True)
+  assert set(joined) == {"heartbeat_timeout_seconds"}
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    (
+      "JAX_PROCESS_ID",
+      "",
+      "all three.*JAX_PROCESS_ID is missing, and",
+    ),
+    ("JAX_NUM_PROCESSES", "", "JAX_NUM_PROCESSES is missing.*Set the rest"),
+    ("JAX_COORDINATOR_ADDRESS", "", "JAX_COORDINATOR_ADDRESS is missing"),
+    ("JAX_COORDINATOR_ADDRESS", "host", "='host' must be HOST:PORT"),
+    ("JAX_COORDINATOR_ADDRESS", "host:", "must be HOST:PORT"),
+    ("JAX_NUM_PROCESSES", "two", "='two' must be a number of processes"),
+    ("JAX_PROCESS_ID", "2", "='2' one of 0 .. JAX_NUM_PROCESSES - 1"),
+    ("JAX_PROCESS_ID", "-1", "Correct them"),
+  ],
+)
+def test_a_place_that_is_none_is_told(
+  joined, monkeypatch, name, value, message
+):
+  for given, right in PLACE.items():
+    monkeypatch.setenv(given, right)
+  monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    parallel.initialize(multihost=True)
+  assert not joined
+
+
+def test_a_machine_on_which_jax_finds_no_others_is_told(joined, monkeypatch):
+  def initialize(**_):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(parallel.jax.distributed, "initialize", initialize)
+  with pytest.raises(ValueError, match="launch/, set all three, or leave out"):
+    parallel.initialize(multihost=True)
+
+
+@pytest.fixture
+def alone(handlers):
+  """A process that trains alone; sends it a signal."""
+  parallel.initialize(multihost=False)
+  return lambda number: os.kill(os.getpid(), number)
+
+
+STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+@pytest.mark.parametrize("number", STATUSES)
+def test_between_steps_a_signal_waits_to_be_asked_for(alone, number):
+  with parallel.stop_awaited():
+    assert parallel.stop_requested(1) is None
+    alone(number)
+    alone(number)
+    stopped = parallel.stop_requested(2)
+  assert isinstance(stopped, signals.Stopped)
+  assert stopped.code == STATUSES[number]
+  alone(number)
+  assert parallel.stop_requested()
+
+
+@pytest.mark.parametrize("number", STATUSES)
+def test_before_and_after_training_a_signal_ends_at_once(alone, number):
+  with pytest.raises(signals.Stopped) as ended:
+    alone(number)
+  assert ended.value.code == STATUSES[number]
+  for again in STATUSES:
+    alone(again)  # nothing more: the first one is on its way
+  assert parallel.stop_requested().code == STATUSES[number]
+
+
+def test_ctrl_c_that_is_meant_for_others_stays_so(handlers):
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parallel.initialize(multihost=False)
+  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_library_leaves_signals_alone(handlers):
+  now = {number: signal.getsignal(number) for number in STATUSES}
+  with parallel.stop_awaited():
+    assert parallel.stop_requested(1) is None
+    assert now == {number: signal.getsignal(number) for number in STATUSES}
+
+
+@pytest.mark.parametrize(("number", "status"), STATUSES.items())
+def test_ctrl_c_of_one_process_is_what_all_of_them_listen_to(
+  joined, monkeypatch, number, status
+):
+  """Jax tells all of SIGTERM; only who was interrupted says so as it ends."""
+  came = []
+  parallel.initialize(multihost=True)
+  signal.signal(signal.SIGTERM, lambda *_: came.append(1))
+  monkeypatch.setattr(parallel.jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(
+    parallel.multihost_utils,
+    "reached_preemption_sync_point",
+    lambda number: bool(came),
+  )
+  assert parallel.stop_requested(1) is None
+  os.kill(os.getpid(), number)
+  assert came == [1]
+  stopped = parallel.stop_requested(2)
+  assert stopped.code == status
+  with pytest.raises(signals.Stopped), parallel.ending_together():
+    raise stopped  # Python's own way out: the others know of it
+
+
+def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
+  """Else the one that processes agree on could be left out by one of them."""
+  asked = []
+
+  def reached(number):
+    asked.append(number)
+    return number == 5
+
+  monkeypatch.setattr(parallel.jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(
+    parallel.multihost_utils, "reached_preemption_sync_point", reached
+  )
+  stop = parallel._Stop()
+  assert stop.requested(3) is None
+  assert not stop.requested(4)
+  assert stop.requested(7)
+  assert stop.requested(None)
+  assert stop.requested(None)
+  assert asked == list(range(1, 10))
+
+
+def test_processes_of_one_machine_are_counted(monkeypatch):
+  assert parallel.processes_here() == 1
+
+  def gathered(here):
+    return np.stack([here, here + 1, here, here + 2])
+
+  monkeypatch.setattr(parallel.jax, "process_count", lambda: 4)
+  monkeypatch.setattr(parallel.multihost_utils, "process_allgather", gathered)
+  assert parallel.processes_here() == 2
+
+
+def test_an_error_of_a_process_alone_takes_pythons_way_out():
+  with pytest.raises(KeyError), parallel.ending_together():
+    raise KeyError("as it is")
