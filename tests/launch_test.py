@@ -449,7 +449,7 @@ def test_a_worker_exits_as_its_training(fakes, status):
   [
     ("runs/gc", None, "runs/gc/compiled"),
     ("runs/gc", "/cache", "/cache"),
-    ("~/runs/gc", None, "/home/me/runs/gc/compiled"),
+    ("~/runs/gc", None, "/somebody/runs/gc/compiled"),
     ("runs/~/gc", None, "runs/~/gc/compiled"),
     ("gs://bucket/~gc", None, "gs://bucket/~gc/compiled"),
   ],
@@ -458,7 +458,7 @@ def test_a_worker_keeps_what_it_compiled_beside_the_run(
   fakes, workdir, chosen, expected
 ):
   fakes.add("python", PYTHON)
-  fakes.env["HOME"] = "/home/me"
+  fakes.env["HOME"] = "/somebody"
   if chosen:
     fakes.env["JAX_COMPILATION_CACHE_DIR"] = chosen
   arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
