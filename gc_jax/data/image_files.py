@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gc_jax.data import decode
+from gc_jax.runtime import files
 
 _MAX_PIXELS = 64_000_000  # of a picture as a model gets it
 
@@ -21,7 +22,8 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
       hidden).
 
   Raises:
-    ValueError: a name does not exist, or a folder has no picture.
+    ValueError: a name does not exist or is no UTF-8, or a folder has no
+      picture.
   """
   found: dict[Path, Path] = {}
   for path in map(Path, names):
@@ -45,7 +47,8 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
           "has none directly in it. Name the folder of the pictures themselves."
         )
     for file in paths:
-      found.setdefault(file.resolve(), file)
+      # What is written of it is called after it.
+      found.setdefault(file.resolve(), files.as_path(file))
   return list(found.values())
 
 

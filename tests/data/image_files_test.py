@@ -1,5 +1,7 @@
 """Picture files of every kind become the same RGB, or are refused by name."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,3 +241,11 @@ def test_a_picture_that_would_fill_the_memory_is_refused():
     match=r"one of 9000 by 1 would be 2016000 by 224\. Crop it, or choose a",
   ):
     image_files.model_sizes([(1, 9000)], 224, max_shapes=8)
+
+
+def test_a_name_that_is_no_utf8_is_told_before_anything_is_read(tmp_path):
+  path = tmp_path / os.fsdecode(b"caf\xe9.png")
+  path.touch()
+  for names in ([path], [tmp_path]):
+    with pytest.raises(ValueError, match=r"must be UTF-8.*caf\\udce9\.png"):
+      image_files.find(names)
