@@ -26,6 +26,10 @@ TOLERANCE = 1e-4
 _NUM_IMAGES = 8  # that the two sides are compared on
 
 
+class VerificationError(ValueError):
+  """PyTorch computes something else of a file; says what."""
+
+
 def export_run(
   workdir: str | Path, out: str | Path, verify: bool, overwrite: bool
 ) -> Iterator[str]:
@@ -43,8 +47,8 @@ def export_run(
     A line for each thing done.
 
   Raises:
-    ValueError: an argument, the run or the machine does not allow it, or
-      PyTorch's results are others.
+    ValueError: an argument, the run or the machine does not allow it.
+    VerificationError: PyTorch's results are others.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   workdir, out = files.as_path(workdir), torch_io.on_disk(out)
@@ -98,7 +102,7 @@ def export_run(
     )
   wrong = [k for k, v in differences.items() if not v <= TOLERANCE]
   if wrong:
-    raise ValueError(
+    raise VerificationError(
       f"PyTorch must compute what {workdir} does, to {TOLERANCE:g} of the "
       f"largest value; it does not, in {', '.join(wrong)}. Do not use {out}."
     )
