@@ -22,6 +22,8 @@ from jaxtyping import Bool, Shaped, UInt8
 from gc_jax.data import decode, modes
 
 _SHOWN = 8  # of many levels, how many are told
+# Pixels to be ignored, as VOC marks them: their number and its colour.
+_VOC_IGNORED = 255, (224, 224, 192)
 
 
 def inside(header: decode.Header) -> Bool[np.ndarray, "H W"]:
@@ -111,6 +113,12 @@ def _of_palette(image: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
   found = [number for number in visible if number not in outside]
   if len(found) > 1:
     raise _refusal("numbers of a palette, 0", list(map(str, in_use)))
+  if _VOC_IGNORED in zip(visible, colors, strict=True):
+    raise decode.DecodeError(
+      "a mask must show its object; in VOC's palette its 255 are pixels to be "
+      "ignored, and there is no other number. Save it with 0 outside and 255 "
+      "inside, in grey"
+    )
   if black and not clear and 0 in visible and 0 not in black:
     raise decode.DecodeError(
       "in the palette of a mask, 0 must be outside of the object or black; "

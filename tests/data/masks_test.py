@@ -240,3 +240,12 @@ def test_a_broken_mask_is_told():
   encoded = files.save(np.repeat(levels(0, 255), 9, 0), "png")
   with pytest.raises(decode.DecodeError, match=r"broken: .*truncated"):
     inside(encoded[: len(encoded) // 2])
+
+
+def test_of_vocs_palette_what_is_to_be_ignored_is_no_object():
+  """Of an object that is nothing but border, say."""
+  encoded = files.save(palette(levels(0, 255), {255: CREAM}), "png")
+  with pytest.raises(decode.DecodeError, match="255 are pixels to be ignored"):
+    inside(encoded)
+  other = files.save(palette(levels(0, 255), {255: MAROON}), "png")
+  np.testing.assert_array_equal(inside(other), INSIDE)
