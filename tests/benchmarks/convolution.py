@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from gc_jax.models.convolution import convolve
 from gc_jax.runtime import parallel
-from tests.benchmarks import turns
+from tests.benchmarks import measuring
 
 # Side of the input, its channels, those of the output; kernel, stride, padding.
 LAYERS = {
@@ -102,15 +102,15 @@ def measure(
       / np.abs(exact[index]).max()
       for key, program in programs.items()
     }
-    secs = turns.in_turns(
+    secs = measuring.in_turns(
       {
-        key: partial(_repeat, program, args)
+        key: measuring.repeated(partial(program, *args))
         for key, program in programs.items()
       },
       rounds,
     )
     results[name] = {
-      "xla_secs_ratio": turns.ratio(secs["xla"], secs["own"]),
+      "xla_secs_ratio": measuring.ratio(secs["xla"], secs["own"]),
       "secs": {key: statistics.median(secs[key]) for key in programs},
       "error": {key: float(error[key]) for key in programs},
     }
@@ -131,12 +131,6 @@ def of_xla(
     [(padding, padding)] * 2,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-
-
-def _repeat(program, args, count):
-  for _ in range(count):
-    result = program(*args)
-  jax.block_until_ready(result)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ import dataclasses
 import json
 import statistics
 import sys
-import time
 
 import cv2
 import jax
@@ -35,7 +34,7 @@ from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.method.metrics import GridAnnotation, Key
 from gc_jax.runtime import parallel
-from tests.benchmarks import memory, turns
+from tests.benchmarks import measuring
 
 _METHODS = ("gradcam",)
 _RUNS, _SAMPLES = 5, 100
@@ -105,13 +104,9 @@ def _overhead(planner, rows, mesh, rounds):
         summary.Protocol("paper", _SAMPLES, _RUNS, 1_000),
       )
 
-  secs = _in_turns(
+  return _compare(
     {"maps": lambda: run(bare), "maps_and_metrics": lambda: run(one)}, rounds
   )
-  return {
-    "ratio": turns.ratio(secs["maps_and_metrics"], secs["maps"]),
-    "secs": {name: statistics.median(values) for name, values in secs.items()},
-  }
 
 
 def _plain(planner, rows, mesh, rounds):
@@ -158,10 +153,19 @@ def _plain(planner, rows, mesh, rounds):
       for i, (cam, mask) in enumerate(zip(maps, masks, strict=True))
     ]
 
-  secs = _in_turns({"ours": ours, "plain": plain}, rounds)
+  found = _compare({"ours": ours, "plain": plain}, rounds)
   _check_agree(results)
+  return found
+
+
+def _compare(runs, rounds):
+  """Returns the median seconds, and how many times as long the second takes."""
+  secs = measuring.in_turns(
+    {name: measuring.repeated(run) for name, run in runs.items()}, rounds
+  )
+  first, second = secs.values()
   return {
-    "ratio": turns.ratio(secs["plain"], secs["ours"]),
+    "ratio": measuring.ratio(second, first),
     "secs": {name: statistics.median(values) for name, values in secs.items()},
   }
 
@@ -220,24 +224,13 @@ def _memory(num_rows, mesh):
       [dataclasses.replace(one, rows=rows)], planner.pairs, mesh, ledger
     ):
       pass
-    held[count] = memory.resident_bytes() / 2**20
+    held[count] = measuring.resident_bytes() / 2**20
   more = held[4 * num_rows] - held[num_rows]
   return {
     "held_mib": held,
     "more_mib_per_1000_rows": more / (3 * num_rows / 1_000),
     "ledger_bytes_per_row": 4 * len(ledger.columns),
   }
-
-
-def _in_turns(runs, rounds):
-  secs = {name: [] for name in runs}
-  for turn in range(rounds + 1):
-    for name, run in runs.items():
-      started = time.perf_counter()
-      run()
-      if turn:  # the first compiles
-        secs[name].append(time.perf_counter() - started)
-  return secs
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from gc_jax.runtime import parallel
 from gc_jax.training import optim, recipe
 from gc_jax.training import state as states
 from gc_jax.training import step as steps
-from tests.benchmarks import memory
+from tests.benchmarks import measuring
 from tests.data import photos
 
 WIDTH, HEIGHT, SIDE = 500, 375, 224
@@ -179,7 +179,7 @@ def _memory(dataset: data.Dataset, num_images: int) -> dict:
   resident_mb = []
   for i, _ in enumerate(batches):
     if i % max(1, num_images // 32 // 10) == 0:
-      resident_mb.append(round(memory.resident_bytes() / 1e6, 1))
+      resident_mb.append(round(measuring.resident_bytes() / 1e6, 1))
   # The first tenth fills buffers.
   growth = resident_mb[-1] - resident_mb[1]
   return {"resident_mb": resident_mb, "growth_mb": round(growth, 1)}

@@ -32,7 +32,7 @@ from gc_jax.training import composites
 from gc_jax.training import state as states
 from gc_jax.training import step as steps
 from gc_jax.training.objective import Objective
-from tests.benchmarks import turns
+from tests.benchmarks import measuring
 
 MODES = ("plain", "packed", "independent")
 NUM_CLASSES = 1_000
@@ -200,15 +200,15 @@ def _timed(
     lowered, state = lower(model, dtype, mode, batch)
     compiled = lowered.compile()
     flops[mode] = compiled.cost_analysis()["flops"]
-    runs[mode] = turns.Steps(compiled, state, batch)
-  secs = turns.in_turns(runs, arguments.rounds)
+    runs[mode] = measuring.Steps(compiled, state, batch)
+  secs = measuring.in_turns(runs, arguments.rounds)
   rows = {}
   for mode, run in runs.items():
     median = statistics.median(secs[mode])
     memory = run.compiled.memory_analysis()
     rows[mode] = {
       "secs": median,
-      "secs_ratio": turns.ratio(secs[mode], secs["plain"]),
+      "secs_ratio": measuring.ratio(secs[mode], secs["plain"]),
       "images_per_sec": batch_size / median,
       "gflops": flops[mode] / 1e9,
       "flops_ratio": flops[mode] / flops["plain"],
@@ -224,8 +224,8 @@ def _largest(
   def secs_of(mode: str, size: int) -> float:
     batch = make_batch(size, arguments.image_size)
     lowered, state = lower(model, dtype, mode, batch)
-    run = turns.Steps(lowered.compile(), state, batch)
-    secs = turns.in_turns({mode: run}, arguments.rounds)
+    run = measuring.Steps(lowered.compile(), state, batch)
+    secs = measuring.in_turns({mode: run}, arguments.rounds)
     return statistics.median(secs[mode])
 
   memory = jax.devices()[0].memory_stats() or {}

@@ -30,8 +30,8 @@ from gc_jax.method.types import Batch
 from gc_jax.models.network import normalize_pixels
 from gc_jax.runtime import parallel
 from gc_jax.torch_io import names
+from tests.benchmarks import measuring, torch_twin
 from tests.benchmarks import step as ours
-from tests.benchmarks import torch_twin, turns
 from tests.torch_io import torch_models
 
 MODELS = [
@@ -96,9 +96,9 @@ def main() -> None:
     sys.exit(f"Both must compute the same; they differ in {wrong}: {losses}")
 
   runs, failure = _runs(arguments, weights, batch, device)
-  secs = turns.in_turns(runs, arguments.rounds)
+  secs = measuring.in_turns(runs, arguments.rounds)
   ratios = {
-    name: turns.ratio(secs[theirs], secs[own])
+    name: measuring.ratio(secs[theirs], secs[own])
     for name, (theirs, own) in {
       "packed_to_torch": ("torch_independent", "packed"),
       "independent_to_torch": ("torch_independent", "independent"),
@@ -109,7 +109,7 @@ def main() -> None:
     compiled = f"torch_{kind}_compiled"
     if compiled in secs:
       own = "plain" if kind == "plain" else "packed"
-      ratios[f"{own}_to_torch_compiled"] = turns.ratio(
+      ratios[f"{own}_to_torch_compiled"] = measuring.ratio(
         secs[compiled], secs[own]
       )
   rate = {
@@ -252,7 +252,7 @@ def _runs(
         runs[f"torch_{name}_compiled"] = run
   for mode in ours.MODES:
     lowered, state = ours.lower(arguments.model, arguments.dtype, mode, batch)
-    runs[mode] = turns.Steps(lowered.compile(), state, batch)
+    runs[mode] = measuring.Steps(lowered.compile(), state, batch)
   return runs, failure
 
 

@@ -26,8 +26,8 @@ from gc_jax.method import compose
 from gc_jax.pods import compiled
 from gc_jax.runtime import parallel
 from gc_jax.training import state as states
+from tests.benchmarks import measuring
 from tests.benchmarks import step as ours
-from tests.benchmarks import turns
 
 DEVICES = (1, 2, 4, 8)
 
@@ -135,8 +135,8 @@ def _measure(arguments: argparse.Namespace) -> dict:
     num_params = states.num_params(state)
     program = lowered.compile()
     found = compiled.by_kind(compiled.exchanges(program.as_text()))
-    run = turns.Steps(program, state, batch)
-    secs = turns.in_turns({"step": run}, arguments.rounds)
+    run = measuring.Steps(program, state, batch)
+    secs = measuring.in_turns({"step": run}, arguments.rounds)
   return {
     "batch_size": batch_size,
     "collectives": found,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from tests.benchmarks import memory
+from tests.benchmarks import measuring
 
 _LIMIT = 4.0
 
@@ -68,14 +68,14 @@ def _measure(model: str, measure: str, file: pathlib.Path) -> dict[str, float]:
     made = models.create(model, 1_000)
   else:
     models.create("resnet8-small", 10)  # starts the device
-  before = memory.resident_bytes()
+  before = measuring.resident_bytes()
   started = time.perf_counter()
   if measure == "export":
     torch_io.save_model(file, made, torch_io.Metadata(model))
   else:
     torch_io.load_model(file)
   secs = time.perf_counter() - started
-  peak = memory.peak_bytes()
+  peak = measuring.peak_bytes()
   growth = max(0, peak - before)
   return {"secs": secs, "peak_over_file": growth / file.stat().st_size}
 
