@@ -21,7 +21,7 @@ first 1,000 test pictures right.
 import ml_collections
 
 from configs import base, quickstart
-from gc_jax.training import guidance
+from gc_jax.method.losses import FIELDS
 
 VARIANTS = tuple(
   f"{objects}_{variant}"
@@ -40,8 +40,8 @@ def get_config(variant: str = "fashion_gc") -> ml_collections.ConfigDict:
     # 14 times the quickstart's pictures; warm-up and ramp take as long.
     c.num_epochs = 3.0
     c.optim.warmup_epochs = c.optim.warmup_epochs / 4
-    for term in guidance.TERMS.values():
-      c.loss[term.ramp.name] = c.loss[term.ramp.name] / 4
+    for fields in FIELDS.values():
+      c.loss[fields.ramp.name] = c.loss[fields.ramp.name] / 4
   if smoke:
     c.data.name = "context_digits"
     return base.shrink(c)

@@ -10,9 +10,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from configs import base
 from gc_jax.runtime import files
-from gc_jax.runtime.saved_config import flatten
+from gc_jax.runtime.config import flatten, get_config
 
 # Flags defined through this file are those of the command that asks for them.
 flags.disclaim_key_flags()
@@ -82,11 +81,13 @@ def _with_home(argument: str) -> str:
 
 def _unknown_field(argv: list[str]) -> str:
   """Says which `--config.field` of the arguments is none, and the nearest."""
-  known = [f"--config.{name}" for name in flatten(base.get_config().to_dict())]
+  known = [f"--config.{name}" for name in flatten(get_config().to_dict())]
   for argument in argv:
     name = argument.split("=")[0]
     if name.startswith("--config.") and name not in known:
       nearest = difflib.get_close_matches(name, known, n=1)
       hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-      return f"Unknown field {name}.{hint} configs/base.py has them all."
+      return (
+        f"Unknown field {name}.{hint} gc_jax/runtime/config.py has them all."
+      )
   return ""

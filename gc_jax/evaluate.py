@@ -23,16 +23,16 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from configs import base
 from gc_jax import cli
 from gc_jax.attribution import METHODS
 from gc_jax.evaluation import run
 from gc_jax.evaluation.config import PROTOCOLS
-from gc_jax.runtime import files, saved_config, signals
+from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files, signals
 from gc_jax.runtime.checkpoint import CheckpointError
 
 _CONFIG = cli.define_config(
-  base.__file__,
+  saved_config.__file__,
   "Data and evaluation: a recipe, with an optional :variant. A --workdir brings"
   " its own; single fields change with --config.field=value.",
 )

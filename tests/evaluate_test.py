@@ -20,8 +20,8 @@ from gc_jax.evaluation import run as evaluating
 from gc_jax.inference import trained
 from gc_jax.method.metrics import EPSILONS
 from gc_jax.report import artefact as files
+from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files as report_files
-from gc_jax.runtime import saved_config
 from tests import smoke
 
 # Whole evaluations.

@@ -55,6 +55,7 @@ ONLY_IN = {
   "orbax": "gc_jax.runtime.checkpoint",
   "torch": "gc_jax.torch_io",
   "tensorflow": "nobody",
+  "configs": "nobody",  # a user's own folder may be called so
 }
 MATHS = {"jax", "numpy", "optax", "jaxtyping"}  # all that the method needs
 PLAIN = ("method", "models", "attribution")  # take arguments, not configs

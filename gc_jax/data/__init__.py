@@ -128,7 +128,7 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   """Returns a split of the data set `config_data.name`, prepared if need be.
 
   Args:
-    config_data: `config.data` of configs/base.py.
+    config_data: `config.data` of runtime/config.py.
     split: a split's name, or a part of one in the notation of TFDS:
       "train[:100]", "train[:10%]".
 
@@ -152,7 +152,7 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   be single-label.
 
   Args:
-    config_data: `config.data` of configs/base.py.
+    config_data: `config.data` of runtime/config.py.
     count: of the classes, where only the user knows; 0 = look it up.
 
   Raises:

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
-from gc_jax.runtime.fields import at_least, one_of
+from gc_jax.runtime.config import at_least, one_of
 
 PROTOCOLS = ("paper", "release")
 

@@ -30,7 +30,8 @@ from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.report import artefact, page, progress
 from gc_jax.report.artefact import Curves, Evaluated, Example
-from gc_jax.runtime import checkpoint, files, parallel, saved_config
+from gc_jax.runtime import checkpoint, files, parallel
+from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import class_differences, unknown_name_message
 
 PARTIAL = "partial.npz"

@@ -16,7 +16,8 @@ from gc_jax import data, torch_io
 from gc_jax.data import pipeline
 from gc_jax.inference import trained
 from gc_jax.report import artefact, describe
-from gc_jax.runtime import files, saved_config
+from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files
 from gc_jax.torch_io import card, compare
 
 # How far PyTorch may be, relative to the largest value: float32 sums in another

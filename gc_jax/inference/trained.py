@@ -15,7 +15,8 @@ from flax import nnx
 
 from gc_jax import models, torch_io
 from gc_jax.report import gallery
-from gc_jax.runtime import checkpoint, files, saved_config
+from gc_jax.runtime import checkpoint, files
+from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import unknown_name_message
 
 

@@ -23,7 +23,8 @@ from gc_jax.attribution import METHODS
 from gc_jax.method.metrics import Key
 from gc_jax.report import gallery, metrics_writer
 from gc_jax.report.gallery import Example
-from gc_jax.runtime import files, saved_config
+from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files
 
 ABOUT = "evaluation.json"
 RESULTS = "results.json"

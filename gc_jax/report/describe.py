@@ -9,7 +9,7 @@ from gc_jax import models
 from gc_jax.method.metrics import Key
 from gc_jax.models import MODELS
 from gc_jax.report.artefact import About, Evaluated
-from gc_jax.runtime import saved_config
+from gc_jax.runtime import config as saved_config
 
 _DATA = {
   "context_digits": "context digits",

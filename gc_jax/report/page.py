@@ -28,7 +28,8 @@ from gc_jax.report import (
 )
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.tables import Models, Table
-from gc_jax.runtime import files, saved_config
+from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files
 
 FILENAME = "report.html"
 _MEANINGS = {  # of the files that `write_evaluation` may write

@@ -9,11 +9,11 @@ from gc_jax.data import check_name
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation.config import validate_evaluation
 from gc_jax.method import compose
+from gc_jax.method.losses import Field
 from gc_jax.models import MODELS
-from gc_jax.runtime.fields import at_least, one_of
+from gc_jax.runtime.config import at_least, one_of
 from gc_jax.training import guidance, optim
 from gc_jax.training.composites import neighbours
-from gc_jax.training.term import Field
 
 DTYPES = ("auto", "float32", "bfloat16")
 TARGET_DRAWS = ("category", "instance")
@@ -69,7 +69,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   ):
     at_least(config, field, 0)
   for term in guidance.TERMS.values():
-    _validate_fields(config, (term.weight, term.ramp, *term.fields))
+    _validate_fields(config, term.fields.every())
   _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
@@ -205,7 +205,7 @@ def validate_data(config: ConfigDict, train_set: Dataset) -> None:
   if "object_mask" not in guidance.needs(config) or train_set.has_objects():
     return
   fields = [
-    f"--config.loss.{term.weight.name}={config.loss[term.weight.name]}"
+    f"--config.loss.{term.fields.weight.name}={config.loss[term.fields.weight.name]}"
     for term in guidance.chosen(config).values()
     if "object_mask" in term.needs(config)
   ]

@@ -1,6 +1,6 @@
 """Guidance terms by name: what each is, and the draws of all of them.
 
-To add one: its maths in `losses`, an entry here, a recipe that gives it weight.
+To add one: its maths and fields in `losses`, an entry here, a recipe.
 Everything else reads the entry.
 """
 
@@ -16,7 +16,7 @@ from gc_jax.method import losses
 from gc_jax.method.types import Batch
 from gc_jax.models.pooling import average_to_grid
 from gc_jax.training import composites
-from gc_jax.training.term import Draw, Explained, Field, Seen, Term
+from gc_jax.training.term import Draw, Explained, Seen, Term
 
 
 def _with_object(
@@ -45,15 +45,7 @@ def on_cells(seen: Seen) -> Float[Array, "B h w"]:
 TERMS = {
   "consistency": Term(
     title="Grad-CAM consistency",
-    # With reduction "mean" on 14x14 cells, 25 (the release on ImageNet) equals
-    # 25 / 196 = 0.1276 with "sum".
-    weight=Field("consistency_weight", 25.0),
-    ramp=Field("ramp_epochs", 0.0),  # 0 = off (release)
-    fields=(
-      # Over map cells: mean (release) | sum (eq. 5).
-      Field("reduction", "mean", losses.REDUCTIONS),
-      Field("stop_gradient", False),  # True: composites chase a fixed target
-    ),
+    fields=losses.FIELDS["consistency"],
     settings=composites.settings,
     needs=composites.needs,
     draw=composites.draw,
@@ -65,8 +57,7 @@ TERMS = {
   ),
   "energy": Term(
     title="energy in the object",
-    weight=Field("energy_weight", 0.0),
-    ramp=Field("energy_ramp_epochs", 0.0),
+    fields=losses.FIELDS["energy"],
     needs=lambda config: ("object_mask",),
     draw=_with_object,
     losses=_energy,
@@ -80,7 +71,7 @@ def chosen(config: ConfigDict) -> dict[str, Term]:
   return {
     name: term
     for name, term in TERMS.items()
-    if config.loss[term.weight.name] > 0
+    if config.loss[term.fields.weight.name] > 0
   }
 
 

@@ -24,7 +24,8 @@ from gc_jax.inference import trained
 from gc_jax.inference.trained import Initial
 from gc_jax.report import artefact
 from gc_jax.report.page import write_report
-from gc_jax.runtime import checkpoint, files, parallel, saved_config
+from gc_jax.runtime import checkpoint, files, parallel
+from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.runtime.messages import class_differences, listed
 from gc_jax.runtime.signals import Stopped
@@ -44,7 +45,7 @@ def train_and_evaluate(
   """Trains, evaluates and reports; continues where an earlier call stopped.
 
   Args:
-    config: every field of configs/base.py.
+    config: every field of runtime/config.py.
     workdir: where everything is written. Made if need be.
 
   Returns:

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What is minimised, and in which parts; the fields are configs/base.py's.
+  """What is minimised, and in which parts; the fields are runtime/config.py's.
 
   Attributes:
     num_classes: K.

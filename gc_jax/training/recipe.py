@@ -39,8 +39,8 @@ def weights(
   """Returns of each term the weight after a number of completed updates."""
   return {
     name: optim.ramped(
-      config.loss[term.weight.name],
-      config.loss[term.ramp.name],
+      config.loss[term.fields.weight.name],
+      config.loss[term.fields.ramp.name],
       steps_per_epoch,
     )
     for name, term in guidance.chosen(config).items()

@@ -7,7 +7,7 @@ of parts, devices, other terms, its own weight, or what is kept in memory.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -16,22 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax.method import cam as cams
+from gc_jax.method.losses import Fields
 from gc_jax.method.types import Batch
-
-
-class Field(NamedTuple):
-  """A field of `config.loss`.
-
-  Attributes:
-    name: below `config.loss`.
-    default: what it is where a recipe does not say.
-    choices: its legal words; empty: it is True or False, or a finite number
-      from 0 on.
-  """
-
-  name: str
-  default: bool | float | str
-  choices: Sequence[str] = ()
 
 
 class Explained(NamedTuple):
@@ -135,12 +121,10 @@ class Term:
 
   Attributes:
     title: as people write it.
-    weight: the field with the factor of the mean loss; 0 = off.
-    ramp: the field with the epochs over which the weight rises from 0.
+    fields: of `config.loss`: its weight, the weight's ramp, and others.
     losses: (settings, seen, draw, key) -> the losses, one for each entry of
       `draw.mask`. The key is for randomness within, dropout in a forward pass.
     masked: what the share of masked losses is called in metrics.
-    fields: of `config.loss`, besides the two.
     settings: (config, num_devices) -> what `draw` and `losses` get first, a
       dataclass.
     draw: (settings, batch, explained, key) -> `Draw`.
@@ -154,11 +138,9 @@ class Term:
   """
 
   title: str
-  weight: Field
-  ramp: Field
+  fields: Fields
   losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
   masked: str
-  fields: tuple[Field, ...] = ()
   settings: Callable[[ConfigDict, int], Any] = no_settings
   draw: Callable[[Any, Batch, Explained, PRNGKeyArray], Draw] = every_image
   needs: Callable[[ConfigDict], Collection[str]] = lambda config: ()

@@ -9,7 +9,7 @@ import numpy as np
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as ALL_METHODS
 from gc_jax.report import artefact, gallery
-from gc_jax.runtime import saved_config
+from gc_jax.runtime import config as saved_config
 
 METHODS = tuple(ALL_METHODS)
 STAGES = ("head", "layer4", "layer3/1", "stem")

@@ -16,7 +16,7 @@ from configs import (
   quickstart_multi,
 )
 from gc_jax.data import Dataset, augment, distractors, reading
-from gc_jax.runtime import saved_config
+from gc_jax.runtime import config as saved_config
 from gc_jax.training import config as configs
 from gc_jax.training import guidance
 

@@ -47,16 +47,14 @@ BOTH = {"consistency": composites.Settings(), "energy": NoSettings()}
 
 def test_weights_are_called_after_their_terms():
   """Pages name a term that is not the paper's so."""
-  fields = [term.weight.name for term in guidance.TERMS.values()]
+  fields = [term.fields.weight.name for term in guidance.TERMS.values()]
   assert fields == [f"{name}_weight" for name in guidance.TERMS]
 
 
 def test_names_of_fields_and_metrics_are_nobody_elses():
   """Each is said once, so that no two terms share a weight or a curve."""
   fields = [
-    field.name
-    for term in TERMS.values()
-    for field in (term.weight, term.ramp, *term.fields)
+    field.name for term in TERMS.values() for field in term.fields.every()
   ]
   metrics = [term.masked for term in TERMS.values()]
   for names in (fields, metrics, [term.title for term in TERMS.values()]):
@@ -64,7 +62,7 @@ def test_names_of_fields_and_metrics_are_nobody_elses():
   loss = base.get_config().loss
   assert {*fields} < {*loss.keys()}
   for term in TERMS.values():
-    for field in (term.weight, term.ramp, *term.fields):
+    for field in term.fields.every():
       assert loss[field.name] == field.default
 
 

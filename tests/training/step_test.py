@@ -18,6 +18,7 @@ from configs import quickstart
 from gc_jax import models
 from gc_jax.method import cam as cams
 from gc_jax.method import compose
+from gc_jax.method.losses import Field, Fields
 from gc_jax.models import chain, network
 from gc_jax.pods.compiled import KINDS, exchanges
 from gc_jax.training import guidance
@@ -25,7 +26,7 @@ from gc_jax.training import state as states
 from gc_jax.training import step as steps
 from gc_jax.training.composites import Settings
 from gc_jax.training.objective import Objective
-from gc_jax.training.term import Field, NoSettings, Term
+from gc_jax.training.term import NoSettings, Term
 
 WEIGHT = 3.0  # λ
 NUM_CLASSES = 10
@@ -431,8 +432,9 @@ def test_a_term_that_the_step_never_heard_of_is_minimised(
   """The least there is to say of one: every image counts, nothing is drawn."""
   toy = Term(
     title="the mass of the map",
-    weight=Field("toy_weight", 0.0),
-    ramp=Field("toy_ramp_epochs", 0.0),
+    fields=Fields(
+      weight=Field("toy_weight", 0.0), ramp=Field("toy_ramp_epochs", 0.0)
+    ),
     losses=lambda settings, seen, drawn, key: seen.cam().sum((1, 2)),
     masked="toy_masked_frac",
   )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import quickstart
-from gc_jax.runtime import saved_config
+from gc_jax.runtime import config as saved_config
 
 
 def make(**overrides):
@@ -69,3 +69,27 @@ def test_a_config_survives_being_saved():
   saved = saved_config.to_dict(config)
   assert saved_config.differences(saved, saved_config.to_dict(config)) == []
   assert saved["optim"]["step_epochs"] == [30, 60]
+
+
+def test_runs_that_differ_in_fields_without_effect_are_the_same_model():
+  plain = saved_config.model_settings(
+    saved_config.to_dict(quickstart.get_config("ce"))
+  )
+
+  def changed(variant="ce", **overrides):
+    config = quickstart.get_config(variant)
+    config.update_from_flattened_dict(overrides)
+    return saved_config.model_settings(saved_config.to_dict(config))
+
+  unused = {
+    "loss.energy_ramp_epochs": 2.0,
+    "loss.reduction": "sum",
+    "loss.target_draw": "instance",
+    "compose.mode": "independent",
+  }
+  assert changed(**unused) == plain
+  assert changed(**{"optim.momentum": 0.5}) != plain
+  guided = {"compose.mode": "independent"}
+  assert changed("energy", **guided) == changed("energy")
+  guided = {"loss.target_draw": "instance"}
+  assert changed("energy", **guided) != changed("energy")
