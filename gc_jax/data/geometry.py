@@ -5,23 +5,72 @@ Which evaluation uses which (METHOD: protocols):
 | evaluation | geometry |
 |---|---|
 | top-1 of ImageNet, both protocols | `resize_and_crop`, 256 then 224 |
-| F1 of COCO, `release` | `squash` to 224 |
+| F1 of COCO, `release` | `squash`, to 224 |
 | maps, `paper` | `resize_and_crop`: image and annotation alike |
-| maps, `release` | `full_frame`: image scaled, annotation as it is |
+| maps, `release` | `frame_size`: image scaled, annotation as it is |
 
 `resize_and_crop` is torchvision's Resize (shorter side, bilinear with
 antialias) and CenterCrop, to the pixel.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 
 from gc_jax.data import decode, masks
+
+
+def decode_image(
+  encoded: bytes, image_size: int, resize_px: int = 0, squash: bool = False
+) -> UInt8[np.ndarray, "S S 3"]:
+  """Decodes any picture to a square, as for evaluation.
+
+  Args:
+    encoded: the picture.
+    image_size: side of the square, in pixels.
+    resize_px: shorter side of the picture before its centre is cropped; 0 =
+      `image_size`.
+    squash: instead, the whole picture is scaled to the square.
+
+  Raises:
+    DecodeError: if it cannot be read.
+  """
+  header = decode.read_header(encoded)
+  return np.asarray(picture(header, image_size, resize_px, squash))
+
+
+def decode_object_masks(
+  record: Mapping[str, Any],
+  image_size: int,
+  resize_px: int = 0,
+  squash: bool = False,
+  only: int | None = None,
+) -> list[tuple[int, Bool[np.ndarray, "S S"]]]:
+  """Returns (class, pixels) of each object, fitted as `decode_image` does.
+
+  Args:
+    record: of a `Dataset`.
+    image_size: see `decode_image`.
+    resize_px: see `decode_image`.
+    squash: see `decode_image`.
+    only: the class whose objects are decoded; None = all.
+
+  Raises:
+    DecodeError: if a mask cannot be read.
+  """
+  header = decode.read_header(record["image"])
+  found = []
+  for label, mask in object_masks(record, header, only):
+    if squash:
+      square = (image_size, image_size)
+      mask = mask.resize(square, PIL.Image.Resampling.BILINEAR)
+    else:
+      mask = resize_and_crop(mask, resize_px or image_size, image_size)
+    found.append((label, np.asarray(mask) >= 128))
+  return found
 
 
 def picture(
@@ -30,18 +79,7 @@ def picture(
   resize_px: int = 0,
   squash: bool = False,
 ) -> PIL.Image.Image:
-  """Returns a picture as a square: `squash`, or else `resize_and_crop`.
-
-  Args:
-    header: of the picture.
-    image_size: side of the square, in pixels.
-    resize_px: shorter side of the picture before its centre is cropped; 0 =
-      `image_size`.
-    squash: whether the whole picture is scaled to the square.
-
-  Raises:
-    DecodeError: if it cannot be read.
-  """
+  """Returns a picture as a square, see `decode_image`."""
   resize_px = resize_px or image_size
   if squash:
     return decode.scaled(header, (image_size, image_size))
@@ -62,11 +100,6 @@ def resize_and_crop(
     image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
   left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
   return image.crop((left, top, left + crop_px, top + crop_px))
-
-
-def squash(image: PIL.Image.Image, size_px: int) -> PIL.Image.Image:
-  """Scales to a square: nothing is cut off, and the aspect is lost."""
-  return image.resize((size_px, size_px), PIL.Image.Resampling.BILINEAR)
 
 
 def resized_size(
@@ -196,54 +229,3 @@ def _filled_box(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
   # A box thinner than a pixel still covers one.
   pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
   return pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class FullFrame:
-  """An example of the release's localisation protocol.
-
-  Attributes:
-    image: uint8 `[h w 3]`, the whole picture, scaled.
-    target: int32 `[P]`, the classes of the image, ascending.
-    object_mask: bool `[P H W]`, pixels of any object of the class, at the
-      picture's own size.
-    difficult: bool `[P]`, whether all objects of the class are marked so: the
-      pointing games pass over them, the content heatmap does not.
-  """
-
-  image: UInt8[np.ndarray, "h w 3"]
-  target: Int[np.ndarray, "P"]
-  object_mask: Bool[np.ndarray, "P H W"]
-  difficult: Bool[np.ndarray, "P"]
-
-
-def full_frame(
-  record: Mapping[str, Any], shorter_side_px: int, round_px: int = 0
-) -> FullFrame:
-  """Returns a record whole: the image scaled, the annotation as it is.
-
-  Args:
-    record: of a `Dataset`.
-    shorter_side_px: of the image; its aspect stays. The release: 448.
-    round_px: see `frame_size`. The release: 0.
-
-  Raises:
-    DecodeError: if the picture or a mask cannot be read.
-
-  Source: the release's evaluation (METHOD A2): shortest side resized, batch
-    of one, annotation in its own pixels.
-  """
-  header = decode.read_header(record["image"])
-  size = frame_size(header.size, shorter_side_px, round_px)
-  width, height = header.size
-  target = np.unique(np.asarray(record["labels"], np.int32))
-  object_mask = np.zeros((len(target), height, width), bool)
-  easy = np.zeros(len(target), bool)
-  annotated = np.zeros(len(target), bool)
-  for i, (label, mask) in enumerate(object_masks(record, header)):
-    rows = target == label
-    object_mask[rows] |= np.asarray(mask) > 127
-    annotated |= rows
-    easy |= rows & (not record["objects"]["difficult"][i])
-  image = np.asarray(decode.scaled(header, size))
-  return FullFrame(image, target, object_mask, annotated & ~easy)

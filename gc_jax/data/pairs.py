@@ -9,7 +9,7 @@ batches nor the number of processes changes what is measured.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -76,8 +76,8 @@ def frame_sizes(
     dataset: the split.
     reader: of it.
     indices: of the pictures.
-    shorter_side_px: see `geometry.full_frame`.
-    round_px: likewise.
+    shorter_side_px: see `geometry.frame_size`.
+    round_px: see `geometry.frame_size`.
 
   Returns:
     The sizes; 0 for pictures that are passed over.
@@ -117,7 +117,7 @@ class Square:
     dataset: the split.
     reader: of it.
     image_size: side of the square, in pixels.
-    resize_px: see `pipeline.decode_image`.
+    resize_px: see `geometry.decode_image`.
     squash: likewise.
     tolerance_px: of the pointing games, in pixels of the square.
     grids: of the maps that meet the annotation.
@@ -136,19 +136,18 @@ class Square:
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"] | None:
     """Returns a picture alone; None where it is passed over."""
     return self.reader.read(
-      index, lambda record: pipeline.decode_image(record["image"], *self._how)
+      index, lambda record: geometry.decode_image(record["image"], *self._how)
     )
 
   def row(self, index: int, target: int) -> Row | None:
     """Returns a pair; None where its picture is passed over."""
 
     def read(record):
-      image = pipeline.decode_image(record["image"], *self._how)
+      image = geometry.decode_image(record["image"], *self._how)
       masks = []
-      if self.grids or self.with_objects:
-        objects = pipeline.decode_object_masks(record, *self._how)
-        masks = [mask for label, mask in objects if label == target]
-      return record["labels"], image, masks
+      if target >= 0 and (self.grids or self.with_objects):
+        masks = geometry.decode_object_masks(record, *self._how, only=target)
+      return record["labels"], image, [mask for _, mask in masks]
 
     found = self.reader.read(index, read)
     if found is None:
@@ -191,8 +190,8 @@ class Frame:
     dataset: the split.
     reader: of it.
     size: (height, width) of the images.
-    shorter_side_px: see `geometry.full_frame`.
-    round_px: likewise.
+    shorter_side_px: of the images. The release: 448.
+    round_px: see `geometry.frame_size`. The release: 0.
     tolerance_px: of the pointing games, in the annotation's own pixels.
     grids: of the maps that meet the annotation.
   """
@@ -209,19 +208,23 @@ class Frame:
     """Returns a pair; None where its picture is passed over."""
 
     def read(record):
-      frame = geometry.full_frame(record, self.shorter_side_px, self.round_px)
-      return record["labels"], frame
+      header = decode.read_header(record["image"])
+      size = geometry.frame_size(
+        header.size, self.shorter_side_px, self.round_px
+      )
+      width, height = header.size
+      object_mask = np.zeros((height, width), bool)
+      for _, mask in geometry.object_masks(record, header, only=target):
+        object_mask |= np.asarray(mask) > 127
+      image = np.asarray(decode.scaled(header, size))
+      return record["labels"], _is_difficult(record, target), image, object_mask
 
     found = self.reader.read(index, read)
     if found is None:
       return None
-    labels, frame = found
-    object_mask = np.zeros(frame.object_mask.shape[1:], bool)
-    difficult = False
-    for k in np.flatnonzero(frame.target == target):
-      object_mask, difficult = frame.object_mask[k], bool(frame.difficult[k])
+    labels, difficult, image, object_mask = found
     entries = {
-      "image": frame.image,
+      "image": image,
       **self.dataset.encode_labels(labels),
       **_annotated(object_mask, self.tolerance_px, self.grids),
     }
@@ -292,6 +295,15 @@ def _annotated(object_mask, tolerance_px, grids) -> dict[str, Any]:
       for grid in grids
     },
   }
+
+
+def _is_difficult(record: Mapping[str, Any], target: int) -> bool:
+  """Returns whether all objects of the class are marked difficult."""
+  objects = record.get("objects")
+  if objects is None:
+    return False
+  own = np.asarray(objects["label"]) == target
+  return bool(own.any() and np.asarray(objects["difficult"])[own].all())
 
 
 def _blank(dataset, shape, grids) -> dict[str, Any]:

@@ -8,21 +8,19 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import grain
 import numpy as np
-from jaxtyping import Bool, UInt8
 
-from gc_jax.data import decode, geometry, workers
+from gc_jax.data import workers
 from gc_jax.data.augment import Augmentation
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.order import Order
 from gc_jax.data.reading import Reader
 from gc_jax.data.training_example import EXTRAS, TrainingExample, extra_shapes
-from gc_jax.method.types import Batch, EvalBatch
+from gc_jax.method.types import Batch
 from gc_jax.runtime.messages import unknown_name_message
 
 # In a process of its own, a worker makes one batch at a time: with the buffers
@@ -157,60 +155,6 @@ def train_batches(
   return iter(batches.to_iter_dataset(READ_OPTIONS))
 
 
-def eval_batches(
-  dataset: Dataset,
-  *,
-  batch_size: int,
-  image_size: int,
-  resize_px: int = 0,
-  squash: bool = False,
-  on_error: str = "raise",
-  indices: Sequence[int] | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
-) -> Iterator[EvalBatch]:
-  """Yields this process's share of one pass over the split, in its order.
-
-  Every example comes once. The last batch is filled with padding: zeros,
-  `mask` 0, `index` -1. All processes get equally many batches.
-
-  Args:
-    dataset: the split to evaluate on.
-    batch_size: images of all processes.
-    image_size: side of the images and object masks, in pixels.
-    resize_px: the shorter side is scaled to this before the centre is cropped;
-      0 = `image_size`.
-    squash: instead, the whole picture is scaled to a square.
-    on_error: what to do about a record that cannot be read: "raise", or
-      "skip", there is padding in its place.
-    indices: only these examples, in this order.
-    process_index: which share.
-    process_count: of how many.
-
-  Raises:
-    ValueError: if the batch cannot be shared evenly.
-    DecodeError: later, where `on_error` is "raise": names the picture.
-  """
-  local_batch_size = _local_batch_size(batch_size, process_index, process_count)
-  if indices is None:
-    indices = range(len(dataset.source))
-  num_batches = -(-len(indices) // batch_size)
-  starts = range(
-    process_index * local_batch_size, num_batches * batch_size, batch_size
-  )
-  shares = [indices[start : start + local_batch_size] for start in starts]
-  make_batch = _EvalBatches(
-    dataset,
-    Reader(dataset, on_error),
-    local_batch_size,
-    image_size,
-    resize_px,
-    squash,
-  )
-  batches = grain.MapDataset.source(shares).map(make_batch)
-  return iter(batches.to_iter_dataset(READ_OPTIONS))
-
-
 def _local_batch_size(
   batch_size: int, process_index: int, process_count: int
 ) -> int:
@@ -225,50 +169,6 @@ def _local_batch_size(
       f"processes, and at least 1 each; use {nearest}."
     )
   return batch_size // process_count
-
-
-def decode_image(
-  encoded: bytes, image_size: int, resize_px: int = 0, squash: bool = False
-) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes any picture to a square, as for evaluation.
-
-  Args:
-    encoded: the picture.
-    image_size: side of the square, the centre of the picture.
-    resize_px: shorter side of the picture before that; 0 = `image_size`.
-    squash: instead, the whole picture is scaled to the square.
-
-  Raises:
-    DecodeError: if it cannot be read.
-  """
-  header = decode.read_header(encoded)
-  return np.asarray(geometry.picture(header, image_size, resize_px, squash))
-
-
-def decode_object_masks(
-  record: Mapping[str, Any],
-  image_size: int,
-  resize_px: int = 0,
-  squash: bool = False,
-) -> list[tuple[int, Bool[np.ndarray, "H W"]]]:
-  """Returns (class, pixels) of each object, fitted just as the image is.
-
-  An object without a mask is its filled box.
-
-  Raises:
-    DecodeError: if a mask cannot be read.
-  """
-  if record.get("objects") is None:
-    return []
-  header = decode.read_header(record["image"])
-  found = []
-  for label, mask in geometry.object_masks(record, header):
-    if squash:
-      mask = geometry.squash(mask, image_size)
-    else:
-      mask = geometry.resize_and_crop(mask, resize_px or image_size, image_size)
-    found.append((label, np.asarray(mask) >= 128))
-  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,64 +203,3 @@ class _TrainBatches:
     )
     counts = len(make.dataset.class_names) * make.dataset.multi_label
     return self.local_batch_size * (3 * side**2 + extras + 4 * counts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatches:
-  """Positions in the split -> the batch of them, padded at the end."""
-
-  dataset: Dataset
-  reader: Reader
-  local_batch_size: int
-  image_size: int
-  resize_px: int
-  squash: bool
-
-  def __call__(self, indices: Sequence[int]) -> EvalBatch:
-    batch = self._empty()
-    for row, index in enumerate(indices):
-      found = self.reader.read(index, self._decode)
-      if found is not None:
-        self._fill(batch, row, index, *found)
-    return batch
-
-  def _empty(self) -> EvalBatch:
-    count, size = self.local_batch_size, self.image_size
-    slots = self.dataset.max_classes_per_image
-    batch = {
-      "image": np.zeros((count, size, size, 3), np.uint8),
-      "mask": np.zeros(count, np.float32),
-      "target": np.zeros((count, slots), np.int32),
-      "target_mask": np.zeros((count, slots), np.float32),
-      "object_mask": np.zeros((count, slots, size, size), np.bool_),
-      "index": np.full(count, -1, np.int32),
-    }
-    if self.dataset.multi_label:
-      num_classes = len(self.dataset.class_names)
-      batch["labels"] = np.zeros((count, num_classes), np.int32)
-    else:
-      batch["label"] = np.zeros(count, np.int32)
-    return batch
-
-  def _decode(self, record: Mapping[str, Any]):
-    how = self.image_size, self.resize_px, self.squash
-    image = decode_image(record["image"], *how)
-    return record["labels"], image, decode_object_masks(record, *how)
-
-  def _fill(self, batch, row, index, labels, image, masks) -> None:
-    targets = np.unique(np.asarray(labels))
-    slots = batch["target"].shape[1]
-    if len(targets) > slots:
-      raise ValueError(
-        f"{self.dataset.name} says that an image shows at most {slots} classes "
-        f"and example {index} shows {len(targets)}; raise max_classes_per_image"
-      )
-    batch["image"][row] = image
-    batch["mask"][row] = 1
-    batch["index"][row] = index
-    batch["target"][row, : len(targets)] = targets
-    batch["target_mask"][row, : len(targets)] = 1
-    for key, value in self.dataset.encode_labels(labels).items():
-      batch[key][row] = value
-    for label, mask in masks:
-      batch["object_mask"][row, np.flatnonzero(targets == label)] |= mask

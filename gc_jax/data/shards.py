@@ -52,10 +52,6 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Returns how many there will be, where that is known beforehand."""
     return None
 
-  def facts(self) -> dict[str, Any]:
-    """Returns what else a reader must know; called when all is written."""
-    return {}
-
 
 def folder_of(name: str, split: str, version: str, data_dir: str | os.PathLike):
   """Returns where TFDS keeps a set whose config is named after its split."""
@@ -177,7 +173,6 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
   facts = {
     "sources": builder.sources(),
     "counts": dict(sorted(counts.items())),
-    **builder.facts(),
   }
   (parts / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
   try:

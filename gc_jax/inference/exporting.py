@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from gc_jax import data, torch_io
-from gc_jax.data import pipeline
+from gc_jax.data.pairs import Square
+from gc_jax.data.reading import Reader
 from gc_jax.inference import trained
 from gc_jax.report import artefact, describe
 from gc_jax.runtime import config as saved_config
@@ -113,19 +114,17 @@ def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
   """Returns the first pictures of the run's evaluation split."""
   config = ConfigDict(config)
   dataset = data.load(config.data, config.data.eval_split)
-  count = min(_NUM_IMAGES, len(dataset.source))
-  batch = next(
-    pipeline.eval_batches(
-      dataset,
-      batch_size=count,
-      image_size=config.data.image_size,
-      resize_px=config.data.eval_resize_px,
-      squash=config.data.eval_squash,
-      on_error=config.data.on_error,
-      indices=range(count),
-    )
+  square = Square(
+    dataset,
+    Reader(dataset, config.data.on_error),
+    config.data.image_size,
+    config.data.eval_resize_px,
+    config.data.eval_squash,
   )
-  return np.asarray(batch["image"])
+  count = min(_NUM_IMAGES, len(dataset.source))
+  images = [square.image(index) for index in range(count)]
+  blank = square.blank()["image"]  # in place of a picture passed over
+  return np.stack([blank if image is None else image for image in images])
 
 
 def _digest(config: dict) -> str:

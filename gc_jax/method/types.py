@@ -50,23 +50,6 @@ class Batch(TypedDict):
   skipped: NotRequired[Array]
 
 
-class EvalBatch(Batch):
-  """A `Batch` with what localisation needs: up to P explained classes.
-
-  Keys:
-    target: int32 `[B P]`, the ground-truth classes of the image, ascending.
-    target_mask: float32 `[B P]`, 0 where an image has fewer than P classes,
-      and for padding.
-    object_mask: bool `[B P H W]`, pixels of any object of that class.
-    index: int32 `[B]`, position of the example in its split (-1 = padding).
-  """
-
-  target: Array
-  target_mask: Array
-  object_mask: Array
-  index: Array
-
-
 class PairBatch(TypedDict):
   """A batch of (picture, class) pairs, for evaluation (`data.pairs`).
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.report import (
   charts,
@@ -93,7 +94,7 @@ def _contents(
   }
   written["comparison.html"] = page.render(
     "comparison.html",
-    data_name=describe.data_title(about.data_name),
+    data_name=data.title(about.data_name),
     preface=protocol,
     groups=[
       (

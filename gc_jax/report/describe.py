@@ -5,21 +5,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gc_jax import models
+from gc_jax import data, models
 from gc_jax.method.metrics import Key
 from gc_jax.models import MODELS
 from gc_jax.report.artefact import About, Evaluated
 from gc_jax.runtime import config as saved_config
 
-_DATA = {
-  "context_digits": "context digits",
-  "tfds:caltech_birds2011": "Caltech-UCSD Birds 2011",
-  "tfds:oxford_iiit_pet": "Oxford-IIIT Pet",
-  "tfds:voc/2007": "PASCAL VOC 2007",
-  "tfds:voc/2012": "PASCAL VOC 2012",
-  "imagenet": "ImageNet",
-  "coco": "MS-COCO",
-}
 # Settings that only some questions depend on: others compare without them.
 _OF_QUESTIONS = {
   "eval.epsilons": ("attacks",),
@@ -33,11 +24,6 @@ _OF_RELEASE = ("eval.shorter_side_px", "eval.round_px")
 def architecture_title(name: str) -> str:
   """Returns "ResNet18" for a key of `MODELS`: its pooling is not said."""
   return MODELS[name].title if name in MODELS else models.without_gmp(name)
-
-
-def data_title(name: str) -> str:
-  """Returns a key of `DATASETS`, or a stock set's name, as one writes it."""
-  return _DATA.get(name, name.removeprefix("tfds:").replace("_", " "))
 
 
 def paper_names(about: About) -> list[str]:
@@ -103,7 +89,7 @@ def training(about: About, others: Sequence[About] = ()) -> str:
     parts.append(f"trained for {epochs:g} {plural}")
   else:
     parts.append("trained")
-  name = data_title(str(setting("data.name") or "unknown data"))
+  name = data.title(str(setting("data.name") or "unknown data"))
   parts.append(f"on {name}{_data_details(about)}")
   if about.consistency:
     parts.append("with the Grad-CAM consistency loss,")
@@ -128,7 +114,7 @@ def sentence(about: About, others: Sequence[About] = ()) -> str:
     return training(about, others)
   return (
     f"{training(about, others)} Evaluated on {about.num_images:,} images of "
-    f"{data_title(about.data_name)}, split {about.split}."
+    f"{data.title(about.data_name)}, split {about.split}."
   )
 
 
@@ -138,7 +124,8 @@ def _data_details(about: About) -> str:
   if size:
     details.append(f"{size}×{size}")
   frac = about.trained_with("data.background_frac")
-  if frac is not None and "digits" in str(about.trained_with("data.name")):
+  entry = data.DATASETS.get(str(about.trained_with("data.name")))
+  if frac is not None and entry and entry.background_frac:
     details.append(
       f"background follows the class {100 * frac:.0f}% of the time"
     )

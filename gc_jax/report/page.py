@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import (
@@ -230,7 +231,7 @@ def _context(
     "is_run": evaluated.is_run,
     "name": evaluated.folder.resolve().name,
     "title": describe.label(about),
-    "data_name": describe.data_title(about.data_name),
+    "data_name": data.title(about.data_name),
     "sentence": describe.sentence(about),
     "protocol": describe.protocol(about),
     "is_consistent": about.consistency,

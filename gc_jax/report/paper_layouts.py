@@ -7,6 +7,7 @@ their own, where data set, architecture and pooling are the same.
 
 from collections.abc import Sequence
 
+from gc_jax import data
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.metrics import EPSILONS, METRICS, Key
 from gc_jax.report import describe, paper_tables, tables
@@ -113,7 +114,7 @@ def _finished(
   quoted = _paper_rows(models, number)
   laid_out = f"Laid out as the paper's Table {number}, {paper.caption}"
   if not quoted and about.data_name != paper.data_name:
-    of = describe.data_title(paper.data_name)
+    of = data.title(paper.data_name)
     laid_out += f"; that is of {of}, so none of its rows stands here"
   elif not quoted:
     laid_out += "; it has no row of such a model, so none stands here"
@@ -135,7 +136,7 @@ def _finished(
   return Table(
     columns=tuple(columns),
     rows=(*own, *quoted, *controls),
-    title=f"Table {number}: {what}, {describe.data_title(about.data_name)}",
+    title=f"Table {number}: {what}, {data.title(about.data_name)}",
     notes=tuple(notes),
   )
 

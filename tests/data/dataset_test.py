@@ -18,9 +18,7 @@ def make(source):
     source=source,
     class_names=("a", "b", "c"),
     multi_label=True,
-    max_classes_per_image=3,
     name="hand-made",
-    license="",
   )
 
 

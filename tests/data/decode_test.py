@@ -14,9 +14,9 @@ import PIL.Image
 import PIL.PngImagePlugin
 import pytest
 
-from gc_jax.data import decode, geometry, image_files, pipeline
+from gc_jax.data import decode, geometry, image_files
 from gc_jax.data.augment import Augmentation
-from tests.data import photos
+from tests.data import evaluated, photos
 from tests.data import picture_files as files
 
 
@@ -179,13 +179,13 @@ def test_training_evaluation_and_explain_see_the_same_pixels(
   encoded, _ = picture_file(name, orientation)
   (tmp_path / "picture").write_bytes(encoded)
   explained = image_files.read(tmp_path / "picture")
-  np.testing.assert_array_equal(pipeline.decode_image(encoded, 32), explained)
+  np.testing.assert_array_equal(geometry.decode_image(encoded, 32), explained)
   np.testing.assert_array_equal(crop(encoded, (0, 0, 32, 32), 32), explained)
   out = np.empty((32, 32, 3), np.uint8)
   Augmentation(32)(encoded, np.random.default_rng(0), out)
   np.testing.assert_array_equal(out, explained)
-  frame = geometry.full_frame({"image": encoded, "labels": [0]}, 32)
-  np.testing.assert_array_equal(frame.image, explained)
+  image, *_ = evaluated.frame({"image": encoded, "labels": [0]}, 0, 32)
+  np.testing.assert_array_equal(image, explained)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -198,13 +198,13 @@ def test_evaluation_and_explain_resize_alike(
   photo = photos.load("coffee.png", size)
   encoded = photos.with_orientation(photo, orientation, encoding)
   (tmp_path / "picture").write_bytes(encoded)
-  frame = geometry.full_frame({"image": encoded, "labels": [0]}, 64)
-  shape = frame.image.shape[:2]
+  image, *_ = evaluated.frame({"image": encoded, "labels": [0]}, 0, 64)
+  shape = image.shape[:2]
   assert shape == ((96, 64) if orientation == 6 else (64, 96))
   explained = image_files.read(tmp_path / "picture", shape)
-  np.testing.assert_array_equal(frame.image, explained)
+  np.testing.assert_array_equal(image, explained)
   np.testing.assert_array_equal(
-    pipeline.decode_image(encoded, 64),
+    geometry.decode_image(encoded, 64),
     explained[shape[0] // 2 - 32 :, shape[1] // 2 - 32 :][:64, :64],
   )
 
@@ -384,7 +384,7 @@ def trained(encoded):
 
 READERS = {
   "training": trained,
-  "evaluation": lambda encoded: pipeline.decode_image(encoded, 8),
+  "evaluation": lambda encoded: geometry.decode_image(encoded, 8),
   "mask": mask_inside,
 }
 

@@ -101,9 +101,7 @@ def dataset_of(labels, num_classes=NUM_CLASSES, multi_label=True):
     source=records,
     class_names=tuple("abcdefgh"[:num_classes]),
     multi_label=multi_label,
-    max_classes_per_image=num_classes,
     name="colours",
-    license="",
   )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import decode, geometry, pipeline
-from tests.data import photos
+from gc_jax.data import decode, geometry
+from tests.data import evaluated, photos
 from tests.data import picture_files as files
 
 
@@ -47,7 +47,7 @@ def test_evaluation_is_resize_256_and_center_crop_224(size):
   """Within one grey level of a computation without Pillow, and of Pillow."""
   encoded = photos.encode(photos.load("motorcycle_left.png", size))
   image = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
-  ours = pipeline.decode_image(encoded, 224, 256)
+  ours = geometry.decode_image(encoded, 224, 256)
   assert ours.shape == (224, 224, 3) and ours.dtype == np.uint8
   by_hand = recomputed(np.asarray(image), 256, 224)
   assert np.abs(ours - by_hand).max() <= 1
@@ -66,14 +66,14 @@ def test_decoding_at_a_smaller_scale_does_not_show_in_an_evaluation(name):
   large = photos.load(name, (3_000, 2_400))
   encoded = photos.encode(large, quality=95)
   exact = geometry.resize_and_crop(PIL.Image.open(io.BytesIO(encoded)), 72, 64)
-  ours = pipeline.decode_image(encoded, 64, 72).astype(int)
+  ours = geometry.decode_image(encoded, 64, 72).astype(int)
   assert np.abs(ours - np.asarray(exact)).max() <= 1
 
 
 def test_without_a_size_to_resize_to_the_shorter_side_fills_the_square():
   encoded = photos.encode(photos.load("coffee.png", (300, 200)), "png")
   np.testing.assert_array_equal(
-    pipeline.decode_image(encoded, 64), pipeline.decode_image(encoded, 64, 64)
+    geometry.decode_image(encoded, 64), geometry.decode_image(encoded, 64, 64)
   )
 
 
@@ -107,24 +107,20 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
       "mask": [photos.encode(mask, "png"), b""],
     },
   }
-  seen = pipeline.decode_image(record["image"], 96, 110)[..., 0] >= 128
-  (_, of_mask), (_, of_box) = pipeline.decode_object_masks(record, 96, 110)
+  seen = geometry.decode_image(record["image"], 96, 110)[..., 0] >= 128
+  (_, of_mask), (_, of_box) = geometry.decode_object_masks(record, 96, 110)
   np.testing.assert_array_equal(of_mask, seen)
   # The box is tight around what is seen, to a pixel.
   for axis in (0, 1):
     edges = [np.flatnonzero(m.any(axis))[[0, -1]] for m in (seen, of_box)]
     assert np.abs(edges[0] - edges[1]).max() <= 1
-  frame = geometry.full_frame(record, 75)
-  assert frame.image.shape == (
-    (75, 100, 3) if orientation in (1, 3) else (100, 75, 3)
-  )
-  small = np.asarray(
-    PIL.Image.fromarray(frame.object_mask[0]).resize(
-      frame.image.shape[1::-1], PIL.Image.Resampling.BOX
-    )
-  )
+  image, whole, _ = evaluated.frame(record, 1, 75)
+  shape = (75, 100) if orientation in (1, 3) else (100, 75)
+  assert image.shape[:2] == shape
+  box = PIL.Image.Resampling.BOX
+  small = np.asarray(PIL.Image.fromarray(whole).resize(shape[::-1], box))
   # Two filters differ along the edge; turned wrongly, a tenth would.
-  assert (small != (frame.image[..., 0] >= 128)).mean() < 0.01
+  assert (small != (image[..., 0] >= 128)).mean() < 0.01
 
 
 def test_the_full_frame_keeps_the_aspect_and_the_annotations_own_pixels():
@@ -148,17 +144,17 @@ def test_the_full_frame_keeps_the_aspect_and_the_annotations_own_pixels():
       "difficult": [True, True, False, False],
     },
   }
-  frame = geometry.full_frame(record, 448)
-  assert frame.image.shape == (448, 672, 3)
   exact = PIL.Image.open(io.BytesIO(record["image"])).resize((672, 448), 2)
-  np.testing.assert_array_equal(frame.image, np.asarray(exact))
-  assert frame.target.tolist() == [2, 5]
+  expected = np.zeros((200, 300), bool)
+  expected[100:, 150:] = True
   # Difficult is what has no easy object: class 5 has one.
-  assert frame.difficult.tolist() == [True, False]
-  expected = np.zeros((2, 200, 300), bool)
-  expected[:, 100:, 150:] = True
-  expected[1, 20:60, 30:90] = True
-  np.testing.assert_array_equal(frame.object_mask, expected)
+  for target, is_difficult in ((2, True), (5, False)):
+    if target == 5:
+      expected[20:60, 30:90] = True
+    image, mask, difficult = evaluated.frame(record, target, 448)
+    np.testing.assert_array_equal(image, np.asarray(exact))
+    np.testing.assert_array_equal(mask, expected)
+    assert difficult == is_difficult
 
 
 def test_a_mask_of_another_size_is_refused():
@@ -176,7 +172,7 @@ def test_a_mask_of_another_size_is_refused():
     decode.DecodeError,
     match=r"mask of object 0: .*30x20 pixels, and is 20x30",
   ):
-    pipeline.decode_object_masks(record, 16)
+    geometry.decode_object_masks(record, 16)
 
 
 ORIENTATIONS = range(1, 9)
@@ -271,9 +267,9 @@ def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
       "mask": [files.save(mask, "png")],
     },
   }
-  found = geometry.full_frame(record, 40)
-  np.testing.assert_array_equal(found.object_mask[0], INSIDE)
-  ((_, seen),) = pipeline.decode_object_masks(record, 40)
+  _, found, _ = evaluated.frame(record, 3, 40)
+  np.testing.assert_array_equal(found, INSIDE)
+  ((_, seen),) = geometry.decode_object_masks(record, 40)
   np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
 
 
@@ -290,7 +286,7 @@ def test_an_object_whose_mask_shows_several_is_named():
   with pytest.raises(
     decode.DecodeError, match=r"mask of object 1: .* it has 0, 8 and 255"
   ):
-    pipeline.decode_object_masks(record, 16)
+    geometry.decode_object_masks(record, 16)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -327,18 +323,47 @@ def test_a_squashed_picture_is_whole_and_its_masks_go_along():
       "difficult": [False],
     },
   }
-  seen = pipeline.decode_image(record["image"], 40, squash=True)
+  seen = geometry.decode_image(record["image"], 40, squash=True)
   expected = photo.resize((40, 40), PIL.Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(seen, np.asarray(expected))
-  ((_, mask),) = pipeline.decode_object_masks(record, 40, squash=True)
+  ((_, mask),) = geometry.decode_object_masks(record, 40, squash=True)
   by_hand = np.zeros((40, 40), bool)
   by_hand[10:, 30:] = True
   np.testing.assert_array_equal(mask, by_hand)
-  ((_, cropped),) = pipeline.decode_object_masks(record, 40)
+  ((_, cropped),) = geometry.decode_object_masks(record, 40)
   assert cropped.sum() < 0.6 * by_hand.sum()
 
 
 def test_a_strip_that_would_fill_the_memory_is_refused_first():
   encoded = photos.encode(PIL.Image.new("RGB", (1, 12_000)), "png")
   with pytest.raises(decode.DecodeError, match=r"1x12000 pixels, a strip, and"):
-    pipeline.decode_image(encoded, 224, 256)
+    geometry.decode_image(encoded, 224, 256)
+
+
+@pytest.mark.parametrize("masks", [{}, {"mask": [b""]}])
+def test_an_object_without_a_mask_is_its_filled_box(masks):
+  record = {
+    "image": photos.encode(np.zeros((40, 80, 3), np.uint8), "png"),
+    # In the image rows 10..19, columns 40..59.
+    "objects": {"label": [2], "bbox": [(0.25, 0.5, 0.5, 0.75)], **masks},
+  }
+  ((_, mask),) = geometry.decode_object_masks(record, 40)
+  expected = np.zeros((40, 40), bool)
+  expected[10:20, 20:40] = True  # the centre square is columns 20..59
+  np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
+def test_a_picture_that_is_its_own_mask_is_still_so_as_a_square(shape):
+  mask = ellipse(shape)
+  record = {
+    "image": photos.encode(np.repeat(mask[..., None], 3, -1), "png"),
+    "objects": {
+      "label": [0],
+      "bbox": [(0, 0, 1, 1)],
+      "mask": [photos.encode(mask, "png")],
+    },
+  }
+  seen = geometry.decode_image(record["image"], 64)[..., 0] >= 128
+  ((_, found),) = geometry.decode_object_masks(record, 64)
+  np.testing.assert_array_equal(found, seen)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gc_jax.data import annotation, decode, geometry, pairs, pipeline
+from gc_jax.data import annotation, decode, geometry, pairs
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.pairs import Composite, Frame, Square
@@ -56,9 +56,7 @@ def several():
     source=records,
     class_names=CLASSES,
     multi_label=True,
-    max_classes_per_image=3,
     name="several",
-    license="made for this test",
   )
 
 
@@ -107,11 +105,11 @@ def test_a_row_holds_what_the_picture_and_its_class_say(several, rows):
   for i in (0, 1, 5):
     record = several.source[rows.index[i]]
     np.testing.assert_array_equal(
-      batch["image"][i], pipeline.decode_image(record["image"], 32)
+      batch["image"][i], geometry.decode_image(record["image"], 32)
     )
     masks = [
       mask
-      for label, mask in pipeline.decode_object_masks(record, 32)
+      for label, mask in geometry.decode_object_masks(record, 32)
       if label == rows.target[i]
     ]
     object_mask = np.logical_or.reduce(masks)
@@ -172,7 +170,7 @@ def test_a_composite_holds_its_picture_and_three_without_the_class(
   (share,) = pairs.batches(rows, range(9), composite(several), 9)
   batch = share.batch
   pictures = {
-    index: pipeline.decode_image(one["image"], 32)
+    index: geometry.decode_image(one["image"], 32)
     for index, one in enumerate(several.source)
   }
   assert batch["mask"][3] == 0  # no class, no composite
@@ -208,9 +206,10 @@ def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
   (share,) = pairs.batches(rows, [0, 1, 8], frame, 3)
   assert share.batch["image"].shape == (3, 64, 96, 3)
   for i, row in enumerate([0, 1, 8]):
-    whole = geometry.full_frame(several.source[rows.index[row]], 64)
-    (k,) = np.flatnonzero(whole.target == rows.target[row])
-    object_mask = whole.object_mask[k]
+    record = several.source[rows.index[row]]
+    header = decode.read_header(record["image"])
+    objects = geometry.object_masks(record, header, only=int(rows.target[row]))
+    object_mask = np.any([np.asarray(one) > 127 for _, one in objects], axis=0)
     assert object_mask.shape == (40, 60)
     expected = annotation.on_grid(
       object_mask, annotation.dilate(object_mask, 15.0), grid
@@ -259,3 +258,23 @@ def test_broken_pictures_are_named_or_keep_an_empty_row(several, rows):
   np.testing.assert_array_equal(
     share.batch["mask"], [1, 1, 0, 0, 1, 1, 1, 1, 1]
   )
+
+
+def test_no_mask_is_decoded_that_a_row_does_not_ask_for(several, rows):
+  source = [dict(one) for one in several.source]
+  source[0]["objects"] = source[0]["objects"] | {
+    "label": [1, 1, 1],
+    "mask": [b"broken"] * 3,
+  }
+  others = dataclasses.replace(several, source=source)
+  for maker in (
+    square(others),
+    square(others, with_objects=True),
+    square(others, grids=((4, 4),)),
+    Frame(others, Reader(others), (64, 96), 64, 0, 15.0, ((4, 6),)),
+  ):
+    (share,) = pairs.batches(rows, [0, 1], maker, 2)
+    assert share.batch["mask"].all() and not share.batch["annotated"].any()
+    if maker != square(others):
+      with pytest.raises(decode.DecodeError, match="picture 0"):
+        maker.row(0, 1)

@@ -2,13 +2,12 @@ import collections
 import dataclasses
 import io
 import itertools
-import math
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import Dataset, pipeline, reading
+from gc_jax.data import Dataset, decode, geometry, pipeline, reading
 
 SIZES = {"batch_size": 8, "image_size": 64}
 
@@ -19,14 +18,12 @@ def png(pixels):
   return buffer.getvalue()
 
 
-def dataset_of(records, multi_label=True, slots=3):
+def dataset_of(records, multi_label=True):
   return Dataset(
     source=records,
     class_names=tuple("abcdef"),
     multi_label=multi_label,
-    max_classes_per_image=slots,
     name="hand-made",
-    license="",
   )
 
 
@@ -65,7 +62,7 @@ def test_multi_label_batches_count_the_objects(load_small):
   dataset = load_small("train", multi_label=True)
   records = {r["image"]: r for r in dataset.source}
   by_pixels = {
-    pipeline.decode_image(image, 64).tobytes(): record["labels"]
+    geometry.decode_image(image, 64).tobytes(): record["labels"]
     for image, record in records.items()
   }
   counts = []
@@ -93,7 +90,7 @@ def test_an_epoch_shows_every_example_once_and_each_is_shuffled_anew(
   assert set(epochs[0]) == set(epochs[1])
   assert epochs[0] != epochs[1]
   in_order = [
-    pipeline.decode_image(r["image"], 64).tobytes() for r in dataset.source
+    geometry.decode_image(r["image"], 64).tobytes() for r in dataset.source
   ]
   assert epochs[0] != in_order
 
@@ -231,7 +228,7 @@ def broken(load_small, monkeypatch):
 
 def test_a_broken_picture_stops_training_by_name(broken):
   with pytest.raises(
-    pipeline.decode.DecodeError,
+    decode.DecodeError,
     match=r"Example (3|17|18) of context_digits/.* cannot be read: it is no pic"
     r"ture: its 6 bytes start with b'broken'\. Mend or remove it, or set "
     r"--config.data.on_error=skip",
@@ -244,7 +241,7 @@ def test_a_broken_picture_stops_training_by_name(broken):
 def test_the_file_of_a_broken_picture_is_named(field, name):
   dataset = dataset_of([{"image": b"broken", "labels": [1], field: name}])
   with pytest.raises(
-    pipeline.decode.DecodeError, match=r"Example 0 of .*, cat/7\.jpg, cannot be"
+    decode.DecodeError, match=r"Example 0 of .*, cat/7\.jpg, cannot be"
   ):
     train(dataset, 1, batch_size=1)
 
@@ -252,7 +249,7 @@ def test_the_file_of_a_broken_picture_is_named(field, name):
 @pytest.mark.slow  # workers are spawned and import everything: 5 s
 def test_a_broken_picture_stops_training_by_name_in_a_worker_too(broken):
   with pytest.raises(
-    pipeline.decode.DecodeError, match=r"Example (3|17|18) of .* cannot be read"
+    decode.DecodeError, match=r"Example (3|17|18) of .* cannot be read"
   ):
     train(broken, 5, num_workers=1)
 
@@ -276,16 +273,6 @@ def test_a_skipped_picture_is_replaced_and_counted_once_an_epoch(
   assert len(np.unique(replaced, axis=0)) > 1
   for image, label in zip(replaced, whole["label"][~kept], strict=True):
     assert label_of[image.tobytes()] == label
-
-
-def test_a_skipped_picture_is_padding_in_an_evaluation(broken):
-  batches = list(pipeline.eval_batches(broken, on_error="skip", **SIZES))
-  whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  missing = np.flatnonzero(whole["mask"] == 0)
-  assert missing.tolist() == [3, 17, 18]
-  for key in whole.keys() - {"index"}:
-    assert not whole[key][missing].any(), key
-  assert (whole["index"][missing] == -1).all()
 
 
 def test_skipping_is_logged_less_and_less_often(broken, caplog):
@@ -508,7 +495,7 @@ def test_a_broken_mask_is_as_bad_as_a_broken_picture(on_error, mask):
   dataset = dataset_of([good, bad] + 6 * [good])
   how = {**WITH_MASKS, "on_error": on_error}
   if on_error == "raise":
-    with pytest.raises(pipeline.decode.DecodeError, match=r"1 of .*cat/7\.png"):
+    with pytest.raises(decode.DecodeError, match=r"1 of .*cat/7\.png"):
       train(dataset, 1, **how)
     return
   (batch,) = train(dataset, 1, **how)
@@ -521,170 +508,14 @@ def test_what_no_pipeline_brings_is_refused():
     train(dataset_of([own_mask((8, 8))]), 1, bring=("masks",))
 
 
-@pytest.mark.parametrize("process_count", [1, 2])
-@pytest.mark.parametrize("batch_size", [8, 24, 32])
-def test_evaluation_shows_every_example_once_in_order(
-  load_small, batch_size, process_count
-):
-  dataset = load_small("test")  # 23 examples
-  shares = [
-    list(
-      pipeline.eval_batches(
-        dataset,
-        batch_size=batch_size,
-        image_size=64,
-        process_index=i,
-        process_count=process_count,
-      )
-    )
-    for i in range(process_count)
-  ]
-  assert len({len(share) for share in shares}) == 1
-  batches = joined(*shares)
-  assert len(batches) == math.ceil(23 / batch_size)
-  whole = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  padding = len(whole["mask"]) - 23
-  assert whole["index"].tolist() == [*range(23), *[-1] * padding]
-  assert whole["mask"].tolist() == [1] * 23 + [0] * padding
-  for key in whole.keys() - {"index"}:
-    assert not whole[key][23:].any(), f"{key} of padding is 0"
-  for index, record in enumerate(dataset.source):
-    np.testing.assert_array_equal(
-      whole["image"][index], pipeline.decode_image(record["image"], 64)
-    )
-    assert whole["label"][index] == record["labels"][0]
-
-
-def test_eval_batches_are_what_types_say(load_small):
-  for multi_label, slots in ((False, 1), (True, 3)):
-    dataset = load_small("test", multi_label=multi_label)
-    batch = next(pipeline.eval_batches(dataset, **SIZES))
-    shapes = {k: (v.shape, v.dtype.name) for k, v in batch.items()}
-    labels = {"labels": ((8, 10), "int32")}
-    assert shapes == {
-      "image": ((8, 64, 64, 3), "uint8"),
-      "mask": ((8,), "float32"),
-      "target": ((8, slots), "int32"),
-      "target_mask": ((8, slots), "float32"),
-      "object_mask": ((8, slots, 64, 64), "bool"),
-      "index": ((8,), "int32"),
-      **(labels if multi_label else {"label": ((8,), "int32")}),
-    }
-
-
-def test_targets_are_the_classes_ascending_with_the_union_of_their_masks():
-  def mask(*corner):
-    pixels = np.zeros((8, 8), np.uint8)
-    pixels[corner] = 255
-    return pixels
-
-  record = {
-    "image": png(np.zeros((8, 8, 3), np.uint8)),
-    "labels": [4, 1, 4],
-    "objects": {
-      "label": [4, 1, 4],
-      "bbox": [(0, 0, 1, 1)] * 3,
-      "difficult": [False] * 3,
-      "mask": [png(mask(0, 0)), png(mask(3, 5)), png(mask(7, 7))],
-    },
-  }
-  (batch,) = pipeline.eval_batches(
-    dataset_of([record]), batch_size=1, image_size=8
-  )
-  assert batch["target"].tolist() == [[1, 4, 0]]
-  assert batch["target_mask"].tolist() == [[1, 1, 0]]
-  assert batch["labels"].tolist() == [[0, 1, 0, 0, 2, 0]]
-  assert np.argwhere(batch["object_mask"][0]).tolist() == [
-    [0, 3, 5],
-    [1, 0, 0],
-    [1, 7, 7],
-  ]
-
-
-def test_an_object_without_a_mask_is_its_filled_box():
-  for masks in ({}, {"mask": [b""]}):
-    record = {
-      "image": png(np.zeros((40, 80, 3), np.uint8)),
-      "labels": [2],
-      # In the image rows 10..19, columns 40..59.
-      "objects": {"label": [2], "bbox": [(0.25, 0.5, 0.5, 0.75)], **masks},
-    }
-    (batch,) = pipeline.eval_batches(
-      dataset_of([record]), batch_size=1, image_size=40
-    )
-    rows, columns = np.nonzero(batch["object_mask"][0, 0])
-    # The centre square is columns 20..59 of the image.
-    assert (rows.min(), rows.max()) == (10, 19)
-    assert (columns.min(), columns.max()) == (20, 39)
-    assert len(rows) == 10 * 20
-
-
-def test_a_split_without_objects_has_targets_and_empty_masks():
-  record = {"image": png(np.zeros((8, 8, 3), np.uint8)), "labels": [5]}
-  (batch,) = pipeline.eval_batches(
-    dataset_of([record], multi_label=False, slots=1), batch_size=1, image_size=8
-  )
-  assert batch["target"].tolist() == [[5]]
-  assert not batch["object_mask"].any()
-
-
-@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
-def test_images_of_other_sizes_are_scaled_and_cropped_with_their_masks(shape):
-  # A picture that is its own mask: a bright ellipse, a little off the centre.
-  y, x = np.mgrid[: shape[0], : shape[1]]
-  y = (y + 0.5 - shape[0] / 2) / min(shape)
-  x = (x + 0.5 - shape[1] / 2) / min(shape)
-  ellipse = ((y - 0.1) ** 2 + (x * 2) ** 2 < 0.09).astype(np.uint8) * 255
-  record = {
-    "image": png(np.repeat(ellipse[..., None], 3, -1)),
-    "labels": [0],
-    "objects": {"label": [0], "bbox": [(0, 0, 1, 1)], "mask": [png(ellipse)]},
-  }
-  (batch,) = pipeline.eval_batches(
-    dataset_of([record]), batch_size=1, image_size=64
-  )
-  np.testing.assert_array_equal(
-    batch["image"][0, ..., 0] >= 128, batch["object_mask"][0, 0]
-  )
-  rows, columns = np.nonzero(batch["object_mask"][0, 0])
-  # Pixels of the 64; half a pixel of the coarsest source is 1 of them.
-  assert abs(rows.mean() - (31.5 + 6.4)) < 1
-  assert abs(columns.mean() - 31.5) < 1
-  assert abs(rows.max() - rows.min() + 1 - 0.6 * 64) <= 3
-
-
-@pytest.mark.parametrize(
-  ("encoding", "mode"),
-  [
-    ("png", "L"),
-    ("png", "P"),
-    ("png", "RGBA"),
-    ("png", "1"),
-    ("jpeg", "L"),
-    ("jpeg", "CMYK"),
-  ],
-)
-def test_every_colour_mode_becomes_rgb(encoding, mode):
-  red = PIL.Image.new("RGB", (16, 16), (255, 0, 0)).convert(mode)
-  buffer = io.BytesIO()
-  red.save(buffer, format=encoding)
-  decoded = pipeline.decode_image(buffer.getvalue(), 16)
-  assert decoded.shape == (16, 16, 3) and decoded.dtype == np.uint8
-  if mode not in ("L", "1"):
-    # JPEG's own rounding.
-    assert np.abs(decoded[8, 8].astype(int) - (255, 0, 0)).max() <= 2
-
-
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(load_small):
   dataset = load_small("test")
   message = r"batch_size=8 must be divisible by 3 processes.*; use 9."
   sizes = {**SIZES, "process_count": 3}
   with pytest.raises(ValueError, match=message):
     pipeline.train_batches(dataset, seed=0, start_step=0, **sizes)
-  with pytest.raises(ValueError, match=message):
-    pipeline.eval_batches(dataset, **sizes)
   with pytest.raises(ValueError, match=r"process_index=3 must be in 0..2"):
-    pipeline.eval_batches(dataset, **sizes, process_index=3)
+    train(dataset, 1, **sizes, process_index=3)
 
 
 @pytest.mark.parametrize(
@@ -698,15 +529,6 @@ def test_negative_numbers_are_refused(load_small, wrong):
 def test_an_empty_split_is_refused():
   with pytest.raises(ValueError, match="hand-made must have examples"):
     train(dataset_of([]))
-
-
-def test_records_that_contradict_the_dataset_are_refused(load_small):
-  multi = load_small("train", multi_label=True)
-  with pytest.raises(ValueError, match=r"is single-label.*load it as multi"):
-    train(dataclasses.replace(multi, multi_label=False), 1)
-  too_few = dataclasses.replace(multi, max_classes_per_image=1)
-  with pytest.raises(ValueError, match="raise max_classes_per_image"):
-    next(pipeline.eval_batches(too_few, **SIZES))
 
 
 def test_steps_per_epoch_are_whole_batches():

@@ -97,9 +97,6 @@ def test_a_run_that_ends_just_before_the_end_keeps_all_shards(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(Numbers, "facts", stop)
-    prepare(final)
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     rename = type(final).rename
     patch.setattr(
       type(final),

@@ -28,9 +28,7 @@ def dataset_of(count=12, classes=3, multi_label=False):
     source=[{"image": image, "labels": [i % classes]} for i in range(count)],
     class_names=tuple(f"class {i}" for i in range(classes)),
     multi_label=multi_label,
-    max_classes_per_image=1,
     name="photographs",
-    license="",
   )
 
 

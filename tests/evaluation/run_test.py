@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax.data import geometry, pipeline
+from gc_jax.data import geometry
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import run
 from gc_jax.runtime import parallel
@@ -38,9 +38,7 @@ def digits(multi_label=False):
     source=records,
     class_names=tuple("abcdefghij"),
     multi_label=multi_label,
-    max_classes_per_image=2,
     name="photographs",
-    license="made for this test",
   )
 
 
@@ -68,7 +66,6 @@ def test_the_quick_evaluation_reads_no_object_and_ships_pictures_alone(
   def refuse(*args):
     raise AssertionError("a mask was decoded")
 
-  monkeypatch.setattr(pipeline, "decode_object_masks", refuse)
   monkeypatch.setattr(geometry, "object_masks", refuse)
   shipped = []
   to_devices = parallel.to_devices
@@ -89,7 +86,7 @@ def test_the_quick_evaluation_reads_no_object_and_ships_pictures_alone(
     assert "object_mask" not in batch and batch["annotations"] == {}
   # All pictures at once, outside of the evaluation.
   images = jnp.stack(
-    [pipeline.decode_image(record["image"], 16) for record in dataset.source]
+    [geometry.decode_image(record["image"], 16) for record in dataset.source]
   )
   logits = model.classify(model.features(model.normalize(images)))
   logits = np.asarray(logits)

@@ -40,9 +40,7 @@ def dataset(config, multi_label):
     ],
     class_names=tuple(map(str, range(count))),
     multi_label=multi_label,
-    max_classes_per_image=1,
     name="by hand",
-    license="",
   )
 
 

@@ -280,9 +280,7 @@ def dataset(class_names, source):
     source=source,
     class_names=tuple(class_names),
     multi_label=False,
-    max_classes_per_image=1,
     name="hand-made",
-    license="",
   )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool
 
-from gc_jax.data import decode, records, shards
+from gc_jax.data import DATASETS, decode, records, shards
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import boxes, coco_json, segmentation
 from gc_jax.data.sets import coco_files as files
@@ -36,10 +36,6 @@ from gc_jax.runtime.messages import unknown_name_message
 
 SPLITS = ("train", "validation")
 VERSION = "1.0.0"  # raise it when any record changes
-LICENSE = (
-  "COCO 2014, https://cocodataset.org: annotations CC BY 4.0; the pictures "
-  "under the Flickr terms of each."
-)
 _SHARD_IMAGES = 2_000  # about 0.3 GB: what a kill costs at most
 
 
@@ -75,7 +71,7 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
       features=records.features(
         self.annotations.names, masks=True, file_names=True
       ),
-      license=LICENSE,
+      license=DATASETS["coco"].license,
       disable_shuffling=True,
     )
 
@@ -98,14 +94,6 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
   def num_examples(self) -> int:
     """See the base class."""
     return len(self._images)
-
-  def facts(self) -> dict[str, Any]:
-    """Returns the most classes that one image shows."""
-    classes = [
-      len({annotation.label for annotation in annotations})
-      for annotations in self.annotations.of_image.values()
-    ]
-    return {"max_classes_per_image": max(classes, default=1)}
 
   def _shard_iterators_per_split(
     self, dl_manager: Any
@@ -289,7 +277,7 @@ def load(
   shards.prepare_shards(
     lambda: Coco2014(path=path, split=base, data_dir=final.parents[2]), final
   )
-  facts = shards.read_facts(final, files.sources(path, base) if given else {})
+  shards.read_facts(final, files.sources(path, base) if given else {})
   builder = tfds.builder_from_directory(final)
   numbers = np.concatenate(
     [
@@ -302,7 +290,5 @@ def load(
     source=_Records(source, numbers),
     class_names=tuple(builder.info.features["labels"].feature.names),
     multi_label=True,
-    max_classes_per_image=facts["max_classes_per_image"],
     name=Coco2014.name,
-    license=LICENSE,
   )

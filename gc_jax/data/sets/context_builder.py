@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from gc_jax.data import records
+from gc_jax.data import DATASETS, records
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.prepare import prepare
-from gc_jax.data.sets.context import MULTI_OBJECTS, ContextConfig, Example
+from gc_jax.data.sets.context import ContextConfig, Example
 from gc_jax.data.sets.photographs import SPLITS
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -44,12 +44,10 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
   Attributes:
     CONFIG: makes the variant that the fields of a config describe.
     CLASS_NAMES: of the set.
-    LICENSE: where the pixels are from and under which terms.
   """
 
   CONFIG: ClassVar[type[ContextConfig]] = ContextConfig
   CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
-  LICENSE: ClassVar[str] = ""
 
   def check_source(self) -> None:
     """Checks that the objects are there to be drawn.
@@ -73,7 +71,7 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
       features=records.features(
         self.CLASS_NAMES, masks=True, encoding_format="png"
       ),
-      license=self.LICENSE,
+      license=DATASETS[self.name].license,
       # Record i is draw(split, i).
       disable_shuffling=True,
     )
@@ -154,9 +152,5 @@ def load(
     ),
     class_names=builder_class.CLASS_NAMES,
     multi_label=builder_config.multi_label,
-    max_classes_per_image=(
-      MULTI_OBJECTS[1] if builder_config.multi_label else 1
-    ),
     name=f"{builder_class.name}/{builder_config.name}",
-    license=builder_class.LICENSE,
   )

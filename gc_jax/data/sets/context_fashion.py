@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import compositor, context, context_builder, photographs
+from gc_jax.data.sets import compositor, context, context_builder
 from gc_jax.data.sets.context import ContextConfig, Example
 
 FOLDER = "/usr/share/datasets/fashion-mnist"  # of the Debian package
@@ -37,10 +37,6 @@ CLASS_NAMES = (
   "sneaker",
   "bag",
   "ankle boot",
-)
-LICENSE = (
-  "Made on this machine from Fashion-MNIST (Zalando SE, MIT) as installed by "
-  f"Debian's dataset-fashion-mnist and {photographs.LICENSE}."
 )
 
 # The last twelfth of each class of the training file is for validation.
@@ -178,7 +174,6 @@ class ContextFashion(context_builder.ContextBuilder):
   VERSION = tfds.core.Version("1.0.0")  # raise it when any pixel changes
   CONFIG = ContextFashionConfig
   CLASS_NAMES = CLASS_NAMES
-  LICENSE = LICENSE
 
   def check_source(self) -> None:
     """Checks that the four files are there."""

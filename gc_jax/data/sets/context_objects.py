@@ -19,14 +19,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import compositor, context, context_builder, photographs
+from gc_jax.data.sets import compositor, context, context_builder
 from gc_jax.data.sets.context import ContextConfig, Example
 
 FOLDER = "/usr/share/tuxpaint/stamps"  # of the Debian package
-LICENSE = (
-  "Made on this machine from Tux Paint's stamps (GPL-2) as installed by "
-  f"Debian's tuxpaint-stamps-default and {photographs.LICENSE}."
-)
 
 # class -> folders of the package, taken with all that is below them.
 CLASSES = {
@@ -159,7 +155,6 @@ class ContextObjects(context_builder.ContextBuilder):
   VERSION = tfds.core.Version("1.0.0")  # raise it when any pixel changes
   CONFIG = ContextObjectsConfig
   CLASS_NAMES = CLASS_NAMES
-  LICENSE = LICENSE
 
   def check_source(self) -> None:
     """Checks that there are stamps."""

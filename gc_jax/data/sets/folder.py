@@ -122,11 +122,7 @@ def load(
     ),
     class_names=layout.class_names,
     multi_label=layout.multi_label,
-    max_classes_per_image=max(1, *(len(set(k)) for k in layout.labels.values()))
-    if layout.multi_label
-    else 1,
     name=f"folder/{layout.root.resolve().name}",
-    license="Pictures of the user's own folder, under their owners' terms.",
     labels=labels,
     num_dropped=annotations.num_left_out,
   )

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gc_jax.data import records, shards
+from gc_jax.data import DATASETS, records, shards
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import imagenet_boxes
 from gc_jax.data.sets import imagenet_files as files
@@ -34,11 +34,6 @@ from gc_jax.runtime.messages import unknown_name_message
 
 SPLITS = ("train", "validation")
 VERSION = "1.0.0"  # raise it when any record changes
-LICENSE = (
-  "ImageNet (ILSVRC2012), https://image-net.org: for non-commercial research "
-  "and education; the pictures belong to their authors."
-)
-
 # Written again, at most, after a kill: about 1.1 GB of training pictures. More
 # files would meet the usual limit of 1,024 open ones.
 _NUM_SHARDS = {"train": 128, "validation": 16}
@@ -74,7 +69,7 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       features=records.features(
         self.synsets.names, masks=False, file_names=True
       ),
-      license=LICENSE,
+      license=DATASETS["imagenet"].license,
       disable_shuffling=True,
     )
 
@@ -304,7 +299,5 @@ def load(
     source=shards.Reordered(source, numbers),
     class_names=tuple(builder.info.features["labels"].feature.names),
     multi_label=False,
-    max_classes_per_image=1,
     name=Imagenet.name,
-    license=LICENSE,
   )

@@ -76,10 +76,7 @@ def load(split: str, *, prepared: pathlib.Path, path: pathlib.Path) -> Dataset:
     source=_WithBoxes(shards.Reordered(source, numbers), boxes, wnids),
     class_names=_readable(path, wnids),
     multi_label=False,
-    max_classes_per_image=1,
     name=f"tfds/imagenet2012/{builder.version}",
-    license=builder.info.redistribution_info.license
-    or "ImageNet (ILSVRC2012), https://image-net.org: non-commercial research.",
   )
 
 

@@ -9,11 +9,6 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 
-LICENSE = (
-  "photographs as shipped with scikit-image (BSD-3-Clause; the terms of each "
-  "photograph are in skimage.data)"
-)
-
 # The first ten belong to the classes 0..9, the others to none. All are in
 # scikit-image's wheel; its other photographs would be fetched.
 PHOTOGRAPHS = (

@@ -49,9 +49,7 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
     source=records,
     class_names=_class_names(builder, layout),
     multi_label=not layout.label,
-    max_classes_per_image=1 if layout.label else _most_classes(records),
     name=full_name,
-    license=_license(builder),
   )
 
 
@@ -179,14 +177,3 @@ def _class_names(
       if len(named) == feature.num_classes:
         break
   return tuple(named.get(k, name) for k, name in enumerate(names))
-
-
-def _license(builder: tfds.core.DatasetBuilder) -> str:
-  info = builder.info
-  terms = info.redistribution_info.license or f"terms: see {info.homepage}"
-  return f"{info.full_name} as tensorflow-datasets prepares it; {terms}"
-
-
-def _most_classes(records: Records) -> int:
-  """Returns the most classes that one image shows; reads them all."""
-  return max((len(set(labels)) for labels in records.each_labels()), default=1)

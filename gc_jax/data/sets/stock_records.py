@@ -47,11 +47,6 @@ class Records(Sequence):
   def __iter__(self) -> Iterator[dict[str, Any]]:
     return (self[index] for index in range(len(self)))
 
-  def each_labels(self) -> Iterator[list[int]]:
-    """Yields the labels of each record."""
-    for record in self.source:
-      yield self._labels(record, self._objects(record))
-
   def _labels(
     self, record: Mapping[str, Any], objects: Mapping[str, Any] | None
   ) -> list[int]:

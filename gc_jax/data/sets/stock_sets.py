@@ -25,6 +25,7 @@ class Layout:
     label_name: text that names the class, where the set's own names are
       numbers.
     unlabelled: splits that come without annotations, never read.
+    title: its name in reports; "" = the name itself.
   """
 
   label: str = ""
@@ -34,6 +35,7 @@ class Layout:
   mask_levels: frozenset[int] = frozenset()
   label_name: str = ""
   unlabelled: tuple[str, ...] = ()
+  title: str = ""
 
   @property
   def has_objects(self) -> bool:
@@ -61,11 +63,15 @@ STOCK_SETS = {
     # pixels wide, which the annotators left open. Fur is on it: it counts as
     # the animal. `head_bbox` is not the object, and not used.
     mask_levels=frozenset({1, 3}),
+    title="Oxford-IIIT Pet",
   ),
   # Boxes are as TFDS divides them: VOC counts pixels from 1, both ends within,
   # so that they leave out their first row and column. No masks.
   "voc": Layout(objects="objects"),
-  "voc/2012": Layout(objects="objects", unlabelled=("test",)),
+  "voc/2007": Layout(objects="objects", title="PASCAL VOC 2007"),
+  "voc/2012": Layout(
+    objects="objects", unlabelled=("test",), title="PASCAL VOC 2012"
+  ),
   "caltech_birds2011": Layout(
     label="label",
     box="bbox",
@@ -73,6 +79,7 @@ STOCK_SETS = {
     # 255 times the share of five annotators who saw the bird there.
     mask_levels=frozenset(range(128, 256)),
     label_name="label_name",
+    title="Caltech-UCSD Birds 2011",
   ),
   "stanford_dogs": Layout(label="label", objects="objects"),
   "cars196": Layout(label="label", box="bbox"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gc_jax.data import pipeline
+from gc_jax.data import geometry
 from gc_jax.data.sets import folder, folder_layout, folder_objects
 from tests.data import photos
 
@@ -69,7 +69,7 @@ def mask_pixels(dataset):
   """Returns picture -> pixels of its first object's mask, as evaluated."""
   found = {}
   for record in dataset.source:
-    for _, mask in pipeline.decode_object_masks(record, HEIGHT):
+    for _, mask in geometry.decode_object_masks(record, HEIGHT):
       found.setdefault(record["name"], int(mask.sum()))
   return found
 

@@ -10,10 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import pipeline
+from gc_jax.data import geometry, pipeline
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import folder
-from tests.data import photos
+from tests.data import evaluated, photos
 
 CLASSES = ("cat", "cup", "moto")
 OF_CLASS = dict(
@@ -67,7 +67,7 @@ def flat(tmp_path_factory):
 def test_a_tree_is_read_as_it_lies(root):
   dataset = load(root)
   assert dataset.class_names == CLASSES
-  assert not dataset.multi_label and dataset.max_classes_per_image == 1
+  assert not dataset.multi_label
   assert len(dataset.source) == 6
   for record, label in zip(dataset.source, [0, 0, 1, 1, 2, 2], strict=True):
     assert record["labels"] == [label]
@@ -194,7 +194,7 @@ def test_a_table_names_several_classes(tmp_path):
     "3.jpg,cup; table\n9.jpg,table\n",
   )
   dataset = load(root)
-  assert dataset.multi_label and dataset.max_classes_per_image == 2
+  assert dataset.multi_label
   assert dataset.class_names == ("cup", "spoon", "table")
   assert dataset.all_labels() == [[0, 1], [1], [], [0, 0, 2]]
   assert load(root, "validation").all_labels() == [[2]]
@@ -309,7 +309,7 @@ def test_every_kind_of_annotation_says_the_same_object(without_val, kind):
   assert objects["difficult"] == ["xml" in kind]
   assert np.allclose(objects["bbox"], [NORMALISED])
   assert bool(objects["mask"][0]) == ("mask" in kind or kind[5:] in WITH_MASKS)
-  ((label, mask),) = pipeline.decode_object_masks(dataset.source[0], 72)
+  ((label, mask),) = geometry.decode_object_masks(dataset.source[0], 72)
   assert label == 0
   # The centre square: columns 12..83.
   np.testing.assert_array_equal(mask, rectangle()[:, 12:84] > 0)
@@ -754,7 +754,7 @@ def test_a_broken_picture_is_named(root, kind):
     ValueError,
     match=rf"Example 1 of folder/mine, val/cup/000.jpg, .*{message}",
   ):
-    next(pipeline.eval_batches(load(root, "validation"), **sizes))
+    evaluated.batch(load(root, "validation"), 48)
 
 
 def test_a_picture_that_is_gone_is_named(root):
@@ -772,9 +772,9 @@ def test_turned_pictures_are_trained_on_upright(root):
   image = photos.load("coffee.png", (96, 72))
   write(root, "train/cup/000.jpg", photos.with_orientation(image, 6))
   record = load(root).source[2]
-  upright = pipeline.decode_image(record["image"], 72)
+  upright = geometry.decode_image(record["image"], 72)
   turned = image.transpose(PIL.Image.Transpose.ROTATE_270)
-  plain = pipeline.decode_image(photos.encode(turned), 72)
+  plain = geometry.decode_image(photos.encode(turned), 72)
   # Coded in other blocks: levels apart, not pictures.
   assert np.abs(upright.astype(int) - plain).mean() < 4
 
