@@ -1,10 +1,15 @@
-"""What the commands with a `--config` share: their flags, and what they say."""
+"""What the commands share: their exit statuses, `--config`, and their errors.
+
+A command exits with DONE, NO or WRONG; and when a signal asks it to end, as
+`runtime.signals` says.
+"""
 
 import difflib
 import logging
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -12,9 +17,37 @@ from ml_collections import config_flags
 
 from gc_jax.runtime import files
 from gc_jax.runtime.config import flatten, get_config
+from gc_jax.runtime.messages import UserError
+
+DONE = 0
+NO = 1  # the answer is no: a recipe does not fit, a verification differs
+WRONG = 2  # the arguments or the data are wrong; a line says what to change
 
 # Flags defined through this file are those of the command that asks for them.
 flags.disclaim_key_flags()
+
+
+def exit_status(work: Callable[[], bool | None]) -> int:
+  """Does the work of a command; returns the status to exit with.
+
+  Errors that the user can mend become a line on stderr.
+
+  Args:
+    work: returns False where the answer is no.
+  """
+  try:
+    return NO if work() is False else DONE
+  except (UserError, ValueError, OSError, ImportError) as error:
+    # A progress bar may have left the cursor in its line.
+    start = "\n" if sys.stderr.isatty() else ""
+    print(f"{start}error: {error}", file=sys.stderr)
+    return WRONG
+
+
+def fail(message: str) -> NoReturn:
+  """Ends the command with a line: its arguments are wrong."""
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(WRONG)
 
 
 def define_config(default: str | None, text: str) -> flags.FlagHolder:
@@ -30,27 +63,24 @@ def define_config(default: str | None, text: str) -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", default, text)
   except (AttributeError, KeyError) as error:
     # Fields that change a default are looked up at once.
-    sys.exit(_unknown_field(sys.argv) or str(error))
+    fail(_unknown_field(sys.argv) or str(error))
 
 
 def start(argv: list[str]) -> None:
-  """Sets up the logs, and refuses what is left of a command line.
-
-  Raises:
-    app.UsageError: something is left.
-  """
+  """Sets up the logs, and refuses what is left of a command line."""
   if len(argv) > 1:
-    raise app.UsageError(f"Unexpected argument {argv[1]!r}; use --flag=value.")
+    fail(f"Unexpected argument {argv[1]!r}; use --flag=value.")
   # Libraries log through absl, Orbax a page for every checkpoint.
   absl_logging.set_verbosity(absl_logging.WARNING)
   logging.getLogger("gc_jax").setLevel(logging.INFO)
 
 
-def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
-  """Returns a parser for `app.run` that exits with one clear line.
+def run(main: Callable[[list[str]], int], config: flags.FlagHolder) -> NoReturn:
+  """Runs `main` with the arguments that are no flags, and exits.
 
   Args:
-    config: the flag of the configuration.
+    main: returns the exit status.
+    config: from `define_config`.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -60,12 +90,14 @@ def parser(config: flags.FlagHolder) -> Callable[[list[str]], list[str]]:
       return rest
     except (AttributeError, KeyError) as error:
       # ml_collections on a field that does not exist.
-      sys.exit(_unknown_field(argv) or str(error))
+      fail(_unknown_field(argv) or str(error))
     except (flags.Error, OSError, ValueError) as error:
       # Errors in a config file come wrapped in their own traceback.
-      sys.exit(f"{argv[0]}: {str(error).strip().splitlines()[-1].strip()}")
+      fail(str(error).strip().splitlines()[-1].strip())
+    except SystemExit as ended:
+      sys.exit(DONE if ended.code == 1 else ended.code)  # absl's --help
 
-  return parse
+  app.run(main, flags_parser=parse)
 
 
 def _with_home(argument: str) -> str:
@@ -76,11 +108,11 @@ def _with_home(argument: str) -> str:
   try:
     return f"{found[1]}{files.as_path(found[2])}{found[3]}"
   except ValueError as error:
-    sys.exit(f"--config: {error}")
+    fail(f"--config: {error}")
 
 
 def _unknown_field(argv: list[str]) -> str:
-  """Says which `--config.field` of the arguments is none, and the nearest."""
+  """Says which `--config.field` is unknown, and the nearest."""
   known = [f"--config.{name}" for name in flatten(get_config().to_dict())]
   for argument in argv:
     name = argument.split("=")[0]

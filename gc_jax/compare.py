@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gc_jax import cli
 from gc_jax.report import comparison
 from gc_jax.runtime import signals
 
@@ -54,16 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="folder to write: new, empty, or with an earlier comparison",
   )
   args = parser.parse_args(argv)
-  try:
+
+  def work() -> None:
     written, remarks = comparison.compare(args.runs, args.out)
-  except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  for remark in remarks:
-    print(f"note: {remark}")
-  for path in written:
-    print(f"wrote {path}")
-  return 0
+    for remark in remarks:
+      print(f"note: {remark}")
+    for path in written:
+      print(f"wrote {path}")
+
+  return cli.exit_status(work)
 
 
 if __name__ == "__main__":

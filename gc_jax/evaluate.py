@@ -17,10 +17,8 @@ tables.csv and tables.tex, figures, and report.html. Interrupted, the same
 command goes on where it stopped.
 """
 
-import sys
-
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from gc_jax import cli
@@ -29,7 +27,6 @@ from gc_jax.evaluation import run
 from gc_jax.evaluation.config import PROTOCOLS
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files, signals
-from gc_jax.runtime.checkpoint import CheckpointError
 
 _CONFIG = cli.define_config(
   saved_config.__file__,
@@ -58,23 +55,23 @@ _PROTOCOL = flags.DEFINE_enum(
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 
 
-def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+def main(argv: list[str]) -> int:
+  """Runs what the flags say; returns its exit status."""
   cli.start(argv)
+  return cli.exit_status(_evaluate)
+
+
+def _evaluate() -> None:
   names = [name for name in _METHODS.value if name]
-  methods = tuple(METHODS) if names == ["all"] else tuple(names)
-  try:
-    source, config = _asked_for()
-    for line in run.evaluate(
-      config,
-      source=source,
-      arch=_ARCH.value,
-      methods=methods,
-      out=files.as_path(_OUT.value),
-    ):
-      print(line, flush=True)
-  except (ValueError, OSError, ImportError, CheckpointError) as error:
-    sys.exit(f"error: {error}")
+  source, config = _asked_for()
+  for line in run.evaluate(
+    config,
+    source=source,
+    arch=_ARCH.value,
+    methods=tuple(METHODS) if names == ["all"] else tuple(names),
+    out=files.as_path(_OUT.value),
+  ):
+    print(line, flush=True)
 
 
 def _asked_for() -> tuple[str, ml_collections.ConfigDict]:
@@ -114,4 +111,4 @@ if __name__ == "__main__":
     "What was measured is kept, but for the last seconds: the same command "
     "goes on from there."
   ):
-    app.run(main, flags_parser=cli.parser(_CONFIG))
+    cli.run(main, _CONFIG)

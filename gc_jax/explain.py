@@ -7,11 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gc_jax import cli
 from gc_jax.attribution import METHODS
 from gc_jax.inference import pictures
 from gc_jax.models import MODELS
 from gc_jax.runtime import signals
-from gc_jax.runtime.checkpoint import CheckpointError
 
 if __name__ == "gc_jax.explain":
   # Importing a submodule binds its name in the package, over the function.
@@ -49,10 +49,13 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
   args = _parser().parse_intermixed_args(argv)  # pictures among the flags
-  if args.workdir and args.arch:
-    return _fail("--arch goes with --checkpoint; a --workdir knows its own.")
-  try:
-    lines = pictures.explain_files(
+
+  def work() -> None:
+    if args.workdir and args.arch:
+      raise ValueError(
+        "--arch goes with --checkpoint; a --workdir knows its own."
+      )
+    for line in pictures.explain_files(
       args.images,
       model=args.workdir or args.checkpoint,
       arch=args.arch,
@@ -64,17 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       max_shapes=args.max_shapes,
       batch_size=args.batch_size,
       overwrite=args.overwrite,
-    )
-    for line in lines:
+    ):
       print(line, flush=True)
-  except (ValueError, OSError, ImportError, CheckpointError) as error:
-    return _fail(str(error))
-  return 0
 
-
-def _fail(message: str) -> int:
-  print(f"error: {message}", file=sys.stderr)
-  return 2
+  return cli.exit_status(work)
 
 
 def _parser() -> argparse.ArgumentParser:

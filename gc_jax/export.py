@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gc_jax import cli
 from gc_jax.inference import exporting
 from gc_jax.runtime import signals
-from gc_jax.runtime.checkpoint import CheckpointError
 
 _DESCRIPTION = """\
 Writes the last checkpoint of a run as a file that PyTorch loads, under
@@ -51,16 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--overwrite", action="store_true", help="replace what is there"
   )
   args = parser.parse_args(argv)
-  try:
+
+  def work() -> bool:
     lines = exporting.export_run(
       args.workdir, args.out, args.verify, args.overwrite
     )
-    for line in lines:
-      print(line, flush=True)
-  except (ValueError, OSError, CheckpointError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1 if isinstance(error, exporting.VerificationError) else 2
-  return 0
+    try:
+      for line in lines:
+        print(line, flush=True)
+    except exporting.VerificationError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return False
+    return True
+
+  return cli.exit_status(work)
 
 
 if __name__ == "__main__":

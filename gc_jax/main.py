@@ -9,13 +9,11 @@ once.
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from gc_jax import cli
 from gc_jax.runtime import files, parallel, signals
-from gc_jax.runtime.checkpoint import CheckpointError
 from gc_jax.training.loop import train_and_evaluate
-from gc_jax.training.recording import TrainingDivergedError
 
 _CONFIG = cli.define_config(
   None, "File of the recipe, with an optional :variant."
@@ -32,23 +30,27 @@ _MULTIHOST = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+def main(argv: list[str]) -> int:
+  """Runs what the flags say; returns its exit status."""
   cli.start(argv)
   with parallel.ending_together():
-    try:
-      parallel.initialize(_MULTIHOST.value)
-      workdir = files.as_path(_WORKDIR.value)
-      files.check_reachable(workdir)
-      train_and_evaluate(_CONFIG.value, workdir)
-    except signals.Stopped as stopped:
-      stopped.tell("before training, with nothing to save")
-      raise
-    except (ValueError, CheckpointError, TrainingDivergedError) as error:
-      sys.exit(f"\n{type(error).__name__}: {error}")
+    if status := cli.exit_status(_train):
+      sys.exit(status)
+  return cli.DONE
+
+
+def _train() -> None:
+  try:
+    parallel.initialize(_MULTIHOST.value)
+    workdir = files.as_path(_WORKDIR.value)
+    files.check_reachable(workdir)
+    train_and_evaluate(_CONFIG.value, workdir)
+  except signals.Stopped as stopped:
+    stopped.tell("before training, with nothing to save")
+    raise
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
   with signals.ending_at_ctrl_c("Nothing was begun."):
-    app.run(main, flags_parser=cli.parser(_CONFIG))
+    cli.run(main, _CONFIG)

@@ -13,9 +13,8 @@ where none does.
 """
 
 import json
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from gc_jax import cli
 from gc_jax.pods import preflighting, topologies
@@ -46,26 +45,27 @@ _FAST = flags.DEFINE_bool(
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 
-def main(argv: list[str]) -> None:
-  """Runs what the flags say."""
+def main(argv: list[str]) -> int:
+  """Runs what the flags say; returns its exit status."""
   cli.start(argv)
-  try:
-    out = _writable(_OUT.value)
-    found = preflighting.preflight(
-      _CONFIG.value,
-      _TOPOLOGY.value,
-      per_device=preflighting.read_per_device(_PER_CHIP_BATCH.value),
-      num_classes=_NUM_CLASSES.value,
-      fast=_FAST.value,
-    )
-    print("\n".join(preflight_table.lines(found)))
-    if out is not None:
-      files.write_text(out, json.dumps(found, indent=2) + "\n")
-      print(f"wrote {out}")
-  except (ValueError, OSError, ImportError) as error:
-    sys.exit(f"error: {error}")
+  return cli.exit_status(_fits)
+
+
+def _fits() -> bool:
+  out = _writable(_OUT.value)
+  found = preflighting.preflight(
+    _CONFIG.value,
+    _TOPOLOGY.value,
+    per_device=preflighting.read_per_device(_PER_CHIP_BATCH.value),
+    num_classes=_NUM_CLASSES.value,
+    fast=_FAST.value,
+  )
+  print("\n".join(preflight_table.lines(found)))
+  if out is not None:
+    files.write_text(out, json.dumps(found, indent=2) + "\n")
+    print(f"wrote {out}")
   verdict = found["largest"] if "largest" in found else found["asked"]
-  sys.exit(0 if verdict and verdict["fits"] else 1)
+  return bool(verdict and verdict["fits"])
 
 
 def _writable(name: str | None) -> files.AnyPath | None:
@@ -86,4 +86,4 @@ def _writable(name: str | None) -> files.AnyPath | None:
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "topology"])
   with signals.ending_at_ctrl_c("Nothing was written."):
-    app.run(main, flags_parser=cli.parser(_CONFIG))
+    cli.run(main, _CONFIG)

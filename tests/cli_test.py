@@ -1,4 +1,4 @@
-"""What the commands share: every path that a flag names may begin with ~."""
+"""What all commands share: exit statuses, and paths that may begin with ~."""
 
 import functools
 import json
@@ -12,15 +12,17 @@ import pytest
 from PIL import Image
 
 from configs import quickstart
-from gc_jax import data
+from gc_jax import cli, data
 from gc_jax.inference import trained
 from gc_jax.report import artefact
+from gc_jax.runtime.messages import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Runs a command until it begins to work, and prints what it would work on.
+# Runs commands; those that are to stop do so where the work would begin, and
+# say what they would work on.
 DRIVER = """
-import json, runpy, sys
+import contextlib, io, json, runpy, sys
 from absl import flags
 from gc_jax.evaluation import run as evaluating
 from gc_jax.pods import preflighting
@@ -32,19 +34,135 @@ class Begun(Exception):
 def begin(*args, **kwargs):
   raise Begun(str([*args, kwargs]))
 
-loop.train_and_evaluate = evaluating.evaluate = preflighting.preflight = begin
-for words in json.load(sys.stdin):
+real = loop.train_and_evaluate
+for words, stops in json.load(sys.stdin):
+  loop.train_and_evaluate = begin if stops else real
+  if stops:
+    evaluating.evaluate = preflighting.preflight = begin
   sys.argv = list(words)
+  said, status = io.StringIO(), "begun"
   try:
-    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-  except (Begun, SystemExit) as ended:
-    print(json.dumps(str(ended)))
-  # The next command has some of the same names. absl's own stay.
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+      runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+  except Begun as begun:
+    said.write(str(begun))
+  except SystemExit as ended:
+    status = ended.code
+  print(json.dumps([said.getvalue(), status]))
+  # The next command has some of the same names. Those of libraries stay.
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
-    for flag in list(defined) if "absl" not in module else ():
+    of_library = {"absl", "array_record"} & set(module.split("."))
+    for flag in list(defined):
       if flag.name in flags.FLAGS:
-        delattr(flags.FLAGS, flag.name)
+        if not of_library or flag.name.startswith("config."):
+          delattr(flags.FLAGS, flag.name)
+  if "help" in flags.FLAGS:
+    flags.FLAGS.help = False
 """
+
+
+def run_all(cases, folder, **env):
+  """Returns [output, status] of each command; all run in one process."""
+  done = subprocess.run(
+    [sys.executable, "-c", DRIVER],
+    input=json.dumps(cases),
+    capture_output=True,
+    text=True,
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+  )
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+# Exit statuses: 0 done, 1 the answer is no, 2 the arguments or data are wrong.
+
+COMMANDS = ("main", "evaluate", "explain", "export", "compare", "preflight")
+QUICKSTART = f"--config={ROOT}/configs/quickstart.py:ce,smoke"
+MAIN = f"main {QUICKSTART} --workdir=w"
+FOLDER = f"main --config={ROOT}/configs/folder.py --workdir=w"
+# A command line, and what it says when it exits with 2.
+WRONG = {
+  **{f"{name} --nonsense": "error: " for name in COMMANDS},
+  **dict.fromkeys(COMMANDS, "error: "),
+  f"{MAIN} more": "Unexpected argument 'more'",
+  f"main --config={ROOT}/configs/quickstat.py --workdir=w": "quickstat.py",
+  f"main --config={ROOT}/configs/quickstart.py:gap --workdir=w": (
+    "Unknown config variant 'gap'"
+  ),
+  f"{MAIN} --config.optim.lr_per_257=0.1": (
+    "Unknown field --config.optim.lr_per_257. Did you mean "
+    "'--config.optim.lr_per_256'?"
+  ),
+  f"{MAIN} --config.optin.momentum=0.1": "--config.optin.momentum",
+  f"{MAIN} --config.batch_size=many": "many",
+  f"{MAIN} --config.batch_size=3": "--config.batch_size=3 must be divisible",
+  f"{MAIN} --config.model.name=resnet5": "Did you mean 'resnet50'?",
+  f"{MAIN} --config.init_from=none.pth": "there is none",
+  f"{FOLDER} --config.data.path=nowhere": "nowhere",
+  "evaluate --out=o": "Give --workdir or --checkpoint",
+  "evaluate --out=o --workdir=nowhere": "nowhere has no config.json",
+  f"preflight {QUICKSTART} --topology=v5e:16x15": "Did you mean 'v5e:16x16'?",
+  "compare nowhere --out=o": "nowhere' does not exist",
+  "export --workdir=nowhere --out=o.pth": "nowhere does not exist",
+  "explain none.png --workdir=nowhere --out=o": "none.png",
+  "explain a.png --workdir=w --arch=resnet18 --out=o": "--arch goes with",
+}
+HELP = [f"{name} --help" for name in COMMANDS]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+  """What each command line of WRONG and HELP came to."""
+  folder = tmp_path_factory.mktemp("nothing_here")
+  lines = [*WRONG, *HELP]
+  cases = [[f"gc_jax.{line}".split(), False] for line in lines]
+  results = run_all(cases, folder)
+  assert not list(folder.iterdir()), "something was written"
+  return dict(zip(lines, results, strict=True))
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_arguments_or_data_end_with_2_and_say_what_is_wrong(ended, line):
+  said, status = ended[line]
+  assert status == 2, said
+  assert WRONG[line] in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("line", HELP)
+def test_help_ends_with_0(ended, line):
+  said, status = ended[line]
+  assert status == 0 and f"gc_jax.{line.split()[0]} " in said
+
+
+@pytest.mark.parametrize(
+  ("result", "status"),
+  [
+    (None, 0),
+    (True, 0),
+    (False, 1),
+    (UserError("mend it"), 2),
+    (ValueError("mend it"), 2),
+    (OSError("mend it"), 2),
+    (ImportError("mend it"), 2),
+  ],
+)
+def test_what_came_of_the_work_decides_the_status(result, status, capsys):
+  def work():
+    if isinstance(result, Exception):
+      raise result
+    return result
+
+  assert cli.exit_status(work) == status
+  assert capsys.readouterr().err == "error: mend it\n" * (status == 2)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+  with pytest.raises(KeyError):
+    cli.exit_status({}.popitem)
+
+
+# Paths below a home folder.
 
 CONFIG = "--config=~/recipe.py:ce"
 # Words of a command line, and what must be found at home.
@@ -93,18 +211,10 @@ def home(tmp_path_factory):
 def begun(home, tmp_path_factory):
   """What each command line comes to; all in one process, started elsewhere."""
   folder = tmp_path_factory.mktemp("elsewhere")
-  done = subprocess.run(
-    [sys.executable, "-c", DRIVER],
-    input=json.dumps([words for words, _ in CASES.values()]),
-    capture_output=True,
-    text=True,
-    cwd=folder,
-    env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
-  )
-  assert done.returncode == 0, done.stderr
+  lines = [[words, True] for words, _ in CASES.values()]
+  results = run_all(lines, folder, HOME=str(home))
   assert not list(folder.iterdir()), "a folder that is called ~, say"
-  said = map(json.loads, done.stdout.splitlines())
-  return dict(zip(CASES, said, strict=True))
+  return {name: said for name, (said, _) in zip(CASES, results, strict=True)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,6 +223,7 @@ def test_a_path_of_a_flag_may_begin_at_home(begun, home, case):
   if "/" in expected and " " not in expected.split("/")[0]:
     expected = f"{home}/{expected}"
   assert expected in begun[case]
+  assert (home / "new").is_dir(), "made by preflight, before the long work"
 
 
 @pytest.fixture
@@ -212,7 +323,3 @@ def test_classes_are_looked_for_at_home(at_home):
   config.data.name, config.data.path = "folder", "~/none"
   with pytest.raises(ValueError, match=f"{at_home}/none"):
     data.classes(config.data)
-
-
-def test_preflight_makes_the_folder_it_will_write_to(begun, home):
-  assert (home / "new").is_dir()

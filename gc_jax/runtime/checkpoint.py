@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from gc_jax.runtime import files, parallel
+from gc_jax.runtime.messages import UserError
 
 FOLDER = "checkpoints"
 
@@ -29,7 +30,7 @@ _ELSEWHERE = OSError("another process could not")
 _logger = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
   """A checkpoint could not be written or read; says which and what to do."""
 
 

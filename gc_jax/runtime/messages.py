@@ -1,4 +1,4 @@
-"""What messages say of names: lists of bounded length, and the nearest one."""
+"""Messages to users: errors they can mend, lists of names, the nearest name."""
 
 import difflib
 import itertools
@@ -7,6 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 # How alike names are, of 1: to be listed first, to be what was meant.
 _LISTED, _ALIKE = 0.4, 0.6
+
+
+class UserError(RuntimeError):
+  """Something the user can mend; the message says how. Commands exit with 2."""
 
 
 def listed(names: Collection[str], most: int = 5, between: str = ", ") -> str:

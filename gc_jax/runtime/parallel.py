@@ -183,7 +183,9 @@ def stop_awaited() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-  """Ends the process with status 1 at an error, where there are others.
+  """Ends the process at an error, where there are others.
+
+  With the status of a `SystemExit`, else with 1.
 
   Python's own way out would wait for the others, who wait for this one.
   """
@@ -194,9 +196,8 @@ def ending_together() -> Iterator[None]:
     done = done or isinstance(error, signals.Stopped)
     if done or not jax.distributed.is_initialized():
       raise
-    if isinstance(error, SystemExit):
-      print(error.code, file=sys.stderr)
-    else:
+    status = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
       traceback.print_exc()
     index, count = process()
     print(
@@ -210,7 +211,7 @@ def ending_together() -> Iterator[None]:
       time.sleep(_LAST_WORDS_SECS)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def wait_for_all(what: str) -> None:

@@ -15,13 +15,14 @@ from gc_jax.method.types import Metrics
 from gc_jax.report.metrics_writer import MetricsWriter
 from gc_jax.report.progress import Progress
 from gc_jax.runtime import files, parallel
+from gc_jax.runtime.messages import UserError
 from gc_jax.training import optim
 from gc_jax.training.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(UserError):
   """A loss or gradient is no longer finite; says at which step."""
 
 

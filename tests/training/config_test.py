@@ -1,9 +1,5 @@
 """What is refused before anything runs, and the words it is refused in."""
 
-import re
-import subprocess
-import sys
-
 import pytest
 
 from configs import (
@@ -310,38 +306,6 @@ def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
   configs.validate_data(config, dataset("ab", [BARE] * 31 + [LOCATED]))
   # Without the term nobody asks.
   configs.validate_data(make(), dataset("ab", [BARE] * 32))
-
-
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (
-      ["--config.optim.lr_per_257=0.1"],
-      r"Unknown field --config\.optim\.lr_per_257\. Did you mean "
-      r"'--config\.optim\.lr_per_256'\?",
-    ),
-    (
-      ["--config.optin.momentum=0.1"],
-      r"Unknown field --config\.optin\.momentum",
-    ),
-    (["--config.batch_size=many"], r"batch_size.*many"),
-    (["--config=configs/quickstat.py"], r"configs/quickstat\.py"),
-    (["--config=configs/quickstart.py:gap"], r"Unknown config variant 'gap'"),
-  ],
-)
-def test_a_slip_of_the_keyboard_gets_one_clear_line(
-  tmp_path, arguments, message
-):
-  command = [sys.executable, "-m", "gc_jax.main", f"--workdir={tmp_path / 'w'}"]
-  if not arguments[0].startswith("--config="):
-    command.append("--config=configs/quickstart.py")
-  done = subprocess.run(
-    [*command, *arguments], capture_output=True, text=True, check=False
-  )
-  assert done.returncode != 0
-  assert re.search(message, done.stderr), done.stderr
-  assert "Traceback" not in done.stderr
-  assert not (tmp_path / "w").exists()
 
 
 def test_every_field_has_a_default_that_may_be_overridden():
