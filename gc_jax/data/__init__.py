@@ -87,7 +87,11 @@ def _context(name: str, source: str) -> dict[str, Entry]:
       title=key.replace("_", " "),
       license=terms,
       load=_reader(
-        name, "image_size", "background_frac", multi_label=multi_label
+        "context_sets",
+        "image_size",
+        "background_frac",
+        name=name,
+        multi_label=multi_label,
       ),
       classes=Classes(10, multi_label),
       background_frac=True,

@@ -18,6 +18,10 @@ import tensorflow_datasets as tfds
 
 from gc_jax.runtime import files
 
+# TFDS makes a temporary folder for each builder without data, to fetch its
+# description from a bucket that is switched off, and leaves the folder behind.
+tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
+
 
 def prepare(
   make_builder: Callable[[], tfds.core.DatasetBuilder],

@@ -18,7 +18,7 @@ import scipy.io
 import skimage.measure
 from pycocotools import mask as masks
 
-from gc_jax.data.sets.photographs import PHOTOGRAPHS, load_photograph
+from gc_jax.data.sets.context import PHOTOGRAPHS, load_photograph
 
 
 class Synset(NamedTuple):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gc_jax.data.sets import context_digits
+from gc_jax.data.sets import context
+from gc_jax.data.sets.context_sets import ContextDigits
 
 # (train, validation, test): the last is no multiple of any batch size used.
 NUM_EXAMPLES = (40, 20, 23)
@@ -18,8 +19,12 @@ def load_small(data_dir):
   """Loads a split of a small variant."""
 
   def load(split, **config):
-    return context_digits.load(
-      split, data_dir=data_dir, num_examples=NUM_EXAMPLES, **config
+    return context.load(
+      ContextDigits,
+      split,
+      data_dir=data_dir,
+      num_examples=NUM_EXAMPLES,
+      **config,
     )
 
   return load

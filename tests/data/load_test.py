@@ -6,12 +6,7 @@ import pytest
 
 from configs import base
 from gc_jax import data
-from gc_jax.data.sets import (
-  context_digits,
-  context_fashion,
-  context_objects,
-  imagenet_files,
-)
+from gc_jax.data.sets import context, context_sets, imagenet_files
 
 
 @pytest.fixture
@@ -50,11 +45,11 @@ def test_every_field_of_the_config_reaches_the_builder(
 ):
   dataset, seen = load_small("train"), []
 
-  def load(split, **kwargs):
-    seen.append((split, kwargs))
+  def load(builder, split, **kwargs):
+    seen.append((builder, split, kwargs))
     return dataset
 
-  monkeypatch.setattr(context_digits, "load", load)
+  monkeypatch.setattr(context, "load", load)
   config_data.image_size, config_data.background_frac = 48, 0.25
   config_data.name = "context_digits_multi"
   assert data.load(config_data, "validation") is dataset
@@ -64,7 +59,7 @@ def test_every_field_of_the_config_reaches_the_builder(
     "background_frac": 0.25,
     "multi_label": True,
   }
-  assert seen == [("validation", expected)]
+  assert seen == [(context_sets.ContextDigits, "validation", expected)]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +98,10 @@ import gc_jax.data
 cheap = {"tensorflow_datasets", "grain", "mlxtend", "skimage", "PIL"}
 assert not cheap & set(sys.modules), "importing gc_jax.data must be cheap"
 from gc_jax.data import pipeline
-from gc_jax.data.sets import context_digits
-dataset = context_digits.load(
-  "test", data_dir=sys.argv[1], num_examples=(1, 1, 3)
+from gc_jax.data.sets import context
+from gc_jax.data.sets.context_sets import ContextDigits
+dataset = context.load(
+  ContextDigits, "test", data_dir=sys.argv[1], num_examples=(1, 1, 3)
 )
 sizes = {"batch_size": 2, "image_size": 64}
 next(pipeline.train_batches(dataset, seed=0, start_step=0, **sizes))
@@ -117,19 +113,21 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_tensorflow_stays_out_even_where_it_is_installed(tmp_path):
-  fake = tmp_path / "site" / "tensorflow"
+def test_tensorflow_and_temporary_folders_stay_out(tmp_path):
+  fake, temporary = tmp_path / "site" / "tensorflow", tmp_path / "temporary"
   fake.mkdir(parents=True)
+  temporary.mkdir()
   fake.joinpath("__init__.py").write_text("raise SystemExit('imported')")
   path = os.pathsep.join([str(fake.parent), os.getcwd()])
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM, str(tmp_path / "tfds")],
-    env={**os.environ, "PYTHONPATH": path},
+    env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
     capture_output=True,
     text=True,
     timeout=60,
   )
   assert done.returncode == 0, done.stderr
+  assert not list(temporary.iterdir()), "TFDS would leave some there"
   # One line, not a bar and not TFDS's announcements.
   assert done.stdout == ""
   assert len(done.stderr.splitlines()) == 1
@@ -140,13 +138,10 @@ def test_tensorflow_stays_out_even_where_it_is_installed(tmp_path):
 
 
 def test_the_classes_that_are_settled_are_those_of_the_builders():
-  for name, classes in {
-    "context_digits": context_digits.CLASS_NAMES,
-    "context_fashion": context_fashion.CLASS_NAMES,
-    "context_objects": context_objects.CLASS_NAMES,
-  }.items():
-    assert classes_of(name) == data.Classes(len(classes), False)
-    assert classes_of(f"{name}_multi") == data.Classes(len(classes), True)
+  for builder in context_sets.BUILDERS.values():
+    count = len(builder.CLASS_NAMES)
+    assert classes_of(builder.name) == data.Classes(count, False)
+    assert classes_of(f"{builder.name}_multi") == data.Classes(count, True)
   assert classes_of("imagenet") == (imagenet_files.NUM_CLASSES, False)
   assert classes_of("coco") == (80, True)  # https://cocodataset.org
 

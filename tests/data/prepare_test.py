@@ -11,25 +11,31 @@ import time
 import numpy as np
 import pytest
 
-from gc_jax.data.sets import context_digits, photographs
+from gc_jax.data.sets import context
+from gc_jax.data.sets.context_sets import ContextDigits
 
 SMALL = {"image_size": 32, "num_examples": (20, 10, 10)}
 
 PROGRAM = """
 import os, signal, sys
-from gc_jax.data.sets import context_digits
+from gc_jax.data.sets import context
+from gc_jax.data.sets.context_sets import ContextDigits
 
-draw_example = context_digits.draw_example
+draw_example = context.draw_example
 
-def draw_or_die(config, split, index):
+def draw_or_die(source, config, split, index):
   if f"{split}-{index}" == sys.argv[2]:
     os.kill(os.getpid(), signal.SIGKILL)
-  return draw_example(config, split, index)
+  return draw_example(source, config, split, index)
 
-context_digits.draw_example = draw_or_die
+context.draw_example = draw_or_die
 print("start", flush=True)
-dataset = context_digits.load(
-  "test", data_dir=sys.argv[1], image_size=32, num_examples=(20, 10, 10)
+dataset = context.load(
+  ContextDigits,
+  "test",
+  data_dir=sys.argv[1],
+  image_size=32,
+  num_examples=(20, 10, 10),
 )
 assert len([record["image"] for record in dataset.source]) == 10
 """
@@ -53,6 +59,10 @@ def folders(data_dir):
   )
 
 
+def load(split, data_dir):
+  return context.load(ContextDigits, split, data_dir=data_dir, **SMALL)
+
+
 def digest(data_dir):
   """Of every value of every record, in order.
 
@@ -60,8 +70,8 @@ def digest(data_dir):
   from process to process.
   """
   whole = hashlib.sha256()
-  for split in photographs.SPLITS:
-    dataset = context_digits.load(split, data_dir=data_dir, **SMALL)
+  for split in context.SPLITS:
+    dataset = load(split, data_dir)
     for record in dataset.source:
       objects = record["objects"]
       whole.update(record["image"] + b"".join(objects["mask"]))
@@ -73,7 +83,7 @@ def digest(data_dir):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
   data_dir = tmp_path_factory.mktemp("uninterrupted")
-  context_digits.load("test", data_dir=data_dir, **SMALL)
+  load("test", data_dir)
   return data_dir
 
 
@@ -87,7 +97,7 @@ def test_a_killed_preparation_is_done_again_from_the_start(
   (left,) = folders(tmp_path)
   assert left.startswith("incomplete.")
 
-  context_digits.load("test", data_dir=tmp_path, **SMALL)
+  load("test", tmp_path)
   assert folders(tmp_path) == ["1.0.0"]
   assert digest(tmp_path) == digest(uninterrupted)
 
@@ -95,7 +105,7 @@ def test_a_killed_preparation_is_done_again_from_the_start(
 def test_of_two_preparations_at_once_one_waits_for_the_other(
   tmp_path, uninterrupted
 ):
-  name = context_digits.ContextDigitsConfig(**SMALL).name
+  name = context.ContextConfig(**SMALL).name
   folder = tmp_path / "context_digits" / name
   folder.mkdir(parents=True)
   with folder.joinpath(".1.0.0.lock").open("w") as lock:
@@ -121,19 +131,19 @@ def test_without_locks_the_slower_of_two_takes_the_copy_of_the_faster(
     raise OSError(errno.ENOLCK, "No locks available")
 
   monkeypatch.setattr(fcntl, "flock", no_locks)
-  name = context_digits.ContextDigitsConfig(**SMALL).name
-  draw_example = context_digits.draw_example
+  name = context.ContextConfig(**SMALL).name
+  draw_example = context.draw_example
 
-  def overtaken(config, split, index):
+  def overtaken(source, config, split, index):
     if (split, index) == ("test", 5):
       shutil.copytree(
         uninterrupted / "context_digits" / name / "1.0.0",
         tmp_path / "context_digits" / name / "1.0.0",
       )
-    return draw_example(config, split, index)
+    return draw_example(source, config, split, index)
 
-  monkeypatch.setattr(context_digits, "draw_example", overtaken)
-  dataset = context_digits.load("test", data_dir=tmp_path, **SMALL)
+  monkeypatch.setattr(context, "draw_example", overtaken)
+  dataset = load("test", tmp_path)
   assert len(dataset.source) == 10
   assert folders(tmp_path) == ["1.0.0"]
   assert "Prepared" not in capsys.readouterr().err
@@ -143,8 +153,8 @@ def test_finished_data_is_not_prepared_again(uninterrupted, monkeypatch):
   def never(*_):
     raise AssertionError("drawn again")
 
-  monkeypatch.setattr(context_digits, "draw_example", never)
-  dataset = context_digits.load("train", data_dir=uninterrupted, **SMALL)
+  monkeypatch.setattr(context, "draw_example", never)
+  dataset = load("train", uninterrupted)
   assert len(dataset.source) == 20
 
 
@@ -154,14 +164,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
   with pytest.raises(
     ValueError, match=r"context_digits must be prepared in .*file.*--config.dat"
   ):
-    context_digits.load("test", data_dir=file, **SMALL)
+    load("test", file)
 
 
 def test_other_failures_are_passed_on(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(context_digits, "draw_example", full)
+  monkeypatch.setattr(context, "draw_example", full)
   with pytest.raises(OSError, match="No space left"):
-    context_digits.load("test", data_dir=tmp_path, **SMALL)
+    load("test", tmp_path)
   assert not folders(tmp_path)

@@ -10,7 +10,7 @@ import imgviz
 import numpy as np
 import PIL.Image
 
-from gc_jax.data.sets import photographs
+from gc_jax.data.sets.context import load_photograph
 
 MIN_AREA_PX = 400
 
@@ -59,7 +59,7 @@ def picture(number, num_things=1):
   """
   generator = np.random.default_rng([7, number])
   height, width = generator.integers((90, 120), (140, 190))
-  photograph = photographs.load_photograph(number % 14)
+  photograph = load_photograph(number % 14)
   top = int(generator.integers(photograph.shape[0] - height + 1))
   left = int(generator.integers(photograph.shape[1] - width + 1))
   canvas = PIL.Image.fromarray(

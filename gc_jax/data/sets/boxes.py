@@ -37,6 +37,13 @@ def of_mask(mask: Bool[np.ndarray, "H W"]) -> Box | None:
   return tuple(map(float, edges))
 
 
+def scaled(box: Box, size: tuple[int, int]) -> Box:
+  """Returns ymin xmin ymax xmax in 0..1 of a picture of (width, height)."""
+  xmin, ymin, xmax, ymax = box
+  width, height = size
+  return ymin / height, xmin / width, ymax / height, xmax / width
+
+
 class Fractions:
   """Watches whether the boxes of a file may be fractions of the picture.
 

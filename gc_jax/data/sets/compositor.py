@@ -1,47 +1,45 @@
-"""Draws objects with an alpha channel on backgrounds, and knows their masks.
+"""Draws objects with an alpha channel on backgrounds, and keeps their masks.
 
-Nothing here knows where objects or backgrounds come from: a handwritten
-stroke without colours of its own and a photographed object with them are both
-a `Cutout`.
+An object is a `Cutout`, be it a handwritten stroke without colours of its own
+or a photographed thing with them.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Bool, UInt8
 
-# Least difference between the luma of a drawn colour and the mean luma of what
-# it covers, of 255. Every mean leaves a side of the scale that is farther away
-# than this, so that a colour always exists.
+# Least difference between the luma (0..255) of a drawn colour and the mean luma
+# of the pixels under it. Some colour always is that far from any mean.
 MIN_CONTRAST = 72.0
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # Rec. 601
 _PLACE_TRIES = 100
 
 
-@dataclasses.dataclass(frozen=True)
-class Cutout:
+class Cutout(NamedTuple):
   """An object to draw.
 
   Attributes:
     alpha: uint8 `[h w]`, opacity; 255 is opaque.
-    colors: uint8 `[h w 3]`, RGB, not multiplied by alpha. None: one colour is
-      drawn at random when the object is placed, see `contrasting_color`.
+    colors: uint8 `[h w 3]`, RGB, not multiplied by alpha. None: `draw` picks
+      one colour at random, see `contrasting_color`.
   """
 
   alpha: np.ndarray
   colors: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """What `draw` made.
+class Picture(NamedTuple):
+  """A drawn picture.
 
   Attributes:
     image: uint8 `[H W 3]`, RGB.
-    alphas: uint8 `[n H W]`, opacity of each object. No pixel is covered by
-      two objects.
+    alphas: uint8 `[n H W]`, opacity of each object. No two objects share a
+      pixel.
   """
 
   image: np.ndarray
@@ -49,12 +47,12 @@ class Picture:
 
   @property
   def masks(self) -> Bool[np.ndarray, "n H W"]:
-    """Pixels that are at least half the object's."""
+    """Pixels that belong at least half to the object."""
     return self.alphas >= 128
 
 
 def luma(colors: UInt8[np.ndarray, "*n 3"]) -> np.ndarray | np.floating:
-  """Brightness 0..255 of RGB colours as Rec. 601 weighs them."""
+  """Returns the brightness 0..255 of RGB colours, weighted as in Rec. 601."""
   return np.asarray(colors, np.float64) @ _LUMA
 
 
@@ -69,14 +67,14 @@ def contrasting_color(
 
   Args:
     covered: pixels of the background where the object will be opaque.
-    generator: 256 colours are taken from it, whatever the outcome.
+    generator: always gives 256 candidate colours.
   """
   mean = luma(covered).mean()
   candidates = generator.integers(0, 256, (256, 3), dtype=np.uint8)
   (far,) = np.nonzero(np.abs(luma(candidates) - mean) >= MIN_CONTRAST)
   if far.size:
     return candidates[far[0]]
-  # One in thousands of millions of draws comes here.
+  # One draw in billions comes here.
   return np.full(3, 0 if mean > 127.5 else 255, np.uint8)
 
 
@@ -84,44 +82,41 @@ def trim(cutout: Cutout) -> Cutout:
   """Cuts away the rows and columns around the object.
 
   Raises:
-    ValueError: if no pixel is at least half the object's.
+    ValueError: if no pixel belongs at least half to the object.
   """
-  if cutout.alpha.max() < 128:
+  alpha, colors = cutout
+  if alpha.max() < 128:
     raise ValueError(
       "a cutout must have a pixel with alpha >= 128, or its mask is empty; "
-      f"the greatest is {cutout.alpha.max()}"
+      f"the greatest is {alpha.max()}"
     )
-  rows = np.flatnonzero(cutout.alpha.any(axis=1))
-  columns = np.flatnonzero(cutout.alpha.any(axis=0))
+  rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
   window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-  colors = None if cutout.colors is None else cutout.colors[window]
-  return Cutout(cutout.alpha[window], colors)
+  return Cutout(alpha[window], None if colors is None else colors[window])
 
 
 def resize(cutout: Cutout, longest_side_px: int) -> Cutout:
   """Scales the object, with smooth edges, keeping its proportions.
 
-  The most opaque pixel stays as opaque as it was: a thin stroke would
-  otherwise fade as it shrinks, until no pixel is in its mask.
+  The most opaque pixel keeps its opacity: a thin stroke would otherwise fade
+  as it shrinks, until its mask is empty.
   """
-  import PIL.Image
-
-  height, width = cutout.alpha.shape
+  alpha, colors = cutout
+  height, width = alpha.shape
   scale = longest_side_px / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))
-  if cutout.colors is None:
-    pixels = cutout.alpha
-  else:
-    # Pillow weighs the colours of RGBA by alpha, so that the colours of wholly
+  pixels = alpha
+  if colors is not None:
+    # Pillow weighs the colours of RGBA by alpha, so that the colours of fully
     # transparent pixels do not bleed into the edges.
-    pixels = np.concatenate([cutout.colors, cutout.alpha[..., None]], axis=-1)
-  pixels = np.asarray(
+    pixels = np.concatenate([colors, alpha[..., None]], axis=-1)
+  resized = np.asarray(
     PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BILINEAR)
   )
-  alpha = pixels if cutout.colors is None else pixels[..., 3]
-  gain = int(cutout.alpha.max()) / max(1, int(alpha.max()))
-  alpha = np.clip(np.round(alpha * gain), 0, 255).astype(np.uint8)
-  return Cutout(alpha, None if cutout.colors is None else pixels[..., :3])
+  faded = resized if colors is None else resized[..., 3]
+  gain = int(alpha.max()) / max(1, int(faded.max()))
+  alpha = np.clip(np.round(faded * gain), 0, 255).astype(np.uint8)
+  return Cutout(alpha, None if colors is None else resized[..., :3])
 
 
 def place(
@@ -133,7 +128,7 @@ def place(
 
   Args:
     sizes: (height, width) of each box, in pixels.
-    canvas: (height, width) that all of them must lie in.
+    canvas: (height, width) that all boxes must lie in.
     generator: source of the draws.
 
   Raises:
@@ -147,7 +142,8 @@ def place(
       )
   # All boxes are drawn anew when two overlap: moving only the later one would
   # make the places of the first depend on how many follow.
-  for _ in range(_PLACE_TRIES * len(sizes) ** 2):
+  tries = _PLACE_TRIES * len(sizes) ** 2
+  for _ in range(tries):
     corners = [
       (
         int(generator.integers(canvas[0] - height + 1)),
@@ -155,26 +151,24 @@ def place(
       )
       for height, width in sizes
     ]
-    if not _overlapping(corners, sizes):
+    boxes = zip(corners, sizes, strict=True)
+    if not any(_overlap(*pair) for pair in itertools.combinations(boxes, 2)):
       return corners
   raise ValueError(
     f"{len(sizes)} objects of {list(sizes)} pixels must fit into "
-    f"{canvas[0]}x{canvas[1]} without overlap and did not in "
-    f"{_PLACE_TRIES * len(sizes) ** 2} tries; draw fewer or smaller ones"
+    f"{canvas[0]}x{canvas[1]} without overlap and did not in {tries} tries; "
+    "draw fewer or smaller ones"
   )
 
 
-def _overlapping(
-  corners: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
-) -> bool:
-  boxes = [
-    (y, x, y + height, x + width)
-    for (y, x), (height, width) in zip(corners, sizes, strict=True)
-  ]
-  return any(
-    a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-    for i, a in enumerate(boxes)
-    for b in boxes[:i]
+def _overlap(a, b) -> bool:
+  (y, x), (height, width) = a
+  (other_y, other_x), (other_height, other_width) = b
+  return (
+    y < other_y + other_height
+    and other_y < y + height
+    and x < other_x + other_width
+    and other_x < x + width
   )
 
 
@@ -182,9 +176,7 @@ def draw(
   background: UInt8[np.ndarray, "H W 3"],
   cutouts: Sequence[Cutout],
   generator: np.random.Generator,
-  *,
-  min_side_frac: float,
-  max_side_frac: float,
+  side_frac: tuple[float, float],
 ) -> Picture:
   """Puts every object somewhere on the background, none over another.
 
@@ -192,35 +184,32 @@ def draw(
 
   Args:
     background: the picture to draw on; it is not changed.
-    cutouts: what to draw, one after the other.
-    generator: sizes, then places, then colours come from it.
-    min_side_frac: least longer side of a trimmed object, as a share of the
-      shorter side of the background. Uniform between this and the next.
-    max_side_frac: greatest.
+    cutouts: the objects, in the order in which they are drawn.
+    generator: gives the sizes, then the places, then the colours.
+    side_frac: (least, greatest) longer side of a trimmed object, as a share of
+      the shorter side of the background; uniform in between.
 
   Raises:
     ValueError: if the objects do not fit without overlap.
   """
   canvas = background.shape[:2]
-  sides_frac = generator.uniform(min_side_frac, max_side_frac, len(cutouts))
   cutouts = [
-    resize(trim(cutout), max(1, round(side_frac * min(canvas))))
-    for cutout, side_frac in zip(cutouts, sides_frac, strict=True)
+    resize(trim(cutout), max(1, round(side * min(canvas))))
+    for cutout, side in zip(
+      cutouts, generator.uniform(*side_frac, len(cutouts)), strict=True
+    )
   ]
-  sizes = [cutout.alpha.shape for cutout in cutouts]
-  corners = place(sizes, canvas, generator)
+  corners = place([c.alpha.shape for c in cutouts], canvas, generator)
 
   image = background.copy()
   alphas = np.zeros((len(cutouts), *canvas), np.uint8)
-  for cutout, alpha, (y, x) in zip(cutouts, alphas, corners, strict=True):
-    height, width = cutout.alpha.shape
-    window = np.s_[y : y + height, x : x + width]
-    alpha[window] = cutout.alpha
-    colors = cutout.colors
+  for cutout, mask, (y, x) in zip(cutouts, alphas, corners, strict=True):
+    alpha, colors = cutout
+    window = np.s_[y : y + alpha.shape[0], x : x + alpha.shape[1]]
+    mask[window] = alpha
     if colors is None:
-      covered = background[window][cutout.alpha >= 128]
-      colors = contrasting_color(covered, generator)
-    a = cutout.alpha[..., None] / 255
+      colors = contrasting_color(background[window][alpha >= 128], generator)
+    a = alpha[..., None] / 255
     mixed = (1 - a) * background[window] + a * colors
     image[window] = np.round(mixed).astype(np.uint8)
   return Picture(image, alphas)

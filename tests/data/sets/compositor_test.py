@@ -23,8 +23,7 @@ def draw(background, cutouts, seed=0, low=0.25, high=0.42):
     background,
     cutouts,
     np.random.default_rng(seed),
-    min_side_frac=low,
-    max_side_frac=high,
+    (low, high),
   )
 
 
