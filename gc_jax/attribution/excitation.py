@@ -1,13 +1,13 @@
 """Excitation backprop (MWP) and its contrastive form (cMWP).
 
 A unit of probability starts at the class and is handed down, layer by layer,
-to the inputs that excited it: p' = x * f^T(p / f(x)), f the layer with its
-negative weights set to 0. The sum over channels at some layer is the map.
+to the inputs that excited it: p' = x * f^T(p / f(x)), where f is the layer with
+its negative weights set to 0. The sum over channels at some layer is the map.
 
 Source: Zhang et al. 2016, arXiv:1608.00507, eq. 2-5 (MWP) and section 3.4
-(contrast). What their text leaves open - batch normalisation, residual sums,
-where to contrast - is as in the authors' release (METHOD B1): probability
-passes a BatchNorm unchanged, and a sum divides it in proportion to its terms.
+(contrast). Where their text is silent we follow the authors' release (METHOD
+B1): probability passes a BatchNorm unchanged, a sum divides it in proportion to
+its terms, and the contrast is taken at the input of the last layer.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,10 @@ from flax import nnx
 from jax.extend import core
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import layers
-from gc_jax.attribution.intercept import in_float32, intercept
+from gc_jax.attribution import taps
 from gc_jax.models.network import FEATURES, BatchNorm, Network
 
 EPSILON = 1e-20  # added to denominators only
-LAST_INPUT = "last_input"  # what the last layer is given: pooled features
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 
@@ -38,10 +36,10 @@ def excitation_backprop(
   """Returns the probability that each cell excited the class.
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
-    layer: where the map is taken, of `layers.layer_names`; None = the input of
+    model: as for every method, like images and targets.
+    images: pixels.
+    targets: classes.
+    layer: where the map is taken, one of `taps.layers`; None for the input of
       the last stage (`default_layer`).
 
   Returns:
@@ -61,47 +59,25 @@ def cmwp(
   targets: Int[Array, "B P"],
   *,
   layer: str | None = None,
-  contrast: str | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns where a class is excited more than its opposite is.
 
-  The opposite is the class whose weights in the last layer are the negative
-  ones of the target's. Both are handed down to the contrast layer, and their
-  difference from there on.
-
-  Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
-    layer: where the map is taken, as in `excitation_backprop`.
-    contrast: where the difference is taken, of `contrast_names`; None = the
-      input of the last layer. The rules are linear in the probability, so that
-      another layer gives the same map.
+  The opposite is a class whose weights in the last layer are the target's,
+  negated. Both are handed down through the last layer, and their difference
+  from there on. Arguments and errors are those of `excitation_backprop`.
 
   Returns:
     max(0, sum over channels).
-
-  Raises:
-    ValueError: the model has no such layer.
   """
-  contrast = LAST_INPUT if contrast is None else contrast
-  signed, _ = propagated(model, images, targets, layer, contrast)
+  signed, _ = propagated(model, images, targets, layer, contrasts=True)
   return jax.nn.relu(signed.sum(-1))
 
 
-def contrast_names(model: nnx.Module) -> tuple[str, ...]:
-  """Returns what `contrast` may be for a model, from the picture up."""
-  return (*layers.layer_names(model), LAST_INPUT)
-
-
 def default_layer(model: nnx.Module) -> str:
-  """Returns the layer whose output the last stage is given.
-
-  Of a model that is none of `gc_jax.models`, its features.
-  """
+  """Returns the input of the last stage; the features, if that is unknown."""
   if isinstance(model, Network):
     return model.excitation_layer
-  return layers.layer_names(model)[-1]
+  return taps.last_layer(model)
 
 
 def propagated(
@@ -109,129 +85,88 @@ def propagated(
   images: Array,
   targets: Int[Array, "B P"],
   layer: str | None = None,
-  contrast: str | None = None,
+  contrasts: bool = False,
 ) -> tuple[Float[Array, "B P h w D"], Float[Array, "B P *D"]]:
-  """Returns what arrives at the layer of the map, and at the contrast layer.
-
-  Args:
-    model: as for `cmwp`.
-    images: likewise.
-    targets: likewise.
-    layer: likewise.
-    contrast: likewise; None = no contrast.
+  """Returns what arrives at the layer of the map, and at the last layer.
 
   Returns:
-    Of every channel and signed. Without contrast, both sum to 1; with it, the
-    second is the difference from which the first was handed down, and sums
-    to 0.
+    Signed values of every channel. Both sum to 1; with contrast, the second is
+    the difference that the first was handed down from, and sums to 0.
   """
-  model = in_float32(model)
+  model = taps.in_float32(model)
   layer = default_layer(model) if layer is None else layer
-  places = _places(model, layer, contrast)
-  for_class = _Pass(model, images, places, sign=1)
-  if contrast is None:
-    return jax.vmap(for_class.from_logits, in_axes=1, out_axes=1)(targets)
-  for_opposite = _Pass(model, images, places, sign=-1)
+  place = taps.input_path(model, layer)
+  from_class, from_last = _handing_down(model, images, place, sign=1)
+  if not contrasts:
+    return jax.vmap(from_class, in_axes=1, out_axes=1)(targets)
+  from_opposite, _ = _handing_down(model, images, place, sign=-1)
 
   def one_target(target):
-    above = for_class.from_logits(target)[1]
-    difference = above - for_opposite.from_logits(target)[1]
-    return for_class.from_contrast(difference), difference
+    difference = from_class(target)[1] - from_opposite(target)[1]
+    return from_last(difference), difference
 
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
 
 
-def _places(model, layer: str, contrast: str | None) -> tuple[str, str]:
-  """Returns the paths of modules whose inputs the two layers are.
-
-  Raises:
-    ValueError: the model has no such layers.
-  """
-  below = layers.input_path(model, layer)
-  if contrast in (None, LAST_INPUT):
-    return below, ".".join(model.last_layer)
-  names = layers.layer_names(model)
-  allowed = (*names[names.index(layer) :], LAST_INPUT)
-  if contrast not in allowed:
-    raise ValueError(
-      f"contrast must be a layer not below that of the map, {layer!r}, as "
-      f"nothing would get there: one of {', '.join(allowed)}; it is "
-      f"{contrast!r}."
-    )
-  return below, layers.input_path(model, contrast)
-
-
-class _Pass:
-  """One forward pass, down which probabilities can be handed.
+def _handing_down(model, images, place: str, sign: int):
+  """Runs the model once; returns functions that hand probabilities down.
 
   Args:
     model: in float32.
-    images: as for `cmwp`.
-    places: paths of the modules whose inputs are the map's layer, and the
-      contrast layer.
+    images: pixels.
+    place: path of the module whose input is the layer of the map.
     sign: of the last layer's weights, as its rule takes them.
+
+  Returns:
+    class -> what arrives at the place and at the last layer;
+    probabilities at the last layer -> what arrives at the place.
   """
+  last = ".".join(model.last_layer)
+  block = [
+    type(module)
+    for path, module in nnx.iter_modules(model)
+    if place != FEATURES and ".".join(map(str, path)) == place
+  ]
 
-  def __init__(self, model, images, places: tuple[str, str], sign: int):
-    self._model = model
-    self._images = images
-    self._places = places
-    self._sign = sign
-    shapes = jax.eval_shape(lambda: self._seen(lambda i, x: x)[0])
-    probes = [jnp.zeros(x.shape) for x in shapes]
-
-    def forward(probes):
-      seen, logits = self._seen(lambda i, x: _tap(x, probes[i]))
-      return seen[1], logits
-
-    (contrast, logits), self._pull = jax.vjp(_by_rules(forward, probes), probes)
-    self._no_contrast = jnp.zeros_like(contrast)
-    self._no_logits = jnp.zeros_like(logits)
-
-  def from_logits(self, target: Int[Array, "B"]) -> tuple[Array, Array]:
-    """Returns what arrives at both layers of the probability 1 at a class."""
-    num_classes = self._no_logits.shape[-1]
-    start = jax.nn.one_hot(target, num_classes, dtype=jnp.float32)
-    return tuple(self._pull((self._no_contrast, start))[0])
-
-  def from_contrast(self, probability: Float[Array, "B *D"]) -> Array:
-    """Returns what arrives at the map's layer from the contrast layer."""
-    return self._pull((probability, self._no_logits))[0][0]
-
-  def _seen(self, tap) -> tuple[list[Array], Float[Array, "B K"]]:
-    """Runs the model; returns the activations at both places, the logits.
-
-    Args:
-      tap: (number of the place, activations) -> what goes on.
-    """
-    seen = [None, None]
+  def run(tap):
+    """Returns the activations at both paths, and the logits."""
+    seen = {}
 
     def tapped(path, x):
-      for i, place in enumerate(self._places):
-        if place == path:
-          x = seen[i] = tap(i, x)
+      if path in (place, last):
+        x = seen[path] = tap(path, x)
       return x
-
-    last = ".".join(self._model.last_layer)
 
     def call(path, module, x):
       x = tapped(path, x)
       if isinstance(module, BatchNorm):
         return _passed_through(module, x)
       if isinstance(module, _LAYERS):
-        return _excited(module, x, self._sign if path == last else 1)
+        return _excited(module, x, sign if path == last else 1)
       return module(x)
 
-    inner = set(self._places) - {FEATURES}
-    blocks = {
-      type(module)
-      for path, module in nnx.iter_modules(self._model)
-      if ".".join(map(str, path)) in inner
-    }
-    kinds = tuple({*_LAYERS, BatchNorm, *blocks})
-    copy = intercept(self._model, kinds, call)
-    features = copy.features(copy.normalize(self._images))
+    copy = taps.intercept(model, (*_LAYERS, BatchNorm, *block), call)
+    features = copy.features(copy.normalize(images))
     return seen, copy.classify(tapped(FEATURES, features))
+
+  def forward(probes):
+    seen, logits = run(lambda path, x: _tap(x, probes[path]))
+    return seen[last], logits
+
+  shapes = jax.eval_shape(lambda: run(lambda path, x: x)[0])
+  probes = {path: jnp.zeros(x.shape) for path, x in shapes.items()}
+  (at_last, logits), pull = jax.vjp(_by_rules(forward, probes), probes)
+  nothing = jnp.zeros_like(at_last), jnp.zeros_like(logits)
+
+  def from_class(target):
+    start = jax.nn.one_hot(target, logits.shape[-1], dtype=jnp.float32)
+    found = pull((nothing[0], start))[0]
+    return found[place], found[last]
+
+  def from_last(probability):
+    return pull((probability, nothing[1]))[0][place]
+
+  return from_class, from_last
 
 
 @jax.custom_vjp
@@ -247,10 +182,7 @@ _tap.defvjp(lambda x, probe: (x, None), lambda _, p: (p, p))
 def _excited(module: nnx.Module, x: Array, sign: int) -> Array:
   """Returns module(x), with the excitation rule for a gradient.
 
-  Args:
-    module: a convolution or a dense layer.
-    x: its input.
-    sign: of the weights that count as positive.
+  The rule keeps the weights of that sign.
   """
 
   def positive(x):
@@ -266,11 +198,9 @@ def _excited(module: nnx.Module, x: Array, sign: int) -> Array:
 def _with_rule(
   forward: Callable[[Array], Array], positive: Callable[[Array], Array]
 ) -> Callable[[Array], Array]:
-  """Returns a function with p' = x * f^T(p / f(x)) in place of its gradient.
+  """Returns `forward` with p' = x * f^T(p / f(x)) in place of its gradient.
 
-  Args:
-    forward: what it computes.
-    positive: f, linear in x (or a maximum), with weights >= 0.
+  Here f is `positive`: linear in x, or a maximum, with weights >= 0.
   """
   function = jax.custom_vjp(lambda x: forward(x))
 
@@ -304,8 +234,8 @@ def _shares(terms, p):
 
 _shared.defvjp(lambda a, b: (a + b, (a, b)), _shares)
 
-# What is no module: sums of two branches, poolings and averages. Anything else
-# between modules moves numbers, or is a ReLU, and its gradient is the rule.
+# Between modules, sums of two branches, poolings and averages have rules. All
+# else moves numbers, or is a ReLU: there the gradient is the rule.
 _AVERAGES = {
   "reduce_sum",
   "reduce_window_sum",
@@ -318,11 +248,9 @@ _INLINED = {"jit", "pjit", "closed_call"}
 
 
 def _by_rules(function: Callable, argument) -> Callable:
-  """Returns a function with excitation rules wherever there is no module.
+  """Returns the function with excitation rules wherever there is no module.
 
-  Args:
-    function: of a tree of arrays, to a tree of arrays.
-    argument: of the same shapes as it will be called with.
+  Both take a tree of arrays shaped like `argument`, and return a tree.
   """
   traced, out = jax.make_jaxpr(function, return_shape=True)(argument)
   structure = jax.tree.structure(out)
@@ -369,7 +297,7 @@ def _applied(equation, compute, operands) -> list[tuple[Array, bool]]:
 
 
 def _alone(jaxpr, equation) -> Callable[[list[Array]], list[Array]]:
-  """Returns what one operation of a trace computes of its operands."""
+  """Returns what one operation of a trace computes from its operands."""
   places = {
     atom: place
     for place, atom in enumerate(equation.invars)

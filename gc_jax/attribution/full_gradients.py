@@ -2,7 +2,7 @@
 
   f = sum(grad_x f * x) + sum over layers l of sum(grad_{z_l} f * b_l)
 
-z_l is what a layer with a bias b_l puts out. In evaluation mode a BatchNorm has
+z_l is the output of a layer with a bias b_l. In evaluation mode a BatchNorm has
 the bias b = beta - gamma * mean / sqrt(var + eps). The map is made of all terms
 that have places; it has the size of the picture.
 
@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution.intercept import in_float32, intercept
+from gc_jax.attribution.taps import in_float32, intercept
 from gc_jax.models.network import BatchNorm
 
 RESCALES = ("layer", "channel")
 
-_EPSILON = 1e-6  # added to the largest value of a term, as their code does
+_EPSILON = 1e-6  # added to the largest value of a term, as in the authors' code
 
 
 class Terms(NamedTuple):
@@ -30,8 +30,8 @@ class Terms(NamedTuple):
   Attributes:
     score: f, raw logits.
     input: gradient times input, at each pixel.
-    biases: of each layer gradient times bias, at each place; layers without
-      places, dense ones, have no h and w.
+    biases: path of a layer -> gradient times bias, at each place; dense layers
+      have no places, hence no h and w.
   """
 
   score: Float[Array, "B P"]
@@ -46,7 +46,7 @@ def fullgrad(
   *,
   rescale: str = "layer",
 ) -> Float[Array, "B P H W"]:
-  """Returns maps of the picture's size: every term that has places, rescaled.
+  """Returns the sum of all terms that have places, each rescaled and enlarged.
 
   map = sum_c psi(grad_x f * x) + sum_l sum_c psi(grad_{z_l} f * b_l)
 
@@ -54,14 +54,14 @@ def fullgrad(
   corners aligned, to the size of the picture.
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
+    model: as for every method, like images and targets.
+    images: pixels.
+    targets: classes.
     rescale: what psi brings to 0..1: all channels of a "layer" together (the
       authors' code), or each "channel" by itself (the paper's text).
 
   Raises:
-    ValueError: `rescale` is something else.
+    ValueError: `rescale` is neither of them.
   """
   if rescale not in RESCALES:
     raise ValueError(
@@ -81,38 +81,31 @@ def fullgrad(
 def terms(
   model: nnx.Module, images: Array, targets: Int[Array, "B P"]
 ) -> Terms:
-  """Returns what the score of each target is the sum of.
+  """Returns the terms that the score of each target is the sum of.
 
-  Complete for nets of ReLUs, poolings and maxima in evaluation mode:
-  `score` is the sum of `input` and of all `biases`.
-
-  Args:
-    model: as for `fullgrad`.
-    images: likewise.
-    targets: likewise.
+  The sum is exact for nets of ReLUs, poolings and maxima in evaluation mode.
   """
   model = in_float32(model)
   images = model.normalize(images)
-  biases: dict[str, Array] = {}
+  shapes, biases = {}, {}
 
   def logits(images, probes):
     def call(path, module, x):
       z, bias = module(x), _bias(module)
       if bias is None:
         return z
-      biases[path] = bias
-      return z + probes.get(path, jnp.zeros_like(z))
+      shapes[path], biases[path] = (z.shape, z.dtype), bias
+      return z + probes.get(path, 0)
 
-    kinds = (nnx.Conv, nnx.Linear, BatchNorm)
-    copy = intercept(model, kinds, call)
+    copy = intercept(model, (nnx.Conv, nnx.Linear, BatchNorm), call)
     return copy.classify(copy.features(images))
 
-  probes = _zeros_put_out(model, images)
+  jax.eval_shape(logits, images, {})
+  probes = {path: jnp.zeros(*shape) for path, shape in shapes.items()}
   all_scores, pull = jax.vjp(logits, images, probes)
-  num_classes = all_scores.shape[-1]
 
   def one_target(target):
-    start = jax.nn.one_hot(target, num_classes, dtype=all_scores.dtype)
+    start = jax.nn.one_hot(target, all_scores.shape[-1], dtype=all_scores.dtype)
     at_input, at_layers = pull(start)
     return (
       (all_scores * start).sum(-1),
@@ -122,24 +115,6 @@ def terms(
 
   over_targets = jax.vmap(one_target, in_axes=1, out_axes=1)
   return Terms(*over_targets(targets))
-
-
-def _zeros_put_out(model, images) -> dict[str, Array]:
-  """Returns zeros shaped as the output of every layer with a bias."""
-  shapes = {}
-
-  def call(path, module, x):
-    z = module(x)
-    if _bias(module) is not None:
-      shapes[path] = z.shape, z.dtype
-    return z
-
-  def forward():
-    copy = intercept(model, (nnx.Conv, nnx.Linear, BatchNorm), call)
-    return copy.classify(copy.features(images))
-
-  jax.eval_shape(forward)
-  return {path: jnp.zeros(*shape) for path, shape in shapes.items()}
 
 
 def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:

@@ -1,8 +1,8 @@
 """Grad-CAM and its relatives: activations weighted by gradients.
 
-Each method takes a model in evaluation mode, pixels and one or several classes
-an image, and returns raw maps >= 0 on the grid of the layer it looks at: the
-last convolutional one, or any that `layers.layer_names` knows.
+Beside what every method takes (`gc_jax.attribution`), each has the setting
+`layer`: the layer to look at, one of `taps.layers`; None for the features. A
+`ValueError` names the layers if the model has no such one.
 """
 
 import jax
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import layers
-from gc_jax.attribution.intercept import in_float32
+from gc_jax.attribution import taps
 from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
+from gc_jax.models.network import FEATURES
 
 
 def gradcam(
@@ -24,15 +24,6 @@ def gradcam(
   layer: str | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns Grad-CAM maps: channels weighted by their mean gradient.
-
-  Args:
-    model: with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
-    layer: of `layers.layer_names`; None = the features.
-
-  Raises:
-    ValueError: the model has no such layer.
 
   Source: Selvaraju et al. 2017, arXiv:1610.02391.
   """
@@ -48,15 +39,6 @@ def gradcam_elementwise(
   layer: str | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns maps in which every cell is weighted by its own gradient.
-
-  Args:
-    model: as for `gradcam`.
-    images: likewise.
-    targets: likewise.
-    layer: likewise.
-
-  Raises:
-    ValueError: the model has no such layer.
 
   Source: Pillai & Pirsiavash 2021, eq. 3.
   """
@@ -75,15 +57,6 @@ def layercam(
 
   cam[i,j] = relu( sum_d relu(gradient[i,j,d]) * features[i,j,d] )
 
-  Args:
-    model: as for `gradcam`.
-    images: likewise.
-    targets: likewise.
-    layer: likewise.
-
-  Raises:
-    ValueError: the model has no such layer.
-
   Source: Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 7-8.
   """
   features, gradients = _features_and_gradients(model, images, targets, layer)
@@ -97,7 +70,7 @@ def gradcam_plus_plus(
   *,
   layer: str | None = None,
 ) -> Float[Array, "B P h w"]:
-  """Returns maps whose weights favour cells by how few share a gradient.
+  """Returns maps whose channels are weighted by each cell's share.
 
   For the score exp(logit), with g the gradient of the logit,
 
@@ -106,15 +79,6 @@ def gradcam_plus_plus(
     cam = relu( sum_d weights[d] * features[d] )
 
   The factor exp(logit), the same for all cells, is left out.
-
-  Args:
-    model: as for `gradcam`.
-    images: likewise.
-    targets: likewise.
-    layer: likewise.
-
-  Raises:
-    ValueError: the model has no such layer.
 
   Source: Chattopadhay et al. 2018, arXiv:1710.11063, eq. 11 and 19.
   """
@@ -130,23 +94,23 @@ def gradcam_plus_plus(
 def _features_and_gradients(
   model, images, targets, layer
 ) -> tuple[Float[Array, "B h w D"], Float[Array, "B P h w D"]]:
-  if layer in (None, layers.layer_names(model)[-1]):
+  if layer is None or taps.input_path(model, layer) == FEATURES:
     features = model.features(model.normalize(images)).astype(jnp.float32)
     return features, cams.class_gradients(pure_head(model), features, targets)
-  return _inside(in_float32(model), images, targets, layer)
+  return _inside(taps.in_float32(model), images, targets, layer)
 
 
 def _inside(model, images, targets, layer):
-  """Returns the same of a layer inside `features`."""
+  """Returns activations and gradients of a layer inside `features`."""
   images = model.normalize(images)
 
   def forward(offset):
     seen = []
     tap = lambda x: (seen.append(x), x + offset)[1]
-    features = layers.tapped_features(model, {layer: tap})(images)
+    features = taps.tapped_features(model, {layer: tap})(images)
     return model.classify(features), seen[0]
 
-  # Of one number: an offset of any shape would have to be known before.
+  # An offset of one number tells the layer's shape.
   shape = jax.eval_shape(forward, jnp.zeros(()))[1]
   zeros = jnp.zeros(shape.shape, shape.dtype)
   logits, pull, activations = jax.vjp(forward, zeros, has_aux=True)

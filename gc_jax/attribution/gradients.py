@@ -1,7 +1,7 @@
 """Gradients of a score with respect to pixels: plain, integrated, smoothed.
 
-Maps have the size of the picture. Pixels are RGB in [0, 1]; the model's own
-normalisation is part of what is differentiated.
+Maps have the size of the picture. Gradients are of RGB in [0, 1], through the
+model's own normalisation.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gc_jax.attribution.intercept import in_float32
+from gc_jax.attribution.taps import in_float32
 from gc_jax.models.network import RGB_MEAN
 
 
@@ -19,11 +19,6 @@ def input_gradients(
   model: nnx.Module, images: Array, targets: Int[Array, "B P"]
 ) -> Float[Array, "B P H W"]:
   """Returns the magnitude of the score's gradient, summed over channels.
-
-  Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: classes to explain.
 
   Source: Simonyan et al. 2014, arXiv:1312.6034.
   Differs: they take the largest channel, not the sum.
@@ -41,17 +36,7 @@ def integrated_gradients(
 ) -> Float[Array, "B P H W"]:
   """Returns what each pixel adds to the score on the way from mean grey.
 
-  Args:
-    model: as for `input_gradients`.
-    images: likewise.
-    targets: likewise.
-    steps: of the path, one after the other: memory is that of one.
-
-  Returns:
-    Magnitudes of `attributions`, summed over channels.
-
-  Raises:
-    ValueError: there are no steps.
+  The map is the magnitude of `attributions`, summed over channels.
   """
   signed = attributions(model, images, targets, steps=steps)
   return jnp.abs(signed.sum(-1))
@@ -68,14 +53,15 @@ def attributions(
 
   (x - x_0) * mean over n of grad f(x_0 + (n - 1/2) / steps * (x - x_0))
 
-  x_0 is the mean colour of ImageNet, 0 after normalisation: of black, dark
+  x_0 is the mean colour of ImageNet, 0 after normalisation: from black, dark
   objects would get nothing. With enough steps they sum to f(x) - f(x_0).
 
   Args:
-    model: as for `input_gradients`.
-    images: likewise.
-    targets: likewise.
-    steps: midpoints of as many equal parts of the path.
+    model: as for every method, like images and targets.
+    images: pixels.
+    targets: classes.
+    steps: equal parts of the path, at least 1. One gradient is taken after the
+      other, so memory does not grow with them.
 
   Raises:
     ValueError: there are no steps.
@@ -105,12 +91,13 @@ def smoothgrad(
   """Returns the magnitude of the gradient's mean over noisy pictures.
 
   Args:
-    model: as for `input_gradients`.
-    images: likewise.
-    targets: likewise.
-    num_samples: noisy pictures, one after the other: memory is that of one.
-    sigma_frac: of the noise, in parts of the picture's range.
-    key: of the noise; None = always the same.
+    model: as for every method, like images and targets.
+    images: pixels.
+    targets: classes.
+    num_samples: noisy pictures, at least 1. One gradient is taken after the
+      other, so memory does not grow with them.
+    sigma_frac: of the noise, as a fraction of the picture's range.
+    key: of the noise; None for the same noise at every call.
 
   Raises:
     ValueError: there are no samples.
@@ -128,7 +115,7 @@ def smoothgrad(
   )
 
   def noisy(key):
-    # The same for every picture: its map does not depend on its neighbours.
+    # The same for every picture, so that its neighbours do not change its map.
     noise = jax.random.normal(key, images.shape[1:])
     return gradient(images + sigma * noise[None])
 

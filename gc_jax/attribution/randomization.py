@@ -17,9 +17,9 @@ _LAYERS = (nnx.Conv, nnx.Linear)
 def stages(model: nnx.Module) -> tuple[str, ...]:
   """Returns the parts of a model that are randomised together, head first.
 
-  Of the models of `gc_jax.models` as they say themselves, named as torchvision
-  names them: "fc", "layer4", ..., "layer1", "conv1" of a ResNet. Of any other
-  its attributes that hold layers, the one that was set last first.
+  A `Network` names them itself, as torchvision does: "fc", "layer4", ...,
+  "layer1", "conv1" of a ResNet. The parts of any other model are its attributes
+  that hold layers, the last one that was set first.
   """
   found = dict.fromkeys(part for part, _, _ in _layers(model))
   return tuple(reversed(found))
@@ -28,13 +28,13 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
 def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   """Returns a copy, initialised anew from the head down to a stage.
 
-  Each layer is drawn as its architecture draws it. BatchNorms start as at the
-  beginning of training: their statistics are learned, too, and belong to the
-  weights before them. The copy is in evaluation mode.
+  Each layer is drawn as its architecture draws it. BatchNorms start as before
+  training: their statistics are learned too, and belong to the weights before
+  them. The copy is in evaluation mode.
 
   Args:
     model: left as it was.
-    stage: the last that is randomised, of `stages`.
+    stage: the last one to randomise, of `stages`.
     key: the initialisation is a function of it and of each layer's place.
 
   Raises:
@@ -73,7 +73,7 @@ def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
 
 
 def _layers(model: nnx.Module) -> list[tuple[str, str, nnx.Module]]:
-  """Returns (part, path, layer) of those with weights, from the picture up."""
+  """Returns (part, path, layer) of all layers with weights, picture first."""
   if isinstance(model, Network):
     parts = model.parts()
   else:
@@ -96,11 +96,11 @@ def rank_correlation(
   a: Float[Array | np.ndarray, "N h w"],
   b: Float[Array | np.ndarray, "N h w"],
 ) -> Float[np.ndarray, "N"]:
-  """Returns Spearman's correlation of two maps of the same size, each pair.
+  """Returns Spearman's correlation of each pair of maps.
 
   Equal cells share their mean rank; 0 where a map is constant.
   """
-  import scipy.stats  # a second, which every other command need not take
+  import scipy.stats  # takes a second, which other commands save
 
   ranks = [
     scipy.stats.rankdata(np.asarray(cam).reshape(len(cam), -1), axis=1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax.attribution import METHODS, layers
+from gc_jax.attribution import METHODS, taps
 from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
 
@@ -197,7 +197,7 @@ def test_an_inner_layers_map_is_its_gradients_weighing_it(make_tiny):
   model = make_tiny("max")
   model.eval()
   seen = []
-  layers.tapped_features(model, {"maxpool": lambda x: (seen.append(x), x)[1]})(
+  taps.tapped_features(model, {"maxpool": lambda x: (seen.append(x), x)[1]})(
     model.normalize(pixels())
   )
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.attribution import layers
+from gc_jax.attribution import taps
 from gc_jax.models.pooling import max_pool
 
 
@@ -17,6 +17,10 @@ def images():
   return jnp.asarray(rng.normal(size=(2, 64, 64, 3)).astype(np.float32))
 
 
+def layer_names(model):
+  return tuple(taps.layers(model))
+
+
 def made(name):
   model = models.create(name, 3)
   model.eval()
@@ -24,24 +28,24 @@ def made(name):
 
 
 def test_names_are_torchvisions(small_perceptrons):
-  assert layers.layer_names(made("resnet18")) == (
+  assert layer_names(made("resnet18")) == (
     "maxpool",
     "layer1",
     "layer2",
     "layer3",
     "layer4",
   )
-  names = layers.layer_names(made("vgg16"))
+  names = layer_names(made("vgg16"))
   assert names[0] == "features.1" and names[-1] == "features.30"
   assert "features.23" in names  # pool4
-  assert layers.layer_names(made("alexnet")) == (
+  assert layer_names(made("alexnet")) == (
     "features.2",
     "features.5",
     "features.7",
     "features.9",
     "features.12",
   )
-  assert layers.layer_names(made("squeezenet1_1"))[-1] == "features.12"
+  assert layer_names(made("squeezenet1_1"))[-1] == "features.12"
 
 
 @pytest.mark.parametrize("name", ["resnet8-small", "alexnet", "squeezenet1_1"])
@@ -49,8 +53,8 @@ def test_what_a_tap_does_to_the_last_layer_is_seen(
   name, images, small_perceptrons
 ):
   model = made(name)
-  last = layers.layer_names(model)[-1]
-  doubled = layers.tapped_features(model, {last: lambda x: 2 * x})
+  last = layer_names(model)[-1]
+  doubled = taps.tapped_features(model, {last: lambda x: 2 * x})
   np.testing.assert_allclose(
     doubled(images), 2 * model.features(images), rtol=1e-6
   )
@@ -58,7 +62,7 @@ def test_what_a_tap_does_to_the_last_layer_is_seen(
 
 def test_a_tap_sees_a_stages_output(images):
   model, seen = made("resnet8-small"), []
-  run = layers.tapped_features(
+  run = taps.tapped_features(
     model, {"layer1": lambda x: (seen.append(x), x)[1]}
   )
   np.testing.assert_array_equal(run(images), model.features(images))
@@ -69,7 +73,7 @@ def test_a_tap_sees_a_stages_output(images):
 
 def test_a_tap_sees_a_poolings_output(images, small_perceptrons):
   model, seen = made("alexnet"), []
-  run = layers.tapped_features(
+  run = taps.tapped_features(
     model, {"features.2": lambda x: (seen.append(x), 0 * x)[1]}
   )
   run(images)
@@ -85,7 +89,7 @@ def test_a_tap_can_be_differentiated(images):
   model = made("resnet8-small")
 
   def score(offset):
-    run = layers.tapped_features(model, {"layer1": lambda x: x + offset})
+    run = taps.tapped_features(model, {"layer1": lambda x: x + offset})
     return model.classify(run(images))[:, 0].sum()
 
   shape = (2, 16, 16, 32)
@@ -100,7 +104,7 @@ def test_a_tap_can_be_differentiated(images):
 
 def test_an_unknown_layer_is_named_with_those_there_are():
   with pytest.raises(ValueError, match=r"maxpool, layer1.*Did you mean 'lay"):
-    layers.input_path(made("resnet8-small"), "layer9")
+    taps.input_path(made("resnet8-small"), "layer9")
 
 
 def test_any_other_model_has_its_features():
@@ -108,6 +112,6 @@ def test_any_other_model_has_its_features():
     def features(self, images):
       return images
 
-  assert layers.layer_names(Other()) == ("features",)
-  run = layers.tapped_features(Other(), {"features": lambda x: x + 1})
+  assert layer_names(Other()) == ("features",)
+  run = taps.tapped_features(Other(), {"features": lambda x: x + 1})
   np.testing.assert_array_equal(run(jnp.zeros((1, 2, 2, 3))), 1)
