@@ -6,7 +6,20 @@ import shlex
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
+
+import gc_jax
+from configs import base
+from gc_jax import data, torch_io
+from gc_jax.attribution import METHODS
+from gc_jax.data import DATASETS
+from gc_jax.method.losses import FIELDS
+from gc_jax.method.metrics import METRICS
+from gc_jax.models import MODELS
+from gc_jax.training.guidance import TERMS
+from gc_jax.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -110,3 +123,61 @@ def test_other_recipes_run_without_their_data(
 )
 def test_every_file_the_readme_points_to_is_there(path):
   assert (ROOT / path).exists()
+
+
+@pytest.fixture
+def extended():
+  """Every thing that the README adds, for the length of a test."""
+  tables = METHODS, MODELS, METRICS, DATASETS, FIELDS, TERMS
+  before = [dict(table) for table in tables]
+  (section,) = re.findall(r"## Extending\n(.*?)\n## ", README, re.DOTALL)
+  blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+  names = {}
+  for block in blocks:
+    exec(block, names)
+  yield blocks
+  for table, entries in zip(tables, before, strict=True):
+    table.clear()
+    table.update(entries)
+
+
+def test_each_of_five_additions_takes_a_few_lines(extended):
+  assert len(extended) == 5
+  assert all(5 <= len(block.splitlines()) <= 18 for block in extended)
+
+
+def test_a_run_guided_and_measured_by_what_the_readme_adds(extended, tmp_path):
+  config = base.shrink(base.get_config())
+  config.model.name = "resnet8-small"
+  config.num_epochs = 1.0
+  config.loss.consistency_weight = 0.0
+  config.loss.entropy_weight = 0.1
+  config.eval.methods = ("activation", "gradcam_elementwise")
+  results = train_and_evaluate(config, tmp_path / "run")
+  assert 0 < results["val/activation/peak"] <= 100
+  report = (tmp_path / "run" / "report.html").read_text()
+  for title in ("Mean activation", "Peak", "entropy"):
+    assert title in report
+
+
+def test_the_readmes_architecture_is_made_explained_and_exported(
+  extended, tmp_path
+):
+  model = gc_jax.create("resnet26", 4)
+  images = np.zeros((1, 32, 32, 3), np.uint8)
+  assert gc_jax.explain(model, images, [3]).shape == (1, 1, 1)
+  file = tmp_path / "resnet26.safetensors"
+  torch_io.save_model(file, model, torch_io.Metadata("resnet26"))
+  assert type(gc_jax.load(file)) is type(model)
+
+
+def test_the_readmes_data_set_is_read(extended, tmp_path):
+  pictures = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
+  np.savez(tmp_path / "arrays.npz", bgr=pictures, label=[1, 0])
+  config = base.get_config()
+  config.data.name = "arrays"
+  config.data.path = str(tmp_path / "arrays.npz")
+  dataset = data.load(config.data, "train")
+  encoded = np.frombuffer(dataset.source[1]["image"], np.uint8)
+  np.testing.assert_array_equal(cv2.imdecode(encoded, 1), pictures[1])
+  assert data.classes(config.data).count == len(dataset.class_names)

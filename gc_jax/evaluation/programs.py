@@ -5,6 +5,7 @@ what to measure, and returns columns, one number a row, and totals, sums over
 the rows that count.
 """
 
+import collections
 import functools
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ from gc_jax.method.metrics import Key
 from gc_jax.method.types import Array as AnyArray
 from gc_jax.method.types import PairBatch
 
-ALL_METHODS = METHODS | CONTROLS
+# A view: what is added to either is in it.
+ALL_METHODS = collections.ChainMap(METHODS, CONTROLS)
 
 
 class Measured(NamedTuple):
