@@ -490,7 +490,7 @@ def test_a_broken_archive_is_refused_by_name(tmp_path, mutate):
   path.write_bytes(mutate(archive()))
 
   def read():
-    members = imagenet_files.validation_members(path, collections.Counter())
+    members = imagenet_files.pictures(path, collections.Counter())
     return list(imagenet_files.read_members(path, members))
 
   outcome(path, read)

@@ -1,4 +1,4 @@
-"""Boxes in pixels, as files and masks say them: xmin ymin xmax ymax.
+"""Boxes in pixels, as annotation files state them: xmin ymin xmax ymax.
 
 The last two are exclusive: the box of the first pixel is 0 0 1 1.
 """
@@ -10,26 +10,22 @@ import numpy as np
 from jaxtyping import Bool
 
 Box = tuple[float, float, float, float]
-
-# Fractions of a picture stick out by as much as this, where a tool rounds or
-# does not clip; two pixels are no fraction.
-_FRACTIONS = -0.5, 1.5
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def words(box: Sequence[int | float]) -> str:
   """Returns a box for messages: "xmin=1 ymin=2 xmax=3 ymax=4"."""
-  names = ("xmin", "ymin", "xmax", "ymax")
-  return " ".join(f"{n}={v:g}" for n, v in zip(names, box, strict=True))
+  return " ".join(f"{n}={v:g}" for n, v in zip(CORNERS, box, strict=True))
 
 
 def has_extent(box: Box) -> bool:
-  """Returns whether there is anything inside of a box; of NaN there is not."""
+  """Returns whether a box has an area; one with NaN has none."""
   xmin, ymin, xmax, ymax = box
   return xmin < xmax and ymin < ymax
 
 
 def of_mask(mask: Bool[np.ndarray, "H W"]) -> Box | None:
-  """Returns the smallest box around the pixels of a mask; None: it has none."""
+  """Returns the smallest box around a mask's pixels; None: it has none."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   if not len(rows):
     return None
@@ -37,7 +33,7 @@ def of_mask(mask: Bool[np.ndarray, "H W"]) -> Box | None:
   return tuple(map(float, edges))
 
 
-def scaled(box: Box, size: tuple[int, int]) -> Box:
+def scaled(box: Box, size: tuple[int | float, int | float]) -> Box:
   """Returns ymin xmin ymax xmax in 0..1 of a picture of (width, height)."""
   xmin, ymin, xmax, ymax = box
   width, height = size
@@ -45,10 +41,10 @@ def scaled(box: Box, size: tuple[int, int]) -> Box:
 
 
 class Fractions:
-  """Watches whether the boxes of a file may be fractions of the picture.
+  """Finds files whose boxes are fractions of the picture instead of pixels.
 
-  Such a file is found out by all of its boxes together: every number lies
-  within 0 and 1, or each of several boxes within one pixel.
+  All boxes of a file must agree: every number is between 0 and 1, or each of
+  several boxes is within one pixel. `str` is what is wrong; "" = nothing.
   """
 
   def __init__(self):
@@ -72,27 +68,25 @@ class Fractions:
       numbers = ", ".join(f"{value:g}" for value in written)
       self._first = f"{where}, with {numbers}"
     self._count += 1
-    low, high = _FRACTIONS
     xmin, ymin, xmax, ymax = box
-    self._all_are_fractions &= all(low <= value <= high for value in written)
+    # Fractions stick out this far where a tool rounds or does not clip; two
+    # pixels are no fraction.
+    self._all_are_fractions &= all(-0.5 <= value <= 1.5 for value in written)
     self._all_within_a_pixel &= (
       xmax <= math.floor(xmin) + 1 and ymax <= math.floor(ymin) + 1
     )
 
   def __str__(self) -> str:
-    """Returns what is wrong with the boxes; "" if nothing is."""
     # One alone may be a small object.
     one_pixel = self._all_within_a_pixel and self._count > 1
     if not self._count or not (self._all_are_fractions or one_pixel):
       return ""
-    every, lies = (
-      (f"all {self._count:,} boxes", "lie")
-      if self._count > 1
-      else ("the only box", "lies")
-    )
+    lie = f"all {self._count:,} boxes lie"
+    if self._count == 1:
+      lie = "the only box lies"
     within = "0 and 1" if self._all_are_fractions else "one pixel"
     return (
-      f"boxes must be in pixels, and {every} {lies} within {within}, the first "
+      f"boxes must be in pixels, and {lie} within {within}, the first "
       f"{self._first}. Are they fractions of the picture? Multiply them by its "
       "width and height. An object that is a single pixel can be given as a "
       "mask"

@@ -2,45 +2,132 @@
 
 `--config.data.path` is a folder with train2014.zip, val2014.zip (each only if
 that split is used) and annotations_trainval2014.zip, or with what they unpack
-to. Pictures are copied byte by byte into array_record files; afterwards the
-archives are not needed.
+to.
 
 A mask is kept for each annotation, not for each class: the record then still
 tells how many objects a class has, which draws the explained class by
-instances, and where each of them is. A union is one `|` away. As one-bit PNG
-they take 0.6 KB each (measured on VOC masks at 640x480), a fortieth of what
-the pictures take, and 3 ms to draw and encode: under an hour for all of COCO.
+instances, and where each of them is. As one-bit PNG they take 0.6 KB each
+(measured on VOC masks at 640x480), a fortieth of what the pictures take, and
+3 ms to draw and encode: under an hour for all of COCO.
 
-An annotation without a segmentation, or whose polygons cover no pixel, has its
-filled box for a mask; one without a box has that of its mask. These are counted
-in the line that ends the preparation. Whatever else is wrong with annotations
-stops it before anything is copied, and is told entry by entry.
+An annotation without a segmentation, or whose polygons cover no pixel, gets its
+filled box as its mask; one without a box gets that of its mask. These are
+counted in the line that ends the preparation. Any other fault in the
+annotations stops it before anything is copied; the message names the entries.
 """
 
 import collections
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Bool
 
-from gc_jax.data import DATASETS, decode, records, shards
+from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import boxes, coco_json, segmentation
-from gc_jax.data.sets import coco_files as files
-from gc_jax.runtime.messages import unknown_name_message
+from gc_jax.data.sets import boxes, coco_json, official, segmentation
+from gc_jax.runtime.messages import listed
 
-SPLITS = ("train", "validation")
-VERSION = "1.0.0"  # raise it when any record changes
+PICTURES = {"train": "train2014", "validation": "val2014"}
+JSON = {
+  split: f"annotations/instances_{name}.json"
+  for split, name in PICTURES.items()
+}
+ANNOTATIONS = "annotations_trainval2014.zip"
+RELEASE = official.Release(
+  name="coco2014",
+  entry="coco",
+  version="1.0.0",
+  files={
+    split: (f"{name}.zip", ANNOTATIONS, JSON[split])
+    for split, name in PICTURES.items()
+  },
+  folder=(
+    f"train2014.zip, val2014.zip and {ANNOTATIONS}, or of what they unpack to"
+  ),
+  where=(
+    "The files come from https://cocodataset.org/#download (2014 Train images, "
+    "2014 Val images, 2014 Train/Val annotations); set --config.data.path to "
+    "the folder that holds them, zipped or unpacked."
+  ),
+  masks=True,
+)
 _SHARD_IMAGES = 2_000  # about 0.3 GB: what a kill costs at most
 
 
-class Coco2014(shards.ShardedBuilder, skip_registration=True):
-  """Writes one split of COCO 2014 as array_record files, in COCO's order.
+class Annotations(NamedTuple):
+  """What instances_*2014.json says of one split.
+
+  Attributes:
+    file: where it was read.
+    names: of the categories in the order of COCO's own ids, which are 80 of the
+      numbers 1..90. The position is the class id.
+    images: in COCO's order.
+    of_image: image id -> its annotations, in COCO's order.
+  """
+
+  file: str
+  names: tuple[str, ...]
+  images: list[coco_json.Image]
+  of_image: Mapping[int, list[coco_json.Annotation]]
+
+
+def read_annotations(path: pathlib.Path, split: str) -> Annotations:
+  """Reads and checks the annotations of a split; takes about 3 GB for a while.
+
+  Raises:
+    ValueError: the file is missing or damaged, or entries cannot be used;
+      names those.
+  """
+  name, archive_path = JSON[split], path / ANNOTATIONS
+  if (path / name).is_file():
+    file, data = str(path / name), (path / name).read_bytes()
+  elif archive_path.is_file():
+    file = f"{archive_path}/{name}"
+    with RELEASE.opened(archive_path) as archive:
+      if name not in archive.namelist():
+        raise RELEASE.damaged(archive_path, f"it has no {name}")
+      data = archive.read(name)
+  else:
+    raise RELEASE.missing(path, f"{ANNOTATIONS} or {name}")
+  content = coco_json.read(data, file)
+  problems = [*content.problems, *_wrong_segmentations(content)]
+  for what, found in (
+    ("image", content.images),
+    ("category", content.categories),
+    ("annotation", content.annotations),
+  ):
+    if not (found or problems):
+      problems.append(f"{file} must have one {what} or more, and has none")
+  if problems:
+    raise ValueError(
+      f"The annotations must be whole and agree; {len(problems):,} entries do "
+      "not:\n  "
+      + listed(problems, between="\n  ")
+      + f"\nCorrect them, or take the official file. {RELEASE.where}"
+    )
+  of_image = collections.defaultdict(list)
+  for annotation in content.annotations:
+    of_image[annotation.image.id].append(annotation)
+  names = tuple(content.categories[i] for i in sorted(content.categories))
+  return Annotations(file, names, content.images, dict(of_image))
+
+
+def _wrong_segmentations(content: coco_json.Content) -> Iterator[str]:
+  """Yields what is wrong with segmentations of images of known size."""
+  for annotation in content.annotations:
+    if annotation.image.size is not None:
+      try:
+        segmentation.clean(annotation.segmentation, annotation.image.size)
+      except ValueError as error:
+        yield f"{content.file}, {annotation.where}: {error}"
+
+
+class Coco2014(official.Builder, skip_registration=True):
+  """COCO 2014, one split of it, in COCO's order.
 
   `labels` has an entry for each annotation, crowds included. Images without
   annotations are in validation, where they count for F1; not in train, where
@@ -50,40 +137,20 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
   Differs: the release trains on the next image in place of an unlabelled one.
   """
 
-  name = "coco2014"
-  VERSION = tfds.core.Version(VERSION)
+  RELEASE = RELEASE
+  name = RELEASE.name
+  VERSION = tfds.core.Version(RELEASE.version)
 
   def __init__(self, *, path: pathlib.Path, split: str, **kwargs: Any):
-    self.path, self.split = path, split
-    counts: collections.Counter[str] = collections.Counter()
-    self.annotations = files.read_annotations(path, split, counts)
-    self._class_ids = {name: i for i, name in enumerate(self.annotations.names)}
-    super().__init__(config=tfds.core.BuilderConfig(name=split), **kwargs)
-    self.archive_counts.update(counts)
-
-  def _create_builder_config(self, builder_config, version):
-    return builder_config
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=records.features(
-        self.annotations.names, masks=True, file_names=True
-      ),
-      license=DATASETS["coco"].license,
-      disable_shuffling=True,
-    )
-
-  def sources(self) -> dict[str, int]:
-    """See the base class."""
-    return files.sources(self.path, self.split)
+    self.annotations = read_annotations(path, split)
+    names = self.annotations.names
+    self._class_ids = {name: i for i, name in enumerate(names)}
+    super().__init__(path=path, split=split, class_names=names, **kwargs)
 
   @functools.cached_property
   def _images(self) -> list[coco_json.Image]:
-    of_image = self.annotations.of_image
     images = self.annotations.images
-    annotated = [image for image in images if image.id in of_image]
+    annotated = [i for i in images if i.id in self.annotations.of_image]
     empty = len(images) - len(annotated)
     if not empty:
       return images
@@ -98,10 +165,10 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
   def _shard_iterators_per_split(
     self, dl_manager: Any
   ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-    read = files.picture_reader(self.path, self.split, self.annotations)
+    pictures = self._find_pictures()
 
     def examples(images):
-      for image, encoded in read(images):
+      for image, encoded in _read_pictures(pictures, images):
         yield image.file_name, self._example(image, encoded)
 
     return {
@@ -111,15 +178,35 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
       ]
     }
 
+  def _find_pictures(self) -> pathlib.Path:
+    """Returns the folder or the zip that holds every picture."""
+    name = PICTURES[self.split]
+    folder, zipped = self.path / name, self.path / f"{name}.zip"
+    if folder.is_dir():
+      where, there = folder, {entry.name for entry in folder.iterdir()}
+    elif zipped.is_file():
+      with RELEASE.opened(zipped) as archive:
+        there = {file.removeprefix(f"{name}/") for file in archive.namelist()}
+      where = zipped
+    else:
+      raise RELEASE.missing(self.path, f"{name}.zip or {name}/")
+    wanted = {image.file_name for image in self.annotations.images}
+    if absent := sorted(wanted - there):
+      raise RELEASE.damaged(
+        where,
+        f"{len(absent):,} of {len(wanted):,} pictures that "
+        f"{self.annotations.file} names are missing, such as {absent[0]}",
+      )
+    return where
+
   def _example(self, image: coco_json.Image, encoded: bytes) -> dict[str, Any]:
     annotations = self.annotations.of_image.get(image.id, [])
-    objects = self._objects(image, encoded, annotations) if annotations else []
     return {
       "image": encoded,
       "file_name": image.file_name,
       # Also of an object whose place is unknown: it is in the picture.
       "labels": [self._class_ids[a.label] for a in annotations],
-      "objects": objects,
+      "objects": self._objects(image, encoded, annotations),
     }
 
   def _objects(
@@ -128,11 +215,12 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     encoded: bytes,
     annotations: list[coco_json.Annotation],
   ) -> list[dict[str, Any]]:
-    size = self._size(image, encoded)
+    if not annotations:
+      return []
+    size = self._stored_size(image, encoded)
     if size is None:
-      self.counts["objects left out: their picture is stored turned"] += len(
-        annotations
-      )
+      turned = "objects left out: their picture is stored turned"
+      self.counts[turned] += len(annotations)
       return []
     objects = []
     for annotation in annotations:
@@ -146,15 +234,12 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
         objects.append(found)
     return objects
 
-  def _size(
+  def _stored_size(
     self, image: coco_json.Image, encoded: bytes
   ) -> tuple[int, int] | None:
     """Returns (width, height) of a picture as stored, which masks must have.
 
     None where the annotations are of the picture as EXIF turns it.
-
-    Raises:
-      ValueError: they are of a picture of another size, or it is not known.
     """
     try:
       header = decode.read_header(encoded)
@@ -183,10 +268,10 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
 
     The mask decides where the two disagree about whether there is anything.
     """
-    width, height = size
     cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
     if num_left_out:
-      self.counts[files.PARTS_LEFT_OUT] += num_left_out
+      parts = "polygons and run lengths left out: they cover no pixel"
+      self.counts[parts] += num_left_out
     mask = segmentation.draw(cleaned, size)
     box = self._clipped(annotation.box, size)
     if not mask.any():
@@ -194,16 +279,15 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
         self.counts["objects left out: neither mask nor box"] += 1
         return None
       self.counts["empty masks, replaced by their box"] += 1
-      mask = filled_box(box, height, width)
+      xmin, ymin, xmax, ymax = box
+      # Every pixel that the box touches.
+      mask[int(ymin) : -int(-ymax // 1), int(xmin) : -int(-xmax // 1)] = True
     elif box is None:
       self.counts["empty boxes, replaced by that of the mask"] += 1
       box = boxes.of_mask(mask)
-    xmin, ymin, xmax, ymax = box
     return {
       "label": self._class_ids[annotation.label],
-      "bbox": tfds.features.BBox(
-        ymin / height, xmin / width, ymax / height, xmax / width
-      ),
+      "bbox": tfds.features.BBox(*boxes.scaled(box, size)),
       "difficult": False,
       "mask": segmentation.encode(mask),
     }
@@ -214,14 +298,8 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     """Returns a box within the picture; None where nothing is left."""
     if box is None:
       return None
-    width, height = map(float, size)
-    xmin, ymin, xmax, ymax = box
-    clipped = (
-      max(xmin, 0.0),
-      max(ymin, 0.0),
-      min(xmax, width),
-      min(ymax, height),
-    )
+    ends = (*size, *size)
+    clipped = tuple(map(float, np.clip(box, 0, ends)))
     if not boxes.has_extent(clipped):
       return None
     # The official file rounds to hundredths.
@@ -230,22 +308,16 @@ class Coco2014(shards.ShardedBuilder, skip_registration=True):
     return clipped
 
 
-def filled_box(
-  box: boxes.Box, height: int, width: int
-) -> Bool[np.ndarray, "H W"]:
-  """Returns every pixel that the box touches."""
-  xmin, ymin, xmax, ymax = box
-  mask = np.zeros((height, width), np.bool_)
-  mask[int(ymin) : -int(-ymax // 1), int(xmin) : -int(-xmax // 1)] = True
-  return mask
-
-
-class _Records(shards.Reordered):
-  """TFDS reads no labels as an empty list, which numpy takes for floats."""
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = super().__getitem__(index)
-    return {**record, "labels": np.asarray(record["labels"], np.int64)}
+def _read_pictures(
+  where: pathlib.Path, images: list[coco_json.Image]
+) -> Iterator[tuple[coco_json.Image, bytes]]:
+  if where.is_dir():
+    for image in images:
+      yield image, (where / image.file_name).read_bytes()
+    return
+  with RELEASE.opened(where) as archive:
+    for image in images:
+      yield image, archive.read(f"{where.stem}/{image.file_name}")
 
 
 def load(
@@ -254,41 +326,13 @@ def load(
   """Returns a split, made from the archives first where that was not done.
 
   Args:
-    split: of `SPLITS`, or a part of one: "train[:95%]".
+    split: "train" or "validation", or a part of one: "train[:95%]".
     path: the folder of the archives; see the head of this file. "" is enough
       once the split is prepared.
     data_dir: TFDS directory; "" = TFDS's own default.
 
   Raises:
-    ValueError: if the split is unknown, or a file is missing or unsound.
+    ValueError: the split is unknown, or a file is missing or unsound.
   """
-  base = split.split("[")[0]
-  if base not in SPLITS:
-    raise ValueError(unknown_name_message("split", split, SPLITS))
-  given = str(path)
-  path = pathlib.Path(os.path.expanduser(path))
-  final = shards.folder_of(Coco2014.name, base, VERSION, data_dir)
-  if not final.exists() and not (given and path.is_dir()):
-    raise ValueError(
-      f"--config.data.path={given!r} must be the folder of train2014.zip, "
-      f"val2014.zip and {files.ANNOTATIONS_ZIP}, or of what they unpack to. "
-      "They come from https://cocodataset.org/#download."
-    )
-  shards.prepare_shards(
-    lambda: Coco2014(path=path, split=base, data_dir=final.parents[2]), final
-  )
-  shards.read_facts(final, files.sources(path, base) if given else {})
-  builder = tfds.builder_from_directory(final)
-  numbers = np.concatenate(
-    [
-      np.arange(part.start, part.stop, dtype=np.int32)
-      for part in shards.positions(builder, split)
-    ]
-  )
-  source = builder.as_data_source(base, decoders=records.decoders(masks=True))
-  return Dataset(
-    source=_Records(source, numbers),
-    class_names=tuple(builder.info.features["labels"].feature.names),
-    multi_label=True,
-    name=Coco2014.name,
-  )
+  folder, final = official.locate(RELEASE, split, path, data_dir)
+  return official.load(Coco2014, split, folder, final)

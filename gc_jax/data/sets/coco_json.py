@@ -1,9 +1,9 @@
 """Reads annotations in COCO's JSON, from COCO and from everything like it.
 
-One reader for the official files and for those of a folder of one's own. What
-it yields is typed and refers to what there is; what it cannot use is told by
-file and entry. Encodings are told by their byte order mark; a key that stands
-twice in an object is an error, as json itself would keep the last in silence.
+What `read` returns is typed and refers only to entries that exist; a message
+names the file and the entry of everything else. A byte order mark decides the
+encoding. A key that stands twice in an object is an error: json itself would
+silently keep the last.
 
 | field | as it must be | missing, null |
 |---|---|---|
@@ -15,26 +15,25 @@ twice in an object is an error, as json itself would keep the last in silence.
 | `bbox` | four numbers, x y width height | there is none |
 | `segmentation` | see `segmentation.clean` | there is none |
 
-`iscrowd`, `area` and other fields are not looked at.
+`iscrowd`, `area` and other fields are ignored.
 """
 
 import collections
-import dataclasses
 import json
 import math
-import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from reprlib import repr as short
+from typing import Any, NamedTuple, TypeVar
 
 from gc_jax.data.decode import MAX_PIXELS
 from gc_jax.data.sets.boxes import Box, Fractions
+from gc_jax.data.sets.segmentation import is_number, is_whole
 
 _T = TypeVar("_T")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
   """A picture that annotations may refer to.
 
   Attributes:
@@ -48,8 +47,7 @@ class Image:
   size: tuple[int, int] | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):
   """One object.
 
   Attributes:
@@ -68,8 +66,7 @@ class Annotation:
   segmentation: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
   """What a file says.
 
   Attributes:
@@ -78,8 +75,8 @@ class Content:
     categories: id to name.
     annotations: those that can be used, in the file's order.
     problems: what is wrong, each with the file and the entry.
-    num_left_out: annotations that cannot be used: with `annotations` they are
-      all of the file.
+    num_left_out: annotations that cannot be used; together with `annotations`
+      these are all in the file.
   """
 
   file: str
@@ -98,52 +95,43 @@ def read(data: bytes, file: str) -> Content:
     file: what it is called in messages.
 
   Raises:
-    ValueError: nothing in it can be used: it is no JSON, or none of COCO's.
-      Names the file.
+    ValueError: it is no JSON, or not COCO's. Names the file.
   """
   content = _parse(data, file)
+  is_object = isinstance(content, dict)
   for name in ("images", "categories", "annotations"):
-    found = content.get(name) if isinstance(content, dict) else None
+    found = content.get(name) if is_object else None
     if not isinstance(found, list):
-      what = f"its {name} are" if isinstance(content, dict) else "it is"
+      what = f"its {name} are {_said(found)}"
+      if not is_object:
+        what = f"it is {_said(content)}"
       raise ValueError(
         f"{file} must be COCO's JSON, an object with the lists images, "
-        f"categories and annotations; {what} "
-        f"{_said(found if isinstance(content, dict) else content)}."
+        f"categories and annotations; {what}."
       )
   problems: list[str] = []
-  images = _sound(content["images"], _image, f"{file}, images", problems)
-  categories = _sound(
-    content["categories"], _category, f"{file}, categories", problems
-  )
+  images = _sound(file, "images", content, _image, problems)
+  categories = _sound(file, "categories", content, _category, problems)
   image_of = _index(
     file, "image", [(i.id, _normal(i.file_name), i) for i in images], problems
   )
   name_of = _index(
     file, "category", [(i, name, name) for i, name in categories], problems
   )
-  annotations, wrong = _annotations(
-    file, content["annotations"], image_of, name_of
+  annotations = _annotations(
+    file, content["annotations"], image_of, name_of, problems
   )
-  return Content(
-    file=file,
-    images=images,
-    categories=name_of,
-    annotations=annotations,
-    problems=problems + wrong,
-    num_left_out=len(content["annotations"]) - len(annotations),
-  )
+  num_left_out = len(content["annotations"]) - len(annotations)
+  return Content(file, images, name_of, annotations, problems, num_left_out)
 
 
 def _parse(data: bytes, file: str) -> Any:
   try:
     return json.loads(data, object_pairs_hook=_object)
   except json.JSONDecodeError as error:
-    reason = (
-      f"{error.msg} in line {error.lineno}, column {error.colno}"
-      if data.strip()
-      else "it is empty"
-    )
+    reason = f"{error.msg} in line {error.lineno}, column {error.colno}"
+    if not data.strip():
+      reason = "it is empty"
   except UnicodeDecodeError as error:
     reason = f"byte {error.start:,} is no {error.encoding}; save it as UTF-8"
   except RecursionError:
@@ -157,35 +145,34 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   made = dict(pairs)
   if len(made) < len(pairs):
     times = collections.Counter(key for key, _ in pairs)
-    key = reprlib.repr(times.most_common(1)[0][0])
-    raise ValueError(f"{key} stands twice in one object; keep one")
+    key = times.most_common(1)[0][0]
+    raise ValueError(f"{short(key)} stands twice in one object; keep one")
   return made
 
 
 def _said(value: Any) -> str:
-  """Returns a value of JSON in words, short."""
+  """Returns a value of JSON in words."""
   if value is None:
     return "missing or null"
   if isinstance(value, bool):
     return f"the word {str(value).lower()}"
-  if isinstance(value, str):
-    return f"the text {reprlib.repr(value)}"
-  return reprlib.repr(value)
+  return f"the text {short(value)}" if isinstance(value, str) else short(value)
 
 
 def _sound(
-  entries: list[Any],
+  file: str,
+  name: str,
+  content: dict[str, Any],
   parse: Callable[[dict[str, Any]], _T],
-  where: str,
   problems: list[str],
 ) -> list[_T]:
-  """Returns the entries that can be used; adds to `problems` for the others."""
+  """Returns the entries that can be used; adds the others to `problems`."""
   found = []
-  for i, entry in enumerate(entries):
+  for i, entry in enumerate(content[name]):
     try:
       found.append(parse(_checked_object(entry)))
     except ValueError as error:
-      problems.append(f"{where}[{i}]: {error}")
+      problems.append(f"{file}, {name}[{i}]: {error}")
   return found
 
 
@@ -205,32 +192,21 @@ def _category(entry: dict[str, Any]) -> tuple[int, str]:
 
 def _id(entry: dict[str, Any], field: str) -> int:
   value = entry.get(field)
-  if _is_whole(value):
+  if is_whole(value):  # also a float: pandas makes floats of ids
     return int(value)
   raise ValueError(f"{field} must be a whole number, and is {_said(value)}")
-
-
-def _is_whole(value: Any) -> bool:
-  if isinstance(value, float):
-    return value.is_integer()  # pandas makes floats of ids
-  return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _text(entry: dict[str, Any], field: str) -> str:
   value = entry.get(field)
   text = value.strip() if isinstance(value, str) else ""
-  # "\ud800" is half a character, which no file can be called.
-  if not text or len(text.splitlines()) > 1 or not _is_unicode(text):
-    raise ValueError(f"{field} must be a line of text, and is {_said(value)}")
-  return text
-
-
-def _is_unicode(text: str) -> bool:
   try:
     text.encode()
-  except UnicodeEncodeError:
-    return False
-  return "\0" not in text
+  except UnicodeEncodeError:  # "\ud800" is half a character
+    text = ""
+  if len(text.splitlines()) != 1 or "\0" in text:
+    raise ValueError(f"{field} must be a line of text, and is {_said(value)}")
+  return text
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
@@ -238,7 +214,7 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
   if sides == [0, 0]:
     return None
   for field, side in zip(("width", "height"), sides, strict=True):
-    if side is not None and not (_is_whole(side) and side > 0):
+    if side is not None and not (is_whole(side) and side > 0):
       raise ValueError(
         f"{field} must be a whole number above 0, and is {_said(side)}"
       )
@@ -248,13 +224,13 @@ def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
   if width * height > MAX_PIXELS:
     raise ValueError(
       f"width x height must be at most {MAX_PIXELS:,} pixels, and is "
-      f"{reprlib.repr(width)}x{reprlib.repr(height)}"
+      f"{short(width)}x{short(height)}"
     )
   return width, height
 
 
 def _normal(file_name: str) -> str:
-  """Returns what two spellings of one file have in common."""
+  """Returns the form that two spellings of one file have in common."""
   return PurePosixPath(file_name.replace("\\", "/")).as_posix()
 
 
@@ -264,34 +240,33 @@ def _index(
   entries: list[tuple[int, str, _T]],
   problems: list[str],
 ) -> dict[int, _T]:
-  """Returns id -> value of (id, name, value), of the ids that stand once.
+  """Returns id -> value of (id, name, value), where the id stands once.
 
-  Adds to `problems` for ids and for names that stand twice.
+  Adds ids and names that stand twice to `problems`.
   """
-  by_id: dict[int, list[tuple[str, _T]]] = {}
+  of_id: dict[int, list[tuple[str, _T]]] = {}
   ids_of_name: dict[str, list[int]] = {}
   for number, name, value in entries:
-    by_id.setdefault(number, []).append((name, value))
+    of_id.setdefault(number, []).append((name, value))
     ids_of_name.setdefault(name, []).append(number)
-  for number, same in by_id.items():
+  for number, same in of_id.items():
     if len(same) > 1:
       problems.append(
-        f"{file} must name every {what} id once, and {reprlib.repr(number)} "
-        f"recurs: it is that of {_short(same[0][0])} and {_short(same[1][0])}"
+        f"{file} must name every {what} id once, and {short(number)} recurs: "
+        f"it is that of {_clipped(same[0][0])} and {_clipped(same[1][0])}"
       )
   field = {"image": "file name", "category": "name"}[what]
   for name, ids in ids_of_name.items():
     if len(set(ids)) > 1:
       first, second, *_ = dict.fromkeys(ids)
       problems.append(
-        f"{file} must name every {what} {field} once, and {_short(name)} "
-        f"recurs: it is that of the ids {reprlib.repr(first)} and "
-        f"{reprlib.repr(second)}"
+        f"{file} must name every {what} {field} once, and {_clipped(name)} "
+        f"recurs: it is that of the ids {short(first)} and {short(second)}"
       )
-  return {i: same[0][1] for i, same in by_id.items() if len(same) == 1}
+  return {i: same[0][1] for i, same in of_id.items() if len(same) == 1}
 
 
-def _short(text: str) -> str:
+def _clipped(text: str) -> str:
   return repr(text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}")
 
 
@@ -300,9 +275,10 @@ def _annotations(
   entries: list[Any],
   image_of: Mapping[int, Image],
   name_of: Mapping[int, str],
-) -> tuple[list[Annotation], list[str]]:
-  """Returns those that can be used, and what is wrong with the others."""
-  found, problems = [], []
+  problems: list[str],
+) -> list[Annotation]:
+  """Returns those that can be used; adds the others to `problems`."""
+  found, wrong = [], []
   place_of: dict[int, int] = {}
   fractions = Fractions()
   for i, entry in enumerate(entries):
@@ -311,7 +287,7 @@ def _annotations(
       entry = _checked_object(entry)
       if entry.get("id") is not None:
         number = _id(entry, "id")
-        where = f"annotation {reprlib.repr(number)}"
+        where = f"annotation {short(number)}"
         first = place_of.setdefault(number, i)
         if first != i:
           raise ValueError(
@@ -319,55 +295,49 @@ def _annotations(
             f"is that of annotations[{first}] and annotations[{i}]"
           )
       box = _box(entry.get("bbox"))
-      annotation = Annotation(
-        where=where,
-        image=_referred(entry, "image_id", image_of, "image"),
-        label=_referred(entry, "category_id", name_of, "category"),
-        box=box,
-        segmentation=entry.get("segmentation"),
-      )
+      image = _referred(entry, "image_id", image_of, "image")
+      label = _referred(entry, "category_id", name_of, "category")
     except ValueError as error:
-      problems.append(f"{file}, {where}: {error}")
+      wrong.append(f"{file}, {where}: {error}")
       continue
     if box is not None:
       fractions.add(where, entry["bbox"], box)
-    found.append(annotation)
-  if wrong := str(fractions):
-    return [], [f"{file}: {wrong}", *problems]
-  return found, problems
+    found.append(
+      Annotation(where, image, label, box, entry.get("segmentation"))
+    )
+  if all_wrong := str(fractions):
+    found, wrong = [], [f"{file}: {all_wrong}", *wrong]
+  problems += wrong
+  return found
 
 
 def _box(value: Any) -> Box | None:
   if value is None:
     return None
+  must = "bbox must be four numbers, x y width height, and"
   if not isinstance(value, list) or len(value) != 4:
-    raise ValueError(
-      f"bbox must be four numbers, x y width height, and is {_said(value)}"
-    )
+    raise ValueError(f"{must} is {_said(value)}")
   for number in value:
     if not _is_finite(number):
-      raise ValueError(
-        "bbox must be four numbers, x y width height, and one of them is "
-        f"{_said(number)}"
-      )
+      raise ValueError(f"{must} one of them is {_said(number)}")
   xmin, ymin, width, height = map(float, value)
   return xmin, ymin, xmin + width, ymin + height
 
 
 def _is_finite(value: Any) -> bool:
-  if not isinstance(value, int | float) or isinstance(value, bool):
-    return False
   try:
-    return math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
   except OverflowError:  # a whole number of hundreds of digits
     return False
 
 
-def _referred(entry, field: str, known: Mapping[int, _T], what: str) -> _T:
+def _referred(
+  entry: dict[str, Any], field: str, known: Mapping[int, _T], what: str
+) -> _T:
   number = _id(entry, field)
   if number not in known:
     raise ValueError(
       f"{field} must be the id of one {what} of the file that can be used, and "
-      f"is {reprlib.repr(number)}"
+      f"is {short(number)}"
     )
   return known[number]

@@ -3,79 +3,70 @@
 `--config.data.path` is a folder with the archives as they are downloaded:
 ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar (each only if that split is
 used), ILSVRC2012_devkit_t12.tar.gz or a list of synsets, and, for the metrics
-of explanations, ILSVRC2012_bbox_val_v3.tgz (and _train_v2.tar.gz). Pictures are
-copied byte by byte into array_record files, which takes their size once more
-on disk; afterwards the archives are not needed.
+of explanations, ILSVRC2012_bbox_val_v3.tgz (and _train_v2.tar.gz). Preparing a
+split takes the size of its archive once more on disk.
 
 Pictures are known by their ending, in any case: .JPEG, .jpg, .png and others.
-What else is in the archives is passed over and counted. A subset has archives
+Other files in the archives are passed over and counted. A subset has archives
 of its own under these names, and a list of synsets in place of the kit.
 
 Or it is a folder with an `imagenet2012` that TFDS prepared as array_record.
+TFDS knows no boxes: they are looked up by file name in the official archive
+when the data is opened (20 s for the 50,000 of validation).
 """
 
+import collections
 import functools
 import io
 import os
 import pathlib
+import posixpath
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
 
-from gc_jax.data import DATASETS, records, shards
+from gc_jax.data import shards
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import imagenet_boxes
+from gc_jax.data.decode import FORMATS
 from gc_jax.data.sets import imagenet_files as files
-from gc_jax.runtime.messages import unknown_name_message
+from gc_jax.data.sets import official
+from gc_jax.data.sets.imagenet_files import RELEASE, Box
 
-SPLITS = ("train", "validation")
-VERSION = "1.0.0"  # raise it when any record changes
-# Written again, at most, after a kill: about 1.1 GB of training pictures. More
-# files would meet the usual limit of 1,024 open ones.
+# A killed run loses at most one shard: about 1.1 GB of training pictures. More
+# shards would exceed the usual limit of 1,024 open files.
 _NUM_SHARDS = {"train": 128, "validation": 16}
 _ORDER_SEED = 0
+_TFDS_INFO = "dataset_info.json"
+
+_Boxes = Mapping[str, list[Box]]  # by the stem of their picture
 
 
-class Imagenet(shards.ShardedBuilder, skip_registration=True):
-  """Writes one split of ImageNet as array_record files.
+class Imagenet(official.Builder, skip_registration=True):
+  """ImageNet (ILSVRC2012), one split of it.
 
   Training pictures stand class by class, as in their archive: `load` mixes
   them. Validation pictures stand in the order of their numbers.
   """
 
-  name = "imagenet"
-  VERSION = tfds.core.Version(VERSION)
+  RELEASE = RELEASE
+  name = RELEASE.name
+  VERSION = tfds.core.Version(RELEASE.version)
 
   def __init__(self, *, path: pathlib.Path, split: str, **kwargs: Any):
-    self.path, self.split = path, split
-    self.archive = files.find(
-      path, files.TRAIN if split == "train" else files.VALIDATION
-    )
+    self.archive = path / files.ARCHIVES[split]
+    if not self.archive.is_file():
+      raise RELEASE.missing(path, self.archive.name)
     self.synsets = files.load_synsets(path)
-    super().__init__(config=tfds.core.BuilderConfig(name=split), **kwargs)
-
-  def _create_builder_config(self, builder_config, version):
-    return builder_config
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      # Images as downloaded: JPEG, one of them PNG; RGB, grey and CMYK.
-      features=records.features(
-        self.synsets.names, masks=False, file_names=True
-      ),
-      license=DATASETS["imagenet"].license,
-      disable_shuffling=True,
+    self._ids = {wnid: i for i, wnid in enumerate(self.synsets.wnids)}
+    super().__init__(
+      path=path, split=split, class_names=self.synsets.names, **kwargs
     )
-
-  def sources(self) -> dict[str, int]:
-    """See the base class."""
-    return sources(self.path, self.split)
 
   def num_examples(self) -> int | None:
     """Returns what the kit counts, or the whole of a thousand classes."""
@@ -83,28 +74,25 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       known = sum(self.synsets.num_train.values())
     else:
       known = len(self.synsets.validation)
-    if not known and len(self.synsets.wnids) == files.NUM_CLASSES:
+    if not known and len(self._ids) == files.NUM_CLASSES:
       known = files.NUM_EXAMPLES[self.split]
     return known or None
 
   def _shard_iterators_per_split(
     self, dl_manager: Any
   ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-    boxes = self._read_boxes()
+    boxes: _Boxes = {}
+    path = self.path / files.BOXES[self.split]
+    if path.exists():
+      boxes = files.read_boxes(path, self.archive_counts)
+    else:
+      _say(
+        f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
+        "explanations cannot be scored on it"
+      )
     if self.split == "train":
       return {"train": self._train_shards(boxes)}
     return {"validation": self._validation_shards(boxes)}
-
-  def _read_boxes(self) -> dict[str, list[imagenet_boxes.Box]]:
-    path = self.path / imagenet_boxes.ARCHIVES[self.split]
-    if path.exists():
-      return imagenet_boxes.read_boxes(path, self.archive_counts)
-    print(
-      f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
-      "explanations cannot be scored on it",
-      file=sys.stderr,
-    )
-    return {}
 
   def _train_shards(self, boxes):
     wnids, num_train = self.synsets.wnids, self.synsets.num_train
@@ -123,21 +111,21 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
 
     def examples(group):
       for wnid in group:
-        count = 0
-        pictures = files.read_class(self.archive, archives[wnid], self.counts)
+        inside = archives[wnid]
+        members = files.pictures(self.archive, self.counts, inside)
+        if num_train:
+          files.check_count(self.archive, wnid, len(members), num_train[wnid])
+        pictures = files.read_members(self.archive, members, inside)
         for name, image in pictures:
           yield self._example(name, image, wnid, boxes)
-          count += 1
-        if num_train:
-          files.check_count(self.archive, wnid, count, num_train[wnid])
 
     groups = np.array_split(wnids, min(_NUM_SHARDS["train"], len(wnids)))
     return [functools.partial(examples, group.tolist()) for group in groups]
 
   def _validation_shards(self, boxes):
-    members = files.validation_members(self.archive, self.archive_counts)
-    wanted = self.num_examples()
-    if wanted:
+    members = files.pictures(self.archive, self.archive_counts)
+    members.sort(key=lambda member: posixpath.basename(member.name))
+    if wanted := self.num_examples():
       files.check_count(self.archive, "it", len(members), wanted)
 
     def examples(group):
@@ -150,35 +138,32 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       for start in range(0, len(members), size)
     ]
 
-  def _true_wnid(
-    self, name: str, boxes: Mapping[str, list[imagenet_boxes.Box]]
-  ) -> str:
+  def _true_wnid(self, name: str, boxes: _Boxes) -> str:
     """Returns the class of a validation picture.
 
     Without the kit it is that of the first box: every picture has one.
     """
     stem = name.rpartition(".")[0]
-    if self.synsets.validation:
+    if truth := self.synsets.validation:
       number = re.fullmatch(r"ILSVRC2012_val_(\d{8})", stem)
       at = int(number[1]) if number else 0
-      if not 1 <= at <= len(self.synsets.validation):
+      if not 1 <= at <= len(truth):
         raise ValueError(
           f"{self.archive} must hold ILSVRC2012_val_00000001.JPEG up to number "
-          f"{len(self.synsets.validation)}; it holds {name}."
+          f"{len(truth)}; it holds {name}."
         )
-      return self.synsets.validation[at - 1]
+      return truth[at - 1]
     first = boxes.get(stem)
-    if not first or first[0].wnid not in self.synsets.wnids:
+    if not first or first[0].wnid not in self._ids:
       raise ValueError(
         f"The class of {name} must be known: {files.DEVKIT} tells it, or "
-        f"{imagenet_boxes.ARCHIVES['validation']}; add the first to "
+        f"{files.BOXES['validation']}; add the first to "
         f"--config.data.path={str(self.path)!r}."
       )
     return first[0].wnid
 
   def _example(self, name, image, wnid, boxes) -> tuple[str, dict[str, Any]]:
-    kind = picture_kind(image)
-    if kind:
+    if kind := picture_kind(image):
       self.counts[kind] += 1
     objects = boxes.get(name.rpartition(".")[0], [])
     if boxes and not objects:
@@ -188,7 +173,11 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       box.wnid if re.fullmatch(r"n\d{8}", box.wnid) else wnid for box in objects
     ]
     known = [
-      (self._ids[k], box)
+      {
+        "label": self._ids[k],
+        "bbox": tfds.features.BBox(*box.bbox),
+        "difficult": box.difficult,
+      }
       for k, box in zip(wnids, objects, strict=True)
       if k in self._ids
     ]
@@ -200,55 +189,24 @@ class Imagenet(shards.ShardedBuilder, skip_registration=True):
       "image": image,
       "file_name": name,
       "labels": [self._ids[wnid]],
-      "objects": [
-        {
-          "label": label,
-          "bbox": tfds.features.BBox(*box.bbox),
-          "difficult": box.difficult,
-        }
-        for label, box in known
-      ],
+      "objects": known,
     }
-
-  @functools.cached_property
-  def _ids(self) -> dict[str, int]:
-    return {wnid: i for i, wnid in enumerate(self.synsets.wnids)}
 
 
 def picture_kind(encoded: bytes) -> str:
-  """Says what is unusual about a picture; "" if nothing is.
+  """Returns what is unusual about a picture; "" if nothing is.
 
   By content, not by name: 22 training pictures are CMYK and one named .JPEG is
   a PNG, and copies of the data differ in which of them were mended.
   """
-  import PIL.Image
-
-  from gc_jax.data.decode import FORMATS
-
   try:
     with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       if image.format != "JPEG":
         return f"pictures that are {image.format}"
-      return {"RGB": "", "L": "grey pictures"}.get(
-        image.mode, f"{image.mode} pictures"
-      )
+      kinds = {"RGB": "", "L": "grey pictures"}
+      return kinds.get(image.mode, f"{image.mode} pictures")
   except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
     return "pictures that cannot be opened"
-
-
-def sources(path: pathlib.Path, split: str) -> dict[str, int]:
-  """Returns name and size of the archives of a split that are in a folder."""
-  names = (
-    files.TRAIN if split == "train" else files.VALIDATION,
-    imagenet_boxes.ARCHIVES[split],
-    files.DEVKIT,
-    *files.SYNSET_LISTS,
-  )
-  return {
-    name: (path / name).stat().st_size
-    for name in names
-    if (path / name).is_file()
-  }
 
 
 def load(
@@ -257,47 +215,126 @@ def load(
   """Returns a split, copied from the archives first where that was not done.
 
   Args:
-    split: of `SPLITS`, or a part of one: "train[99%:]". Training pictures are
-      numbered in a mixed order, so that a part shows every class.
+    split: "train" or "validation", or a part of one: "train[99%:]". Training
+      pictures are numbered in a mixed order, so that a part shows every class.
     path: the folder of the archives; see the head of this file. "" is enough
       once the split is prepared.
     data_dir: TFDS directory; "" = TFDS's own default.
 
   Raises:
-    ValueError: if the split is unknown, or an archive is missing or unsound.
+    ValueError: the split is unknown, or an archive is missing or unsound.
   """
-  base = split.split("[")[0]
-  if base not in SPLITS:
-    raise ValueError(unknown_name_message("split", split, SPLITS))
-  given = str(path)
-  path = pathlib.Path(os.path.expanduser(path))
-  final = shards.folder_of(Imagenet.name, base, VERSION, data_dir)
-  if not final.exists():
-    from gc_jax.data.sets import imagenet_tfds
+  folder, final = official.locate(RELEASE, split, path, data_dir)
+  if not final.exists() and (prepared := find_tfds(folder)):
+    return _load_tfds(split, prepared, folder)
+  if split.startswith("train"):
+    return official.load(Imagenet, split, folder, final, _mixed)
+  return official.load(Imagenet, split, folder, final)
 
-    if not (given and path.is_dir()):
-      raise ValueError(
-        f"--config.data.path={given!r} must be the folder of {files.TRAIN}, "
-        f"{files.VALIDATION} and {files.DEVKIT}, or one with an imagenet2012 "
-        "that TFDS prepared. The files come from "
-        "https://image-net.org/download-images (with an account)."
-      )
-    if prepared := imagenet_tfds.find(path):
-      return imagenet_tfds.load(split, prepared=prepared, path=path)
-  shards.prepare_shards(
-    lambda: Imagenet(path=path, split=base, data_dir=final.parents[2]), final
+
+def _mixed(count: int) -> np.ndarray:
+  order = np.arange(count, dtype=np.int32)
+  return np.random.default_rng(_ORDER_SEED).permutation(order)
+
+
+def find_tfds(path: pathlib.Path) -> pathlib.Path | None:
+  """Returns the newest version of imagenet2012 in a folder, if there is one.
+
+  Args:
+    path: the version's folder itself, or one that holds `imagenet2012/`.
+  """
+  if (path / _TFDS_INFO).exists():
+    return path
+  found = [info.parent for info in path.glob(f"imagenet2012/*/{_TFDS_INFO}")]
+  return max(found, key=lambda p: tfds.core.Version(p.name), default=None)
+
+
+def _load_tfds(
+  split: str, prepared: pathlib.Path, path: pathlib.Path
+) -> Dataset:
+  """Returns a split that TFDS prepared. Only validation gets boxes.
+
+  Args:
+    split: "train" or "validation", or a part of one. TFDS mixed the order.
+    prepared: folder of a version of imagenet2012.
+    path: folder of the box archive, and of the kit or synset list that knows
+      readable names; both may be missing.
+  """
+  builder = tfds.builder_from_directory(prepared)
+  if builder.info.file_format.value != "array_record":
+    folder = shlex.quote(str(prepared))
+    raise ValueError(
+      f"{prepared} must hold array_record files, which can be read without "
+      f"TensorFlow, and holds {builder.info.file_format.value}. Convert it, "
+      "in an environment that has TensorFlow (pip install tensorflow "
+      "tensorflow-datasets array_record):\n  tfds convert_format "
+      f"--dataset_version_dir={folder} --out_file_format=array_record "
+      f"--out_dir={folder}-array_record/imagenet2012/{prepared.name}\n"
+      f"and set --config.data.path={folder}-array_record"
+    )
+  source = builder.as_data_source(
+    split.split("[")[0], decoders={"image": tfds.decode.SkipDecoding()}
   )
-  shards.read_facts(final, sources(path, base) if given else {})
-  builder = tfds.builder_from_directory(final)
-  parts = list(shards.positions(builder, split))
-  source = builder.as_data_source(base, decoders=records.decoders(masks=False))
-  order = np.arange(len(source), dtype=np.int32)
-  if base == "train":
-    order = np.random.default_rng(_ORDER_SEED).permutation(order)
-  numbers = np.concatenate([order[part.start : part.stop] for part in parts])
+  source = shards.Reordered(source, official.numbers(builder, split))
+  wnids = tuple(builder.info.features["label"].names)
+  boxes = _known_boxes(path, wnids) if split.startswith("validation") else {}
+  names = {wnid: wnid for wnid in wnids}
+  if any((path / name).exists() for name in files.CLASS_FILES):
+    synsets = files.load_synsets(path)
+    names |= zip(synsets.wnids, synsets.names, strict=True)
   return Dataset(
-    source=shards.Reordered(source, numbers),
-    class_names=tuple(builder.info.features["labels"].feature.names),
+    source=_WithBoxes(source, boxes, wnids),
+    class_names=tuple(names[wnid] for wnid in wnids),
     multi_label=False,
-    name=Imagenet.name,
+    name=f"tfds/imagenet2012/{builder.version}",
   )
+
+
+def _known_boxes(path: pathlib.Path, wnids: tuple[str, ...]) -> _Boxes:
+  """Returns the boxes of known classes in validation."""
+  archive = path / files.BOXES["validation"]
+  if not archive.exists():
+    _say(f"No {archive.name} in {path}: explanations cannot be scored")
+    return {}
+  counts: collections.Counter[str] = collections.Counter()
+  every, known = files.read_boxes(archive, counts), set(wnids)
+  boxes = {
+    stem: [box for box in found if box.wnid in known]
+    for stem, found in every.items()
+  }
+  unknown = sum(map(len, every.values())) - sum(map(len, boxes.values()))
+  if unknown:
+    counts["boxes left out: unknown class"] = unknown
+  odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
+  _say(f"Read the boxes of {len(boxes):,} pictures{odd}")
+  return boxes
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr)
+
+
+class _WithBoxes:
+  """Records of TFDS in the form of `Dataset`."""
+
+  def __init__(self, source: Any, boxes: _Boxes, wnids: tuple[str, ...]):
+    self._source, self._boxes = source, boxes
+    self._ids = {wnid: i for i, wnid in enumerate(wnids)}
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self._source[index]
+    name = record["file_name"].decode()
+    boxes = self._boxes.get(name.rpartition(".")[0], [])
+    return {
+      "image": record["image"],
+      "file_name": record["file_name"],
+      "labels": np.array([record["label"]]),
+      "objects": {
+        "label": np.array([self._ids[b.wnid] for b in boxes], np.int64),
+        "bbox": np.array([b.bbox for b in boxes], np.float32).reshape(-1, 4),
+        "difficult": np.array([b.difficult for b in boxes], np.bool_),
+      },
+    }

@@ -2,43 +2,60 @@
 
 import collections
 import contextlib
-import dataclasses
 import io
-import itertools
 import pathlib
 import posixpath
 import re
 import tarfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from gc_jax.data import decode
-from gc_jax.data.sets import folder_files, tables
+from gc_jax.data.decode import SUFFIXES
+from gc_jax.data.sets import boxes, folder_files, tables, voc_xml
+from gc_jax.data.sets.official import Release
 from gc_jax.runtime.messages import clipped
 
-TRAIN = "ILSVRC2012_img_train.tar"
-VALIDATION = "ILSVRC2012_img_val.tar"
+ARCHIVES = {
+  "train": "ILSVRC2012_img_train.tar",
+  "validation": "ILSVRC2012_img_val.tar",
+}
+BOXES = {
+  "train": "ILSVRC2012_bbox_train_v2.tar.gz",
+  "validation": "ILSVRC2012_bbox_val_v3.tgz",
+}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 SYNSET_LISTS = ("LOC_synset_mapping.txt", "synset_words.txt")
+CLASS_FILES = (DEVKIT, *SYNSET_LISTS)
 _META = "meta.mat"  # these two of the kit, in data/
 _TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-# Of the whole data. Fewer classes are a subset of somebody's; all classes with
-# fewer images are a damaged copy.
+# Of the whole data. An archive of fewer classes is somebody's subset; one of
+# all classes with fewer pictures is damaged.
 NUM_CLASSES = 1_000
 NUM_EXAMPLES = {"train": 1_281_167, "validation": 50_000}
 
-_WHERE = (
-  "The files come from https://image-net.org/download-images (with an "
-  "account); set --config.data.path to the folder that holds them."
+RELEASE = Release(
+  name="imagenet",
+  entry="imagenet",
+  version="1.0.0",
+  files={
+    split: (ARCHIVES[split], BOXES[split], *CLASS_FILES) for split in ARCHIVES
+  },
+  folder=(
+    f"{ARCHIVES['train']}, {ARCHIVES['validation']} and {DEVKIT}, or one with "
+    "an imagenet2012 that TFDS prepared"
+  ),
+  where=(
+    "The files come from https://image-net.org/download-images (with an "
+    "account); set --config.data.path to the folder that holds them."
+  ),
+  masks=False,
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Synsets:
-  """The classes, in the order that published weights use: of sorted wnids.
+class Synsets(NamedTuple):
+  """The classes, in the order of published weights: sorted by wnid.
 
   Attributes:
     wnids: "n01440764", sorted; the position is the class id.
@@ -53,51 +70,19 @@ class Synsets:
   validation: tuple[str, ...]
 
 
-def find(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Returns the path of an archive.
+class Box(NamedTuple):
+  """An annotated object: ymin xmin ymax xmax in 0..1 of the picture."""
 
-  Raises:
-    ValueError: if it is not there.
-  """
-  if not (folder / name).is_file():
-    raise _missing(folder, name)
-  return folder / name
-
-
-def _missing(folder: pathlib.Path, what: str) -> ValueError:
-  there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-  listed = ", ".join(there[:8]) if there else "nothing"
-  return ValueError(
-    f"--config.data.path={str(folder)!r} must hold {what}; it holds "
-    f"{listed}. {_WHERE}"
-  )
-
-
-@contextlib.contextmanager
-def opened(path: pathlib.Path, mode: str = "r") -> Iterator[tarfile.TarFile]:
-  """Opens a tar archive, and names it in whatever goes wrong with it."""
-  try:
-    with tarfile.open(path, mode) as tar:
-      yield tar
-  except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-    if isinstance(error, OSError) and error.errno:
-      raise  # the disk's trouble, not the archive's
-    raise damaged(path, f"reading it ends with: {error}") from error
-
-
-def damaged(path: pathlib.Path, what: str) -> ValueError:
-  """Returns an error that names an archive, and what is wrong with it."""
-  return ValueError(
-    f"{path} must be the whole official archive and is damaged or cut short: "
-    f"{what}. Fetch it again. {_WHERE}"
-  )
+  wnid: str
+  bbox: tuple[float, float, float, float]
+  difficult: bool
 
 
 def load_synsets(folder: pathlib.Path) -> Synsets:
   """Reads the classes from the development kit, or else a synset list.
 
   Raises:
-    ValueError: if there is neither, or one cannot be understood.
+    ValueError: there is neither, or it cannot be understood.
   """
   if (folder / DEVKIT).exists():
     return _read_devkit(folder / DEVKIT)
@@ -105,25 +90,25 @@ def load_synsets(folder: pathlib.Path) -> Synsets:
     if (folder / name).exists():
       return _read_list(folder / name)
   lists = " or ".join(SYNSET_LISTS)
-  raise _missing(folder, f"{DEVKIT} (or a synset list, {lists})")
+  raise RELEASE.missing(folder, f"{DEVKIT} (or a synset list, {lists})")
 
 
 def _read_devkit(path: pathlib.Path) -> Synsets:
   files = {}
-  with opened(path) as tar:
+  with RELEASE.opened(path) as tar:
     for member in tar:
       if member.isfile() and _name(member) in (_META, _TRUTH):
         files[_name(member)] = tar.extractfile(member).read()
   for name in (_META, _TRUTH):
     if name not in files:
-      raise damaged(path, f"it has no data/{name}")
+      raise RELEASE.damaged(path, f"it has no data/{name}")
   try:
     rows = _leaves(files[_META])
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     words = {str(row["WNID"]): str(row["words"]) for row in rows}
     num_train = {str(r["WNID"]): int(r["num_train_images"]) for r in rows}
   except Exception as error:  # scipy raises whatever it meets
-    raise damaged(
+    raise RELEASE.damaged(
       path,
       f"its data/{_META} cannot be read ({type(error).__name__}: {error})",
     ) from error
@@ -131,23 +116,24 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
   truth = files[_TRUTH].decode("utf-8-sig", "backslashreplace")
   for line, text in enumerate(truth.splitlines(), 1):
     number = text.strip()
-    if number and not re.fullmatch("[0-9]{1,9}", number):
-      raise damaged(
+    if not number:
+      continue
+    if not re.fullmatch("[0-9]{1,9}", number):
+      raise RELEASE.damaged(
         path,
         f"its data/{_TRUTH}, line {line}, must be the ILSVRC2012_ID of a "
         f"class, and is {number[:20]!r}",
       )
-    if number and int(number) not in wnid_of:
-      raise damaged(path, f"no class has ILSVRC2012_ID {int(number)}")
-    if number:
-      validation.append(wnid_of[int(number)])
-  return _synsets(path, words, num_train, tuple(validation))
+    if int(number) not in wnid_of:
+      raise RELEASE.damaged(path, f"no class has ILSVRC2012_ID {int(number)}")
+    validation.append(wnid_of[int(number)])
+  return _synsets(path, words, num_train, validation)
 
 
 def _leaves(meta: bytes) -> list[np.void]:
   """Returns the rows of the kit's table that are classes.
 
-  Inner nodes of WordNet stand behind them; they have children.
+  The rows behind them are inner nodes of WordNet, which have children.
   """
   import scipy.io
 
@@ -171,17 +157,13 @@ def _read_list(path: pathlib.Path) -> Synsets:
 
 
 def _synsets(path, words, num_train, validation) -> Synsets:
-  wnids = tuple(sorted(words))
-  if len(wnids) < 2:
+  if len(words) < 2:
     raise ValueError(
-      f"{path} must name at least two classes, and names {len(wnids)}."
+      f"{path} must name at least two classes, and names {len(words)}."
     )
-  return Synsets(
-    wnids=wnids,
-    names=readable_names([words[wnid] for wnid in wnids], wnids),
-    num_train=num_train,
-    validation=validation,
-  )
+  wnids = tuple(sorted(words))
+  names = readable_names([words[wnid] for wnid in wnids], wnids)
+  return Synsets(wnids, names, num_train, tuple(validation))
 
 
 def readable_names(
@@ -204,153 +186,95 @@ def readable_names(
 def class_archives(
   path: pathlib.Path, counts: collections.Counter[str]
 ) -> dict[str, tarfile.TarInfo]:
-  """Returns where in the training archive each class's archive is.
-
-  Args:
-    path: of the training archive.
-    counts: of other files in it; added to.
-
-  Raises:
-    ValueError: if the archive is damaged or holds none, or a class occurs
-      twice.
-  """
-  found, others = {}, []
-  with opened(path, "r:") as tar:
-    for member in _files(path, tar):
-      wnid, ending = posixpath.splitext(_name(member))
-      if ending.lower() != ".tar":
-        others.append(_name(member))
-      elif wnid in found:
-        raise damaged(path, f"{wnid}.tar occurs twice")
-      else:
-        found[wnid] = member
-  if not found:
-    raise ValueError(
-      f"{path} must hold an archive for each class, such as n01440764.tar, and "
-      f"holds none: {_held(others)}. {_WHERE}"
-    )
-  _count_others(others, counts)
-  return found
+  """Returns wnid -> where its archive is in the training archive."""
+  wanted = "an archive for each class, such as n01440764.tar"
+  found = _members(path, None, wanted, (".tar",), counts)
+  return {posixpath.splitext(_name(member))[0]: member for member in found}
 
 
-def read_class(
+def pictures(
   path: pathlib.Path,
-  member: tarfile.TarInfo,
   counts: collections.Counter[str],
-) -> Iterator[tuple[str, bytes]]:
-  """Yields (file name, bytes) of one class of the training archive.
+  inside: tarfile.TarInfo | None = None,
+) -> list[tarfile.TarInfo]:
+  """Returns the pictures of an archive, in its order.
 
   Args:
-    path: of the training archive.
-    member: the class's archive in it.
-    counts: of other files in that; added to.
+    path: of the archive.
+    counts: of the other files in it; added to.
+    inside: an archive within it that is meant instead.
 
   Raises:
-    ValueError: if it is damaged or holds no picture, or a picture occurs
-      twice.
+    ValueError: it is damaged or holds no picture, or a name occurs twice.
   """
-  seen, others = set(), []
-  with opened(path, "r:") as outer:
-    file = outer.extractfile(member)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-      for picture in _files(path, tar):
-        name = _name(picture)
-        if not _is_picture(name):
-          others.append(name)
-          continue
-        if name in seen:
-          raise damaged(path, f"{name} occurs twice")
-        seen.add(name)
-        yield name, tar.extractfile(picture).read()
-  if not seen:
-    raise _no_picture(f"{_name(member)} in {path}", others)
-  _count_others(others, counts)
+  wanted = f"pictures ({', '.join(SUFFIXES)})"
+  return _members(path, inside, wanted, SUFFIXES, counts)
 
 
-def _files(
-  path: pathlib.Path, tar: tarfile.TarFile
-) -> Iterator[tarfile.TarInfo]:
-  """Yields the files of an archive, but what macOS adds to those made there.
+def read_members(
+  path: pathlib.Path,
+  members: Iterable[tarfile.TarInfo],
+  inside: tarfile.TarInfo | None = None,
+) -> Iterator[tuple[str, bytes]]:
+  """Yields (file name, bytes) of members of an archive; see `pictures`."""
+  with _opened(path, inside) as tar:
+    for member in members:
+      yield _name(member), tar.extractfile(member).read()
 
-  Raises:
-    ValueError: if something else than a file follows one: tarfile itself
-      would take it for the end.
-  """
-  for member in tar:
-    if member.isfile() and not _name(member).startswith("."):
-      yield member
-  tar.fileobj.seek(tar.offset)
-  if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-    raise damaged(path, f"byte {tar.offset:,} starts no file")
+
+@contextlib.contextmanager
+def _opened(
+  path: pathlib.Path, inside: tarfile.TarInfo | None
+) -> Iterator[tarfile.TarFile]:
+  with RELEASE.opened(path, "r:") as tar:
+    if inside is None:
+      yield tar
+      return
+    with tarfile.open(fileobj=tar.extractfile(inside), mode="r:") as inner:
+      yield inner
+
+
+def _members(
+  path: pathlib.Path,
+  inside: tarfile.TarInfo | None,
+  wanted: str,
+  suffixes: Sequence[str],
+  counts: collections.Counter[str],
+) -> list[tarfile.TarInfo]:
+  """Returns the members that have one of some suffixes; see `pictures`."""
+  found, others = {}, []
+  with _opened(path, inside) as tar:
+    for member in tar:
+      name = _name(member)
+      if not member.isfile() or name.startswith("."):  # macOS adds some
+        continue
+      if posixpath.splitext(name)[1].lower() not in suffixes:
+        others.append(name)
+      elif name in found:
+        raise RELEASE.damaged(path, f"{name} occurs twice")
+      else:
+        found[name] = member
+    # tarfile takes a damaged header for the end of the archive.
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+      raise RELEASE.damaged(path, f"byte {tar.offset:,} starts no file")
+  if not found:
+    where = f"{_name(inside)} in {path}" if inside else path
+    held = "it is empty"
+    if others:
+      endings = folder_files.endings(others)
+      held = f"it has {len(others):,} other files ({endings})"
+    raise ValueError(
+      f"{where} must hold {wanted}, and holds none: {held}. {RELEASE.where}"
+    )
+  for name in others:
+    ending = posixpath.splitext(name)[1].lower() or "no ending"
+    counts[f"files passed over ({ending})"] += 1
+  return list(found.values())
 
 
 def _name(member: tarfile.TarInfo) -> str:
   return member.name.rsplit("/", 1)[-1]
-
-
-def _is_picture(name: str) -> bool:
-  return posixpath.splitext(name)[1].lower() in decode.SUFFIXES
-
-
-def _no_picture(what: str, others: Sequence[str]) -> ValueError:
-  return ValueError(
-    f"{what} must hold pictures ({', '.join(decode.SUFFIXES)}), and holds "
-    f"none: {_held(others)}. {_WHERE}"
-  )
-
-
-def _held(others: Sequence[str]) -> str:
-  if not others:
-    return "it is empty"
-  return f"it has {len(others):,} other files ({folder_files.endings(others)})"
-
-
-def _count_others(
-  others: Sequence[str], counts: collections.Counter[str]
-) -> None:
-  for name in others:
-    ending = posixpath.splitext(name)[1].lower() or "no ending"
-    counts[f"files passed over ({ending})"] += 1
-
-
-def validation_members(
-  path: pathlib.Path, counts: collections.Counter[str]
-) -> list[tarfile.TarInfo]:
-  """Returns the pictures of the validation archive, by name.
-
-  Args:
-    path: of the archive.
-    counts: of other files in it; added to.
-
-  Raises:
-    ValueError: if the archive is damaged or holds no picture, or a name occurs
-      twice.
-  """
-  members, others = [], []
-  with opened(path, "r:") as tar:
-    for member in _files(path, tar):
-      if _is_picture(_name(member)):
-        members.append(member)
-      else:
-        others.append(_name(member))
-  if not members:
-    raise _no_picture(str(path), others)
-  members.sort(key=_name)
-  for a, b in itertools.pairwise(members):
-    if _name(a) == _name(b):
-      raise damaged(path, f"{_name(a)} occurs twice")
-  _count_others(others, counts)
-  return members
-
-
-def read_members(
-  path: pathlib.Path, members: Sequence[tarfile.TarInfo]
-) -> Iterator[tuple[str, bytes]]:
-  """Yields (file name, bytes) of members of an archive."""
-  with opened(path, "r:") as tar:
-    for member in members:
-      file: IO[bytes] = tar.extractfile(member)
-      yield _name(member), file.read()
 
 
 def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
@@ -360,4 +284,97 @@ def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
     ValueError: names it and both numbers.
   """
   if found != wanted:
-    raise damaged(path, f"{what} must have {wanted:,} images and has {found:,}")
+    raise RELEASE.damaged(
+      path, f"{what} must have {wanted:,} images and has {found:,}"
+    )
+
+
+def read_boxes(
+  path: pathlib.Path, counts: collections.Counter[str]
+) -> dict[str, list[Box]]:
+  """Reads an archive of VOC XML, one file for each picture.
+
+  Args:
+    path: the archive, whatever its folders are called.
+    counts: of boxes read, clipped or left out; added to.
+
+  Returns:
+    Stem of the picture ("ILSVRC2012_val_00000001") -> its objects. Training
+    boxes take about 0.3 GB.
+
+  Raises:
+    ValueError: a file cannot be understood, there is none, or all boxes are
+      fractions.
+  """
+  found: dict[str, list[Box]] = {}
+  others = []
+  fractions = boxes.Fractions()
+  with RELEASE.opened(path) as tar:
+    for member in tar:
+      tar.members = []  # tarfile remembers every member otherwise
+      name = _name(member)
+      stem, ending = posixpath.splitext(name)
+      if not member.isfile() or name.startswith("."):
+        continue
+      if ending.lower() != ".xml":
+        others.append(name)
+        continue
+      if stem in found:
+        counts["annotations left out: second of a picture"] += 1
+        continue
+      try:
+        content = voc_xml.read(tar.extractfile(member).read())
+        found[stem] = scaled_boxes(content, counts)
+      except ValueError as error:
+        raise RELEASE.damaged(path, f"{member.name}: {error}") from error
+      counts["boxes read"] += len(content.objects)
+      for item in content.objects:
+        where = f"{member.name}, {item.where}"
+        fractions.add(where, item.corners, item.box)
+  if not found:
+    held = folder_files.endings(others) or "nothing"
+    raise ValueError(
+      f"{path} must hold an .xml file for each picture, and holds none: it "
+      f"holds {held}. Take the official archive, or go on without one."
+    )
+  if wrong := str(fractions):
+    raise ValueError(f"{path}: {wrong}.")
+  return found
+
+
+def scaled_boxes(
+  content: voc_xml.Content, counts: collections.Counter[str]
+) -> list[Box]:
+  """Returns the objects of one file, clipped to the picture.
+
+  Some corners were drawn counting from 0, so that a 0 is no error. They relate
+  to the size that the file states, which need not be the picture's.
+
+  Args:
+    content: of the file.
+    counts: of boxes clipped or left out; added to.
+
+  Raises:
+    ValueError: an object cannot be used, or the size is not known.
+  """
+  if content.problems:
+    raise ValueError(content.problems[0])
+  if content.size is None:
+    raise ValueError("its size must be positive, and is not known")
+  width, height = content.size
+  found = []
+  for item in content.objects:
+    xmin, ymin, xmax, ymax = item.corners
+    if xmin > xmax or ymin > ymax:
+      counts["boxes left out: inverted"] += 1
+      continue
+    left, right = max(xmin - 1, 0.0), min(xmax, width)
+    top, bottom = max(ymin - 1, 0.0), min(ymax, height)
+    if left >= right or top >= bottom:
+      counts["boxes left out: outside the picture"] += 1
+      continue
+    if min(xmin, ymin) < 0 or xmax > width or ymax > height:
+      counts["boxes clipped to the picture"] += 1
+    bbox = boxes.scaled((left, top, right, bottom), content.size)
+    found.append(Box(item.name, bbox, item.difficult))
+  return found

@@ -1,33 +1,33 @@
 """COCO's `segmentation`, polygons or run lengths, to the pixels of a mask.
 
-Drawn as pycocotools draws them. What it would take for something else, or
-read beyond its memory for, never reaches it.
+Drawn as pycocotools draws them. `clean` keeps from it what it would take for
+something else, or read beyond its memory for.
 """
 
 import io
-import math
 import reprlib
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from jaxtyping import Bool
+from pycocotools import mask as masks
 
 Polygons = list[list[int | float]]
 Size = tuple[int, int]  # width, height
 
-# What pycocotools takes memory for: 20 bytes a fifth of a pixel.
+# pycocotools allocates 20 bytes for every fifth of a pixel of an outline.
 _MAX_OUTLINE_PX = 4_000_000
 
 
 class OtherSizeError(ValueError):
-  """Run lengths are of a picture of another size."""
+  """Run lengths belong to a picture of another size."""
 
 
 def clean(
   segmentation: Any, size: Size
 ) -> tuple[Polygons | dict[str, Any] | None, int]:
-  """Returns what of a segmentation covers pixels of its picture.
+  """Returns the parts of a segmentation that cover pixels of its picture.
 
   Args:
     segmentation: as COCO's JSON has it: polygons `[[x y x y ...] ...]` whose
@@ -36,55 +36,52 @@ def clean(
     size: (width, height) of the picture, as stored.
 
   Returns:
-    Polygons, or the run lengths as they are; None: no pixel is covered. And
-    how many parts of it are not returned as they cover none: run lengths of
-    nothing; polygons of fewer than three corners, of no numbers, outside.
+    Polygons, or the run lengths unchanged; None: no pixel is covered. And how
+    many parts are left out because they cover none: empty run lengths; polygons
+    outside, of fewer than three corners, or not of numbers.
 
   Raises:
-    ValueError: it is neither polygons nor run lengths, or these cannot be.
-    OtherSizeError: they are of another picture.
+    ValueError: it is neither polygons nor run lengths, or these are invalid.
+    OtherSizeError: they belong to another picture.
   """
-  if segmentation is None:
+  if segmentation is None or segmentation == {}:
     return None, 0
-  if isinstance(segmentation, list):
-    if segmentation and all(map(_is_number, segmentation)):
-      segmentation = [segmentation]
-    given = [polygon for polygon in segmentation if polygon != []]
-    polygons = [polygon for polygon in given if _is_polygon(polygon)]
-    if polygons:
-      areas = _pycocotools().area(_drawn(polygons, size))
-      polygons = [p for p, a in zip(polygons, areas, strict=True) if a]
-    return polygons or None, len(given) - len(polygons)
   if isinstance(segmentation, dict):
-    if not segmentation:
-      return None, 0
-    if not any(_lengths(segmentation, size)[1::2]):
-      return None, 1
-    return segmentation, 0
-  raise ValueError(
-    "its segmentation must be polygons or run lengths, and is "
-    f"{reprlib.repr(segmentation)}"
-  )
+    covers = any(_lengths(segmentation, size)[1::2])
+    return (segmentation, 0) if covers else (None, 1)
+  if not isinstance(segmentation, list):
+    raise ValueError(
+      "its segmentation must be polygons or run lengths, and is "
+      f"{reprlib.repr(segmentation)}"
+    )
+  if segmentation and all(map(is_number, segmentation)):
+    segmentation = [segmentation]
+  given = [polygon for polygon in segmentation if polygon != []]
+  polygons = [polygon for polygon in given if _is_polygon(polygon)]
+  if polygons:
+    areas = masks.area(_runs(polygons, size))
+    polygons = [p for p, a in zip(polygons, areas, strict=True) if a]
+  return polygons or None, len(given) - len(polygons)
 
 
-def draw(segmentation: Any, size: Size) -> Bool[np.ndarray, "H W"]:
+def draw(
+  cleaned: Polygons | dict[str, Any] | None, size: Size
+) -> Bool[np.ndarray, "H W"]:
   """Returns the pixels of an object.
 
   Args:
-    segmentation: see `clean`.
+    cleaned: what `clean` returned.
     size: (width, height) of the picture, as stored.
 
   Raises:
-    ValueError: see `clean`.
+    OtherSizeError: run lengths belong to a picture of another size.
   """
   width, height = size
-  segmentation, _ = clean(segmentation, size)
-  if segmentation is None:
+  if cleaned is None:
     return np.zeros((height, width), np.bool_)
-  if isinstance(segmentation, list):
-    masks = _pycocotools()
-    return masks.decode(masks.merge(_drawn(segmentation, size))).astype(bool)
-  lengths = _lengths(segmentation, size)
+  if isinstance(cleaned, list):
+    return masks.decode(masks.merge(_runs(cleaned, size))).astype(bool)
+  lengths = _lengths(cleaned, size)
   inside = np.arange(len(lengths)) % 2 == 1
   return np.repeat(inside, lengths).reshape(height, width, order="F")
 
@@ -96,50 +93,45 @@ def encode(mask: Bool[np.ndarray, "H W"]) -> bytes:
   return buffer.getvalue()
 
 
-def _pycocotools():
-  from pycocotools import mask
-
-  return mask
-
-
-def _drawn(polygons: Polygons, size: Size) -> list[dict[str, Any]]:
+def _runs(polygons: Polygons, size: Size) -> list[dict[str, Any]]:
+  """Returns the compressed run lengths of each polygon."""
   width, height = size
-  return _pycocotools().frPyObjects(polygons, height, width)
+  return masks.frPyObjects(polygons, height, width)
 
 
 def _is_polygon(value: Any) -> bool:
-  """Returns whether this is an outline that can be drawn.
-
-  pycocotools takes four numbers for a box, passes over an odd one at the end,
-  and counts in 32 bits.
-  """
-  if not (
-    isinstance(value, list)
-    and len(value) >= 6
-    and len(value) % 2 == 0
-    and all(map(_is_number, value))
-  ):
+  # pycocotools takes four numbers for a box, passes over an odd one at the end,
+  # and counts in 32 bits.
+  if not isinstance(value, list) or len(value) < 6 or len(value) % 2:
+    return False
+  if not all(map(is_number, value)):
     return False
   try:
     corners = np.array(value, np.float64).reshape(-1, 2)
   except OverflowError:  # a whole number of hundreds of digits
     return False
   edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(1)
-  # Of NaN and infinity, this is false as well.
+  # False for NaN and infinity as well.
   return bool(edges.sum() + np.abs(corners).max() <= _MAX_OUTLINE_PX)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+  """Returns whether a value of JSON is a number."""
   return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_whole(value: Any) -> bool:
+  """Returns whether a value of JSON is a whole number, also as a float."""
+  return value.is_integer() if isinstance(value, float) else is_number(value)
+
+
 def _lengths(runs: dict[str, Any], size: Size) -> list[int]:
-  """Returns run lengths that make the picture."""
+  """Returns run lengths as whole numbers that add up to the picture."""
   width, height = size
   counts = runs.get("counts")
   if isinstance(counts, str):
     lengths = _decompressed(counts)
-  elif isinstance(counts, list) and all(map(_is_whole, counts)):
+  elif isinstance(counts, list) and all(map(is_whole, counts)):
     lengths = [int(count) for count in counts]
   else:
     raise ValueError(
@@ -166,21 +158,12 @@ def _lengths(runs: dict[str, Any], size: Size) -> list[int]:
   return lengths
 
 
-def _is_whole(value: Any) -> bool:
-  if isinstance(value, float):
-    return math.isfinite(value) and value.is_integer()
-  return _is_number(value)
-
-
 def _decompressed(text: str) -> list[int]:
-  """Returns the run lengths that COCO's characters say.
+  """Returns the run lengths in COCO's compressed text.
 
   Each is a number in groups of five bits, the lowest first, in characters
   from "0"; the sixth bit says that more follow, the fifth of the last is the
   sign. From the fourth number on, they are differences to the one two before.
-
-  Raises:
-    ValueError: a character is none of these, or the last number is cut off.
   """
   lengths: list[int] = []
   number = shift = 0

@@ -1,27 +1,16 @@
 """Text files and tables as people save them, read strictly.
 
 `read_text` decodes any text file: UTF-8, with or without a byte order mark,
-or UTF-16 with one. It never guesses and never replaces a character. (An XML
-file may state an encoding of its own: hand the parser the file's bytes.)
+or UTF-16 with one. It never guesses and never replaces a character.
 
-`read` takes a CSV table apart. What is wrong with the table as a whole, its
-encoding or its header, raises ValueError before the first row. What is wrong
-with one row comes as a `Problem` in the place of that row, and the rows
-behind it are read: also behind a quotation mark that never closes, which
-costs the one line it stands in. So a caller may raise on the first problem,
-or leave the row out, and a count of problems is a count of rows:
+`read` parses a CSV table. A fault of the whole table, in its encoding or its
+header, raises ValueError before the first row. A fault of one row comes as a
+`Problem` in place of that row, and the rows behind it are read: even behind a
+quotation mark that never closes, which costs only its own line. So the number
+of problems is the number of rows that cannot be used.
 
-  for line, row in tables.read(path, ("image", "label"), ("difficult",)):
-    if isinstance(row, tables.Problem):
-      problems.append(str(row))  # names file and line
-      continue
-    try:
-      hard = tables.boolean(row["difficult"])  # "" where there is no column
-    except ValueError as error:  # says what is wrong, but not where
-      problems.append(f"{path}, line {line}: {error}")
-
-Cells and column names are stripped of the spaces around them, and columns are
-known in any case. `boolean` and `number` read one cell, for every format.
+Cells and column names are stripped of spaces around them; column names match in
+any case. `boolean` and `number` read one cell, for every format.
 """
 
 import codecs
@@ -54,15 +43,15 @@ _NUMBER = re.compile(
 
 
 class Problem(ValueError):
-  """What is wrong with one row, or one annotation, and where it stands."""
+  """What is wrong with one row, and where it stands."""
 
 
 def read_text(path: str | os.PathLike) -> str:
   r"""Returns a text, with "\n" at the end of every line.
 
   Raises:
-    ValueError: it cannot be opened, or is in an encoding that is not read;
-      names the file and the first line that cannot be.
+    ValueError: it cannot be opened, or is in another encoding; names the file
+      and the first such line.
   """
   try:
     content = Path(path).read_bytes()
@@ -118,11 +107,11 @@ def read(
     optional: those that are "" in every row where the file has none.
 
   Returns:
-    The line a row starts in, counted as an editor counts, and the row by the
-    names of its columns, or the `Problem` it has.
+    The line a row starts in, as an editor counts, and the row by the names of
+    its columns, or its `Problem`.
 
   Raises:
-    ValueError: no row can be trusted: of its encoding, or of its header.
+    ValueError: the encoding or the header is wrong.
   """
   lines = read_text(path).split("\n")
   separator, first, header = _header(path, lines, columns)
@@ -191,15 +180,13 @@ def _rows(
     if isinstance(cells, str):
       wrong = cells
     elif len(cells) != len(names):
+      mark = SEPARATORS[separator]
+      advice = f"Put {mark} before an empty cell, too"
+      if len(cells) > len(names):
+        advice = f"Enclose a cell that holds {mark} in quotation marks"
       wrong = (
         f"a row must have {len(names)} cells, as the header has, and this has "
-        f"{len(cells)}: {clipped(separator.join(cells))!r}. "
-        + (
-          f"A cell that holds {SEPARATORS[separator]} is enclosed in quotation "
-          "marks"
-          if len(cells) > len(names)
-          else f"Before an empty cell stands {SEPARATORS[separator]}, too"
-        )
+        f"{len(cells)}: {clipped(separator.join(cells))!r}. {advice}"
       )
     elif any(cells[i] for i in nameless):
       lost = next(cells[i] for i in nameless if cells[i])
@@ -220,14 +207,9 @@ def _records(
   """Yields (line, cells) of every record, or what is wrong with its line.
 
   A line with an odd number of quotation marks opens a cell that the next such
-  line closes. Behind a record that cannot be read, the next line is tried: so
-  it is behind one over several lines that has not `width` cells, as the two
-  marks then are two mistakes with good rows between them.
-
-  Args:
-    lines: of the file.
-    separator: of cells.
-    width: cells of the header; 0 = not known.
+  line closes. If the record cannot be read, only its first line is wrong. The
+  same holds if it spans several lines and has not `width` cells (0 = any
+  number): then the marks are two mistakes with good rows between them.
   """
   odd = [number for number, line in enumerate(lines) if line.count('"') % 2]
   closing = dict(itertools.pairwise([*odd, -1]))
@@ -244,15 +226,14 @@ def _records(
 
 def _cells(lines: Sequence[str], separator: str) -> list[str] | str:
   """Returns the cells of the one record that lines hold, or what is wrong."""
+  reader = csv.reader(
+    [f"{line}\n" for line in lines],
+    delimiter=separator,
+    skipinitialspace=True,
+    strict=True,
+  )
   try:
-    records = list(
-      csv.reader(
-        [f"{line}\n" for line in lines],
-        delimiter=separator,
-        skipinitialspace=True,
-        strict=True,
-      )
-    )
+    records = list(reader)
   except csv.Error as error:
     if sum(map(len, lines)) > csv.field_size_limit():
       return f"a cell must have at most {csv.field_size_limit():,} characters"
@@ -271,8 +252,6 @@ def _is_filled(cells: list[str] | str) -> bool:
 
 def boolean(text: str) -> bool:
   """Returns yes or no, as programs, spreadsheets and people write them.
-
-  An empty cell is no. In any case: true yes t y, false no f n, 1 and 0.
 
   Raises:
     ValueError: it is neither; says what is allowed.

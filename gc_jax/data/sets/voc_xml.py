@@ -1,41 +1,44 @@
 """Reads annotations in VOC's XML: one file a picture, and its objects.
 
-What it yields is typed, and as written: corners are pixels counted from 1,
-both included. `part`s of an object (VOC's heads, hands and feet) are not
-looked at.
+The `part`s of an object (VOC's heads, hands and feet) are passed over.
 """
 
 import codecs
-import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 import xml.parsers.expat
+from typing import NamedTuple
 
 from gc_jax.data.sets import tables
+from gc_jax.data.sets.boxes import CORNERS, Box
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)""")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Object:
+class Object(NamedTuple):
   """An annotated object.
 
   Attributes:
     where: what it is called in messages, "object 1".
     name: of its class.
-    corners: xmin ymin xmax ymax, as written.
+    corners: xmin ymin xmax ymax as written: pixels counted from 1, both ends
+      included.
     difficult: as VOC marks objects that are hard to see.
   """
 
   where: str
   name: str
-  corners: tuple[float, float, float, float]
+  corners: Box
   difficult: bool
 
+  @property
+  def box(self) -> Box:
+    """The corners, counted from 0 and with exclusive ends."""
+    xmin, ymin, xmax, ymax = self.corners
+    return xmin - 1, ymin - 1, xmax, ymax
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Content:
+
+class Content(NamedTuple):
   """What a file says.
 
   Attributes:
@@ -55,22 +58,16 @@ def read(data: bytes) -> Content:
   """Returns what a file says.
 
   Raises:
-    ValueError: nothing in it can be used: it is no XML, or not VOC's. Does
-      not name the file.
+    ValueError: it is no XML, or not VOC's. Does not name the file.
   """
-  root = _parse(data)
+  root = _parse(_decoded(data))
   if root.tag != "annotation":
     raise ValueError(
       "it must be VOC's XML, with <annotation> around everything, and starts "
       f"with <{root.tag[:40]}>"
     )
-  size = root.find("size")
-  content = Content(
-    filename=(root.findtext("filename") or "").strip(),
-    size=None if size is None else _size(size),
-    objects=[],
-    problems=[],
-  )
+  filename = (root.findtext("filename") or "").strip()
+  content = Content(filename, _size(root.find("size")), [], [])
   for i, node in enumerate(root.iter("object"), 1):
     where = f"object {i}"
     try:
@@ -80,10 +77,9 @@ def read(data: bytes) -> Content:
   return content
 
 
-def _parse(data: bytes) -> ElementTree.Element:
-  text = _decoded(data)
+def _parse(text: str) -> ElementTree.Element:
   try:
-    # A few of them can stand for more text than fits into memory.
+    # A few entities can stand for more text than fits into memory.
     first = xml.parsers.expat.ParserCreate()
     first.EntityDeclHandler = _refuse_entities
     first.Parse(text, True)
@@ -100,10 +96,10 @@ def _refuse_entities(name: str, *_) -> None:
 
 
 def _decoded(data: bytes) -> str:
-  """Returns the text, by its byte order mark, or by what it says itself.
+  """Returns the text, by its byte order mark, or by what it declares.
 
-  What it says is often wrong where there is a mark; and where it can be read
-  as ASCII, it is not UTF-16, whatever it says.
+  A declaration is often wrong where there is a mark; and a file whose
+  declaration reads as ASCII is not UTF-16, whatever it declares.
   """
   encoding = "utf-8-sig"
   if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -122,7 +118,9 @@ def _decoded(data: bytes) -> str:
     ) from error
 
 
-def _size(node: ElementTree.Element) -> tuple[float, float] | None:
+def _size(node: ElementTree.Element | None) -> tuple[float, float] | None:
+  if node is None:
+    return None
   width, height = (_number(node, side) for side in ("width", "height"))
   if width == height == 0:
     return None

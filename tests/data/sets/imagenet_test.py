@@ -20,13 +20,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gc_jax.data import geometry
-from gc_jax.data.sets import (
-  imagenet,
-  imagenet_boxes,
-  imagenet_files,
-  imagenet_tfds,
-)
+from gc_jax.data.sets import imagenet, imagenet_files, official, voc_xml
 from tests.data import archives, evaluated
+
+SPLITS = ("train", "validation")
+FINAL = f"imagenet/{{}}/{imagenet_files.RELEASE.version}"
+TRAIN, VALIDATION = (imagenet_files.ARCHIVES[split] for split in SPLITS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tfds_dir(built, tmp_path_factory):
   data_dir = tmp_path_factory.mktemp("tfds")
-  for split in imagenet.SPLITS:
+  for split in SPLITS:
     imagenet.load(split, path=built[0], data_dir=data_dir)
   return data_dir
 
@@ -82,7 +81,7 @@ def check_objects(objects, picture):
     np.testing.assert_allclose(pixels, [ymin, xmin, ymax, xmax], atol=1e-4)
 
 
-@pytest.mark.parametrize("split", imagenet.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_every_record_is_what_the_archives_say(built, tfds_dir, split):
   wanted = dict(built[1][split])
   dataset = imagenet.load(split, path=built[0], data_dir=tfds_dir)
@@ -173,13 +172,13 @@ def test_a_second_run_reads_what_is_there(built, tfds_dir, monkeypatch):
   def never(*_):
     raise AssertionError("read again")
 
-  monkeypatch.setattr(imagenet_files, "opened", never)
+  monkeypatch.setattr(official.Release, "opened", never)
   dataset = imagenet.load("train", path=built[0], data_dir=tfds_dir)
   assert len(dataset.source) == len(built[1]["train"])
 
 
 def test_a_split_needs_only_its_own_archive(folder, tmp_path):
-  (folder / imagenet_files.TRAIN).unlink()
+  (folder / TRAIN).unlink()
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
   assert len(dataset.source) == archives.NUM_VALIDATION
 
@@ -188,7 +187,6 @@ PROGRAM = """
 import os, signal, sys
 from gc_jax.data.sets import imagenet, imagenet_files
 
-read_class = imagenet_files.read_class
 read_members = imagenet_files.read_members
 seen = []
 
@@ -201,7 +199,6 @@ def deadly(read):
       yield name, data
   return reading
 
-imagenet_files.read_class = deadly(read_class)
 imagenet_files.read_members = deadly(read_members)
 imagenet.load(sys.argv[1], path=sys.argv[2], data_dir=sys.argv[3])
 """
@@ -233,14 +230,14 @@ def test_kill_9_and_again_is_the_same_and_finished_parts_are_kept(
   dataset = imagenet.load(split, path=built[0], data_dir=tmp_path)
   assert f"Continuing: {kept} of" in capsys.readouterr().err
   (folder,) = tmp_path.glob(f"imagenet/{split}/[!.]*")
-  assert folder.name == imagenet.VERSION
+  assert folder.name == imagenet_files.RELEASE.version
   assert not list(folder.glob("*finished*"))
   for name, inode in finished.items():
     assert (folder / name).stat().st_ino == inode, f"{name} was written again"
   whole = imagenet.load(split, path=built[0], data_dir=tfds_dir)
   assert digest(dataset) == digest(whole)
   facts = [
-    (root / f"imagenet/{split}/{imagenet.VERSION}/facts.json").read_text()
+    (root / FINAL.format(split) / "facts.json").read_text()
     for root in (tmp_path, tfds_dir)
   ]
   assert facts[0] == facts[1], "counts of killed runs must not add up"
@@ -260,7 +257,7 @@ def test_prepared_data_of_other_archives_is_not_taken_for_these(
   folder, tmp_path
 ):
   imagenet.load("validation", path=folder, data_dir=tmp_path)
-  with (folder / imagenet_files.VALIDATION).open("ab") as file:
+  with (folder / VALIDATION).open("ab") as file:
     file.write(bytes(10_240))
   with pytest.raises(
     ValueError,
@@ -274,7 +271,7 @@ def refused(folder, tmp_path, split="train"):
   """Returns the message, and sees that nothing came of it."""
   with pytest.raises(ValueError) as caught:
     imagenet.load(split, path=folder, data_dir=tmp_path / "tfds")
-  assert not (tmp_path / "tfds/imagenet" / split / imagenet.VERSION).exists()
+  assert not (tmp_path / "tfds" / FINAL.format(split)).exists()
   return str(caught.value)
 
 
@@ -288,8 +285,8 @@ def test_without_a_folder_the_message_says_what_to_set(tmp_path, path):
 @pytest.mark.parametrize(
   ("split", "name"),
   [
-    ("train", imagenet_files.TRAIN),
-    ("validation", imagenet_files.VALIDATION),
+    ("train", TRAIN),
+    ("validation", VALIDATION),
     ("train", imagenet_files.DEVKIT),
   ],
 )
@@ -306,13 +303,13 @@ def test_a_missing_archive_is_named_with_where_to_get_it(
 @pytest.mark.parametrize(
   ("split", "name", "share"),
   [
-    ("train", imagenet_files.TRAIN, 0.9),
-    ("train", imagenet_files.TRAIN, 0.6),
-    ("train", imagenet_files.TRAIN, 0.0),
-    ("validation", imagenet_files.VALIDATION, 0.7),
+    ("train", TRAIN, 0.9),
+    ("train", TRAIN, 0.6),
+    ("train", TRAIN, 0.0),
+    ("validation", VALIDATION, 0.7),
     ("train", imagenet_files.DEVKIT, 0.5),
-    ("validation", imagenet_boxes.ARCHIVES["validation"], 0.5),
-    ("train", imagenet_boxes.ARCHIVES["train"], 0.9),
+    ("validation", imagenet_files.BOXES["validation"], 0.5),
+    ("train", imagenet_files.BOXES["train"], 0.9),
   ],
 )
 def test_a_truncated_archive_is_named(folder, tmp_path, split, name, share):
@@ -325,13 +322,13 @@ def test_a_truncated_archive_is_named(folder, tmp_path, split, name, share):
 
 
 def test_text_in_place_of_an_archive_is_named(folder, tmp_path):
-  (folder / imagenet_files.TRAIN).write_text("<html>please log in</html>" * 99)
+  (folder / TRAIN).write_text("<html>please log in</html>" * 99)
   assert "img_train.tar must be the whole" in refused(folder, tmp_path)
 
 
 def rewrite_train(folder, change):
   """Passes every class's entries through `change(wnid, entries)`."""
-  path, classes = folder / imagenet_files.TRAIN, []
+  path, classes = folder / TRAIN, []
   with tarfile.open(path) as outer:
     for member in outer:
       with tarfile.open(fileobj=outer.extractfile(member)) as inner:
@@ -364,7 +361,7 @@ def test_a_picture_that_occurs_twice_is_named(folder, tmp_path):
 def test_files_that_are_no_pictures_are_passed_over(
   folder, built, tfds_dir, tmp_path
 ):
-  path = folder / imagenet_files.VALIDATION
+  path = folder / VALIDATION
   with tarfile.open(path, "a") as tar:
     archives.add(tar, "._ILSVRC2012_val_00000003.JPEG", b"of macOS")
     archives.add(tar, "readme.txt", b"text")
@@ -380,7 +377,7 @@ def renamed(name, ending):
 @pytest.mark.parametrize(
   "endings", [(".jpg",), (".JPG", ".jpeg", ".JPEG", ".png")]
 )
-@pytest.mark.parametrize("split", imagenet.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_pictures_are_known_by_any_ending_in_any_case(
   folder, built, tmp_path, split, endings
 ):
@@ -395,7 +392,7 @@ def test_pictures_are_known_by_any_ending_in_any_case(
   if split == "train":
     rewrite_train(folder, lambda _, entries: change(entries))
   else:
-    path = folder / imagenet_files.VALIDATION
+    path = folder / VALIDATION
     with tarfile.open(path) as tar:
       entries = [(m.name, tar.extractfile(m).read()) for m in tar]
     path.write_bytes(archives.tar_of(change(entries)))
@@ -430,12 +427,12 @@ def test_a_class_without_pictures_says_what_it_holds(
       return entries
     return [("notes.txt", b""), *((f"{n}.TXT", b"") for n, _ in entries)]
 
-  whole = (folder / imagenet_files.TRAIN).read_bytes()
+  whole = (folder / TRAIN).read_bytes()
   rewrite_train(folder, change)
   message = refused(folder, tmp_path)
   assert "n02012849.tar in " in message
   assert "holds none: it has 11 other files (.txt 11)" in message
-  (folder / imagenet_files.TRAIN).write_bytes(whole)
+  (folder / TRAIN).write_bytes(whole)
   dataset = imagenet.load("train", path=folder, data_dir=tmp_path / "tfds")
   assert len(dataset.source) == sum(archives.NUM_TRAIN.values())
 
@@ -467,7 +464,7 @@ def test_a_class_without_pictures_says_what_it_holds(
     ),
     (
       [(f"{wnid}.tar", b"no archive" * 60) for wnid in archives.CLASSES],
-      r"img_train.tar must be the whole official archive and is damaged",
+      r"img_train.tar must be the whole official file and is damaged",
     ),
   ],
 )
@@ -476,7 +473,7 @@ def test_a_training_archive_without_pictures_says_what_it_holds(
 ):
   if not with_kit:
     as_a_subset(folder)
-  (folder / imagenet_files.TRAIN).write_bytes(archives.tar_of(entries))
+  (folder / TRAIN).write_bytes(archives.tar_of(entries))
   refusal = refused(folder, tmp_path)
   assert re.search(message, refusal), refusal
 
@@ -493,14 +490,14 @@ def test_a_validation_archive_without_pictures_says_what_it_holds(
   folder, tmp_path, entries, held
 ):
   as_a_subset(folder)
-  (folder / imagenet_files.VALIDATION).write_bytes(archives.tar_of(entries))
+  (folder / VALIDATION).write_bytes(archives.tar_of(entries))
   message = refused(folder, tmp_path, "validation")
   assert re.search(f"img_val.tar must hold pictures .*none: {held}", message)
 
 
 def test_other_files_of_archives_are_counted(folder, tmp_path, capsys):
   rewrite_train(folder, lambda _, entries: [("a.txt", b""), *entries])
-  with tarfile.open(folder / imagenet_files.TRAIN, "a") as tar:
+  with tarfile.open(folder / TRAIN, "a") as tar:
     archives.add(tar, "._n01440764.tar", b"of macOS")
     archives.add(tar, "README", b"text")
   dataset = imagenet.load("train", path=folder, data_dir=tmp_path)
@@ -510,11 +507,11 @@ def test_other_files_of_archives_are_counted(folder, tmp_path, capsys):
   assert len(dataset.source) == sum(archives.NUM_TRAIN.values())
 
 
-@pytest.mark.parametrize("split", imagenet.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_a_damaged_header_does_not_end_an_archive(folder, tmp_path, split):
   """Python takes it for the end, and the pictures behind it for nothing."""
   as_a_subset(folder)
-  name = imagenet_files.TRAIN if split == "train" else imagenet_files.VALIDATION
+  name = TRAIN if split == "train" else VALIDATION
   with tarfile.open(folder / name) as tar:
     start = tar.getmembers()[2].offset
   if split == "train":
@@ -540,7 +537,7 @@ def test_every_box_is_used_or_counted(folder, tmp_path, capsys):
     ("n01440764", (1, 1, 9, 20), 0),
   ]
   archives.write_boxes(
-    folder / imagenet_boxes.ARCHIVES["validation"],
+    folder / imagenet_files.BOXES["validation"],
     [(f"val/{name}.xml", archives.xml(name, size, said))],
   )
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
@@ -642,7 +639,7 @@ def test_a_list_of_synsets_does_in_place_of_the_kit(folder, built, tmp_path):
     for name, picture in built[1]["validation"].items()
     if picture.boxes
   ]
-  (folder / imagenet_files.VALIDATION).write_bytes(
+  (folder / VALIDATION).write_bytes(
     archives.tar_of((name, p.image) for name, p in entries)
   )
   words = {s.wnid: s.words for s in archives.SYNSETS if not s.children}
@@ -655,7 +652,7 @@ def test_a_list_of_synsets_does_in_place_of_the_kit(folder, built, tmp_path):
     p.label for _, p in entries
   ]
 
-  (folder / imagenet_files.VALIDATION).write_bytes(
+  (folder / VALIDATION).write_bytes(
     archives.tar_of((n, p.image) for n, p in built[1]["validation"].items())
   )
   message = refused(folder, tmp_path, "validation")
@@ -680,7 +677,7 @@ def test_a_thousand_classes_must_be_as_many_pictures_as_official(
 def parse(*corners, size=(100, 50), wnid="n01440764"):
   counts = collections.Counter()
   data = archives.xml("x", size, [(wnid, c, 0) for c in corners])
-  boxes = imagenet_boxes.parse_boxes(data, counts)
+  boxes = imagenet_files.scaled_boxes(voc_xml.read(data), counts)
   pixels = [np.array(b.bbox) * [50, 100, 50, 100] for b in boxes]
   return np.array(pixels).round(6).tolist(), counts
 
@@ -712,7 +709,7 @@ def test_what_was_odd_is_told_once(folder, built, tmp_path, capsys):
     ("n00015388", (1, 1, 20, 20), 0),
   ]
   archives.write_boxes(
-    folder / imagenet_boxes.ARCHIVES["validation"],
+    folder / imagenet_files.BOXES["validation"],
     [(f"val/{name}.xml", archives.xml(name, size, said))],
   )
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
@@ -758,7 +755,7 @@ def test_what_was_odd_is_told_once(folder, built, tmp_path, capsys):
   ],
 )
 def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
-  path = folder / imagenet_boxes.ARCHIVES["validation"]
+  path = folder / imagenet_files.BOXES["validation"]
   archives.write_boxes(path, [("val/x.xml", data)])
   refusal = refused(folder, tmp_path, "validation")
   assert path.name in refusal
@@ -776,7 +773,7 @@ def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
 def test_an_archive_of_boxes_without_any_says_what_it_holds(
   folder, tmp_path, entries, held
 ):
-  path = folder / imagenet_boxes.ARCHIVES["validation"]
+  path = folder / imagenet_files.BOXES["validation"]
   archives.write_boxes(path, entries)
   message = refused(folder, tmp_path, "validation")
   assert f"{path} must hold an .xml file for each picture" in message
@@ -789,7 +786,7 @@ def test_boxes_are_known_by_their_ending_in_any_case(tmp_path):
   hidden = ("._x.xml", b"of macOS")
   archives.write_boxes(path, [hidden, ("a/X.XML", entry)])
   counts = collections.Counter()
-  found = imagenet_boxes.read_boxes(path, counts)
+  found = imagenet_files.read_boxes(path, counts)
   assert found["X"][0].difficult
   assert counts == {"boxes read": 1}
 
@@ -802,7 +799,7 @@ def test_of_two_annotations_of_a_picture_the_first_counts(
   entries = [
     (name, archives.xml("x", size, [("n01440764", c, 0)])) for c in corners
   ]
-  archives.write_boxes(folder / imagenet_boxes.ARCHIVES["validation"], entries)
+  archives.write_boxes(folder / imagenet_files.BOXES["validation"], entries)
   dataset = imagenet.load("validation", path=folder, data_dir=tmp_path)
   assert "1 annotations left out: second of a" in capsys.readouterr().err
   (box,) = dataset.source[0]["objects"]["bbox"]
@@ -845,8 +842,8 @@ class Imagenet2012(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @pytest.fixture
 def prepared(built, folder):
   """The box archive and the kit, beside what TFDS prepared."""
-  (folder / imagenet_files.TRAIN).unlink()
-  (folder / imagenet_files.VALIDATION).unlink()
+  (folder / TRAIN).unlink()
+  (folder / VALIDATION).unlink()
   builder = Imagenet2012(built[1], data_dir=folder, file_format="array_record")
   builder.download_and_prepare()
   return folder
@@ -878,7 +875,7 @@ def test_parts_of_two_splits_are_refused(prepared, tmp_path):
 
 
 def test_without_boxes_or_kit_it_still_classifies(prepared, tmp_path, capsys):
-  (prepared / imagenet_boxes.ARCHIVES["validation"]).unlink()
+  (prepared / imagenet_files.BOXES["validation"]).unlink()
   (prepared / imagenet_files.DEVKIT).unlink()
   dataset = imagenet.load("validation", path=prepared, data_dir=tmp_path)
   assert dataset.class_names == archives.CLASSES
@@ -907,9 +904,9 @@ def test_the_newest_version_is_taken(tmp_path):
     folder = tmp_path / "imagenet2012" / version
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{}")
-  assert imagenet_tfds.find(tmp_path).name == "5.10.0"
-  assert imagenet_tfds.find(folder) == folder
-  assert imagenet_tfds.find(folder.parent.parent.parent) is None
+  assert imagenet.find_tfds(tmp_path).name == "5.10.0"
+  assert imagenet.find_tfds(folder) == folder
+  assert imagenet.find_tfds(folder.parent.parent.parent) is None
 
 
 def test_the_fixture_writes_the_kit_as_it_is():

@@ -171,7 +171,7 @@ def test_a_header_that_cannot_be_read_is_told_at_once(
 WRONG_ROWS = {
   "too many": ("a.png,cat,animal", r"must have 2 cells.* has 3: 'a.png,cat,an"),
   "too few": ("a.png", r"must have 2 cells, as the header has, and this has 1"),
-  "a comma more": ("a.png,cat,", r"must have 2 cells.*enclosed in quotation"),
+  "a comma more": ("a.png,cat,", r"must have 2 cells.*in quotation marks"),
   "an open quote": (
     'a.png,"cat',
     r"a quotation mark is opened and never closed",

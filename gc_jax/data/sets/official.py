@@ -1,0 +1,207 @@
+"""Data sets that come as official archives: find, check and prepare them.
+
+ImageNet and COCO are archives that users fetch themselves. Their pictures are
+copied byte by byte into array_record files, once; then the archives are no
+longer needed.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gc_jax.data import DATASETS, records, shards
+from gc_jax.data.dataset import Dataset
+from gc_jax.runtime.messages import unknown_name_message
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+  """The official files of a data set.
+
+  Attributes:
+    name: of the prepared data set, which never changes.
+    entry: its name in `DATASETS`.
+    version: raise it when any record changes.
+    files: split -> every file that it may be made from.
+    folder: what `--config.data.path` must be, for messages.
+    where: the sentence that says where the files come from.
+    masks: whether objects have masks.
+  """
+
+  name: str
+  entry: str
+  version: str
+  files: Mapping[str, Sequence[str]]
+  folder: str
+  where: str
+  masks: bool
+
+  def sizes(self, folder: pathlib.Path, split: str) -> dict[str, int]:
+    """Returns name and size in bytes of the files of a split in a folder."""
+    return {
+      name: (folder / name).stat().st_size
+      for name in self.files[split]
+      if (folder / name).is_file()
+    }
+
+  def missing(self, folder: pathlib.Path, what: str) -> ValueError:
+    """Returns the error for a file that is not there."""
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return ValueError(
+      f"--config.data.path={str(folder)!r} must hold {what}; it holds "
+      f"{', '.join(there[:8]) or 'nothing'}. {self.where}"
+    )
+
+  def damaged(self, file: pathlib.Path | str, what: str) -> ValueError:
+    """Returns the error for a file that is not whole."""
+    return ValueError(
+      f"{file} must be the whole official file and is damaged or cut short: "
+      f"{what}. Fetch it again. {self.where}"
+    )
+
+  @contextlib.contextmanager
+  def opened(self, file: pathlib.Path, mode: str = "r") -> Iterator[Any]:
+    """Opens a zip or tar archive; every error in it names the file."""
+    open_archive = zipfile.ZipFile if file.suffix == ".zip" else tarfile.open
+    try:
+      with open_archive(file, mode) as archive:
+        yield archive
+    except (
+      *(tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError),
+      RuntimeError,  # a zip that is encrypted, or compressed in an unknown way
+    ) as error:
+      if isinstance(error, OSError) and error.errno:
+        raise  # the disk failed, not the archive
+      raise self.damaged(file, f"reading it ends with: {error}") from error
+
+
+class Builder(shards.ShardedBuilder, skip_registration=True):
+  """Writes one split of a release as array_record files."""
+
+  RELEASE: ClassVar[Release]
+
+  def __init__(
+    self,
+    *,
+    path: pathlib.Path,
+    split: str,
+    class_names: Sequence[str],
+    **kwargs: Any,
+  ):
+    self.path, self.split, self.class_names = path, split, class_names
+    super().__init__(config=tfds.core.BuilderConfig(name=split), **kwargs)
+
+  def _create_builder_config(self, builder_config, version):
+    return builder_config
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self.__doc__,
+      features=records.features(
+        self.class_names, masks=self.RELEASE.masks, file_names=True
+      ),
+      license=DATASETS[self.RELEASE.entry].license,
+      disable_shuffling=True,
+    )
+
+  def sources(self) -> dict[str, int]:
+    """See the base class."""
+    return self.RELEASE.sizes(self.path, self.split)
+
+
+def locate(
+  release: Release,
+  split: str,
+  path: str | os.PathLike,
+  data_dir: str | os.PathLike,
+) -> tuple[pathlib.Path | None, pathlib.Path]:
+  """Returns the folder of the files and that of the prepared split.
+
+  Args:
+    release: of a data set.
+    split: one of its splits, or a part of one: "train[:95%]".
+    path: folder of the official files; "" is enough once a split is prepared.
+    data_dir: TFDS directory; "" = TFDS's own default.
+
+  Raises:
+    ValueError: the split is unknown, or it is not prepared and `path` is no
+      folder.
+  """
+  base = split.split("[")[0]
+  if base not in release.files:
+    raise ValueError(unknown_name_message("split", split, release.files))
+  folder = pathlib.Path(os.path.expanduser(path)) if str(path) else None
+  final = shards.folder_of(release.name, base, release.version, data_dir)
+  if not final.exists() and not (folder and folder.is_dir()):
+    raise ValueError(
+      f"--config.data.path={str(path)!r} must be the folder of "
+      f"{release.folder}. {release.where}"
+    )
+  return folder, final
+
+
+def load(
+  builder_class: type[Builder],
+  split: str,
+  folder: pathlib.Path | None,
+  final: pathlib.Path,
+  order: Callable[[int], np.ndarray] = np.arange,
+) -> Dataset:
+  """Returns a split, prepared first where that was not done.
+
+  Args:
+    builder_class: prepares it.
+    split: a split of the release, or a part of one.
+    folder: of the official files; None = not given.
+    final: of the prepared split.
+    order: number of records in the split -> the order they are numbered in.
+
+  Raises:
+    ValueError: a file is missing, damaged, or another than it was.
+  """
+  base, release = final.parent.name, builder_class.RELEASE
+  shards.prepare_shards(
+    lambda: builder_class(path=folder, split=base, data_dir=final.parents[2]),
+    final,
+  )
+  sizes = release.sizes(folder, base) if folder else {}
+  shards.read_facts(final, sizes)
+  builder = tfds.builder_from_directory(final)
+  part = numbers(builder, split)
+  source = builder.as_data_source(
+    base, decoders=records.decoders(masks=release.masks)
+  )
+  return Dataset(
+    source=_Records(source, order(len(source))[part]),
+    class_names=tuple(builder.info.features["labels"].feature.names),
+    multi_label=DATASETS[release.entry].classes.multi_label,
+    name=release.name,
+  )
+
+
+def numbers(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
+  """Returns the numbers of the records in a part of a split."""
+  return np.concatenate(
+    [
+      np.arange(part.start, part.stop, dtype=np.int32)
+      for part in shards.positions(builder, split)
+    ]
+  )
+
+
+class _Records(shards.Reordered):
+  """TFDS reads no labels as an empty list, which numpy takes for floats."""
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = super().__getitem__(index)
+    return {**record, "labels": np.asarray(record["labels"], np.int64)}
