@@ -5,17 +5,20 @@ is; otherwise the set is downloaded and prepared on first use. Which features
 hold what is a table, `gc_jax.data.sets.stock_sets`.
 """
 
+import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
+from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import stock_prepare, stock_sets
-from gc_jax.data.sets.stock_records import Records
+from gc_jax.data.sets import boxes, segmentation, stock_prepare, stock_sets
 from gc_jax.data.sets.stock_sets import Layout
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -42,11 +45,14 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
   )
   layout = _layout(builder)
   full_name = stock_sets.PREFIX + builder.info.full_name
-  records = Records(_source(builder, layout, split, full_name), layout)
+  source = builder.as_data_source(
+    _resolve_split(builder, layout, split, full_name),
+    decoders=_decoders(builder),
+  )
   if not layout.has_objects:
     _say_that_nothing_is_localised(full_name)
   return Dataset(
-    source=records,
+    source=Records(source, layout),
     class_names=_class_names(builder, layout),
     multi_label=not layout.label,
     name=full_name,
@@ -59,15 +65,13 @@ def _layout(builder: tfds.core.DatasetBuilder) -> Layout:
 
 
 def _check_features(builder: tfds.core.DatasetBuilder) -> None:
-  """Raises ValueError if a record could not be made of the set's features."""
+  """Raises ValueError if the set's features are not enough for a record."""
   features, layout = builder.info.features, _layout(builder)
+  names = set()
   if isinstance(features, tfds.features.FeaturesDict):
     names = set(features.keys())
-  else:
-    names = set()
-  needed = {"image", layout.label or layout.objects}
   if not (
-    needed <= names
+    {"image", layout.label or layout.objects} <= names
     and isinstance(features["image"], tfds.features.Image)
     and isinstance(_label_feature(features, layout), tfds.features.ClassLabel)
   ):
@@ -86,17 +90,8 @@ def _label_feature(features: Any, layout: Layout) -> Any:
   return features[layout.objects].feature["label"]
 
 
-def _source(
-  builder: tfds.core.DatasetBuilder, layout: Layout, split: str, name: str
-) -> Sequence[Mapping[str, Any]]:
-  """Returns the records of a split as TFDS has them, images encoded."""
-  return builder.as_data_source(
-    _resolve_split(builder, layout, split, name), decoders=_decoders(builder)
-  )
-
-
 def _decoders(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-  """Returns what leaves images and masks encoded."""
+  """Returns decoders that leave images and masks encoded."""
   return {
     name: tfds.decode.SkipDecoding()
     for name, feature in builder.info.features.items()
@@ -125,30 +120,22 @@ def _resolve_split(
         unlabelled = ", ".join(layout.unlabelled)
         message += f" Its own {unlabelled} split comes without labels."
       raise ValueError(message)
-  ranges = {ours: _ranges(theirs, own)[0] for ours, theirs in mapped.items()}
-  ours = tfds.core.splits.SplitDict(
-    [
-      tfds.core.SplitInfo(name=each, shard_lengths=[stop - start], num_bytes=0)
-      for each, (_, start, stop) in ranges.items()
-    ]
-  )
+  sizes = {each: info.num_examples for each, info in own.items()}
+  ours = {each: _ranges(theirs, sizes)[0] for each, theirs in mapped.items()}
+  sizes = {each: len(examples) for each, (_, examples) in ours.items()}
   parts = []
-  for name_of_ours, start, stop in _ranges(split, ours):
-    name_of_own, offset, _ = ranges[name_of_ours]
-    parts.append(f"{name_of_own}[{offset + start}:{offset + stop}]")
+  for each, part in _ranges(split, sizes):
+    theirs, examples = ours[each]
+    part = examples[part.start : part.stop]
+    parts.append(f"{theirs}[{part.start}:{part.stop}]")
   return "+".join(parts)
 
 
-def _ranges(
-  spec: str, splits: Mapping[str, tfds.core.SplitInfo]
-) -> list[tuple[str, int, int]]:
-  """Returns (split, start, stop) of each part, as numbers of examples."""
+def _ranges(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
+  """Returns the split and the examples of each part of "a[:10%]+b"."""
+  splits = {k: types.SimpleNamespace(num_examples=n) for k, n in sizes.items()}
   return [
-    (
-      part.splitname,
-      part.from_ or 0,
-      splits[part.splitname].num_examples if part.to is None else part.to,
-    )
+    (part.splitname, range(sizes[part.splitname])[part.from_ : part.to])
     for part in tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
   ]
 
@@ -168,7 +155,7 @@ def _class_names(
   names = feature.names or [str(k) for k in range(feature.num_classes)]
   if not layout.label_name:
     return tuple(names)
-  # Named in the records alone. They are shuffled: some hundreds tell.
+  # Only the records name them. They are shuffled: some hundreds tell.
   named = {}
   for split in builder.info.splits:
     for record in builder.as_data_source(split, decoders=_decoders(builder)):
@@ -177,3 +164,103 @@ def _class_names(
       if len(named) == feature.num_classes:
         break
   return tuple(named.get(k, name) for k, name in enumerate(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Sequence):
+  """Records of a `Dataset`, made of those of TFDS.
+
+  Attributes:
+    source: records of TFDS, images and masks encoded.
+    layout: which of their features hold what.
+  """
+
+  source: Sequence[Mapping[str, Any]]
+  layout: Layout
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    record = self.source[index]
+    objects = self._objects(record)
+    if self.layout.label:
+      labels = [int(record[self.layout.label])]
+    else:
+      # Difficult ones as well: they are there, and a picture that holds one
+      # must not be a distractor for its class. Pointing games may skip them.
+      labels = [int(label) for label in objects["label"]]
+    converted = {"image": record["image"], "labels": labels}
+    for feature in stock_sets.FILE_NAMES:
+      if isinstance(record.get(feature), bytes):
+        converted["name"] = record[feature].decode(errors="replace")
+        break
+    if objects is not None:
+      converted["objects"] = objects
+    return converted
+
+  def __iter__(self) -> Iterator[dict[str, Any]]:
+    return (self[index] for index in range(len(self)))
+
+  def _objects(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    layout = self.layout
+    if layout.objects:
+      found = record[layout.objects]
+      count = len(found["bbox"])
+      label = record[layout.label] if layout.label else None
+      return {
+        "label": found.get("label", np.full(count, label)),
+        "bbox": found["bbox"],
+        "difficult": found.get("is_difficult", np.zeros(count, bool)),
+      }
+    if not layout.has_objects:
+      return None
+    objects = {
+      "label": np.array([record[layout.label]]),
+      "difficult": np.zeros(1, bool),
+    }
+    if layout.mask:
+      mask = record[layout.mask], layout.mask_levels
+      objects["mask"] = _Lazy(functools.partial(_encoded_mask, *mask))
+      objects["bbox"] = _Lazy(functools.partial(_box_of_mask, *mask))
+    if layout.box:
+      objects["bbox"] = np.asarray(record[layout.box])[None]
+    return objects
+
+
+class _Lazy(Sequence):
+  """The one value of one object, made when it is asked for.
+
+  Training never asks for masks, and decoding them costs as much as the image.
+  """
+
+  def __init__(self, make: Callable[[], Any]):
+    self._make = make
+
+  def __len__(self) -> int:
+    return 1
+
+  def __getitem__(self, index: int) -> Any:
+    return [self._value][index]
+
+  @functools.cached_property
+  def _value(self) -> Any:
+    return self._make()
+
+
+def _inside(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
+  mask = decode.stored(decode.read_header(encoded))
+  return np.isin(np.asarray(mask), list(levels))
+
+
+def _encoded_mask(encoded: bytes, levels: frozenset[int]) -> bytes:
+  inside = _inside(encoded, levels)
+  return segmentation.encode(inside) if inside.any() else b""  # the box stands
+
+
+def _box_of_mask(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
+  """Returns ymin xmin ymax xmax in 0..1; the whole image without a pixel."""
+  inside = _inside(encoded, levels)
+  box = boxes.of_mask(inside)
+  scaled = boxes.scaled(box, inside.shape[::-1]) if box else (0, 0, 1, 1)
+  return np.array(scaled, np.float32)

@@ -1,8 +1,9 @@
 """Finds a stock TFDS set on disk, or downloads and prepares it there.
 
-Every way in which that fails is told with what to do about it.
+Every failure is reported with what to do about it.
 """
 
+import difflib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 
 from gc_jax.data.prepare import prepare
-from gc_jax.data.sets import stock_sets
+from gc_jax.data.sets.stock_sets import PREFIX
 from gc_jax.data.sets.without_tensorflow import (
   NeedsTensorFlowError,
   no_tensorflow,
@@ -54,9 +55,9 @@ def open_prepared(
   check(builder)
   path = pathlib.Path(builder.data_path)
   if not path.exists():
-    return _prepared(name, data_dir, builder)
+    return _prepare(name, data_dir, builder)
   if not _is_readable(builder):
-    # Formats that were added later are known to the files alone.
+    # Only the files know the formats that were added later.
     builder = tfds.builder_from_directory(path)
   if not _is_readable(builder):
     raise ValueError(
@@ -76,17 +77,15 @@ def _is_readable(builder: tfds.core.DatasetBuilder) -> bool:
 
 def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
   """Returns a builder, from its code or else from the files it once wrote."""
-  written = f"--config.data.name='{stock_sets.PREFIX}{name}'"
-  options["data_dir"] = data_dir or None
+  base, _, config = name.partition("/")
   try:
     with no_tensorflow():
-      return tfds.builder(name, **options)
+      return tfds.builder(name, data_dir=data_dir or None, **options)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(_unknown_name(name)) from error
   except ModuleNotFoundError as error:
     try:
       # Files that were prepared elsewhere can be read without its code.
-      base, _, config = name.partition("/")
       return read_only_builder.builder_from_files(
         base,
         data_dir=data_dir or None,
@@ -95,35 +94,31 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
       raise ValueError(_cannot_prepare(name, data_dir, error)) from error
   except ValueError as error:
-    base, _, config = name.partition("/")
     configs = tfds.builder_cls(base).builder_configs
     if not config or config in configs:
-      raise  # of something else
-    if not configs:
-      message = f"{written} must be without a config: {base} has none."
-    else:
-      message = unknown_name_message(
-        "--config.data.name",
-        stock_sets.PREFIX + name,
-        [f"{stock_sets.PREFIX}{base}/{config}" for config in configs],
-      )
+      raise  # something else is wrong
+    message = (
+      f"--config.data.name='{PREFIX}{name}' must be without a config: {base} "
+      "has none."
+    )
+    if configs:
+      known = [f"{PREFIX}{base}/{config}" for config in configs]
+      message = unknown_name_message("--config.data.name", PREFIX + name, known)
     raise ValueError(message) from error
 
 
 def _unknown_name(name: str) -> str:
-  """Says that there is no such set, and the nearest that there are."""
-  import difflib
-
+  """Says that there is no such set, and names the nearest."""
   known = tfds.list_builders(with_community_datasets=False)
   base = name.partition("/")[0]
   nearest = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
   message = (
-    f"Unknown --config.data.name='{stock_sets.PREFIX}{name}': "
+    f"Unknown --config.data.name='{PREFIX}{name}': "
     f"tensorflow-datasets {tfds.__version__} has no set {base!r} among its "
     f"{len(known)}."
   )
   if nearest:
-    hints = " or ".join(f"'{stock_sets.PREFIX}{each}'" for each in nearest)
+    hints = " or ".join(f"'{PREFIX}{each}'" for each in nearest)
     message += f" Did you mean {hints}?"
   return message
 
@@ -134,15 +129,15 @@ def _cannot_prepare(name: str, data_dir: str, error: Exception) -> str:
   if isinstance(cause, NeedsTensorFlowError) or cause.name == "tensorflow":
     where = f" --data_dir={data_dir}" if data_dir else ""
     return (
-      f"{stock_sets.PREFIX}{name} needs TensorFlow to be prepared ({cause}), "
+      f"{PREFIX}{name} needs TensorFlow to be prepared ({cause}), "
       "which must not be imported here. Prepare it once, in an environment of "
       f"its own, then run this again:\n{_ENVIRONMENT}\n"
       f"  tfds-tools/bin/tfds build {name}{where} --file_format=array_record"
     )
   package = _PACKAGES.get(cause.name, cause.name or cause)
   return (
-    f"{stock_sets.PREFIX}{name} needs the Python package {package} to be "
-    f"prepared, which is not installed: pip install {package}."
+    f"{PREFIX}{name} needs the Python package {package} to be prepared, which "
+    f"is not installed: pip install {package}."
   )
 
 
@@ -168,22 +163,20 @@ def _cannot_download(
   if len(builder.builder_configs) > 1:
     files += f"\nas far as {name} is made of them"
   return (
-    f"{stock_sets.PREFIX}{name} must be downloaded once, and that failed: "
+    f"{PREFIX}{name} must be downloaded once, and that failed: "
     f"{cause}. Run this again where there is a network, or bring these files "
     f"to {folder}:{files}."
   )
 
 
-def _prepared(
+def _prepare(
   name: str, data_dir: str, builder: tfds.core.DatasetBuilder
 ) -> tfds.core.DatasetBuilder:
-  """Downloads and prepares."""
-  root = pathlib.Path(builder.data_dir_root)
   _logger.info(
     "Preparing %s%s in %s, once; archives are kept in its folder downloads.",
-    stock_sets.PREFIX,
+    PREFIX,
     builder.info.full_name,
-    root,
+    builder.data_dir_root,
   )
   try:
     with without_tensorflow(builder):
@@ -200,8 +193,8 @@ def _prepared(
     raise ValueError(_cannot_download(name, builder, error)) from error
   except download_manager.NonMatchingChecksumError as error:
     raise ValueError(
-      f"{stock_sets.PREFIX}{name}: an archive must be what its publisher gave "
+      f"{PREFIX}{name}: an archive must be what its publisher gave "
       f"out, and is not; download it anew. {error}"
     ) from error
   except AssertionError as error:  # files that only a person may download
-    raise ValueError(f"{stock_sets.PREFIX}{name}: {error}") from error
+    raise ValueError(f"{PREFIX}{name}: {error}") from error

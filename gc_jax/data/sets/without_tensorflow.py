@@ -1,9 +1,9 @@
-"""Prepares stock TFDS sets where TensorFlow is not, nor may be, imported.
+"""Prepares stock TFDS sets although TensorFlow must not be imported.
 
 Their builders take little from it: reading files, unpacking archives, and
-encoding pictures. That much is done here by the standard library and Pillow,
-for as long as a set is prepared; PNG is lossless, and pictures come as the
-archive has them. A builder that wants more is told apart by the error.
+encoding pictures. The standard library and Pillow stand in while a set is
+prepared; PNG is lossless, and most pictures stay as the archive has them. A
+builder that needs more raises `NeedsTensorFlowError`.
 """
 
 import builtins
@@ -36,62 +36,23 @@ class NeedsTensorFlowError(Exception):
   """A builder asked for a part of TensorFlow that has no stand-in."""
 
 
-class _Namespace(types.SimpleNamespace):
-  """A part of TensorFlow, as far as builders use it."""
+class _File(io.FileIO):
+  """A file that is open until it is garbage.
 
-  def __getattr__(self, name: str) -> Any:
-    raise NeedsTensorFlowError(f"tf.{self.path}{name}")
-
-
-class _Reader(io.RawIOBase):
-  """A file that may be read on after a `with` block left it, as tf's may.
-
-  Builders rely on it: they walk to the end of an archive, and read what is in
-  it later.
+  Builders walk to the end of an archive, leave its `with` block, and read what
+  is in it later. TensorFlow's files allow that.
   """
 
-  def __init__(self, path: Any):
-    self._path = path
-    self._position = 0
-    self._reopen()
-
-  def _reopen(self) -> None:
-    self._file = builtins.open(self._path, "rb")  # noqa: SIM115 (see close)
-
   def __exit__(self, *_: Any) -> None:
-    self._file.close()
+    pass
 
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
-  def readinto(self, buffer: Any) -> int:
-    if self._file.closed:
-      self._reopen()
-    self._file.seek(self._position)
-    count = self._file.readinto(buffer)
-    self._position += count
-    return count
-
-  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-    start = {
-      io.SEEK_SET: 0,
-      io.SEEK_CUR: self._position,
-      io.SEEK_END: os.path.getsize(self._path),
-    }[whence]
-    self._position = start + offset
-    return self._position
-
-  def close(self) -> None:
-    self._file.close()
-    super().close()
+  def __del__(self) -> None:
+    self.close()
 
 
 def _open(path: Any, mode: str = "r") -> Any:
   if mode == "rb":
-    return _Reader(path)
+    return _File(path)
   text = {} if "b" in mode else {"encoding": "utf-8"}
   return builtins.open(path, mode, **text)
 
@@ -115,33 +76,42 @@ def _encode_jpeg(pixels: np.ndarray) -> Any:
   return types.SimpleNamespace(numpy=lambda: encoded)
 
 
-_STAND_IN = _Namespace(
-  path="",
-  compat=_Namespace(path="compat.", as_bytes=os.fsencode, as_text=os.fsdecode),
-  image=_Namespace(path="image.", decode_image=_decode_image),
-  io=_Namespace(
-    path="io.",
-    encode_jpeg=_encode_jpeg,
-    gfile=_Namespace(
-      path="io.gfile.",
-      GFile=_open,
-      exists=os.path.exists,
-      glob=glob.glob,
-      isdir=os.path.isdir,
-      listdir=os.listdir,
-      walk=os.walk,
-    ),
-  ),
-  shape=np.shape,
-)
-
-
 def _encode_image(self: Any, np_image: np.ndarray) -> bytes:
   """Stands in for the method of TFDS's image feature; same checks."""
   image_feature._validate_np_array(
     np_image, shape=self.shape, dtype=self.np_dtype
   )
   return _encode(np_image, self.encoding_format)
+
+
+_STAND_INS = {
+  "tf.compat.as_bytes": os.fsencode,
+  "tf.compat.as_text": os.fsdecode,
+  "tf.image.decode_image": _decode_image,
+  "tf.io.encode_jpeg": _encode_jpeg,
+  "tf.io.gfile.GFile": _open,
+  "tf.io.gfile.exists": os.path.exists,
+  "tf.io.gfile.glob": glob.glob,
+  "tf.io.gfile.isdir": os.path.isdir,
+  "tf.io.gfile.listdir": os.listdir,
+  "tf.io.gfile.walk": os.walk,
+  "tf.shape": np.shape,
+}
+
+
+class _TensorFlow:
+  """What builders import as `tf`, or a module of it."""
+
+  def __init__(self, path: str = "tf"):
+    self._path = path
+
+  def __getattr__(self, name: str) -> Any:
+    path = f"{self._path}.{name}"
+    if path in _STAND_INS:
+      return _STAND_INS[path]
+    if any(known.startswith(f"{path}.") for known in _STAND_INS):
+      return _TensorFlow(path)
+    raise NeedsTensorFlowError(path)
 
 
 class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -184,35 +154,28 @@ def without_tensorflow(builder: core.DatasetBuilder) -> Iterator[None]:
   """Lets a builder prepare its data; TensorFlow is not imported meanwhile.
 
   Raises:
-    NeedsTensorFlowError: from within, where the builder wants more of
-      TensorFlow than there is a stand-in for.
-    ImportError: likewise, where a library of TFDS does.
+    NeedsTensorFlowError: from within, where the builder needs a part of
+      TensorFlow that has no stand-in.
+    ImportError: the same, where a library of TFDS needs it.
   """
-  users = {extractor} | {
+  replacements = [
+    (image_feature._ImageEncoder, "_encode_image", _encode_image),
+    (downloader, "MAX_RETRIES", _MAX_RETRIES),
+  ]
+  modules = {
     sys.modules[base.__module__]
     for base in type(builder).__mro__
     if not base.__module__.startswith(core.__name__)
   }
+  for module in modules | {extractor}:
+    if hasattr(module, "tf"):
+      replacements.append((module, "tf", _TensorFlow()))
   logger = logging.getLogger("urllib3.connectionpool")
-  level = logger.level
   with contextlib.ExitStack() as stack:
-    for module in users:
-      if hasattr(module, "tf"):
-        stack.enter_context(_replaced(module, "tf", _STAND_IN))
-    encoder = image_feature._ImageEncoder
-    stack.enter_context(_replaced(encoder, "_encode_image", _encode_image))
-    stack.enter_context(_replaced(downloader, "MAX_RETRIES", _MAX_RETRIES))
+    for owner, name, value in replacements:
+      stack.callback(setattr, owner, name, vars(owner)[name])
+      setattr(owner, name, value)
     stack.enter_context(no_tensorflow())
+    stack.callback(logger.setLevel, logger.level)
     logger.setLevel(logging.ERROR)  # each retry would warn
-    stack.callback(logger.setLevel, level)
     yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-  before = vars(owner)[name]
-  setattr(owner, name, value)
-  try:
-    yield
-  finally:
-    setattr(owner, name, before)
