@@ -12,7 +12,8 @@ import torch
 import gc_jax
 from gc_jax import export, models, torch_io
 from gc_jax.inference import trained
-from gc_jax.torch_io import card, compare, names
+from gc_jax.models.network import Network
+from gc_jax.torch_io import card, names
 from tests.torch_io import parameters, torch_models
 
 
@@ -207,6 +208,14 @@ def test_every_family_is_compared(name, tmp_path, small_perceptrons):
   images = np.random.default_rng(0).integers(
     0, 256, (2, size, size, 3), np.uint8
   )
-  differences = compare.largest_differences(path, model, images)
+  differences = card.largest_differences(path, model, images)
   assert set(differences) == {"logits", "gradcam", "gradcam_elementwise"}
   assert max(differences.values()) < 1e-4
+
+
+def test_a_network_that_states_no_pass_in_pytorch_is_refused_by_name():
+  class Mine(Network):
+    pass
+
+  with pytest.raises(ValueError, match="Mine has no torch_features and torch_"):
+    card.check_verifiable(Mine())

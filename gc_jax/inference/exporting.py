@@ -19,7 +19,7 @@ from gc_jax.inference import trained
 from gc_jax.report import artefact, describe
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
-from gc_jax.torch_io import card, compare
+from gc_jax.torch_io import card
 
 # How far PyTorch may be, relative to the largest value: float32 sums in another
 # order, through a hundred layers.
@@ -70,7 +70,7 @@ def export_run(
       )
   loaded = trained.load_model(workdir)
   if verify:
-    compare.check_known(loaded.model)
+    card.check_verifiable(loaded.model)
   run = artefact.load(workdir)
   config = saved_config.read(workdir)
   # Before anything is written: the run's data may be gone.
@@ -96,7 +96,7 @@ def export_run(
 
   if images is None:
     return
-  differences = compare.largest_differences(out, loaded.model, images)
+  differences = card.largest_differences(out, loaded.model, images)
   for name, difference in differences.items():
     yield (
       f"largest difference of {name} in PyTorch, over {len(images)} images: "

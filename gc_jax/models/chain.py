@@ -11,6 +11,7 @@ authors' release. Neither has a global pooling, hence no `-gmp` (the paper's
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,23 @@ class Chain(network.NumberedNetwork):
       x = drop(nnx.relu(first(x)), 0)
       x = drop(nnx.relu(second(x)), 1)
     return last(x)
+
+  def torch_features(self, ops: Any, x: Any) -> Any:
+    """Computes `features` by PyTorch; see the base class."""
+    for number, layer in self.numbered():
+      if layer == POOL:
+        x = ops.max_pool(x, self.pool_window, 2)
+      else:
+        x = ops.conv(x, f"features.{number}", layer[2], layer[3]).relu()
+    return x
+
+  def torch_classify(self, ops: Any, features: Any) -> Any:
+    """Computes `classify` by PyTorch; see the base class."""
+    x = ops.average_to_grid(features, self.grid)
+    first, second, last = sorted(self.head)
+    x = ops.linear(x, f"classifier.{first}").relu()
+    x = ops.linear(x, f"classifier.{second}").relu()
+    return ops.linear(x, f"classifier.{last}")
 
   @property
   def last_number(self) -> int:

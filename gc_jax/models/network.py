@@ -297,6 +297,19 @@ class Network(nnx.Module):
     """
     return (nnx.remat(call) if self.remat else call)(module, x)
 
+  def torch_features(self, ops: Any, x: Any) -> Any:
+    """Computes `features` by PyTorch, for `gc_jax.export --verify`.
+
+    Args:
+      ops: `torch_io.card.Operations`, which hold the weights of a file.
+      x: normalised pixels, a tensor `[B 3 H W]`.
+    """
+    raise NotImplementedError
+
+  def torch_classify(self, ops: Any, features: Any) -> Any:
+    """Computes `classify` by PyTorch; see `torch_features`."""
+    raise NotImplementedError
+
   def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
     """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
 

@@ -7,6 +7,7 @@ so that a checkpoint is exchanged by renaming leaves.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,10 @@ class BasicBlock(nnx.Module):
     out = self.bn2(self.conv2(out))
     return nnx.relu(out + _apply(self.downsample, x))
 
+  def torch_call(self, ops: Any, x: Any, name: str, stride: int) -> Any:
+    """Computes the block by PyTorch."""
+    return _torch_block(ops, x, name, (stride, 1), bool(self.downsample))
+
 
 class Bottleneck(nnx.Module):
   """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet50, ResNet101)."""
@@ -93,6 +98,10 @@ class Bottleneck(nnx.Module):
     out = nnx.relu(self.bn2(self.conv2(out)))
     out = self.bn3(self.conv3(out))
     return nnx.relu(out + _apply(self.downsample, x))
+
+  def torch_call(self, ops: Any, x: Any, name: str, stride: int) -> Any:
+    """Computes the block by PyTorch."""
+    return _torch_block(ops, x, name, (1, stride, 1), bool(self.downsample))
 
 
 class ResNet(Network):
@@ -173,6 +182,20 @@ class ResNet(Network):
     pooled = pool_globally(at_least_float32(features), self.pooling)
     return self.fc(pooled)
 
+  def torch_features(self, ops: Any, x: Any) -> Any:
+    """Computes `features` by PyTorch; see the base class."""
+    x = ops.norm(ops.conv(x, "conv1", 2), "bn1").relu()
+    x = ops.max_pool(x, 3, 2, 1)
+    for stage in range(self.num_stages):
+      for i, block in enumerate(getattr(self, f"layer{stage + 1}")):
+        stride = 2 if stage > 0 and i == 0 else 1
+        x = block.torch_call(ops, x, f"layer{stage + 1}.{i}", stride)
+    return x
+
+  def torch_classify(self, ops: Any, features: Any) -> Any:
+    """Computes `classify` by PyTorch; see the base class."""
+    return ops.linear(ops.pool_globally(features, self.pooling), "fc")
+
   @property
   def _stages(self) -> list[str]:
     return [f"layer{stage + 1}" for stage in range(self.num_stages)]
@@ -209,6 +232,17 @@ def _shortcut(in_channels, out_channels, stride, make_conv, make_norm):
       make_norm(out_channels),
     ]
   )
+
+
+def _torch_block(ops, x, name, strides, has_shortcut):
+  out = x
+  for i, stride in enumerate(strides, 1):
+    out = ops.norm(ops.conv(out, f"{name}.conv{i}", stride), f"{name}.bn{i}")
+    out = out.relu() if i < len(strides) else out
+  if has_shortcut:
+    x = ops.conv(x, f"{name}.downsample.0", max(strides))
+    x = ops.norm(x, f"{name}.downsample.1")
+  return (out + x).relu()
 
 
 def _call(module: nnx.Module, x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ torchvision builds it. Layers carry torchvision's numbers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -154,6 +155,24 @@ class SqueezeNet(network.NumberedNetwork):
       network.at_least_float32(features), self.dropout_rate, key
     )
     return pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+
+  def torch_features(self, ops: Any, x: Any) -> Any:
+    """Computes `features` by PyTorch; see the base class."""
+    x = ops.conv(x, "features.0", 2, padding=0).relu()
+    for number, layer in enumerate(self.chain, FIRST_NUMBER):
+      if layer == POOL:
+        x = ops.max_pool(x, 3, 2, partial_windows=True)
+      else:
+        fire = f"features.{number}"
+        x = ops.conv(x, f"{fire}.squeeze").relu()
+        wide = [ops.conv(x, f"{fire}.expand{k}") for k in ("1x1", "3x3")]
+        x = ops.concatenate(wide).relu()
+    return x
+
+  def torch_classify(self, ops: Any, features: Any) -> Any:
+    """Computes `classify` by PyTorch; see the base class."""
+    maps = ops.conv(features, "classifier.1").relu()
+    return ops.pool_globally(maps, self.pooling)
 
   @property
   def last_number(self) -> int:

@@ -1,6 +1,6 @@
 """Models exchanged with PyTorch: files in, files out, both sides compared."""
 
-from gc_jax.torch_io import card, compare, names
+from gc_jax.torch_io import card, names
 from gc_jax.torch_io.files import (
   Metadata,
   check_suffix,
@@ -18,7 +18,6 @@ __all__ = [
   "Metadata",
   "card",
   "check_suffix",
-  "compare",
   "import_torch",
   "in_folder",
   "load_initial",

@@ -1,13 +1,26 @@
-"""The model card beside exported weights: what they are, how to load them."""
+"""What goes with exported weights: the model card, and the proof.
+
+The card tells people how to load the file in PyTorch. The proof runs the file
+there, by the operations that the network states itself: torchvision need not be
+installed.
+"""
 
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import UInt8
+
+from gc_jax.attribution import METHODS
+from gc_jax.method.types import Array
 from gc_jax.models import MODELS, is_gmp
-from gc_jax.models.network import RGB_MEAN, RGB_STD
-from gc_jax.torch_io.files import Metadata
+from gc_jax.models.network import RGB_MEAN, RGB_STD, Network
+from gc_jax.torch_io import files, pickles
 from gc_jax.torch_io.reading import SAFETENSORS
 
 # Results worth a line, where the run has them.
@@ -24,6 +37,8 @@ _RESULTS = {
     "negative quadrants heatmap (lower is better)"
   ),
 }
+# Both Grad-CAM variants, which differ by what averages the gradient.
+_CAMS = ("gradcam", "gradcam_elementwise")
 
 
 def loading_code(filename: str, architecture: str, num_classes: int) -> str:
@@ -53,7 +68,7 @@ def loading_code(filename: str, architecture: str, num_classes: int) -> str:
 
 def model_card(
   path: pathlib.Path,
-  metadata: Metadata,
+  metadata: files.Metadata,
   num_classes: int,
   run: str,
   results: Mapping[str, Any],
@@ -62,7 +77,7 @@ def model_card(
 
   Args:
     path: of the weights.
-    metadata: what the file says of them.
+    metadata: what the file says about them.
     num_classes: K.
     run: what was trained, in a sentence.
     results: of the run's final evaluation; may be empty.
@@ -104,3 +119,140 @@ Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
 
 {classes or f"{num_classes}, without names."}
 """
+
+
+def check_verifiable(model: Network) -> None:
+  """Checks that the network states its forward pass in PyTorch.
+
+  Raises:
+    ValueError: it does not.
+  """
+  if type(model).torch_features is Network.torch_features:
+    raise ValueError(
+      "--verify must know the network's forward pass in PyTorch; "
+      f"{type(model).__name__} has no torch_features and torch_classify. Leave "
+      "it out, and compare the logits in PyTorch yourself."
+    )
+
+
+def largest_differences(
+  path: pathlib.Path,
+  model: Network,
+  images: UInt8[np.ndarray, "B H W 3"],
+) -> dict[str, float]:
+  """Returns how far PyTorch's results are from ours, at most.
+
+  Args:
+    path: written by `save_model`.
+    model: what was written, in evaluation mode.
+    images: RGB; each is explained for the predicted class.
+
+  Returns:
+    `logits`, `gradcam` and `gradcam_elementwise`: the largest absolute
+    difference over all images, divided by the largest absolute value.
+
+  Raises:
+    ValueError: PyTorch is not installed, or the file cannot be read.
+  """
+  torch = pickles.import_torch(f"To verify {path}")
+  arrays, _ = files.read(path)
+  ours = _ours(model, images)
+  target = ours["logits"].argmax(-1)
+  theirs = _theirs(Operations(torch, arrays), model, images, target)
+  return {
+    name: float(np.abs(ours[name] - their).max() / (np.abs(their).max() or 1.0))
+    for name, their in theirs.items()
+  }
+
+
+def _ours(model: Network, images: Array) -> dict[str, np.ndarray]:
+  graphdef, state = nnx.split(model)
+
+  @jax.jit
+  def run(state, images):
+    model = nnx.merge(graphdef, state, copy=True)
+    model.eval()
+    logits = model.classify(model.features(model.normalize(images)))
+    target = jnp.argmax(logits, -1, keepdims=True)
+    cams = {name: METHODS[name](model, images, target)[:, 0] for name in _CAMS}
+    return {"logits": logits, **cams}
+
+  # PyTorch multiplies in float32; accelerators would not, unless told to.
+  with jax.default_matmul_precision("highest"):
+    return jax.tree.map(np.asarray, run(state, images))
+
+
+def _theirs(
+  ops: "Operations", model: Network, images: Array, target: np.ndarray
+) -> dict[str, np.ndarray]:
+  torch = ops.torch
+  # Copies: jax lends arrays that cannot be written to, and PyTorch warns.
+  normalized = np.array(model.normalize(jnp.asarray(images)), np.float32)
+  inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    features = model.torch_features(ops, inputs)
+  features = features.detach().requires_grad_()
+  logits = model.torch_classify(ops, features)
+  chosen = logits[torch.arange(len(target)), torch.from_numpy(target)]
+  (gradient,) = torch.autograd.grad(chosen.sum(), features)
+  channel = gradient.mean((2, 3), keepdim=True)
+  tensors = {
+    "logits": logits,
+    "gradcam": (channel * features).sum(1).relu(),
+    "gradcam_elementwise": (gradient * features).sum(1).relu(),
+  }
+  return {name: x.detach().numpy() for name, x in tensors.items()}
+
+
+class Operations:
+  """PyTorch's layers over a state dict, in evaluation mode.
+
+  Args:
+    torch: the module.
+    arrays: the state dict; layers are named by its keys.
+  """
+
+  def __init__(self, torch: Any, arrays: Mapping[str, np.ndarray]):
+    self.torch = torch
+    self._f = torch.nn.functional
+    self._weights = {
+      key: torch.from_numpy(array.copy()) for key, array in arrays.items()
+    }
+
+  def conv(self, x, name: str, stride: int = 1, padding: int | None = None):
+    """Convolves; padding None = (kernel_size - 1) / 2."""
+    kernel = self._weights[f"{name}.weight"]
+    bias = self._weights.get(f"{name}.bias")
+    if padding is None:
+      padding = (kernel.shape[-1] - 1) // 2
+    return self._f.conv2d(x, kernel, bias, stride, padding)
+
+  def norm(self, x, name: str):
+    """Normalises by running statistics."""
+    parts = ("running_mean", "running_var", "weight", "bias")
+    return self._f.batch_norm(x, *(self._weights[f"{name}.{p}"] for p in parts))
+
+  def linear(self, x, name: str):
+    """Applies a dense layer."""
+    weight, bias = (self._weights[f"{name}.{p}"] for p in ("weight", "bias"))
+    return self._f.linear(x, weight, bias)
+
+  def max_pool(self, x, window, stride, padding=0, partial_windows=False):
+    """Pools by the maximum; `partial_windows` pools those at the edge, too."""
+    return self._f.max_pool2d(
+      x, window, stride, padding, ceil_mode=partial_windows
+    )
+
+  def pool_globally(self, x, pooling: str):
+    """Returns the "max" or the "average" of each channel, `[B D]`."""
+    if pooling == "max":
+      return self._f.adaptive_max_pool2d(x, 1).flatten(1)
+    return x.mean((2, 3))
+
+  def average_to_grid(self, x, side: int):
+    """Returns averages of side x side cells, flattened with channels first."""
+    return self._f.adaptive_avg_pool2d(x, (side, side)).flatten(1)
+
+  def concatenate(self, parts):
+    """Joins channels."""
+    return self.torch.cat(parts, 1)
