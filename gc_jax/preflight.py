@@ -17,7 +17,7 @@ import json
 from absl import flags
 
 from gc_jax import cli
-from gc_jax.pods import preflighting, topologies
+from gc_jax.pods import check, topologies
 from gc_jax.report import preflight_table
 from gc_jax.runtime import files, signals
 
@@ -53,10 +53,10 @@ def main(argv: list[str]) -> int:
 
 def _fits() -> bool:
   out = _writable(_OUT.value)
-  found = preflighting.preflight(
+  found = check.preflight(
     _CONFIG.value,
     _TOPOLOGY.value,
-    per_device=preflighting.read_per_device(_PER_CHIP_BATCH.value),
+    per_device=check.read_per_device(_PER_CHIP_BATCH.value),
     num_classes=_NUM_CLASSES.value,
     fast=_FAST.value,
   )

@@ -25,7 +25,7 @@ DRIVER = """
 import contextlib, io, json, runpy, sys
 from absl import flags
 from gc_jax.evaluation import run as evaluating
-from gc_jax.pods import preflighting
+from gc_jax.pods import check
 from gc_jax.training import loop
 
 class Begun(Exception):
@@ -38,7 +38,7 @@ real = loop.train_and_evaluate
 for words, stops in json.load(sys.stdin):
   loop.train_and_evaluate = begin if stops else real
   if stops:
-    evaluating.evaluate = preflighting.preflight = begin
+    evaluating.evaluate = check.preflight = begin
   sys.argv = list(words)
   said, status = io.StringIO(), "begun"
   try:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from gc_jax.pods.compiled import read_out_of_memory
+from gc_jax.pods.program import read_out_of_memory
 from gc_jax.runtime.messages import unknown_name_message
 
 LOCAL = "local"
@@ -31,8 +31,8 @@ TOPOLOGIES = tuple(
   f"{generation}:{size}" for generation in SLICES for size in SLICES[generation]
 )
 
-# libtpu asks the machine's metadata server for these, and waits for an answer,
-# where they are not set. Their values do not matter to what is compiled.
+# Unless these are set, libtpu asks the machine's metadata server for them and
+# waits for an answer. Their values do not matter to what is compiled.
 _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -43,35 +43,31 @@ _ENVIRONMENT = {
 }
 
 
-def check_topology(name: str) -> None:
-  """Checks that there is a topology of this name.
-
-  Raises:
-    ValueError: there is none; names those that there are.
-  """
-  if name not in (LOCAL, *TOPOLOGIES):
-    raise ValueError(
-      unknown_name_message("--topology", name, [LOCAL, *TOPOLOGIES], most=50)
-    )
-
-
 def devices(name: str) -> Sequence[jax.Device]:
   """Returns the devices of a topology; nothing can be put on those of a pod.
 
-  Call it before anything asks jax for a device: for a pod, this process's own
-  become the CPU's alone.
+  Call it before anything asks jax for a device: for a pod, this process itself
+  keeps only its CPU.
 
   Args:
     name: of `TOPOLOGIES`, or `LOCAL` for the devices that are here.
 
   Raises:
-    ValueError: there is no such topology.
+    ValueError: there is no such topology; names the known ones.
     ModuleNotFoundError: libtpu is not installed; says how to.
   """
-  check_topology(name)
   if name == LOCAL:
     return jax.devices()
-  check_libtpu()
+  if name not in TOPOLOGIES:
+    raise ValueError(
+      unknown_name_message("--topology", name, [LOCAL, *TOPOLOGIES], most=50)
+    )
+  spec = importlib.util.find_spec("libtpu")
+  if spec is None or spec.origin is None:  # a folder of that name has no origin
+    raise ModuleNotFoundError(
+      "Compiling for a TPU needs its compiler, libtpu, and it is not installed "
+      f"(no TPU is needed): pip install '{_required_libtpu()}'"
+    )
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   jax.config.update("jax_platforms", "cpu")
@@ -82,33 +78,6 @@ def devices(name: str) -> Sequence[jax.Device]:
   ).devices
 
 
-def check_libtpu() -> None:
-  """Checks that the TPU's compiler is installed.
-
-  Raises:
-    ModuleNotFoundError: it is not; says how to install the version that jax
-      names.
-  """
-  spec = importlib.util.find_spec("libtpu")
-  if spec is None or spec.origin is None:  # a folder that is called so
-    raise ModuleNotFoundError(
-      "Compiling for a TPU needs its compiler, libtpu, and it is not installed "
-      f"(no TPU is needed): pip install '{_required_libtpu()}'"
-    )
-
-
-def compiler(name: str) -> str:
-  """Returns what compiles for a topology, with versions.
-
-  Args:
-    name: of `TOPOLOGIES`, or `LOCAL`.
-  """
-  versions = f"jax {jax.__version__}"
-  if name != LOCAL:
-    versions += f", libtpu {importlib.metadata.version('libtpu')}"
-  return versions
-
-
 def _required_libtpu() -> str:
   """Returns the requirement of jax's extra "tpu": "libtpu==0.0.42.*"."""
   for requirement in importlib.metadata.requires("jax") or ():
@@ -117,17 +86,25 @@ def _required_libtpu() -> str:
   return "libtpu"
 
 
+def compiler(name: str) -> str:
+  """Returns the compiler for a topology, with versions."""
+  versions = f"jax {jax.__version__}"
+  if name != LOCAL:
+    versions += f", libtpu {importlib.metadata.version('libtpu')}"
+  return versions
+
+
 def memory_limit(name: str, devices: Sequence[jax.Device]) -> int | None:
   """Returns the bytes that programs may use on each of the devices.
 
-  A pod's compiler is asked: of a program that fits nowhere its error says so.
+  For a pod, the compiler says so in its error on a program that fits nowhere.
 
   Args:
     name: of `TOPOLOGIES`, or `LOCAL`.
     devices: of that name.
 
   Returns:
-    None where nothing says so: on a CPU.
+    None if the limit is not known: on a CPU.
   """
   if name == LOCAL:
     return (devices[0].memory_stats() or {}).get("bytes_limit")

@@ -18,7 +18,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
   """Returns a readable table.
 
   Args:
-    found: from `preflighting.preflight`.
+    found: from `check.preflight` of the room pods.
   """
   side = found["image_size"]
   return [

@@ -25,8 +25,8 @@ class Settings:
   Attributes:
     reduction: of the loss over cells, "mean" or "sum".
     stop_gradient: whether the original's map is a fixed target.
-    mode: a key of `compose.MODES`; a batch that brings distractors along has
-      one composite for each image whatever it says.
+    mode: a key of `compose.MODES`. If a batch brings distractors along, there
+      is one composite for each image whatever the mode.
     groups: composites mix images within one of these equal, contiguous shares
       of a part. With a multiple of the number of devices no image crosses from
       one to another.
@@ -42,18 +42,22 @@ class Settings:
     return x.reshape(self.groups, -1, *x.shape[1:])
 
 
+def _flat(x: Array) -> Array:
+  """Returns the array without its leading axis of groups."""
+  return x.reshape(-1, *x.shape[2:])
+
+
 def settings(config: ConfigDict, num_devices: int) -> Settings:
   """Returns what a recipe says of composites."""
   return Settings(
     reduction=config.loss.reduction,
     stop_gradient=config.loss.stop_gradient,
     mode=config.compose.mode,
-    groups=num_groups(config, num_devices),
+    groups=_num_groups(config, num_devices),
   )
 
 
-def num_groups(config: ConfigDict, num_devices: int) -> int:
-  """Returns the number of groups within which composites mix images."""
+def _num_groups(config: ConfigDict, num_devices: int) -> int:
   return config.compose.groups or num_devices
 
 
@@ -74,8 +78,7 @@ def draw(
   else:
     contains, target = map(how.grouped, (explained.contains, explained.target))
     layout = jax.vmap(compose.MODES[how.mode])(keys, contains, target, mask)
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  return Draw(flat(layout.mask), layout)
+  return Draw(_flat(layout.mask), layout)
 
 
 def consistency(
@@ -83,11 +86,7 @@ def consistency(
 ) -> Float[Array, "M P"]:
   """Returns the consistency loss of every (composite, class) pair.
 
-  Args:
-    how: composites are made and compared.
-    seen: the originals.
-    drawn: the layout.
-    key: of the composites' dropout masks.
+  The key is that of the composites' dropout masks.
 
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
@@ -97,20 +96,19 @@ def consistency(
   if how.stop_gradient:
     cam = jax.lax.stop_gradient(cam)
 
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
   tiles = how.grouped(seen.images)
   if "distractors" in seen.batch:
-    distractors = model.normalize(flat(seen.batch["distractors"]))
+    distractors = model.normalize(_flat(seen.batch["distractors"]))
     tiles = jnp.concatenate([tiles, how.grouped(distractors)], axis=1)
-  composites = flat(jax.vmap(compose.assemble)(layout, tiles))
+  composites = _flat(jax.vmap(compose.assemble)(layout, tiles))
   target = how.grouped(seen.explained.target)
-  target = flat(jax.vmap(jnp.take)(target, layout.explained))
+  target = _flat(jax.vmap(jnp.take)(target, layout.explained))
 
   composite_cam = cams.normalize_cam(
     elementwise_cam(pure_head(model, key), model.features(composites), target)
   )
   cam, composite_cam = at_one_scale(cam, composite_cam, *seen.images.shape[1:3])
-  expected = flat(jax.vmap(compose.expected_cam)(layout, how.grouped(cam)))
+  expected = _flat(jax.vmap(compose.expected_cam)(layout, how.grouped(cam)))
   return losses.consistency_loss(expected, composite_cam, how.reduction)
 
 
@@ -120,11 +118,11 @@ def at_one_scale(
   height: int,
   width: int,
 ) -> tuple[Float[Array, "B y x"], Float[Array, "M P y2 x2"]]:
-  """Returns both maps such that a composite's is twice as high and wide.
+  """Returns both maps, a composite's twice as high and wide as an original's.
 
-  It is so where strides divide the image. Poolings without padding, AlexNet's,
-  make 6x6 cells of 224 pixels but 13x13 of 448: then both maps, each already
-  normalised, are enlarged to pixels, and not normalised again.
+  They are so already if strides divide the image. Poolings without padding,
+  AlexNet's, make 6x6 cells of 224 pixels but 13x13 of 448: then both maps, each
+  already normalised, are enlarged to pixels, and not normalised again.
 
   Source: the release's AlexNet.
   """
@@ -137,9 +135,9 @@ def at_one_scale(
 
 
 def images_unit(config: ConfigDict, num_devices: int) -> int:
-  """Returns what whole composites ask of the images of a part."""
+  """Returns the multiple of images in a part that makes whole composites."""
   of_batch = config.compose.distractors == "batch"
-  return num_groups(config, num_devices) * (4 if of_batch else 1)
+  return _num_groups(config, num_devices) * (4 if of_batch else 1)
 
 
 def images_in_one(config: ConfigDict) -> int:
@@ -155,7 +153,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
   """
   batch_size, num_parts = config.batch_size, config.accumulate_steps
   parts = f" by --config.accumulate_steps={num_parts}" * (num_parts > 1)
-  groups = num_groups(config, num_devices)
+  groups = _num_groups(config, num_devices)
   if groups % num_devices:
     raise ValueError(
       f"--config.compose.groups={groups} must be a multiple of {num_devices} "

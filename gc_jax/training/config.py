@@ -1,7 +1,6 @@
 """What a config must satisfy, for training."""
 
 import math
-from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -9,17 +8,46 @@ from gc_jax.data import check_name
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation.config import validate_evaluation
 from gc_jax.method import compose
-from gc_jax.method.losses import Field
 from gc_jax.models import MODELS
 from gc_jax.runtime.config import at_least, one_of
-from gc_jax.training import guidance, optim
+from gc_jax.training import build, guidance
 from gc_jax.training.composites import neighbours
 
-DTYPES = ("auto", "float32", "bfloat16")
-TARGET_DRAWS = ("category", "instance")
-CROPS = ("center", "random_resized")
-ON_ERROR = ("raise", "skip")
-DISTRACTORS = ("batch", "dataset")
+# Fields with a fixed set of words.
+CHOICES = {
+  "model.name": MODELS,
+  "compute_dtype": ("auto", "float32", "bfloat16"),
+  "compose.mode": compose.MODES,
+  "compose.distractors": ("batch", "dataset"),
+  "data.crop": ("center", "random_resized"),
+  "data.on_error": ("raise", "skip"),
+  "loss.target_draw": ("category", "instance"),
+  "optim.schedule": build.SCHEDULES,
+}
+_ABOVE_ZERO = (
+  "num_epochs",
+  "batch_size",
+  "accumulate_steps",
+  "optim.lr_per_256",
+  "data.image_size",
+  "eval.every_epochs",
+  "checkpoint.every_epochs",
+  "checkpoint.keep",
+  "log.every_steps",
+)
+_FROM_ZERO = (
+  "seed",
+  "loss.classification_weight",
+  "optim.momentum",
+  "optim.weight_decay",
+  "optim.warmup_epochs",
+  "optim.clip_norm",
+  "compose.groups",
+  "model.bn_group",
+  "data.crop_padding_px",
+  "data.eval_resize_px",
+  "data.num_workers",
+)
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
@@ -32,58 +60,24 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   Raises:
     ValueError: names the field, what it must be, what it is, what to do.
   """
-  one_of("model.name", config.model.name, MODELS)
   check_name(config.data.name)
-  one_of("compute_dtype", config.compute_dtype, DTYPES)
-  one_of("compose.mode", config.compose.mode, compose.MODES)
-  one_of("compose.distractors", config.compose.distractors, DISTRACTORS)
-  one_of("data.crop", config.data.crop, CROPS)
-  one_of("data.on_error", config.data.on_error, ON_ERROR)
-  one_of("loss.target_draw", config.loss.target_draw, TARGET_DRAWS)
-  one_of("optim.schedule", config.optim.schedule, optim.SCHEDULES)
-
-  for field in (
-    "num_epochs",
-    "batch_size",
-    "accumulate_steps",
-    "optim.lr_per_256",
-    "data.image_size",
-    "eval.every_epochs",
-    "checkpoint.every_epochs",
-    "checkpoint.keep",
-    "log.every_steps",
-  ):
+  for field, known in CHOICES.items():
+    part, _, name = field.rpartition(".")
+    one_of(field, (config[part] if part else config)[name], known)
+  for field in _ABOVE_ZERO:
     at_least(config, field, 0, exclusive=True)
-  for field in (
-    "seed",
-    "loss.classification_weight",
-    "optim.momentum",
-    "optim.weight_decay",
-    "optim.warmup_epochs",
-    "optim.clip_norm",
-    "compose.groups",
-    "model.bn_group",
-    "data.crop_padding_px",
-    "data.eval_resize_px",
-    "data.num_workers",
-  ):
+  for field in _FROM_ZERO:
     at_least(config, field, 0)
   for term in guidance.TERMS.values():
-    _validate_fields(config, term.fields.every())
+    for field in term.fields.every():
+      if field.choices:
+        one_of(f"loss.{field.name}", config.loss[field.name], field.choices)
+      elif not isinstance(field.default, bool):
+        at_least(config, f"loss.{field.name}", 0)
   _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
   validate_evaluation(config)
-
-
-def _validate_fields(config: ConfigDict, fields: Iterable[Field]) -> None:
-  """Checks what a guidance term says of its own fields."""
-  for field in fields:
-    if field.choices:
-      value = config.loss[field.name]
-      one_of(f"loss.{field.name}", value, field.choices)
-    elif not isinstance(field.default, bool):
-      at_least(config, f"loss.{field.name}", 0)
 
 
 def _validate_profile(steps: tuple[int, ...]) -> None:
@@ -128,14 +122,13 @@ def _validate_pictures(config: ConfigDict) -> None:
       f"--config.data.image_size={data.image_size}, which is cropped from it; "
       "use 0 for the same."
     )
-  if config.compose.distractors == "dataset" and (
-    config.compose.mode != "independent"
-  ):
+  mode = config.compose.mode
+  if config.compose.distractors == "dataset" and mode != "independent":
     raise ValueError(
       "--config.compose.distractors='dataset' must go with --config.compose."
-      f"mode='independent', and it is {config.compose.mode!r}: in a packed "
-      "composite the distractors of each picture are the others of the batch, "
-      "so that none from elsewhere has a cell. Use 'batch' or 'independent'."
+      f"mode='independent', and it is {mode!r}: the distractors of a packed "
+      "composite are the other pictures of the batch, and no cell is left for "
+      "any other. Use 'batch' or 'independent'."
     )
 
 
@@ -148,17 +141,15 @@ def _validate_batch(config: ConfigDict, num_devices: int) -> None:
       f"--config.batch_size={batch_size} must be divisible by {num_devices} "
       f"devices{parts}; use {neighbours(batch_size, share)}."
     )
-  for term in guidance.chosen(config).values():
-    term.check(config, num_devices)
-  _validate_bn_group(config, num_devices)
-
-
-def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:
-  size = config.model.bn_group
-  part = config.batch_size // config.accumulate_steps
-  on_device = part // num_devices
-  # Pictures that hold several images, fewer than these, are grouped like them.
   terms = guidance.chosen(config).values()
+  for term in terms:
+    term.check(config, num_devices)
+
+  size = config.model.bn_group
+  part = batch_size // num_parts
+  on_device = part // num_devices
+  # A term's own pictures hold several images and are fewer; each group of
+  # images must make whole pictures.
   multiple = math.lcm(*(term.images_in_one(config) for term in terms))
 
   def fits(size):
@@ -171,19 +162,16 @@ def _validate_bn_group(config: ConfigDict, num_devices: int) -> None:
   nearest = min(known, key=lambda other: abs(other - size))
   raise ValueError(
     f"--config.model.bn_group={size} must divide the {part} images that are "
-    f"computed at once into equal groups, of which a device's {on_device} "
-    "images are several, or a part of one"
-    + f", and of multiples of {multiple} images, as many as a packed composite "
-    "has" * (multiple > 1) + f"; use {nearest}, or 0 for all images together."
+    f"computed at once into equal groups, and either divide the {on_device} "
+    "images of a device or be a multiple of them"
+    + f"; it must also be a multiple of {multiple}, the images of a packed "
+    "composite" * (multiple > 1) + f"; use {nearest}, or 0 for all images "
+    "together."
   )
 
 
 def validate_data(config: ConfigDict, train_set: Dataset) -> None:
-  """Checks the config against the data that was found.
-
-  Args:
-    config: resolved.
-    train_set: the training split.
+  """Checks the config against the training split that was found.
 
   Raises:
     ValueError: names what must hold, what came, what to do.
@@ -204,14 +192,15 @@ def validate_data(config: ConfigDict, train_set: Dataset) -> None:
     )
   if "object_mask" not in guidance.needs(config) or train_set.has_objects():
     return
-  fields = [
-    f"--config.loss.{term.fields.weight.name}={config.loss[term.fields.weight.name]}"
+  fields = {
+    f"loss.{term.fields.weight.name}": config.loss[term.fields.weight.name]
     for term in guidance.chosen(config).values()
     if "object_mask" in term.needs(config)
-  ]
+  }
+  given = " and ".join(f"--config.{k}={v}" for k, v in fields.items())
+  off = " and ".join(f"--config.{k}=0" for k in fields)
   raise ValueError(
-    f"{' and '.join(fields)} must be told where objects are, by masks or "
-    f"boxes of the pictures' own classes; {train_set.name}, split "
-    f"{config.data.train_split!r}, has none. Add them, or set "
-    f"{' and '.join(field.split('=')[0] + '=0' for field in fields)}."
+    f"{given} must be told where objects are, by masks or boxes of the "
+    f"pictures' own classes; {train_set.name}, split "
+    f"{config.data.train_split!r}, has none. Add them, or set {off}."
   )

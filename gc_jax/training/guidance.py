@@ -1,10 +1,10 @@
 """Guidance terms by name: what each is, and the draws of all of them.
 
-To add one: its maths and fields in `losses`, an entry here, a recipe.
-Everything else reads the entry.
+To add one: its maths and fields in `method.losses`, an entry here, a recipe
+that gives it weight. Everything else reads the entry.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from gc_jax.training import composites
 from gc_jax.training.term import Draw, Explained, Seen, Term
 
 
-def _with_object(
+def _located(
   settings: Any, batch: Batch, explained: Explained, key: PRNGKeyArray
 ) -> Draw:
   """Draws nothing: images count in which the explained class is located."""
@@ -27,11 +27,16 @@ def _with_object(
   return Draw(explained.mask * batch["object_mask"].any((1, 2)))
 
 
-def _energy(
-  settings: Any, seen: Seen, drawn: Draw, key: PRNGKeyArray
-) -> Float[Array, "B"]:
-  del settings, drawn, key
-  return losses.energy_loss(seen.cam(), on_cells(seen))
+def _of_map_and_object(
+  loss: Callable[[Float[Array, "B h w"], Float[Array, "B h w"]], Array],
+) -> Callable[..., Float[Array, "B"]]:
+  """Returns `Term.losses` of a loss of (map, covered share of each cell)."""
+
+  def values(settings: Any, seen: Seen, drawn: Draw, key: PRNGKeyArray):
+    del settings, drawn, key
+    return loss(seen.cam(), on_cells(seen))
+
+  return values
 
 
 def on_cells(seen: Seen) -> Float[Array, "B h w"]:
@@ -59,8 +64,8 @@ TERMS = {
     title="energy in the object",
     fields=losses.FIELDS["energy"],
     needs=lambda config: ("object_mask",),
-    draw=_with_object,
-    losses=_energy,
+    draw=_located,
+    losses=_of_map_and_object(losses.energy_loss),
     masked="energy_masked_frac",
   ),
 }
@@ -82,7 +87,7 @@ def needs(config: ConfigDict) -> tuple[str, ...]:
 
 
 class Drawn(NamedTuple):
-  """What chance decides about a part of a batch, before the model is asked.
+  """All random draws for a part of a batch, made before the model is asked.
 
   Attributes:
     dropout: key of the originals' dropout masks.
@@ -114,14 +119,14 @@ def draw(
     key: of the part.
   """
   key_dropout, key_guidance = jax.random.split(key)
-  # One of the targets, then two of each term: for its draw and its losses. The
+  # One for the targets, then two for each term: its draw and its losses. The
   # first keys of a split do not depend on how many follow.
   of_target, *keys = jax.random.split(key_guidance, 1 + 2 * len(TERMS))
   of_draw = dict(zip(TERMS, keys[::2], strict=True))
   of_losses = dict(zip(TERMS, keys[1::2], strict=True))
   contains = classes_present(batch, num_classes)
   explained = Explained(
-    # The pipeline drew it where it decoded something for it.
+    # The pipeline drew it already if it decoded something for it.
     target=batch["target"]
     if "target" in batch
     else draw_target(of_target, batch, target_draw),

@@ -1,7 +1,7 @@
 """The story of a run: set up, restore, train, evaluate, report.
 
-The one place that orders side effects. What is computed lives in `step.py`
-and below; what people see, in `report/`.
+The one place that orders side effects. The computation is in `step.py` and
+below; what people see, in `report/`.
 """
 
 import contextlib
@@ -29,12 +29,10 @@ from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.runtime.messages import class_differences, listed
 from gc_jax.runtime.signals import Stopped
+from gc_jax.training import build, guidance
 from gc_jax.training import config as configs
-from gc_jax.training import guidance, optim, recipe
-from gc_jax.training import state as states
-from gc_jax.training import step as steps
 from gc_jax.training.recording import Profile, Run
-from gc_jax.training.state import TrainState
+from gc_jax.training.step import TrainState, eval_model
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ def train_and_evaluate(
     workdir: where everything is written. Made if need be.
 
   Returns:
-    What `results.json` holds.
+    The content of `results.json`.
 
   Raises:
     ValueError: the config, the data or the workdir does not allow the run;
@@ -67,20 +65,18 @@ def train_and_evaluate(
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
-    if initial.class_names:
-      _check_initial_classes(initial, config, train_set.class_names)
+    _check_initial_classes(initial, config, train_set.class_names)
+  num_classes = len(train_set.class_names)
   steps_per_epoch = pipeline.steps_per_epoch(
     len(train_set.source), config.batch_size
   )
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
-  tx = optim.optimizer(config, steps_per_epoch)
+  tx = build.optimizer(config, steps_per_epoch)
 
   with _opened(workdir, config, train_set), jax.set_mesh(mesh):
     _logger.info("%s. Writing to %s", parallel.describe(), workdir)
-    graphdef, state = states.create(
-      recipe.model_maker(
-        config, len(train_set.class_names), jax.default_backend()
-      ),
+    graphdef, state = build.create_state(
+      build.model_maker(config, num_classes, jax.default_backend()),
       tx,
       parallel.replicated(mesh),
       models.init_key(config.seed),
@@ -115,14 +111,14 @@ def train_and_evaluate(
       _end_if_asked()
       results = {
         "step": total_steps,
-        "model/num_params": states.num_params(state),
+        "model/num_params": build.num_params(state),
         "time/train_secs": meta["train_secs"],
       }
       if config.data.on_error == "skip":
         results["data/skipped_train"] = round(meta["skipped"])
         results["data/dropped_train"] = train_set.num_dropped
       started = time.perf_counter()
-      model = steps.eval_model(graphdef, state)
+      model = eval_model(graphdef, state)
       done = evaluation.full(model, workdir, _end_if_asked)
       results |= done.results
       results["time/eval_secs"] = time.perf_counter() - started
@@ -157,8 +153,8 @@ def _train(
     return state, meta
   if stopped := parallel.stop_requested(start_step):
     _end(stopped, run, start_step)
-  goal = recipe.objective(config, len(train_set.class_names), mesh.size)
-  train_step = recipe.jitted_train_step(
+  goal = build.objective(config, len(train_set.class_names), mesh.size)
+  train_step = build.jitted_train_step(
     config, graphdef, tx, goal, run.steps_per_epoch
   )
   process_index, process_count = parallel.process()
@@ -205,10 +201,10 @@ def _train(
         # A state is evaluated and saved only once its numbers are known to be
         # finite: the checkpoints then hold nothing to recover from.
         run.flush(step)
-      score = -math.inf  # where it is not evaluated, it is not the best
+      score = -math.inf  # a state that is not evaluated is not the best
       if evaluating:
         run.pause()
-        found = evaluation.quick(steps.eval_model(graphdef, state))
+        found = evaluation.quick(eval_model(graphdef, state))
         score = run.write(step, found)
         run.resume()
       if saving:
@@ -233,28 +229,28 @@ def _end(stopped: Stopped, run: Run, step: int) -> NoReturn:
 
 
 def _end_if_asked() -> None:
-  """Ends the process where training is done, and what follows can wait."""
+  """Ends the process after training, if a signal came."""
   if stopped := parallel.stop_requested():
     raise stopped
 
 
 @contextlib.contextmanager
-def _told_if_stopped(what_of_it: str) -> Iterator[None]:
-  """Says in a line what becomes of the run where this process is stopped."""
+def _told_if_stopped(outcome: str) -> Iterator[None]:
+  """Logs what becomes of the run, if this process is stopped within."""
   try:
     yield
   except Stopped as stopped:
-    stopped.tell(what_of_it)
+    stopped.tell(outcome)
     raise
 
 
 @contextlib.contextmanager
 def _saved_whatever_happens(checkpoints: Checkpoints) -> Iterator[None]:
-  """Has what is being saved on the disk, also where an error ends the run."""
+  """Waits for a save under way, also if an error ends the run."""
   try:
     yield
   except Exception:
-    # Others may be gone, and then what waits for them never ends.
+    # Other processes may be gone; waiting for them would never end.
     if parallel.process() == (0, 1):
       try:
         checkpoints.close()
@@ -270,25 +266,25 @@ def _saved_whatever_happens(checkpoints: Checkpoints) -> Iterator[None]:
 def _check_initial_classes(
   initial: Initial, config: ConfigDict, class_names: Sequence[str]
 ) -> None:
-  """Checks that outputs to start from are not those of classes renamed.
+  """Checks that the classes to start from were not just renamed or reordered.
 
-  Of other classes altogether, or of others in number, they start anew.
+  Entirely different classes, or another number of them, are allowed: their
+  outputs start anew.
 
   Raises:
     ValueError: there are as many classes, some of them the same, and others
       have other names or places.
   """
   theirs = initial.class_names
-  differences = class_differences(theirs, class_names)
   if (
     config.init_head
-    and differences
     and len(theirs) == len(class_names)
     and set(theirs) & set(class_names)
+    and (differences := class_differences(theirs, class_names))
   ):
     raise ValueError(
       f"--config.init_from={config.init_from} must have the classes of the "
-      "data, in their order, for its outputs to be gone on with; it has "
+      "data, in their order, for training to go on from its outputs; it has "
       f"others:\n{differences}\nName and order them alike, or set "
       "--config.init_head=False: outputs then start anew."
     )
@@ -302,13 +298,13 @@ def _started_from(
 ) -> TrainState:
   """Returns a fresh state with the weights of --config.init_from.
 
-  Outputs that are known to be of other classes start anew: each of their rows
-  would be another class's.
+  If its classes are known to be others, the outputs start anew: each of their
+  rows would be another class's.
   """
   differences = ""
   if initial.class_names:
     differences = class_differences(initial.class_names, class_names)
-  state, anew = states.started_from(
+  state, anew = build.started_from(
     state, initial.model, config.init_head and not differences
   )
   why = "of another size"
@@ -326,12 +322,12 @@ def _started_from(
 
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
-  """Writes the page, beside a baseline where one is named and comparable."""
+  """Writes the page, beside the baseline if one is named and comparable."""
   if baseline:
     try:
       return write_report(workdir, baseline)
     except ValueError as error:
-      # The run is finished: what is wrong with another one must not spoil it.
+      # The run is finished: a fault of another one must not spoil it.
       _logger.warning("No baseline in the report: %s", error)
   return write_report(workdir)
 
@@ -340,13 +336,13 @@ def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
 def _opened(
   workdir: files.AnyPath, config: ConfigDict, train_set: data.Dataset
 ) -> Iterator[None]:
-  """Makes the workdir and keeps it for this run, on behalf of all processes.
+  """Makes the workdir and locks it for this run, on behalf of all processes.
 
-  The resolved config is written into it.
+  Writes the resolved config into it.
 
   Raises:
-    ValueError: it cannot be written to, another process does, or it holds a
-      run of other classes; nothing of it was touched.
+    ValueError: it cannot be written to, another process writes to it, or it
+      holds a run of other classes; nothing in it was touched.
   """
   with contextlib.ExitStack() as stack:
 
@@ -370,10 +366,10 @@ def _opened(
 def _check_same_classes(
   workdir: files.AnyPath, train_set: data.Dataset
 ) -> None:
-  """Checks that what a run has learned are the classes of its data.
+  """Checks that a run that goes on has learned the classes of the data.
 
   Raises:
-    ValueError: they are others, or others in their order, number or kind.
+    ValueError: names, order, number or kind of the classes differ.
   """
   meta = checkpoint.read_meta(workdir)
   names = trained.class_names(workdir, meta)

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its state: metrics, progress, a profile."""
+"""What a run leaves beside its state: metrics, progress, a profile."""
 
 import logging
 import math
@@ -16,8 +16,8 @@ from gc_jax.report.metrics_writer import MetricsWriter
 from gc_jax.report.progress import Progress
 from gc_jax.runtime import files, parallel
 from gc_jax.runtime.messages import UserError
-from gc_jax.training import optim
-from gc_jax.training.state import TrainState
+from gc_jax.training import build
+from gc_jax.training.step import TrainState
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class TrainingDivergedError(UserError):
 
 
 class Run:
-  """What happens beside the steps: metrics, progress, time, the watch on NaN.
+  """Everything beside the steps: metrics, progress, time, the watch on NaN.
 
   Metrics are fetched one step late, so that the device never waits for the
   host: while step n is computed, the numbers up to n - 1 are read.
@@ -37,7 +37,7 @@ class Run:
     workdir: where metrics are written.
     steps_per_epoch: steps of one pass over the data.
     total_steps: after which the run ends.
-    start_step: completed before; above 0 where a run goes on.
+    start_step: completed before; above 0 if a run goes on.
   """
 
   def __init__(
@@ -54,7 +54,7 @@ class Run:
     self.total_steps = total_steps
     self.skipped = 0.0  # broken pictures passed over, up to the last flush
     self._pending: list[tuple[int, Metrics]] = []
-    self._lr = optim.learning_rate(config, steps_per_epoch)
+    self._lr = build.learning_rate(config, steps_per_epoch)
     self._writer = MetricsWriter(
       workdir, start_step, enabled=parallel.is_main()
     )
@@ -104,7 +104,7 @@ class Run:
     self.write(last_step, means)
 
   def write(self, step: int, metrics: dict[str, float]) -> float:
-    """Writes a line; returns the number by which the best run is known."""
+    """Writes a line; returns the score by which the best state is known."""
     line = {"epoch": step / self.steps_per_epoch} | metrics
     self._writer.write(step, line)
     self._progress.update(step, metrics)
@@ -143,21 +143,21 @@ class Profile:
     self._written: tempfile.TemporaryDirectory | None = None
 
   def before(self, step: int) -> None:
-    """Starts the trace where it is due."""
+    """Starts the trace at its first step."""
     within = max(1, self._first) <= step <= self._last
     if within and self._written is None and parallel.is_main():
-      # The profiler writes to disks alone.
+      # The profiler writes to local disks only.
       self._written = tempfile.TemporaryDirectory(prefix="profile")
       jax.profiler.start_trace(self._written.name)
 
   def after(self, step: int, state: TrainState) -> None:
-    """Ends the trace where it is due, once the devices are done."""
+    """Ends the trace at its last step, once the devices are done."""
     if self._written is not None and step == self._last:
       jax.block_until_ready(state)
       self.close()
 
   def close(self) -> None:
-    """Writes what there is."""
+    """Writes what was traced so far."""
     if self._written is None:
       return
     jax.profiler.stop_trace()

@@ -1,30 +1,89 @@
 """The train step: pure functions to jit.
 
-The step knows one loss, classification; of guidance it knows that there are
-terms (`training.guidance`).
+The step knows one loss, classification; of guidance it knows only that there
+are terms (`guidance.TERMS`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
+from flax import nnx, struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.method import losses
 from gc_jax.method.types import Batch, Metrics
 from gc_jax.models import network, pure_head
-from gc_jax.training import accumulation, guidance
-from gc_jax.training.accumulation import CLASSIFICATION, Part
-from gc_jax.training.objective import Objective
-from gc_jax.training.state import TrainState
+from gc_jax.training import guidance
+from gc_jax.training.guidance import Drawn
 from gc_jax.training.term import Seen
 
+_CLASSIFICATION = "classification"
 
-class Sums(NamedTuple):
+
+@struct.dataclass
+class TrainState:
+  """Everything a checkpoint must hold to go on exactly.
+
+  Attributes:
+    step: completed updates.
+    params: trainable parameters, float32.
+    batch_stats: all other model state: BatchNorm's running statistics.
+    opt_state: the optimizer's.
+  """
+
+  step: Any  # a jax.Array, or a stand-in for it while jax lowers a step
+  params: nnx.State
+  batch_stats: nnx.State
+  opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What a step minimises, and in which parts; the fields are the config's.
+
+  Attributes:
+    num_classes: K.
+    terms: guidance terms, keys of `guidance.TERMS`, and each one's settings.
+    classification_weight: factor of the cross-entropy.
+    target_draw: how to draw the explained class if several are present.
+    accumulate_steps: equal parts of the batch, computed one after the other
+      (see `make_train_step`).
+    bn_group: images that a BatchNorm normalises together, or 0 for all of a
+      part. What a term sends through the model is divided into as many groups
+      as the images are.
+    remat: whether the backward pass computes activations anew.
+  """
+
+  num_classes: int
+  terms: Mapping[str, Any]
+  classification_weight: float = 1.0
+  target_draw: str = "category"
+  accumulate_steps: int = 1
+  bn_group: int = 0
+  remat: bool = False
+
+
+class _Part(NamedTuple):
+  """A part of a batch, or the whole of it.
+
+  Attributes:
+    batch: its images and what comes with them.
+    drawn: its random draws.
+    shares: loss -> the share of all that counts in the batch which is in this
+      part. Share times mean, summed over the parts, is the batch's mean.
+  """
+
+  batch: Batch
+  drawn: Drawn
+  shares: dict[str, Array | float]
+
+
+class _Sums(NamedTuple):
   """What is added up over the parts of a batch.
 
   Attributes:
@@ -49,39 +108,31 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns one update as a pure function of state and batch.
 
-  With `objective.accumulate_steps` above 1, the activations of one part of the
-  batch at a time are in memory. The loss stays what it is of the whole: each
-  loss is the mean over all that counts in the batch, in whichever parts it is.
-  Three things are a part's own: what terms draw is drawn among its images,
-  BatchNorm sees no others, and running statistics are updated once for each
-  part, in turn.
+  With `objective.accumulate_steps` above 1, only the activations of one part of
+  the batch are in memory at a time. The loss stays that of the whole batch:
+  each loss is the mean over all that counts in it, in whichever parts it is.
+  Three things are a part's own: terms draw among its images only, BatchNorm
+  sees no others, and the running statistics are updated once for each part, in
+  turn.
 
   Args:
-    graphdef: structure of the model, from `state.create`.
+    graphdef: structure of the model.
     tx: the optimizer.
     objective: what is minimised.
-    weights: of each of its terms, the weight after a number of completed
-      updates.
+    weights: term -> its weight after a number of completed updates.
     key: everything random is a function of it and of the step.
   """
-  draw = functools.partial(
-    guidance.draw,
-    objective.terms,
-    objective.num_classes,
-    objective.target_draw,
-  )
 
   def train_step(state: TrainState, batch: Batch):
     weights_now = {name: weights[name](state.step) for name in objective.terms}
-    sums_of_batch = accumulation.in_parts(
-      objective.accumulate_steps,
-      draw,
+    batch_stats, sums = _batch_sums(
       functools.partial(
         _part_sums, graphdef, state.params, objective, weights_now
       ),
-    )
-    batch_stats, sums = sums_of_batch(
-      state.batch_stats, batch, jax.random.fold_in(key, state.step)
+      objective,
+      state.batch_stats,
+      batch,
+      jax.random.fold_in(key, state.step),
     )
     grads, metrics = sums.grads, dict(sums.metrics)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -99,14 +150,62 @@ def make_train_step(
   return train_step
 
 
+def _batch_sums(
+  part_sums: Callable[[nnx.State, _Part], tuple[nnx.State, _Sums]],
+  objective: Objective,
+  batch_stats: nnx.State,
+  batch: Batch,
+  key: PRNGKeyArray,
+) -> tuple[nnx.State, _Sums]:
+  """Returns the running statistics after all parts, and the sums over them.
+
+  `part_sums` knows nothing of other parts.
+  """
+  draw = functools.partial(
+    guidance.draw,
+    objective.terms,
+    objective.num_classes,
+    objective.target_draw,
+  )
+  num_parts = objective.accumulate_steps
+  if num_parts == 1:
+    drawn = draw(batch, key)
+    shares = dict.fromkeys([_CLASSIFICATION, *objective.terms], 1.0)
+    return part_sums(batch_stats, _Part(batch, drawn, shares))
+
+  # Part i has every `num_parts`-th example from the i-th on: a share of each
+  # device's, so that none moves to another.
+  batch = jax.tree.map(
+    lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+  drawn = jax.vmap(draw)(batch, jax.random.split(key, num_parts))
+  masks = {name: term.mask for name, term in drawn.terms.items()}
+  masks = {_CLASSIFICATION: batch["mask"], **masks}
+  counts = {k: mask.reshape(num_parts, -1).sum(1) for k, mask in masks.items()}
+  shares = {k: n / jnp.maximum(n.sum(), 1.0) for k, n in counts.items()}
+  parts = _Part(batch, drawn, shares)
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  _, shapes = jax.eval_shape(part_sums, batch_stats, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(carry, part):
+    batch_stats, total = carry
+    batch_stats, sums = part_sums(batch_stats, part)
+    return (batch_stats, jax.tree.map(jnp.add, total, sums)), None
+
+  (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), parts)
+  return batch_stats, sums
+
+
 def _part_sums(
   graphdef: nnx.GraphDef,
   params: nnx.State,
   objective: Objective,
   weights: Mapping[str, Float[Array, ""]],
   batch_stats: nnx.State,
-  part: Part,
-) -> tuple[nnx.State, Sums]:
+  part: _Part,
+) -> tuple[nnx.State, _Sums]:
   """Returns the running statistics after a part of a batch, and its sums."""
   num_images = len(part.batch["image"])
   bn_groups = num_images // (objective.bn_group or num_images)
@@ -127,12 +226,31 @@ def _part_sums(
     name: optax.tree.norm(grad, squared=True)
     for name, grad in probe_grads.items()
   }
-  return batch_stats, Sums(grads, loss, squares, metrics)
+  return batch_stats, _Sums(grads, loss, squares, metrics)
+
+
+def _probes(
+  graphdef, params, batch_stats, batch, objective
+) -> dict[str, Array]:
+  """Returns zeros shaped as the features, for each loss.
+
+  Each loss sees the features plus its own zeros. The gradient with respect to
+  these is that of the loss alone at the last convolutional layer, where the
+  division by a map's sum does its damage. It costs no further pass.
+  """
+
+  def features(params, images):
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    return model.features(model.normalize(images))
+
+  shape = jax.eval_shape(features, params, batch["image"])
+  names = [_CLASSIFICATION, *objective.terms]
+  return {name: jnp.zeros(shape.shape, shape.dtype) for name in names}
 
 
 def _losses(
   model: nnx.Module,
-  part: Part,
+  part: _Part,
   objective: Objective,
   weights: Mapping[str, Float[Array, ""]],
   probes: dict[str, Array],
@@ -140,24 +258,24 @@ def _losses(
   """Returns a part's share of the loss, and its metrics.
 
   Args:
-    model: in training mode; its running statistics are updated in place, by
-      the originals first and then by what terms send through it (the release).
+    model: in training mode. Its running statistics are updated in place, first
+      by the originals and then by what terms send through it (the release).
     part: of a batch.
     objective: what is minimised.
-    weights: of its terms, now.
-    probes: zeros, added to the features that each loss sees (`_probes`).
+    weights: term -> its weight now.
+    probes: from `_probes`.
   """
   batch, drawn, shares = part
   mask = batch["mask"]
   images = model.normalize(batch["image"])
   features = model.features(images)
 
-  logits = model.classify(features + probes[CLASSIFICATION], drawn.dropout)
+  logits = model.classify(features + probes[_CLASSIFICATION], drawn.dropout)
   if "labels" in batch:
     values = losses.binary_cross_entropy(logits, batch["labels"])
   else:
     values = losses.cross_entropy(logits, batch["label"])
-  mean = shares[CLASSIFICATION] * losses.masked_mean(values, mask)
+  mean = shares[_CLASSIFICATION] * losses.masked_mean(values, mask)
   loss = objective.classification_weight * mean
   metrics = {"train/classification_loss": _sums(values, mask)}
   if "skipped" in batch:
@@ -182,32 +300,6 @@ def _losses(
   return loss, metrics
 
 
-def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
-  """Returns the model of a state, in evaluation mode."""
-  model = nnx.merge(graphdef, state.params, state.batch_stats, copy=True)
-  model.eval()
-  return model
-
-
-def _probes(
-  graphdef, params, batch_stats, batch, objective
-) -> dict[str, Array]:
-  """Returns zeros shaped as the features, for each loss.
-
-  The gradient with respect to what is added to a loss's features is the
-  gradient of that loss alone at the last convolutional layer: where the
-  division by a map's sum does its damage. It costs no further pass.
-  """
-
-  def features(params, images):
-    model = nnx.merge(graphdef, params, batch_stats, copy=True)
-    return model.features(model.normalize(images))
-
-  shape = jax.eval_shape(features, params, batch["image"])
-  names = [CLASSIFICATION, *objective.terms]
-  return {name: jnp.zeros(shape.shape, shape.dtype) for name in names}
-
-
 def _sums(values: Array, mask: Array | None = None) -> tuple[Array, Array]:
   mask = jnp.ones_like(values) if mask is None else mask
   return (values * mask).sum(), mask.sum()
@@ -215,3 +307,10 @@ def _sums(values: Array, mask: Array | None = None) -> tuple[Array, Array]:
 
 def _scalar(value: Array) -> tuple[Array, Array]:
   return value, jnp.ones(())
+
+
+def eval_model(graphdef: nnx.GraphDef, state: TrainState) -> nnx.Module:
+  """Returns the model of a state, in evaluation mode."""
+  model = nnx.merge(graphdef, state.params, state.batch_stats, copy=True)
+  model.eval()
+  return model

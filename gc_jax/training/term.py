@@ -35,10 +35,10 @@ class Explained(NamedTuple):
 
 
 class Draw(NamedTuple):
-  """What is settled about a part of a batch before the model is asked.
+  """What a term settles about a part of a batch before the model is asked.
 
   Attributes:
-    mask: 1 for what counts in the mean, 0 for what does not; of the shape of
+    mask: 1 for losses that count in the mean, 0 for the others; of the shape of
       the term's losses. It is known this early so that a batch computed in
       parts weighs every example alike.
     how: whatever else `losses` needs; a tree of arrays.
@@ -106,13 +106,7 @@ def every_image(
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-  """Of a term that has no fields but its weight's."""
-
-
-def no_settings(config: ConfigDict, num_devices: int) -> NoSettings:
-  """Returns what there is to say where there is nothing to set."""
-  del config, num_devices
-  return NoSettings()
+  """The settings of a term that has no fields but its weight and ramp."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,15 +118,15 @@ class Term:
     fields: of `config.loss`: its weight, the weight's ramp, and others.
     losses: (settings, seen, draw, key) -> the losses, one for each entry of
       `draw.mask`. The key is for randomness within, dropout in a forward pass.
-    masked: what the share of masked losses is called in metrics.
-    settings: (config, num_devices) -> what `draw` and `losses` get first, a
-      dataclass.
+    masked: the metric with the share of masked losses.
+    settings: (config, num_devices) -> the first argument of `draw` and
+      `losses`, a dataclass.
     draw: (settings, batch, explained, key) -> `Draw`.
     needs: config -> what the pipeline must bring beside pictures and labels,
       names of `data.training_example.EXTRAS`.
-    check: (config, num_devices); raises ValueError where the recipe cannot be.
-    images_unit: (config, num_devices) -> what the images of a part must be a
-      multiple of.
+    check: (config, num_devices); raises ValueError if the recipe is impossible.
+    images_unit: (config, num_devices) -> the number that must divide the images
+      of a part.
     images_in_one: config -> how many originals each picture of the term's own
       forward pass holds, if it makes fewer pictures than there are originals.
   """
@@ -141,9 +135,9 @@ class Term:
   fields: Fields
   losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
   masked: str
-  settings: Callable[[ConfigDict, int], Any] = no_settings
+  settings: Callable[[ConfigDict, int], Any] = lambda config, n: NoSettings()
   draw: Callable[[Any, Batch, Explained, PRNGKeyArray], Draw] = every_image
   needs: Callable[[ConfigDict], Collection[str]] = lambda config: ()
-  check: Callable[[ConfigDict, int], None] = lambda config, num_devices: None
+  check: Callable[[ConfigDict, int], None] = lambda config, n: None
   images_unit: Callable[[ConfigDict, int], int] = lambda config, n: n
   images_in_one: Callable[[ConfigDict], int] = lambda config: 1

@@ -33,9 +33,7 @@ from gc_jax.data import pipeline
 from gc_jax.data.augment import draw_crop
 from gc_jax.data.sets import folder
 from gc_jax.runtime import parallel
-from gc_jax.training import optim, recipe
-from gc_jax.training import state as states
-from gc_jax.training import step as steps
+from gc_jax.training import build
 from tests.benchmarks import measuring
 from tests.data import photos
 
@@ -197,23 +195,17 @@ def _quickstart(num_steps: int) -> dict:
     len(train_set.source), config.batch_size
   )
   num_classes = len(train_set.class_names)
-  tx = optim.optimizer(config, steps_per_epoch)
+  tx = build.optimizer(config, steps_per_epoch)
   with jax.set_mesh(mesh):
-    graphdef, state = states.create(
+    graphdef, state = build.create_state(
       lambda key: models.create(config.model.name, num_classes, key=key),
       tx,
       parallel.replicated(mesh),
       models.init_key(0),
     )
-    train_step = jax.jit(
-      steps.make_train_step(
-        graphdef,
-        tx,
-        recipe.objective(config, num_classes, mesh.size),
-        recipe.weights(config, steps_per_epoch),
-        jax.random.key(0),
-      ),
-      donate_argnums=0,
+    goal = build.objective(config, num_classes, mesh.size)
+    train_step = build.jitted_train_step(
+      config, graphdef, tx, goal, steps_per_epoch
     )
     batches = parallel.to_devices_ahead(
       pipeline.train_batches(

@@ -28,10 +28,9 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.method.types import Batch
 from gc_jax.runtime import parallel
-from gc_jax.training import composites
-from gc_jax.training import state as states
+from gc_jax.training import build, composites
 from gc_jax.training import step as steps
-from gc_jax.training.objective import Objective
+from gc_jax.training.step import Objective, TrainState
 from tests.benchmarks import measuring
 
 MODES = ("plain", "packed", "independent")
@@ -118,7 +117,7 @@ def make_batch(batch_size: int, image_size: int) -> Batch:
 
 def create(
   model: str, dtype: str, sharding: jax.sharding.Sharding | None = None
-) -> tuple[nnx.GraphDef, states.TrainState]:
+) -> tuple[nnx.GraphDef, TrainState]:
   """Returns the structure and the state of step 0, the same at every call.
 
   Args:
@@ -128,7 +127,7 @@ def create(
   """
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return states.create(
+  return build.create_state(
     lambda key: models.create(
       model, NUM_CLASSES, dtype=jnp.dtype(dtype), key=key
     ),
@@ -151,7 +150,7 @@ def lower(
   *,
   sharding: jax.sharding.Sharding | None = None,
   groups: int = 1,
-) -> tuple[jax.stages.Lowered, states.TrainState]:
+) -> tuple[jax.stages.Lowered, TrainState]:
   """Returns the step as traced, and the state of step 0.
 
   Args:

@@ -23,9 +23,9 @@ import jax
 
 from gc_jax import models
 from gc_jax.method import compose
-from gc_jax.pods import compiled
+from gc_jax.pods.program import by_kind, exchanges
 from gc_jax.runtime import parallel
-from gc_jax.training import state as states
+from gc_jax.training.build import num_params
 from tests.benchmarks import measuring
 from tests.benchmarks import step as ours
 
@@ -65,7 +65,7 @@ def violations(rows: dict[int, dict]) -> list[str]:
   """Returns a sentence for every way in which communication grows.
 
   Args:
-    rows: number of devices -> what `compiled.by_kind` says, as "collectives".
+    rows: number of devices -> what `program.by_kind` says, as "collectives".
   """
   found = {count: row["collectives"] for count, row in rows.items()}
   wrong = []
@@ -132,16 +132,16 @@ def _measure(arguments: argparse.Namespace) -> dict:
       sharding=parallel.replicated(mesh),
       groups=mesh.size,
     )
-    num_params = states.num_params(state)
+    size = num_params(state)
     program = lowered.compile()
-    found = compiled.by_kind(compiled.exchanges(program.as_text()))
+    found = by_kind(exchanges(program.as_text()))
     run = measuring.Steps(program, state, batch)
     secs = measuring.in_turns({"step": run}, arguments.rounds)
   return {
     "batch_size": batch_size,
     "collectives": found,
     "bytes_per_parameter_byte": (
-      sum(kind["bytes"] for kind in found.values()) / (4 * num_params)
+      sum(kind["bytes"] for kind in found.values()) / (4 * size)
     ),
     "secs": statistics.median(secs["step"]),
   }

@@ -16,7 +16,7 @@ from gc_jax.attribution import METHODS
 from gc_jax.inference import trained
 from gc_jax.runtime import checkpoint
 from gc_jax.runtime.checkpoint import FOLDER, Checkpoints
-from gc_jax.training.state import TrainState
+from gc_jax.training.step import TrainState
 
 DIGITS = tuple("0123456789")
 

@@ -1,4 +1,4 @@
-"""Topologies by name, and what is said where one cannot be had."""
+"""Topologies by name, and the messages if one cannot be had."""
 
 import importlib.metadata
 import math
@@ -9,25 +9,17 @@ import pytest
 from gc_jax.pods import topologies
 
 
-def test_the_devices_that_are_here_are_local():
+def test_local_devices_are_those_here_and_a_cpu_has_no_known_limit():
   assert list(topologies.devices("local")) == jax.devices()
-
-
-def test_a_cpu_has_no_limit_that_is_known():
   assert topologies.memory_limit("local", jax.devices()) is None
 
 
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e", "v9:2x2", "", "v5e:32x32"])
-def test_an_unknown_topology_names_those_that_there_are(name):
+def test_an_unknown_topology_lists_the_known_ones(name):
   with pytest.raises(ValueError, match="Unknown --topology=") as raised:
     topologies.devices(name)
   message = str(raised.value)
   assert all(known in message for known in ("local", *topologies.TOPOLOGIES))
-
-
-def test_the_nearest_topology_is_named():
-  with pytest.raises(ValueError, match="Did you mean 'v5e:16x16'"):
-    topologies.check_topology("v5e:16x6")
 
 
 def test_slices_grow_and_each_is_named_once():
@@ -37,9 +29,7 @@ def test_slices_grow_and_each_is_named_once():
     assert chips == sorted(set(chips))
 
 
-def test_without_libtpu_the_version_that_jax_names_is_to_be_installed(
-  monkeypatch,
-):
+def test_without_libtpu_the_message_names_the_version_to_install(monkeypatch):
   monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ModuleNotFoundError) as raised:
     topologies.devices("v5e:2x2")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from gc_jax.runtime import checkpoint
 from gc_jax.runtime.checkpoint import FOLDER, CheckpointError, Checkpoints
-from gc_jax.training.state import TrainState
+from gc_jax.training.step import TrainState
 
 
 def state(step):

@@ -21,9 +21,8 @@ from gc_jax.method import compose, losses
 from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.torch_io import names
 from gc_jax.training import composites
-from gc_jax.training import state as states
 from gc_jax.training import step as steps
-from gc_jax.training.objective import Objective
+from gc_jax.training.step import Objective, TrainState
 from tests.torch_io import torch_models
 
 NUM_CLASSES = 10
@@ -174,7 +173,7 @@ class Ours:
       patch.setitem(models.MODELS, self.name, narrow)
       model = names.from_torch(self.name, start, "PyTorch")
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
-    state = states.TrainState(
+    state = TrainState(
       jnp.zeros((), jnp.int32), params, batch_stats, self.tx.init(params)
     )
     batch = {

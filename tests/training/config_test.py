@@ -46,9 +46,9 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
 
 def test_the_values_of_fields_are_those_the_data_layer_knows():
   """Named twice, so that checking a config imports no decoder."""
-  assert configs.ON_ERROR == reading.POLICIES
-  assert configs.DISTRACTORS == distractors.SOURCES
-  for crop in configs.CROPS:
+  assert configs.CHOICES["data.on_error"] == reading.POLICIES
+  assert configs.CHOICES["compose.distractors"] == distractors.SOURCES
+  for crop in configs.CHOICES["data.crop"]:
     augment.Augmentation(8, crop=crop)
   with pytest.raises(ValueError, match="crop='nope'"):
     augment.Augmentation(8, crop="nope")
@@ -182,7 +182,7 @@ def test_an_unknown_variant_is_named_with_the_known_ones():
     (
       {"compose.distractors": "dataset"},
       r"must go with --config\.compose\.mode='independent', and it is "
-      r"'packed': in a packed composite the distractors .* are the others of",
+      r"'packed': .* no cell is left for any other",
     ),
     (
       {"data.name": "folder"},

@@ -74,7 +74,7 @@ def test_the_places_of_terms_stay():
 @pytest.mark.parametrize("name", TERMS)
 def test_what_a_term_needs_the_pipeline_can_bring(name):
   config = quickstart.get_config("ce")
-  for distractors in configs.DISTRACTORS:
+  for distractors in configs.CHOICES["compose.distractors"]:
     config.compose.distractors = distractors
     assert {*TERMS[name].needs(config)} <= {*training_example.EXTRAS}
 
@@ -137,7 +137,7 @@ def test_terms_added_later_change_no_draw_of_those_before():
   assert (first == more).all()
 
 
-@pytest.mark.parametrize("target_draw", configs.TARGET_DRAWS)
+@pytest.mark.parametrize("target_draw", configs.CHOICES["loss.target_draw"])
 def test_the_drawn_class_has_its_law(target_draw):
   """Uniform over present categories, or in proportion to their objects."""
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])

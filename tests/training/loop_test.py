@@ -30,9 +30,8 @@ from gc_jax.runtime.checkpoint import (
   Checkpoints,
   read_variables,
 )
-from gc_jax.training import loop
-from gc_jax.training import state as states
-from gc_jax.training.state import TrainState
+from gc_jax.training import build, loop
+from gc_jax.training.step import TrainState
 from tests.data import photos
 from tests.smoke import ROOT, command
 
@@ -290,7 +289,7 @@ def data_has(monkeypatch):
     def never(*args, **kwargs):
       raise AssertionError("computed")
 
-    monkeypatch.setattr(states, "create", never)
+    monkeypatch.setattr(build, "create_state", never)
 
   return change
 
@@ -635,7 +634,7 @@ import resource, signal, sys
 import jax, jax.numpy as jnp
 from pathlib import Path
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
-from gc_jax.training.state import TrainState
+from gc_jax.training.step import TrainState
 from tests.smoke import ROOT, command
 
 def state(step):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from gc_jax.training import recording
-from gc_jax.training.state import TrainState
+from gc_jax.training.step import TrainState
 
 
 @pytest.mark.parametrize(

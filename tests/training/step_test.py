@@ -20,12 +20,11 @@ from gc_jax.method import cam as cams
 from gc_jax.method import compose
 from gc_jax.method.losses import Field, Fields
 from gc_jax.models import chain, network
-from gc_jax.pods.compiled import KINDS, exchanges
-from gc_jax.training import guidance
-from gc_jax.training import state as states
+from gc_jax.pods.program import KINDS, exchanges
+from gc_jax.training import build, guidance
 from gc_jax.training import step as steps
 from gc_jax.training.composites import Settings
-from gc_jax.training.objective import Objective
+from gc_jax.training.step import Objective, TrainState
 from gc_jax.training.term import NoSettings, Term
 
 WEIGHT = 3.0  # λ
@@ -88,7 +87,7 @@ def make_step(model, goal, lr=1.0, weight=WEIGHT):
   tx = optax.sgd(lr)
   weights = dict.fromkeys(goal.terms, lambda _: jnp.float32(weight))
   step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(7))
-  state = states.TrainState(
+  state = TrainState(
     jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params)
   )
   return step, state
@@ -675,7 +674,7 @@ def compiled_for(name, side=64, **fields):
   goal = objective(**fields)
   weights = dict.fromkeys(goal.terms, lambda _: jnp.ones(()))
   step = steps.make_train_step(graphdef, tx, goal, weights, jax.random.key(0))
-  state = states.TrainState(
+  state = TrainState(
     jax.ShapeDtypeStruct((), jnp.int32),
     params,
     batch_stats,
@@ -803,7 +802,7 @@ def test_with_a_group_a_device_no_layer_waits_for_another_device(compiled):
   count = sum(
     np.prod(shape, dtype=int) for each in found for shape in each.shapes
   )
-  gradients = states.num_params(state)
+  gradients = build.num_params(state)
   statistics = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
   # Of originals and of composites, where the compiler does not add them up
   # first; and a handful of sums.

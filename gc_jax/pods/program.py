@@ -20,8 +20,8 @@ KINDS = (
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)B?"
 
-# Of HLO: "%name = TYPE op(operands), attributes". A type is an array's,
-# "f32[8,16]{1,0:T(8,128)}", or a tuple of such in brackets.
+# A line of HLO is "%name = TYPE op(operands), attributes". A type is an
+# array's, "f32[8,16]{1,0:T(8,128)}", or a tuple of such in brackets.
 _INSTRUCTION = re.compile(
   rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", re.M
 )
@@ -47,7 +47,7 @@ class Memory(NamedTuple):
 
   @property
   def total(self) -> int:
-    """What must be there for it to run."""
+    """All that the program needs while it runs."""
     kept = self.arguments + self.outputs - self.aliased
     return kept + self.temporaries + self.code
 
@@ -70,8 +70,8 @@ class OutOfMemory(NamedTuple):
   """Why the compiler refused, in bytes of one device.
 
   Attributes:
-    needed: by the program, after all that it tried to save; None where it
-      does not say.
+    needed: by the program, after all that it tried to save; None if it does
+      not say.
     limit: what there is.
   """
 
@@ -80,11 +80,7 @@ class OutOfMemory(NamedTuple):
 
 
 def memory(stats: Any) -> Memory:
-  """Returns the plan of memory.
-
-  Args:
-    stats: `memory_analysis()` of a compiled program.
-  """
+  """Returns the plan in `memory_analysis()` of a compiled program."""
   return Memory(
     arguments=stats.argument_size_in_bytes,
     outputs=stats.output_size_in_bytes,
@@ -97,8 +93,8 @@ def memory(stats: Any) -> Memory:
 def exchanges(text: str) -> list[Exchange]:
   """Returns every collective of a program, in the order of its text.
 
-  One inside a loop is there once, however often the loop goes round. Of an
-  asynchronous one the start counts, its end does not.
+  A collective inside a loop is listed once, however often the loop goes round;
+  an asynchronous one by its start alone.
 
   Args:
     text: `as_text()` of a compiled program: HLO.
@@ -112,7 +108,9 @@ def exchanges(text: str) -> list[Exchange]:
       if kind == "collective-permute":
         arrays = [array for array in arrays if array[2]]
       arrays = arrays[len(arrays) // 2 :]
-    shapes = tuple(_shape(dims) for _, _, dims in arrays)
+    shapes = tuple(
+      tuple(int(dim) for dim in dims.split(",") if dim) for _, _, dims in arrays
+    )
     num_bytes = sum(
       math.ceil(math.prod(shape) * (int(bits) if bits else 8) / 8)
       for shape, (_, bits, _) in zip(shapes, arrays, strict=True)
@@ -122,11 +120,7 @@ def exchanges(text: str) -> list[Exchange]:
 
 
 def by_kind(exchanges: Iterable[Exchange]) -> dict[str, dict[str, int]]:
-  """Returns kind -> how many collectives there are, and their bytes.
-
-  Args:
-    exchanges: from `exchanges`.
-  """
+  """Returns kind -> how many collectives there are, and their bytes."""
   found = {}
   for each in exchanges:
     total = found.setdefault(each.kind, {"count": 0, "bytes": 0})
@@ -142,8 +136,8 @@ def picture_sized(
 ) -> list[Exchange]:
   """Returns the collectives of arrays that may hold pictures or their features.
 
-  Those are the arrays with as many elements as a picture or more, except such
-  as have as many as some variable of the model: gradients.
+  Those are the arrays with at least as many elements as a picture, except
+  gradients: arrays with as many elements as some variable of the model.
 
   Args:
     exchanges: from `exchanges`.
@@ -161,11 +155,7 @@ def picture_sized(
 
 
 def read_out_of_memory(message: str) -> OutOfMemory | None:
-  """Returns what a compiler's error says of memory; None: it is another one.
-
-  Args:
-    message: of the error.
-  """
+  """Returns what a compiler's error says of memory; None: another error."""
   if "RESOURCE_EXHAUSTED" not in message:
     return None
   if used := re.search(rf"Used {_SIZE} of {_SIZE} hbm", message):
@@ -180,7 +170,3 @@ def read_out_of_memory(message: str) -> OutOfMemory | None:
 
 def _bytes(number: str, unit: str) -> int:
   return round(float(number) * _UNITS[unit])
-
-
-def _shape(dims: str) -> tuple[int, ...]:
-  return tuple(int(dim) for dim in dims.split(",") if dim)

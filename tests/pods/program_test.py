@@ -1,4 +1,4 @@
-"""What is read off a compiler's text, on lines as it writes them."""
+"""The reading of a compiler's text, on lines as it writes them."""
 
 import types
 
@@ -6,42 +6,36 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gc_jax.pods import compiled
-from gc_jax.pods.compiled import Exchange, OutOfMemory
+from gc_jax.pods import program as programs
+from gc_jax.pods.program import Exchange, OutOfMemory
 from gc_jax.runtime import parallel
 
 # One of each form, as libtpu 0.0.42 writes layouts, tiles, memory spaces and
-# comments in tuples. Names that only mention a collective are not one.
-HLO = (
-  """\
+# comments in tuples; some names only mention a collective.
+HLO = """\
 HloModule jit_train_step, is_scheduled=true
 
 %body (p: f32[4]) -> f32[4] {
   ROOT %all-reduce.1 = f32[] all-reduce(%sum), to_apply=%add, channel_id=1
 }
-  %all-reduce.2 = (f32[32]{0:T(128)}, """
-  + (
-    "/*index=1*/bf16[4,8]{1,0:T(8,128)(2,1)S(1)}) all-reduce(%a, %b), "
-    "replica_groups=mesh['axis_0'=4], metadata={op_name=\"jit(f)/reduce\"}"
-  )
-  + """
+  %all-reduce.2 = (f32[32]{0:T(128)}, \
+/*index=1*/bf16[4,8]{1,0:T(8,128)(2,1)S(1)}) all-reduce(%a, %b), \
+replica_groups=mesh['axis_0'=4], metadata={op_name="jit(f)/reduce"}
   %get-tuple-element.3 = f32[32]{0} get-tuple-element(%all-reduce.2), index=0
   %all-reduce-start.4 = f32[100]{0} all-reduce-start(%c), to_apply=%add
   %all-reduce-done.4 = f32[100]{0} all-reduce-done(%all-reduce-start.4)
   %all-gather-start.5 = (u8[1,64,64,3], u8[4,64,64,3]) all-gather-start(%d)
   %all-gather-done.5 = u8[4,64,64,3] all-gather-done(%all-gather-start.5)
-  %collective-permute-start.6 = (pred[10]{0}, pred[10]{0}, u32[], u32[]) """
-  + ("collective-permute-start(%e), source_target_pairs={{0,1}}")
-  + """
+  %collective-permute-start.6 = (pred[10]{0}, pred[10]{0}, u32[], u32[]) \
+collective-permute-start(%e), source_target_pairs={{0,1}}
   %all-to-all.7 = (f32[2,3]{1,0}, f32[2,3]{1,0}) all-to-all(%f, %g)
   reduce-scatter.8 = s4[5]{0} reduce-scatter(h), dimensions={0}
   %fusion.9 = f32[9]{0} fusion(%all-reduce.1), calls=%all-reduce.fused
 """
-)
 
 
 def test_every_collective_is_found_once_with_its_bytes():
-  assert compiled.exchanges(HLO) == [
+  assert programs.exchanges(HLO) == [
     Exchange("all-reduce", ((),), 4),
     Exchange("all-reduce", ((32,), (4, 8)), 32 * 4 + 32 * 2),
     Exchange("all-reduce", ((100,),), 400),
@@ -50,13 +44,10 @@ def test_every_collective_is_found_once_with_its_bytes():
     Exchange("all-to-all", ((2, 3), (2, 3)), 48),
     Exchange("reduce-scatter", ((5,),), 3),  # 20 bits
   ]
+  assert programs.exchanges("%add.1 = f32[2]{0} add(%a, %b)") == []
 
 
-def test_a_program_without_collectives_has_none():
-  assert compiled.exchanges("%add.1 = f32[2]{0} add(%a, %b)") == []
-
-
-def test_collectives_of_a_program_are_those_that_it_must_have():
+def test_a_compiled_program_has_the_collectives_that_it_must_have():
   """A sum over four devices, and a copy of everything on each of them."""
   mesh = parallel.make_mesh()
   divided, everywhere = parallel.divided(mesh), parallel.replicated(mesh)
@@ -66,7 +57,7 @@ def test_collectives_of_a_program_are_those_that_it_must_have():
   def program(x):
     return x.sum(0), jax.lax.with_sharding_constraint(x * 2, everywhere)
 
-  found = compiled.exchanges(program.lower(x).compile().as_text())
+  found = programs.exchanges(program.lower(x).compile().as_text())
   assert sorted((each.kind, each.num_bytes) for each in found) == [
     ("all-gather", 8 * 6 * 4),
     ("all-reduce", 6 * 4),
@@ -79,7 +70,7 @@ def test_pictures_are_told_from_gradients_by_their_size():
   pictures = Exchange("all-gather", ((4, 64, 64, 3),), 0)
   masked = Exchange("all-reduce", ((64,), (1, 64, 64, 3)), 0)
   small = Exchange("all-to-all", ((64, 64, 2),), 0)
-  found = compiled.picture_sized(
+  found = programs.picture_sized(
     [gradient, pictures, masked, small], picture, {3 * 3 * 64 * 128, 64}
   )
   assert found == [pictures, masked]
@@ -91,7 +82,7 @@ def test_a_sum_in_place_needs_its_arguments_and_no_more():
     (1_000,), jnp.float32, sharding=parallel.replicated(mesh)
   )
   program = jax.jit(jnp.add, donate_argnums=0).lower(x, x).compile()
-  memory = compiled.memory(program.memory_analysis())
+  memory = programs.memory(program.memory_analysis())
   assert memory.arguments == 8_000
   assert memory.aliased == 4_000
   assert memory.total == pytest.approx(8_000, abs=100)  # pointers
@@ -105,7 +96,7 @@ def test_memory_that_lies_in_place_is_counted_once():
     temp_size_in_bytes=1_000,
     generated_code_size_in_bytes=5,
   )
-  assert compiled.memory(stats).total == 100 + 10 + 1_000 + 5
+  assert programs.memory(stats).total == 100 + 10 + 1_000 + 5
 
 
 GIB = 2**30
@@ -130,4 +121,4 @@ GIB = 2**30
   ],
 )
 def test_an_error_of_memory_is_told_from_others(message, expected):
-  assert compiled.read_out_of_memory(message) == expected
+  assert programs.read_out_of_memory(message) == expected

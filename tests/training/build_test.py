@@ -1,12 +1,16 @@
 """The optimizer against PyTorch's rule, its schedules at given steps."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from configs import base
-from gc_jax.training import optim
+from gc_jax.models import init_key, network
+from gc_jax.runtime import parallel
+from gc_jax.training import build
 
 STEPS_PER_EPOCH = 10
 PEAK = 0.1  # of the base config, at 256 images
@@ -23,13 +27,13 @@ def config_with(**fields):
 
 
 def lr_at(config, *steps):
-  schedule = optim.learning_rate(config, STEPS_PER_EPOCH)
+  schedule = build.learning_rate(config, STEPS_PER_EPOCH)
   return [float(schedule(step)) for step in steps]
 
 
 def run(config, gradients, params):
   """The parameters after each update."""
-  tx = optim.optimizer(config, STEPS_PER_EPOCH)
+  tx = build.optimizer(config, STEPS_PER_EPOCH)
   state = tx.init(params)
   for gradient in gradients:
     updates, state = tx.update(gradient, state, params)
@@ -92,7 +96,7 @@ def test_steps_fall_at_epochs_counted_from_the_start(warmup):
   )
 
 
-@pytest.mark.parametrize("schedule", optim.SCHEDULES)
+@pytest.mark.parametrize("schedule", build.SCHEDULES)
 def test_the_warm_up_is_linear_and_its_first_update_moves(schedule):
   config = config_with(optim__warmup_epochs=0.5, optim__schedule=schedule)
   expected = [PEAK / 5, PEAK * 2 / 5, PEAK * 3 / 5, PEAK * 4 / 5, PEAK, PEAK]
@@ -113,7 +117,7 @@ def test_the_cosine_ends_near_zero(warmup):
 
 
 def test_a_weight_rises_linearly_over_its_epochs():
-  weight = optim.ramped(25.0, 2.0, STEPS_PER_EPOCH)
+  weight = build.ramped(25.0, 2.0, STEPS_PER_EPOCH)
   assert [float(weight(s)) for s in (0, 5, 10, 20, 99)] == pytest.approx(
     [0, 6.25, 12.5, 25, 25]
   )
@@ -121,5 +125,105 @@ def test_a_weight_rises_linearly_over_its_epochs():
 
 @pytest.mark.parametrize("ramp_epochs", [0.0, 0.04])
 def test_a_weight_without_a_ramp_of_a_step_is_constant(ramp_epochs):
-  weight = optim.ramped(25.0, ramp_epochs, STEPS_PER_EPOCH)
+  weight = build.ramped(25.0, ramp_epochs, STEPS_PER_EPOCH)
   assert [float(weight(s)) for s in (0, 99)] == [25, 25]
+
+
+# The state that training starts from.
+
+
+class Net(nnx.Module):
+  """A convolution, a norm and a head: 54 + 4 + 9 parameters."""
+
+  def __init__(self, rngs):
+    self.conv = network.conv(
+      3, 2, 3, use_bias=False, dtype=jnp.float32, rngs=rngs
+    )
+    self.norm = network.BatchNorm(2, dtype=jnp.float32, rngs=rngs)
+    self.fc = network.linear(2, 3, rngs=rngs)
+
+
+def make_net(key):
+  return Net(nnx.Rngs(key))
+
+
+@pytest.fixture(scope="module")
+def sharding():
+  return parallel.replicated(parallel.make_mesh())
+
+
+@pytest.fixture(scope="module")
+def created(sharding):
+  return build.create_state(
+    make_net, optax.sgd(0.1, momentum=0.9), sharding, init_key(3)
+  )
+
+
+def test_the_state_is_that_of_step_zero(created):
+  _, state = created
+  assert state.step == 0 and state.step.dtype == jnp.int32
+  momentum = jax.tree.leaves(state.opt_state)
+  assert sum(leaf.size for leaf in momentum) == 54 + 4 + 9
+  assert not any(np.asarray(leaf).any() for leaf in momentum)
+
+
+def test_parameters_and_statistics_are_apart(created):
+  _, state = created
+  assert set(state.params) == {"conv", "norm", "fc"}
+  assert set(state.batch_stats) == {"norm"}
+  statistics = state.batch_stats["norm"]
+  assert set(statistics) == {"mean", "var", "num_batches_tracked"}
+  assert build.num_params(state) == 54 + 4 + 9
+  assert statistics["num_batches_tracked"][...].dtype == jnp.int32
+  for leaf in (*jax.tree.leaves(state.params), statistics["mean"][...]):
+    assert leaf.dtype == jnp.float32
+
+
+def test_every_leaf_lies_where_it_was_asked_to(created, sharding):
+  for leaf in jax.tree.leaves(created[1]):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert len(leaf.devices()) == 4
+
+
+def test_the_model_is_a_function_of_the_key(created, sharding):
+  graphdef, state = created
+  merged = nnx.merge(graphdef, state.params, state.batch_stats)
+  fresh = make_net(init_key(3))
+  for ours, theirs in zip(
+    jax.tree.leaves(nnx.state(merged)),
+    jax.tree.leaves(nnx.state(fresh)),
+    strict=True,
+  ):
+    # The same draws, scaled in another order of float32 operations.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+  _, other = build.create_state(make_net, optax.sgd(0.1), sharding, init_key(4))
+  kernel = lambda state: np.asarray(state.params["conv"]["kernel"][...])
+  assert (kernel(other) != kernel(state)).all()
+
+
+def test_a_state_starts_from_a_models_variables_but_for_another_head(sharding):
+  tx = optax.sgd(0.1, momentum=0.9)
+  _, state = build.create_state(make_net, tx, sharding, init_key(3))
+  other = make_net(init_key(4))
+  other.norm.mean[...] = jnp.array([2.0, 3.0])
+  started, anew = build.started_from(state, other)
+  assert anew == [] and started.step == 0
+  given = jax.tree.leaves(nnx.state(other, nnx.Param))
+  for ours, theirs in zip(jax.tree.leaves(started.params), given, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.sharding.is_equivalent_to(sharding, ours.ndim)
+    assert ours is not theirs  # a step may give ours away
+  np.testing.assert_array_equal(
+    started.batch_stats["norm"]["mean"][...], [2, 3]
+  )
+
+  other.fc = network.linear(2, 5, rngs=nnx.Rngs(init_key(5)))
+  started, anew = build.started_from(state, other)
+  assert anew == ["fc.bias", "fc.kernel"]
+  for name in ("bias", "kernel"):
+    np.testing.assert_array_equal(
+      started.params["fc"][name][...], state.params["fc"][name][...]
+    )
+  np.testing.assert_array_equal(
+    started.params["conv"]["kernel"][...], other.conv.kernel[...]
+  )

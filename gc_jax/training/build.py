@@ -1,0 +1,224 @@
+"""What a config asks for, made: model, optimizer, schedules, state, update.
+
+Everything is derived here, when it is used: an override of, say, the batch size
+then reaches the learning rate too.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from gc_jax import models
+from gc_jax.training import guidance
+from gc_jax.training.step import Objective, TrainState, make_train_step
+
+SCHEDULES = ("step", "cosine")
+
+
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
+  """Returns the dtype of activations; "auto" is bfloat16 except on CPU."""
+  if name == "auto":
+    name = "float32" if platform == "cpu" else "bfloat16"
+  return jnp.dtype(name)
+
+
+def model_maker(
+  config: ConfigDict, num_classes: int, platform: str
+) -> Callable[[PRNGKeyArray], nnx.Module]:
+  """Returns the function from a key to the config's model, initialised.
+
+  Args:
+    config: resolved.
+    num_classes: K.
+    platform: "cpu", "gpu" or "tpu", which the model will run on.
+  """
+  dtype = compute_dtype(config.compute_dtype, platform)
+  return lambda key: models.create(
+    config.model.name, num_classes, dtype=dtype, key=key
+  )
+
+
+def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+  """Returns the learning rate after a number of completed updates.
+
+  A linear warm-up from 0, then "step" (multiplied by `step_factor` at each of
+  `step_epochs`) or "cosine" (to 0 at the last step).
+  """
+  c = config.optim
+  peak = c.lr_per_256 * config.batch_size / 256
+  warmup_steps = round(c.warmup_epochs * steps_per_epoch)
+  if c.schedule == "cosine":
+    total_steps = round(config.num_epochs * steps_per_epoch)
+    main = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup_steps))
+  else:
+    # Counted from the end of the warm-up, as `join_schedules` counts.
+    boundaries = {
+      round(epoch * steps_per_epoch) - warmup_steps: c.step_factor
+      for epoch in c.step_epochs
+    }
+    main = optax.piecewise_constant_schedule(peak, boundaries)
+  if not warmup_steps:
+    return main
+  # The first update already moves: from peak / n, not from 0.
+  warmup = optax.linear_schedule(
+    peak / warmup_steps, peak * (1 + 1 / warmup_steps), warmup_steps
+  )
+  return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def ramped(
+  weight: float, ramp_epochs: float, steps_per_epoch: int
+) -> optax.Schedule:
+  """Returns the weight of a term after a number of completed updates.
+
+  It rises linearly from 0 over `ramp_epochs`. Early maps, under global max
+  pooling above all, are nearly empty: dividing them by their sum makes the
+  gradient explode.
+  """
+  ramp_steps = round(ramp_epochs * steps_per_epoch)
+  if not ramp_steps:
+    return lambda step: jnp.asarray(weight, jnp.float32)
+  return optax.linear_schedule(0.0, weight, ramp_steps)
+
+
+def optimizer(
+  config: ConfigDict, steps_per_epoch: int
+) -> optax.GradientTransformation:
+  """Returns SGD with momentum and weight decay, in torch.optim.SGD's order.
+
+  If `config.optim.clip_norm` > 0, the gradient is clipped by its global norm
+  first. The decay is then added to it, before the momentum, for every
+  parameter, biases and BatchNorm's included (the release).
+  """
+  c = config.optim
+  return optax.chain(
+    optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
+    optax.add_decayed_weights(c.weight_decay),
+    optax.sgd(learning_rate(config, steps_per_epoch), c.momentum),
+  )
+
+
+def objective(
+  config: ConfigDict, num_classes: int, num_devices: int
+) -> Objective:
+  """Returns what the config minimises."""
+  return Objective(
+    num_classes=num_classes,
+    terms={
+      name: term.settings(config, num_devices)
+      for name, term in guidance.chosen(config).items()
+    },
+    classification_weight=config.loss.classification_weight,
+    target_draw=config.loss.target_draw,
+    accumulate_steps=config.accumulate_steps,
+    bn_group=config.model.bn_group,
+    remat=config.model.remat,
+  )
+
+
+def jitted_train_step(
+  config: ConfigDict,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  goal: Objective,
+  steps_per_epoch: int,
+) -> jax.stages.Wrapped:
+  """Returns the update of `make_train_step`, to call or to compile.
+
+  Args:
+    config: resolved.
+    graphdef: structure of the model.
+    tx: the optimizer.
+    goal: from `objective`.
+    steps_per_epoch: updates in an epoch, for the schedules.
+  """
+  weights = {
+    name: ramped(
+      config.loss[term.fields.weight.name],
+      config.loss[term.fields.ramp.name],
+      steps_per_epoch,
+    )
+    for name, term in guidance.chosen(config).items()
+  }
+  step = make_train_step(
+    graphdef, tx, goal, weights, jax.random.key(config.seed)
+  )
+  return jax.jit(step, donate_argnums=0)
+
+
+def create_state(
+  make_model: Callable[[PRNGKeyArray], nnx.Module],
+  tx: optax.GradientTransformation,
+  sharding: jax.sharding.Sharding,
+  key: PRNGKeyArray,
+) -> tuple[nnx.GraphDef, TrainState]:
+  """Returns the model's structure and the state of step 0.
+
+  The state is made in place on the devices of `sharding`: no host ever holds
+  a second copy.
+
+  Args:
+    make_model: builds the model, initialised from a key.
+    tx: the optimizer.
+    sharding: of every leaf.
+    key: from `models.init_key`.
+  """
+  graphdef, _, _ = nnx.split(nnx.eval_shape(make_model, key), nnx.Param, ...)
+
+  def init(key):
+    _, params, batch_stats = nnx.split(make_model(key), nnx.Param, ...)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=tx.init(params),
+    )
+
+  return graphdef, jax.jit(init, out_shardings=sharding)(key)
+
+
+def started_from(
+  state: TrainState, model: nnx.Module, with_head: bool = True
+) -> tuple[TrainState, list[str]]:
+  """Returns the state with a model's variables, where shapes agree.
+
+  Args:
+    state: of step 0.
+    model: the same architecture; its head may be of another size.
+    with_head: whether to take the variables of the last layer, too.
+
+  Returns:
+    The state, and the names of the variables that stayed as initialised.
+  """
+  given = dict(nnx.to_flat_state(nnx.state(model)))
+  head = "" if with_head else f"{'.'.join(model.last_layer)}."
+  kept = []
+
+  def start(variables: nnx.State) -> nnx.State:
+    flat = []
+    for path, own in nnx.to_flat_state(variables):
+      value = own[...]
+      name = ".".join(map(str, path))
+      taken = with_head or not name.startswith(head)
+      if taken and given[path].shape == value.shape:
+        # A copy: the step gives its buffers away.
+        value = jax.device_put(jnp.copy(given[path][...]), value.sharding)
+      else:
+        kept.append(name)
+      flat.append((path, own.replace(value)))
+    return nnx.from_flat_state(flat)
+
+  state = state.replace(
+    params=start(state.params), batch_stats=start(state.batch_stats)
+  )
+  return state, kept
+
+
+def num_params(state: TrainState) -> int:
+  """Returns the number of trainable scalars."""
+  return sum(leaf.size for leaf in jax.tree.leaves(state.params))
