@@ -24,7 +24,6 @@ from ml_collections import config_flags
 from gc_jax import cli
 from gc_jax.attribution import METHODS
 from gc_jax.evaluation import run
-from gc_jax.evaluation.config import PROTOCOLS
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files, signals
 
@@ -49,7 +48,7 @@ _METHODS = flags.DEFINE_list(
 _PROTOCOL = flags.DEFINE_enum(
   "protocol",
   None,
-  PROTOCOLS,
+  run.PROTOCOLS,
   "paper: squares; release: whole pictures. Default: the configuration's.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")

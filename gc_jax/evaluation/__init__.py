@@ -1,7 +1,7 @@
-"""Evaluation: of a model on a split, few questions or all.
+"""Evaluation of a model on a split, with few questions or all.
 
-`run` is read top to bottom: plan, measure, look, report. One file a question:
-`classification`, `localisation`, `faithfulness`, `boxes`, `attacks`, `sanity`.
-`programs` are what devices compute of a batch; numbers of all pairs lie in a
-`ledger`, and `summary` makes results of them.
+`run` is read top to bottom: plan, measure, look, report. Each question has a
+file with its maths and its program: `classification`, `localisation`,
+`faithfulness`, `attacks`; `examples` has the pictures and the sanity check. A
+`ledger` holds the numbers of all pairs, and `summary` makes results of them.
 """

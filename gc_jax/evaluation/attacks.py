@@ -2,19 +2,17 @@
 
 Both are untargeted: they raise the loss of the ground-truth label. No pixel
 moves further than epsilon / 255 (the L-infinity ball), and every pixel stays in
-[0, 1]; the model's own normalisation comes after. Gradients reach a pixel only
-where the model looks: its own sign is 0 where the gradient is, and such a pixel
-stays. Under global max pooling those are many, so a flat accuracy under FGSM
-alone may be hidden gradients; hence PGD beside it.
+[0, 1]; the model's own normalisation comes after. A pixel without a gradient
+stays as it is, and under global max pooling those are many: a flat accuracy
+under FGSM alone may be hidden gradients, hence PGD beside it.
 
-FGSM takes one step of the whole epsilon, and one too long can lead past every
-picture that misleads: accuracy then rises with epsilon. `WITHIN` says what
-withstands any step up to epsilon, of those measured, and none: accuracy where
-whoever attacks may choose among them. It cannot rise.
+FGSM takes one step of the whole epsilon, which may lead past every picture that
+misleads: accuracy then rises with epsilon. `WITHIN` is the accuracy against
+whoever may choose among the clean picture and the steps of every measured
+epsilon up to this one. It cannot rise.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +20,92 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from gc_jax.evaluation import classification
+from gc_jax.evaluation.classification import logits_of
+from gc_jax.evaluation.ledger import Measured
 from gc_jax.method import losses
-from gc_jax.method.metrics import EPSILONS
 from gc_jax.method.types import Batch, PairBatch
 
-# Names beside those of the functions: FGSM by any step up to epsilon, and FGSM
-# on the pictures on which PGD is measured.
+# FGSM by any step up to epsilon; FGSM on the pictures that PGD is measured on.
 WITHIN, ON_FEW = "fgsm-within", "fgsm-few"
 
 
-def fgsm(
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def attacked(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  epsilons: tuple[int | float, ...],
+  on_few: bool,
+) -> Measured:
+  """Returns the predictions for attacked pictures, see `attacked_logits`."""
+  model = nnx.merge(graphdef, variables, copy=True)
+  found = attacked_logits(model, batch, epsilons, on_few)
+  columns, totals = {}, {}
+  for (attack, epsilon), logits in found.items():
+    one = classification.measured(logits, batch, attack=attack, epsilon=epsilon)
+    columns |= one.columns
+    totals |= one.totals
+  return Measured(columns, totals, {})
+
+
+def attacked_logits(
   model: nnx.Module,
   batch: Batch | PairBatch,
-  epsilon: ArrayLike,
-  *,
-  gradient: Float[Array, "B H W 3"] | None = None,
+  epsilons: tuple[float | int, ...],
+  on_few: bool = False,
+) -> dict[tuple[str, float | int], Float[Array, "B K"]]:
+  """Returns what the model says of attacked pictures.
+
+  Args:
+    model: in evaluation mode, with `normalize`, `features` and `classify`.
+    batch: with `label` or `labels`.
+    epsilons: in 1/255 of the pixel range, in any order. A loop takes one after
+      the other: each attack is compiled once.
+    on_few: whether these are the few pictures that PGD is measured on.
+
+  Returns:
+    (attack, epsilon) -> logits. Of "fgsm" and `WITHIN`; on few pictures of
+    `ON_FEW` and "pgd".
+  """
+  ascending = sorted(epsilons)
+
+  def predicted(images):
+    return logits_of(model, images).astype(jnp.float32)
+
+  def at_every_epsilon(attack):
+    return jax.lax.map(
+      lambda epsilon: predicted(attack(epsilon)),
+      jnp.array(ascending, jnp.float32),
+    )
+
+  gradient = loss_gradient(model, batch)
+  rows = at_every_epsilon(functools.partial(fgsm, batch["image"], gradient))
+  if on_few:
+    by_pgd = at_every_epsilon(functools.partial(pgd, model, batch))
+    found = {ON_FEW: rows, "pgd": by_pgd}
+  else:
+    clean = predicted(batch["image"])
+    worst = _worst_so_far(jnp.concatenate([clean[None], rows]), batch)
+    found = {"fgsm": rows, WITHIN: worst[1:]}
+  return {
+    (name, epsilon): row
+    for name, logits in found.items()
+    for epsilon, row in zip(ascending, logits, strict=True)
+  }
+
+
+def fgsm(
+  images: Array, gradient: Float[Array, "B H W 3"], epsilon: ArrayLike
 ) -> Float[Array, "B H W 3"]:
   """Returns the pictures one step of the whole epsilon uphill.
 
   adversarial = clip(image + epsilon/255 * sign(d loss / d image), 0, 1)
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    batch: `image` (RGB, uint8 or float in [0, 1]) and `label`, whose loss is
-      the cross-entropy, or `labels`, whose loss is the binary one.
+    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
+    gradient: `loss_gradient` of them, the same for every epsilon.
     epsilon: >= 0, in 1/255 of the pixel range; may be traced.
-    gradient: `loss_gradient` of the batch, which is the same for every epsilon;
-      None = computed here.
 
   Returns:
     Pixels in [0, 1], float32. They are NaN where the gradient is: an example
@@ -58,10 +115,8 @@ def fgsm(
     Table 6.
   Differs: the paper says neither unit nor clipping nor label.
   """
-  images = _fractions(batch["image"])
+  images = _fractions(images)
   radius = jnp.asarray(epsilon, jnp.float32) / 255
-  if gradient is None:
-    gradient = loss_gradient(model, batch)
   return _stepped(images, gradient, radius, images, radius)
 
 
@@ -71,11 +126,11 @@ def loss_gradient(
   """Returns the gradient of each picture's loss by its pixels in [0, 1].
 
   Args:
-    model: as for `fgsm`.
-    batch: as for `fgsm`.
+    model: in evaluation mode, with `normalize`, `features` and `classify`.
+    batch: `image` (RGB, uint8 or float in [0, 1]) and `label`, whose loss is
+      the cross-entropy, or `labels`, whose loss is the binary one.
   """
-  images = _fractions(batch["image"])
-  return _losses_and_gradient(model, images, batch)[1]
+  return _losses_and_gradient(model, _fractions(batch["image"]), batch)[1]
 
 
 def pgd(
@@ -90,12 +145,12 @@ def pgd(
   x_0 = image;  x_n+1 = project(x_n + size_n * sign(d loss / d x_n))
 
   The first size is epsilon, which is FGSM, and all others are 2.5 * epsilon /
-  steps. Of x_0 ... x_steps each example keeps the one with the highest loss:
+  steps. Each example keeps the one of x_0 ... x_steps with the highest loss:
   never a lower one than under FGSM, nor than that of the clean picture.
 
   Args:
-    model: as for `fgsm`.
-    batch: as for `fgsm`.
+    model: as for `loss_gradient`.
+    batch: as for `loss_gradient`.
     epsilon: as for `fgsm`.
     steps: gradients taken, one after the other in a loop: memory is that of
       one.
@@ -123,65 +178,13 @@ def pgd(
   return worst
 
 
-# name -> attack(model, batch, epsilon) -> adversarial images
-FUNCTIONS = {"fgsm": fgsm, "pgd": pgd}
-
-
-def attacked_logits(
-  model: nnx.Module,
-  batch: Batch | PairBatch,
-  epsilons: Sequence[float | int] = EPSILONS,
-  names: Sequence[str] = tuple(FUNCTIONS),
-) -> dict[tuple[str, float | int], Float[Array, "B K"]]:
-  """Returns what the model says of attacked pictures.
-
-  Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    batch: with `label` or `labels`.
-    epsilons: in 1/255 of the pixel range, in any order. One follows the other
-      in a loop: each attack is compiled once.
-    names: keys of `FUNCTIONS`.
-
-  Returns:
-    (attack, epsilon) -> logits. With FGSM also `WITHIN`, which is right where
-    the clean picture is and those under each epsilon up to this one.
-  """
-  ascending = sorted(epsilons)
-  found: dict[tuple[str, float | int], Array] = {}
-
-  def predicted(images):
-    logits = model.classify(model.features(model.normalize(images)))
-    return logits.astype(jnp.float32)
-
-  def add(name, rows):
-    for epsilon, row in zip(ascending, rows, strict=True):
-      found[name, epsilon] = row
-
-  for name in names:
-    attack = functools.partial(FUNCTIONS[name], model, batch)
-    if name == "fgsm":
-      # One gradient is that of every epsilon.
-      gradient = loss_gradient(model, batch)
-      attack = functools.partial(attack, gradient=gradient)
-    rows = jax.lax.map(
-      lambda epsilon, attack=attack: predicted(attack(epsilon)),
-      jnp.array(ascending, jnp.float32),
-    )
-    add(name, rows)
-    if name == "fgsm":
-      clean = predicted(batch["image"])
-      worst = _worst_so_far(jnp.concatenate([clean[None], rows]), batch)
-      add(WITHIN, worst[1:])
-  return found
-
-
 def _worst_so_far(
   logits: Float[Array, "E B K"], batch: Batch | PairBatch
 ) -> Float[Array, "E B K"]:
   """Returns logits that are wrong if any smaller or equal epsilon fooled it.
 
-  Of pictures with one label each class is as far above the label's as it ever
-  was; with several, each label is as far on its wrong side.
+  With one label, each class is as far above the label's as it ever was; with
+  several, each label is as far on its wrong side.
   """
   if "labels" in batch:
     sign = jnp.where(batch["labels"] > 0, 1, -1)[None]
@@ -195,18 +198,15 @@ def _fractions(images: Array) -> Float[Array, "B H W 3"]:
   return images.astype(jnp.float32) / scale
 
 
-def _losses(
-  model: nnx.Module, images: Float[Array, "B H W 3"], batch: Batch
-) -> Float[Array, "B"]:
-  logits = model.classify(model.features(model.normalize(images)))
-  logits = logits.astype(jnp.float32)
+def _losses(model, images, batch) -> Float[Array, "B"]:
+  logits = logits_of(model, images).astype(jnp.float32)
   if "labels" in batch:
     return losses.binary_cross_entropy(logits, batch["labels"])
   return losses.cross_entropy(logits, batch["label"])
 
 
 def _losses_and_gradient(model, images, batch):
-  """Returns the loss of each example, and the gradient of each by its own."""
+  """Returns the loss of each example, and its gradient by its own pixels."""
 
   def total(images):
     values = _losses(model, images, batch)
@@ -225,7 +225,7 @@ def _stepped(x, gradient, size, images, radius):
 
 
 def _higher(values, x, highest, worst):
-  """Returns, of each example, the picture of the higher loss, and the loss."""
+  """Returns each example's picture with the higher loss, and that loss."""
   higher = ~(values <= highest)  # a NaN too
   worst = jnp.where(higher[:, None, None, None], x, worst)
   return worst, jnp.where(higher, values, highest)

@@ -1,32 +1,68 @@
 """Is the class right? Top-1 and top-5, or F1 per class and overall."""
 
+import functools
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
+from gc_jax.evaluation.ledger import Measured, counted
 from gc_jax.method import losses
+from gc_jax.method.metrics import Key
 from gc_jax.method.types import Batch, Metrics, PairBatch
+
+# What F1 is made of, in the order of `_f1`.
+CASES = ("true_positives", "false_positives", "false_negatives")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predictions(graphdef, variables, batch: PairBatch) -> Measured:
+  """Returns whether the class is right, once for each picture."""
+  model = nnx.merge(graphdef, variables, copy=True)
+  return measured(logits_of(model, batch["image"]), batch)
+
+
+def logits_of(model: nnx.Module, images: Array) -> Float[Array, "B K"]:
+  """Returns the scores of every class."""
+  return model.classify(model.features(model.normalize(images)))
+
+
+def measured(
+  logits: Float[Array, "B K"], batch: PairBatch, **attack: Any
+) -> Measured:
+  """Returns what logits say, counted on the first row of each picture.
+
+  Args:
+    logits: of each row.
+    batch: of pictures.
+    **attack: of the keys: what the pictures were under.
+  """
+  counts = batch["mask"] * batch["first"]
+  columns = by_example(logits, batch)
+  totals = sums(logits, dict(batch) | {"mask": counts})
+  return Measured(
+    {Key(k, **attack): counted(counts, v) for k, v in columns.items()},
+    {Key(k, **attack): total for k, total in totals.items()},
+    {},
+  )
 
 
 def sums(logits: Float[Array, "B K"], batch: Batch | PairBatch) -> Metrics:
-  """Returns the sums of one batch; add them up over batches.
+  """Returns the sums over one batch, without its padding.
 
   Args:
     logits: predictions.
-    batch: with `label` or `labels`; padding counts nowhere.
+    batch: with `label` or `labels`.
   """
   mask = batch["mask"]
   if "labels" in batch:
-    present = batch["labels"] > 0
-    predicted = logits > 0  # probability above 1/2
-    count = lambda cases: ((cases * mask[:, None]).sum(0), mask.sum())
-    return {
-      "loss": _total(
-        losses.binary_cross_entropy(logits, batch["labels"]), mask
-      ),
-      "true_positives": count(present & predicted),
-      "false_positives": count(~present & predicted),
-      "false_negatives": count(present & ~predicted),
+    loss = losses.binary_cross_entropy(logits, batch["labels"])
+    return {"loss": _total(loss, mask)} | {
+      name: ((cases * mask[:, None]).sum(0), mask.sum())
+      for name, cases in _cases(logits, batch["labels"]).items()
     }
   label = batch["label"]
   rank = _rank(logits, label)
@@ -42,21 +78,22 @@ def by_example(
 ) -> dict[str, Float[Array, "B"]]:
   """Returns what each picture adds to the headline number.
 
-  Args:
-    logits: predictions.
-    batch: with `label`: whether each picture is right, as `top1`. With
-      `labels`: its `true_positives`, `false_positives` and `false_negatives`.
+  With one label: whether it is right, as `top1`. With several: how many of each
+  of `CASES` it has.
   """
   if "labels" not in batch:
     right = _rank(logits, batch["label"]) < 1
     return {"top1": right.astype(jnp.float32)}
-  present, predicted = batch["labels"] > 0, logits > 0
-  cases = {
-    "true_positives": present & predicted,
-    "false_positives": ~present & predicted,
-    "false_negatives": present & ~predicted,
+  return {
+    name: cases.sum(-1).astype(jnp.float32)
+    for name, cases in _cases(logits, batch["labels"]).items()
   }
-  return {k: v.sum(-1).astype(jnp.float32) for k, v in cases.items()}
+
+
+def _cases(logits, labels) -> dict[str, Bool[Array, "B K"]]:
+  present, predicted = labels > 0, logits > 0  # probability above 1/2
+  cases = present & predicted, ~present & predicted, present & ~predicted
+  return dict(zip(CASES, cases, strict=True))
 
 
 def _rank(
@@ -65,7 +102,7 @@ def _rank(
   """Returns how many classes are better than the label.
 
   Of classes with equal logits the first is better, as for argmax: constant
-  logits are right once. Where there is a NaN, none is right.
+  logits are right once. With a NaN among them, none is right.
   """
   own = jnp.take_along_axis(logits, label[:, None], axis=1)
   classes = jnp.arange(logits.shape[-1])[None]
@@ -84,18 +121,14 @@ def summarize(totals: Metrics) -> dict[str, float]:
   totals = dict(totals)
   loss, weight = totals.pop("loss")
   results = {"loss": float(loss / weight)}
-  if "true_positives" not in totals:
+  if CASES[0] not in totals:
     for name, (value, weight) in totals.items():
       results[name] = float(100 * value / weight)
     return results
-  hits, alarms, misses = (
-    np.asarray(totals[name][0], np.float64)
-    for name in ("true_positives", "false_positives", "false_negatives")
-  )
-  results["f1_per_class"] = float(100 * _f1(hits, alarms, misses).mean())
-  results["f1_overall"] = float(
-    100 * _f1(hits.sum(), alarms.sum(), misses.sum())
-  )
+  counts = [np.asarray(totals[name][0], np.float64) for name in CASES]
+  pooled = [count.sum() for count in counts]
+  results["f1_per_class"] = float(100 * _f1(*counts).mean())
+  results["f1_overall"] = float(100 * _f1(*pooled))
   return results
 
 

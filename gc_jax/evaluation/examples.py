@@ -1,18 +1,27 @@
-"""The pictures a person looks at: which, and with which maps."""
+"""The pictures a person looks at, and how their maps depend on the weights.
+
+The second asks whether maps depend on what the model learned. From the head
+down, one stage after the other is initialised anew; a map that stays as it was
+shows the picture, not the model.
+
+Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float
 
-from gc_jax.data import pairs as pair_rows
-from gc_jax.evaluation import plan, programs
+from gc_jax.attribution import randomization
+from gc_jax.data.pairs import Maker
+from gc_jax.evaluation import localisation, plan
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
+from gc_jax.models import init_key
 from gc_jax.report.artefact import Example
 from gc_jax.runtime import parallel
 
@@ -21,12 +30,10 @@ _FIXED_EXAMPLES = 8
 
 
 def gallery(
-  model: nnx.Module,
   planner: plan.Planner,
   ledger: Ledger,
   chosen: Mapping[str, Sequence[int]],
   methods: tuple[str, ...],
-  mesh: jax.sharding.Mesh,
   *,
   with_composites: bool = False,
   strips: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]] | None = None,
@@ -34,49 +41,41 @@ def gallery(
   """Returns the chosen examples with their maps.
 
   Args:
-    model: in evaluation mode.
-    planner: of the split.
-    ledger: what was measured of its rows.
+    planner: of the model and the split.
+    ledger: what was measured.
     chosen: kind of example -> rows.
     methods: keys of `METHODS`.
-    mesh: a batch is divided along it.
     with_composites: whether each comes with its composite as well.
-    strips: row -> its maps of models randomised.
+    strips: as in `Panel`.
   """
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
-
-  def look(maker):
-    return explained(model, planner.pairs, rows, maker, methods, mesh)
-
-  alone = look(planner.with_objects())
-  composites = (
-    look(planner.composite()) if with_composites else [None] * len(rows)
-  )
-  found = []
-  for (kind, row), one, composite in zip(kinds, alone, composites, strict=True):
-    beside = {}
-    if composite is not None:
-      beside = {
-        "composite": composite.batch["image"],
-        "cell": int(composite.batch["cell"]),
-        "composite_maps": composite.cams,
+  alone = _looks(planner, rows, planner.with_objects, methods)
+  beside: list[dict] = [{} for _ in rows]
+  if with_composites:
+    beside = [
+      {
+        "composite": look.batch["image"],
+        "cell": int(look.batch["cell"]),
+        "composite_maps": look.cams,
       }
-    found.append(
-      Example(
-        index=int(planner.pairs.index[row]),
-        kind=kind,
-        image=one.batch["image"],
-        object_mask=one.batch["object_mask"],
-        target=int(planner.pairs.target[row]),
-        predicted=one.predicted,
-        maps=one.cams,
-        randomized=(strips or {}).get(row, {}),
-        scores=_scores(ledger, row, methods),
-        **beside,
-      )
+      for look in _looks(planner, rows, planner.composite, methods)
+    ]
+  return [
+    Example(
+      index=int(planner.pairs.index[row]),
+      kind=kind,
+      image=look.batch["image"],
+      object_mask=look.batch["object_mask"],
+      target=int(planner.pairs.target[row]),
+      predicted=look.predicted,
+      maps=look.cams,
+      randomized=(strips or {}).get(row, {}),
+      scores=_scores(ledger, row, methods),
+      **more,
     )
-  return found
+    for (kind, row), look, more in zip(kinds, alone, beside, strict=True)
+  ]
 
 
 def _scores(ledger, row, methods) -> dict[str, dict[str, float]]:
@@ -92,66 +91,41 @@ def _scores(ledger, row, methods) -> dict[str, dict[str, float]]:
   }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Explained:
-  """A pair, with its maps.
-
-  Attributes:
-    batch: its entries of the `PairBatch`.
-    predicted: the class with the highest score.
-    cams: method -> map, a distribution.
-  """
+class _Look(NamedTuple):
+  """A pair's entries of the batch, its predicted class, its normalised maps."""
 
   batch: dict[str, np.ndarray | np.generic]
   predicted: int
   cams: dict[str, np.ndarray]
 
 
-def explained(
-  model: nnx.Module,
-  pairs: pair_rows.Pairs,
+def _looks(
+  planner: plan.Planner,
   rows: Sequence[int],
-  maker: pair_rows.Maker,
+  maker: Maker,
   methods: tuple[str, ...],
-  mesh: jax.sharding.Mesh,
-) -> list[Explained]:
-  """Returns some pairs with their maps.
-
-  Args:
-    model: in evaluation mode.
-    pairs: of the split.
-    rows: which of them, in this order.
-    maker: makes them, without annotations.
-    methods: keys of `ALL_METHODS`.
-    mesh: a batch is divided along it.
-  """
-  process_index, process_count = parallel.process()
-  graph = nnx.split(model)
+  model: nnx.Module | None = None,
+) -> list[_Look]:
+  """Returns pairs with their maps; model: another than the planner's."""
+  graph = planner.graph if model is None else nnx.split(model)
+  size = parallel.divisible(plan.MAPS_AT_ONCE, planner.mesh)
   found = []
-  for share in pair_rows.batches(
-    pairs,
-    rows,
-    maker,
-    parallel.divisible(plan.MAPS_AT_ONCE, mesh),
-    process_index=process_index,
-    process_count=process_count,
-  ):
-    batch = parallel.to_devices(share.batch, mesh)
-    logits, cams = programs.maps(*graph, batch, methods)
+  for share in plan.shares(planner.pairs, rows, maker, size):
+    batch = parallel.to_devices(share.batch, planner.mesh)
+    logits, cams = localisation.maps(*graph, batch, methods)
     cams = {k: metrics.as_distribution(cam) for k, cam in cams.items()}
     batch, logits, cams = parallel.fetch((batch, logits, cams))
+    batch.pop("annotations", None)
     for i in np.flatnonzero(batch["row"] >= 0):
       row = lambda tree, i=i: {k: v[i] for k, v in tree.items()}
-      batch.pop("annotations", None)
-      found.append(Explained(row(batch), int(logits[i].argmax()), row(cams)))
+      found.append(_Look(row(batch), int(logits[i].argmax()), row(cams)))
   return found
 
 
 def spread(planner: plan.Planner, count: int) -> list[int]:
   """Returns rows of different pictures, evenly spread over the split."""
   rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
-  count = min(count, len(rows))
-  return rows[np.linspace(0, len(rows) - 1, count).astype(int)].tolist()
+  return plan.evenly(rows, count).tolist()
 
 
 def telling(
@@ -170,9 +144,8 @@ def chosen_rows(
 
   Args:
     candidates: which may be shown.
-    content: content heatmap; NaN where nothing is annotated. Without
-      annotation a row is neither good nor bad: where none has any, all are
-      shown.
+    content: content heatmap; NaN where nothing is annotated: such a row is
+      neither good nor bad. If none is annotated, all are shown.
 
   Returns:
     `best`, `typical` and `worst` by content heatmap, and `fixed`: rows spread
@@ -183,11 +156,62 @@ def chosen_rows(
   order = rows[np.argsort(content[rows], kind="stable")]
   n = min(_EXAMPLES_PER_KIND, len(order))
   middle = (len(order) - n) // 2
-  fixed = np.linspace(0, len(order) - 1, min(_FIXED_EXAMPLES, len(order)))
   groups = {
     "best": order[::-1][:n],
     "typical": order[middle : middle + n],
     "worst": order[:n],
-    "fixed": rows[fixed.astype(int)],
+    "fixed": plan.evenly(rows, _FIXED_EXAMPLES),
   }
-  return {kind: [int(i) for i in group] for kind, group in groups.items()}
+  return {kind: group.tolist() for kind, group in groups.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Panel:
+  """How maps change as weights are randomised; empty if it was left out.
+
+  Attributes:
+    stages: from the head down; each randomised with all before it.
+    correlations: method -> mean over pictures of the rank correlation of the
+      map after each stage with the trained model's. Near 1: it did not change.
+    strips: row of some pictures -> method -> stage -> map.
+  """
+
+  stages: list[str] = dataclasses.field(default_factory=list)
+  correlations: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+  strips: dict[int, dict[str, dict[str, np.ndarray]]] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+def sanity(
+  planner: plan.Planner, methods: tuple[str, ...], num_rows: int
+) -> Panel:
+  """Returns how maps change as weights are randomised.
+
+  Args:
+    planner: of the trained model and a split.
+    methods: keys of `METHODS`.
+    num_rows: pairs, spread over the split.
+  """
+  rows = spread(planner, num_rows)
+
+  def maps(model=None):
+    looks = _looks(planner, rows, planner.with_objects, methods, model)
+    return {m: np.stack([look.cams[m] for look in looks]) for m in methods}
+
+  before = maps()
+  stages = list(randomization.stages(planner.model))
+  correlations: dict[str, list[float]] = {name: [] for name in methods}
+  # The first and the last are the same for any number of rows.
+  strips: dict[int, dict] = {
+    rows[place]: {name: {} for name in methods} for place in (0, -1)
+  }
+  for stage in stages:
+    anew = randomization.randomized(planner.model, stage, init_key(0))
+    after = maps(parallel.on_all_devices(anew, planner.mesh))
+    for name in methods:
+      found = randomization.rank_correlation(before[name], after[name])
+      correlations[name].append(float(np.mean(found)))
+      for place in (0, -1):
+        strips[rows[place]][name][stage] = after[name][place]
+  return Panel(stages, correlations, strips)

@@ -1,12 +1,14 @@
 """Does the model itself use what the map points at? Insertion and deletion.
 
-Pixels are taken in the order of the map, brightest first. Deletion covers them
+Pixels change in the order of the map, brightest first. Deletion covers them
 with grey, and the score should fall soon; insertion uncovers them over a
-blurred picture, and the score should rise soon. What is reported is the area
-under the curve of the score.
+blurred picture, and the score should rise soon. Reported is the area under the
+curve of the score.
 
 Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,58 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gc_jax.evaluation.classification import logits_of
+from gc_jax.evaluation.ledger import Measured, counted
 from gc_jax.method import metrics
+from gc_jax.method.metrics import Key
+from gc_jax.method.types import PairBatch
 from gc_jax.models.network import RGB_MEAN
 
-# RISE's blur of pictures of 224 pixels: a kernel of 11, a sigma of 5. Of larger
-# ones it grows with them; of smaller ones it stays, or would hide nothing.
+# RISE's blur of pictures of 224 pixels: a kernel of 11, a sigma of 5. It grows
+# with larger pictures; for smaller ones it stays, or would hide nothing.
 _SIGMA_PX, _RADIUS_PX = 5.0, 5
 _SIDE_PX = 224
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def faithful(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  cams: dict[str, Float[Array, "B _ _"]],
+  num_steps: int,
+) -> Measured:
+  """Returns insertion and deletion of each method, and its maps.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: of pictures.
+    cams: method -> raw map of each row.
+    num_steps: see `curves`.
+  """
+  model = nnx.merge(graphdef, variables, copy=True)
+  images = batch["image"]
+  # All methods in one loop: maps of the picture's size, as so many targets.
+  cams_px = [enlarged(cam, *images.shape[1:3]) for cam in cams.values()]
+  targets = jnp.broadcast_to(batch["target"][:, None], (len(images), len(cams)))
+  fractions, *both = curves(
+    model,
+    images,
+    targets,
+    jnp.stack(cams_px, 1),
+    num_steps=num_steps,
+    multi_label="labels" in batch,
+  )
+  counts = batch["mask"] * batch["target_mask"]
+  columns, totals = {}, {}
+  for kind, scores in zip(("insertion", "deletion"), both, strict=True):
+    areas = area_under(fractions, scores)
+    sums = jnp.where(counts[:, None, None] > 0, scores, 0).sum(0)
+    for i, name in enumerate(cams):
+      columns[Key(f"{kind}_auc", name)] = counted(counts, areas[:, i])
+      totals[Key(kind, name)] = (sums[i], counts.sum())
+  return Measured(columns, totals, cams)
 
 
 def curves(
@@ -45,10 +92,9 @@ def curves(
     cams: their raw maps.
     multi_label: whether the score is the sigmoid of the target's logit, not
       its softmax.
-    num_steps: S; each changes as many pixels as the others, up to rounding.
-      There are (S - 1) * 2 P + 3 forward passes of B pictures, one after the
-      other: memory is that of one, and of P numbers a pixel. RISE changes 224
-      pixels a step.
+    num_steps: S, equal up to rounding. There are (S - 1) * 2 P + 3 forward
+      passes of B pictures, one after the other: memory is that of one, and of
+      P numbers a pixel. RISE changes 224 pixels a step.
 
   Returns:
     The fractions of changed pixels, from 0 to 1, then the scores under
@@ -78,8 +124,7 @@ def curves(
     stage, number, count = picture
     is_changed = ranks[number] < count
     pixels = jnp.where(is_changed, stages[stage + 1], stages[stage])
-    logits = model.classify(model.features(model.normalize(pixels)))
-    logits = logits.astype(jnp.float32)
+    logits = logits_of(model, pixels).astype(jnp.float32)
     scores = nnx.sigmoid(logits) if multi_label else nnx.softmax(logits)
     return jnp.take_along_axis(scores, targets, axis=1)
 
@@ -114,7 +159,7 @@ def enlarged(
 def _pictures(
   num_maps: int, counts: Int[np.ndarray, "S1"]
 ) -> tuple[Int[np.ndarray, "N 3"], Int[np.ndarray, "2 P S1"]]:
-  """Returns the pictures to score, and where among them the curves' points are.
+  """Returns the pictures to score, and the place of each curve's points.
 
   Where no pixel has changed, and where all have, the maps show the same
   picture: it is scored once.

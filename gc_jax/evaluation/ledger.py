@@ -1,16 +1,17 @@
 """What an evaluation has measured so far, in memory and on disk.
 
-One number a row and name, and sums; both small, whatever the pictures. Saved
-now and then, an interrupted evaluation goes on from it.
+One number for each row and name, and sums; both are small, whatever the
+pictures. Saved now and then, so that an interrupted evaluation goes on.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import Array
@@ -19,18 +20,37 @@ from gc_jax.runtime import files
 _FORMAT = 2  # of the file
 
 
+class Measured(NamedTuple):
+  """The numbers of one batch.
+
+  Attributes:
+    columns: one number a row; NaN where the row does not count.
+    totals: (sum, weight) over the rows that count.
+    cams: method -> raw map of each row; empty unless asked for.
+  """
+
+  columns: dict[Key, Float[Array, "B"]]
+  totals: dict[Key, tuple[Array | np.number, Array | np.number]]
+  cams: dict[str, Float[Array, "B _ _"]]
+
+
+def counted(counts: Array, values: Array) -> Array:
+  """Returns the numbers of rows that count, NaN for the others."""
+  return jnp.where(counts > 0, values, jnp.nan)
+
+
 @dataclasses.dataclass(eq=False)
 class Ledger:
   """Numbers of N rows, and sums over them.
 
   Attributes:
     num_rows: N.
-    identity: what is being measured; a file is of one identity.
+    identity: what is being measured; a file belongs to one identity.
     columns: `[N]` each, NaN where nothing was measured or nothing counts.
     totals: (sum, weight), in float64: a sum over 50,000 examples outgrows
       float32.
-    done: pass -> rows of it that are in here, the first ones.
-    secs: time taken, of all sittings.
+    done: pass -> how many of its rows, from the first on, are in here.
+    secs: time taken, over all sittings.
   """
 
   num_rows: int
@@ -51,13 +71,13 @@ class Ledger:
     columns: dict[Key, np.ndarray],
     totals: dict[Key, tuple],
   ) -> None:
-    """Takes the numbers of the next batch of a pass.
+    """Adds the numbers of the next batch of a pass.
 
     Args:
       name: of the pass.
-      rows: which rows they are of; -1 for padding.
-      columns: numbers of these rows.
-      totals: (sum, weight) of the batch.
+      rows: the row of each number in a column; -1 for padding.
+      columns: as in `Measured`, on the host.
+      totals: as in `Measured`, on the host.
     """
     real = rows >= 0
     for key, values in columns.items():
@@ -91,16 +111,11 @@ class Ledger:
 
 
 def load(path: Path, num_rows: int, identity: dict[str, Any]) -> Ledger:
-  """Returns what was saved; an empty one where there is no file.
-
-  Args:
-    path: as for `save`.
-    num_rows: N.
-    identity: what is to be measured, JSON's values.
+  """Returns what was saved; an empty ledger if there is no file.
 
   Raises:
-    ValueError: the file is of another evaluation, and says in what it differs;
-      or of another version.
+    ValueError: the file belongs to another evaluation (says what differs), or
+      another version wrote it.
   """
   ledger = Ledger(num_rows, identity)
   if not path.is_file():
@@ -110,24 +125,20 @@ def load(path: Path, num_rows: int, identity: dict[str, Any]) -> Ledger:
     if about.get("format") != _FORMAT:
       raise ValueError(
         f"{path} must be an unfinished evaluation by this version of gc_jax; "
-        "it is by another. Use another --out, or remove that file to start "
-        "anew."
+        "another version wrote it. Use another --out, or remove that file to "
+        "start anew."
       )
     theirs = about["identity"]
-    differing = sorted(
-      key
-      for key in theirs.keys() | identity.keys()
+    if differing := [
+      f"{key}: {theirs.get(key)!r} there, {identity.get(key)!r} now"
+      for key in sorted(theirs.keys() | identity.keys())
       if theirs.get(key) != identity.get(key)
-    )
-    if differing:
+    ]:
       raise ValueError(
         f"{path.parent} holds an unfinished evaluation of something else, and "
-        "nothing of it was touched. Use another --out, or the same command to "
-        "go on with that one. What differs:\n  "
-        + "\n  ".join(
-          f"{key}: {theirs.get(key)!r} there, {identity.get(key)!r} now"
-          for key in differing
-        )
+        "nothing in it was touched. Use another --out, or give the command "
+        "that began it to go on with it. What differs:\n  "
+        + "\n  ".join(differing)
       )
     for i, key in enumerate(about["columns"]):
       ledger.columns[Key(*key)] = arrays[f"column/{i}"]

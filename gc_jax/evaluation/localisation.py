@@ -1,61 +1,271 @@
-"""Does the map point at the object? PG, SPG, CH on annotations, NQH beside."""
+"""Does the map point at the object? PG, SPG, CH, NQH, and MaxBoxAcc.
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+The first four are measured on devices, of whole batches. MaxBoxAcc asks whether
+a box around the map fits one of the object's; that is measured on the host, in
+numpy: connected components are no work for an accelerator. Boxes are
+`ymin xmin ymax xmax` in pixels, half-open.
+"""
 
+import collections
+import functools
+from collections.abc import Mapping, Sequence
+
+import cv2
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from gc_jax.attribution import CONTROLS, METHODS
 from gc_jax.data import annotation
-from gc_jax.method import metrics
-from gc_jax.method.metrics import GridAnnotation, Key
+from gc_jax.evaluation import classification
+from gc_jax.evaluation.classification import logits_of
+from gc_jax.evaluation.ledger import Measured, counted
+from gc_jax.method.metrics import METRICS, GridAnnotation, Key
 from gc_jax.method.types import PairBatch
 
+# A view: what is added to either is in it.
+ALL_METHODS = collections.ChainMap(METHODS, CONTROLS)
 DIFFICULT = Key("difficult")  # a column: whether pointing games pass it over
+# Fractions of the map's maximum at which a box is drawn: 0, 0.01, ..., 0.99.
+THRESHOLDS = np.linspace(0, 1, 101)[:-1]
+IOUS = (0.3, 0.5, 0.7)
+BOXES = "max_box_acc"  # of a ledger's sums: how often each box was right
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def localization(
+  graphdef,
+  variables,
+  batch: PairBatch,
+  methods: tuple[str, ...],
+  predicts: bool,
+) -> Measured:
+  """Returns every metric of maps and annotations, for each method.
+
+  Args:
+    graphdef: structure of the model, in evaluation mode.
+    variables: of the model.
+    batch: with annotations on the grids of the maps.
+    methods: keys of `ALL_METHODS`.
+    predicts: whether predictions are measured as well.
+  """
+  model = nnx.merge(graphdef, variables, copy=True)
+  columns = on_objects(_maps(model, batch, methods), batch)
+  if not predicts:
+    return Measured(columns, {}, {})
+  logits = logits_of(model, batch["image"])
+  measured = classification.measured(logits, batch)
+  return measured._replace(columns=measured.columns | columns)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def negative_quadrants(
+  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+) -> Measured:
+  """Returns every metric of maps of composites, for each method."""
+  model = nnx.merge(graphdef, variables, copy=True)
+  return Measured(on_composites(_maps(model, batch, methods), batch), {}, {})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def maps(
+  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B h w"]]]:
+  """Returns the logits, and each method's raw maps."""
+  model = nnx.merge(graphdef, variables, copy=True)
+  cams = _maps(model, batch, methods)
+  return logits_of(model, batch["image"]), cams
+
+
+def _maps(model, batch, methods) -> dict[str, Array]:
+  """Returns each method's raw maps of the targets, `[B h w]`.
+
+  Each method asks for the features anew; the compiler shares them.
+  """
+  targets = batch["target"][:, None]
+  return {
+    name: ALL_METHODS[name](model, batch["image"], targets)[:, 0]
+    for name in methods
+  }
 
 
 def on_objects(
   cams: dict[str, Float[Array, "B h w"]], batch: PairBatch
 ) -> dict[Key, Float[Array, "B"]]:
-  """Returns every metric of maps and annotations, and `DIFFICULT`.
-
-  Args:
-    cams: method -> raw map of each row.
-    batch: with annotations on the grids of the maps.
-  """
+  """Returns every metric of maps and annotations, and `DIFFICULT`."""
   counts = batch["mask"] * batch["target_mask"] * batch["annotated"]
-  columns = {DIFFICULT: where(counts, batch["difficult"])}
+  columns = {DIFFICULT: counted(counts, batch["difficult"])}
   for name, cam in cams.items():
     annotated = GridAnnotation(
       *batch["annotations"][annotation.name(cam.shape[1:])]
     )
-    for metric, measure in _measured("objects").items():
-      columns[Key(metric, name)] = where(counts, measure(cam, annotated))
+    columns |= _columns("objects", name, cam, annotated, counts)
   return columns
 
 
 def on_composites(
   cams: dict[str, Float[Array, "B h w"]], batch: PairBatch
 ) -> dict[Key, Float[Array, "B"]]:
-  """Returns every metric of maps of composites.
-
-  Args:
-    cams: method -> raw map of each row.
-    batch: of composites.
-  """
+  """Returns every metric of maps of composites."""
   counts = batch["mask"] * batch["target_mask"]
+  columns = {}
+  for name, cam in cams.items():
+    columns |= _columns("composite", name, cam, batch["cell"], counts)
+  return columns
+
+
+def _columns(needs, method, cam, at, counts) -> dict[Key, Array]:
   return {
-    Key(metric, name): where(counts, measure(cam, batch["cell"]))
-    for name, cam in cams.items()
-    for metric, measure in _measured("composite").items()
-  }
-
-
-def where(counts: Array, values: Array) -> Array:
-  """Returns the numbers of rows that count, NaN for the others."""
-  return jnp.where(counts > 0, values, jnp.nan)
-
-
-def _measured(needs: str):
-  return {
-    name: metric.measure
-    for name, metric in metrics.METRICS.items()
+    Key(name, method): counted(counts, metric.measure(cam, at))
+    for name, metric in METRICS.items()
     if metric.needs == needs and metric.measure is not None
   }
+
+
+def boxes_correct(
+  size: int,
+  cams: Mapping[str, Float[np.ndarray, "B _ _"]],
+  boxes: Sequence[Int[np.ndarray, "_ 4"] | None],
+) -> dict[Key, tuple[np.ndarray, np.float64]]:
+  """Returns how often the box around a map is right, at each threshold.
+
+  Args:
+    size: side of the pictures.
+    cams: method -> raw map of each row.
+    boxes: the object's boxes of each row; a row without any does not count.
+
+  Returns:
+    `BOXES` of each method: `[I T]` sums over the rows that count, and how many
+    they are.
+  """
+  totals = {}
+  for name, maps_of_method in cams.items():
+    correct = [
+      box_correct(cv2.resize(cam, (size, size)), own)
+      for cam, own in zip(maps_of_method, boxes, strict=True)
+      if own is not None and len(own)
+    ]
+    none = np.zeros((len(IOUS), len(THRESHOLDS)))
+    found = np.sum(correct, 0) + none, np.float64(len(correct))
+    totals[Key(BOXES, name)] = found
+  return totals
+
+
+def box_correct(
+  cam_px: Float[np.ndarray, "H W"], boxes: Real[np.ndarray, "N 4"]
+) -> Bool[np.ndarray, "I T"]:
+  """Returns whether the map's box fits one of the object's, to each of `IOUS`.
+
+  Args:
+    cam_px: a map >= 0, enlarged to pixels.
+    boxes: all boxes of the class in the picture, at least one.
+  """
+  best = box_iou(boxes_of_map(cam_px), boxes).max(1)
+  return best[None] >= np.asarray(IOUS)[:, None]
+
+
+def box_iou(
+  a: Real[np.ndarray, "N 4"], b: Real[np.ndarray, "M 4"]
+) -> Float[np.ndarray, "N M"]:
+  """Returns intersection over union of every two boxes, float64.
+
+  A box without area (ymax <= ymin or xmax <= xmin) overlaps nothing, not even
+  itself: 0.
+  """
+  a, b = a.astype(np.float64), b.astype(np.float64)
+  low = np.maximum(a[:, None, :2], b[None, :, :2])
+  high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+  common = np.maximum(high - low, 0).prod(-1)
+  union = _area(a)[:, None] + _area(b)[None] - common
+  return common / np.where(union > 0, union, 1)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+  return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)
+
+
+def boxes_of_map(cam_px: Float[np.ndarray, "H W"]) -> Int[np.ndarray, "T 4"]:
+  """Returns the box around the largest bright region at each of `THRESHOLDS`.
+
+  The region is the 8-connected component with most pixels of
+
+    cam_px >= threshold * max(cam_px)
+
+  and of equally large ones the one whose box starts highest, then furthest
+  left. A constant map, and one that is empty (no mass, or not finite,
+  `metrics.is_empty`) and so counts as constant, have the whole picture.
+
+  Args:
+    cam_px: a map >= 0, enlarged to pixels (`metrics.upsample`).
+
+  Source: Choe et al. 2020, arXiv:2001.07437.
+  Differs: their maps are scaled so that the minimum is 0 too; after a ReLU most
+    are so, and for others give `cam_px - cam_px.min()`. Their code compares 8
+    bits of the map, strictly, and ranks components by their contour's area.
+  """
+  # A map of float32 is compared exactly as the equation says.
+  cam_px = cam_px.astype(np.float64)
+  if not (np.isfinite(cam_px).all() and cam_px.sum() > 0):
+    cam_px = np.ones_like(cam_px)
+  row_max, column_max = cam_px.max(1), cam_px.max(0)
+  boxes = np.zeros((len(THRESHOLDS), 4), np.int32)
+  # A region holds those of higher thresholds: two of one size are the same.
+  known: dict[int, np.ndarray] = {}
+  for i, level in enumerate(THRESHOLDS * cam_px.max()):
+    rows = np.flatnonzero(row_max >= level)
+    columns = np.flatnonzero(column_max >= level)
+    top, left = rows[0], columns[0]
+    region = cam_px[top : rows[-1] + 1, left : columns[-1] + 1] >= level
+    count = np.count_nonzero(region)
+    if count not in known:
+      known[count] = _largest_component(region) + np.tile((top, left), 2)
+    boxes[i] = known[count]
+  return boxes
+
+
+def _largest_component(region: Bool[np.ndarray, "h w"]) -> np.ndarray:
+  """Returns the box of the largest component; a region touches all borders."""
+  num_labels, labels = cv2.connectedComponents(
+    region.view(np.uint8), connectivity=8
+  )
+  if num_labels == 2:  # the background, and one component
+    return np.array([0, 0, *region.shape])
+  # Twice as fast as OpenCV's own statistics, which sum up centroids as well.
+  areas = np.bincount(labels.ravel())[1:]
+  boxes = []
+  for label in 1 + np.flatnonzero(areas == areas.max()):
+    component = (labels == label).view(np.uint8)
+    xmin, ymin, width, height = cv2.boundingRect(component)
+    boxes.append((ymin, xmin, ymin + height, xmin + width))
+  return np.array(min(boxes))
+
+
+def max_box_acc(
+  correct: Real[np.ndarray, "I T"], num_pairs: int | float
+) -> dict[str, float]:
+  """Returns percent of pairs with a good box, at the best threshold of all.
+
+  max_box_acc_50 = max over thresholds of the mean over pairs, at IoU 0.5;
+  max_box_acc_v2 is the mean of such numbers, each at its own threshold.
+
+  Args:
+    correct: sum of `box_correct` over the (image, class) pairs of the split.
+    num_pairs: how many they are.
+
+  Returns:
+    A number for each of `IOUS`, and their mean; nothing without a pair.
+
+  Source: Choe et al. 2020, arXiv:2001.07437 (MaxBoxAcc, at 0.5); the mean over
+    0.3, 0.5 and 0.7 is of their MaxBoxAccV2, arXiv:2007.04178.
+  Differs: MaxBoxAccV2 also tries the boxes of all components; here there is
+    one, the largest's.
+  """
+  if not num_pairs:
+    return {}
+  best = 100 * np.asarray(correct, np.float64).max(-1) / num_pairs
+  found = {
+    f"max_box_acc_{round(100 * iou)}": float(value)
+    for iou, value in zip(IOUS, best, strict=True)
+  }
+  return found | {"max_box_acc_v2": float(best.mean())}

@@ -1,7 +1,7 @@
 """An evaluation as passes over pairs: which rows, made how, measured how.
 
-Planned before anything is compiled, so that how many programs and batches
-there are is known at the start; then run one after the other into a `Ledger`.
+Planned before anything is compiled, so that the number of programs and batches
+is known at the start; then run one after the other into a `Ledger`.
 """
 
 import contextlib
@@ -11,22 +11,24 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from gc_jax import attribution
 from gc_jax.attribution import CONTROLS
 from gc_jax.data import pairs as pair_rows
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.distractors import ClassIndex
-from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Square
+from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Share, Square
 from gc_jax.data.reading import Reader
-from gc_jax.evaluation import boxes, programs
-from gc_jax.evaluation.ledger import Ledger
-from gc_jax.evaluation.programs import Measured
+from gc_jax.evaluation import localisation
+from gc_jax.evaluation.attacks import attacked
+from gc_jax.evaluation.classification import predictions
+from gc_jax.evaluation.faithfulness import faithful
+from gc_jax.evaluation.ledger import Ledger, Measured
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import PairBatch
 from gc_jax.runtime import parallel
@@ -36,7 +38,7 @@ from gc_jax.runtime import parallel
 MAPS_AT_ONCE = 8
 _PIXELS_224 = 224  # side at which tolerances are given
 
-# Of a program of `programs` and its arguments: calls it, or compiles it alone.
+# Calls a program with its arguments, or only compiles it.
 Call = Callable[..., Any]
 
 
@@ -51,7 +53,7 @@ class Pass:
     batch_size: rows of all processes.
     step: measures a batch, by programs that it hands to a `Call` one after the
       other.
-    on_host: what the host makes of a batch's maps and boxes, or None.
+    on_host: `(maps, boxes) -> totals` of a batch, or None.
   """
 
   name: str
@@ -71,16 +73,19 @@ class Planner:
   """Makes the passes of one model over one split.
 
   Attributes:
+    model: as given, as are dataset, config and mesh.
     graph: (structure, variables) of the model.
     pairs: the rows of the split.
-    square: what makes plain pictures.
+    square: makes plain pictures.
+    with_objects: makes the same, with their objects.
+    composite: makes composites.
 
   Args:
     model: in evaluation mode, on every device of the mesh.
     dataset: the split.
     config: of the evaluation, resolved.
     mesh: the batch is divided along it.
-    explains: whether maps are asked for; else no row has a class to explain,
+    explains: whether maps are asked for; if not, no row has a class to explain,
       and no label of the split is read before its picture.
   """
 
@@ -92,15 +97,13 @@ class Planner:
     mesh: jax.sharding.Mesh,
     explains: bool = True,
   ):
-    self._model = model
+    self.model, self.dataset = model, dataset
+    self.config, self.mesh = config, mesh
     self.graph = nnx.split(model)
-    self._dataset = dataset
-    self._config = config
-    self._mesh = mesh
+    self._settings = config.eval
     self._reader = Reader(dataset, config.data.on_error)
     labels = dataset.all_labels() if explains else [()] * len(dataset.source)
     self.pairs = pair_rows.all_pairs(labels)
-    self._class_index = ClassIndex(labels, len(dataset.class_names))
     self._explained = np.flatnonzero(self.pairs.target >= 0)
     size = config.data.image_size
     self.square = Square(
@@ -111,14 +114,9 @@ class Planner:
       config.data.eval_squash,
       config.eval.tolerance_px * size / _PIXELS_224,
     )
-
-  def composite(self) -> Composite:
-    """Returns what makes composites."""
-    return Composite(self.square, self._class_index)
-
-  def with_objects(self) -> Square:
-    """Returns what makes squares with the objects in them."""
-    return dataclasses.replace(self.square, with_objects=True)
+    self.with_objects = dataclasses.replace(self.square, with_objects=True)
+    class_index = ClassIndex(labels, len(dataset.class_names))
+    self.composite = Composite(self.square, class_index)
 
   def passes(
     self,
@@ -129,8 +127,7 @@ class Planner:
     """Returns the passes that answer some questions.
 
     Args:
-      questions: of `artefact.QUESTIONS`; those that need no pass are passed
-        over.
+      questions: of `artefact.QUESTIONS`; some need no pass.
       methods: keys of `METHODS`; control rows come with them.
       on_few: those of `methods` that are measured on few rows.
 
@@ -139,102 +136,62 @@ class Planner:
     """
     found = []
     if "localisation" in questions:
-      found += self._standard(tuple(m for m in methods if m not in on_few))
-      found += self._costly(on_few)
+      on_all = (*(m for m in methods if m not in on_few), *CONTROLS)
+      found += self._localisation("", self._explained, on_all, predicts=True)
+      if on_few:
+        found += self._localisation("costly ", self.few(), on_few)
     elif "classification" in questions:
       found.append(self._predictions())
     if "faithfulness" in questions:
       found.append(self._faithfulness(methods))
     if "attacks" in questions:
-      found += self._attacks(tuple(self._config.eval.epsilons))
+      found += self._attacks(tuple(self._settings.epsilons))
     return found
+
+  def few(self) -> Int[np.ndarray, "n"]:
+    """Returns the evenly spread rows on which costly numbers are measured."""
+    return evenly(self._explained, self._settings.costly_rows)
 
   def _predictions(self) -> Pass:
     """Returns the pass over every picture that explains nothing."""
     first = np.flatnonzero(self.pairs.first)
-    step = self._step(programs.predictions)
-    size = self._batch_size(first)
-    return Pass("predictions", first, self.square, size, step)
+    return self._pass("predictions", first, self.square, predictions)
 
-  def _standard(self, methods: tuple[str, ...]) -> list[Pass]:
-    """Returns the passes over every row: of pictures, and of composites."""
-    everything = np.arange(len(self.pairs.index))
-    methods = (*methods, *CONTROLS)
-    if self._config.eval.protocol == "paper":
-      passes = [self._on_squares("squares", everything, methods, True)]
-    else:
-      passes = [self._predictions()]
-      passes += self._frames("frames", self._explained, methods)
-    return [*passes, self._composites("composites", self._explained, methods)]
-
-  def _costly(self, methods: tuple[str, ...]) -> list[Pass]:
-    """Returns the passes of methods that are measured on fewer rows."""
-    if not methods:
-      return []
-    rows = self.few()
-    if self._config.eval.protocol == "paper":
-      passes = [self._on_squares("costly squares", rows, methods, False)]
-    else:
-      passes = self._frames("costly frames", rows, methods)
-    return [*passes, self._composites("costly composites", rows, methods)]
-
-  def _faithfulness(self, methods: tuple[str, ...]) -> Pass:
-    """Returns the pass of insertion, deletion and boxes, on fewer rows."""
-    num_steps = self._config.eval.faithfulness_steps
-
-    def step(call, batch):
-      cams = {}
-      for names in (methods, tuple(CONTROLS)):
-        cams |= call(programs.maps, *self.graph, batch, names)[1]
-      return call(programs.faithful, *self.graph, batch, cams, num_steps)
-
-    square = self.with_objects()
-    name = "insertion, deletion and boxes"
-    on_host = functools.partial(_boxes, square.image_size)
-    rows = self.few()
-    size = self._batch_size(rows[:MAPS_AT_ONCE])
-    return Pass(name, rows, square, size, step, on_host)
-
-  def _attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
-    """Returns FGSM on every picture, and PGD on fewer."""
-    first = np.flatnonzero(self.pairs.first)
-    few = self.few()
-    few = few[self.pairs.first[few]]
-    fgsm = self._step(programs.attacked, ("fgsm",), epsilons)
-    # On the same pictures FGSM as well, and none: else PGD has no measure.
-    pgd = self._step(programs.attacked, ("fgsm", "pgd"), (0, *epsilons), True)
-    return [
-      Pass("FGSM", first, self.square, self._batch_size(first), fgsm),
-      Pass("PGD", few, self.square, self._batch_size(few), pgd),
-    ]
-
-  def few(self) -> Int[np.ndarray, "n"]:
-    """Returns the rows on which what is costly is measured: evenly spread."""
-    count = min(self._config.eval.costly_rows, len(self._explained))
-    places = np.linspace(0, len(self._explained) - 1, count)
-    return self._explained[places.astype(int)]
-
-  def _on_squares(self, name, rows, methods, predicts) -> Pass:
+  def _localisation(
+    self, prefix, rows, methods, predicts: bool = False
+  ) -> list[Pass]:
+    """Returns the passes over rows: of pictures, and of composites."""
+    composites = self._pass(
+      f"{prefix}composites",
+      rows,
+      self.composite,
+      localisation.negative_quadrants,
+      methods,
+      area=4,
+    )
+    if self._settings.protocol == "release":
+      before = [self._predictions()] if predicts else []
+      frames = self._frames(f"{prefix}frames", rows, methods)
+      return [*before, *frames, composites]
     size = self.square.image_size
-    grids = programs.grids(self._model, methods, size, size)
-    square = dataclasses.replace(self.square, grids=grids)
-    step = self._step(programs.localization, methods, predicts)
-    return Pass(name, rows, square, self._batch_size(rows), step)
-
-  def _composites(self, name, rows, methods) -> Pass:
-    step = self._step(programs.negative_quadrants, methods)
-    size = self._batch_size(rows, area=4)
-    return Pass(name, rows, self.composite(), size, step)
+    grids = self._grids(methods, size, size)
+    squares = self._pass(
+      f"{prefix}squares",
+      # A prediction counts without a class to explain, too.
+      np.arange(len(self.pairs.index)) if predicts else rows,
+      dataclasses.replace(self.square, grids=grids),
+      localisation.localization,
+      methods,
+      predicts,
+    )
+    return [squares, composites]
 
   def _frames(self, name, rows, methods) -> list[Pass]:
-    settings = self._config.eval
+    settings = self._settings
+    scaling = settings.shorter_side_px, settings.round_px
     pictures, place = np.unique(self.pairs.index[rows], return_inverse=True)
     sizes = pair_rows.frame_sizes(
-      self._dataset,
-      self._reader,
-      pictures,
-      settings.shorter_side_px,
-      settings.round_px,
+      self.dataset, self._reader, pictures, *scaling
     )[place]
     shapes = np.unique(sizes[sizes[:, 0] > 0], axis=0)
     if len(shapes) > settings.max_shapes:
@@ -244,66 +201,96 @@ class Planner:
         f"is compiled for each; they have {len(shapes):,}. Set "
         "--config.eval.round_px=32 to round their sides, or raise the bound."
       )
-    passes = []
-    for height, width in shapes.tolist():
-      frame = Frame(
-        self._dataset,
-        self._reader,
-        (height, width),
-        settings.shorter_side_px,
-        settings.round_px,
-        settings.tolerance_px,
-        programs.grids(self._model, methods, height, width),
+    return [
+      self._pass(
+        f"{name} {height}x{width}",
+        rows[(sizes == (height, width)).all(1)],
+        Frame(
+          self.dataset,
+          self._reader,
+          (height, width),
+          *scaling,
+          settings.tolerance_px,
+          self._grids(methods, height, width),
+        ),
+        localisation.localization,
+        methods,
+        False,
+        area=height * width / self.square.image_size**2,
       )
-      step = self._step(programs.localization, methods, False)
-      own = rows[(sizes == (height, width)).all(1)]
-      area = height * width / self.square.image_size**2
-      label = f"{name} {height}x{width}"
-      size = self._batch_size(own, area)
-      passes.append(Pass(label, own, frame, size, step))
-    return passes
+      for height, width in shapes.tolist()
+    ]
 
-  def _step(self, program, *settings) -> Callable[[Call, PairBatch], Measured]:
-    """Returns the step that is one of `programs`."""
-    return lambda call, batch: call(program, *self.graph, batch, *settings)
+  def _faithfulness(self, methods: tuple[str, ...]) -> Pass:
+    """Returns the pass of insertion, deletion and boxes, on few rows."""
+    num_steps = self._settings.faithfulness_steps
+
+    def step(call, batch):
+      cams = {}
+      for names in (methods, tuple(CONTROLS)):
+        cams |= call(localisation.maps, *self.graph, batch, names)[1]
+      return call(faithful, *self.graph, batch, cams, num_steps)
+
+    rows, maker = self.few(), self.with_objects
+    return Pass(
+      "insertion, deletion and boxes",
+      rows,
+      maker,
+      self._batch_size(rows[:MAPS_AT_ONCE]),
+      step,
+      functools.partial(localisation.boxes_correct, maker.image_size),
+    )
+
+  def _attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
+    """Returns FGSM on every picture, and PGD on few."""
+    first = np.flatnonzero(self.pairs.first)
+    few = self.few()
+    few = few[self.pairs.first[few]]
+    # Epsilon 0 there too: PGD needs the clean accuracy of the same pictures.
+    with_clean = 0, *epsilons
+    return [
+      self._pass("FGSM", first, self.square, attacked, epsilons, False),
+      self._pass("PGD", few, self.square, attacked, with_clean, True),
+    ]
+
+  def _grids(self, methods, height, width) -> tuple[tuple[int, int], ...]:
+    wanted = [localisation.ALL_METHODS[name] for name in methods]
+    return tuple(sorted(attribution.grids(wanted, self.model, height, width)))
+
+  def _pass(
+    self, name, rows, maker, program, *settings, area: int | float = 1
+  ) -> Pass:
+    """Returns a pass of one program; area: of an image, in squares."""
+    step = lambda call, batch: call(program, *self.graph, batch, *settings)
+    return Pass(name, rows, maker, self._batch_size(rows, area), step)
 
   def _batch_size(
     self, rows: Int[np.ndarray, "N"], area: int | float = 1
   ) -> int:
-    """Returns rows of a batch of images so many times as large as a square."""
-    size = max(1, int(self._config.eval.batch_size / area))
+    size = max(1, int(self._settings.batch_size / area))
     size = min(size, max(1, len(rows)))
-    return parallel.divisible(size, self._mesh)
+    return parallel.divisible(size, self.mesh)
 
 
-def run(
-  passes: list[Pass],
-  pairs: Pairs,
-  mesh: jax.sharding.Mesh,
-  ledger: Ledger,
-) -> Iterator[Pass]:
-  """Measures what the ledger has not yet; yields after every batch.
+def evenly(rows: Int[np.ndarray, "N"], count: int) -> Int[np.ndarray, "n"]:
+  """Returns at most so many of the rows, evenly spread."""
+  places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+  return rows[places.astype(int)]
+
+
+def run(passes: list[Pass], planner: Planner, ledger: Ledger) -> Iterator[Pass]:
+  """Measures what the ledger lacks; yields the pass after each of its batches.
 
   While one pass is measured, a thread compiles the next.
-
-  Args:
-    passes: from a `Planner`.
-    pairs: of the split.
-    mesh: the batch is divided along it.
-    ledger: gets the numbers.
-
-  Yields:
-    The pass of which a batch was added.
   """
   begun = (
-    (one, _begun(one, pairs, mesh, ledger.done.get(one.name, 0)))
-    for one in passes
+    (one, _begun(one, planner, ledger.done.get(one.name, 0))) for one in passes
   )
   waiting = None
   with contextlib.closing(parallel.one_ahead(begun)) as ahead:
     for one, batches in ahead:
       for batch, found in batches:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(planner.mesh):
           measured = one.step(_called, batch)
         # Fetched one batch late: the devices compute while the next is made.
         if waiting is not None:
@@ -314,15 +301,16 @@ def run(
 
 
 def _begun(
-  one: Pass, pairs: Pairs, mesh: jax.sharding.Mesh, start: int
+  one: Pass, planner: Planner, start: int
 ) -> Iterator[tuple[PairBatch, list]]:
   """Compiles a pass for its first batch; returns the batches, with boxes.
 
   It runs nothing, so that a thread may do it.
   """
+  mesh = planner.mesh
+  shared = shares(planner.pairs, one.rows, one.maker, one.batch_size, start)
   batches = (
-    (parallel.to_devices(share.batch, mesh), share.boxes)
-    for share in _shares(one, pairs, start)
+    (parallel.to_devices(share.batch, mesh), share.boxes) for share in shared
   )
   first = list(itertools.islice(batches, 1))
   with jax.set_mesh(mesh):
@@ -336,7 +324,7 @@ def _called(program, *args) -> Any:
 
 
 def _compiled(program, *args) -> Any:
-  """Returns the shapes of what a program returns, which is compiled now.
+  """Compiles a program; returns the shapes of its results.
 
   When it is called with such arguments, jax finds it.
   """
@@ -348,44 +336,32 @@ def _compiled(program, *args) -> Any:
   )
 
 
-def _shares(one: Pass, pairs: Pairs, start: int):
+def shares(
+  pairs: Pairs,
+  rows: Sequence[int] | np.ndarray,
+  maker: Maker,
+  batch_size: int,
+  start: int = 0,
+) -> Iterator[Share]:
+  """Yields this process's share of batches, see `pairs.batches`."""
   process_index, process_count = parallel.process()
   return pair_rows.batches(
     pairs,
-    one.rows,
-    one.maker,
-    one.batch_size,
+    rows,
+    maker,
+    batch_size,
     start=start,
     process_index=process_index,
     process_count=process_count,
   )
 
 
-def _added(ledger: Ledger, one: Pass, measured: Measured, row, found) -> Pass:
-  """Adds what was measured to the ledger; returns the pass it is of."""
+def _added(ledger: Ledger, one: Pass, measured: Measured, row, boxes) -> Pass:
+  """Adds a batch's numbers to the ledger; returns the pass."""
   columns, totals, rows = parallel.fetch(
     (measured.columns, measured.totals, row)
   )
   if one.on_host is not None:
-    totals = totals | one.on_host(parallel.fetch(measured.cams), found)
+    totals = totals | one.on_host(parallel.fetch(measured.cams), boxes)
   ledger.add(one.name, rows, columns, totals)
   return one
-
-
-def _boxes(size: int, cams, found) -> dict[Key, tuple]:
-  """Returns how often the box around each map is right, at each threshold."""
-  totals = {}
-  for name, maps in cams.items():
-    correct = [
-      boxes.box_correct(_enlarged(cam, size), own)
-      for cam, own in zip(maps, found, strict=True)
-      if own is not None and len(own)
-    ]
-    none = np.zeros((len(boxes.IOUS), len(boxes.THRESHOLDS)))
-    key = Key(boxes.TOTAL, name)
-    totals[key] = (np.sum(correct, 0) + none, np.float64(len(correct)))
-  return totals
-
-
-def _enlarged(cam: np.ndarray, size: int) -> np.ndarray:
-  return cv2.resize(cam, (size, size), interpolation=cv2.INTER_LINEAR)

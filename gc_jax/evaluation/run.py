@@ -2,10 +2,11 @@
 
 Read top to bottom: plan, measure, look, report. The end of a training run asks
 few questions (`Evaluation`), `python -m gc_jax.evaluate` all of them
-(`evaluate`), and where that stopped before, it goes on. Both leave the same
-files, see `report.artefact`.
+(`evaluate`), and goes on where it stopped before. Both leave the same files,
+see `report.artefact`.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,22 +19,25 @@ from ml_collections import ConfigDict
 from gc_jax import data
 from gc_jax.attribution import METHODS
 from gc_jax.data.dataset import Dataset
-from gc_jax.evaluation import examples, programs, sanity, summary
+from gc_jax.evaluation import examples, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
-from gc_jax.evaluation.config import validate_evaluation
+from gc_jax.evaluation.examples import Panel
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.evaluation.sanity import Panel
-from gc_jax.inference import trained
+from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
-from gc_jax.method import metrics
-from gc_jax.method.metrics import Key
 from gc_jax.report import artefact, page, progress
-from gc_jax.report.artefact import Curves, Evaluated, Example
+from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime.messages import class_differences, unknown_name_message
+from gc_jax.runtime.config import at_least, one_of
+from gc_jax.runtime.messages import (
+  class_differences,
+  listed,
+  unknown_name_message,
+)
 
+PROTOCOLS = ("paper", "release")
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
 _NUM_EXAMPLES = 8
@@ -50,7 +54,7 @@ def evaluate(
   """Measures a model and writes the report; yields lines for people.
 
   Args:
-    config: resolved; of it `data` and `eval` count.
+    config: resolved; only `data` and `eval` count.
     source: workdir of a run, or PyTorch checkpoint.
     arch: of a checkpoint that gc_jax did not export.
     methods: keys of `METHODS`.
@@ -58,15 +62,22 @@ def evaluate(
       one of the same is kept as it is.
 
   Raises:
-    ValueError: something of it cannot be; before anything is compiled.
+    ValueError: an argument is invalid; raised before anything is compiled.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   mesh = parallel.make_mesh()
-  check(config, methods)
+  _check_methods("--methods", methods)
+  validate_evaluation(config)
   loaded = trained.load_model(source, arch)
   dataset = data.load(config.data, config.data.eval_split)
   check_fits(loaded, dataset, config)
-  identity = _identity(config, loaded, methods)
+  is_run = loaded.consistency is not None  # files do not say it
+  identity = {
+    "model": loaded.source,
+    "weights": checkpoint.digest(nnx.state(loaded.model)),
+    "methods": list(methods),
+    **saved_config.evaluation_settings(saved_config.to_dict(config)),
+  }
   _open(out, identity)
   if artefact.is_evaluation(out):
     yield f"{out} holds this evaluation, finished; nothing to do."
@@ -80,46 +91,34 @@ def evaluate(
     planner = plans.Planner(model, dataset, config, mesh)
     costly = tuple(name for name in methods if METHODS[name].is_costly)
     plan = planner.passes(artefact.QUESTIONS, methods, costly)
-    num_rows = len(planner.pairs.index)
-    ledger = ledgers.load(out / PARTIAL, num_rows, identity)
-    yield from _described(plan, ledger, out)
-    yield from _measured(plan, planner, mesh, ledger, out)
+    ledger = ledgers.load(out / PARTIAL, len(planner.pairs.index), identity)
+    yield from _measured(plan, planner, ledger, out / PARTIAL)
     yield "looking at pictures, and at weights randomised layer by layer"
     started = time.monotonic()
-    num_rows = config.eval.sanity_rows
-    panel = sanity.check(model, planner, methods, num_rows, mesh)
+    panel = examples.sanity(planner, methods, config.eval.sanity_rows)
+    chosen = {"fixed": examples.spread(planner, _NUM_EXAMPLES)}
     gallery = examples.gallery(
-      model,
-      planner,
-      ledger,
-      {"fixed": examples.spread(planner, _NUM_EXAMPLES)},
-      methods,
-      mesh,
-      strips=panel.strips,
+      planner, ledger, chosen, methods, strips=panel.strips
     )
     ledger.secs += time.monotonic() - started
 
   done = _evaluated(
     planner,
     ledger,
-    config,
-    dataset,
     out,
-    loaded.source,
+    gallery,
     panel,
-    gallery=gallery,
-    about={
-      "architecture": loaded.name,
-      "consistency": loaded.consistency,
-      "methods": methods,
-      "costly_methods": costly,
-      "num_costly_images": len(planner.few()),
-      "num_compilations": len(plan),
-      "secs": ledger.secs,
-      "identity": identity,
-      "trained": _trained_with(source, loaded),
-      "questions": artefact.QUESTIONS,
-    },
+    source=loaded.source,
+    architecture=loaded.name,
+    consistency=loaded.consistency,
+    methods=methods,
+    costly_methods=costly,
+    num_costly_images=len(planner.few()),
+    num_compilations=len(plan),
+    secs=ledger.secs,
+    identity=identity,
+    trained=saved_config.read(files.as_path(source)) if is_run else {},
+    questions=artefact.QUESTIONS,
   )
   written = page.write_evaluation(done)
   # Last: with it the evaluation is finished.
@@ -130,7 +129,7 @@ def evaluate(
 
 
 class Evaluation:
-  """The evaluations of a training run: a quick one meanwhile, one at its end.
+  """The evaluations of a training run: quick ones meanwhile, one at its end.
 
   Composites and random points are the same for every run and state, so that
   two results differ by their models alone.
@@ -157,7 +156,7 @@ class Evaluation:
     )
     ledger = Ledger(len(planner.pairs.index))
     plan = planner.passes(("classification",))
-    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+    for _ in plans.run(plan, planner, ledger):
       pass
     return summary.flat(summary.accuracies(ledger))
 
@@ -174,49 +173,40 @@ class Evaluation:
       workdir: of the run.
       after_batch: called after every batch, on every process; it may raise.
     """
-    config, dataset = self._config, self._test
-    planner = plans.Planner(model, dataset, config, self._mesh)
+    planner = plans.Planner(model, self._test, self._config, self._mesh)
     ledger = Ledger(len(planner.pairs.index))
-    methods = tuple(config.eval.methods)
+    methods = tuple(self._config.eval.methods)
     plan = planner.passes(artefact.OF_RUNS, methods)
-    for _ in plans.run(plan, planner.pairs, self._mesh, ledger):
+    for _ in plans.run(plan, planner, ledger):
       after_batch()
+    chosen = examples.telling(planner, ledger, methods[0])
     gallery = examples.gallery(
-      model,
-      planner,
-      ledger,
-      examples.telling(planner, ledger, methods[0]),
-      methods[:1],
-      self._mesh,
-      with_composites=True,
+      planner, ledger, chosen, methods[:1], with_composites=True
     )
     return _evaluated(
       planner,
       ledger,
-      config,
-      dataset,
       workdir,
-      str(workdir),
-      gallery=gallery,
-      about={"methods": methods, "num_compilations": len(plan)},
+      gallery,
+      source=str(workdir),
+      methods=methods,
+      num_compilations=len(plan),
     )
 
 
 def _evaluated(
   planner: plans.Planner,
   ledger: Ledger,
-  config: ConfigDict,
-  dataset: Dataset,
   folder: files.AnyPath,
-  source: str,
-  panel: Panel | None = None,
-  *,
   gallery: list[Example],
-  about: dict[str, Any],
+  panel: Panel | None = None,
+  **about: Any,
 ) -> Evaluated:
-  """Returns what a ledger and some looks add up to."""
+  """Returns the results, with fields of `About` as `about`."""
+  config, dataset = planner.config, planner.dataset
+  panel = panel or Panel()
   found, by_class = summary.results(
-    ledger, planner.pairs, config, dataset.class_names
+    ledger, planner.pairs, config.eval, dataset.class_names
   )
   results = summary.flat(found)
   if config.data.on_error == "skip":
@@ -227,8 +217,7 @@ def _evaluated(
     folder=folder,
     about=artefact.make_about(
       saved_config.to_dict(config),
-      source,
-      results,
+      results=results,
       multi_label=dataset.multi_label,
       **about,
     ),
@@ -237,27 +226,57 @@ def _evaluated(
       name: {key.name: value for key, value in numbers.items()}
       for name, numbers in by_class.items()
     },
-    curves=_curves(ledger, found, config, panel or Panel()),
+    curves=dataclasses.replace(
+      summary.curves(ledger, found, config.eval),
+      stages=panel.stages,
+      randomization=panel.correlations,
+    ),
     examples=gallery,
     class_names=list(dataset.class_names),
   )
 
 
-def check(config: ConfigDict, methods: tuple[str, ...]) -> None:
-  """Checks what can be known before anything is read.
+def validate_evaluation(config: ConfigDict) -> None:
+  """Checks the fields of a config that an evaluation reads.
 
   Raises:
-    ValueError: names what must hold, what came, what to do.
+    ValueError: names the field, what it must be, what it is, what to do.
   """
+  data.check_name(config.data.name)
+  one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
+  _check_methods("--config.eval.methods", tuple(config.eval.methods))
+  for field in (
+    "data.image_size",
+    "eval.batch_size",
+    "eval.tolerance_px",
+    "eval.shorter_side_px",
+    "eval.max_shapes",
+    "eval.spg_samples",
+    "eval.spg_runs",
+    "eval.costly_rows",
+    "eval.faithfulness_steps",
+    "eval.sanity_rows",
+  ):
+    at_least(config, field, 0, exclusive=True)
+  for field in ("eval.round_px", "eval.num_resamples"):
+    at_least(config, field, 0)
+  for epsilon in config.eval.epsilons:
+    if not 0 < epsilon <= 255:
+      raise ValueError(
+        "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
+        f"a pixel's range; {epsilon} is not."
+      )
+
+
+def _check_methods(flag: str, methods: tuple[str, ...]) -> None:
   for method in methods:
     if method not in METHODS:
-      raise ValueError(unknown_name_message("--methods", method, METHODS))
+      raise ValueError(unknown_name_message(flag, method, METHODS))
   if not methods or len(set(methods)) < len(methods):
     raise ValueError(
-      "--methods must name explanation methods, each once; it is "
+      f"{flag} must name explanation methods, each once; it is "
       f"{','.join(methods)!r}. Known: {', '.join(METHODS)}."
     )
-  validate_evaluation(config)
 
 
 def check_fits(
@@ -268,27 +287,27 @@ def check_fits(
   Raises:
     ValueError: their classes differ, in names, order or number.
   """
+  name = f"--config.data.name={config.data.name!r}"
+  todo = "Evaluate it on the data it was trained on."
   if loaded.class_names and (
     differences := class_differences(loaded.class_names, dataset.class_names)
   ):
     raise ValueError(
-      f"{loaded.source} must know the classes of --config.data.name="
-      f"{config.data.name!r} in their order; it knows others:\n{differences}\n"
-      "Evaluate it on the data it was trained on."
+      f"{loaded.source} must know the classes of {name} in their order; it "
+      f"knows others:\n{differences}\n{todo}"
     )
   size = config.data.image_size
-  found = programs.num_classes(loaded.model, size)
+  found = arrays.check_fits(loaded.model, size, size)
   wanted = len(dataset.class_names)
   if found != wanted:
     raise ValueError(
-      f"{loaded.source} must have one output for each class of --config.data."
-      f"name={config.data.name!r}, {wanted}; it has {found}. Evaluate it on "
-      "the data it was trained on."
+      f"{loaded.source} must have one output for each class of {name}, "
+      f"{wanted}; it has {found}. {todo}"
     )
 
 
 def _outputs_note(loaded: LoadedModel, dataset: Dataset) -> str:
-  """Says how a model is scored that says nothing of its outputs, or other."""
+  """Says how a model is scored whose file says nothing, or something else."""
   kinds = {
     False: "one class a picture (softmax, top-1)",
     True: "several classes a picture (sigmoid, above 50% is yes)",
@@ -309,7 +328,7 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
   """
   if artefact.is_evaluation(out):
     there = artefact.load(out).about.identity
-    # Evaluations of before name fields as well that move no number.
+    # Older evaluations also name fields that move no number.
     differing = sorted(k for k in identity if there.get(k) != identity[k])
     if differing:
       raise ValueError(
@@ -331,31 +350,13 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
   if strange:
     raise ValueError(
       "--out must be a new folder, an empty one, or one with an earlier "
-      f"evaluation; {str(out)!r} holds {', '.join(strange[:3])}"
-      f"{' and more' if len(strange) > 3 else ''}. Choose another folder."
+      f"evaluation; {str(out)!r} holds {listed(strange, 3)}. Choose another "
+      "folder."
     )
 
 
-def _identity(
-  config: ConfigDict, loaded: LoadedModel, methods: tuple[str, ...]
-) -> dict[str, Any]:
-  """Returns what makes an evaluation this one, JSON's values."""
-  return {
-    "model": loaded.source,
-    "weights": checkpoint.digest(nnx.state(loaded.model)),
-    "methods": list(methods),
-    **saved_config.evaluation_settings(saved_config.to_dict(config)),
-  }
-
-
-def _trained_with(source: str | Path, loaded: LoadedModel) -> dict[str, Any]:
-  """Returns the configuration of a run; none where it is of no run."""
-  if loaded.consistency is None:  # which runs say, and files do not
-    return {}
-  return saved_config.read(files.as_path(source))
-
-
-def _described(plan, ledger, out) -> Iterator[str]:
+def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
+  """Runs the passes, with progress; saves the ledger now and then."""
   count = sum(one.num_batches for one in plan)
   total = sum(len(one.rows) for one in plan)
   yield (
@@ -364,17 +365,12 @@ def _described(plan, ledger, out) -> Iterator[str]:
   )
   done = sum(ledger.done.values())
   if done:
-    yield f"going on from {out / PARTIAL}: {done:,} of {total:,} are measured"
-
-
-def _measured(plan, planner, mesh, ledger, out) -> Iterator[str]:
-  """Runs the passes, with progress; saves the ledger now and then."""
-  total = sum(len(one.rows) for one in plan)
-  bar = progress.Progress(total, sum(ledger.done.values()), unit="row")
+    yield f"going on from {partial}: {done:,} of {total:,} are measured"
+  bar = progress.Progress(total, done, unit="row")
   clock = saved = time.monotonic()
   current = None
   try:
-    for one in plans.run(plan, planner.pairs, mesh, ledger):
+    for one in plans.run(plan, planner, ledger):
       now = time.monotonic()
       ledger.secs += now - clock
       clock = now
@@ -383,35 +379,9 @@ def _measured(plan, planner, mesh, ledger, out) -> Iterator[str]:
         current = one
       bar.update(sum(ledger.done.values()))
       if now - saved > _SAVE_EVERY_SECS:
-        ledger.save(out / PARTIAL)
+        ledger.save(partial)
         saved = now
-    ledger.save(out / PARTIAL)
+    ledger.save(partial)
   finally:
     bar.close()
   yield f"measured in {progress.format_secs(ledger.secs)}, of all sittings"
-
-
-def _curves(ledger, found, config: ConfigDict, panel: Panel) -> Curves:
-  robustness: dict[str, dict[str, float]] = {}
-  metric = metrics.accuracy(Key("f1_overall") in found)
-  for key, estimate in found.items():
-    if key.attack and key.metric == metric:
-      curve = robustness.setdefault(key.attack, {})
-      curve[f"{key.epsilon:g}"] = estimate.value
-  for attack, curve in robustness.items():
-    if not metrics.ATTACKS[
-      attack
-    ].on_few:  # those have a clean row of their own
-      robustness[attack] = {"0": found[Key(metric)].value, **curve}
-  curves = {"insertion": {}, "deletion": {}}
-  for key, (total, weight) in ledger.totals.items():
-    if key.metric in curves:
-      curves[key.metric][key.method] = (total / max(weight, 1)).tolist()
-  steps = config.eval.faithfulness_steps if curves["insertion"] else 0
-  return Curves(
-    robustness=robustness,
-    fractions=[i / steps for i in range(steps + 1)] if steps else [],
-    stages=panel.stages,
-    randomization=panel.correlations,
-    **curves,
-  )

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from gc_jax.data import check_name
 from gc_jax.data.dataset import Dataset
-from gc_jax.evaluation.config import validate_evaluation
+from gc_jax.evaluation.run import validate_evaluation
 from gc_jax.method import compose
 from gc_jax.models import MODELS
 from gc_jax.runtime.config import at_least, one_of

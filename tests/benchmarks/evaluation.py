@@ -29,9 +29,9 @@ from configs import base
 from gc_jax import data, models
 from gc_jax.data import annotation
 from gc_jax.data import pairs as pair_rows
-from gc_jax.evaluation import localisation, programs, summary
+from gc_jax.evaluation import localisation, summary
 from gc_jax.evaluation import plan as plans
-from gc_jax.evaluation.ledger import Ledger
+from gc_jax.evaluation.ledger import Ledger, Measured
 from gc_jax.method.metrics import GridAnnotation, Key
 from gc_jax.runtime import parallel
 from tests.benchmarks import measuring
@@ -78,6 +78,13 @@ def _planner(image_size, batch_size, mesh) -> plans.Planner:
   )
 
 
+def _settings(num_resamples):
+  settings = base.get_config().eval
+  settings.spg_samples, settings.spg_runs = _SAMPLES, _RUNS
+  settings.num_resamples = num_resamples
+  return settings
+
+
 def _overhead(planner, rows, mesh, rounds):
   (one, *_) = planner.passes(("localisation",), _METHODS)
   one = dataclasses.replace(one, rows=rows)
@@ -86,14 +93,14 @@ def _overhead(planner, rows, mesh, rounds):
   sums = jax.jit(lambda cams: {k: v.sum((1, 2)) for k, v in cams.items()})
 
   def maps_alone(call, batch):
-    _, cams = call(programs.maps, *planner.graph, batch, _METHODS)
-    return programs.Measured(call(sums, cams), {}, {})
+    _, cams = call(localisation.maps, *planner.graph, batch, _METHODS)
+    return Measured(call(sums, cams), {}, {})
 
   bare = dataclasses.replace(one, maker=planner.square, step=maps_alone)
 
   def run(which):
     ledger = Ledger(len(planner.pairs.index))
-    for _ in plans.run([which], planner.pairs, mesh, ledger):
+    for _ in plans.run([which], planner, ledger):
       pass
     if which is one:
       index = planner.pairs.index
@@ -101,7 +108,7 @@ def _overhead(planner, rows, mesh, rounds):
       summary.summarize(
         ledger.columns,
         summary.Rows(index, planner.pairs.target, none),
-        summary.Protocol("paper", _SAMPLES, _RUNS, 1_000),
+        _settings(num_resamples=1_000),
       )
 
   return _compare(
@@ -110,17 +117,17 @@ def _overhead(planner, rows, mesh, rounds):
 
 
 def _plain(planner, rows, mesh, rounds):
-  square = planner.with_objects()
+  square = planner.with_objects
   maps, masks = [], []
   for share in pair_rows.batches(planner.pairs, rows, square, mesh.size * 8):
     batch = parallel.to_devices(share.batch, mesh)
-    _, cams = programs.maps(*planner.graph, batch, _METHODS)
+    _, cams = localisation.maps(*planner.graph, batch, _METHODS)
     real = share.batch["row"] >= 0
     maps.append(np.asarray(cams[_METHODS[0]])[real])
     masks.append(share.batch["object_mask"][real])
   maps, masks = np.concatenate(maps), np.concatenate(masks)
   located = jax.jit(localisation.on_objects)
-  protocol = summary.Protocol("paper", _SAMPLES, _RUNS, 0)
+  settings = _settings(num_resamples=0)
   ones = np.ones(len(maps), np.float32)
   results = {}
 
@@ -145,7 +152,7 @@ def _plain(planner, rows, mesh, rounds):
     key = Key("stochastic_pointing_game_exact", _METHODS[0])
     sample = columns[key].astype(np.float64)
     results["ours"] = columns
-    results["ours_spg"] = summary.stochastic_runs(sample, protocol)
+    results["ours_spg"] = summary.stochastic_runs(sample, settings)
 
   def plain():
     results["plain"] = [
@@ -220,9 +227,8 @@ def _memory(num_rows, mesh):
   for count in (num_rows, num_rows, 4 * num_rows):  # the first one warms up
     rows = np.arange(count) % len(planner.pairs.index)
     ledger = Ledger(count)
-    for _ in plans.run(
-      [dataclasses.replace(one, rows=rows)], planner.pairs, mesh, ledger
-    ):
+    on_rows = dataclasses.replace(one, rows=rows)
+    for _ in plans.run([on_rows], planner, ledger):
       pass
     held[count] = measuring.resident_bytes() / 2**20
   more = held[4 * num_rows] - held[num_rows]

@@ -8,24 +8,32 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax.evaluation import classification
-from gc_jax.evaluation.attacks import (
-  FUNCTIONS,
-  WITHIN,
-  attacked_logits,
-  fgsm,
-  pgd,
-)
+from gc_jax.evaluation import attacks, classification
+from gc_jax.evaluation.attacks import WITHIN
 from gc_jax.method import losses
 from gc_jax.method.metrics import EPSILONS
 from gc_jax.models.network import normalize_pixels
 
-# Comparing pixels: float32 near 1, added and clipped.
-ULP = 1e-6
+ULP = 1e-6  # of pixels: float32 near 1, added and clipped
+both_attacks = pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+both_kinds = pytest.mark.parametrize("kind", ["label", "labels"])
 
 
-class Linear(nnx.Module):
-  """Logits are sums of weighted, normalised channels of the one pixel."""
+class Net(nnx.Module):
+  """Sees pixels as they are; `classify` is given the mean of each channel."""
+
+  def normalize(self, images):
+    return images
+
+  def features(self, images):
+    return images
+
+  def classify(self, features):
+    return self.logits(features.mean((1, 2)))
+
+
+class Linear(Net):
+  """Logits are sums of weighted, normalised channels."""
 
   def __init__(self, weights):
     self.weights = nnx.Param(jnp.asarray(weights, jnp.float32))  # [3 K]
@@ -33,39 +41,55 @@ class Linear(nnx.Module):
   def normalize(self, images):
     return normalize_pixels(images)
 
-  def features(self, images):
-    return images
-
-  def classify(self, features):
-    return features.mean((1, 2)) @ self.weights[...]
+  def logits(self, channels):
+    return channels @ self.weights[...]
 
 
-class Peak(Linear):
+class Peak(Net):
   """The second class is likeliest where the red channel is `at`."""
 
   def __init__(self, at):
     self.at = at
 
-  def normalize(self, images):
-    return images
-
-  def classify(self, features):
-    red = features.mean((1, 2))[:, 0]
-    far = 100 * (red - self.at) ** 2
+  def logits(self, channels):
+    far = 100 * (channels[:, 0] - self.at) ** 2
     return jnp.stack([far, jnp.zeros_like(far)], 1)
 
 
 class Bumps(Peak):
   """A low bump at a fifth of the way to `at`, a valley, and a summit there."""
 
-  def classify(self, features):
-    way = (features.mean((1, 2))[:, 0] - 0.5) / (self.at - 0.5)
+  def logits(self, channels):
+    way = (channels[:, 0] - 0.5) / (self.at - 0.5)
     height = way + jnp.sin(2 * jnp.pi * way / 0.8)
     return jnp.stack([-height, height], 1)
 
 
-def picture(*channels):
-  return jnp.array(channels, jnp.float32)[None, None, None]
+class Red(Net):
+  """Class 0 where the red channel is above a half, else class 1."""
+
+  def logits(self, channels):
+    red = channels[:, 0] - 0.5
+    return jnp.stack([red, -red], 1)
+
+
+class Band(Net):
+  """Class 1 where the red channel is in a narrow band around 0.4."""
+
+  def logits(self, channels):
+    away = jnp.abs(channels[:, 0] - 0.4) - 0.03
+    return jnp.stack([away, -away], 1)
+
+
+def pixel(*channels, dtype=jnp.float32, **labels):
+  """A batch of one picture of one pixel, by default of class 0."""
+  image = jnp.array(channels, dtype)[None, None, None]
+  labels = labels or {"label": [0]}
+  return {
+    "image": image,
+    "mask": jnp.ones(1),
+    **{kind: jnp.array(value) for kind, value in labels.items()},
+  }
 
 
 @functools.cache
@@ -73,7 +97,10 @@ def compiled(attack, graphdef, **settings):
   @jax.jit
   def run(state, batch, epsilon):
     model = nnx.merge(graphdef, state)
-    return FUNCTIONS[attack](model, batch, epsilon, **settings)
+    if attack == "pgd":
+      return attacks.pgd(model, batch, epsilon, **settings)
+    gradient = attacks.loss_gradient(model, batch)
+    return attacks.fgsm(batch["image"], gradient, epsilon)
 
   return run
 
@@ -116,92 +143,71 @@ def settled(net):
 
 def batch_of(kind):
   rng = np.random.default_rng(0)
-  batch = {
-    "image": jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3)), jnp.uint8),
+  image = rng.integers(0, 256, (4, 16, 16, 3))
+  labels = {
+    "label": rng.integers(0, 10, 4),
+    "labels": rng.integers(0, 3, (4, 10)),
+  }
+  return {
+    "image": jnp.asarray(image, jnp.uint8),
     "mask": jnp.ones(4),
+    kind: jnp.asarray(labels[kind], jnp.int32),
   }
-  if kind == "label":
-    return batch | {"label": jnp.asarray(rng.integers(0, 10, 4), jnp.int32)}
-  return batch | {"labels": jnp.asarray(rng.integers(0, 3, (4, 10)))}
 
 
-def test_fgsm_by_hand():
-  """Away from the label: red down, green up, and blue does not matter."""
-  net = Linear([[1, -1], [-2, 2], [0, 0]])
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  step = 8 / 255
-  np.testing.assert_allclose(
-    fgsm(net, batch, 8), picture(0.5 - step, 0.5 + step, 0.5), atol=ULP
-  )
-  other = batch | {"label": jnp.array([1])}
-  np.testing.assert_allclose(
-    fgsm(net, other, 8), picture(0.5 + step, 0.5 - step, 0.5), atol=ULP
-  )
+@both_attacks
+def test_each_channel_moves_away_from_the_label(attack):
+  """Red down, green up, and blue does not matter; for class 1 the opposite."""
+  net, step = Linear([[1, -1], [-2, 2], [0, 0]]), 8 / 255
+  for label, sign in ((0, 1), (1, -1)):
+    batch = pixel(0.5, 0.5, 0.5, label=[label])
+    expected = 0.5 + sign * np.array([-step, step, 0])
+    found = attacked(attack, net, batch, 8)[0, 0, 0]
+    np.testing.assert_allclose(found, expected, atol=ULP)
 
 
-@pytest.mark.parametrize("attack", FUNCTIONS)
+@both_attacks
 def test_epsilon_is_in_bytes_and_pixels_stay_in_range(attack):
   """Bytes 3, 250 and 100 under epsilon 8 go to 0, 255 and 92."""
   net = Linear([[1, -1], [-2, 2], [3, -3]])
-  batch = {
-    "image": jnp.array([3, 250, 100], jnp.uint8)[None, None, None],
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  adversarial = attacked(attack, net, batch, 8)
-  np.testing.assert_allclose(adversarial[0, 0, 0] * 255, [0, 255, 92], 1e-5)
-  assert adversarial.min() == 0 and adversarial.max() == 1
+  found = attacked(attack, net, pixel(3, 250, 100, dtype=jnp.uint8), 8)
+  np.testing.assert_allclose(found[0, 0, 0] * 255, [0, 255, 92], 1e-5)
+  assert found.min() == 0 and found.max() == 1
+  fractions = pixel(3 / 255, 250 / 255, 100 / 255)
+  np.testing.assert_allclose(
+    attacked(attack, net, fractions, 8), found, atol=ULP
+  )
 
 
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_of_several_labels_each_is_attacked(attack):
+@both_attacks
+def test_with_several_labels_each_is_attacked(attack):
   """Class 0 is present and falls, class 1 is absent and rises."""
   net = Linear([[1, 0], [0, 1], [0, 0]])
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "labels": jnp.array([[2, 0]]),
-    "mask": jnp.ones(1),
-  }
-  adversarial = attacked(attack, net, batch, 2)[0, 0, 0]
-  np.testing.assert_allclose(
-    adversarial, [0.5 - 2 / 255, 0.5 + 2 / 255, 0.5], atol=ULP
-  )
+  batch = pixel(0.5, 0.5, 0.5, labels=[[2, 0]])
+  found = attacked(attack, net, batch, 2)[0, 0, 0]
+  expected = [0.5 - 2 / 255, 0.5 + 2 / 255, 0.5]
+  np.testing.assert_allclose(found, expected, atol=ULP)
 
 
 def test_pgd_finds_the_peak_that_fgsm_steps_over():
   """The loss is highest a quarter of epsilon away, a multiple of the step."""
-  epsilon = 40
-  net = Peak(0.5 + epsilon / 255 / 4)
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  by_fgsm = attacked("fgsm", net, batch, epsilon)
-  by_pgd = attacked("pgd", net, batch, epsilon)
+  net, batch = Peak(0.5 + 40 / 255 / 4), pixel(0.5, 0.5, 0.5)
+  by_fgsm, by_pgd = (attacked(a, net, batch, 40) for a in ("fgsm", "pgd"))
   loss = lambda images: float(losses_of(net, images, batch)[0])
-  assert by_fgsm[0, 0, 0, 0] == pytest.approx(0.5 + epsilon / 255)
+  assert by_fgsm[0, 0, 0, 0] == pytest.approx(0.5 + 40 / 255)
   assert loss(by_fgsm) < loss(batch["image"]) - 0.1
   assert by_pgd[0, 0, 0, 0] == pytest.approx(net.at)
   assert loss(by_pgd) == pytest.approx(np.log(2))
 
 
-def test_pgd_finds_the_summit_that_small_steps_miss():
-  """FGSM's own step is among its own."""
+def test_pgd_begins_with_fgsms_own_step():
+  """It finds a summit that small steps alone would miss."""
   net = Bumps(0.5 + 40 / 255)
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  assert attacked("pgd", net, batch, 40)[0, 0, 0, 0] == pytest.approx(net.at)
+  found = attacked("pgd", net, pixel(0.5, 0.5, 0.5), 40)
+  assert found[0, 0, 0, 0] == pytest.approx(net.at)
 
 
-def test_the_last_step_counts_too(model):
+def test_pgd_counts_its_last_step_too(model):
   batch = batch_of("label")
   by_fgsm = losses_of(model, attacked("fgsm", model, batch, 1), batch)
   by_pgd = losses_of(model, attacked("pgd", model, batch, 1, steps=1), batch)
@@ -210,20 +216,16 @@ def test_the_last_step_counts_too(model):
   np.testing.assert_allclose(by_pgd, jnp.maximum(by_fgsm, clean), rtol=1e-3)
 
 
-def test_pgd_returns_the_clean_picture_where_nothing_is_worse():
-  net = Peak(0.5)
-  batch = {
-    "image": jnp.concatenate([picture(0.5, 0.2, 0.2), picture(0.4, 0.2, 0.2)]),
-    "label": jnp.array([0, 0]),
-    "mask": jnp.ones(2),
-  }
-  adversarial = attacked("pgd", net, batch, 8)
-  np.testing.assert_array_equal(adversarial[0], batch["image"][0])
-  # Each example for itself: the second one moves.
-  assert adversarial[1, 0, 0, 0] == pytest.approx(0.4 + 8 / 255)
+def test_pgd_keeps_the_clean_picture_if_nothing_is_worse():
+  """Each example for itself: the first stays, the second moves."""
+  pictures = [pixel(0.5, 0.2, 0.2), pixel(0.4, 0.2, 0.2)]
+  batch = jax.tree.map(lambda *rows: jnp.concatenate(rows), *pictures)
+  found = attacked("pgd", Peak(0.5), batch, 8)
+  np.testing.assert_array_equal(found[0], batch["image"][0])
+  assert found[1, 0, 0, 0] == pytest.approx(0.4 + 8 / 255)
 
 
-@pytest.mark.parametrize("kind", ["label", "labels"])
+@both_kinds
 def test_pgd_is_never_weaker_than_fgsm(model, kind):
   batch = batch_of(kind)
   clean = losses_of(model, batch["image"], batch)
@@ -240,39 +242,20 @@ def test_pgd_is_never_weaker_than_fgsm(model, kind):
   assert stronger > 0
 
 
-@pytest.mark.parametrize("attack", FUNCTIONS)
-@pytest.mark.parametrize("kind", ["label", "labels"])
+@both_attacks
+@both_kinds
 def test_pixels_stay_in_the_ball_and_in_range(model, attack, kind):
   batch = batch_of(kind)
+  clean = batch["image"].astype(jnp.float32) / 255
   for epsilon in EPSILONS:
-    adversarial = attacked(attack, model, batch, epsilon)
-    assert adversarial.dtype == jnp.float32
-    assert adversarial.min() >= 0 and adversarial.max() <= 1
-    moved = jnp.abs(adversarial - batch["image"] / 255).max((1, 2, 3))
+    found = attacked(attack, model, batch, epsilon)
+    assert found.dtype == jnp.float32
+    assert found.min() >= 0 and found.max() <= 1
+    moved = jnp.abs(found - clean).max((1, 2, 3))
     assert (moved <= epsilon / 255 + ULP).all()
-    # Some pixel goes all the way, but of a picture that cannot be worsened.
+    # Some pixel goes all the way, unless a picture cannot be worsened.
     assert (moved >= epsilon / 255 - ULP).sum() >= 3
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_epsilon_0_is_the_clean_picture(model, attack):
-  batch = batch_of("label")
-  np.testing.assert_array_equal(
-    attacked(attack, model, batch, 0), batch["image"].astype(jnp.float32) / 255
-  )
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_bytes_and_fractions_are_attacked_alike(attack):
-  net = Linear([[1, -1], [-2, 2], [3, -3]])
-  batch = batch_of("label")
-  batch["label"] %= 2
-  fractions = batch | {"image": batch["image"].astype(jnp.float32) / 255}
-  np.testing.assert_allclose(
-    attacked(attack, net, batch, 8),
-    attacked(attack, net, fractions, 8),
-    atol=ULP,
-  )
+  np.testing.assert_array_equal(attacked(attack, model, batch, 0), clean)
 
 
 def test_no_example_sees_another(model):
@@ -284,142 +267,61 @@ def test_no_example_sees_another(model):
   assert (one == of_four).mean() > 0.99
 
 
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_one_compilation_serves_every_epsilon(attack):
-  traces = []
-  net = Linear([[1, -1], [-2, 2], [3, 3]])
-
-  @jax.jit
-  def run(batch, epsilon):
-    traces.append(epsilon)
-    return FUNCTIONS[attack](net, batch, epsilon)
-
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  for epsilon in EPSILONS:
-    red = run(batch, epsilon)[0, 0, 0, 0]
-    assert red == pytest.approx(0.5 - epsilon / 255)
-  assert len(traces) == 1
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_jit_and_eager_agree(model, attack):
-  batch = batch_of("label")
-  eager = FUNCTIONS[attack](model, batch, 8)
-  jitted = attacked(attack, model, batch, 8)
-  # Pixels whose gradient is a rounding error have either sign, and on the ten
-  # steps of PGD that adds up.
-  assert (jnp.abs(eager - jitted) < ULP).mean() > {"fgsm": 0.99, "pgd": 0.8}[
-    attack
-  ]
-  np.testing.assert_allclose(
-    losses_of(model, eager, batch), losses_of(model, jitted, batch), rtol=0.02
-  )
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
+@both_attacks
 def test_half_precision_is_attacked_in_full(make_tiny, attack):
-  net = settled(make_tiny(dtype=jnp.bfloat16))
-  batch = batch_of("label")
-  adversarial = attacked(attack, net, batch, 1)
-  assert adversarial.dtype == jnp.float32
-  moved = jnp.abs(adversarial - batch["image"] / 255)
-  assert moved.max() <= 1 / 255 + ULP
-  worse = losses_of(net, adversarial, batch) - losses_of(
-    net, batch["image"], batch
-  )
-  assert worse.mean() > 0.01
+  net, batch = settled(make_tiny(dtype=jnp.bfloat16)), batch_of("label")
+  found = attacked(attack, net, batch, 1)
+  assert found.dtype == jnp.float32
+  assert jnp.abs(found - batch["image"] / 255).max() <= 1 / 255 + ULP
+  before = losses_of(net, batch["image"], batch)
+  assert (losses_of(net, found, batch) - before).mean() > 0.01
 
 
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_the_model_is_left_as_it_was(model, attack):
-  before = jax.tree.map(np.array, nnx.state(model))
-  FUNCTIONS[attack](model, batch_of("label"), 8)
-  jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
+@both_attacks
 def test_a_gradient_of_nan_is_no_defence(attack):
   net = Linear(np.full((3, 2), np.nan))
-  batch = {
-    "image": picture(0.5, 0.5, 0.5),
-    "label": jnp.array([0]),
-    "mask": jnp.ones(1),
-  }
-  assert jnp.isnan(attacked(attack, net, batch, 8)).any()
-
-
-def test_more_steps_climb_at_least_as_high_in_the_mean(model):
-  batch = batch_of("label")
-  mean = lambda steps: losses_of(
-    model, pgd(model, batch, 8, steps=steps), batch
-  ).mean()
-  assert mean(20) > mean(2)
+  assert jnp.isnan(attacked(attack, net, pixel(0.5, 0.5, 0.5), 8)).any()
 
 
 # Accuracy under attack.
 
 
-class Red(nnx.Module):
-  """Class 0 where the red channel is above a half, else class 1."""
-
-  def normalize(self, images):
-    return images
-
-  def features(self, images):
-    return images
-
-  def classify(self, features):
-    red = features.mean((1, 2))[:, 0] - 0.5
-    return jnp.stack([red, -red], 1)
-
-
 def reds(distances, **labels):
-  """Pictures whose red is so many bytes above a half."""
+  """Pictures whose red is so many bytes above a half, by default of class 0."""
   image = np.full((len(distances), 1, 1, 3), 0.5, np.float32)
   image[:, 0, 0, 0] += np.array(distances) / 255
+  labels = labels or {"label": np.zeros(len(distances), np.int32)}
   batch = {"image": image, "mask": np.ones(len(distances), np.float32)}
   return jax.tree.map(jnp.asarray, batch | labels)
 
 
 def sums(net, batch, *args):
   """(attack, epsilon) -> the sums of its predictions."""
-  logits = attacked_logits(net, batch, *args)
+  logits = attacks.attacked_logits(net, batch, *args)
   return {k: classification.sums(row, batch) for k, row in logits.items()}
 
 
 def results(*args):
-  """(attack, epsilon) -> results."""
   return {k: classification.summarize(v) for k, v in sums(*args).items()}
 
 
-class Band(Red):
-  """Class 1 where the red channel is in a narrow band around 0.4."""
-
-  def classify(self, features):
-    away = jnp.abs(features.mean((1, 2))[:, 0] - 0.4) - 0.03
-    return jnp.stack([away, -away], 1)
-
-
-@pytest.mark.parametrize("attack", FUNCTIONS)
-def test_a_picture_falls_once_epsilon_is_over_its_distance(attack):
+@pytest.mark.parametrize(
+  "on_few, names", [(False, ["fgsm"]), (True, ["fgsm-few", "pgd"])]
+)
+def test_a_picture_falls_once_epsilon_is_over_its_distance(on_few, names):
   """Distances 1.5, 5, 20 and 100; the fifth picture was wrong all along."""
-  batch = reds([1.5, 5, 20, 100, -5], label=np.zeros(5, np.int32))
-  found = results(Red(), batch)
+  found = results(Red(), reds([1.5, 5, 20, 100, -5]), EPSILONS, on_few)
   expected = {1: 80, 2: 60, 8: 40, 16: 40, 32: 20, 64: 20}
   assert expected.keys() == set(EPSILONS)
-  for epsilon, top1 in expected.items():
-    assert found[attack, epsilon]["top1"] == pytest.approx(top1)
+  for name in names:
+    for epsilon, top1 in expected.items():
+      assert found[name, epsilon]["top1"] == pytest.approx(top1)
 
 
 def test_a_step_too_long_is_no_defence_within_epsilon():
   """Red 0.5 is in the band at 32 alone; 0.41 is in it, and out of it at 32."""
-  batch = reds([0, -0.09 * 255], label=np.zeros(2, np.int32))
   # In any order of epsilons.
-  found = results(Band(), batch, (64, 8, 32), ("fgsm",))
+  found = results(Band(), reds([0, -0.09 * 255]), (64, 8, 32))
   expected = {8: (50, 50), 32: (50, 0), 64: (100, 0)}
   for epsilon, (by_whole, within) in expected.items():
     assert found["fgsm", epsilon]["top1"] == by_whole
@@ -428,11 +330,10 @@ def test_a_step_too_long_is_no_defence_within_epsilon():
 
 def test_a_label_once_wrong_stays_wrong_within_epsilon():
   batch = reds([0], labels=np.array([[1, 0]], np.int32))
-  totals = sums(Band(), batch, (32, 64), ("fgsm",))
-  cases = ("true_positives", "false_positives", "false_negatives")
+  totals = sums(Band(), batch, (32, 64))
 
   def counts(*key):
-    return [totals[key][case][0].tolist() for case in cases]
+    return [totals[key][case][0].tolist() for case in classification.CASES]
 
   wrong = [[0, 0], [0, 1], [1, 0]]
   assert counts("fgsm", 32) == wrong
@@ -440,52 +341,18 @@ def test_a_label_once_wrong_stays_wrong_within_epsilon():
   assert counts(WITHIN, 32) == counts(WITHIN, 64) == wrong
 
 
-def test_a_net_without_a_number_withstands_nothing():
-  class Broken(Red):
-    def classify(self, features):
-      return jnp.full((len(features), 2), jnp.nan)
+def test_logits_of_nan_withstand_nothing():
+  class Broken(Net):
+    def logits(self, channels):
+      return jnp.full((len(channels), 2), jnp.nan)
 
-  batch = reds([5], label=np.zeros(1, np.int32))
-  found = results(Broken(), batch, (1, 8), ("fgsm",))
+  found = results(Broken(), reds([5]), (1, 8))
   assert {one["top1"] for one in found.values()} == {0}
 
 
-def test_of_several_labels_f1_is_given():
+def test_f1_falls_under_attack_with_several_labels():
   labels = np.array([[1, 0], [1, 0], [0, 1]], np.int32)
-  batch = reds([1.5, 20, -20], labels=labels)
-  found = results(Red(), batch, (0, 8), ("fgsm",))
-  assert found.keys() == {(a, e) for a in ("fgsm", WITHIN) for e in (0, 8)}
+  found = results(Red(), reds([1.5, 20, -20], labels=labels), (0, 8))
   assert found["fgsm", 0]["f1_overall"] == pytest.approx(100)
   # One of three pictures falls: both of its decisions are wrong.
   assert found["fgsm", 8]["f1_overall"] == pytest.approx(100 * 4 / 6)
-
-
-def test_padding_is_attacked_for_nothing():
-  batch = reds([1.5, 5, 20], label=np.zeros(3, np.int32))
-  batch["mask"] = jnp.array([1.0, 0.0, 1.0])
-  totals = sums(Red(), batch, (2,))
-  assert totals["fgsm", 2]["top1"] == (1, 2)
-
-
-def test_only_the_attacks_asked_for_are_made():
-  batch = reds([5], label=np.zeros(1, np.int32))
-  totals = sums(Red(), batch, (1, 2), ("pgd",))
-  assert {name for name, _ in totals} == {"pgd"}
-
-
-@pytest.mark.parametrize("labels", [False, True])
-def test_pictures_one_by_one_add_up_to_the_sums(labels):
-  kind = (
-    {"labels": np.array([[1, 0], [1, 0], [1, 1]], np.int32)}
-    if labels
-    else {"label": np.zeros(3, np.int32)}
-  )
-  batch = reds([1.5, 5, -5], **kind)
-  for key, logits in attacked_logits(Red(), batch, (2, 8)).items():
-    found = classification.by_example(logits, batch)
-    totals = classification.sums(logits, batch)
-    if key == ("fgsm", 2):
-      first = found["true_positives" if labels else "top1"]
-      assert first.tolist() == [0, 1, 1 if labels else 0]
-    for name, values in found.items():
-      assert values.sum() == totals[name][0].sum(), name

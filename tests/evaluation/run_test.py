@@ -21,16 +21,15 @@ class Unread:
     raise AssertionError(f"an object's {name} was read")
 
 
-def digits(multi_label=False):
-  """Seven pictures of two sizes, whose objects must not be read."""
+def photographs(multi_label=False):
+  """Seven pictures of several sizes, whose objects must not be read."""
   records = []
   for i, size in enumerate([(60, 40), (40, 60), (40, 40)] * 2 + [(40, 41)]):
     image = np.asarray(photos.load("coffee.png", size))
-    labels = [i % 3, 4] if multi_label and i else [i % 3]
     records.append(
       {
         "image": photos.encode(np.roll(image, 7 * i, 0), "png"),
-        "labels": labels,
+        "labels": [i % 3, 4] if multi_label and i else [i % 3],
         "objects": Unread(),
       }
     )
@@ -42,13 +41,6 @@ def digits(multi_label=False):
   )
 
 
-def config():
-  c = base.get_config()
-  c.data.image_size = 16
-  c.eval.batch_size = 4
-  return c
-
-
 @pytest.fixture(scope="module")
 def model(make_tiny):
   net = make_tiny()
@@ -56,17 +48,29 @@ def model(make_tiny):
   return net
 
 
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_the_quick_evaluation_reads_no_object_and_ships_pictures_alone(
-  model, monkeypatch, multi_label
-):
-  dataset = digits(multi_label)
-  monkeypatch.setattr(run.data, "load", lambda *_: dataset)
+@pytest.fixture
+def quick(model, monkeypatch):
+  """Returns the quick evaluation of a data set."""
 
-  def refuse(*args):
+  def quick(dataset, on_error="raise"):
+    monkeypatch.setattr(run.data, "load", lambda *_: dataset)
+    config = base.get_config()
+    config.data.image_size, config.eval.batch_size = 16, 4
+    config.data.on_error = on_error
+    mesh = parallel.make_mesh()
+    there = parallel.on_all_devices(model, mesh)
+    return run.Evaluation(config, mesh).quick(there)
+
+  return quick
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_quick_evaluation_reads_and_ships_pictures_alone(
+  quick, model, monkeypatch, multi_label
+):
+  def refuse(*_):
     raise AssertionError("a mask was decoded")
 
-  monkeypatch.setattr(geometry, "object_masks", refuse)
   shipped = []
   to_devices = parallel.to_devices
 
@@ -74,53 +78,38 @@ def test_the_quick_evaluation_reads_no_object_and_ships_pictures_alone(
     shipped.append(batch)
     return to_devices(batch, mesh)
 
+  monkeypatch.setattr(geometry, "object_masks", refuse)
   monkeypatch.setattr(parallel, "to_devices", noted)
-  mesh = parallel.make_mesh()
-  found = run.Evaluation(config(), mesh).quick(
-    parallel.on_all_devices(model, mesh)
-  )
+  dataset = photographs(multi_label)
+  found = quick(dataset)
   assert len(shipped) == 2
   for batch in shipped:
-    size = {k: np.asarray(v).nbytes for k, v in batch.items() if k != "image"}
-    assert sum(v for k, v in size.items() if k != "annotations") < 1_000
-    assert "object_mask" not in batch and batch["annotations"] == {}
+    assert "object_mask" not in batch and batch.pop("annotations") == {}
+    del batch["image"]
+    assert sum(np.asarray(v).nbytes for v in batch.values()) < 1_000
   # All pictures at once, outside of the evaluation.
   images = jnp.stack(
     [geometry.decode_image(record["image"], 16) for record in dataset.source]
   )
   logits = model.classify(model.features(model.normalize(images)))
   logits = np.asarray(logits)
+  present = np.zeros((7, 10), bool)
+  for row, record in enumerate(dataset.source):
+    present[row, record["labels"]] = True
   if multi_label:
-    present = np.zeros((7, 10), bool)
-    for row, record in enumerate(dataset.source):
-      present[row, record["labels"]] = True
     hits = (present & (logits > 0)).sum()
     wrong = (present != (logits > 0)).sum()
     f1 = 100 * 2 * hits / (2 * hits + wrong)
     assert found["val/f1_overall"] == pytest.approx(f1)
   else:
-    labels = [record["labels"][0] for record in dataset.source]
-    top1 = 100 * np.mean(logits.argmax(1) == labels)
+    top1 = 100 * np.mean(logits.argmax(1) == present.argmax(1))
     assert found["val/top1"] == pytest.approx(top1)
   assert "val/loss" in found and "val/num_pairs" not in found
 
 
-def test_the_quick_evaluation_passes_over_a_broken_picture(model, monkeypatch):
-  dataset = digits()
+def test_the_quick_evaluation_passes_over_a_broken_picture(quick):
+  dataset = photographs()
+  kept = dataset.source[:3] + dataset.source[4:]
+  expected = quick(dataclasses.replace(dataset, source=kept))
   dataset.source[3]["image"] = b"no picture"
-  monkeypatch.setattr(run.data, "load", lambda *_: dataset)
-  mesh = parallel.make_mesh()
-  settings = config()
-  settings.data.on_error = "skip"
-  evaluation = run.Evaluation(settings, mesh)
-  one = evaluation.quick(parallel.on_all_devices(model, mesh))
-  kept = [record for i, record in enumerate(dataset.source) if i != 3]
-  monkeypatch.setattr(
-    run.data,
-    "load",
-    lambda *_: dataclasses.replace(dataset, source=kept),
-  )
-  other = run.Evaluation(settings, mesh).quick(
-    parallel.on_all_devices(model, mesh)
-  )
-  assert one == pytest.approx(other)
+  assert quick(dataset, on_error="skip") == pytest.approx(expected)

@@ -6,8 +6,9 @@ import pytest
 from configs import base
 from gc_jax.data.pairs import Pairs
 from gc_jax.evaluation import summary
+from gc_jax.evaluation.classification import CASES
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.evaluation.summary import Estimate, Protocol, Rows
+from gc_jax.evaluation.summary import Estimate, Rows
 from gc_jax.method.metrics import Key
 
 PG = Key("pointing_game", "a")
@@ -15,6 +16,13 @@ EXACT = Key("stochastic_pointing_game_exact", "a")
 SPG = Key("stochastic_pointing_game", "a")
 CH = Key("content_heatmap", "a")
 EMPTY = Key("zero_map_frac", "a")
+
+
+def settings(protocol="paper", spg_samples=100, spg_runs=5, num_resamples=0):
+  chosen = base.get_config().eval
+  chosen.protocol, chosen.num_resamples = protocol, num_resamples
+  chosen.spg_samples, chosen.spg_runs = spg_samples, spg_runs
+  return chosen
 
 
 def made(count=60, seed=0):
@@ -35,16 +43,16 @@ def made(count=60, seed=0):
 
 def test_the_paper_weighs_pairs_equally():
   columns, rows = made()
-  results = summary.summarize(columns, rows, Protocol("paper"))
+  results = summary.summarize(columns, rows, settings("paper"))
   for key in (PG, EXACT, CH):
     assert results[key].value == pytest.approx(100 * np.nanmean(columns[key]))
   assert results[EMPTY].value == pytest.approx(np.nanmean(columns[EMPTY]))
   assert results[EMPTY].interval is None
 
 
-def test_the_release_means_over_classes_and_passes_over_difficult_ones():
+def test_the_release_takes_means_over_classes_and_passes_over_difficult_pairs():
   columns, rows = made()
-  results = summary.summarize(columns, rows, Protocol("release"))
+  results = summary.summarize(columns, rows, settings("release"))
   easy = ~rows.difficult
   means = [np.nanmean(columns[PG][easy & (rows.target == k)]) for k in range(4)]
   assert results[PG].value == pytest.approx(100 * np.mean(means))
@@ -58,8 +66,8 @@ def test_the_release_means_over_classes_and_passes_over_difficult_ones():
 def test_the_stochastic_game_has_the_law_of_drawn_points():
   """Points hit independently with the expected chance: mean and spread."""
   chance = np.array([0.0, 0.3, 1.0, 0.75])
-  protocol = Protocol(spg_samples=100, spg_runs=4_000)
-  runs = summary.stochastic_runs(chance, protocol)
+  chosen = settings(spg_samples=100, spg_runs=4_000)
+  runs = summary.stochastic_runs(chance, chosen)
   variance = (chance * (1 - chance)).sum() / 100 / 4**2
   assert abs(runs.mean() - chance.mean()) < 4 * np.sqrt(variance / 4_000)
   # The variance of a variance: 2 / n of its square.
@@ -68,17 +76,17 @@ def test_the_stochastic_game_has_the_law_of_drawn_points():
 
 def test_the_game_is_given_as_mean_and_deviation_over_runs():
   columns, rows = made()
-  protocol = Protocol(spg_samples=10, spg_runs=5)
-  results = summary.summarize(columns, rows, protocol)
+  chosen = settings(spg_samples=10, spg_runs=5)
+  results = summary.summarize(columns, rows, chosen)
   expected = columns[EXACT][~np.isnan(columns[EXACT])]
-  runs = 100 * summary.stochastic_runs(expected, protocol)
+  runs = 100 * summary.stochastic_runs(expected, chosen)
   assert results[SPG].value == pytest.approx(runs.mean())
   assert results[SPG].std == pytest.approx(runs.std(ddof=1))
-  once = summary.summarize(columns, rows, Protocol(spg_runs=1))
+  once = summary.summarize(columns, rows, settings(spg_runs=1))
   assert once[SPG].std == 0
 
 
-def test_results_have_their_names_in_the_file():
+def test_results_have_their_names_in_results_json():
   found = {
     Key("top1"): Estimate(80.0, None, (70.0, 90.0)),
     SPG: Estimate(50.0, 0.5),
@@ -98,8 +106,8 @@ def test_results_have_their_names_in_the_file():
 def test_intervals_are_those_of_resampled_pictures(name):
   """Pictures drawn one by one, with all their pairs."""
   columns, rows = made(200)
-  protocol = Protocol(name, num_resamples=2_000)
-  results = summary.summarize(columns, rows, protocol)
+  chosen = settings(name, num_resamples=2_000)
+  results = summary.summarize(columns, rows, chosen)
   rng = np.random.default_rng(7)
   pictures = np.unique(rows.index)
   of = {p: np.flatnonzero(rows.index == p) for p in pictures}
@@ -109,7 +117,7 @@ def test_intervals_are_those_of_resampled_pictures(name):
       drawn = np.concatenate([of[p] for p in rng.choice(pictures, len(of))])
       some = Rows(rows.index[drawn], rows.target[drawn], rows.difficult[drawn])
       again = summary.summarize(
-        {key: columns[key][drawn]}, some, Protocol(name)
+        {key: columns[key][drawn]}, some, settings(name)
       )
       means.append(again[key].value)
     low, high = np.quantile(means, (0.025, 0.975))
@@ -124,11 +132,11 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   """Copies of a pair add no certainty, copies of pictures do."""
   rng = np.random.default_rng(0)
   values = rng.random(50).astype(np.float32)
-  protocol = Protocol(num_resamples=1_000)
+  chosen = settings(num_resamples=1_000)
 
   def width(index, values):
     rows = Rows(index, np.zeros(len(index), int), np.zeros(len(index), bool))
-    results = summary.summarize({CH: values}, rows, protocol)
+    results = summary.summarize({CH: values}, rows, chosen)
     low, high = results[CH].interval
     return high - low
 
@@ -139,25 +147,10 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   assert more == pytest.approx(alone / 2, rel=0.15)
 
 
-def test_f1_has_an_interval_around_it():
-  rng = np.random.default_rng(0)
-  counts = rng.integers(0, 3, (100, 3)).astype(np.float32)
-  low, high = summary.f1_interval(np.arange(100), counts, 500)
-  hits, alarms, misses = counts.sum(0)
-  f1 = 100 * 2 * hits / (2 * hits + alarms + misses)
-  assert low < f1 < high
-  means = []
-  for _ in range(2_000):
-    h, a, m = counts[rng.integers(0, 100, 100)].sum(0)
-    means.append(100 * 2 * h / (2 * h + a + m))
-  assert low == pytest.approx(np.quantile(means, 0.025), abs=1.0)
-  assert high == pytest.approx(np.quantile(means, 0.975), abs=1.0)
-
-
-def test_by_class_every_class_that_was_explained_has_its_own_mean():
+def test_every_class_that_was_explained_has_its_own_mean():
   columns, rows = made()
   rows.target[:3] = -1
-  found = summary.by_class(columns, rows, Protocol("release"), list("abcde"))
+  found = summary.by_class(columns, rows, settings("release"), list("abcde"))
   assert set(found) == set("abcd")  # none shows an e
   for k, name in enumerate("abcd"):
     own = rows.target == k
@@ -166,37 +159,39 @@ def test_by_class_every_class_that_was_explained_has_its_own_mean():
     assert found[name][PG] == pytest.approx(100 * np.nanmean(columns[PG][easy]))
 
 
-def test_what_nothing_was_measured_of_is_left_out():
+def test_a_column_without_a_measurement_is_left_out():
   rows = Rows(np.arange(3), np.zeros(3, int), np.zeros(3, bool))
   nothing = np.full(3, np.nan, np.float32)
-  protocol = Protocol(num_resamples=10)
-  assert summary.summarize({CH: nothing}, rows, protocol) == {}
-  assert summary.by_class({CH: nothing}, rows, protocol, ["a"]) == {}
-
-
-COUNTS = ("true_positives", "false_positives", "false_negatives")
-# Of 40 pictures every other is right, with two classes, one of them missed.
-RIGHT, WRONG = (2, 0, 0), (1, 0, 1)
+  chosen = settings(num_resamples=10)
+  assert summary.summarize({CH: nothing}, rows, chosen) == {}
+  assert summary.by_class({CH: nothing}, rows, chosen, ["a"]) == {}
 
 
 @pytest.mark.parametrize("attack", [{}, {"attack": "fgsm", "epsilon": 8}])
-def test_f1_has_its_interval_with_and_without_an_attack(attack):
-  pairs = Pairs(
-    index=np.arange(40), target=np.zeros(40, int), first=np.ones(40, bool)
-  )
-  counts = np.array([RIGHT, WRONG] * 20, np.float32)
-  ledger = Ledger(40)
-  for name, column in zip(COUNTS, counts.T, strict=True):
+def test_f1_has_the_interval_of_resampled_pictures(attack):
+  rng = np.random.default_rng(0)
+  counts = rng.integers(0, 3, (100, 3)).astype(np.float32)
+  pairs = Pairs(np.arange(100), np.zeros(100, int), np.ones(100, bool))
+  ledger = Ledger(100)
+  for name, column in zip(CASES, counts.T, strict=True):
+    total = column.sum(keepdims=True), np.float64(100)
     ledger.columns[Key(name, **attack)] = column
-    ledger.totals[Key(name, **attack)] = (
-      column.sum(keepdims=True),
-      np.float64(40),
-    )
-  ledger.totals[Key("loss", **attack)] = (np.float64(1), np.float64(40))
-  found, by_class = summary.results(ledger, pairs, base.get_config(), ["only"])
-  ends = found[Key("f1_overall", **attack)].interval
-  # 60 right of 60 and 20 missed: F1 of 120 in 140.
-  assert 75 < ends[0] < 100 * 120 / 140 < ends[1] < 95
-  # Counts are nothing to be read alone.
+    ledger.totals[Key(name, **attack)] = total
+  ledger.totals[Key("loss", **attack)] = (np.float64(1), np.float64(100))
+  found, by_class = summary.results(
+    ledger, pairs, settings(num_resamples=500), ["only"]
+  )
+
+  def f1(rows):
+    hits, alarms, misses = rows.sum(0)
+    return 100 * 2 * hits / (2 * hits + alarms + misses)
+
+  estimate = found[Key("f1_overall", **attack)]
+  assert estimate.value == pytest.approx(f1(counts))
+  means = [f1(counts[rng.integers(0, 100, 100)]) for _ in range(2_000)]
+  # Two bootstraps agree on a quantile to a few percent of the width.
+  expected = np.quantile(means, (0.025, 0.975))
+  assert estimate.interval == pytest.approx(tuple(expected), abs=1.0)
+  # The counts say nothing alone.
   assert not any("positives" in key.metric for key in found)
   assert by_class == {}
