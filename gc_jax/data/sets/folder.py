@@ -11,8 +11,8 @@ or DIR/CLASS/*.jpg alone. Splits, by the names that configs use:
 | `train/` | nine tenths | a tenth of it | the same as `validation` |
 | classes only | eight tenths | a tenth | a tenth |
 
-Tenths are told by a hash of a picture's path: it stays in its split when
-others come and go. (A class that would have nothing to train on keeps all.)
+A hash of a picture's path chooses its tenth: it stays in its split when others
+come and go. (A class that would have nothing to train on keeps all.)
 
 Optional, each found by its name, in any case:
   labels.csv                `image,labels`: several classes a picture, "a;b",
@@ -28,22 +28,22 @@ Optional, each found by its name, in any case:
 
 `image` is a path below DIR, or as much of its end as is unique. Tables are
 UTF-8, or UTF-16 with a byte order mark; commas, semicolons or tabs separate
-their cells. Of labels.csv every line must be right; of boxes and masks a wrong
-one may be left out (`on_error`).
+their cells. Every line of labels.csv must be right; wrong boxes and masks may
+be left out (`on_error`).
 
-No class is lost in silence: the folder of one must hold a picture, and one of
-a split, too. Files that are none of the above are counted by ending in a
-warning. Links are followed; one to a folder that holds it stops the run, and
-so does a name that is no UTF-8. Names are compared after NFC.
+No class gets lost silently: the folder of each class and each split must hold
+a picture. A warning counts all other files by ending. Links are followed; a
+link to a folder that holds it stops the run, and so does a name that is not
+UTF-8. Names are compared after NFC.
 
 Boxes are in the frame that is stored, before EXIF's orientation is applied. A
 mask is in that frame or in the upright one, as its size says; the stored one if
 both fit.
 
-Every annotation is used, or told with its file and place. Boxes that look like
-fractions of the picture are refused. Of COCO's segmentations, polygons that
-cover no pixel are left out, which a warning counts: where nothing is left, the
-box stands; where there is no box, it is that of the mask.
+Every annotation is used, or reported with its file and place. Boxes that look
+like fractions of the picture are refused. COCO's polygons that cover no pixel
+are left out, and a warning counts them: where nothing is left, the box stands;
+where there is no box, it is that of the mask.
 """
 
 import dataclasses
@@ -58,12 +58,7 @@ from typing import Any
 
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError, read_header
-from gc_jax.data.sets import (
-  folder_annotations,
-  folder_layout,
-  folder_objects,
-  segmentation,
-)
+from gc_jax.data.sets import folder_layout, folder_objects, segmentation
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.runtime.messages import listed, unknown_name_message
 
@@ -100,9 +95,10 @@ def load(
     _check_links(pictures, layout)
   annotations = _read_objects(layout, data_dir)
   _report(annotations, layout, on_error)
-  objects = annotations.of_picture
-  bare = [name for name in pictures if name not in objects]
-  if objects and bare:
+  found = annotations.of_picture
+  objects = {name: found[name] for name in pictures if name in found}
+  bare = [name for name in pictures if name not in found]
+  if found and bare:
     _logger.warning(
       "%d of %d pictures of %s, split %s, have neither mask nor box, %r first: "
       "they do not count in the metrics of maps.",
@@ -114,12 +110,7 @@ def load(
     )
   labels = [layout.labels[name] for name in pictures]
   return Dataset(
-    source=FolderSource(
-      str(layout.root),
-      pictures,
-      labels,
-      {name: objects[name] for name in pictures if name in objects},
-    ),
+    source=FolderSource(str(layout.root), pictures, labels, objects),
     class_names=layout.class_names,
     multi_label=layout.multi_label,
     name=f"folder/{layout.root.resolve().name}",
@@ -218,12 +209,15 @@ def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
 ) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
-  if not folder_annotations.has_annotations(layout):
+  import tensorflow_datasets as tfds
+
+  if not folder_objects.has_annotations(layout):
     return folder_objects.Objects()
-  key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
+  root = layout.root.resolve()
+  key = json.dumps([_VERSION, str(root), layout.files])
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-  index = Path(_index_dir(data_dir), f"{layout.root.resolve().name}-{digest}")
-  index = index.with_name(index.name + ".json")
+  data_dir = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
+  index = Path(data_dir, "folder", f"{root.name}-{digest}.json")
   if index.exists():
     return folder_objects.Objects(**json.loads(index.read_text()))
   objects = folder_objects.read_objects(layout)
@@ -237,26 +231,17 @@ def _read_objects(
   return objects
 
 
-def _index_dir(data_dir: str | os.PathLike) -> Path:
-  import tensorflow_datasets as tfds
-
-  root = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
-  return Path(root) / "folder"
-
-
 def _check_links(pictures: Sequence[str], layout: Layout) -> None:
   """Checks that pictures which are links lead to a file."""
-  broken = set(layout.broken)
-  lost = [
-    f"{layout.root / name} -> {os.readlink(layout.root / name)}"
-    for name in pictures
-    if name in broken
-  ]
+  lost = sorted(set(layout.broken).intersection(pictures))
   if lost:
+    links = [
+      f"{layout.root / k} -> {os.readlink(layout.root / k)}" for k in lost
+    ]
     raise ValueError(
       f"A link must lead to a picture, and {len(lost):,} of "
       f"{len(pictures):,} pictures are links that lead nowhere:\n  "
-      + listed(lost, between="\n  ")
+      + listed(links, between="\n  ")
       + "\nMend them, or set --config.data.on_error=skip to leave them out, "
       "and have them counted."
     )

@@ -1,4 +1,4 @@
-"""Which files a folder holds, of which kind, and by which names they go.
+"""Which files a folder holds, of which kind, and which names they go by.
 
 Folders and endings that mean something are known in any case, and names are
 compared in one Unicode form: "é" may be stored as one character or as two,
@@ -6,7 +6,6 @@ and looks the same. A file is opened by its name as it is stored.
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 import os
@@ -15,15 +14,13 @@ import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from gc_jax.data.decode import SUFFIXES
 from gc_jax.runtime.messages import clipped, listed
 
 LABELS_FILE = "labels.csv"
-BOXES_FILE = "boxes.csv"
-MASKS_FOLDER = "masks"
-ANNOTATIONS_FOLDER = "annotations"
-NO_CLASSES = (MASKS_FOLDER, ANNOTATIONS_FOLDER)
+NO_CLASSES = ("masks", "annotations")  # top folders of other things
 
 # What systems and servers leave in folders, beside names that start with a dot.
 _LEFT_BY_SYSTEMS = frozenset(
@@ -31,15 +28,14 @@ _LEFT_BY_SYSTEMS = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Tree:
+class Tree(NamedTuple):
   """What lies in a folder; links are followed.
 
   Attributes:
     files: path below the folder -> (bytes, modified at, in ns), sorted.
     folders: those below it, also empty ones.
     broken: links of `files` that lead to no file.
-    special: what is neither file nor folder.
+    special: paths that are neither file nor folder.
   """
 
   files: dict[str, tuple[int, int]]
@@ -53,26 +49,50 @@ def list_tree(root: Path) -> Tree:
 
   Raises:
     ValueError: a folder cannot be read; a link leads to a folder that holds
-      it; a name is no UTF-8; or two names of a folder differ only in how
+      it; a name is not UTF-8; or two names of a folder differ only in how
       accents are stored. Says which.
   """
-  found = _Walk()
-  found.walk(root)
-  if found.undecodable:
+  files, folders, broken, special = {}, [], [], []
+  undecodable, loops = [], []
+  # Folders to look into: the path below the root, with "/" at its end, and the
+  # real paths of it and of all folders on the way to it.
+  pending = collections.deque([("", (os.path.realpath(root),))])
+  while pending:
+    below, holders = pending.popleft()
+    for entry, status in _entries(root / below):
+      name = below + entry.name
+      if not _is_utf8(entry.name):
+        undecodable.append(_shown(entry.path))
+      elif stat.S_ISDIR(status.st_mode):
+        real = os.path.join(holders[-1], entry.name)
+        if entry.is_symlink():
+          real = os.path.realpath(entry.path)
+        if any(Path(holder).is_relative_to(real) for holder in holders):
+          loops.append(f"{entry.path} -> {real}")
+          continue
+        folders.append(name)
+        pending.append((f"{name}/", (*holders, real)))
+      elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+        files[name] = status.st_size, status.st_mtime_ns
+        if stat.S_ISLNK(status.st_mode):
+          broken.append(name)
+      else:
+        special.append(name)
+  if undecodable:
     raise ValueError(
-      "The names of files and folders must be UTF-8. Not so are "
-      f"{len(found.undecodable):,}:\n  "
-      + listed(found.undecodable, between="\n  ")
+      "The names of files and folders must be UTF-8, and "
+      f"{len(undecodable):,} are not:\n  "
+      + listed(undecodable, between="\n  ")
       + "\nRename them (all at once: convmv -r --notest -f latin1 -t utf8 "
       f"{root}), or move them out of --config.data.path."
     )
-  if found.loops:
+  if loops:
     raise ValueError(
       "A link must not lead to a folder that holds it, where pictures would be "
-      f"found again and again. Remove {len(found.loops):,}:\n  "
-      + listed(found.loops, between="\n  ")
+      f"found again and again. Remove {len(loops):,}:\n  "
+      + listed(loops, between="\n  ")
     )
-  names = sorted(found.files, key=lambda name: (normalized(name), name))
+  names = sorted(files, key=lambda name: (normalized(name), name))
   for name, following in itertools.pairwise(names):
     if normalized(name) == normalized(following):
       raise ValueError(
@@ -81,78 +101,31 @@ def list_tree(root: Path) -> Tree:
         "rename one."
       )
   return Tree(
-    {name: found.files[name] for name in names},
-    tuple(sorted(found.folders)),
-    tuple(sorted(found.broken)),
-    tuple(sorted(found.special)),
+    {name: files[name] for name in names},
+    *(tuple(sorted(found)) for found in (folders, broken, special)),
   )
 
 
-@dataclasses.dataclass
-class _Walk:
-  """What is found below a folder, and what is wrong there."""
-
-  files: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-  folders: list[str] = dataclasses.field(default_factory=list)
-  broken: list[str] = dataclasses.field(default_factory=list)
-  special: list[str] = dataclasses.field(default_factory=list)
-  undecodable: list[str] = dataclasses.field(default_factory=list)
-  loops: list[str] = dataclasses.field(default_factory=list)
-
-  def walk(self, root: Path) -> None:
-    # Of a folder: its path below the root with "/", and where it really is,
-    # before it those where the links stand that led there.
-    pending = collections.deque([("", (os.path.realpath(root),))])
-    while pending:
-      below, really = pending.popleft()
-      try:
-        with os.scandir(root / below) as entries:
-          for entry in sorted(entries, key=lambda entry: entry.name):
-            if not _is_left_by_systems(entry.name):
-              pending += self._take(entry, below, really)
-      except OSError as error:
-        raise ValueError(
-          f"{error.filename} must be readable ({error.strerror}); change its "
-          "permissions, or move it out of --config.data.path."
-        ) from error
-
-  def _take(
-    self, entry: os.DirEntry, below: str, really: tuple[str, ...]
-  ) -> list[tuple[str, tuple[str, ...]]]:
-    """Notes an entry; returns it where it is a folder to be looked into."""
-    name = below + entry.name
-    if not _is_utf8(entry.name):
-      self.undecodable.append(
-        os.fsencode(entry.path).decode(errors="backslashreplace")
-      )
-      return []
-    try:
-      status = entry.stat()
-    except OSError:
-      if not entry.is_symlink():
-        raise
-      self.broken.append(name)
-      status = entry.stat(follow_symlinks=False)
-    if stat.S_ISDIR(status.st_mode):
-      if not entry.is_symlink():
-        really = (*really[:-1], os.path.join(really[-1], entry.name))
-      else:
-        target = os.path.realpath(entry.path)
-        if any(Path(holder).is_relative_to(target) for holder in really):
-          self.loops.append(f"{entry.path} -> {target}")
-          return []
-        really = (*really, target)
-      self.folders.append(name)
-      return [(f"{name}/", really)]
-    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-      self.files[name] = status.st_size, status.st_mtime_ns
-    else:
-      self.special.append(name)
-    return []
-
-
-def _is_left_by_systems(name: str) -> bool:
-  return name.startswith(".") or name.casefold() in _LEFT_BY_SYSTEMS
+def _entries(folder: Path) -> Iterator[tuple[os.DirEntry, os.stat_result]]:
+  """Yields what lies in a folder; a link to nothing has the link's status."""
+  try:
+    with os.scandir(folder) as entries:
+      for entry in sorted(entries, key=lambda entry: entry.name):
+        name = entry.name.casefold()
+        if name.startswith(".") or name in _LEFT_BY_SYSTEMS:
+          continue
+        try:
+          status = entry.stat()
+        except OSError:
+          if not entry.is_symlink():
+            raise
+          status = entry.stat(follow_symlinks=False)
+        yield entry, status
+  except OSError as error:
+    raise ValueError(
+      f"{error.filename} must be readable ({error.strerror}); change its "
+      "permissions, or move it out of --config.data.path."
+    ) from error
 
 
 def _is_utf8(name: str) -> bool:
@@ -163,17 +136,22 @@ def _is_utf8(name: str) -> bool:
   return True
 
 
+def _shown(path: str) -> str:
+  """Returns a path that can be printed, bytes that are not UTF-8 as \\xNN."""
+  return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def check_root(path: str) -> Path:
   """Returns the folder that the user named.
 
   Raises:
-    ValueError: it is none, or its name is no UTF-8.
+    ValueError: it is no folder, or its name is not UTF-8.
   """
   root = Path(os.path.expanduser(path))
   if not _is_utf8(str(root)):
-    shown = os.fsencode(root).decode(errors="backslashreplace")
     raise ValueError(
-      f"The name of --config.data.path={shown} must be UTF-8. Rename it."
+      f"The name of --config.data.path={_shown(str(root))} must be UTF-8. "
+      "Rename it."
     )
   if not root.is_dir():
     raise ValueError(
@@ -194,25 +172,24 @@ def kind_of(name: str) -> str:
   Returns:
     "picture"; "labels" and "boxes" (the tables of these names); "mask" (any
     picture below masks/); "xml" (VOC, anywhere else); "json" (COCO,
-    annotations.json and annotations/*.json); "" for what is passed over.
+    annotations.json and annotations/*.json); "" for files that are ignored.
   """
-  parts = name.casefold().split("/")
-  suffix = PurePosixPath(parts[-1]).suffix
-  top = parts[0] if len(parts) > 1 else ""
-  if top == MASKS_FOLDER:
+  top, _, below = name.casefold().partition("/")
+  suffix = PurePosixPath(below or top).suffix
+  if below and top == "masks":
     return "mask" if suffix in SUFFIXES else ""
   if suffix == ".xml":
     return "xml"
-  if top == ANNOTATIONS_FOLDER:
+  if below and top == "annotations":
     return "json" if suffix == ".json" else ""
   if suffix in SUFFIXES:
     return "picture"
   kinds = {
     LABELS_FILE: "labels",
-    BOXES_FILE: "boxes",
+    "boxes.csv": "boxes",
     "annotations.json": "json",
   }
-  return "" if top else kinds.get(parts[0], "")
+  return "" if below else kinds.get(top, "")
 
 
 def mirrored(name: str) -> str:
@@ -230,17 +207,26 @@ def endings(names: Iterable[str]) -> str:
   return listed([f"{clipped(ending)} {n:,}" for ending, n in most_first])
 
 
+def _in_any_case(name: str) -> str:
+  return normalized(name).casefold()
+
+
+def _without_ending(name: str) -> str:
+  return posixpath.splitext(_in_any_case(name))[0]
+
+
 class Finder:
   """Finds a picture by its path below the folder, or a unique end of it.
 
   Also by what programs elsewhere write: backslashes, `./` and `../` in front,
   an absolute path through a folder of this one's name, other capitals, no
-  ending. What fits several pictures finds none.
+  ending. An end that fits several pictures finds none.
   """
 
   def __init__(self, pictures: Iterable[str], root: Path):
     self._pictures = list(pictures)
     self._root_names = {root.absolute().name, root.resolve().name} - {""}
+    self._ends = functools.cache(self._by_ends)  # most need only the first
 
   def __call__(self, written: str) -> str:
     """Returns the path below the folder, as it is stored.
@@ -258,19 +244,19 @@ class Finder:
         )
       if found:
         return found[0]
-      stem = stem or _without_ending(path.casefold())
-    near = self._ends_without_ending.get(stem)
+      stem = stem or _without_ending(path)
+    near = self._ends(_without_ending).get(stem)
     hint = f"; there is {near[0]!r}" if near else ""
     raise ValueError(f"there is no picture {clipped(written)!r}{hint}")
 
   def of_stem(self, stem: str) -> list[str]:
-    """Returns the pictures that have this path below the folder but an ending.
+    """Returns the pictures with this path below the folder and any ending.
 
     In any case, where none is written so.
     """
     stem = normalized(stem)
-    found = _whole(self._ends_without_ending.get(stem.casefold(), []), stem)
-    exact = [n for n in found if _without_ending(normalized(n)) == stem]
+    found = _whole(self._ends(_without_ending).get(stem.casefold(), []), stem)
+    exact = [n for n in found if posixpath.splitext(normalized(n))[0] == stem]
     return exact or found
 
   def _readings(self, written: str) -> Iterator[tuple[str, bool]]:
@@ -286,31 +272,17 @@ class Finder:
 
   def _fitting(self, path: str, is_whole: bool) -> list[str]:
     """Returns the pictures whose end this is, in the closest way there is."""
-    for ends, key in (
-      (self._ends, path),
-      (self._ends_in_any_case, path.casefold()),
-      (self._ends_without_ending, path.casefold()),
+    for form, key in (
+      (normalized, path),
+      (_in_any_case, path.casefold()),
+      (_without_ending, path.casefold()),
     ):
-      found = ends.get(key, [])
+      found = self._ends(form).get(key, [])
       # A whole path is never short for a longer one.
       whole = _whole(found, path)
       if whole or (found and not is_whole):
         return whole or found
     return []
-
-  @functools.cached_property
-  def _ends(self) -> dict[str, list[str]]:
-    return self._by_ends(normalized)
-
-  @functools.cached_property
-  def _ends_in_any_case(self) -> dict[str, list[str]]:
-    return self._by_ends(lambda name: normalized(name).casefold())
-
-  @functools.cached_property
-  def _ends_without_ending(self) -> dict[str, list[str]]:
-    return self._by_ends(
-      lambda name: _without_ending(normalized(name).casefold())
-    )
 
   def _by_ends(self, form: Callable[[str], str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
@@ -324,7 +296,3 @@ class Finder:
 def _whole(names: Iterable[str], path: str) -> list[str]:
   """Returns those that are as deep as a path that ends them."""
   return [name for name in names if name.count("/") == path.count("/")]
-
-
-def _without_ending(path: str) -> str:
-  return posixpath.splitext(path)[0]

@@ -1,12 +1,13 @@
 """Which pictures a folder holds, in which split, of which classes."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from pathlib import Path
 
 from gc_jax.data.decode import SUFFIXES
 from gc_jax.data.sets import folder_files, tables
@@ -15,12 +16,13 @@ from gc_jax.runtime.messages import clipped, listed, unknown_name_message
 
 SPLITS = ("train", "validation", "test")
 
-# split -> the folders that may hold it
+# The folders that may hold a split -> the split.
 _SPLIT_FOLDERS = {
-  "train": ("train", "training"),
-  "validation": ("val", "valid", "validation"),
-  "test": ("test", "testing"),
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("val", "valid", "validation"), "validation"),
+  **dict.fromkeys(("test", "testing"), "test"),
 }
+_ENDINGS = ", ".join(SUFFIXES)
 
 _logger = logging.getLogger(__name__)
 
@@ -49,84 +51,92 @@ class Layout:
 
   @functools.cached_property
   def finder(self) -> Finder:
-    """What finds the pictures that annotations name."""
+    """Finds the pictures that annotations name."""
     return Finder(self.labels, self.root)
 
   def class_id(self, written: str) -> int:
     """Returns the id of the class that an annotation names.
 
     Raises:
-      ValueError: there is none of this name; gives the nearest.
+      ValueError: there is no such class; gives the nearest.
     """
     name = normalized(written.strip())
     if name not in self._class_ids:
-      raise ValueError(self._unknown_class(name))
+      raise ValueError(_unknown_class(name, self.class_names))
     return self._class_ids[name]
 
   @functools.cached_property
   def _class_ids(self) -> dict[str, int]:
     return {name: i for i, name in enumerate(self.class_names)}
 
-  @functools.cached_property
-  def _unknown_class(self) -> Callable[[str], str]:
-    # Looked for once a name, not once a box.
-    return functools.cache(
-      lambda name: unknown_name_message("class", name, self.class_names)
-    )
+
+@functools.cache  # looks through all classes: once a name, not once a box
+def _unknown_class(name: str, known: tuple[str, ...]) -> str:
+  return unknown_name_message("class", name, known)
 
 
 def read_layout(path: str) -> Layout:
   """Returns what a folder holds; no picture is opened.
 
-  What is passed over, and classes of one picture, are logged, once a folder.
+  Files that are ignored, and classes of one picture, are logged, once a folder.
 
   Raises:
     ValueError: it is not arranged as `data.sets.folder` says; says where.
   """
   root = folder_files.check_root(path)
   tree = folder_files.list_tree(root)
-  of_kind: dict[str, list[str]] = {}
+  of_kind: dict[str, list[str]] = collections.defaultdict(list)
   for name in tree.files:
-    of_kind.setdefault(folder_files.kind_of(name), []).append(name)
-  pictures = of_kind.get("picture", [])
+    of_kind[folder_files.kind_of(name)].append(name)
+  pictures = of_kind["picture"]
   if not pictures:
     raise ValueError(
       f"--config.data.path={path!r} must hold pictures "
-      f"({', '.join(SUFFIXES)}), as DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg; "
+      f"({_ENDINGS}), as DIR/train/CLASS/*.jpg or DIR/CLASS/*.jpg; "
       f"none is among its {_counted(list(tree.files))}."
     )
   split_of = _split_folders(root, tree, pictures)
-  _check_tops(root, pictures, split_of)
-  _check_capitals(root, tree, of_kind)
-  tables_of_labels = of_kind.get("labels", [])
-  if tables_of_labels:
-    table = root / tables_of_labels[0]
-    class_names, labels = _labels_of_table(table, root, pictures)
+  # What is known in any case must be there in one only.
+  folders = [k for k in tree.folders if k.casefold() in folder_files.NO_CLASSES]
+  files = of_kind["labels"] + of_kind["boxes"] + of_kind["json"]
+  seen: dict[str, str] = {}
+  for name in folders + files:
+    other = seen.setdefault(name.casefold(), name)
+    if other != name:
+      raise ValueError(
+        f"{root} must hold one {name.casefold()}, and holds {other} and "
+        f"{name}. Make one of the two."
+      )
+  if of_kind["labels"]:
+    named = _classes_of_table(root / of_kind["labels"][0], root, pictures)
   else:
     _check_class_folders(root, tree, pictures, split_of)
-    class_names, labels = _labels_of_folders(root, pictures, split_of)
+    named = _classes_of_folders(root, pictures, split_of)
+  class_names = tuple(sorted({k for names in named.values() for k in names}))
   if len(class_names) < 2:
     raise ValueError(
       f"{root} must show at least two classes, and shows {len(class_names)} "
       f"({', '.join(class_names)}). Put the pictures of each class into a "
       "folder of its own."
     )
-  splits = _divide(pictures, labels, split_of)
-  _check_classes(root, class_names, labels, splits)
-  passed_over = [_counted(of_kind[""])] if "" in of_kind else []
-  if tree.special:
-    passed_over.append(f"{len(tree.special):,} pipes or devices")
-  if passed_over:
-    warn_once(f"Passed over in {root}: {', '.join(passed_over)}.")
-  return Layout(
+  ids = {name: i for i, name in enumerate(class_names)}
+  labels = {k: [ids[name] for name in names] for k, names in named.items()}
+  layout = Layout(
     root=root,
     files=tree.files,
     class_names=class_names,
-    splits=splits,
+    splits=_divide(pictures, labels, split_of),
     labels=labels,
-    multi_label=bool(tables_of_labels),
+    multi_label=bool(of_kind["labels"]),
     broken=tree.broken,
   )
+  _check_training(layout)
+  ignored = [_counted(of_kind[""])] if of_kind[""] else []
+  if tree.special:
+    ignored.append(f"{len(tree.special):,} pipes or devices")
+  if ignored:
+    warn_once(f"Passed over in {root}: {', '.join(ignored)}.")
+  return layout
 
 
 @functools.cache
@@ -135,51 +145,31 @@ def warn_once(message: str) -> None:
   _logger.warning("%s", message)
 
 
-def _counted(names: Sequence[str]) -> str:
+def _counted(names: list[str]) -> str:
   """Returns "12 files (.txt 9, .heic 3)"."""
   brackets = f" ({folder_files.endings(names)})" if names else ""
   return f"{len(names):,} file{'s'[: len(names) != 1]}{brackets}"
 
 
-def _check_capitals(
-  root: Path, tree: Tree, of_kind: dict[str, list[str]]
-) -> None:
-  """Checks that what is known in any case is there in one."""
-  seen: dict[str, str] = {}
-  for name in (
-    *(top for top in tree.folders if top.casefold() in folder_files.NO_CLASSES),
-    *(
-      name
-      for kind in ("labels", "boxes", "json")
-      for name in of_kind.get(kind, ())
-    ),
-  ):
-    other = seen.setdefault(name.casefold(), name)
-    if other != name:
-      raise ValueError(
-        f"{root} must hold one {name.casefold()}, and holds {other} and "
-        f"{name}. Make one of the two."
-      )
+def _held(tree: Tree, folder: str) -> str:
+  return _counted(
+    [name for name in tree.files if name.startswith(f"{folder}/")]
+  )
 
 
 def _split_folders(
   root: Path, tree: Tree, pictures: Iterable[str]
 ) -> dict[str, str]:
-  """Returns folder -> split, of those there are; empty where none is.
+  """Returns the folders of splits -> their split; empty where there are none.
 
   Raises:
-    ValueError: if there are splits alone, and none to train on; if one is
-      there twice, or holds no picture.
+    ValueError: there are splits, but nothing to train on; a split has two
+      folders, or no picture; or a picture belongs to no split.
   """
-  split_of_name = {
-    folder: split
-    for split, folders in _SPLIT_FOLDERS.items()
-    for folder in folders
-  }
   found = {
-    folder: split_of_name[folder.casefold()]
+    folder: _SPLIT_FOLDERS[folder.casefold()]
     for folder in tree.folders
-    if folder.casefold() in split_of_name
+    if folder.casefold() in _SPLIT_FOLDERS
   }
   filled = {name.split("/")[0] for name in pictures if "/" in name}
   if all(found.get(top) != "train" for top in filled):
@@ -199,28 +189,17 @@ def _split_folders(
       )
     if folders and folders[0] not in filled:
       raise ValueError(
-        f"{root / folders[0]} must hold pictures ({', '.join(SUFFIXES)}), and "
-        f"holds {_counted(_below(tree, folders[0]))}. Fill or remove it."
+        f"{root / folders[0]} must hold pictures ({_ENDINGS}), and "
+        f"holds {_held(tree, folders[0])}. Fill or remove it."
       )
-  return found
-
-
-def _below(tree: Tree, folder: str) -> list[str]:
-  return [name for name in tree.files if name.startswith(f"{folder}/")]
-
-
-def _check_tops(
-  root: Path, pictures: Iterable[str], split_of: dict[str, str]
-) -> None:
-  """Checks that every picture belongs to a split, where there are splits."""
-  for name in pictures:
-    top = PurePosixPath(name).parts[0]
-    if split_of and top not in split_of:
+  for top in (name.split("/")[0] for name in pictures):
+    if top not in found:
       raise ValueError(
         f"{root / top} stands beside {root / 'train'} and must be called "
         "val, validation or test, masks or annotations; it holds pictures that "
         "belong to no split."
       )
+  return found
 
 
 def _check_class_folders(
@@ -238,12 +217,9 @@ def _check_class_folders(
     and folder.casefold() not in folder_files.NO_CLASSES
   ]
   if empty:
-    held = [
-      f"{root / folder} holds {_counted(_below(tree, folder))}"
-      for folder in empty[:5]
-    ]
+    held = [f"{root / k} holds {_held(tree, k)}" for k in empty[:5]]
     raise ValueError(
-      f"The folder of a class must hold pictures ({', '.join(SUFFIXES)}). "
+      f"The folder of a class must hold pictures ({_ENDINGS}). "
       f"{len(empty):,} without:\n  "
       + listed([*held, *empty[5:]], between="\n  ")
       + "\nConvert what is there or put pictures in; or take the folder out of "
@@ -251,14 +227,14 @@ def _check_class_folders(
     )
 
 
-def _labels_of_folders(
+def _classes_of_folders(
   root: Path, pictures: list[str], split_of: dict[str, str]
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-  """Returns class names and labels: the folder that a picture lies in."""
+) -> dict[str, list[str]]:
+  """Returns the class of each picture: the folder that it lies in."""
   depth = 1 if split_of else 0
-  class_of = {}
+  named = {}
   for name in pictures:
-    parts = PurePosixPath(name).parts
+    parts = name.split("/")
     if len(parts) < depth + 2:
       raise ValueError(
         f"{root / name} must lie in the folder of its class, as "
@@ -266,12 +242,10 @@ def _labels_of_folders(
         f"classes in {root / LABELS_FILE}."
       )
     try:
-      class_of[name] = _class_name(parts[depth])
+      named[name] = [_class_name(parts[depth])]
     except ValueError as error:
       raise ValueError(f"{root}: {error}. Rename the folder.") from error
-  class_names = tuple(sorted(set(class_of.values())))
-  ids = {name: i for i, name in enumerate(class_names)}
-  return class_names, {k: [ids[v]] for k, v in class_of.items()}
+  return named
 
 
 def _class_name(written: str) -> str:
@@ -284,12 +258,12 @@ def _class_name(written: str) -> str:
   return normalized(written)
 
 
-def _labels_of_table(
+def _classes_of_table(
   table: Path, root: Path, pictures: list[str]
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-  """Returns class names and labels as `labels.csv` says them."""
+) -> dict[str, list[str]]:
+  """Returns the classes of each picture as `labels.csv` says them."""
   find = Finder(pictures, root)
-  names_of: dict[str, list[str]] = {}
+  named: dict[str, list[str]] = {}
   problems = []
   for line, row in tables.read(table, ("image", "labels")):
     if isinstance(row, tables.Problem):
@@ -298,7 +272,7 @@ def _labels_of_table(
     try:
       parts = [part.strip() for part in row["labels"].split(";")]
       names = [_class_name(part) for part in parts if part]
-      names_of.setdefault(find(row["image"]), []).extend(names)
+      named.setdefault(find(row["image"]), []).extend(names)
     except ValueError as error:
       problems.append(f"{table}, line {line}: {error}")
   if problems:
@@ -308,16 +282,14 @@ def _labels_of_table(
       + "\nSeveral classes of a picture are one cell, a;b (in quotation marks, "
       '"a;b", where semicolons separate cells).'
     )
-  missing = [name for name in pictures if name not in names_of]
+  missing = [name for name in pictures if name not in named]
   if missing:
     raise ValueError(
       f"{table} must have a line for every picture, and has none for "
-      f"{len(missing):,} of {len(pictures):,}, {missing[0]!r} first. One that "
-      "shows no class has an empty cell."
+      f"{len(missing):,} of {len(pictures):,}, {missing[0]!r} first. For a "
+      "picture that shows no class, leave the cell empty."
     )
-  class_names = tuple(sorted({k for row in names_of.values() for k in row}))
-  ids = {name: i for i, name in enumerate(class_names)}
-  return class_names, {k: [ids[v] for v in row] for k, row in names_of.items()}
+  return named
 
 
 def _divide(
@@ -328,9 +300,7 @@ def _divide(
     return _hold_out(pictures, labels, ("validation", "test"))
   splits: dict[str, list[str]] = {split: [] for split in SPLITS}
   for name in pictures:
-    top = PurePosixPath(name).parts[0]
-    if top in split_of:
-      splits[split_of[top]].append(name)
+    splits[split_of[name.split("/")[0]]].append(name)
   if not splits["validation"]:
     splits |= _hold_out(splits["train"], labels, ("validation",))
   splits["test"] = splits["test"] or splits["validation"]
@@ -338,14 +308,12 @@ def _divide(
 
 
 def _hold_out(
-  pictures: list[str],
-  labels: dict[str, list[int]],
-  held_out: tuple[str, ...],
+  pictures: list[str], labels: dict[str, list[int]], held_out: tuple[str, ...]
 ) -> dict[str, list[str]]:
   """Returns a tenth of the pictures for each of these, the rest to train on.
 
-  Where a picture goes is told by its name alone, so that it stays there when
-  others come and go; but a class has at least one picture to train on.
+  A hash of its name alone says where a picture goes, so that it stays there
+  when others come and go; but a class has at least one picture to train on.
   """
   splits: dict[str, list[str]] = {split: [] for split in ("train", *held_out)}
   for name in pictures:
@@ -364,26 +332,26 @@ def _hold_out(
   return splits
 
 
-def _check_classes(root, class_names, labels, splits) -> None:
-  counts = dict.fromkeys(range(len(class_names)), 0)
-  for name in splits["train"]:
-    for k in set(labels[name]):
-      counts[k] += 1
+def _check_training(layout: Layout) -> None:
+  """Checks that every class of the other splits has pictures to train on."""
+  names, root = layout.class_names, layout.root
+  counts = collections.Counter(
+    k for name in layout.splits["train"] for k in set(layout.labels[name])
+  )
   for split in ("validation", "test"):
-    for name in splits[split]:
-      for k in labels[name]:
+    for name in layout.splits[split]:
+      for k in layout.labels[name]:
         if not counts[k]:
-          known = [class_names[k] for k, count in counts.items() if count]
-          message = unknown_name_message("class", class_names[k], known)
+          known = [names[k] for k in sorted(counts) if counts[k]]
           raise ValueError(
             f"{root / name} shows a class that no training picture shows. "
-            f"{message}"
+            + unknown_name_message("class", names[k], known)
           )
-  single = [class_names[k] for k, count in counts.items() if count == 1]
+  single = [names[k] for k in sorted(counts) if counts[k] == 1]
   if single:
     has = "class has" if len(single) == 1 else "classes have"
     warn_once(
       f"{len(single):,} {has} one training picture, {single[0]!r} first, of "
-      f"the {len(class_names):,} classes of {root}: what is learned of such a "
+      f"the {len(names):,} classes of {root}: what is learned of such a "
       "class is that picture. Add pictures, or remove the class."
     )

@@ -1,22 +1,32 @@
-"""Objects in the pictures of a folder: what annotations say, held against them.
+"""Objects in the pictures of a folder: annotations, checked against them.
 
-Boxes are in pixels of the stored frame, before EXIF turns it.
+Annotations are masks, CSV, VOC XML and COCO JSON. Boxes are in pixels of the
+stored frame, before EXIF turns it.
 """
 
 import collections
 import dataclasses
 import functools
-from typing import Any
+import posixpath
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 from gc_jax.data import decode, geometry
-from gc_jax.data.sets import boxes, folder_annotations, segmentation
-from gc_jax.data.sets.folder_annotations import Annotation
+from gc_jax.data.sets import (
+  boxes,
+  coco_json,
+  folder_files,
+  segmentation,
+  tables,
+  voc_xml,
+)
 from gc_jax.data.sets.folder_layout import Layout
 
 _SLACK_PX = 1.0  # by which a box may stick out; tools disagree on the last row
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Objects:
   """What the annotations of a folder say. Every annotation is counted once.
 
@@ -39,100 +49,255 @@ class Objects:
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
+class _Annotation(NamedTuple):
+  """One object, as its file says it.
+
+  Attributes:
+    where: the file and place, for messages.
+    picture: as written, with or without its ending.
+    label: name of the class; "" = the only one that the picture shows.
+    box: in pixels; None: that of the mask.
+    difficult: as VOC marks objects that are hard to see.
+    mask: path below the root; "" = none.
+    segmentation: COCO's; None: none.
+    size: (width, height) that the file gives the picture; None: it does not.
+  """
+
+  where: str
+  picture: str
+  label: str
+  box: boxes.Box | None
+  difficult: bool = False
+  mask: str = ""
+  segmentation: Any = None
+  size: tuple[float | int, float | int] | None = None
+
+
+class _Problem(NamedTuple):
+  message: str
+  num_left_out: int = 1  # how many annotations it costs
+
+
+_Found = Iterator[_Annotation | _Problem]
+
+
+def has_annotations(layout: Layout) -> bool:
+  """Returns whether a file says anything of objects."""
+  return any(folder_files.kind_of(name) in _READERS for name in layout.files)
+
+
 def read_objects(layout: Layout) -> Objects:
   """Returns the objects of every picture, and what is wrong with others.
 
   A picture with masks of its own has no other objects.
   """
-  found = _Found(layout)
-  for item in folder_annotations.read(layout):
-    if isinstance(item, folder_annotations.Problem):
-      found.add_problem(*item)
+  reader = _Reader(layout)
+  for kind, read in _READERS.items():  # masks before everything else
+    for name in layout.files:
+      if folder_files.kind_of(name) == kind:
+        try:
+          for item in read(layout, PurePosixPath(name)):
+            reader.take(item)
+        except (ValueError, OSError) as error:
+          message = str(error)
+          path = str(layout.root / name)
+          named = message if path in message else f"{path}: {message}"
+          reader.take(_Problem(named))
+  return reader.finish()
+
+
+# What the files say. Errors of a whole file need not name it.
+
+
+def _read_mask(layout: Layout, path: PurePosixPath) -> _Found:
+  """Reads STEM.png, or STEM.CLASS.png where several are shown."""
+  if path.suffix.lower() != ".png":
+    raise ValueError("a mask must be a PNG file; others blur or lose it")
+  stem, _ = posixpath.splitext(folder_files.mirrored(str(path)))
+  label = ""
+  pictures = layout.finder.of_stem(stem)
+  if not pictures:
+    for name in layout.class_names:
+      shorter = folder_files.normalized(stem).removesuffix(f".{name}")
+      pictures = layout.finder.of_stem(shorter)
+      if shorter != stem and pictures:
+        label = name
+        break
+  if len(pictures) != 1:
+    raise ValueError(
+      f"it must belong to one picture, called {stem} and an ending; there "
+      f"are {len(pictures)}: {', '.join(pictures[:5]) or 'none'}"
+    )
+  where = str(layout.root / path)
+  yield _Annotation(where, pictures[0], label, None, mask=str(path))
+
+
+def _read_csv(layout: Layout, path: PurePosixPath) -> _Found:
+  file = layout.root / path
+  columns = ("image", "label", *boxes.CORNERS)
+  fractions = boxes.Fractions()
+  found: list[_Annotation | _Problem] = []
+  for line, row in tables.read(file, columns, ("difficult",)):
+    where = f"{file}, line {line}"
+    if isinstance(row, tables.Problem):
+      found.append(_Problem(str(row)))
       continue
     try:
-      found.add(item)
-    except (ValueError, OSError) as error:
-      found.add_problem(f"{item.where}: {error}")
-  return found.objects()
+      box = tuple(tables.number(row[corner]) for corner in boxes.CORNERS)
+      difficult = tables.boolean(row["difficult"])
+    except ValueError as error:
+      found.append(_Problem(f"{where}: {error}"))
+      continue
+    fractions.add(f"line {line}", box, box)
+    found.append(_Annotation(where, row["image"], row["label"], box, difficult))
+  return _in_pixels(found, fractions, str(file))
 
 
-class _Found:
-  """What has been found so far; see `Objects`."""
+def _in_pixels(
+  found: list[_Annotation | _Problem], fractions: boxes.Fractions, file: str
+) -> _Found:
+  """Returns what was found, but no boxes of a file that has fractions."""
+  if wrong := str(fractions):
+    others = [item for item in found if isinstance(item, _Problem)]
+    num_boxes = len(found) - len(others)
+    found = [_Problem(f"{file}: {wrong}", num_boxes), *others]
+  return iter(found)
+
+
+def _read_xml(layout: Layout, path: PurePosixPath) -> _Found:
+  """VOC, of the picture beside it or the one whose path it mirrors.
+
+  The file's own name says which; its ending is what is written inside, where
+  there is such a picture.
+  """
+  file = layout.root / path
+  content = voc_xml.read(file.read_bytes())
+  picture, _ = posixpath.splitext(folder_files.mirrored(str(path)))
+  written = PurePosixPath(content.filename.replace("\\", "/"))
+  fitting = [
+    name
+    for name in layout.finder.of_stem(picture)
+    if PurePosixPath(name).suffix.casefold() == written.suffix.casefold()
+  ]
+  if len(fitting) == 1:
+    picture = fitting[0]
+  fractions = boxes.Fractions()
+  found: list[_Annotation | _Problem] = [
+    _Problem(f"{file}, {problem}") for problem in content.problems
+  ]
+  for item in content.objects:
+    fractions.add(item.where, item.corners, item.box)
+    found.append(
+      _Annotation(
+        f"{file}, {item.where}",
+        picture,
+        item.name,
+        item.box,
+        item.difficult,
+        size=content.size,
+      )
+    )
+  return _in_pixels(found, fractions, str(file))
+
+
+def _read_json(layout: Layout, path: PurePosixPath) -> _Found:
+  file = layout.root / path
+  content = coco_json.read(file.read_bytes(), str(file))
+  # They cost annotations one by one, or together.
+  for i, problem in enumerate(content.problems):
+    yield _Problem(problem, 0 if i else content.num_left_out)
+  for item in content.annotations:
+    yield _Annotation(
+      f"{file}, {item.where}",
+      item.image.file_name,
+      item.label,
+      item.box,
+      segmentation=item.segmentation,
+      size=item.image.size,
+    )
+
+
+_READERS = {
+  "mask": _read_mask,
+  "boxes": _read_csv,
+  "xml": _read_xml,
+  "json": _read_json,
+}
+
+
+class _Reader:
+  """Checks annotations against their pictures, one by one."""
 
   def __init__(self, layout: Layout):
     self._layout = layout
-    self._objects: dict[str, dict[str, list]] = {}
-    self._problems: list[str] = []
-    self._num_left_out = self._num_masked = 0
+    self._objects = Objects()
     self._masked: set[str] = set()
+    # What is used otherwise than written -> how often, and where first.
     self._notes: collections.Counter[str] = collections.Counter()
     self._first: dict[str, str] = {}
     self._header = functools.cache(self._read_header)
 
-  def objects(self) -> Objects:
-    notes = [
+  def take(self, item: _Annotation | _Problem) -> None:
+    """Adds an object to its picture, or counts it as a problem."""
+    if isinstance(item, _Annotation):
+      try:
+        self._add(item)
+        return
+      except (ValueError, OSError) as error:
+        item = _Problem(f"{item.where}: {error}")
+    self._objects.problems.append(item.message)
+    self._objects.num_left_out += item.num_left_out
+
+  def finish(self) -> Objects:
+    self._objects.notes = [
       f"{count:,} {what} (the first: {self._first[what]})"
       for what, count in self._notes.items()
     ]
-    return Objects(
-      self._objects,
-      self._problems,
-      self._num_left_out,
-      self._num_masked,
-      notes,
-    )
+    return self._objects
 
-  def add_problem(self, message: str, num_left_out: int = 1) -> None:
-    self._problems.append(message)
-    self._num_left_out += num_left_out
+  def _note(self, what: str, annotation: _Annotation, count: int = 1) -> None:
+    self._notes[what] += count
+    self._first.setdefault(what, annotation.where)
 
-  def add(self, annotation: Annotation) -> None:
-    """Adds an object to its picture.
-
-    Raises:
-      ValueError, OSError: it cannot be used; does not name its place.
-    """
+  def _add(self, annotation: _Annotation) -> None:
     picture = self._layout.finder(annotation.picture)
     if picture in self._masked and not annotation.mask:
-      self._num_masked += 1
+      self._objects.num_masked += 1
       self._note("boxes are not used, as their pictures have masks", annotation)
       return
     label = self._label(annotation, picture)
     header = self._header(picture)
+    size = header.stored_size
     _check_size(annotation, header)
     mask: Any = annotation.mask
     if mask:
       box = self._box_of_mask(mask, header)
     else:
-      mask = self._segmentation(annotation, header.stored_size)
-      box = self._box(annotation, mask, header.stored_size)
-    scaled = _scaled(box, annotation.picture, header.stored_size)
+      mask = self._segmentation(annotation, size)
+      box = self._box(annotation, mask, size)
+    _check_box(box, annotation.picture, size)
     if annotation.mask:
       self._masked.add(picture)
-    found = self._objects.setdefault(
+    found = self._objects.of_picture.setdefault(
       picture, {"label": [], "bbox": [], "difficult": [], "mask": []}
     )
     found["label"].append(label)
-    found["bbox"].append(scaled)
+    found["bbox"].append(
+      [float(min(max(side, 0), 1)) for side in boxes.scaled(box, size)]
+    )
     found["difficult"].append(annotation.difficult)
     found["mask"].append(mask or "")
 
-  def _note(self, what: str, annotation: Annotation, count: int = 1) -> None:
-    self._notes[what] += count
-    self._first.setdefault(what, annotation.where)
-
-  def _label(self, annotation: Annotation, picture: str) -> int:
+  def _label(self, annotation: _Annotation, picture: str) -> int:
     if annotation.label:
       return self._layout.class_id(annotation.label)
     shown = sorted(set(self._layout.labels[picture]))
     if len(shown) == 1:
       return shown[0]
     names = [self._layout.class_names[k] for k in shown[:5]]
-    mended = (
-      "the mask must be called STEM.CLASS.png"
-      if annotation.mask
-      else "its label must name one"
-    )
+    mended = "its label must name one"
+    if annotation.mask:
+      mended = "the mask must be called STEM.CLASS.png"
     raise ValueError(
       f"the picture shows {len(shown)} classes ({', '.join(names) or 'none'}), "
       f"so that {mended}"
@@ -158,21 +323,22 @@ class _Found:
     return box
 
   def _segmentation(
-    self, annotation: Annotation, size: tuple[int, int]
+    self, annotation: _Annotation, size: tuple[int, int]
   ) -> list | dict | None:
-    """Returns what of a segmentation covers pixels of the picture.
+    """Returns the parts of a segmentation that cover pixels of the picture.
 
     Raises:
-      ValueError: it cannot be used, and there is no box that could stand.
+      ValueError: it cannot be used, and there is no box in its place.
     """
     try:
       cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
-    except segmentation.OtherSizeError:
-      raise
     except ValueError as error:
-      if annotation.box is None or not boxes.has_extent(annotation.box):
+      box = annotation.box
+      other = isinstance(error, segmentation.OtherSizeError)
+      if other or box is None or not boxes.has_extent(box):
         raise
-      self.add_problem(f"{annotation.where}: {error}; its box can stand", 0)
+      message = f"{annotation.where}: {error}; its box can stand"
+      self.take(_Problem(message, num_left_out=0))
       return None
     if num_left_out and cleaned is None:
       self._note("segmentations cover no pixel; their boxes stand", annotation)
@@ -186,7 +352,7 @@ class _Found:
 
   def _box(
     self,
-    annotation: Annotation,
+    annotation: _Annotation,
     mask: list | dict | None,
     size: tuple[int, int],
   ) -> boxes.Box:
@@ -202,7 +368,7 @@ class _Found:
     return boxes.of_mask(segmentation.draw(mask, size))
 
 
-def _check_size(annotation: Annotation, header: decode.Header) -> None:
+def _check_size(annotation: _Annotation, header: decode.Header) -> None:
   size, stored = annotation.size, header.stored_size
   if size is None or size == stored:
     return
@@ -215,8 +381,7 @@ def _check_size(annotation: Annotation, header: decode.Header) -> None:
   )
 
 
-def _scaled(box: boxes.Box, picture: str, size: tuple[int, int]) -> list[float]:
-  """Returns ymin xmin ymax xmax in 0..1."""
+def _check_box(box: boxes.Box, picture: str, size: tuple[int, int]) -> None:
   width, height = size
   xmin, ymin, xmax, ymax = box
   if not boxes.has_extent(box):
@@ -235,5 +400,3 @@ def _scaled(box: boxes.Box, picture: str, size: tuple[int, int]) -> list[float]:
       f"the box must lie within the {width}x{height} pixels of {picture}, and "
       f"is {boxes.words(box)}"
     )
-  scaled = ymin / height, xmin / width, ymax / height, xmax / width
-  return [float(min(max(value, 0), 1)) for value in scaled]

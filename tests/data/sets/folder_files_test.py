@@ -167,7 +167,7 @@ def test_a_pipe_is_no_picture(tmp_path):
 )
 def test_a_name_that_is_no_utf8_is_told_with_the_byte_shown(tmp_path, name):
   touch(tmp_path, undecodable(name), "train/cat/a.jpg")
-  with pytest.raises(ValueError, match=r"must be UTF-8. Not so are 1:") as told:
+  with pytest.raises(ValueError, match=r"must be UTF-8, and 1 are not:") as told:
     list_tree(tmp_path)
   message = str(told.value)
   message.encode()  # it can be printed
@@ -178,7 +178,7 @@ def test_a_name_that_is_no_utf8_is_told_with_the_byte_shown(tmp_path, name):
 
 def test_of_many_names_that_are_no_utf8_five_are_told(tmp_path):
   touch(tmp_path, *(undecodable(b"\xe9%d.jpg" % i) for i in range(40)))
-  with pytest.raises(ValueError, match=r"Not so are 40:[\s\S]*and 35 more"):
+  with pytest.raises(ValueError, match=r"and 40 are not:[\s\S]*and 35 more"):
     list_tree(tmp_path)
 
 
