@@ -17,10 +17,9 @@ annotations stops it before anything is copied; the message names the entries.
 """
 
 import collections
-import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,20 +58,15 @@ _SHARD_IMAGES = 2_000  # about 0.3 GB: what a kill costs at most
 
 
 class Annotations(NamedTuple):
-  """What instances_*2014.json says of one split.
+  """What instances_*2014.json says of one split, in COCO's order.
 
-  Attributes:
-    file: where it was read.
-    names: of the categories in the order of COCO's own ids, which are 80 of the
-      numbers 1..90. The position is the class id.
-    images: in COCO's order.
-    of_image: image id -> its annotations, in COCO's order.
+  COCO's own category ids are 80 of the numbers 1..90; class ids leave no gaps.
   """
 
-  file: str
-  names: tuple[str, ...]
+  file: str  # where it was read
+  names: tuple[str, ...]  # of the classes
   images: list[coco_json.Image]
-  of_image: Mapping[int, list[coco_json.Annotation]]
+  of_image: Mapping[int, list[coco_json.Annotation]]  # by their image's id
 
 
 def read_annotations(path: pathlib.Path, split: str) -> Annotations:
@@ -141,42 +135,36 @@ class Coco2014(official.Builder, skip_registration=True):
   name = RELEASE.name
   VERSION = tfds.core.Version(RELEASE.version)
 
-  def __init__(self, *, path: pathlib.Path, split: str, **kwargs: Any):
+  def __init__(self, path: pathlib.Path, split: str, **kwargs: Any):
     self.annotations = read_annotations(path, split)
     names = self.annotations.names
     self._class_ids = {name: i for i, name in enumerate(names)}
-    super().__init__(path=path, split=split, class_names=names, **kwargs)
-
-  @functools.cached_property
-  def _images(self) -> list[coco_json.Image]:
-    images = self.annotations.images
-    annotated = [i for i in images if i.id in self.annotations.of_image]
-    empty = len(images) - len(annotated)
-    if not empty:
-      return images
-    what = "left out" if self.split == "train" else "kept"
-    self.archive_counts[f"images without annotations {what}"] = empty
-    return annotated if self.split == "train" else images
+    super().__init__(path, split, names, **kwargs)
+    self._images = self.annotations.images
+    of_image = self.annotations.of_image
+    annotated = [image for image in self._images if image.id in of_image]
+    if empty := len(self._images) - len(annotated):
+      what = "left out" if split == "train" else "kept"
+      self.archive_counts[f"images without annotations {what}"] = empty
+    if split == "train":
+      self._images = annotated
 
   def num_examples(self) -> int:
     """See the base class."""
     return len(self._images)
 
-  def _shard_iterators_per_split(
-    self, dl_manager: Any
-  ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-    pictures = self._find_pictures()
+  def parts(self) -> list[list[coco_json.Image]]:
+    """See the base class."""
+    self._pictures = self._find_pictures()
+    starts = range(0, len(self._images), _SHARD_IMAGES)
+    return [self._images[i : i + _SHARD_IMAGES] for i in starts]
 
-    def examples(images):
-      for image, encoded in _read_pictures(pictures, images):
-        yield image.file_name, self._example(image, encoded)
-
-    return {
-      self.split: [
-        functools.partial(examples, self._images[start : start + _SHARD_IMAGES])
-        for start in range(0, len(self._images), _SHARD_IMAGES)
-      ]
-    }
+  def examples(
+    self, part: list[coco_json.Image]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """See the base class."""
+    for image, encoded in _read_pictures(self._pictures, part):
+      yield image.file_name, self._example(image, encoded)
 
   def _find_pictures(self) -> pathlib.Path:
     """Returns the folder or the zip that holds every picture."""

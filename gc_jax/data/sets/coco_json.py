@@ -34,57 +34,32 @@ _T = TypeVar("_T")
 
 
 class Image(NamedTuple):
-  """A picture that annotations may refer to.
+  """A picture that annotations may refer to."""
 
-  Attributes:
-    id: COCO's own number.
-    file_name: as written.
-    size: (width, height) as written; None: it is not.
-  """
-
-  id: int
-  file_name: str
-  size: tuple[int, int] | None
+  id: int  # COCO's own number
+  file_name: str  # as written
+  size: tuple[int, int] | None  # (width, height) as written; None: it is not
 
 
 class Annotation(NamedTuple):
-  """One object.
+  """One object."""
 
-  Attributes:
-    where: what it is called in messages, "annotation 5".
-    image: that it is in.
-    label: name of its category.
-    box: in pixels, as written, not clipped; None: there is none. It may lack
-      an extent.
-    segmentation: as written; None: there is none.
-  """
-
-  where: str
+  where: str  # what it is called in messages, "annotation 5"
   image: Image
-  label: str
-  box: Box | None
-  segmentation: Any
+  label: str  # name of its category
+  box: Box | None  # in pixels, not clipped; it may have no extent
+  segmentation: Any  # as written
 
 
 class Content(NamedTuple):
-  """What a file says.
+  """What a file says, in its order."""
 
-  Attributes:
-    file: where it was read, for messages.
-    images: in the file's order.
-    categories: id to name.
-    annotations: those that can be used, in the file's order.
-    problems: what is wrong, each with the file and the entry.
-    num_left_out: annotations that cannot be used; together with `annotations`
-      these are all in the file.
-  """
-
-  file: str
+  file: str  # what it is called in messages
   images: list[Image]
-  categories: Mapping[int, str]
-  annotations: list[Annotation]
-  problems: list[str]
-  num_left_out: int
+  categories: Mapping[int, str]  # id -> name
+  annotations: list[Annotation]  # those that can be used
+  problems: list[str]  # what is wrong, each with the file and the entry
+  num_left_out: int  # annotations that cannot be used
 
 
 def read(data: bytes, file: str) -> Content:

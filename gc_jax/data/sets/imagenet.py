@@ -16,15 +16,14 @@ when the data is opened (20 s for the 50,000 of validation).
 """
 
 import collections
-import functools
 import io
 import os
 import pathlib
-import posixpath
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,87 +57,78 @@ class Imagenet(official.Builder, skip_registration=True):
   name = RELEASE.name
   VERSION = tfds.core.Version(RELEASE.version)
 
-  def __init__(self, *, path: pathlib.Path, split: str, **kwargs: Any):
+  def __init__(self, path: pathlib.Path, split: str, **kwargs: Any):
     self.archive = path / files.ARCHIVES[split]
     if not self.archive.is_file():
       raise RELEASE.missing(path, self.archive.name)
     self.synsets = files.load_synsets(path)
     self._ids = {wnid: i for i, wnid in enumerate(self.synsets.wnids)}
-    super().__init__(
-      path=path, split=split, class_names=self.synsets.names, **kwargs
-    )
+    super().__init__(path, split, self.synsets.names, **kwargs)
+    self._boxes = self._read_boxes()
 
   def num_examples(self) -> int | None:
     """Returns what the kit counts, or the whole of a thousand classes."""
+    known = len(self.synsets.validation)
     if self.split == "train":
       known = sum(self.synsets.num_train.values())
-    else:
-      known = len(self.synsets.validation)
     if not known and len(self._ids) == files.NUM_CLASSES:
       known = files.NUM_EXAMPLES[self.split]
     return known or None
 
-  def _shard_iterators_per_split(
-    self, dl_manager: Any
-  ) -> dict[str, list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]]]:
-    boxes: _Boxes = {}
+  def _read_boxes(self) -> _Boxes:
     path = self.path / files.BOXES[self.split]
     if path.exists():
-      boxes = files.read_boxes(path, self.archive_counts)
-    else:
-      _say(
-        f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
-        "explanations cannot be scored on it"
-      )
-    if self.split == "train":
-      return {"train": self._train_shards(boxes)}
-    return {"validation": self._validation_shards(boxes)}
+      return files.read_boxes(path, self.archive_counts)
+    _say(
+      f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
+      "explanations cannot be scored on it"
+    )
+    return {}
 
-  def _train_shards(self, boxes):
-    wnids, num_train = self.synsets.wnids, self.synsets.num_train
+  def parts(self) -> list[list[Any]]:
+    """Returns the wnids of training, the pictures of validation."""
+    if self.split == "train":
+      self._class_archives = self._find_classes()
+      wnids = self.synsets.wnids
+      groups = np.array_split(wnids, min(_NUM_SHARDS["train"], len(wnids)))
+      return [group.tolist() for group in groups]
+    members = files.pictures(self.archive, self.archive_counts)
+    members.sort(key=files.name_of)
+    if wanted := self.num_examples():
+      files.check_count(self.archive, "it", len(members), wanted)
+    size = -(-len(members) // _NUM_SHARDS["validation"])
+    return [members[i : i + size] for i in range(0, len(members), size)]
+
+  def _find_classes(self) -> dict[str, tarfile.TarInfo]:
     archives = files.class_archives(self.archive, self.archive_counts)
-    unknown = sorted(archives.keys() - set(wnids))
-    missing = sorted(set(wnids) - archives.keys())
+    unknown = sorted(archives.keys() - self._ids.keys())
+    missing = sorted(self._ids.keys() - archives.keys())
     if unknown or missing:
       what = "has" if unknown else "lacks"
       names = ", ".join((unknown or missing)[:5])
       raise ValueError(
-        f"{self.archive} must hold one archive for each of the {len(wnids):,} "
-        f"classes of the development kit or synset list; it {what} {names}. "
-        "Take both from the same release, or fetch the archive again if it is "
-        "cut short."
+        f"{self.archive} must hold one archive for each of the "
+        f"{len(self._ids):,} classes of the development kit or synset list; it "
+        f"{what} {names}. Take both from the same release, or fetch the "
+        "archive again if it is cut short."
       )
+    return archives
 
-    def examples(group):
-      for wnid in group:
-        inside = archives[wnid]
-        members = files.pictures(self.archive, self.counts, inside)
-        if num_train:
-          files.check_count(self.archive, wnid, len(members), num_train[wnid])
-        pictures = files.read_members(self.archive, members, inside)
-        for name, image in pictures:
-          yield self._example(name, image, wnid, boxes)
+  def examples(self, part: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """See the base class."""
+    if self.split == "validation":
+      for name, image in files.read_members(self.archive, part):
+        yield self._example(name, image, self._true_wnid(name))
+      return
+    for wnid in part:
+      inside = self._class_archives[wnid]
+      members = files.pictures(self.archive, self.counts, inside)
+      wanted = self.synsets.num_train.get(wnid, len(members))
+      files.check_count(self.archive, wnid, len(members), wanted)
+      for name, image in files.read_members(self.archive, members, inside):
+        yield self._example(name, image, wnid)
 
-    groups = np.array_split(wnids, min(_NUM_SHARDS["train"], len(wnids)))
-    return [functools.partial(examples, group.tolist()) for group in groups]
-
-  def _validation_shards(self, boxes):
-    members = files.pictures(self.archive, self.archive_counts)
-    members.sort(key=lambda member: posixpath.basename(member.name))
-    if wanted := self.num_examples():
-      files.check_count(self.archive, "it", len(members), wanted)
-
-    def examples(group):
-      for name, image in files.read_members(self.archive, group):
-        yield self._example(name, image, self._true_wnid(name, boxes), boxes)
-
-    size = -(-len(members) // _NUM_SHARDS["validation"])
-    return [
-      functools.partial(examples, members[start : start + size])
-      for start in range(0, len(members), size)
-    ]
-
-  def _true_wnid(self, name: str, boxes: _Boxes) -> str:
+  def _true_wnid(self, name: str) -> str:
     """Returns the class of a validation picture.
 
     Without the kit it is that of the first box: every picture has one.
@@ -153,7 +143,7 @@ class Imagenet(official.Builder, skip_registration=True):
           f"{len(truth)}; it holds {name}."
         )
       return truth[at - 1]
-    first = boxes.get(stem)
+    first = self._boxes.get(stem)
     if not first or first[0].wnid not in self._ids:
       raise ValueError(
         f"The class of {name} must be known: {files.DEVKIT} tells it, or "
@@ -162,11 +152,13 @@ class Imagenet(official.Builder, skip_registration=True):
       )
     return first[0].wnid
 
-  def _example(self, name, image, wnid, boxes) -> tuple[str, dict[str, Any]]:
+  def _example(
+    self, name: str, image: bytes, wnid: str
+  ) -> tuple[str, dict[str, Any]]:
     if kind := picture_kind(image):
       self.counts[kind] += 1
-    objects = boxes.get(name.rpartition(".")[0], [])
-    if boxes and not objects:
+    objects = self._boxes.get(name.rpartition(".")[0], [])
+    if self._boxes and not objects:
       self.counts["pictures without a box"] += 1
     # Some training boxes name their class in words: the picture's own.
     wnids = [

@@ -55,19 +55,12 @@ RELEASE = Release(
 
 
 class Synsets(NamedTuple):
-  """The classes, in the order of published weights: sorted by wnid.
+  """The classes, in the order of published weights: sorted by wnid."""
 
-  Attributes:
-    wnids: "n01440764", sorted; the position is the class id.
-    names: readable and unique, in the same order.
-    num_train: images of each wnid as the kit counts them; empty if unknown.
-    validation: wnid of each validation image; empty if unknown.
-  """
-
-  wnids: tuple[str, ...]
-  names: tuple[str, ...]
-  num_train: Mapping[str, int]
-  validation: tuple[str, ...]
+  wnids: tuple[str, ...]  # "n01440764"; the position is the class id
+  names: tuple[str, ...]  # readable and unique, in the same order
+  num_train: Mapping[str, int]  # images of each wnid; empty if unknown
+  validation: tuple[str, ...]  # wnid of each image; empty if unknown
 
 
 class Box(NamedTuple):
@@ -97,8 +90,8 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
   files = {}
   with RELEASE.opened(path) as tar:
     for member in tar:
-      if member.isfile() and _name(member) in (_META, _TRUTH):
-        files[_name(member)] = tar.extractfile(member).read()
+      if member.isfile() and name_of(member) in (_META, _TRUTH):
+        files[name_of(member)] = tar.extractfile(member).read()
   for name in (_META, _TRUTH):
     if name not in files:
       raise RELEASE.damaged(path, f"it has no data/{name}")
@@ -189,7 +182,7 @@ def class_archives(
   """Returns wnid -> where its archive is in the training archive."""
   wanted = "an archive for each class, such as n01440764.tar"
   found = _members(path, None, wanted, (".tar",), counts)
-  return {posixpath.splitext(_name(member))[0]: member for member in found}
+  return {posixpath.splitext(name_of(member))[0]: member for member in found}
 
 
 def pictures(
@@ -219,7 +212,7 @@ def read_members(
   """Yields (file name, bytes) of members of an archive; see `pictures`."""
   with _opened(path, inside) as tar:
     for member in members:
-      yield _name(member), tar.extractfile(member).read()
+      yield name_of(member), tar.extractfile(member).read()
 
 
 @contextlib.contextmanager
@@ -245,7 +238,7 @@ def _members(
   found, others = {}, []
   with _opened(path, inside) as tar:
     for member in tar:
-      name = _name(member)
+      name = name_of(member)
       if not member.isfile() or name.startswith("."):  # macOS adds some
         continue
       if posixpath.splitext(name)[1].lower() not in suffixes:
@@ -259,7 +252,7 @@ def _members(
     if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
       raise RELEASE.damaged(path, f"byte {tar.offset:,} starts no file")
   if not found:
-    where = f"{_name(inside)} in {path}" if inside else path
+    where = f"{name_of(inside)} in {path}" if inside else path
     held = "it is empty"
     if others:
       endings = folder_files.endings(others)
@@ -273,16 +266,13 @@ def _members(
   return list(found.values())
 
 
-def _name(member: tarfile.TarInfo) -> str:
+def name_of(member: tarfile.TarInfo) -> str:
+  """Returns the file name of a member, without its folders."""
   return member.name.rsplit("/", 1)[-1]
 
 
 def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
-  """Checks that an archive holds as many pictures as it must.
-
-  Raises:
-    ValueError: names it and both numbers.
-  """
+  """Raises ValueError unless an archive holds as many pictures as it must."""
   if found != wanted:
     raise RELEASE.damaged(
       path, f"{what} must have {wanted:,} images and has {found:,}"
@@ -312,7 +302,7 @@ def read_boxes(
   with RELEASE.opened(path) as tar:
     for member in tar:
       tar.members = []  # tarfile remembers every member otherwise
-      name = _name(member)
+      name = name_of(member)
       stem, ending = posixpath.splitext(name)
       if not member.isfile() or name.startswith("."):
         continue

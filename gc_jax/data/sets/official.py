@@ -6,14 +6,14 @@ longer needed.
 """
 
 import contextlib
-import dataclasses
+import functools
 import os
 import pathlib
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,27 +23,16 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.runtime.messages import unknown_name_message
 
 
-@dataclasses.dataclass(frozen=True)
-class Release:
-  """The official files of a data set.
+class Release(NamedTuple):
+  """The official files of a data set."""
 
-  Attributes:
-    name: of the prepared data set, which never changes.
-    entry: its name in `DATASETS`.
-    version: raise it when any record changes.
-    files: split -> every file that it may be made from.
-    folder: what `--config.data.path` must be, for messages.
-    where: the sentence that says where the files come from.
-    masks: whether objects have masks.
-  """
-
-  name: str
-  entry: str
-  version: str
-  files: Mapping[str, Sequence[str]]
-  folder: str
-  where: str
-  masks: bool
+  entry: str  # of `DATASETS`
+  name: str  # of the folder of prepared data
+  version: str  # raise it when any record changes
+  files: Mapping[str, Sequence[str]]  # split -> what it may be made from
+  folder: str  # what --config.data.path must be the folder of, for messages
+  where: str  # the sentence that says where the files come from
+  masks: bool  # whether objects have masks
 
   def sizes(self, folder: pathlib.Path, split: str) -> dict[str, int]:
     """Returns name and size in bytes of the files of a split in a folder."""
@@ -91,7 +80,6 @@ class Builder(shards.ShardedBuilder, skip_registration=True):
 
   def __init__(
     self,
-    *,
     path: pathlib.Path,
     split: str,
     class_names: Sequence[str],
@@ -99,6 +87,16 @@ class Builder(shards.ShardedBuilder, skip_registration=True):
   ):
     self.path, self.split, self.class_names = path, split, class_names
     super().__init__(config=tfds.core.BuilderConfig(name=split), **kwargs)
+
+  def parts(self) -> list[Sequence[Any]]:
+    """Returns what `examples` takes, one part for each shard."""
+    raise NotImplementedError
+
+  def examples(
+    self, part: Sequence[Any]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (file name, record) of one shard, in order."""
+    raise NotImplementedError
 
   def _create_builder_config(self, builder_config, version):
     return builder_config
@@ -118,6 +116,10 @@ class Builder(shards.ShardedBuilder, skip_registration=True):
     """See the base class."""
     return self.RELEASE.sizes(self.path, self.split)
 
+  def _shard_iterators_per_split(self, dl_manager):
+    parts = self.parts()
+    return {self.split: [functools.partial(self.examples, p) for p in parts]}
+
 
 def locate(
   release: Release,
@@ -125,13 +127,7 @@ def locate(
   path: str | os.PathLike,
   data_dir: str | os.PathLike,
 ) -> tuple[pathlib.Path | None, pathlib.Path]:
-  """Returns the folder of the files and that of the prepared split.
-
-  Args:
-    release: of a data set.
-    split: one of its splits, or a part of one: "train[:95%]".
-    path: folder of the official files; "" is enough once a split is prepared.
-    data_dir: TFDS directory; "" = TFDS's own default.
+  """Returns the folder of the files, None if not given, and the prepared one.
 
   Raises:
     ValueError: the split is unknown, or it is not prepared and `path` is no
@@ -162,7 +158,7 @@ def load(
   Args:
     builder_class: prepares it.
     split: a split of the release, or a part of one.
-    folder: of the official files; None = not given.
+    folder: of the official files; see `locate`.
     final: of the prepared split.
     order: number of records in the split -> the order they are numbered in.
 
@@ -170,17 +166,15 @@ def load(
     ValueError: a file is missing, damaged, or another than it was.
   """
   base, release = final.parent.name, builder_class.RELEASE
+  data_dir = final.parents[2]
   shards.prepare_shards(
-    lambda: builder_class(path=folder, split=base, data_dir=final.parents[2]),
-    final,
+    lambda: builder_class(folder, base, data_dir=data_dir), final
   )
-  sizes = release.sizes(folder, base) if folder else {}
-  shards.read_facts(final, sizes)
+  shards.read_facts(final, release.sizes(folder, base) if folder else {})
   builder = tfds.builder_from_directory(final)
   part = numbers(builder, split)
-  source = builder.as_data_source(
-    base, decoders=records.decoders(masks=release.masks)
-  )
+  decoders = records.decoders(masks=release.masks)
+  source = builder.as_data_source(base, decoders=decoders)
   return Dataset(
     source=_Records(source, order(len(source))[part]),
     class_names=tuple(builder.info.features["labels"].feature.names),

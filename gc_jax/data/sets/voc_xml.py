@@ -16,20 +16,12 @@ _DECLARED = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)""")
 
 
 class Object(NamedTuple):
-  """An annotated object.
+  """An annotated object."""
 
-  Attributes:
-    where: what it is called in messages, "object 1".
-    name: of its class.
-    corners: xmin ymin xmax ymax as written: pixels counted from 1, both ends
-      included.
-    difficult: as VOC marks objects that are hard to see.
-  """
-
-  where: str
-  name: str
-  corners: Box
-  difficult: bool
+  where: str  # what it is called in messages, "object 1"
+  name: str  # of its class
+  corners: Box  # as written: pixels counted from 1, both ends included
+  difficult: bool  # VOC's mark for objects that are hard to see
 
   @property
   def box(self) -> Box:
@@ -39,19 +31,12 @@ class Object(NamedTuple):
 
 
 class Content(NamedTuple):
-  """What a file says.
+  """What a file says."""
 
-  Attributes:
-    filename: of the picture, as written; "" where it is not.
-    size: (width, height) as written; None: it is not, or both are 0.
-    objects: those that can be used, in the file's order.
-    problems: what is wrong with each of the others; says which.
-  """
-
-  filename: str
-  size: tuple[float, float] | None
-  objects: list[Object]
-  problems: list[str]
+  filename: str  # of the picture, as written; "" where it is not
+  size: tuple[float, float] | None  # (width, height); None: not given, or 0 0
+  objects: list[Object]  # those that can be used, in the file's order
+  problems: list[str]  # what is wrong with each of the others
 
 
 def read(data: bytes) -> Content:
