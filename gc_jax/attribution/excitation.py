@@ -35,16 +35,9 @@ def excitation_backprop(
 ) -> Float[Array, "B P h w"]:
   """Returns the probability that each cell excited the class.
 
-  Args:
-    model: as for every method, like images and targets.
-    images: pixels.
-    targets: classes.
-    layer: where the map is taken, one of `taps.layers`; None for the input of
-      the last stage (`default_layer`).
-
-  Returns:
-    Maps that sum to 1, but for what a residual sum hands to negative terms,
-    which is clipped.
+  The maps sum to 1, but for what a residual sum hands to negative terms, which
+  is clipped. They are taken at a layer of `taps.layers`; None is the input of
+  the last stage (`default_layer`).
 
   Raises:
     ValueError: the model has no such layer.
@@ -64,10 +57,8 @@ def cmwp(
 
   The opposite is a class whose weights in the last layer are the target's,
   negated. Both are handed down through the last layer, and their difference
-  from there on. Arguments and errors are those of `excitation_backprop`.
-
-  Returns:
-    max(0, sum over channels).
+  from there on: the map is max(0, sum over channels). Settings and errors are
+  those of `excitation_backprop`.
   """
   signed, _ = propagated(model, images, targets, layer, contrasts=True)
   return jax.nn.relu(signed.sum(-1))
@@ -89,9 +80,8 @@ def propagated(
 ) -> tuple[Float[Array, "B P h w D"], Float[Array, "B P *D"]]:
   """Returns what arrives at the layer of the map, and at the last layer.
 
-  Returns:
-    Signed values of every channel. Both sum to 1; with contrast, the second is
-    the difference that the first was handed down from, and sums to 0.
+  Both are signed, of every channel, and sum to 1; with contrast, the second is
+  the difference that the first was handed down from, and both sum to 0.
   """
   model = taps.in_float32(model)
   layer = default_layer(model) if layer is None else layer
@@ -111,15 +101,9 @@ def propagated(
 def _handing_down(model, images, place: str, sign: int):
   """Runs the model once; returns functions that hand probabilities down.
 
-  Args:
-    model: in float32.
-    images: pixels.
-    place: path of the module whose input is the layer of the map.
-    sign: of the last layer's weights, as its rule takes them.
-
-  Returns:
-    class -> what arrives at the place and at the last layer;
-    probabilities at the last layer -> what arrives at the place.
+  The first tells what arrives at the place (the input of the module with that
+  path) and at the last layer from a class; the second, what arrives at the
+  place from the last layer, whose weights are taken with the sign.
   """
   last = ".".join(model.last_layer)
   block = [

@@ -51,14 +51,9 @@ def fullgrad(
   map = sum_c psi(grad_x f * x) + sum_l sum_c psi(grad_{z_l} f * b_l)
 
   psi takes the absolute value, brings it to 0..1 and enlarges it bilinearly,
-  corners aligned, to the size of the picture.
-
-  Args:
-    model: as for every method, like images and targets.
-    images: pixels.
-    targets: classes.
-    rescale: what psi brings to 0..1: all channels of a "layer" together (the
-      authors' code), or each "channel" by itself (the paper's text).
+  corners aligned, to the size of the picture. `rescale` says what it brings to
+  0..1: all channels of a "layer" together (the authors' code), or each
+  "channel" by itself (the paper's text).
 
   Raises:
     ValueError: `rescale` is neither of them.

@@ -54,14 +54,8 @@ def attributions(
   (x - x_0) * mean over n of grad f(x_0 + (n - 1/2) / steps * (x - x_0))
 
   x_0 is the mean colour of ImageNet, 0 after normalisation: from black, dark
-  objects would get nothing. With enough steps they sum to f(x) - f(x_0).
-
-  Args:
-    model: as for every method, like images and targets.
-    images: pixels.
-    targets: classes.
-    steps: equal parts of the path, at least 1. One gradient is taken after the
-      other, so memory does not grow with them.
+  objects would get nothing. With enough steps they sum to f(x) - f(x_0). One
+  gradient is taken after the other, so memory does not grow with the steps.
 
   Raises:
     ValueError: there are no steps.
@@ -90,14 +84,9 @@ def smoothgrad(
 ) -> Float[Array, "B P H W"]:
   """Returns the magnitude of the gradient's mean over noisy pictures.
 
-  Args:
-    model: as for every method, like images and targets.
-    images: pixels.
-    targets: classes.
-    num_samples: noisy pictures, at least 1. One gradient is taken after the
-      other, so memory does not grow with them.
-    sigma_frac: of the noise, as a fraction of the picture's range.
-    key: of the noise; None for the same noise at every call.
+  The noise has a sigma of a fraction of each picture's range; without a key it
+  is the same at every call. One gradient is taken after the other, so memory
+  does not grow with the samples.
 
   Raises:
     ValueError: there are no samples.

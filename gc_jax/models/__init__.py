@@ -7,47 +7,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from gc_jax.models.chain import ALEXNET, VGG16
+from gc_jax.models import chain, resnet, squeezenet
 from gc_jax.models.network import Architecture
-from gc_jax.models.resnet import (
-  RESNET8_SMALL,
-  RESNET18,
-  RESNET34,
-  RESNET50,
-  RESNET101,
-)
-from gc_jax.models.squeezenet import SQUEEZENET1_1
 
 _GMP = "-gmp"
 
-
-def _poolings(name: str, architecture: Architecture) -> dict[str, Architecture]:
-  """Returns an architecture under either global pooling, by name."""
-  return {
-    name: architecture.changed(pooling="average"),
-    name + _GMP: architecture.changed(pooling="max"),
-  }
-
-
-MODELS: dict[str, Architecture] = {
-  "alexnet": ALEXNET,
-  "vgg16": VGG16,
-  **_poolings("resnet8-small", RESNET8_SMALL),
-  **_poolings("resnet18", RESNET18),
-  **_poolings("resnet34", RESNET34),
-  **_poolings("resnet50", RESNET50),
-  **_poolings("resnet101", RESNET101),
-  **_poolings("squeezenet1_1", SQUEEZENET1_1),
+_PERCEPTRONS = {"alexnet": chain.ALEXNET, "vgg16": chain.VGG16}
+_POOLED = {
+  "resnet8-small": resnet.RESNET8_SMALL,
+  "resnet18": resnet.RESNET18,
+  "resnet34": resnet.RESNET34,
+  "resnet50": resnet.RESNET50,
+  "resnet101": resnet.RESNET101,
+  "squeezenet1_1": squeezenet.SQUEEZENET1_1,
+}
+# Those that pool globally come with either pooling.
+MODELS: dict[str, Architecture] = _PERCEPTRONS | {
+  name + suffix: architecture.changed(pooling=pooling)
+  for name, architecture in _POOLED.items()
+  for suffix, pooling in (("", "average"), (_GMP, "max"))
 }
 
 
 def is_gmp(name: str) -> bool:
-  """Returns whether a model of this name pools by the global maximum."""
+  """Returns whether the model of a name pools by the global maximum."""
   return name.endswith(_GMP)
 
 
 def without_gmp(name: str) -> str:
-  """Returns the name of the model with the same weights that does not."""
+  """Returns the name of the model with the same weights and mean pooling."""
   return name.removesuffix(_GMP)
 
 
@@ -73,8 +61,8 @@ def create(
 def init_key(seed: int) -> PRNGKeyArray:
   """Returns a key to initialise a model with.
 
-  Its generator is XLA's own ("rbg"). The default one is compiled anew for
-  every shape of kernel: on a CPU a ResNet8 took ten times as long to start.
+  Its generator is XLA's own ("rbg"). JAX's default is compiled for every shape
+  of kernel: on a CPU a ResNet8 took ten times as long to start.
   """
   return jax.random.key(seed, impl="rbg")
 
@@ -84,12 +72,12 @@ def pure_head(
 ) -> Callable[[Array], Array]:
   """Returns `model.classify` as a pure function of the features.
 
-  Differentiating the method itself inside an outer gradient would touch the
-  module's variables at another trace level, which NNX refuses.
+  NNX refuses to differentiate the method itself inside an outer gradient, which
+  would touch the module's variables at another trace level.
 
   Args:
     model: with `classify`.
-    key: of its dropout masks, the same at every call; None drops nothing.
+    key: of the dropout masks, the same at every call; None drops nothing.
   """
   graphdef, state = nnx.split(model)
   return lambda features: nnx.merge(graphdef, state, copy=True).classify(

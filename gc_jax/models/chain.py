@@ -19,11 +19,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models import network, pooling
+from gc_jax.models import convolution, network
 
 POOL = "pool"
 
-# (channels, kernel, stride, padding) of each convolution, and the poolings.
+# (channels, kernel, stride, padding) of a convolution and its ReLU, or POOL.
+Layer = tuple[int, int, int, int] | str
+
 ALEXNET_LAYERS = (
   (64, 11, 4, 2),
   POOL,
@@ -34,32 +36,28 @@ ALEXNET_LAYERS = (
   (256, 3, 1, 1),
   POOL,
 )
-
-
-def _vgg_layers(stages: Sequence[tuple[int, int]]) -> tuple:
-  convs = (((channels, 3, 1, 1),) * count for count, channels in stages)
-  return sum(((*stage, POOL) for stage in convs), start=())
-
-
-VGG16_LAYERS = _vgg_layers(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)))
+VGG16_LAYERS = tuple(
+  layer
+  for count, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+  for layer in (*[(channels, 3, 1, 1)] * count, POOL)
+)
 
 
 class Chain(network.NumberedNetwork):
   """A chain of convolutions split where Grad-CAM looks.
 
   Args:
-    chain: convolutions as (channels, kernel, stride, padding), each followed
-      by a ReLU, and poolings.
+    chain: convolutions, each followed by a ReLU, and poolings.
     num_classes: K, logits of the head.
     pool_window: side of the max-pool windows; their stride is 2.
-    grid: side of the grid that the features are averaged to, whatever theirs:
-      the perceptron sees `grid * grid * D` numbers.
+    grid: side of the grid that the features are averaged to: the perceptron
+      sees `grid * grid * D` numbers.
     hidden: width of the perceptron's two hidden layers.
     drops_features: whether dropout falls on the averaged features and the
       first hidden layer (AlexNet), or on both hidden layers (VGG).
-    dropout_rate: share of activations that are dropped.
-    conv_init: of the convolutions; "torch" is PyTorch's default.
-    linear_init: likewise of the perceptron.
+    dropout_rate: fraction of activations that are dropped.
+    conv_init: of the convolutions.
+    linear_init: of the perceptron.
     dtype: of the convolutions' activations. Parameters, the perceptron and
       what it computes are float32.
     rngs: initialises the parameters.
@@ -69,7 +67,7 @@ class Chain(network.NumberedNetwork):
 
   def __init__(
     self,
-    chain: Sequence[tuple[int, int, int, int] | str],
+    chain: Sequence[Layer],
     num_classes: int,
     *,
     pool_window: int,
@@ -90,17 +88,11 @@ class Chain(network.NumberedNetwork):
     self.dropout_rate = dropout_rate
     self.conv_init = conv_init
     self.linear_init = linear_init
+    make_conv = partial(network.conv, init=conv_init, dtype=dtype, rngs=rngs)
     trunk, channels = {}, 3
     for number, layer in self.numbered():
       if layer != POOL:
-        trunk[number] = network.conv(
-          channels,
-          *layer[:3],
-          padding=layer[3],
-          init=conv_init,
-          dtype=dtype,
-          rngs=rngs,
-        )
+        trunk[number] = make_conv(channels, *layer[:3], padding=layer[3])
         channels = layer[0]
     self.trunk = nnx.Dict(trunk)
     # As torchvision numbers them: with a dropout before the layer or after.
@@ -123,10 +115,12 @@ class Chain(network.NumberedNetwork):
       images: as `normalize` returns them; H and W at least 63 for AlexNet, 32
         for VGG16.
     """
-    x = images
-    for stage in self._stages():
-      run = partial(_run_stage, stage, self.pool_window)
-      x = self.segment(run, self.trunk, x)
+    x, stage = images, []
+    for number, layer in self.numbered():
+      stage.append((number, layer))
+      if layer == POOL or number == str(self.last_number):
+        run = partial(_run_stage, stage, self.pool_window)
+        x, stage = self.segment(run, self.trunk, x), []
     return x
 
   def classify(
@@ -142,7 +136,7 @@ class Chain(network.NumberedNetwork):
     keys = (None, None) if key is None else jax.random.split(key)
     drop = lambda x, i: network.dropout(x, self.dropout_rate, keys[i])
 
-    x = pooling.average_to_grid(network.at_least_float32(features), self.grid)
+    x = network.average_to_grid(network.at_least_float32(features), self.grid)
     # PyTorch flattens channels first.
     x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
     if self.drops_features:
@@ -183,10 +177,9 @@ class Chain(network.NumberedNetwork):
 
   def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns what the constructor was given."""
-    del path
     return self.conv_init if isinstance(module, nnx.Conv) else self.linear_init
 
-  def numbered(self) -> Sequence[tuple[str, tuple[int, int, int, int] | str]]:
+  def numbered(self) -> Sequence[tuple[str, Layer]]:
     """Returns the chain with torchvision's numbers: a ReLU takes one, too."""
     numbered, number = [], 0
     for layer in self.chain:
@@ -194,20 +187,11 @@ class Chain(network.NumberedNetwork):
       number += 1 if layer == POOL else 2
     return numbered
 
-  def _stages(self) -> list[list[tuple[str, tuple[int, int, int, int] | str]]]:
-    """Returns the numbered chain, cut after each pooling."""
-    stages = [[]]
-    for number, layer in self.numbered():
-      stages[-1].append((number, layer))
-      if layer == POOL:
-        stages.append([])
-    return [stage for stage in stages if stage]
-
 
 def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
   for number, layer in stage:
     if layer == POOL:
-      x = pooling.max_pool(x, pool_window, 2)
+      x = convolution.max_pool(x, pool_window, 2)
     else:
       x = nnx.relu(trunk[number](x))
   return x
@@ -225,11 +209,7 @@ ALEXNET = network.Architecture(
     "linear_init": network.TORCH_INIT,
   },
   min_px=63,
-  torch_code="""\
-import torchvision
-
-model = torchvision.models.alexnet(num_classes={num_classes})
-""",
+  torch_code=network.from_torchvision("alexnet"),
 )
 VGG16 = network.Architecture(
   title="VGG16",
@@ -243,9 +223,5 @@ VGG16 = network.Architecture(
     "linear_init": network.Init(nnx.initializers.normal(0.01), zero_bias=True),
   },
   min_px=32,
-  torch_code="""\
-import torchvision
-
-model = torchvision.models.vgg16(num_classes={num_classes})
-""",
+  torch_code=network.from_torchvision("vgg16"),
 )

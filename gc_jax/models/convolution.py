@@ -1,6 +1,10 @@
-"""A square convolution whose gradients are fast on a CPU."""
+"""Convolutions and max-pools whose gradients are fast on CPUs.
+
+Elsewhere the gradients are XLA's own; both are the same but for rounding.
+"""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +13,14 @@ from jaxtyping import Array, Float
 
 
 class Conv(nnx.Conv):
-  """Flax's convolution with `convolve` in place of XLA's own gradients.
+  """Flax's convolution with the gradients of `convolve`.
 
-  Strides and padding are one number each, the kernel is neither dilated,
-  grouped nor masked: as `layers.conv` makes it.
+  It must be as `network.conv` makes it: strides and padding one number each,
+  the kernel not dilated, grouped or masked.
   """
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-    """Returns the convolution of x, plus the bias where there is one."""
+    """Returns the convolution of x, plus the bias if there is one."""
     bias = None if self.bias is None else self.bias[...]
     x, kernel, bias = self.promote_dtype(
       (x, self.kernel[...], bias), dtype=self.dtype
@@ -32,40 +36,11 @@ def convolve(
   x: Float[Array, "B H W C"],
   kernel: Float[Array, "k k C D"],
 ) -> Float[Array, "B h w D"]:
-  """Returns the convolution of x with the kernel.
+  """Returns the convolution of x, with zeros padded on every side.
 
-  Its gradients are the same on every device, up to rounding; on a CPU they are
-  computed in another way. It has no forward-mode derivative (`jax.jvp`).
-
-  Args:
-    stride: both ways.
-    padding: zeros on every side.
-    x: activations.
-    kernel: as wide as `x` is deep.
+  It has no forward-mode derivative (`jax.jvp`).
   """
   return _convolve(x, kernel, stride, [(padding, padding)] * 2)
-
-
-def _forward(stride, padding, x, kernel):
-  return convolve(stride, padding, x, kernel), (x, kernel)
-
-
-def _backward(stride, padding, kept, gradient):
-  def of_xla(x, kernel, gradient):
-    pads = [(padding, padding)] * 2
-    _, pull = jax.vjp(lambda *args: _convolve(*args, stride, pads), x, kernel)
-    return pull(gradient)
-
-  def of_cpu(x, kernel, gradient):
-    return (
-      _input_gradient(stride, padding, x, kernel, gradient),
-      _kernel_gradient(stride, padding, x, kernel, gradient),
-    )
-
-  return jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla)
-
-
-convolve.defvjp(_forward, _backward)
 
 
 def _convolve(x, kernel, stride, pads, spread=1):
@@ -79,14 +54,36 @@ def _convolve(x, kernel, stride, pads, spread=1):
   )
 
 
-def _input_gradient(stride, padding, x, kernel, gradient):
-  """Returns the gradient by x: a convolution, too.
+def _convolve_forward(stride, padding, x, kernel):
+  return convolve(stride, padding, x, kernel), (x, kernel)
 
-  Of what comes from above, spread by the stride, with the kernel turned by
-  half a circle and its channels exchanged. XLA's own has the kernel's axes in
-  another order, and its compiler for CPUs brings only convolutions outside of
-  loops into the form that its fast kernels take (jax-ml/jax#12868): in a loop
-  it takes four times as long.
+
+def _convolve_backward(stride, padding, kept, gradient):
+  def of_xla(x, kernel, gradient):
+    pads = [(padding, padding)] * 2
+    _, pull = jax.vjp(lambda *args: _convolve(*args, stride, pads), x, kernel)
+    return pull(gradient)
+
+  def of_cpu(*operands):
+    return (
+      _input_gradient(stride, padding, *operands),
+      _kernel_gradient(stride, padding, *operands),
+    )
+
+  return jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _input_gradient(stride, padding, x, kernel, gradient):
+  """Returns the gradient with respect to x, as a convolution.
+
+  It convolves the gradient from above, spread by the stride, with the kernel
+  turned by half a circle and its channels exchanged. XLA's own has the kernel's
+  axes in another order. Its compiler for CPUs brings only convolutions outside
+  of loops into the form of its fast kernels (jax-ml/jax#12868): in a loop XLA's
+  takes four times as long.
   """
   pads = []
   for side, extent, outs in zip(
@@ -100,40 +97,28 @@ def _input_gradient(stride, padding, x, kernel, gradient):
 
 
 def _kernel_gradient(stride, padding, x, kernel, gradient):
-  """Returns the gradient by the kernel: one product of two matrices.
+  """Returns the gradient with respect to the kernel: one product of matrices.
 
-  Of what each weight is multiplied with in every cell, with what comes from
-  above there. XLA's own is a convolution whose kernel is as large as the
-  picture: for the stem of a ResNet it takes five times as long, for 1x1 kernels
-  up to twelve times (`tests.benchmarks.convolution`). Devices then add up one
-  array as large as the kernel, as they do with XLA's.
+  One holds what each weight is multiplied with in every cell, the other the
+  gradient from above there. XLA's own is a convolution whose kernel is as large
+  as the picture: it takes five times as long for the stem of a ResNet, up to
+  twelve times for 1x1 kernels (`tests.benchmarks.convolution`).
   """
   extent = kernel.shape[0]
   if stride > 1:
     product = _correlate(stride, padding, extent, x, gradient)
   else:
-    # The same sum, the other shifted. Nothing but order keeps XLA from writing
-    # all the shifted x of a network in the forward pass, and it would.
+    # The same sum with the gradient shifted, not x: XLA would write the shifted
+    # x of all layers in the forward pass, and keep them until now.
     product = _correlate(1, extent - 1 - padding, extent, gradient, x)
     product = jnp.flip(product, (0, 1)).swapaxes(2, 3)
   return product.astype(kernel.dtype)
 
 
-def _correlate(
-  stride: int,
-  padding: int,
-  extent: int,
-  wide: Float[Array, "B H W C"],
-  narrow: Float[Array, "B h w D"],
-) -> Float[Array, "k k C D"]:
+def _correlate(stride, padding, extent, wide, narrow):
   """Returns the sum over cells of narrow times wide, for each shift of wide.
 
-  Args:
-    stride: cells of `wide` to one of `narrow`.
-    padding: zeros on every side of `wide`.
-    extent: k, shifts along each axis.
-    wide: what is shifted.
-    narrow: what is not.
+  `wide` is padded with zeros; `stride` cells of it meet one of `narrow`.
   """
   height, width = narrow.shape[1:3]
   wide = jnp.pad(
@@ -155,11 +140,108 @@ def _shifts(x, count, stride, length):
 
   Called twice, it shifts the last axis and then the one before.
   """
+  stops = [start + stride * (length - 1) + 1 for start in range(count)]
   return jnp.stack(
     [
-      jax.lax.slice_in_dim(
-        x, start, start + stride * (length - 1) + 1, stride, axis=3
-      )
-      for start in range(count)
+      jax.lax.slice_in_dim(x, start, stop, stride, axis=3)
+      for start, stop in enumerate(stops)
     ]
   )
+
+
+def max_pool(
+  x: Float[Array, "B H W D"],
+  window: int,
+  stride: int,
+  *,
+  padding: int = 0,
+  partial_windows: bool = False,
+) -> Float[Array, "B h w D"]:
+  """Returns the maximum of each window; the border counts as -inf.
+
+  The gradient of a window goes to the first of its maxima, row by row.
+
+  Args:
+    x: activations.
+    window: side of the windows.
+    stride: both ways.
+    padding: cells added on every side.
+    partial_windows: whether a last window may reach over the edge (PyTorch's
+      `ceil_mode`); otherwise cells beyond the last whole window are left out.
+  """
+  pads = []
+  for size in x.shape[1:3]:
+    over = (size + 2 * padding - window) % stride
+    beyond = (stride - over) % stride if partial_windows else 0
+    pads.append((padding, padding + beyond))
+  return _max_pool(window, stride, tuple(pads), x)
+
+
+def _maxima(window, stride, pads, x):
+  return nnx.max_pool(
+    x, (window, window), strides=(stride, stride), padding=pads
+  )
+
+
+_max_pool = jax.custom_vjp(_maxima, nondiff_argnums=(0, 1, 2))
+
+
+def _max_pool_forward(window, stride, pads, x):
+  y = _maxima(window, stride, pads, x)
+  return y, (x, y)
+
+
+def _max_pool_backward(window, stride, pads, kept, gradient):
+  def of_xla(x, _, gradient):
+    _, backward = jax.vjp(functools.partial(_maxima, window, stride, pads), x)
+    return backward(gradient)[0]
+
+  # XLA's select-and-scatter takes a seventh of a ResNet's step on a CPU.
+  of_cpu = functools.partial(_scatter_by_place, window, stride, pads)
+  return (
+    jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla),
+  )
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _scatter_by_place(window, stride, pads, x, y, gradient):
+  """Returns the gradient at x: a pass over all windows for each place in them.
+
+  Cells `stride` apart have the same place in their windows: each such set is
+  summed by itself, and the sets are interleaved in the end.
+  """
+  padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+  batch, height, width, depth = padded.shape
+  h, w = y.shape[1:3]
+  rows, columns = -(-height // stride), -(-width // stride)
+  found = jnp.zeros(y.shape, bool)
+  phases = {}
+  for i, j in itertools.product(range(window), repeat=2):
+    here = padded[
+      :,
+      i : i + stride * (h - 1) + 1 : stride,
+      j : j + stride * (w - 1) + 1 : stride,
+    ]
+    first = (here == y) & ~found
+    found |= first
+    below, right = i // stride, j // stride
+    part = jnp.pad(
+      jnp.where(first, gradient, jnp.zeros((), x.dtype)),
+      ((0, 0), (below, rows - h - below), (right, columns - w - right), (0, 0)),
+    )
+    phase = i % stride, j % stride
+    phases[phase] = phases[phase] + part if phase in phases else part
+  nothing = jnp.zeros((batch, rows, columns, depth), x.dtype)
+  places = range(stride)
+  apart = jnp.stack(
+    [
+      jnp.stack([phases.get((i, j), nothing) for j in places], axis=3)
+      for i in places
+    ],
+    axis=2,
+  )
+  whole = apart.reshape(batch, rows * stride, columns * stride, depth)
+  (top, _), (left, _) = pads
+  return whole[:, top : top + x.shape[1], left : left + x.shape[2]]

@@ -1,4 +1,4 @@
-"""Layers shared by the architectures, each as PyTorch defines it."""
+"""Layers as PyTorch defines them, and the base class of the architectures."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -25,15 +26,15 @@ class Init:
 
   Attributes:
     kernel: initialises the kernel.
-    zero_bias: whether the bias starts at 0, or uniform in +-1/sqrt(fan_in), as
-      PyTorch's layers do.
+    zero_bias: whether the bias starts at 0; otherwise it is uniform in
+      +-1/sqrt(fan_in), as in PyTorch's layers.
   """
 
   kernel: nnx.initializers.Initializer
   zero_bias: bool
 
   def bias(self, fan_in: int) -> nnx.initializers.Initializer:
-    """Returns the initialiser of the bias of a layer with so many inputs."""
+    """Returns the initialiser of a bias."""
     if self.zero_bias:
       return nnx.initializers.zeros_init()
     bound = fan_in**-0.5
@@ -62,21 +63,11 @@ def conv(
   dtype: DTypeLike,
   rngs: nnx.Rngs,
 ) -> Conv:
-  """Returns a square convolution.
+  """Returns a square convolution with float32 parameters.
 
-  The padding is written out: "SAME" pads asymmetrically under a stride, and
-  would move every cell by half a pixel against PyTorch.
-
-  Args:
-    in_channels: of the input.
-    out_channels: of the output.
-    kernel_size: side of the kernel, odd.
-    stride: both ways.
-    padding: zeros on every side; None = (kernel_size - 1) / 2.
-    use_bias: whether a bias is added.
-    init: of kernel and bias.
-    dtype: of the output; parameters are float32.
-    rngs: initialises the parameters.
+  The padding, on every side, is (kernel_size - 1) / 2 unless given. Flax's
+  "SAME" pads asymmetrically under a stride, and would move every cell by half a
+  pixel against PyTorch.
   """
   return Conv(
     in_channels,
@@ -110,32 +101,27 @@ def linear(
 
 
 class Origin(nnx.Variable):
-  """Where a BatchNorm sees activations from, while a step lasts: `[D]`."""
+  """What a BatchNorm subtracts before it squares, during one step: `[D]`."""
 
 
 class BatchNorm(nnx.BatchNorm):
   """Batch normalisation as torch.nn.BatchNorm2d computes it.
 
   Everything inside is float32 whatever the dtype of the activations. Flax's
-  own rounds the running statistics to that dtype, and keeps the biased
-  variance of each batch, where PyTorch normalises by the biased one and keeps
-  the unbiased, n / (n - 1) times it.
+  own rounds the running statistics to that dtype. It also keeps the biased
+  variance of each batch; PyTorch normalises by that one, and keeps the unbiased
+  one, n / (n - 1) times it.
 
   A training batch may be normalised in groups, each by its own mean and
-  variance, as PyTorch's replicas do. The running statistics then follow the
-  mean over groups of the groups' means, and of their unbiased variances;
-  PyTorch keeps those of the first replica and drops the others'.
+  variance, like the replicas of PyTorch. The running statistics then follow the
+  mean over the groups of their means, and of their unbiased variances; PyTorch
+  keeps those of the first replica and drops the others.
 
   Attributes:
-    bn_groups: equal, contiguous groups of a training batch; set by
-      `train(bn_groups=...)`. Must divide the batch. Groups that lie whole on
-      a device need no other's numbers to be normalised.
-    origin: see `hold_origins`; None = the running mean as it is.
-
-  Args:
-    num_features: D.
-    dtype: of the output.
-    rngs: as every layer's.
+    bn_groups: equal, contiguous groups of a training batch, which they must
+      divide; set by `train(bn_groups=...)`. A group that lies whole on a device
+      is normalised without numbers from other devices.
+    origin: set by `hold_origins`; None for the running mean.
   """
 
   bn_groups: int = 1
@@ -150,16 +136,16 @@ class BatchNorm(nnx.BatchNorm):
     self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-    """Returns the normalised activations; in training mode it takes count."""
+    """Returns the normalised activations; training updates the statistics."""
     groups = 1 if self.use_running_average else self.bn_groups
     grouped = at_least_float32(x).reshape(groups, -1, *x.shape[1:])
     if self.use_running_average:
       mean, var = self.mean[...][None], self.var[...][None]
     else:
-      # The variance is seen from the running mean, which is near the batch's:
-      # it then takes one pass over the activations, and the difference of
-      # squares loses no digits. From 0 it would lose three where a mean is 30
-      # times the standard deviation, as after a ReLU it can be.
+      # Squares are taken about the running mean, which is near the batch's: the
+      # variance then takes one pass over the activations, and the difference of
+      # squares loses no digits. About 0 it would lose three where the mean is
+      # 30 times the standard deviation, which happens after a ReLU.
       origin = self.mean if self.origin is None else self.origin
       origin = jax.lax.stop_gradient(origin[...])[None]
       mean = grouped.mean((1, 2, 3))
@@ -183,14 +169,11 @@ class BatchNorm(nnx.BatchNorm):
 
 
 def hold_origins(model: nnx.Module) -> None:
-  """Lets every BatchNorm see activations from its running mean of now.
+  """Makes every BatchNorm square about the current running mean from now on.
 
-  The origin changes rounding alone. The running mean, though, is an average
-  over devices: seen from one that a first pass has moved, a second pass would
-  wait for all devices at every BatchNorm, to no end.
-
-  Args:
-    model: gets an `Origin` in each, which is no part of a checkpoint.
+  That changes only rounding. The running mean is an average over devices: about
+  one that a first pass has just moved, a second pass would wait for all devices
+  at every BatchNorm. The `Origin` that each gets is not part of a checkpoint.
   """
   for _, module in nnx.iter_modules(model):
     if isinstance(module, BatchNorm):
@@ -202,19 +185,16 @@ def _channels(x: Float[Array, "G D"]) -> Float[Array, "G 1 1 1 D"]:
 
 
 def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-  """Returns x as float32, but for float64, which stays."""
+  """Returns x as float32; float64 stays."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def dropout(
   x: Float[Array, "*B"], rate: float, key: PRNGKeyArray | None
 ) -> Float[Array, "*B"]:
-  """Returns x with a share of its numbers set to 0 and the rest made larger.
+  """Returns x with numbers dropped at a rate, the others divided by 1 - rate.
 
-  Args:
-    x: activations.
-    rate: chance of each to be dropped; the others are divided by 1 - rate.
-    key: the mask is a function of it; None drops nothing.
+  The mask is a function of the key; None drops nothing.
   """
   if key is None or rate == 0:
     return x
@@ -222,24 +202,60 @@ def dropout(
   return jnp.where(kept, x / (1 - rate), 0)
 
 
-FEATURES = ""  # in place of a path: no module is given the last layer's output
+def average_to_grid(
+  x: Float[Array, "B H W D"], grid: int
+) -> Float[Array, "B g g D"]:
+  """Returns the means over `grid * grid` windows that cover the input.
+
+  Window i reaches from floor(i n / g) to ceil((i + 1) n / g), as in PyTorch's
+  adaptive pooling: where g does not divide n, windows overlap.
+  """
+  rows, columns = (_window_weights(size, grid) for size in x.shape[1:3])
+  return jnp.einsum("gh,bhwd,kw->bgkd", rows, x, columns, precision="highest")
+
+
+def _window_weights(size: int, grid: int) -> Float[np.ndarray, "g n"]:
+  weights = np.zeros((grid, size), np.float32)
+  for i in range(grid):
+    start, stop = i * size // grid, -(-(i + 1) * size // grid)
+    weights[i, start:stop] = 1 / (stop - start)
+  return weights
+
+
+def pool_globally(
+  features: Float[Array, "B h w D"], pooling: str
+) -> Float[Array, "B D"]:
+  """Returns one value a channel: the mean ("average") or maximum ("max").
+
+  The maximum is taken at the *first* argmax in row-major order, as in PyTorch.
+  `jnp.max` would split the gradient between ties, which are common after a ReLU
+  and in bfloat16.
+  """
+  if pooling == "average":
+    return features.mean((1, 2))
+  cells = features.reshape(features.shape[0], -1, features.shape[-1])
+  first = jnp.argmax(cells, axis=1, keepdims=True)
+  return jnp.take_along_axis(cells, first, axis=1)[:, 0]
+
+
+# Stands for the path of a module: none has the last layer as its input.
+FEATURES = ""
 
 
 class Network(nnx.Module):
-  """What all architectures have: they take pixels, and describe themselves.
+  """The base class of all architectures.
 
-  A network has `features`, from normalised pixels to the explained
-  activations, and `classify`, from these to logits; beside them it says what
-  explanation methods, the sanity check and PyTorch's files must know of it.
+  A network has `features`, from normalised pixels to the explained activations,
+  and `classify`, from these to logits. Beside them it states what explanation
+  methods, the sanity check and PyTorch's files must know of it.
 
   Attributes:
     dtype: of the activations that `features` returns.
-    last_layer: path of the layer whose outputs (pooled, where it is a
-      convolution) are the logits.
-    torch_names: first part of a path -> what PyTorch calls it, where it has
-      another name there.
-    remat: whether the backward pass computes the insides of each `segment`
-      anew instead of keeping them; set by `train(remat=True)`.
+    last_layer: path of the layer whose outputs are the logits; of a
+      convolution, once pooled.
+    torch_names: first part of a path -> PyTorch's name for it, if it differs.
+    remat: whether the backward pass recomputes the insides of each `segment`
+      instead of keeping them; set by `train(remat=True)`.
   """
 
   dtype: DTypeLike
@@ -248,53 +264,38 @@ class Network(nnx.Module):
   remat: bool = False
 
   def layer_inputs(self) -> dict[str, str]:
-    """Returns the layers one may look at, from the picture up.
+    """Returns the layers that maps can be taken at, from the picture up.
 
-    A layer is known by its output, after the nonlinearity, and named as
-    torchvision names it.
+    A layer means its output, after the nonlinearity, under torchvision's name.
 
     Returns:
-      Name -> dotted path of the module that is given its output; `FEATURES`
-      for the last, which are the features.
+      Name -> dotted path of the module whose input it is; `FEATURES` for the
+      last layer.
     """
     raise NotImplementedError
 
   @property
   def excitation_layer(self) -> str:
-    """The layer whose output the last stage is given: excitation maps' own."""
+    """Input of the last stage: the layer where excitation maps are taken."""
     raise NotImplementedError
 
   def parts(self) -> dict[str, tuple[str, ...]]:
-    """Returns what is randomised together, from the picture up.
+    """Returns the parts that the sanity check randomises, picture first.
 
     Returns:
-      Torchvision's name -> dotted paths of modules: their layers, and those
-      below them, belong to the part.
+      Torchvision's name -> dotted paths of modules; all layers inside them
+      belong to the part.
     """
     raise NotImplementedError
 
   def initializer(self, path: str, module: nnx.Module) -> Init:
-    """Returns how the constructor initialised one of its layers.
-
-    Args:
-      path: of the layer, dotted.
-      module: the layer itself, a convolution or a dense one.
-    """
+    """Returns how the constructor initialised the layer at a dotted path."""
     raise NotImplementedError
 
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x
   ) -> Array:
-    """Returns `call(module, x)`, a part of the network worth computing twice.
-
-    Under `remat` only `x` is kept for the backward pass: memory for a second
-    forward pass. The module's variables are updated once, either way.
-
-    Args:
-      call: applies the module, or some layers of it.
-      module: holds the variables that are used.
-      x: activations.
-    """
+    """Returns `call(module, x)`; under `remat` only x is kept of it."""
     return (nnx.remat(call) if self.remat else call)(module, x)
 
   def torch_features(self, ops: Any, x: Any) -> Any:
@@ -311,11 +312,7 @@ class Network(nnx.Module):
     raise NotImplementedError
 
   def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
-    """Returns RGB pixels (uint8, or float in [0, 1]) as `features` wants them.
-
-    Args:
-      images: `[B H W 3]`.
-    """
+    """Returns RGB pixels as `features` takes them; see `normalize_pixels`."""
     return normalize_pixels(images).astype(self.dtype)
 
 
@@ -342,7 +339,7 @@ class NumberedNetwork(Network):
   last_number: int
 
   def layer_inputs(self) -> dict[str, str]:
-    """Returns what each layer of the trunk is given; see the base class."""
+    """Returns the inputs of the trunk's layers; see the base class."""
     inputs = {f"features.{int(n) - 1}": f"trunk.{n}" for n in self.trunk}
     inputs.pop("features.-1")  # the picture
     return inputs | {f"features.{self.last_number}": FEATURES}
@@ -358,19 +355,17 @@ class NumberedNetwork(Network):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-  """An entry of `MODELS`: everything known of an architecture by its name.
-
-  Called, it builds the network.
+  """An entry of `MODELS`: the facts of an architecture. Call it to build one.
 
   Attributes:
-    title: as papers write it, the pooling not said: "ResNet18".
+    title: as papers write it, without the pooling: "ResNet18".
     network: its class.
-    fields: what its constructor is given, beside the number of classes.
-    min_px: the smallest side of a picture of which a cell of features is left.
+    fields: arguments of its constructor, beside the number of classes.
+    min_px: the smallest side of a picture that leaves a cell of features.
     torch_code: lines of Python that make it as `model` in PyTorch;
       `{num_classes}` stands for K.
-    torch_pooling: the attribute of that `model` which pools globally; "" where
-      a perceptron takes a grid of features instead.
+    torch_pooling: the attribute of that `model` that pools globally; "" if a
+      perceptron takes a grid of features instead.
   """
 
   title: str
@@ -383,17 +378,20 @@ class Architecture:
   def __call__(
     self, num_classes: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
   ) -> Network:
-    """Returns a network with freshly drawn parameters.
-
-    Args:
-      num_classes: K.
-      dtype: of activations; parameters are float32.
-      rngs: initialises the parameters.
-    """
+    """Returns a network with activations of a dtype and float32 parameters."""
     return self.network(
       num_classes=num_classes, **self.fields, dtype=dtype, rngs=rngs
     )
 
   def changed(self, **fields: Any) -> "Architecture":
-    """Returns the same with other fields for its constructor."""
+    """Returns the same architecture with other arguments of its constructor."""
     return dataclasses.replace(self, fields={**self.fields, **fields})
+
+
+def from_torchvision(name: str) -> str:
+  """Returns the `torch_code` of a model that torchvision has."""
+  return f"""\
+import torchvision
+
+model = torchvision.models.{name}(num_classes={{num_classes}})
+"""

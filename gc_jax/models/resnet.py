@@ -5,106 +5,99 @@ of a bottleneck sits on its 3x3 convolution. Module names are torchvision's,
 so that a checkpoint is exchanged by renaming leaves.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.network import (
-  FEATURES,
-  HE_INIT,
-  TORCH_INIT,
-  Architecture,
-  BatchNorm,
-  Init,
-  Network,
-  at_least_float32,
-  conv,
-  linear,
-)
-from gc_jax.models.pooling import max_pool, pool_globally
+from gc_jax.models import network
+from gc_jax.models.convolution import max_pool
 
 
-class BasicBlock(nnx.Module):
+class _Block(nnx.Module):
+  """Convolutions, each with a BatchNorm, and a shortcut around them all.
+
+  Args:
+    in_channels: of the input.
+    convs: (channels, kernel, stride) of each convolution.
+    dtype: of activations.
+    rngs: initialises the parameters.
+  """
+
+  def __init__(
+    self,
+    in_channels: int,
+    convs: Sequence[tuple[int, int, int]],
+    *,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    def make(channels, conv):
+      return (
+        network.conv(channels, *conv, use_bias=False, dtype=dtype, rngs=rngs),
+        network.BatchNorm(conv[0], dtype=dtype, rngs=rngs),
+      )
+
+    self.strides = tuple(stride for _, _, stride in convs)
+    channels = in_channels
+    for i, conv in enumerate(convs, 1):
+      layer, norm = make(channels, conv)
+      setattr(self, f"conv{i}", layer)
+      setattr(self, f"bn{i}", norm)
+      channels = conv[0]
+    # A 1x1 convolution and its norm, if the shape changes.
+    stride = max(self.strides)
+    is_same = stride == 1 and in_channels == channels
+    self.downsample = nnx.List(
+      [] if is_same else make(in_channels, (channels, 1, stride))
+    )
+
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+    """Returns the block's output, after its ReLU."""
+    out = x
+    for i in range(1, len(self.strides) + 1):
+      out = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(out))
+      out = nnx.relu(out) if i < len(self.strides) else out
+    for layer in self.downsample:
+      x = layer(x)
+    return nnx.relu(out + x)
+
+  def torch_call(self, ops: Any, x: Any, name: str) -> Any:
+    """Computes the block of a name by PyTorch."""
+    out = x
+    for i, stride in enumerate(self.strides, 1):
+      out = ops.norm(ops.conv(out, f"{name}.conv{i}", stride), f"{name}.bn{i}")
+      out = out.relu() if i < len(self.strides) else out
+    if self.downsample:
+      x = ops.conv(x, f"{name}.downsample.0", max(self.strides))
+      x = ops.norm(x, f"{name}.downsample.1")
+    return (out + x).relu()
+
+
+class BasicBlock(_Block):
   """Two 3x3 convolutions and a shortcut (ResNet18, ResNet34)."""
 
   expansion = 1
 
-  def __init__(
-    self,
-    in_channels: int,
-    channels: int,
-    stride: int,
-    *,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    make_conv = partial(conv, use_bias=False, dtype=dtype, rngs=rngs)
-    make_norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
-    self.conv1 = make_conv(in_channels, channels, 3, stride)
-    self.bn1 = make_norm(channels)
-    self.conv2 = make_conv(channels, channels, 3)
-    self.bn2 = make_norm(channels)
-    self.downsample = _shortcut(
-      in_channels, channels, stride, make_conv, make_norm
-    )
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-    """Returns the block's output, after its ReLU."""
-    out = nnx.relu(self.bn1(self.conv1(x)))
-    out = self.bn2(self.conv2(out))
-    return nnx.relu(out + _apply(self.downsample, x))
-
-  def torch_call(self, ops: Any, x: Any, name: str, stride: int) -> Any:
-    """Computes the block by PyTorch."""
-    return _torch_block(ops, x, name, (stride, 1), bool(self.downsample))
+  def __init__(self, in_channels: int, channels: int, stride: int, **settings):
+    convs = ((channels, 3, stride), (channels, 3, 1))
+    super().__init__(in_channels, convs, **settings)
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(_Block):
   """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet50, ResNet101)."""
 
   expansion = 4
 
-  def __init__(
-    self,
-    in_channels: int,
-    channels: int,
-    stride: int,
-    *,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-  ):
-    make_conv = partial(conv, use_bias=False, dtype=dtype, rngs=rngs)
-    make_norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
-    out_channels = channels * self.expansion
-    self.conv1 = make_conv(in_channels, channels, 1)
-    self.bn1 = make_norm(channels)
-    self.conv2 = make_conv(channels, channels, 3, stride)
-    self.bn2 = make_norm(channels)
-    self.conv3 = make_conv(channels, out_channels, 1)
-    self.bn3 = make_norm(out_channels)
-    self.downsample = _shortcut(
-      in_channels, out_channels, stride, make_conv, make_norm
-    )
-
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-    """Returns the block's output, after its ReLU."""
-    out = nnx.relu(self.bn1(self.conv1(x)))
-    out = nnx.relu(self.bn2(self.conv2(out)))
-    out = self.bn3(self.conv3(out))
-    return nnx.relu(out + _apply(self.downsample, x))
-
-  def torch_call(self, ops: Any, x: Any, name: str, stride: int) -> Any:
-    """Computes the block by PyTorch."""
-    return _torch_block(ops, x, name, (1, stride, 1), bool(self.downsample))
+  def __init__(self, in_channels: int, channels: int, stride: int, **settings):
+    convs = ((channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1))
+    super().__init__(in_channels, convs, **settings)
 
 
-class ResNet(Network):
+class ResNet(network.Network):
   """A ResNet split where Grad-CAM looks: `features`, then `classify`.
 
   Args:
@@ -125,7 +118,7 @@ class ResNet(Network):
   def __init__(
     self,
     stage_sizes: Sequence[int],
-    block: Callable[..., nnx.Module],
+    block: type[BasicBlock] | type[Bottleneck],
     num_classes: int,
     *,
     width: int = 64,
@@ -136,10 +129,10 @@ class ResNet(Network):
   ):
     self.pooling = pooling
     self.dtype = dtype
-    self.conv1 = conv(
+    self.conv1 = network.conv(
       3, width, stem_kernel, 2, use_bias=False, dtype=dtype, rngs=rngs
     )
-    self.bn1 = BatchNorm(width, dtype=dtype, rngs=rngs)
+    self.bn1 = network.BatchNorm(width, dtype=dtype, rngs=rngs)
     self.num_stages = len(stage_sizes)
     in_channels = width
     for stage, num_blocks in enumerate(stage_sizes):
@@ -152,7 +145,7 @@ class ResNet(Network):
         )
         in_channels = channels * block.expansion
       setattr(self, f"layer{stage + 1}", blocks)
-    self.fc = linear(in_channels, num_classes, rngs=rngs)
+    self.fc = network.linear(in_channels, num_classes, rngs=rngs)
 
   def features(
     self, images: Float[Array, "B H W 3"]
@@ -164,9 +157,9 @@ class ResNet(Network):
     """
     x = nnx.relu(self.bn1(self.conv1(images)))
     x = max_pool(x, 3, 2, padding=1)
-    for stage in range(self.num_stages):
-      for block in getattr(self, f"layer{stage + 1}"):
-        x = self.segment(_call, block, x)
+    for stage in self._stages:
+      for block in getattr(self, stage):
+        x = self.segment(lambda block, x: block(x), block, x)
     return x
 
   def classify(
@@ -179,17 +172,16 @@ class ResNet(Network):
       key: of dropout, which a ResNet has none of.
     """
     del key
-    pooled = pool_globally(at_least_float32(features), self.pooling)
-    return self.fc(pooled)
+    features = network.at_least_float32(features)
+    return self.fc(network.pool_globally(features, self.pooling))
 
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch; see the base class."""
     x = ops.norm(ops.conv(x, "conv1", 2), "bn1").relu()
     x = ops.max_pool(x, 3, 2, 1)
-    for stage in range(self.num_stages):
-      for i, block in enumerate(getattr(self, f"layer{stage + 1}")):
-        stride = 2 if stage > 0 and i == 0 else 1
-        x = block.torch_call(ops, x, f"layer{stage + 1}.{i}", stride)
+    for stage in self._stages:
+      for i, block in enumerate(getattr(self, stage)):
+        x = block.torch_call(ops, x, f"{stage}.{i}")
     return x
 
   def torch_classify(self, ops: Any, features: Any) -> Any:
@@ -203,7 +195,7 @@ class ResNet(Network):
   def layer_inputs(self) -> dict[str, str]:
     """Returns "maxpool" and the stages; see the base class."""
     names = ["maxpool", *self._stages]
-    paths = [*(f"{stage}.0" for stage in self._stages), FEATURES]
+    paths = [*(f"{stage}.0" for stage in self._stages), network.FEATURES]
     return dict(zip(names, paths, strict=True))
 
   @property
@@ -216,56 +208,19 @@ class ResNet(Network):
     stages = {stage: (stage,) for stage in self._stages}
     return {"conv1": ("conv1", "bn1"), **stages, "fc": ("fc",)}
 
-  def initializer(self, path: str, module: nnx.Module) -> Init:
+  def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns He's rule for convolutions, PyTorch's own for the head."""
-    del path
-    return HE_INIT if isinstance(module, nnx.Conv) else TORCH_INIT
-
-
-def _shortcut(in_channels, out_channels, stride, make_conv, make_norm):
-  """Returns a 1x1 convolution and its norm where the shape changes."""
-  if stride == 1 and in_channels == out_channels:
-    return nnx.List([])
-  return nnx.List(
-    [
-      make_conv(in_channels, out_channels, 1, stride),
-      make_norm(out_channels),
-    ]
-  )
-
-
-def _torch_block(ops, x, name, strides, has_shortcut):
-  out = x
-  for i, stride in enumerate(strides, 1):
-    out = ops.norm(ops.conv(out, f"{name}.conv{i}", stride), f"{name}.bn{i}")
-    out = out.relu() if i < len(strides) else out
-  if has_shortcut:
-    x = ops.conv(x, f"{name}.downsample.0", max(strides))
-    x = ops.norm(x, f"{name}.downsample.1")
-  return (out + x).relu()
-
-
-def _call(module: nnx.Module, x: jax.Array) -> jax.Array:
-  return module(x)
-
-
-def _apply(layers: nnx.List, x: jax.Array) -> jax.Array:
-  for layer in layers:
-    x = layer(x)
-  return x
+    is_conv = isinstance(module, nnx.Conv)
+    return network.HE_INIT if is_conv else network.TORCH_INIT
 
 
 def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: type):
-  return Architecture(
+  return network.Architecture(
     title=title,
     network=ResNet,
     fields={"stage_sizes": stage_sizes, "block": block},
     min_px=1,
-    torch_code=f"""\
-import torchvision
-
-model = torchvision.models.{title.lower()}(num_classes={{num_classes}})
-""",
+    torch_code=network.from_torchvision(title.lower()),
     torch_pooling="avgpool",
   )
 
@@ -275,7 +230,7 @@ RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), BasicBlock)
 RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), Bottleneck)
 RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), Bottleneck)
 # For pictures of 64 pixels: two stages, an 8x8 feature grid.
-RESNET8_SMALL = Architecture(
+RESNET8_SMALL = network.Architecture(
   title="ResNet8-small",
   network=ResNet,
   fields={
@@ -285,7 +240,7 @@ RESNET8_SMALL = Architecture(
     "stem_kernel": 3,
   },
   min_px=1,
-  # Not torchvision's: made of its blocks.
+  # Not torchvision's, but made of its blocks.
   torch_code="""\
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet

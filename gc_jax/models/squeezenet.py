@@ -5,6 +5,7 @@ torchvision builds it. Layers carry torchvision's numbers.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import network
-from gc_jax.models.pooling import max_pool, pool_globally
+from gc_jax.models.convolution import max_pool
 
 POOL = "pool"
 
@@ -34,6 +35,8 @@ LAYERS = (
 FIRST_NUMBER = 2  # after the stem and its ReLU
 _HEAD_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
+_conv = partial(network.conv, init=network.HE_UNIFORM_INIT)
+
 
 class Fire(nnx.Module):
   """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side."""
@@ -47,22 +50,13 @@ class Fire(nnx.Module):
     dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
-    def make_conv(channels, out_channels, kernel_size):
-      return network.conv(
-        channels,
-        out_channels,
-        kernel_size,
-        init=network.HE_UNIFORM_INIT,
-        dtype=dtype,
-        rngs=rngs,
-      )
-
+    make_conv = partial(_conv, dtype=dtype, rngs=rngs)
     self.squeeze = make_conv(in_channels, squeezed, 1)
     self.expand1x1 = make_conv(squeezed, expanded, 1)
     self.expand3x3 = make_conv(squeezed, expanded, 3)
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-    """Returns both expansions, after their ReLU, one behind the other."""
+    """Returns both expansions, after their ReLU, stacked in channels."""
     x = nnx.relu(self.squeeze(x))
     wide = [self.expand1x1(x), self.expand3x3(x)]
     return nnx.relu(jnp.concatenate(wide, axis=-1))
@@ -75,7 +69,7 @@ class SqueezeNet(network.NumberedNetwork):
     num_classes: K, logits of the head.
     chain: fire modules as (squeezed, expanded) channels, and poolings.
     pooling: of the class maps, "average" or "max", over all cells.
-    dropout_rate: share of the features that are dropped before the head.
+    dropout_rate: fraction of the features that are dropped before the head.
     dtype: of the trunk's activations. Parameters and the head are float32.
     rngs: initialises the parameters.
   """
@@ -96,34 +90,17 @@ class SqueezeNet(network.NumberedNetwork):
     self.pooling = pooling
     self.dropout_rate = dropout_rate
     self.dtype = dtype
-    stem = network.conv(
-      3,
-      64,
-      3,
-      2,
-      padding=0,
-      init=network.HE_UNIFORM_INIT,
-      dtype=dtype,
-      rngs=rngs,
-    )
+    stem = _conv(3, 64, 3, 2, padding=0, dtype=dtype, rngs=rngs)
     trunk, channels = {"0": stem}, 64
     for number, layer in enumerate(self.chain, FIRST_NUMBER):
       if layer != POOL:
         trunk[str(number)] = Fire(channels, *layer, dtype=dtype, rngs=rngs)
         channels = 2 * layer[1]
     self.trunk = nnx.Dict(trunk)
-    self.head = nnx.Dict(
-      {
-        "1": network.conv(
-          channels,
-          num_classes,
-          1,
-          init=_HEAD_INIT,
-          dtype=jnp.float32,
-          rngs=rngs,
-        )
-      }
+    last = network.conv(
+      channels, num_classes, 1, init=_HEAD_INIT, dtype=jnp.float32, rngs=rngs
     )
+    self.head = nnx.Dict({"1": last})
 
   def features(
     self, images: Float[Array, "B H W 3"]
@@ -145,16 +122,15 @@ class SqueezeNet(network.NumberedNetwork):
   def classify(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B K"]:
-    """Returns the logits, float32 whatever the compute dtype: never below 0.
+    """Returns the logits, >= 0, float32 whatever the compute dtype.
 
     Args:
       features: of any h and w.
       key: of the dropout mask; None drops nothing.
     """
-    x = network.dropout(
-      network.at_least_float32(features), self.dropout_rate, key
-    )
-    return pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+    features = network.at_least_float32(features)
+    x = network.dropout(features, self.dropout_rate, key)
+    return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
 
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch; see the base class."""
@@ -187,7 +163,6 @@ class SqueezeNet(network.NumberedNetwork):
 
   def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns He's uniform rule, and a small normal one for the head."""
-    del module
     is_last = path == ".".join(self.last_layer)
     return _HEAD_INIT if is_last else network.HE_UNIFORM_INIT
 
@@ -197,10 +172,6 @@ SQUEEZENET1_1 = network.Architecture(
   network=SqueezeNet,
   fields={},
   min_px=17,
-  torch_code="""\
-import torchvision
-
-model = torchvision.models.squeezenet1_1(num_classes={num_classes})
-""",
+  torch_code=network.from_torchvision("squeezenet1_1"),
   torch_pooling="classifier[3]",
 )

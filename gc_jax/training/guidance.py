@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from gc_jax.method import losses
 from gc_jax.method.types import Batch
-from gc_jax.models.pooling import average_to_grid
+from gc_jax.models.network import average_to_grid
 from gc_jax.training import composites
 from gc_jax.training.term import Draw, Explained, Seen, Term
 
