@@ -8,7 +8,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import taps
-from gc_jax.models.pooling import max_pool
+from gc_jax.models.convolution import max_pool
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,19 @@
-"""The convolution's gradients are those of JAX, in the form of fast kernels."""
+"""Convolutions and max-pools: PyTorch's values, the gradients of XLA."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import gradients
 from gc_jax.models import network
-from gc_jax.models.convolution import convolve
+from gc_jax.models.convolution import convolve, max_pool
 from tests.benchmarks.convolution import of_xla
 
 # Kernel, stride, padding: of every convolution of the models.
@@ -47,31 +49,30 @@ def weighted(convolution, stride, padding):
 
 @pytest.mark.parametrize("height, width", [(23, 30), (32, 17)])
 @pytest.mark.parametrize("kernel_size, stride, padding", CASES)
-def test_both_gradients_are_those_of_xla(
+def test_both_gradients_of_a_convolution_are_those_of_xla(
   height, width, kernel_size, stride, padding
 ):
-  """Of every convolution of the models, where strides leave a rest or none."""
+  """Where strides leave a rest, and where they leave none."""
   with jax.enable_x64(True):
     x, kernel = draw(kernel_size, height, width, jnp.float64)
-    np.testing.assert_array_equal(
-      *(
-        jax.jit(convolution, static_argnums=(0, 1))(stride, padding, x, kernel)
-        for convolution in (convolve, of_xla)
-      )
-    )
+
+    def value_and_gradients(convolution):
+      total = weighted(convolution, stride, padding)
+      y = convolution(stride, padding, x, kernel)
+      return y, *jax.grad(total, (0, 1))(x, kernel)
+
     own, expected = (
-      jax.jit(jax.grad(weighted(convolution, stride, padding), (0, 1)))(
-        x, kernel
-      )
-      for convolution in (convolve, of_xla)
+      jax.jit(value_and_gradients, static_argnums=0)(each)
+      for each in (convolve, of_xla)
     )
-    for one, other in zip(own, expected, strict=True):
+    np.testing.assert_array_equal(own[0], expected[0])
+    for one, other in zip(own[1:], expected[1:], strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_of_gradients_are_those_of_xla(stride):
-  """What a map of an inner layer takes: it is a gradient already."""
+  """A loss on the map of an inner layer takes them."""
 
   def twice(convolution):
     def norm(x, kernel):
@@ -139,7 +140,7 @@ def test_shifted_activations_are_not_kept_from_the_forward_pass():
 
 def test_gradients_in_a_loop_are_in_the_form_of_fast_kernels():
   """XLA writes a kernel's axes as 01io where a CPU's fast kernels take it."""
-  model = models.create("resnet18", 10)
+  model = models.create("resnet8-small", 10)
   model.eval()
   images = jnp.zeros((2, 96, 96, 3), jnp.uint8)
   targets = jnp.zeros((2, 1), jnp.int32)
@@ -151,3 +152,72 @@ def test_gradients_in_a_loop_are_in_the_form_of_fast_kernels():
   text = run.lower(images).compile().as_text()
   forms = re.findall(r"convolution\(.*dim_labels=(\w+)->", text)
   assert len(forms) > 10 and set(forms) == {"b01f_01io"}
+
+
+def in_torch(x, window, stride=2, padding=0, partial_windows=False):
+  return torch.nn.functional.max_pool2d(
+    x, window, stride, padding, ceil_mode=partial_windows
+  )
+
+
+@pytest.mark.parametrize("size", [(3, 4), (8, 9), (11, 6)])
+@pytest.mark.parametrize(
+  ("window", "settings"),
+  [
+    (2, {}),
+    (3, {}),
+    (2, {"partial_windows": True}),
+    (3, {"partial_windows": True}),
+    (3, {"padding": 1}),
+  ],
+)
+def test_maxima_are_pytorchs_and_never_the_border(size, window, settings):
+  x = -1 - np.random.default_rng(0).random((1, *size, 2)).astype(np.float32)
+  theirs = in_torch(torch.from_numpy(x).permute(0, 3, 1, 2), window, **settings)
+  np.testing.assert_array_equal(
+    max_pool(jnp.asarray(x), window, 2, **settings),
+    theirs.permute(0, 2, 3, 1),
+  )
+
+
+@pytest.mark.parametrize(
+  ("window", "stride", "padding", "partial_windows"),
+  [(3, 2, 1, False), (2, 2, 0, False), (3, 2, 0, True), (3, 1, 1, False)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_window_goes_to_its_first_maximum(
+  window, stride, padding, partial_windows, dtype
+):
+  """As in PyTorch, and as XLA has it for accelerators; second order, too."""
+  rng = np.random.default_rng(0)
+  # Few values: most windows have several maxima.
+  x = rng.integers(-3, 3, (2, 9, 12, 3)).astype(np.float32)
+  pool = functools.partial(
+    max_pool,
+    window=window,
+    stride=stride,
+    padding=padding,
+    partial_windows=partial_windows,
+  )
+  ours = jnp.asarray(x, dtype)
+  weights = rng.integers(-8, 8, pool(ours).shape).astype(np.float32)
+
+  def gradient(x, weights):
+    y, backward = jax.vjp(pool, x)
+    return backward(weights.astype(y.dtype))[0]
+
+  found = jax.jit(gradient)(ours, jnp.asarray(weights))
+  theirs = torch.from_numpy(x).permute(0, 3, 1, 2).requires_grad_()
+  pooled = in_torch(theirs, window, stride, padding, partial_windows)
+  (expected,) = torch.autograd.grad(
+    pooled, theirs, torch.from_numpy(weights).permute(0, 3, 1, 2)
+  )
+  assert found.dtype == ours.dtype
+  np.testing.assert_array_equal(
+    found.astype(np.float32), expected.permute(0, 2, 3, 1)
+  )
+  # Linear in the weights: its own gradient is the choice of the maxima.
+  transposed = jax.jit(
+    lambda y: jax.vjp(lambda w: gradient(y, w), jnp.asarray(weights))[1](y)[0]
+  )
+  np.testing.assert_array_equal(transposed(ours), pool(ours))

@@ -15,20 +15,6 @@ def rngs():
   return nnx.Rngs(init_key(0))
 
 
-def conv_by_loops(x, kernel, stride):
-  """PyTorch's: pad (k - 1) / 2 on every side, then walk from the corner."""
-  size = kernel.shape[0]
-  pad = (size - 1) // 2
-  x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
-  height = (x.shape[0] - size) // stride + 1
-  width = (x.shape[1] - size) // stride + 1
-  out = np.empty((height, width, kernel.shape[3]))
-  for i, j in np.ndindex(height, width):
-    window = x[i * stride :, j * stride :][:size, :size]
-    out[i, j] = np.einsum("abc,abcd->d", window, kernel)
-  return out
-
-
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)])
 @pytest.mark.parametrize(
   "kernel_size, stride", [(7, 2), (3, 2), (1, 2), (3, 1)]
@@ -38,14 +24,61 @@ def test_convolutions_sit_where_pytorchs_do(rngs, size, kernel_size, stride):
   conv = network.conv(
     2, 3, kernel_size, stride, use_bias=False, dtype=jnp.float32, rngs=rngs
   )
-  x = np.random.default_rng(0).normal(size=(*size, 2)).astype(np.float32)
+  x = np.random.default_rng(0).normal(size=(1, *size, 2)).astype(np.float32)
+  theirs = torch.nn.functional.conv2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2),
+    torch.from_numpy(np.array(conv.kernel[...])).permute(3, 2, 0, 1),
+    stride=stride,
+    padding=(kernel_size - 1) // 2,
+  )
   np.testing.assert_allclose(
-    conv(jnp.asarray(x[None]))[0],
-    conv_by_loops(x, np.asarray(conv.kernel[...]), stride),
+    conv(jnp.asarray(x)),
+    theirs.permute(0, 2, 3, 1),
     rtol=1e-4,
     atol=1e-5,  # float32 sums of up to 98 terms
   )
   assert conv.bias is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_global_pooling_takes_the_mean_or_the_first_maximum(dtype):
+  x = np.random.default_rng(0).integers(0, 4, (2, 3, 5, 6))  # many ties
+  features = jnp.asarray(x, dtype)
+  cells = x.reshape(2, 15, 6)
+  np.testing.assert_array_equal(
+    network.pool_globally(features, "max"), cells.max(1)
+  )
+  np.testing.assert_allclose(
+    network.pool_globally(features, "average").astype(jnp.float32),
+    cells.mean(1),
+    rtol=1e-2,  # bfloat16 has 8 bits
+  )
+  grad = jax.grad(lambda f: network.pool_globally(f, "max").sum())(features)
+  first = np.moveaxis(np.eye(15)[cells.argmax(1)], -1, 1).reshape(x.shape)
+  np.testing.assert_array_equal(grad, first)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 9), (13, 7), (27, 5)])
+@pytest.mark.parametrize("grid", [1, 6, 7])
+def test_averaging_to_a_grid_is_pytorchs_adaptive_pooling(size, grid):
+  x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+  theirs = torch.nn.functional.adaptive_avg_pool2d(
+    torch.from_numpy(x).permute(0, 3, 1, 2), (grid, grid)
+  )
+  np.testing.assert_allclose(
+    network.average_to_grid(jnp.asarray(x), grid),
+    theirs.permute(0, 2, 3, 1),
+    atol=1e-6,  # float32 sums of up to 351 numbers
+  )
+
+
+def test_dropping_keeps_the_mean():
+  x = jnp.ones(100_000)
+  dropped = np.asarray(network.dropout(x, 0.2, jax.random.key(0)))
+  assert set(np.unique(dropped)) == {0.0, np.float32(1.25)}
+  # Four standard errors of a share of 0.2.
+  assert abs((dropped == 0).mean() - 0.2) < 4 * np.sqrt(0.16 / x.size)
+  assert network.dropout(x, 0.2, None) is x
 
 
 def test_batch_norm_has_pytorchs_momentum_and_epsilon(rngs):
@@ -133,18 +166,6 @@ def test_running_statistics_are_not_rounded_to_the_compute_dtype(rngs):
   y = norm(jnp.full((1, 1, 1, 1), 100.5, jnp.bfloat16))
   assert y.dtype == jnp.bfloat16
   np.testing.assert_allclose(y.astype(jnp.float32), 2.0, rtol=0.01)
-
-
-def test_the_unbiased_variance_of_a_batch_is_kept(rngs):
-  """Of four numbers it is a third more than the one normalised by."""
-  x = np.array([1.0, 3.0, 5.0, 7.0], np.float32)
-  norm = network.BatchNorm(1, dtype=jnp.float32, rngs=rngs)
-  norm.train()
-  normalized = norm(jnp.asarray(x.reshape(4, 1, 1, 1)))
-  np.testing.assert_allclose(
-    normalized[:, 0, 0, 0], (x - 4) / np.sqrt(5 + 1e-5), rtol=1e-5
-  )
-  np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * 20 / 3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
