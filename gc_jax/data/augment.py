@@ -22,7 +22,7 @@ def draw_crop(
 
   Its share of the area is uniform in `AREA_FRAC`, the logarithm of its aspect
   uniform between those of `ASPECT`, its place uniform; drawn again up to ten
-  times where it does not fit. Then: the largest centred part whose aspect is
+  times if it does not fit. Then: the largest centred part whose aspect is
   within `ASPECT`.
 
   Returns:
@@ -46,11 +46,6 @@ def draw_crop(
   return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_flip(generator: np.random.Generator) -> bool:
-  """Draws whether to mirror: every second time."""
-  return bool(generator.random() < 0.5)
-
-
 @dataclasses.dataclass(frozen=True)
 class View:
   """What a training example shows of a picture, and of its objects' masks.
@@ -59,7 +54,7 @@ class View:
     size: side of the square that is made of it.
     box: the part that is shown, scaled: left, top, width, height; None: the
       centre square.
-    shift: of the centre square, down and right, its border repeated.
+    shift: of the centre square, down and right; the border is repeated.
     flip: whether it is mirrored.
   """
 
@@ -90,7 +85,7 @@ class View:
       cv2.flip(out, 1, dst=out)
 
   def of_mask(self, mask: PIL.Image.Image) -> Bool[np.ndarray, "S S"]:
-    """Returns the pixels of an object as they are in the picture shown.
+    """Returns the pixels of an object where the shown picture has them.
 
     Args:
       mask: upright, of the size of the picture, mode L.
@@ -126,7 +121,7 @@ class Augmentation:
     crop: "center", the centre square, or "random_resized", see `draw_crop`.
     crop_padding_px: of the centre square: random shift by up to this many
       pixels either way; the border is repeated outwards.
-    flip: mirror every second picture, at random.
+    flip: whether to mirror every second picture, at random.
   """
 
   image_size: int
@@ -150,7 +145,7 @@ class Augmentation:
 
     Args:
       encoded: any picture.
-      generator: what is drawn.
+      generator: of the random numbers.
       out: contiguous, of side `image_size`: its place in the batch. (Stacking
         pictures afterwards took a twelfth of the time.)
 
@@ -174,5 +169,5 @@ class Augmentation:
     elif pad:
       y, x = generator.integers(2 * pad + 1, size=2)
       shift = int(y) - pad, int(x) - pad
-    flip = self.flip and draw_flip(generator)
+    flip = self.flip and bool(generator.random() < 0.5)
     return View(self.image_size, box, shift, flip)

@@ -1,33 +1,32 @@
-"""Encoded pictures of any kind, read as upright RGB; or why they cannot be.
+"""Reads encoded pictures of any kind as upright RGB, or says why it cannot.
 
-What a picture is, is decided here, for training, evaluation, `explain` and
-masks alike: the same file is the same pixels. `whole` is exact, and `scaled`
-is for evaluation and `explain`. `crop` is for training: where it has to
-resize, it decodes a JPEG at the smallest scale that suffices (simplejpeg) and
-resizes it with a small filter (OpenCV): twice as fast, and less than a grey
-level off on average (500x375 to 224).
+Training, evaluation, `explain` and masks all read pictures here, so that a file
+is the same pixels to each. `whole` is exact, and `scaled` is for evaluation and
+`explain`. `crop` is for training: where it has to resize, it decodes a JPEG at
+the smallest scale that suffices (simplejpeg) and resizes it with a small filter
+(OpenCV): twice as fast, and less than a grey level off on average (500x375 to
+224).
 
-Read are `FORMATS`, by content, whatever the file is called. What is not RGB of
-8 bits becomes it:
+A file's content tells its format, one of `FORMATS`, whatever its name. Pictures
+become RGB of 8 bits:
 
 - grey is repeated, palettes are looked up, CMYK is read as Adobe writes it;
-- what is transparent is put on white: alpha, a palette's, one colour's;
-- 16 bits of grey are divided by 257 and rounded, of colours the upper 8 count;
+- transparent pixels (alpha, a palette's, one colour's) are put on white;
+- 16 bits of grey are divided by 257 and rounded; 16 bits of a colour lose the
+  lower 8;
 - 32 bits of grey: integers must be in 0..65535 and are read as 16 bits, floats
   must be in 0..1;
 - of several frames, the first is taken.
 
-The orientation that a file says, in EXIF or XMP, is applied; one that means
-nothing is upright. Boxes of a record are in the stored frame, before that, and
-are turned along (`turned`); of masks see `geometry.stored_mask`.
+The orientation in EXIF or XMP is applied; a meaningless one counts as upright.
+Boxes of a record are in the stored frame, before that, and are turned along
+(`turned`); for masks see `geometry.stored_mask`.
 """
 
-import contextlib
 import dataclasses
 import io
 import math
 import warnings
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -35,12 +34,12 @@ import PIL.Image
 import simplejpeg
 from jaxtyping import UInt8
 
-from gc_jax.data import modes, orientation
-from gc_jax.data.modes import DecodeError
+from gc_jax.data import orientation, pixels
+from gc_jax.data.dataset import DecodeError
 
-# Named one by one: some of Pillow's other readers start programs.
+# A closed list: some of Pillow's other readers start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What files of these formats are called, in lower case.
+# How files of these formats end, in lower case.
 SUFFIXES = (
   ".bmp",
   ".gif",
@@ -58,7 +57,7 @@ SUFFIXES = (
   ".webp",
 )
 
-# How files start that are called pictures and are not read, and their names.
+# Formats that are not read: how their files start, and their names.
 _OTHERS = {
   b"%!PS": "PostScript",
   b"\xc5\xd0\xd3\xc6": "PostScript",
@@ -71,7 +70,7 @@ _OTHERS = {
   b"\xff\x0a": "JPEG XL",
   b"version https://git-lfs": "a pointer of Git LFS to a file not fetched",
 }
-# The same, behind four bytes.
+# The same, after four bytes.
 _OTHERS_AT_4 = {
   b"ftypavif": "AVIF",
   b"ftypavis": "AVIF",
@@ -82,18 +81,18 @@ _OTHERS_AT_4 = {
 }
 
 # Pictures are decoded in memory: 4 bytes a pixel, 0.7 GB at this size. JPEGs
-# take a fraction of it, as they are decoded at a smaller scale.
+# take a fraction of that, as they are decoded at a smaller scale.
 MAX_PIXELS = 180_000_000
 
-# Scaled decoding before an exact resize: where the picture stays this much
-# larger than it will be, no pixel differs by more than one level (measured;
-# at 4 times they differ by up to 4, at 2 times by 15).
+# Scaled decoding before an exact resize: if the decoded picture stays this many
+# times as large as the result, no pixel differs by more than one level
+# (measured; at 4 times they differ by up to 4, at 2 times by 15).
 EXACT_REDUCTION = 8
 
-# Blurring below this takes a twentieth of the time and mends half a level.
+# Below this, blurring is not worth its time: it mends half a level.
 _ALIASING = 1.75
 
-_JPEG_SCALES = (8, 4, 2)  # those that simplejpeg decodes faster than whole
+_JPEG_SCALES = (8, 4, 2)  # simplejpeg decodes these faster than the whole
 
 _Turn = PIL.Image.Transpose
 _SWAP_AXES = (
@@ -106,7 +105,7 @@ _BACK = {_Turn.ROTATE_90: _Turn.ROTATE_270, _Turn.ROTATE_270: _Turn.ROTATE_90}
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _PNG_DEPTH_AT = 24
 
-# A batch is made by one thread, and several batches at a time.
+# Several batches are made at a time, each by one thread.
 cv2.setNumThreads(0)
 # Pillow's own limit is half of ours, and a warning first; ours is an error.
 PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -120,9 +119,9 @@ class Header:
   Attributes:
     encoded: the bytes.
     stored_size: (width, height) as stored.
-    turn: how the stored frame is put upright; None where it is.
-    is_plain_jpeg: whether it is a JPEG of colours or grey, to be decoded by
-      whatever is fastest.
+    turn: puts the stored frame upright; None where it already is.
+    is_plain_jpeg: whether it is a JPEG of colours or grey, which the fastest
+      decoder can read.
   """
 
   encoded: bytes
@@ -156,7 +155,7 @@ def read_header(encoded: bytes) -> Header:
 
 
 def _plain_jpeg_header(encoded: bytes) -> Header | None:
-  """Returns what Pillow would in a tenth of its time; None: ask Pillow."""
+  """Reads a header ten times as fast as Pillow; None where Pillow must."""
   if not orientation.is_jpeg(encoded):
     return None
   try:
@@ -169,7 +168,7 @@ def _plain_jpeg_header(encoded: bytes) -> Header | None:
 
 
 def _pillow_header(encoded: bytes) -> Header:
-  with broken_told():
+  with pixels.broken_told():
     image = _opened(encoded)
     size = image.size
     if orientation.is_jpeg(encoded):
@@ -188,7 +187,6 @@ def _pillow_header(encoded: bytes) -> Header:
 
 
 def _opened(encoded: bytes) -> PIL.Image.Image:
-  """Returns the picture as Pillow opens it, not decoded."""
   if orientation.is_jpeg(encoded):
     encoded = orientation.bare_jpeg(encoded)
   try:
@@ -203,7 +201,6 @@ def _opened(encoded: bytes) -> PIL.Image.Image:
 
 
 def _no_picture(encoded: bytes) -> str:
-  """Says what something is instead of a picture."""
   kind = _OTHERS_AT_4.get(encoded[4:12])
   for start, name in _OTHERS.items():
     if encoded.startswith(start):
@@ -219,18 +216,6 @@ def _no_picture(encoded: bytes) -> str:
   )
 
 
-@contextlib.contextmanager
-def broken_told() -> Iterator[None]:
-  """Turns what parsers of broken files raise, which is anything."""
-  try:
-    yield
-  except DecodeError:
-    raise
-  except Exception as error:
-    reason = str(error) or type(error).__name__
-    raise DecodeError(f"it is broken: {reason}") from error
-
-
 def whole(header: Header) -> PIL.Image.Image:
   """Returns the decoded picture, upright RGB.
 
@@ -244,7 +229,7 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
   """Returns the whole picture at a size, as evaluation and `explain` see it.
 
   Bilinear with antialias. A JPEG more than `EXACT_REDUCTION` times as large is
-  decoded at a smaller scale first, of which nothing is seen.
+  decoded at a smaller scale first, which does not show.
 
   Args:
     header: from `read_header`.
@@ -264,18 +249,18 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
 
 
 def _upright(header: Header, share: float | None) -> PIL.Image.Image:
-  """Returns upright RGB; a JPEG perhaps smaller, not below `share`."""
-  with broken_told():
-    return turned(modes.rgb(_stored(header, share)), header.turn)
+  """Returns upright RGB; a JPEG may come smaller, at no less than `share`."""
+  with pixels.broken_told():
+    return turned(pixels.rgb(_stored(header, share)), header.turn)
 
 
 def stored(header: Header) -> PIL.Image.Image:
-  """Returns the picture in the mode and the frame that it is stored in.
+  """Returns the decoded picture in its stored mode and frame.
 
   Raises:
     DecodeError: if it is truncated or otherwise broken.
   """
-  with broken_told():
+  with pixels.broken_told():
     return _stored(header)
 
 
@@ -285,11 +270,11 @@ def _stored(header: Header, share: float | None = None) -> PIL.Image.Image:
     image.draft(None, tuple(math.ceil(share * side) for side in image.size))
   image.load()
   if image.format == "PNG":
-    modes.scale_clear_level(image, header.encoded[_PNG_DEPTH_AT])
+    pixels.scale_clear_level(image, header.encoded[_PNG_DEPTH_AT])
   if image.format == "TIFF":
     tags = image.tag_v2
     image = turned_back(image, header.turn)  # Pillow has turned it
-    image = modes.with_white_at_the_top(image, tags)
+    image = pixels.with_white_at_the_top(image, tags)
   return image
 
 
@@ -298,14 +283,14 @@ def crop(
   box: tuple[int, int, int, int],
   out: UInt8[np.ndarray, "S S 3"],
 ) -> None:
-  """Writes a part of the picture, as a square, into `out`, quickly.
+  """Writes a part of the picture into a square, quickly.
 
-  A part that is as large as `out` is exact.
+  The pixels are exact if the part is as large as the square.
 
   Args:
     header: from `read_header`.
     box: (left, top, width, height) of the part, in pixels, upright.
-    out: contiguous; its side is that of the result.
+    out: the square, contiguous.
 
   Raises:
     DecodeError: if it is truncated or otherwise broken.
@@ -314,18 +299,18 @@ def crop(
   is_exact = width == height == len(out)
   enlarged = min(width, height) / len(out)
   scale = next((s for s in _JPEG_SCALES if s <= enlarged), 1)
-  pixels = None if is_exact else _decode_jpeg(header, scale)
-  if pixels is None:
-    pixels = np.asarray(_upright(header, None if scale == 1 else 1 / scale))
+  image = None if is_exact else _decode_jpeg(header, scale)
+  if image is None:
+    image = np.asarray(_upright(header, None if scale == 1 else 1 / scale))
   # Whole pixels of the scaled picture: a corner moves outwards by less than
   # one pixel of the result.
-  scale = round(header.size[0] / pixels.shape[1])
+  scale = round(header.size[0] / image.shape[1])
   x0, x1 = left // scale, -(-(left + width) // scale)
   y0, y1 = top // scale, -(-(top + height) // scale)
-  _resize(pixels[y0:y1, x0:x1], out)
+  _resize(image[y0:y1, x0:x1], out)
 
 
-def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
+def _resize(image: np.ndarray, out: np.ndarray) -> None:
   """Scales to the size of `out`: bilinear, blurred where that would alias.
 
   An exact filter for shrinking s times is a triangle s pixels to either side;
@@ -333,17 +318,17 @@ def _resize(pixels: np.ndarray, out: np.ndarray) -> None:
   a = (s^2 - 1) / 12, give the two together the same variance, up to s = 2.
   """
   size = out.shape[1::-1]  # OpenCV names the width first
-  shrinks = [side / len(out) for side in pixels.shape[:2]]
+  shrinks = [side / len(out) for side in image.shape[:2]]
   if max(shrinks) > _ALIASING:
     sigma_y, sigma_x = (_sigma(shrink) for shrink in shrinks)
-    pixels = cv2.GaussianBlur(
-      pixels, (3, 3), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
+    image = cv2.GaussianBlur(
+      image, (3, 3), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE
     )
-  cv2.resize(pixels, size, dst=out, interpolation=cv2.INTER_LINEAR)
+  cv2.resize(image, size, dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 def _sigma(shrink: float) -> float:
-  """Returns the width of a Gaussian with the taps that `_resize` says."""
+  """Returns the width of a Gaussian with the taps of `_resize`."""
   outer = max(1e-4, (min(shrink, 2.0) ** 2 - 1) / 12)
   return math.sqrt(0.5 / math.log((1 - 2 * outer) / outer))
 
@@ -376,6 +361,6 @@ def _decode_jpeg(header: Header, scale: int) -> np.ndarray | None:
       min_width=-(-width // scale),
     )
   except ValueError:
-    # It stops at what Pillow passes over (stray bytes between segments), and
-    # Pillow tells a truncated file from those.
+    # It stops at stray bytes between segments, which Pillow passes over; Pillow
+    # finds out whether the file is truncated.
     return None

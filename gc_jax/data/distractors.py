@@ -1,8 +1,8 @@
 """Distractors from a whole training set: which pictures, for which class.
 
-The release's way: for every picture three categories are drawn with
-replacement among the others, and of each a picture. No list of negatives is
-stored: an index of the labels (12 bytes a label) and rejection suffice.
+The release draws, for every picture, three other categories with replacement
+and a picture of each. No list of negatives is stored: an index of the labels
+(12 bytes a label) and rejection suffice.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class ClassIndex:
       (k for row in labels for k in row), np.int64, int(lengths.sum())
     )
     examples = np.repeat(np.arange(len(labels)), lengths)
-    # One number a pair of class and example, ascending: of one class, all its
-    # examples in a row.
+    # A number for each pair of class and example, ascending: the examples of a
+    # class are in a row.
     self._num_examples = len(labels)
     self._pairs = np.unique(flat * self._num_examples + examples)
     starts = np.arange(num_classes + 1) * self._num_examples
@@ -61,14 +61,13 @@ class ClassIndex:
     uniform over them.
 
     Returns:
-      (category, example), or None where every labelled example holds the
-      target.
+      (category, example), or None if every labelled example holds the target.
     """
     categories = self._present[self._present != target]
     while len(categories):
       category = int(generator.choice(categories))
       begin, end = self._starts[category], self._starts[category + 1]
-      # Most tries are good ones; looking at all of a class takes long.
+      # Most tries succeed; looking at all of a class takes long.
       tries = self._pairs[generator.integers(begin, end, _REJECTIONS)]
       tries = tries % self._num_examples
       good = tries[~self.holds(tries, target)]
@@ -87,13 +86,13 @@ def draw_target(
   target_draw: str,
   generator: np.random.Generator,
 ) -> int | None:
-  """Draws the class to explain in an image; None where it shows none.
+  """Draws the class to explain in an image; None if it shows none.
 
   Args:
     labels: class of each of its objects.
     target_draw: "category", uniform over the classes (paper), or "instance",
       over the objects (release).
-    generator: what the draw depends on.
+    generator: of the random numbers.
   """
   choices = np.unique(labels) if target_draw == "category" else labels
   return int(generator.choice(choices)) if len(choices) else None

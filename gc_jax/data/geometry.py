@@ -11,16 +11,25 @@ Which evaluation uses which (METHOD: protocols):
 
 `resize_and_crop` is torchvision's Resize (shorter side, bilinear with
 antialias) and CenterCrop, to the pixel.
+
+An annotation keeps its own pixels, and pictures differ in how many they have.
+Only its share on the grid of a map (`on_grid`) goes to the device.
 """
 
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import PIL.Image
-from jaxtyping import Bool, UInt8
+import scipy.sparse
+from jaxtyping import Bool, Float32, Int, UInt8
 
-from gc_jax.data import decode, masks
+from gc_jax.data import decode, pixels
+from gc_jax.method.metrics import GridAnnotation
+
+Grid = tuple[int, int]  # h, w
 
 
 def decode_image(
@@ -49,7 +58,7 @@ def decode_object_masks(
   squash: bool = False,
   only: int | None = None,
 ) -> list[tuple[int, Bool[np.ndarray, "S S"]]]:
-  """Returns (class, pixels) of each object, fitted as `decode_image` does.
+  """Returns (class, pixels) of objects, fitted as `decode_image` does.
 
   Args:
     record: of a `Dataset`.
@@ -83,7 +92,7 @@ def picture(
   resize_px = resize_px or image_size
   if squash:
     return decode.scaled(header, (image_size, image_size))
-  image = decode.scaled(header, resized_size(header.size, resize_px))
+  image = decode.scaled(header, _resized_size(header.size, resize_px))
   return resize_and_crop(image, resize_px, image_size)
 
 
@@ -95,21 +104,17 @@ def resize_and_crop(
   The longer side is cut to whole pixels, the place of the crop rounded, as
   torchvision does.
   """
-  width, height = resized_size(image.size, resize_px)
+  width, height = _resized_size(image.size, resize_px)
   if image.size != (width, height):
     image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
   left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
   return image.crop((left, top, left + crop_px, top + crop_px))
 
 
-def resized_size(
+def _resized_size(
   size: tuple[int, int], shorter_side_px: int
 ) -> tuple[int, int]:
-  """Returns (width, height) once the shorter side has `shorter_side_px`.
-
-  Raises:
-    DecodeError: if a strip would become larger than may be decoded.
-  """
+  """Returns (width, height) once the shorter side has `shorter_side_px`."""
   shorter = min(size)
   width, height = (int(shorter_side_px * side / shorter) for side in size)
   if width * height > decode.MAX_PIXELS:
@@ -128,14 +133,17 @@ def frame_size(
 
   Args:
     size: (width, height) of the picture.
-    shorter_side_px: of the image; its aspect stays.
-    round_px: both sides become the nearest multiple of this, for which the
-      aspect gives way a little; 0 = they stay.
+    shorter_side_px: of the image; its aspect stays. The release: 448.
+    round_px: round both sides to multiples of this, which changes the aspect a
+      little; 0 = do not. The release: 0.
 
   Raises:
     DecodeError: if a strip would become larger than may be decoded.
+
+  Source: the release's evaluation (METHOD A2): shortest side resized, batch
+    of one, annotation in its own pixels.
   """
-  sides = resized_size(size, shorter_side_px)
+  sides = _resized_size(size, shorter_side_px)
   if not round_px:
     return sides
   width, height = (max(1, round(n / round_px)) * round_px for n in sides)
@@ -156,7 +164,7 @@ def object_masks(
     only: the class whose objects are decoded; None = all.
 
   Raises:
-    DecodeError: if a mask cannot be read, or is none of this picture.
+    DecodeError: if a mask cannot be read, or does not fit the picture.
   """
   objects = record.get("objects")
   if objects is None:
@@ -184,17 +192,16 @@ def stored_mask(
 ) -> Bool[np.ndarray, "H W"]:
   """Returns the pixels of the object, in the picture's stored frame.
 
-  A mask says by its size which frame it is in. With the size that is stored,
-  it is turned along with the picture; with that of the upright picture alone,
-  it is upright already. Where both fit (a square, a half turn, a mirror), it is
-  taken for the stored one.
+  The size of a mask tells its frame. One of the stored size is turned along
+  with the picture; one of only the upright size is upright already. Where both
+  fit (a square, a half turn, a mirror), it is in the stored frame.
 
-  A mask with an orientation of its own says how it is put upright, which is
-  where the picture is upright too.
+  A mask with an orientation of its own is put upright by it, and is then in
+  the frame of the upright picture.
 
   Args:
-    mask: what is inside, see `gc_jax.data.masks`.
-    picture: that it is of.
+    mask: of one object, see `pixels`.
+    picture: the one it belongs to.
 
   Raises:
     DecodeError: if the mask cannot be read, shows more than one object, or
@@ -206,7 +213,7 @@ def stored_mask(
       f"a mask must be as large as its picture, {_sizes(picture)}, and is "
       f"{_sizes(mask)}"
     )
-  inside = masks.inside(mask)
+  inside = pixels.inside(decode.stored(mask))
   if is_stored or mask.turn == picture.turn:
     return inside
   upright = decode.turned(PIL.Image.fromarray(inside), mask.turn)
@@ -225,7 +232,94 @@ def _sizes(header: decode.Header) -> str:
 def _filled_box(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
   scale = np.array([height, width, height, width])
   ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
-  pixels = np.zeros((height, width), bool)
+  inside = np.zeros((height, width), bool)
   # A box thinner than a pixel still covers one.
-  pixels[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
-  return pixels
+  inside[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
+  return inside
+
+
+def grid_name(grid: Grid) -> str:
+  """Returns the key of a grid in a `PairBatch`."""
+  return f"{grid[0]}x{grid[1]}"
+
+
+def on_grid(
+  object_mask: Bool[np.ndarray, "H W"],
+  dilated: Bool[np.ndarray, "H W"],
+  grid: Grid,
+) -> GridAnnotation:
+  """Returns what maps of h x w cells need of an annotation.
+
+  Maps are enlarged bilinearly, pixel centres aligned, as `metrics.upsample`
+  does; a map finer than the annotation is sampled, without smoothing.
+
+  Args:
+    object_mask: pixels of the object.
+    dilated: the same, dilated by the tolerance: from `dilate`.
+    grid: (h, w) of the maps.
+  """
+  height, width = object_mask.shape
+  rows, columns = _axis(grid[0], height), _axis(grid[1], width)
+
+  def pulled_back(mask):
+    return rows.weights @ (columns.weights @ mask.T.astype(np.float32)).T
+
+  return GridAnnotation(
+    inside=pulled_back(object_mask),
+    near=pulled_back(dilated),
+    everywhere=np.outer(rows.weights.sum(1), columns.weights.sum(1)),
+    rows=rows.peaks,
+    columns=columns.peaks,
+    near_peak=dilated[np.ix_(rows.peak_pixels, columns.peak_pixels)],
+  )
+
+
+def dilate(
+  object_mask: Bool[np.ndarray, "H W"], tolerance_px: float
+) -> Bool[np.ndarray, "H W"]:
+  """Returns the pixels nearer to the mask than a tolerance (Euclidean, strict).
+
+  As `metrics.dilate`, in time that does not depend on the tolerance.
+  """
+  if not object_mask.any():
+    return np.zeros_like(object_mask)
+  outside = (~object_mask).astype(np.uint8)
+  distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+  # Squares of distances between pixels are whole numbers.
+  return np.rint(distance.astype(np.float64) ** 2) < tolerance_px**2
+
+
+class _Axis(NamedTuple):
+  """One axis of the enlargement of n cells to N pixels.
+
+  Attributes:
+    weights: `[n N]`, of each cell in each pixel, sparse.
+    peaks: `[2n]`, coordinates between which an enlarged map is linear.
+    peak_pixels: the pixels there.
+  """
+
+  weights: scipy.sparse.csr_array
+  peaks: Float32[np.ndarray, "r"]
+  peak_pixels: Int[np.ndarray, "r"]
+
+
+@functools.lru_cache(maxsize=1024)
+def _axis(cells: int, num_pixels: int) -> _Axis:
+  pixel = np.arange(num_pixels)
+  at = np.clip((pixel + 0.5) * cells / num_pixels - 0.5, 0, cells - 1)
+  low = np.floor(at).astype(int)
+  high = np.minimum(low + 1, cells - 1)
+  share = at - low
+  weights = scipy.sparse.coo_array(
+    (
+      np.concatenate([1 - share, share]).astype(np.float32),
+      (np.concatenate([low, high]), np.concatenate([pixel, pixel])),
+    ),
+    shape=(cells, num_pixels),
+  )
+  # The first and the last of the pixels between two cells.
+  first = np.flatnonzero(np.diff(low, prepend=-1))
+  last = np.append(first[1:], num_pixels) - 1
+  peaks = np.unique(np.concatenate([first, last]))
+  peaks = np.pad(peaks, (0, 2 * cells - len(peaks)), mode="edge")
+  return _Axis(weights.tocsr(), at[peaks].astype(np.float32), peaks)

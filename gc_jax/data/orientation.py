@@ -1,8 +1,8 @@
-"""How a camera was held: what JPEG, PNG and WebP files say of it, anywhere.
+"""How a camera was held: the orientation in JPEG, PNG and WebP files.
 
-Read here from the bytes, as Pillow takes ten times as long, warns of defects
-elsewhere in the metadata, and decodes a PNG to see what is behind its pixels.
-Values that mean nothing are read as upright.
+Read from the bytes here: Pillow takes ten times as long, warns of defects
+elsewhere in the metadata, and decodes a PNG to see the metadata behind its
+pixels. Meaningless values count as upright.
 """
 
 import re
@@ -29,22 +29,22 @@ _JPEG_START = b"\xff\xd8\xff"
 _JPEG_EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOS, _APP1 = 0xDA, 0xE1
-_METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # 0xE0 and 0xEE tell of colours
-# Bytes after FF that no length follows.
+_METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # 0xE0 and 0xEE describe colours
+# Markers without a length behind them.
 _BARE = {0, 1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE), 0xFF}
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_XMP = b"XML:com.adobe.xmp"
 _PNG_PROFILE = b"Raw profile type "
-_MAX_TEXT_BYTES = 2**20  # of a text, unpacked: a small one can hold gigabytes
+_MAX_TEXT_BYTES = 2**20  # unpacked: a small chunk can hold gigabytes
 
 
 def turn(exif: bytes, xmp: bytes) -> PIL.Image.Transpose | None:
-  """Returns how to put a picture upright; None: it is.
+  """Returns how to put a picture upright; None if it is.
 
   Args:
-    exif: a block of EXIF; b"" = there is none. What it says goes before XMP.
-    xmp: a packet of XMP.
+    exif: a block of EXIF, which goes before XMP; b"" = there is none.
+    xmp: a packet of XMP; b"" = there is none.
   """
   value = _of_exif(exif)
   if value is None:
@@ -54,7 +54,7 @@ def turn(exif: bytes, xmp: bytes) -> PIL.Image.Transpose | None:
 
 
 def _of_exif(block: bytes) -> int | None:
-  """Returns the value in the first directory of a TIFF; None: none is there."""
+  """Returns the value in the first directory of a TIFF; None without one."""
   while block.startswith(_JPEG_EXIF):
     block = block[len(_JPEG_EXIF) :]
   order = {b"II": "little", b"MM": "big"}.get(block[:2])
@@ -74,7 +74,10 @@ def _of_exif(block: bytes) -> int | None:
 
 
 def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
-  """Returns how to put a JPEG upright, by any segment before its pixels."""
+  """Returns how to put a JPEG upright; None if it is.
+
+  Reads every segment before the pixels.
+  """
   exif, xmp = [], []
   for marker, start, end in _segments(encoded):
     if marker == _APP1 and encoded.startswith(_JPEG_EXIF, start + 4):
@@ -85,9 +88,9 @@ def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
 
 
 def bare_jpeg(encoded: bytes) -> bytes:
-  """Returns a JPEG without EXIF, XMP, the list of further pictures, and so on.
+  """Returns a JPEG without its metadata: EXIF, XMP, further pictures and so on.
 
-  Pillow reads them all when it opens it, and warns of defects in them.
+  Pillow would read all of it, and warn of defects in it.
   """
   segments = list(_segments(encoded))
   kept = [
@@ -102,14 +105,14 @@ def bare_jpeg(encoded: bytes) -> bytes:
 
 
 def is_jpeg(encoded: bytes) -> bool:
-  """Returns whether it starts as one."""
+  """Returns whether it starts as a JPEG."""
   return encoded.startswith(_JPEG_START)
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
   """Yields (marker, start, end) of each segment before the pixels.
 
-  Between segments any bytes may stand, and a marker may have several FF.
+  Between segments there may be any bytes, and a marker may have several FF.
   """
   at = 2
   while (at := encoded.find(b"\xff", at)) >= 0 and at + 4 <= len(encoded):
@@ -128,15 +131,15 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def is_png(encoded: bytes) -> bool:
-  """Returns whether it starts as one."""
+  """Returns whether it starts as a PNG."""
   return encoded.startswith(_PNG_START)
 
 
 def of_png(encoded: bytes) -> PIL.Image.Transpose | None:
-  """Returns how to put a PNG upright, by what is before or behind its pixels.
+  """Returns how to put a PNG upright; None if it is.
 
-  It may say so in EXIF, in XMP, and in either as hexadecimal digits, which is
-  how ImageMagick writes them.
+  Its EXIF or XMP may be before or behind the pixels, and in hexadecimal digits,
+  as ImageMagick writes them.
   """
   exif = xmp = b""
   at = len(_PNG_START)
@@ -158,7 +161,7 @@ def of_png(encoded: bytes) -> PIL.Image.Transpose | None:
 
 
 def _text(name: bytes, chunk: bytes) -> bytes:
-  """Returns what a chunk of text holds; b"" where it cannot be unpacked."""
+  """Returns the content of a chunk of text; b"" if it cannot be unpacked."""
   keyword, _, rest = chunk.partition(b"\0")
   packed = name == b"zTXt"
   if name == b"zTXt":

@@ -1,8 +1,8 @@
 """Batches of (picture, class) pairs: what evaluation explains.
 
-A picture that shows three classes is three pairs, each a row of its own, so
-that nothing is computed for classes that are not there. A picture without any
-class is one row without a target: its prediction counts.
+A picture that shows three classes is three pairs, a row each, so that nothing
+is computed for classes that are not there. A picture without any class is one
+row without a target: its prediction counts.
 
 Every row is a function of the split and its pair alone. Neither the size of
 batches nor the number of processes changes what is measured.
@@ -18,11 +18,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from gc_jax.data import annotation, decode, geometry, pipeline
-from gc_jax.data.annotation import Grid
-from gc_jax.data.dataset import Dataset
+from gc_jax.data import decode, geometry, pipeline
+from gc_jax.data.dataset import Dataset, Reader
 from gc_jax.data.distractors import ClassIndex
-from gc_jax.data.reading import Reader
+from gc_jax.data.geometry import Grid
 from gc_jax.method.types import PairBatch
 
 _NUM_DISTRACTORS = 3
@@ -80,7 +79,7 @@ def frame_sizes(
     round_px: see `geometry.frame_size`.
 
   Returns:
-    The sizes; 0 for pictures that are passed over.
+    The sizes; 0 for pictures that are skipped.
   """
 
   def size(index):
@@ -102,7 +101,7 @@ class Row(NamedTuple):
   Attributes:
     entries: of a `PairBatch`.
     boxes: of each object of the class, in pixels of the image: ymin xmin ymax
-      xmax, half-open. For the host: pictures have unequally many.
+      xmax, half-open. They stay on the host: their number differs by picture.
   """
 
   entries: dict[str, Any]
@@ -118,9 +117,9 @@ class Square:
     reader: of it.
     image_size: side of the square, in pixels.
     resize_px: see `geometry.decode_image`.
-    squash: likewise.
+    squash: see `geometry.decode_image`.
     tolerance_px: of the pointing games, in pixels of the square.
-    grids: of the maps that meet the annotation.
+    grids: of the maps that are measured against the annotation.
     with_objects: whether rows have `object_mask` and boxes.
   """
 
@@ -134,13 +133,13 @@ class Square:
   with_objects: bool = False
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"] | None:
-    """Returns a picture alone; None where it is passed over."""
+    """Returns a picture alone; None if it is skipped."""
     return self.reader.read(
       index, lambda record: geometry.decode_image(record["image"], *self._how)
     )
 
   def row(self, index: int, target: int) -> Row | None:
-    """Returns a pair; None where its picture is passed over."""
+    """Returns a pair; None if its picture is skipped."""
 
     def read(record):
       image = geometry.decode_image(record["image"], *self._how)
@@ -184,16 +183,16 @@ class Square:
 class Frame:
   """Pictures whole, annotations as they are: the protocol "release".
 
-  All pictures of one `Frame` have one size when the model gets them.
+  All pictures of one `Frame` have the same size when the model gets them.
 
   Attributes:
     dataset: the split.
     reader: of it.
     size: (height, width) of the images.
-    shorter_side_px: of the images. The release: 448.
-    round_px: see `geometry.frame_size`. The release: 0.
+    shorter_side_px: see `geometry.frame_size`.
+    round_px: see `geometry.frame_size`.
     tolerance_px: of the pointing games, in the annotation's own pixels.
-    grids: of the maps that meet the annotation.
+    grids: of the maps that are measured against the annotation.
   """
 
   dataset: Dataset
@@ -205,7 +204,11 @@ class Frame:
   grids: tuple[Grid, ...]
 
   def row(self, index: int, target: int) -> Row | None:
-    """Returns a pair; None where its picture is passed over."""
+    """Returns a pair; None if its picture is skipped.
+
+    It is difficult if all objects of the class are marked so: the pointing
+    games then leave it out, the content heatmap does not.
+    """
 
     def read(record):
       header = decode.read_header(record["image"])
@@ -240,7 +243,7 @@ class Composite:
   """Composites of a pair's picture and three without its class.
 
   Distractors and the picture's cell follow from the pair: three categories are
-  drawn with replacement, and of each a picture (the release's way).
+  drawn with replacement, and a picture of each (the release's way).
 
   Attributes:
     square: makes the four pictures.
@@ -251,7 +254,7 @@ class Composite:
   class_index: ClassIndex
 
   def row(self, index: int, target: int) -> Row | None:
-    """Returns a pair; None where it has no composite."""
+    """Returns a pair; None if it has no composite."""
     image = self.square.image(index) if target >= 0 else None
     if image is None:
       return None
@@ -281,24 +284,22 @@ class Composite:
     return tiles
 
 
-# What makes the rows of a batch.
-Maker = Square | Frame | Composite
+Maker = Square | Frame | Composite  # makes the rows of a batch
 
 
 def _annotated(object_mask, tolerance_px, grids) -> dict[str, Any]:
-  dilated = annotation.dilate(object_mask, tolerance_px) if grids else None
+  dilated = geometry.dilate(object_mask, tolerance_px) if grids else None
   return {
     "annotated": np.float32(object_mask.any()),
     "difficult": np.float32(0),
     "annotations": {
-      annotation.name(grid): annotation.on_grid(object_mask, dilated, grid)
+      geometry.grid_name(grid): geometry.on_grid(object_mask, dilated, grid)
       for grid in grids
     },
   }
 
 
 def _is_difficult(record: Mapping[str, Any], target: int) -> bool:
-  """Returns whether all objects of the class are marked difficult."""
   objects = record.get("objects")
   if objects is None:
     return False
@@ -322,7 +323,7 @@ def _box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
 
 
 class Share(NamedTuple):
-  """What one process has of a batch.
+  """One process's part of a batch.
 
   Attributes:
     batch: for the devices.
@@ -346,14 +347,14 @@ def batches(
   """Yields this process's share of the batches of some pairs.
 
   Every row comes once; the last batch is filled up. A pair whose picture is
-  passed over keeps its row, with `mask` 0.
+  skipped keeps its row, with `mask` 0.
 
   Args:
     pairs: of the split.
     rows: which of them, in this order.
     maker: makes the rows.
     batch_size: rows of all processes; divisible by their number.
-    start: how many of the rows are left out, at their beginning.
+    start: leave out this many of the first rows.
     process_index: which share.
     process_count: of how many.
   """
@@ -363,12 +364,12 @@ def batches(
     np.asarray(rows[first + begin :][:local], np.int64)
     for first in range(start, len(rows), batch_size)
   ]
-  source = grain.MapDataset.source(shares).map(_Shares(pairs, maker, local))
+  source = grain.MapDataset.source(shares).map(_MakeShare(pairs, maker, local))
   return iter(source.to_iter_dataset(pipeline.READ_OPTIONS))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shares:
+class _MakeShare:
   """Numbers of rows -> the share of them, filled up."""
 
   pairs: Pairs

@@ -1,40 +1,73 @@
-"""Batches of a `Dataset`: decoding, fitting to size, augmentation, order.
+"""Batches to train on: order, augmentation, and what guidance terms ask for.
 
-Training data is a function of (seed, step) and evaluation data of the split
-alone; neither depends on how many processes, workers or threads read it.
+Training data is a function of (seed, step): it depends neither on how many
+processes, workers or threads read it, nor on the step a run resumes at.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Int, UInt8
 
-from gc_jax.data import workers
-from gc_jax.data.augment import Augmentation
-from gc_jax.data.dataset import Dataset
-from gc_jax.data.distractors import ClassIndex
-from gc_jax.data.order import Order
-from gc_jax.data.reading import Reader
-from gc_jax.data.training_example import EXTRAS, TrainingExample, extra_shapes
+from gc_jax.data import decode, geometry, workers
+from gc_jax.data.augment import Augmentation, View
+from gc_jax.data.dataset import Dataset, DecodeError, Reader
+from gc_jax.data.distractors import ClassIndex, draw_target
 from gc_jax.method.types import Batch
 from gc_jax.runtime.messages import unknown_name_message
 
-# In a process of its own, a worker makes one batch at a time: with the buffers
-# of threads in each, eight of them would hold gigabytes.
+NUM_DISTRACTORS = 3
+
+# A worker process makes one batch at a time: with the buffers of several
+# threads in each, eight workers would hold gigabytes.
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-# A unit of work is a whole batch, made by one thread. More threads than cores
-# only wait for each other. Two batches in reserve cover a slow one.
+# One thread makes a whole batch. More threads than cores only wait for each
+# other. Two batches in reserve cover a slow one.
 _NUM_THREADS = min(8, os.cpu_count() or 1)
 READ_OPTIONS = grain.ReadOptions(
   num_threads=_NUM_THREADS, prefetch_buffer_size=_NUM_THREADS + 2
 )
 _ENDLESS = 2**40  # shares of batches
+_TRIES = 20  # at pictures that may be broken
+
+# Streams of random numbers: what is drawn for one purpose must not depend on
+# how much was drawn for another.
+_PICTURE, _REPLACEMENT, _TARGET, _DISTRACTORS, _DISTRACTOR_PICTURE = range(5)
 
 _logger = logging.getLogger(__name__)
+
+# What a batch brings only if it is asked for, and in which entries: side of
+# the pictures -> entry -> (shape, dtype) for one example.
+EXTRAS = {
+  "distractors": lambda side: {
+    "distractors": ((NUM_DISTRACTORS, side, side, 3), np.uint8),
+    "distractor_mask": ((), np.float32),
+    "target": ((), np.int32),
+  },
+  "object_mask": lambda side: {
+    "object_mask": ((side, side), np.bool_),
+    "target": ((), np.int32),
+  },
+}
+
+
+def extra_shapes(
+  bring: Collection[str], side: int
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """Returns entry -> (shape, dtype) of what `bring` adds to one example.
+
+  Args:
+    bring: names of `EXTRAS`.
+    side: of the pictures, in pixels.
+  """
+  return {k: v for name in bring for k, v in EXTRAS[name](side).items()}
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -84,16 +117,16 @@ def train_batches(
     crop: see `Augmentation`.
     crop_padding_px: see `Augmentation`.
     flip: see `Augmentation`.
-    on_error: what to do about a record that cannot be read: "raise", or
-      "skip", another takes its place and the batch counts it.
-    bring: of `training_example.EXTRAS`, nothing of which is read otherwise:
-      "distractors", three for every image from the whole split; "object_mask",
-      where the explained class is in it.
-    target_draw: with either, how the explained class is drawn where an image
-      shows several: "category" or "instance".
+    on_error: at a record that cannot be read, "raise"; or "skip": another takes
+      its place and the batch counts it.
+    bring: names of `EXTRAS`; nothing else of them is read. "distractors": three
+      for every image, from the whole split; "object_mask": the pixels of the
+      explained class.
+    target_draw: how either draws the explained class of an image that shows
+      several: "category" or "instance".
     num_workers: processes that decode; 0 = threads of this one, which also do
-      it where shared memory has no room for what processes hand over. They
-      are spawned, so a script needs `if __name__ == "__main__"`.
+      it where shared memory is too small for the processes. They are spawned,
+      so a script needs `if __name__ == "__main__"`.
     process_index: which share.
     process_count: of how many.
     processes_here: how many of them share this machine's memory.
@@ -112,13 +145,12 @@ def train_batches(
   for name in bring:
     if name not in EXTRAS:
       raise ValueError(unknown_name_message("bring", name, EXTRAS))
-  num_examples = len(dataset.source)
-  if not num_examples:
+  if not len(dataset.source):
     raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
   class_index = None
   if "distractors" in bring:
     class_index = ClassIndex(dataset.all_labels(), len(dataset.class_names))
-  make_example = TrainingExample(
+  make_example = _MakeExample(
     dataset=dataset,
     reader=Reader(dataset, on_error),
     augment=Augmentation(image_size, crop, crop_padding_px, flip),
@@ -127,14 +159,11 @@ def train_batches(
     bring=tuple(bring),
     target_draw=target_draw,
   )
+  make_batch = _MakeBatch(make_example, local_batch_size)
   # Shares are consecutive, so that joining them gives the global batch.
-  shares = grain.MapDataset.range(
+  batches = grain.MapDataset.range(
     start_step * process_count + process_index, _ENDLESS, process_count
-  )
-  make_batch = _TrainBatches(
-    make_example, Order(num_examples, seed), local_batch_size
-  )
-  batches = shares.map(make_batch)
+  ).map(make_batch)
   if num_workers and (
     lack := workers.lack_of_room(
       num_workers, make_batch.num_bytes(), processes_here
@@ -171,12 +200,162 @@ def _local_batch_size(
   return batch_size // process_count
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainBatches:
-  """Number of a share -> the examples of it, at consecutive positions."""
+def shuffled(position: int, num_examples: int, seed: int) -> int:
+  """Returns the index of the example at a position of the endless sequence.
 
-  make_example: TrainingExample
-  order: Order
+  Every epoch shows each example once, in an order of its own. (Grain's shuffle
+  does the same, and takes 0.3 ms an example: a third of decoding it.)
+  """
+  epoch, offset = divmod(position, num_examples)
+  return int(_permutation(num_examples, seed, epoch)[offset])
+
+
+# A batch may span two epochs. 4 bytes an example each.
+@functools.lru_cache(maxsize=2)
+def _permutation(
+  num_examples: int, seed: int, epoch: int
+) -> Int[np.ndarray, "n"]:
+  key = np.array([seed, epoch], np.uint64)
+  generator = np.random.Generator(np.random.Philox(key=key))
+  return generator.permutation(np.arange(num_examples, dtype=np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeExample:
+  """Position in the endless sequence -> the entries of a `Batch` for one image.
+
+  A function of the position and the fields alone. Pickled to workers.
+
+  Attributes:
+    dataset: the split.
+    reader: reads its records.
+    augment: makes squares of its pictures.
+    seed: everything random follows from it and the position.
+    bring: names of `EXTRAS`.
+    class_index: of the split, to draw distractors from; None without them.
+    target_draw: see `draw_target`.
+  """
+
+  dataset: Dataset
+  reader: Reader
+  augment: Augmentation
+  seed: int
+  bring: tuple[str, ...]
+  class_index: ClassIndex | None
+  target_draw: str
+
+  def __call__(
+    self, position: int, out: UInt8[np.ndarray, "S S 3"]
+  ) -> dict[str, np.ndarray]:
+    """Writes the image into `out`, its place in the batch.
+
+    Returns:
+      The other entries, of the same shapes for every example.
+    """
+    labels, example, skipped = self._picture(position, out)
+    example |= {
+      **self.dataset.encode_labels(labels),
+      "mask": np.ones((), np.float32),
+    }
+    if "distractors" in self.bring:
+      more, skipped_too = self._distractors(position, labels)
+      example |= more
+      skipped += skipped_too
+    if self.reader.on_error == "skip":
+      example["skipped"] = np.asarray(skipped, np.float32)
+    return example
+
+  def _generator(
+    self, position: int, purpose: int, count: int = 0, attempt: int = 0
+  ) -> np.random.Generator:
+    # Philox is a function of key and counter, whose lowest word counts what is
+    # drawn. It mixes nothing first, which takes `default_rng` 70 us.
+    key = np.array([self.seed, position], np.uint64)
+    counter = np.array([0, purpose, count, attempt], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+  def _target(self, position: int, labels: np.ndarray) -> int | None:
+    """Returns the class to explain, the same for all that depends on it."""
+    generator = self._generator(position, _TARGET)
+    return draw_target(labels, self.target_draw, generator)
+
+  def _picture(self, position: int, out: np.ndarray):
+    """Returns labels, entries about objects, and how many were skipped."""
+
+    def read(record):
+      generator = self._generator(position, _PICTURE, 0, skipped)
+      view = self.augment(record["image"], generator, out)
+      labels = np.asarray(record["labels"])
+      if "object_mask" not in self.bring:
+        return labels, {}
+      target = self._target(position, labels)
+      return labels, {
+        "target": np.asarray(target or 0, np.int32),
+        "object_mask": _object_mask(record, view, target),
+      }
+
+    num_examples = len(self.dataset.source)
+    index = shuffled(position, num_examples, self.seed)
+    for skipped in range(_TRIES):
+      found = self.reader.read(index, read)
+      if found is not None:
+        return *found, skipped
+      replacement = self._generator(position, _REPLACEMENT, 0, skipped)
+      index = int(replacement.integers(num_examples))
+    raise DecodeError(
+      f"{_TRIES} pictures of {self.dataset.name}, drawn one after the other, "
+      "cannot be read; the log names them. Mend the data: there is not enough "
+      "to skip on from."
+    )
+
+  def _distractors(
+    self, position: int, labels: np.ndarray
+  ) -> tuple[dict[str, Any], int]:
+    """Returns entries of the batch, and how many pictures were skipped."""
+    target = self._target(position, labels)
+    size = self.augment.image_size
+    pictures = np.zeros((NUM_DISTRACTORS, size, size, 3), np.uint8)
+    skipped = count = 0
+    while target is not None and skipped < _TRIES and count < NUM_DISTRACTORS:
+      choice = self._generator(position, _DISTRACTORS, count, skipped)
+      drawn = self.class_index.draw(target, choice)
+      if drawn is None:
+        break
+      of_picture = self._generator(
+        position, _DISTRACTOR_PICTURE, count, skipped
+      )
+
+      def read(record, generator=of_picture, out=pictures[count]):
+        return self.augment(record["image"], generator, out)
+
+      if self.reader.read(drawn[1], read) is None:
+        skipped += 1
+      else:
+        count += 1
+    return {
+      "target": np.asarray(target or 0, np.int32),
+      "distractors": pictures,
+      "distractor_mask": np.asarray(count == NUM_DISTRACTORS, np.float32),
+    }, skipped
+
+
+def _object_mask(
+  record: Mapping[str, Any], view: View, target: int | None
+) -> Bool[np.ndarray, "S S"]:
+  """Returns the pixels of all objects of a class, as the picture is shown."""
+  inside = np.zeros((view.size, view.size), np.bool_)
+  if target is not None and record.get("objects") is not None:
+    header = decode.read_header(record["image"])
+    for _, mask in geometry.object_masks(record, header, only=target):
+      inside |= view.of_mask(mask)
+  return inside
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeBatch:
+  """Number of a share -> its examples, at consecutive positions."""
+
+  make_example: _MakeExample
   local_batch_size: int
 
   def __call__(self, share: int) -> Batch:
@@ -184,8 +363,7 @@ class _TrainBatches:
     first = int(share) * count
     image = np.empty((count, size, size, 3), np.uint8)
     examples = [
-      self.make_example(position, self.order(position), image[row])
-      for row, position in enumerate(range(first, first + count))
+      self.make_example(first + row, image[row]) for row in range(count)
     ]
     others = {
       key: np.stack([example[key] for example in examples])

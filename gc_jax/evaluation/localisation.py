@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from gc_jax.attribution import CONTROLS, METHODS
-from gc_jax.data import annotation
+from gc_jax.data import geometry
 from gc_jax.evaluation import classification
 from gc_jax.evaluation.classification import logits_of
 from gc_jax.evaluation.ledger import Measured, counted
@@ -98,7 +98,7 @@ def on_objects(
   columns = {DIFFICULT: counted(counts, batch["difficult"])}
   for name, cam in cams.items():
     annotated = GridAnnotation(
-      *batch["annotations"][annotation.name(cam.shape[1:])]
+      *batch["annotations"][geometry.grid_name(cam.shape[1:])]
     )
     columns |= _columns("objects", name, cam, annotated, counts)
   return columns

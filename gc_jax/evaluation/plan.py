@@ -20,10 +20,9 @@ from ml_collections import ConfigDict
 from gc_jax import attribution
 from gc_jax.attribution import CONTROLS
 from gc_jax.data import pairs as pair_rows
-from gc_jax.data.dataset import Dataset
+from gc_jax.data.dataset import Dataset, Reader
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Share, Square
-from gc_jax.data.reading import Reader
 from gc_jax.evaluation import localisation
 from gc_jax.evaluation.attacks import attacked
 from gc_jax.evaluation.classification import predictions

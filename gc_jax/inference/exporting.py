@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from gc_jax import data, torch_io
+from gc_jax.data.dataset import Reader
 from gc_jax.data.pairs import Square
-from gc_jax.data.reading import Reader
 from gc_jax.inference import trained
 from gc_jax.report import artefact, describe
 from gc_jax.runtime import config as saved_config

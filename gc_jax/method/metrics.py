@@ -149,7 +149,7 @@ def content_heatmap(
 class GridAnnotation(NamedTuple):
   """An annotation in its own H x W pixels, as maps of h x w cells meet it.
 
-  `data.annotation.on_grid` makes them, of numpy's arrays.
+  `data.geometry.on_grid` makes them, of numpy's arrays.
 
   Attributes:
     inside: for each cell, the sum over the mask of its weights in the bilinear

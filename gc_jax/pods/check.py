@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gc_jax import data, models
-from gc_jax.data import training_example
+from gc_jax.data import pipeline
 from gc_jax.method.types import Batch
 from gc_jax.pods import program, topologies
 from gc_jax.runtime import parallel
@@ -98,7 +98,7 @@ def abstract_batch(
     shapes["labels"] = ((classes.count,), jnp.int32)
   else:
     shapes["label"] = ((), jnp.int32)
-  shapes |= training_example.extra_shapes(guidance.needs(config), side)
+  shapes |= pipeline.extra_shapes(guidance.needs(config), side)
   if config.data.on_error == "skip":
     shapes["skipped"] = ((), jnp.float32)
   return {

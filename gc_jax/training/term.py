@@ -123,7 +123,7 @@ class Term:
       `losses`, a dataclass.
     draw: (settings, batch, explained, key) -> `Draw`.
     needs: config -> what the pipeline must bring beside pictures and labels,
-      names of `data.training_example.EXTRAS`.
+      names of `data.pipeline.EXTRAS`.
     check: (config, num_devices); raises ValueError if the recipe is impossible.
     images_unit: (config, num_devices) -> the number that must divide the images
       of a part.

@@ -27,7 +27,7 @@ import numpy as np
 
 from configs import base
 from gc_jax import data, models
-from gc_jax.data import annotation
+from gc_jax.data import geometry
 from gc_jax.data import pairs as pair_rows
 from gc_jax.evaluation import localisation, summary
 from gc_jax.evaluation import plan as plans
@@ -134,7 +134,7 @@ def _plain(planner, rows, mesh, rounds):
   def ours():
     grid = maps.shape[1:]
     annotations = [
-      annotation.on_grid(mask, annotation.dilate(mask, _TOLERANCE_PX), grid)
+      geometry.on_grid(mask, geometry.dilate(mask, _TOLERANCE_PX), grid)
       for mask in masks
     ]
     batch = {
@@ -143,7 +143,7 @@ def _plain(planner, rows, mesh, rounds):
       "annotated": ones,
       "difficult": 0 * ones,
       "annotations": {
-        annotation.name(grid): GridAnnotation(
+        geometry.grid_name(grid): GridAnnotation(
           *map(np.stack, zip(*annotations, strict=True))
         )
       },

@@ -94,7 +94,8 @@ def test_places_of_crops_are_uniform():
 
 def test_every_second_picture_is_flipped():
   generator = np.random.default_rng(0)
-  flips = sum(augment.draw_flip(generator) for _ in range(NUM_DRAWS))
+  mirror = Augmentation(8, flip=True)
+  flips = sum(mirror._draw((8, 8), generator).flip for _ in range(NUM_DRAWS))
   assert stats.binomtest(flips, NUM_DRAWS, 0.5).pvalue > SIGNIFICANCE
 
 
@@ -117,16 +118,16 @@ def test_the_square_is_the_drawn_crop_and_the_flip():
   flipped = 0
   for seed in range(20):
     square = np.empty((64, 64, 3), np.uint8)
-    Augmentation(64, crop="random_resized", flip=True)(
+    view = Augmentation(64, crop="random_resized", flip=True)(
       encoded, np.random.default_rng(seed), square
     )
     generator = np.random.default_rng(seed)
-    left, top, w, h = augment.draw_crop(320, 240, generator)
+    left, top, w, h = view.box
+    assert view.box == augment.draw_crop(320, 240, generator)
     part = photo.crop((left, top, left + w, top + h)).resize((64, 64), 2)
     part = np.asarray(part).astype(int)
-    flip = augment.draw_flip(generator)
-    flipped += flip
+    flipped += view.flip
     # Three taps for a filter (up to 5 levels on average at 3.7 times); the
     # wrong side out is 30 off.
-    assert np.abs(square - (part[:, ::-1] if flip else part)).mean() < 6
+    assert np.abs(square - (part[:, ::-1] if view.flip else part)).mean() < 6
   assert 4 < flipped < 16

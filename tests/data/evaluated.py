@@ -3,7 +3,7 @@
 import numpy as np
 
 from gc_jax.data import Dataset, decode, geometry, pairs
-from gc_jax.data.reading import Reader
+from gc_jax.data.dataset import Reader
 
 
 def batch(dataset, image_size):

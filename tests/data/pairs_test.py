@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from gc_jax.data import annotation, decode, geometry, pairs
-from gc_jax.data.dataset import Dataset
+from gc_jax.data import decode, geometry, pairs
+from gc_jax.data.dataset import Dataset, Reader
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.pairs import Composite, Frame, Square
-from gc_jax.data.reading import Reader
 from tests.data import photos
 
 CLASSES = ("cat", "dog", "bird")
@@ -114,10 +113,10 @@ def test_a_row_holds_what_the_picture_and_its_class_say(several, rows):
     ]
     object_mask = np.logical_or.reduce(masks)
     np.testing.assert_array_equal(batch["object_mask"][i], object_mask)
-    near = annotation.dilate(object_mask, 3.0)
+    near = geometry.dilate(object_mask, 3.0)
     for grid in ((4, 4), (8, 8)):
-      expected = annotation.on_grid(object_mask, near, grid)
-      found = batch["annotations"][annotation.name(grid)]
+      expected = geometry.on_grid(object_mask, near, grid)
+      found = batch["annotations"][geometry.grid_name(grid)]
       for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours[i], theirs)
     for box, mask in zip(share.boxes[i], masks, strict=True):
@@ -211,8 +210,8 @@ def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
     objects = geometry.object_masks(record, header, only=int(rows.target[row]))
     object_mask = np.any([np.asarray(one) > 127 for _, one in objects], axis=0)
     assert object_mask.shape == (40, 60)
-    expected = annotation.on_grid(
-      object_mask, annotation.dilate(object_mask, 15.0), grid
+    expected = geometry.on_grid(
+      object_mask, geometry.dilate(object_mask, 15.0), grid
     )
     for ours, theirs in zip(
       share.batch["annotations"]["4x6"], expected, strict=True

@@ -6,8 +6,10 @@ import itertools
 import numpy as np
 import PIL.Image
 import pytest
+from scipy import stats
 
-from gc_jax.data import Dataset, decode, geometry, pipeline, reading
+from gc_jax.data import Dataset, decode, geometry, pipeline
+from gc_jax.data import dataset as datasets
 
 SIZES = {"batch_size": 8, "image_size": 64}
 
@@ -218,7 +220,7 @@ def test_batches_with_everything_are_what_types_say(with_everything):
 @pytest.fixture
 def broken(load_small, monkeypatch):
   """Of 40 pictures three cannot be read; nothing was logged of them yet."""
-  monkeypatch.setattr(reading, "_num_skipped", collections.Counter())
+  monkeypatch.setattr(datasets, "_num_skipped", collections.Counter())
   dataset = load_small("train")
   records = list(dataset.source)
   for index in (3, 17, 18):
@@ -487,7 +489,7 @@ def test_pictures_are_the_same_whether_masks_come_along_or_not(load_small):
       assert how is not AUGMENTED or other["object_mask"].any((1, 2)).all()
 
 
-@pytest.mark.parametrize("on_error", reading.POLICIES)
+@pytest.mark.parametrize("on_error", datasets.POLICIES)
 @pytest.mark.parametrize("mask", [b"broken", png(np.zeros((9, 9), np.uint8))])
 def test_a_broken_mask_is_as_bad_as_a_broken_picture(on_error, mask):
   good = own_mask((64, 64))
@@ -538,3 +540,38 @@ def test_steps_per_epoch_are_whole_batches():
     ValueError, match=r"--config.batch_size=128 must be at most the 127 exampl"
   ):
     pipeline.steps_per_epoch(127, 128)
+
+
+# The order.
+
+
+def epoch(number, num_examples=50, seed=0):
+  first = number * num_examples
+  return [
+    pipeline.shuffled(position, num_examples, seed)
+    for position in range(first, first + num_examples)
+  ]
+
+
+def test_every_epoch_is_a_permutation_of_its_own():
+  epochs = [epoch(number) for number in range(4)]
+  assert all(sorted(shown) == list(range(50)) for shown in epochs)
+  assert len({tuple(shown) for shown in epochs}) == 4
+  assert epoch(0, seed=1) not in epochs
+
+
+def test_an_order_is_a_function_of_position_and_seed():
+  forwards = [pipeline.shuffled(position, 7, 3) for position in range(40)]
+  backwards = [
+    pipeline.shuffled(position, 7, 3) for position in reversed(range(40))
+  ]
+  assert forwards == backwards[::-1]
+
+
+def test_every_example_is_equally_often_at_every_place():
+  counts = np.zeros((6, 6), int)
+  for seed in range(50):
+    for number in range(40):
+      counts[range(6), epoch(number, 6, seed)] += 1
+  # 2,000 epochs; 1 in 1,000 such sets of seeds would fail.
+  assert stats.chisquare(counts.ravel()).pvalue > 1e-3

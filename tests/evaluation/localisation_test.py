@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from gc_jax.data import annotation
+from gc_jax.data import geometry
 from gc_jax.evaluation import localisation
 from gc_jax.method.metrics import METRICS, Key, Metric
 
@@ -25,7 +25,7 @@ def test_a_new_metric_is_measured_where_its_entry_says(monkeypatch):
   monkeypatch.setitem(METRICS, "corner", corner)
   mask = np.zeros((16, 16), bool)
   mask[:4, :4] = True
-  on_grid = annotation.on_grid(mask, mask, (4, 4))
+  on_grid = geometry.on_grid(mask, mask, (4, 4))
   one = jnp.ones(1)
   batch = {
     "mask": one,
@@ -34,7 +34,7 @@ def test_a_new_metric_is_measured_where_its_entry_says(monkeypatch):
     "difficult": 0 * one,
     "cell": jnp.full(1, 3),
     "annotations": {
-      annotation.name((4, 4)): [jnp.asarray(x)[None] for x in on_grid]
+      geometry.grid_name((4, 4)): [jnp.asarray(x)[None] for x in on_grid]
     },
   }
   cams = {"mine": jnp.full((1, 4, 4), 0.5)}

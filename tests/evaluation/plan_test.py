@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax.data import annotation, decode, geometry
+from gc_jax.data import decode, geometry
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import localisation
 from gc_jax.evaluation import plan as plans
@@ -105,7 +105,7 @@ def frame_metrics(model, record, target, size):
   image = np.asarray(decode.scaled(header, size[::-1]))
   objects = geometry.object_masks(record, header, only=int(target))
   mask = np.any([np.asarray(one) > 127 for _, one in objects], axis=0)
-  near = annotation.dilate(mask, 15.0)
+  near = geometry.dilate(mask, 15.0)
   cam = localisation.ALL_METHODS["gradcam_elementwise"](
     model, jnp.asarray(image)[None], jnp.array([[target]])
   )[0, 0]

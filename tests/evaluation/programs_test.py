@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gc_jax.data import annotation
+from gc_jax.data import geometry
 from gc_jax.evaluation import attacks, classification, localisation
 from gc_jax.evaluation.faithfulness import faithful
 from gc_jax.method import metrics
@@ -55,8 +55,8 @@ def batch(filler=0):
   masks[REAL:] = other.random((2, 16, 16)) < 0.5
   rows = [
     {
-      annotation.name(grid): annotation.on_grid(
-        mask, annotation.dilate(mask, TOLERANCE), grid
+      geometry.grid_name(grid): geometry.on_grid(
+        mask, geometry.dilate(mask, TOLERANCE), grid
       )
       for grid in GRIDS
     }

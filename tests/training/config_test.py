@@ -11,7 +11,8 @@ from configs import (
   quickstart,
   quickstart_multi,
 )
-from gc_jax.data import Dataset, augment, distractors, reading
+from gc_jax.data import Dataset, augment, distractors
+from gc_jax.data.dataset import POLICIES
 from gc_jax.runtime import config as saved_config
 from gc_jax.training import config as configs
 from gc_jax.training import guidance
@@ -46,7 +47,7 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
 
 def test_the_values_of_fields_are_those_the_data_layer_knows():
   """Named twice, so that checking a config imports no decoder."""
-  assert configs.CHOICES["data.on_error"] == reading.POLICIES
+  assert configs.CHOICES["data.on_error"] == POLICIES
   assert configs.CHOICES["compose.distractors"] == distractors.SOURCES
   for crop in configs.CHOICES["data.crop"]:
     augment.Augmentation(8, crop=crop)

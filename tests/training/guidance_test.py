@@ -8,7 +8,7 @@ from flax import nnx
 from scipy import stats
 
 from configs import base, quickstart
-from gc_jax.data import training_example
+from gc_jax.data import pipeline
 from gc_jax.method import compose
 from gc_jax.training import composites, guidance
 from gc_jax.training import config as configs
@@ -76,7 +76,7 @@ def test_what_a_term_needs_the_pipeline_can_bring(name):
   config = quickstart.get_config("ce")
   for distractors in configs.CHOICES["compose.distractors"]:
     config.compose.distractors = distractors
-    assert {*TERMS[name].needs(config)} <= {*training_example.EXTRAS}
+    assert {*TERMS[name].needs(config)} <= {*pipeline.EXTRAS}
 
 
 def test_only_terms_with_weight_are_chosen_and_what_they_need():

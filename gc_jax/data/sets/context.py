@@ -24,9 +24,8 @@ import tensorflow_datasets as tfds
 import tqdm
 from jaxtyping import UInt8
 
-from gc_jax.data import DATASETS, records
+from gc_jax.data import DATASETS, storage
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.prepare import prepare
 from gc_jax.data.sets import boxes, compositor
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -245,7 +244,7 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=type(self).__doc__,
-      features=records.features(
+      features=storage.features(
         self.CLASS_NAMES, masks=True, encoding_format="png"
       ),
       license=DATASETS[self.name].license,
@@ -330,8 +329,8 @@ def load(
   if not pathlib.Path(builder.data_path).exists():
     builder.source()  # or say what is missing
   return Dataset(
-    source=prepare(make_builder).as_data_source(
-      split, decoders=records.decoders(masks=True)
+    source=storage.prepare(make_builder).as_data_source(
+      split, decoders=storage.decoders(masks=True)
     ),
     class_names=builder_class.CLASS_NAMES,
     multi_label=builder_config.multi_label,

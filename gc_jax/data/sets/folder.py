@@ -18,7 +18,7 @@ Optional, each found by its name, in any case:
   labels.csv                `image,labels`: several classes a picture, "a;b",
                             or one a line
   masks/train/CLASS/x.png   0 outside of the object and another level inside,
-                            see `gc_jax.data.masks`; x.CLASS.png where the
+                            see `gc_jax.data.pixels`; x.CLASS.png where the
                             picture shows several classes
   boxes.csv                 `image,label,xmin,ymin,xmax,ymax[,difficult]`,
                             pixels from 0, the last two exclusive

@@ -30,8 +30,8 @@ import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 
-from gc_jax.data import shards
-from gc_jax.data.dataset import Dataset
+from gc_jax.data import storage
+from gc_jax.data.dataset import Dataset, Reordered
 from gc_jax.data.decode import FORMATS
 from gc_jax.data.sets import imagenet_files as files
 from gc_jax.data.sets import official
@@ -267,7 +267,7 @@ def _load_tfds(
   source = builder.as_data_source(
     split.split("[")[0], decoders={"image": tfds.decode.SkipDecoding()}
   )
-  source = shards.Reordered(source, official.numbers(builder, split))
+  source = Reordered(source, storage.positions(builder, split))
   wnids = tuple(builder.info.features["label"].names)
   boxes = _known_boxes(path, wnids) if split.startswith("validation") else {}
   names = {wnid: wnid for wnid in wnids}

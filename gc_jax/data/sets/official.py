@@ -18,8 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gc_jax.data import DATASETS, records, shards
-from gc_jax.data.dataset import Dataset
+from gc_jax.data import DATASETS, storage
+from gc_jax.data.dataset import Dataset, Reordered
 from gc_jax.runtime.messages import unknown_name_message
 
 
@@ -73,7 +73,7 @@ class Release(NamedTuple):
       raise self.damaged(file, f"reading it ends with: {error}") from error
 
 
-class Builder(shards.ShardedBuilder, skip_registration=True):
+class Builder(storage.ShardedBuilder, skip_registration=True):
   """Writes one split of a release as array_record files."""
 
   RELEASE: ClassVar[Release]
@@ -105,7 +105,7 @@ class Builder(shards.ShardedBuilder, skip_registration=True):
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.__doc__,
-      features=records.features(
+      features=storage.features(
         self.class_names, masks=self.RELEASE.masks, file_names=True
       ),
       license=DATASETS[self.RELEASE.entry].license,
@@ -137,7 +137,7 @@ def locate(
   if base not in release.files:
     raise ValueError(unknown_name_message("split", split, release.files))
   folder = pathlib.Path(os.path.expanduser(path)) if str(path) else None
-  final = shards.folder_of(release.name, base, release.version, data_dir)
+  final = storage.folder_of(release.name, base, release.version, data_dir)
   if not final.exists() and not (folder and folder.is_dir()):
     raise ValueError(
       f"--config.data.path={str(path)!r} must be the folder of "
@@ -167,13 +167,13 @@ def load(
   """
   base, release = final.parent.name, builder_class.RELEASE
   data_dir = final.parents[2]
-  shards.prepare_shards(
+  storage.prepare_shards(
     lambda: builder_class(folder, base, data_dir=data_dir), final
   )
-  shards.read_facts(final, release.sizes(folder, base) if folder else {})
+  storage.check_sources(final, release.sizes(folder, base) if folder else {})
   builder = tfds.builder_from_directory(final)
-  part = numbers(builder, split)
-  decoders = records.decoders(masks=release.masks)
+  part = storage.positions(builder, split)
+  decoders = storage.decoders(masks=release.masks)
   source = builder.as_data_source(base, decoders=decoders)
   return Dataset(
     source=_Records(source, order(len(source))[part]),
@@ -183,17 +183,7 @@ def load(
   )
 
 
-def numbers(builder: tfds.core.DatasetBuilder, split: str) -> np.ndarray:
-  """Returns the numbers of the records in a part of a split."""
-  return np.concatenate(
-    [
-      np.arange(part.start, part.stop, dtype=np.int32)
-      for part in shards.positions(builder, split)
-    ]
-  )
-
-
-class _Records(shards.Reordered):
+class _Records(Reordered):
   """TFDS reads no labels as an empty list, which numpy takes for floats."""
 
   def __getitem__(self, index: int) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from tensorflow_datasets.core.download import download_manager
 from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from gc_jax.data.prepare import prepare
 from gc_jax.data.sets.stock_sets import PREFIX
 from gc_jax.data.sets.without_tensorflow import (
   NeedsTensorFlowError,
   no_tensorflow,
   without_tensorflow,
 )
+from gc_jax.data.storage import prepare
 from gc_jax.runtime.messages import unknown_name_message
 
 _logger = logging.getLogger(__name__)

@@ -167,7 +167,9 @@ def test_a_pipe_is_no_picture(tmp_path):
 )
 def test_a_name_that_is_no_utf8_is_told_with_the_byte_shown(tmp_path, name):
   touch(tmp_path, undecodable(name), "train/cat/a.jpg")
-  with pytest.raises(ValueError, match=r"must be UTF-8, and 1 are not:") as told:
+  with pytest.raises(
+    ValueError, match=r"must be UTF-8, and 1 are not:"
+  ) as told:
     list_tree(tmp_path)
   message = str(told.value)
   message.encode()  # it can be printed

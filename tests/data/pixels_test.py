@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from gc_jax.data import decode, masks
+from gc_jax.data import decode, pixels
 from tests.data import picture_files as files
 
 INSIDE = np.zeros((40, 48), bool)
@@ -15,7 +15,7 @@ BORDER = cv2.dilate(INSIDE.astype(np.uint8), np.ones((5, 5))) > INSIDE
 
 
 def inside(encoded):
-  return masks.inside(decode.read_header(encoded))
+  return pixels.inside(decode.stored(decode.read_header(encoded)))
 
 
 def palette(numbers, colors):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from gc_jax.data import shards
+from gc_jax.data import storage
 
 
-class Numbers(shards.ShardedBuilder, skip_registration=True):
+class Numbers(storage.ShardedBuilder, skip_registration=True):
   """Writes 0..8 in three shards; the second may break."""
 
   name = "numbers"
@@ -48,28 +48,31 @@ class Numbers(shards.ShardedBuilder, skip_registration=True):
 
 @pytest.fixture
 def final(tmp_path):
-  return shards.folder_of("numbers", "train", "1.0.0", tmp_path)
+  return storage.folder_of("numbers", "train", "1.0.0", tmp_path)
 
 
 def prepare(final, **kwargs):
   """Returns the starts of the shards that were written."""
   builder = Numbers(data_dir=final.parents[2], **kwargs)
-  shards.prepare_shards(lambda: builder, final)
+  storage.prepare_shards(lambda: builder, final)
   return builder.written
 
 
 def read(final, split="train"):
   builder = tfds.builder_from_directory(final)
   source = builder.as_data_source("train")
-  parts = list(shards.positions(builder, split))
-  return [int(source[i]["number"]) for part in parts for i in part]
+  return [int(source[i]["number"]) for i in storage.positions(builder, split)]
+
+
+def counts(final):
+  return json.loads((final / storage.FACTS).read_text())["counts"]
 
 
 def test_what_is_written_is_an_ordinary_folder_of_tfds(final, capsys):
   assert prepare(final) == [0, 3, 6]
   assert read(final) == list(range(9))
-  facts = shards.read_facts(final, {"numbers.txt": 9})
-  assert facts["counts"] == {"even numbers": 5}
+  storage.check_sources(final, {"numbers.txt": 9})
+  assert counts(final) == {"even numbers": 5}
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("Prepared 9 images of numbers/train in")
   assert line.endswith("5 even numbers")
@@ -77,7 +80,7 @@ def test_what_is_written_is_an_ordinary_folder_of_tfds(final, capsys):
 
 def test_finished_data_is_not_asked_for_again(final):
   prepare(final)
-  shards.prepare_shards(lambda: pytest.fail("asked"), final)
+  storage.prepare_shards(lambda: pytest.fail("asked"), final)
 
 
 def test_a_run_that_breaks_keeps_its_finished_shards(final, capsys):
@@ -87,7 +90,7 @@ def test_a_run_that_breaks_keeps_its_finished_shards(final, capsys):
   assert prepare(final) == [3, 6]
   assert "Continuing: 1 of 3 parts of train" in capsys.readouterr().err
   assert read(final) == list(range(9))
-  assert shards.read_facts(final, {})["counts"] == {"even numbers": 5}
+  assert counts(final) == {"even numbers": 5}
 
 
 def test_a_run_that_ends_just_before_the_end_keeps_all_shards(
@@ -158,11 +161,11 @@ def test_a_prepared_set_without_examples_is_not_taken_for_one(
   info.write_text(text.replace('"3"', '"0"'))
   builder = tfds.builder_from_directory(final)
   with pytest.raises(ValueError, match=r"holds none; remove it, so that"):
-    list(shards.positions(builder, "train"))
+    storage.positions(builder, "train")
 
 
 def test_without_a_bar_progress_comes_in_lines(final, capsys, monkeypatch):
-  monkeypatch.setattr(shards, "_SILENT_SECS", -1)
+  monkeypatch.setattr(storage, "_SILENT_SECS", -1)
   prepare(final)
   said = capsys.readouterr().err
   for i in (1, 2, 3):
@@ -182,11 +185,11 @@ def test_without_locks_two_runs_do_not_share_their_parts(final, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
   (tmp_path / "numbers").write_text("not a folder")
-  final = shards.folder_of("numbers", "train", "1.0.0", tmp_path)
+  final = storage.folder_of("numbers", "train", "1.0.0", tmp_path)
   with pytest.raises(
     ValueError, match=r"numbers must be prepared in .*; set --config.data.dir"
   ):
-    shards.prepare_shards(lambda: pytest.fail("too late"), final)
+    storage.prepare_shards(lambda: pytest.fail("too late"), final)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +208,8 @@ def test_parts_of_a_split_are_named_as_tfds_names_them(final, split, expected):
 
 def test_data_of_other_archives_is_refused(final):
   prepare(final)
-  assert json.loads((final / shards.FACTS).read_text())["sources"]
+  assert json.loads((final / storage.FACTS).read_text())["sources"]
   with pytest.raises(ValueError, match=r"numbers.txt has 8 bytes now where"):
-    shards.read_facts(final, {"numbers.txt": 8})
+    storage.check_sources(final, {"numbers.txt": 8})
   with pytest.raises(ValueError, match=r"the preparation did not know it"):
-    shards.read_facts(final, {"more.txt": 8})
+    storage.check_sources(final, {"more.txt": 8})

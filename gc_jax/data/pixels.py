@@ -1,58 +1,140 @@
-"""Which pixels of an encoded mask are inside of the object.
+"""What pixels mean: of a picture as RGB, of a mask as inside and outside.
 
-A mask shows one object. Of one bit, white is inside; otherwise there are two
-levels, of which 0 is outside and the other inside, whatever it is: 1 as well
-as 255. Edges may be soft: then what is above half of white is inside.
+A mask shows one object. One bit: white is inside. Otherwise there are two
+levels: 0 is outside and the other inside, be it 1 or 255. Edges may be soft:
+then what is above half of white is inside.
 
-What a level means is not guessed from how bright it looks. A palette whose
-colours are grey holds levels; of another the numbers count, and 0 is outside.
-Of colours, black is outside. What is transparent is outside.
+Brightness does not decide what a level means. A palette of grey colours holds
+levels; in any other palette the numbers count, and 0 is outside. Among colours,
+black is outside. Transparent pixels are outside.
 
-Several classes or objects in one file, or a border to be ignored beside an
-object (VOC's 255), are refused: one of them would be lost without a word.
+A file with several classes or objects, or with a border to be ignored beside
+an object (VOC's 255), is refused: reading it would lose one of them silently.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Shaped, UInt8
 
-from gc_jax.data import decode, modes
+from gc_jax.data.dataset import DecodeError
 
-_SHOWN = 8  # of many levels, how many are told
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_SHOWN = 8  # how many of a mask's levels an error lists
 # Pixels to be ignored, as VOC marks them: their number and its colour.
 _VOC_IGNORED = 255, (224, 224, 192)
 
 
-def inside(header: decode.Header) -> Bool[np.ndarray, "H W"]:
-  """Returns the pixels of the object, in the mask's own stored frame.
+@contextlib.contextmanager
+def broken_told() -> Iterator[None]:
+  """Raises as `DecodeError` whatever a parser raises on a broken file."""
+  try:
+    yield
+  except DecodeError:
+    raise
+  except Exception as error:
+    reason = str(error) or type(error).__name__
+    raise DecodeError(f"it is broken: {reason}") from error
 
-  A mask without any is not refused here.
+
+def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Returns the picture in RGB of 8 bits, transparent pixels put on white.
 
   Raises:
-    DecodeError: if it cannot be read, or shows more than one object; says the
-      levels or colours that it has.
+    DecodeError: if it has 32 bits and levels out of range.
   """
-  image = decode.stored(header)
-  if image.mode == "P":
-    return _of_palette(image)
+  image = _with_8_bits(image)
   if image.has_transparency_data:
-    return _of_transparency(_converted(modes.with_8_bits(image), "RGBA"))
-  if image.mode == "1":
-    return np.asarray(image)
-  if image.mode == "L":
-    return _of_levels(np.asarray(image), _in_use(image), 255)
-  if image.mode == "F" or image.mode.startswith("I"):
-    levels = np.asarray(image)
-    white = 1 if image.mode == "F" else 65535
+    image = image.convert("RGBA")
+    white = PIL.Image.new("RGBA", image.size, "white")
+    image = PIL.Image.alpha_composite(white, image)
+  return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _with_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+  """Returns deep grey as L, or as LA where a level is transparent."""
+  if image.mode == "La":  # which converts to nothing else
+    return image.convert("LA")
+  if image.mode != "F" and not image.mode.startswith("I"):
+    return image
+  levels = np.asarray(image)
+  limit = 1 if image.mode == "F" else 65535
+  if image.mode in ("I", "F"):
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= limit):  # NaN is neither
+      raise DecodeError(
+        f"its grey values of 32 bits span {low:g} to {high:g}, and must be in "
+        f"0 to {limit}; scale them, or save it with 8 or 16 bits"
+      )
+  grey = np.rint(levels * np.float32(255 / limit)).astype(np.uint8)
+  clear = image.info.get("transparency")
+  if clear is None:
+    return PIL.Image.fromarray(grey)
+  alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
+  return PIL.Image.fromarray(np.stack([grey, alpha], -1))
+
+
+def scale_clear_level(image: PIL.Image.Image, depth: int) -> None:
+  """Scales the transparent level of a PNG as Pillow scales its pixels.
+
+  Args:
+    image: its `info` gives the level as the file does; changed.
+    depth: bits of a channel in the file.
+  """
+  clear = image.info.get("transparency")
+  if image.mode == "L" and depth < 8 and isinstance(clear, int):
+    image.info["transparency"] = clear * 255 // (2**depth - 1)
+  elif image.mode == "RGB" and depth == 16 and isinstance(clear, tuple):
+    image.info["transparency"] = tuple(level >> 8 for level in clear)
+
+
+def with_white_at_the_top(
+  image: PIL.Image.Image, tags: Mapping[int, Any]
+) -> PIL.Image.Image:
+  """Returns deep grey of a TIFF with white as its highest level.
+
+  Pillow does so up to 8 bits; above, it leaves 0 as white, and 12 bits as they
+  are.
+  """
+  bits = tags.get(_TIFF_BITS, ())
+  inverted = tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+  if image.mode.startswith("I;16") and (inverted or bits == (12,)):
+    levels = np.asarray(image).astype(np.uint16)
+    if bits == (12,):
+      levels = levels << 4 | levels >> 8  # 0xFFF becomes 0xFFFF
+    return PIL.Image.fromarray(65535 - levels if inverted else levels)
+  if image.mode == "F" and inverted:
+    return PIL.Image.fromarray(1 - np.asarray(image))
+  return image
+
+
+def inside(mask: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
+  """Returns the pixels of a mask's object; there may be none.
+
+  Raises:
+    DecodeError: if it shows more than one object; lists its levels or colours.
+  """
+  if mask.mode == "P":
+    return _of_palette(mask)
+  if mask.has_transparency_data:
+    return _of_transparency(_converted(_with_8_bits(mask), "RGBA"))
+  if mask.mode == "1":
+    return np.asarray(mask)
+  if mask.mode == "L":
+    return _of_levels(np.asarray(mask), _in_use(mask), 255)
+  if mask.mode == "F" or mask.mode.startswith("I"):
+    levels = np.asarray(mask)
+    white = 1 if mask.mode == "F" else 65535
     return _of_levels(levels, np.unique(levels).tolist(), white)
-  return _of_colors(_converted(image, "RGB"))
+  return _of_colors(_converted(mask, "RGB"))
 
 
 def _converted(image: PIL.Image.Image, mode: str) -> UInt8[np.ndarray, "H W _"]:
-  with decode.broken_told():
+  with broken_told():
     return np.asarray(image.convert(mode))
 
 
@@ -74,7 +156,7 @@ def _of_levels(
 
 
 def _is_soft(levels: Shaped[np.ndarray, "H W"], high: int | float) -> bool:
-  """Returns whether what lies between 0 and `high` are edges.
+  """Returns whether the levels between 0 and `high` are edges.
 
   A pixel of an edge has a darker and a brighter one beside it. In a region of
   a class, however thin, most have one of the two at most.
@@ -114,13 +196,13 @@ def _of_palette(image: PIL.Image.Image) -> Bool[np.ndarray, "H W"]:
   if len(found) > 1:
     raise _refusal("numbers of a palette, 0", list(map(str, in_use)))
   if _VOC_IGNORED in zip(visible, colors, strict=True):
-    raise decode.DecodeError(
+    raise DecodeError(
       "a mask must show its object; in VOC's palette its 255 are pixels to be "
       "ignored, and there is no other number. Save it with 0 outside and 255 "
       "inside, in grey"
     )
   if black and not clear and 0 in visible and 0 not in black:
-    raise decode.DecodeError(
+    raise DecodeError(
       "in the palette of a mask, 0 must be outside of the object or black; "
       f"black is number {min(black)}, and 0 is another colour. Save it without "
       "a palette, 0 outside and 255 inside"
@@ -155,11 +237,11 @@ def _of_colors(colors: UInt8[np.ndarray, "H W 3"]) -> Bool[np.ndarray, "H W"]:
   return packed != 0
 
 
-def _refusal(kind: str, found: Sequence[str]) -> decode.DecodeError:
+def _refusal(kind: str, found: Sequence[str]) -> DecodeError:
   *shown, last = found[:_SHOWN]
   if len(found) > _SHOWN:
     shown, last = [*shown, last], f"{len(found) - _SHOWN:,} more"
-  return decode.DecodeError(
+  return DecodeError(
     f"a mask must have two {kind} outside of its object and another inside; "
     f"it has {', '.join(shown)} and {last}. Save one mask for each object, 0 "
     "outside and 255 inside; a border to be ignored goes to either"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gc_jax.data import annotation
+from gc_jax.data import geometry
 from gc_jax.method import metrics
 
 # (cells of the map), (pixels of the annotation): odd, wide, and finer maps.
@@ -69,7 +69,7 @@ def on_device(annotated):
 
 
 def ours(cam, mask, near):
-  annotated = on_device(annotation.on_grid(mask, near, cam.shape))
+  annotated = on_device(geometry.on_grid(mask, near, cam.shape))
   return tuple(map(float, measured(jnp.asarray(cam), annotated)))
 
 
@@ -87,7 +87,7 @@ def measured(cam, annotated):
 def test_metrics_of_small_maps_are_those_in_pixels(grid, pixels):
   rng = np.random.default_rng(0)
   for mask in objects(rng, *pixels).values():
-    near = annotation.dilate(mask, 4.5)
+    near = geometry.dilate(mask, 4.5)
     for _ in range(20):
       cam = np.maximum(rng.normal(size=grid), 0).astype(np.float32)
       cam[0, 0] += 0.01
@@ -105,7 +105,7 @@ def test_dilation_is_that_of_the_distances(pixels, tolerance):
   rng = np.random.default_rng(1)
   on_device = jax.jit(functools.partial(metrics.dilate, tolerance_px=tolerance))
   for mask in objects(rng, *pixels).values():
-    near = annotation.dilate(mask, tolerance)
+    near = geometry.dilate(mask, tolerance)
     np.testing.assert_array_equal(near, squared_distance(mask) < tolerance**2)
     np.testing.assert_array_equal(near, on_device(jnp.asarray(mask)))
 
@@ -114,7 +114,7 @@ def test_fourteen_pixels_off_hits_and_fifteen_misses():
   """A point on every pixel of a row, seen from a mask at its left end."""
   mask = np.zeros((40, 40), bool)
   mask[:, :3] = True
-  near = annotation.dilate(mask, TOLERANCE)
+  near = geometry.dilate(mask, TOLERANCE)
   for off, expected in ((14, 1.0), (15, 0.0)):
     cam = np.zeros((40, 40), np.float32)
     cam[7, 2 + off] = 1.0
@@ -136,7 +136,7 @@ def test_a_flat_map_points_at_the_first_pixel():
 def test_empty_maps_count_as_uniform(value):
   rng = np.random.default_rng(2)
   for mask in objects(rng, 33, 21).values():
-    near = annotation.dilate(mask, TOLERANCE)
+    near = geometry.dilate(mask, TOLERANCE)
     empty = ours(np.full((4, 3), value, np.float32), mask, near)
     assert empty == ours(np.ones((4, 3), np.float32), mask, near)
     assert np.isfinite(empty).all()
@@ -146,7 +146,7 @@ def test_empty_maps_count_as_uniform(value):
 def test_the_expected_game_is_the_mean_of_many_points():
   rng = np.random.default_rng(3)
   mask = objects(rng, 61, 83)["blob"]
-  near = annotation.dilate(mask, 5.0)
+  near = geometry.dilate(mask, 5.0)
   cam = (rng.random((9, 7)) ** 4).astype(np.float32)
   _, expected, _ = ours(cam, mask, near)
   enlarged = cv2.resize(cam.astype(np.float64), mask.shape[::-1])
@@ -161,7 +161,7 @@ def test_many_pairs_at_once_are_each_alone():
   masks = list(objects(rng, 30, 44).values())
   cams = rng.random((len(masks), 6, 5)).astype(np.float32)
   annotated = [
-    on_device(annotation.on_grid(mask, annotation.dilate(mask, 3.0), (6, 5)))
+    on_device(geometry.on_grid(mask, geometry.dilate(mask, 3.0), (6, 5)))
     for mask in masks
   ]
   stacked = metrics.GridAnnotation(

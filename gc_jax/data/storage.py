@@ -1,12 +1,16 @@
-"""Prepares large archives shard by shard, so that a killed run goes on.
+"""Prepared data on disk: what its records hold, and how it gets there.
 
-TFDS prepares whole or not at all: 140 GB would start anew after a lost machine,
-and its shuffling writes everything twice. Here each shard is written once,
-under a name that it gets when it is complete; the next run keeps what is there.
-The result is an ordinary TFDS folder that `tfds.builder_from_directory` reads.
+`prepare` has TFDS prepare a builder, whole or not at all, once for all
+processes that ask for it. `prepare_shards` is for large archives: with TFDS,
+140 GB would start anew after a lost machine, and be written twice to shuffle
+them. It writes each shard once and renames it when it is complete, so that the
+next run goes on. Either result is an ordinary TFDS folder, which
+`tfds.builder_from_directory` reads.
 """
 
 import collections
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -14,29 +18,166 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
+from jaxtyping import Int
 
-from gc_jax.data.prepare import claim
+from gc_jax.runtime import files
 
 FACTS = "facts.json"  # beside dataset_info.json: sources, counts
 _SILENT_SECS = 60  # between two lines of progress where there is no bar
+
+# TFDS makes a temporary folder for each builder without data, to fetch its
+# description from a bucket that is switched off, and leaves the folder behind.
+tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
+
+
+def features(
+  class_names: Sequence[str],
+  *,
+  masks: bool,
+  file_names: bool = False,
+  encoding_format: str | None = None,
+) -> tfds.features.FeaturesDict:
+  """Returns the TFDS features of a builder that writes our records.
+
+  Args:
+    class_names: what the labels mean.
+    masks: whether each object has one, a PNG of the size of the image.
+    file_names: whether records name the file they come from.
+    encoding_format: of the image; None = as it comes.
+  """
+  label = tfds.features.ClassLabel(names=class_names)
+  mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+  return tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(
+        shape=(None, None, 3), encoding_format=encoding_format
+      ),
+      "labels": tfds.features.Sequence(label),
+      "objects": tfds.features.Sequence(
+        {
+          "label": label,
+          "bbox": tfds.features.BBoxFeature(),
+          "difficult": np.bool_,
+        }
+        | ({"mask": mask} if masks else {})
+      ),
+    }
+    | ({"file_name": tfds.features.Text()} if file_names else {})
+  )
+
+
+def decoders(*, masks: bool) -> dict[str, Any]:
+  """Returns TFDS decoders that leave images and masks encoded."""
+  image = {"image": tfds.decode.SkipDecoding()}
+  return image | ({"objects": {"mask": _SkipDecodingOfMany()}} if masks else {})
+
+
+class _SkipDecodingOfMany(tfds.decode.SkipDecoding):
+  """TFDS's own decoder skips single values only, not those of a sequence."""
+
+  def decode_batch_example_np(self, serialized_examples):
+    return serialized_examples
+
+
+def prepare(
+  make_builder: Callable[[], tfds.core.DatasetBuilder],
+  *,
+  download_config: tfds.download.DownloadConfig | None = None,
+  show_progress: bool = False,
+) -> tfds.core.DatasetBuilder:
+  """Returns a builder whose data is on disk.
+
+  Args:
+    make_builder: called again once the data is there, as a builder reads its
+      splits from disk when it is made.
+    download_config: of a builder that downloads.
+    show_progress: whether TFDS draws its own bars, on a terminal. Our builders
+      bring one that knows its total.
+
+  Raises:
+    ValueError: if the TFDS directory cannot be written to.
+  """
+  builder = make_builder()
+  final = pathlib.Path(builder.data_path)
+  if final.exists():
+    return builder
+  with _claim(final, builder.name) as locked:
+    if not final.exists():
+      if locked:  # then the processes that made these are dead
+        for stale in final.parent.glob(f"incomplete.*_{final.name}"):
+          shutil.rmtree(stale)
+      _prepare(
+        builder, final, download_config, show_progress and sys.stderr.isatty()
+      )
+  return make_builder()
+
+
+@contextlib.contextmanager
+def _claim(final: pathlib.Path, name: str) -> Iterator[bool]:
+  """Holds the right to write `final`; waits while another process does.
+
+  Yields whether it is certain that no other process writes. Where it is not,
+  two may prepare side by side, and the work of the second is thrown away.
+  """
+  try:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = final.parent / f".{final.name}.lock"
+    lock_path.touch()
+  except OSError as error:
+    raise ValueError(
+      f"{name} must be prepared in {final.parent}, which cannot be "
+      f"written to ({error.strerror}); set --config.data.dir to a folder "
+      "that can."
+    ) from error
+
+  waiting = lambda holder: _say(f"Waiting for {holder}, which prepares {name}")
+  with files.locked(lock_path, waiting) as locked:
+    yield locked
+
+
+def _prepare(
+  builder: tfds.core.DatasetBuilder,
+  final: pathlib.Path,
+  download_config: tfds.download.DownloadConfig | None,
+  show_progress: bool,
+) -> None:
+  start = time.monotonic()
+  if not show_progress:
+    tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(download_config=download_config)
+  except OSError:
+    # The rename fails where another process, without a lock, was faster.
+    if not final.exists():
+      raise
+    return
+  finally:
+    tfds.enable_progress_bar()
+  secs = time.monotonic() - start
+  count = sum(split.num_examples for split in builder.info.splits.values())
+  config = builder.builder_config
+  name = f"{builder.name}/{config.name}" if config else builder.name
+  _say(f"Prepared {count:,} images of {name} in {final}: {secs:.1f} s")
 
 
 class ShardedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """A builder whose shards can be made one by one, in any run.
 
   `_shard_iterators_per_split` gives one split, the one the builder's config is
-  named after: whoever only evaluates needs only the archive of that split.
+  named after: an evaluation needs the archive of its own split only.
 
   Attributes:
-    counts: what was odd in the records and how often; their iterators count.
-    archive_counts: what was odd in archives that every run reads whole.
+    counts: oddities of the records and how often they occurred; the iterators
+      count them.
+    archive_counts: oddities of archives that every run reads whole.
   """
 
   def __init__(self, **kwargs: Any):
@@ -45,11 +186,11 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     self.archive_counts: collections.Counter[str] = collections.Counter()
 
   def sources(self) -> dict[str, int]:
-    """Returns name and size in bytes of every archive that is read."""
+    """Returns name -> size in bytes of every archive that is read."""
     raise NotImplementedError
 
   def num_examples(self) -> int | None:
-    """Returns how many there will be, where that is known beforehand."""
+    """Returns how many there will be; None if that is not known yet."""
     return None
 
 
@@ -62,35 +203,35 @@ def folder_of(name: str, split: str, version: str, data_dir: str | os.PathLike):
 def prepare_shards(
   make_builder: Callable[[], ShardedBuilder], final: pathlib.Path
 ) -> None:
-  """Writes what `make_builder` gives into `final`, unless it is there.
+  """Writes the data of a builder into `final`, unless it is there.
 
   Args:
-    make_builder: called only if something is to be written. Reads archives.
-    final: a name that the folder gets when it is complete.
+    make_builder: reads archives; called only if something is to be written.
+    final: the folder, which gets this name when it is complete.
 
   Raises:
     ValueError: if `final` cannot be written, or the archives are not sound.
   """
   if final.exists():
     return
-  with claim(final, final.parents[1].name) as locked:
+  with _claim(final, final.parents[1].name) as locked:
     if not final.exists():
       # Where nothing can be locked, two runs must not write the same parts.
-      # Containers of two hosts may have the same number.
+      # Processes in two containers may have the same number.
       process = f"process{socket.gethostname()}-{os.getpid()}"
       mark = "parts" if locked else process
-      _prepare(make_builder(), final, mark)
+      _prepare_parts(make_builder(), final, mark)
 
 
-def read_facts(final: pathlib.Path, sources: dict[str, int]) -> dict[str, Any]:
-  """Returns the facts of a prepared folder.
+def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
+  """Checks that a prepared folder was made from these archives.
 
   Args:
     final: the folder.
-    sources: name and size of the archives that are there now; none is fine.
+    sources: name -> size of the archives that are there now; may be empty.
 
   Raises:
-    ValueError: if it was made from other archives.
+    ValueError: it was made from others.
   """
   facts = json.loads((final / FACTS).read_text())
   for name, size in sources.items():
@@ -102,10 +243,11 @@ def read_facts(final: pathlib.Path, sources: dict[str, int]) -> dict[str, Any]:
         f"{name} has {size:,} bytes now where the preparation {known}; set "
         "--config.data.dir to another folder, or remove that one."
       )
-  return facts
 
 
-def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
+def _prepare_parts(
+  builder: ShardedBuilder, final: pathlib.Path, mark: str
+) -> None:
   start = time.monotonic()
   parts = final.parent / f"incomplete.{mark}_{final.name}"
   _open_parts(parts, builder.sources())
@@ -158,22 +300,14 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
       f"have {sum(lengths):,} ({', '.join(builder.sources())}); fetch those "
       "that are cut short again."
     )
-  builder.info.set_splits(
-    tfds.core.splits.SplitDict(
-      [
-        tfds.core.SplitInfo(
-          name=split,
-          shard_lengths=lengths,
-          num_bytes=sum(finished["num_bytes"] for finished in done),
-        )
-      ]
-    )
+  info = tfds.core.SplitInfo(
+    name=split,
+    shard_lengths=lengths,
+    num_bytes=sum(finished["num_bytes"] for finished in done),
   )
+  builder.info.set_splits(tfds.core.splits.SplitDict([info]))
   builder.info.write_to_directory(parts)
-  facts = {
-    "sources": builder.sources(),
-    "counts": dict(sorted(counts.items())),
-  }
+  facts = {"sources": builder.sources(), "counts": dict(sorted(counts.items()))}
   (parts / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
   try:
     parts.rename(final)
@@ -193,7 +327,7 @@ def _prepare(builder: ShardedBuilder, final: pathlib.Path, mark: str) -> None:
 
 
 def _open_parts(parts: pathlib.Path, sources: dict[str, int]) -> None:
-  """Makes the folder of parts; empties one made from other archives."""
+  """Makes the folder of parts; empties it if it is from other archives."""
   made_from = parts / "finished" / "sources.json"
   was = json.loads(made_from.read_text()) if made_from.exists() else {}
   if was != sources:
@@ -205,11 +339,11 @@ def _open_parts(parts: pathlib.Path, sources: dict[str, int]) -> None:
       )
     shutil.rmtree(parts, ignore_errors=True)
     made_from.parent.mkdir(parents=True)
-    _replace(made_from, json.dumps(sources))
+    files.write_text(made_from, json.dumps(sources))
 
 
 def _finished(path: pathlib.Path) -> dict[str, Any] | None:
-  """Returns what is known of a shard; None unless it is whole."""
+  """Returns the note about a shard; None unless the shard is whole."""
   note = path.parent / "finished" / f"{path.name}.json"
   if not note.exists():
     return None
@@ -243,36 +377,18 @@ def _write(builder, path: pathlib.Path, examples, bar) -> dict[str, Any]:
   unfinished.rename(path)
   # The note comes last: a shard without one is written again.
   note = path.parent / "finished" / f"{path.name}.json"
-  _replace(note, json.dumps(finished))
+  files.write_text(note, json.dumps(finished))
   return finished
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  unfinished = path.with_name(f"{path.name}.unfinished")
-  unfinished.write_text(text)
-  unfinished.replace(path)
 
 
 def _say(line: str) -> None:
   print(line, file=sys.stderr)
 
 
-class Reordered:
-  """Records of a source by other numbers: some of them, in another order."""
-
-  def __init__(self, source: Any, indices: np.ndarray):
-    self._source = source
-    self._indices = indices
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> Any:
-    return self._source[int(self._indices[index])]
-
-
-def positions(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[range]:
-  """Yields which examples of the whole split a part of it names.
+def positions(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> Int[np.ndarray, "n"]:
+  """Returns the numbers, in its whole split, of the examples of a part.
 
   Args:
     builder: knows how many examples its split has.
@@ -292,10 +408,9 @@ def positions(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[range]:
     parts = spec.to_absolute(builder.info.splits)
     if len(names := sorted({part.splitname for part in parts})) > 1:
       raise ValueError(f"its parts are of {' and '.join(names)}")
-    for part in parts:
-      total = builder.info.splits[part.splitname].num_examples
-      start = 0 if part.from_ is None else part.from_
-      yield range(total)[start : part.to]
+    total = builder.info.splits[names[0]].num_examples
+    every = np.arange(total, dtype=np.int32)
+    return np.concatenate([every[part.from_ : part.to] for part in parts])
   except (AssertionError, KeyError, ValueError) as error:
     raise ValueError(
       f"split={split!r} must be a split or a part of one, such as "
