@@ -14,7 +14,7 @@ from gc_jax import export, models, torch_io
 from gc_jax.inference import trained
 from gc_jax.models.network import Network
 from gc_jax.torch_io import card, names
-from tests.torch_io import parameters, torch_models
+from tests.torch_io import torch_models
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
 
 @pytest.mark.parametrize(
   "name",
-  parameters.deepest_apart(sorted(set(models.MODELS) - {"vgg16"})),
+  torch_models.deepest_apart(sorted(set(models.MODELS) - {"vgg16"})),
 )
 def test_a_cards_code_makes_the_architecture(
   name, tmp_path, torchvision, monkeypatch, small_weights

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """What a file says of its weights.
+  """What a file says about its weights.
 
   Attributes:
     architecture: a key of `models.MODELS`; "" where the file does not say.
@@ -50,7 +50,7 @@ class Metadata:
   def to_strings(self) -> dict[str, str]:
     """Returns what is written, every value a string (JSON where it is not)."""
     strings = {
-      "format": "pt",  # kernels lie as PyTorch has them
+      "format": "pt",  # kernels are laid out as in PyTorch
       "architecture": self.architecture,
       "class_names": json.dumps(self.class_names, ensure_ascii=False),
       "multi_label": json.dumps(self.multi_label),
@@ -67,14 +67,14 @@ class Metadata:
   def from_strings(
     cls, strings: Mapping[str, Any], source: str = "a file"
   ) -> "Metadata":
-    """Returns what was written; what is not there stays empty.
+    """Returns what was written; a missing field keeps its default.
 
     Args:
-      strings: by field; fields that are not gc_jax's do not count.
+      strings: by field; unknown fields are ignored.
       source: where they come from, for messages.
 
     Raises:
-      ValueError: a field is not as it is written; names it.
+      ValueError: names a field that `to_strings` would not write so.
     """
     found = {}
     for field in dataclasses.fields(cls):
@@ -88,7 +88,7 @@ class Metadata:
         value = None
       if not isinstance(text, str) or not is_right(value):
         raise ValueError(
-          f"What {source} says of its weights must be as gc_jax writes it: "
+          f"What {source} says about its weights must be as gc_jax writes it: "
           f"{field.name} is {text!r:.60}, and must be {wanted}. Remove it, or "
           "export again."
         )
@@ -96,7 +96,7 @@ class Metadata:
     return cls(**found)
 
 
-# What each field of a `Metadata` must be, once read, and as it is written.
+# What each field of a `Metadata` must be once read, and in words as written.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "architecture": (lambda v: isinstance(v, str), "a name"),
   "class_names": (
@@ -119,23 +119,23 @@ def load_model(
 ) -> tuple[nnx.Module, Metadata]:
   """Returns the model of a PyTorch checkpoint, in evaluation mode.
 
-  What was taken off the keys, and what beside the weights was not read, is
-  told in one line of the log.
+  One line of the log tells what was taken off the keys, and what beside the
+  weights was not read.
 
   Args:
     path: a torchvision state dict, a training checkpoint that holds one (the
       release's, Lightning's), an index of several files or the folder of one,
       or a file of `save_model`; `.safetensors` needs no PyTorch.
-    arch: a key of `models.MODELS`. A file of `save_model` knows it; others
-      must be told, for their keys do not say how the model pools.
+    arch: a key of `models.MODELS`. A file of `save_model` knows it; for others
+      it must be given, as their keys do not say how the model pools.
     num_classes: K that the weights must have; None = any.
 
   Returns:
-    The model, and what is known of it, its architecture at least.
+    The model, and what is known about it, its architecture at least.
 
   Raises:
-    ValueError: the file cannot be read, is not safe to read, or holds other
-      weights than those of `arch`, or of one output.
+    ValueError: the file cannot be read or is not safe to read; or its weights
+      are not those of `arch`, or have a single output.
   """
   path = on_disk(path)
   if arch is not None and arch not in MODELS:
@@ -175,8 +175,8 @@ def load_initial(
     name: a key of `models.MODELS`.
 
   Raises:
-    ValueError: the file cannot be read, or holds another architecture's
-      weights.
+    ValueError: the file cannot be read, or its weights are not those of the
+      architecture.
   """
   path = on_disk(path)
   content, metadata = _read(path)
@@ -186,7 +186,7 @@ def load_initial(
 def _model(
   path: pathlib.Path, content: reading.Content, name: str
 ) -> tuple[nnx.Module, int | None]:
-  """Returns the model and its K, and logs how it came out of the file."""
+  """Returns the model and its K, and logs what of the file was not used."""
   arrays, source, remarks = names.of_one_model(name, content.arrays, str(path))
   model = names.from_torch(name, arrays, source)
   if content.remarks or remarks:
@@ -200,7 +200,7 @@ def _architecture(
   stated: str,
   asked: str | None,
 ) -> str:
-  """Returns which model a file holds, as it says or as the user says."""
+  """Returns the architecture that the file states or the user asks for."""
   if stated and stated not in MODELS:
     raise ValueError(
       unknown_name_message(f"architecture in {path}", stated, MODELS)
@@ -234,13 +234,13 @@ def save_model(
     path: `.safetensors` (metadata inside), or `.pth`: a state dict, with its
       metadata in a `.json` beside it. A file of that name is replaced.
     model: any of `models.MODELS`.
-    metadata: what the file is to say of it.
+    metadata: what the file is to say about it.
 
   Returns:
     The files written.
 
   Raises:
-    ValueError: the suffix is neither, or PyTorch is not there to write `.pth`.
+    ValueError: the suffix is neither, or `.pth` needs PyTorch.
   """
   path = on_disk(path)
   check_suffix(path)
@@ -263,11 +263,7 @@ def save_model(
 
 
 def check_suffix(path: files.AnyPath) -> None:
-  """Checks that the name of a file to be written says of which kind it is.
-
-  Raises:
-    ValueError: it does not.
-  """
+  """Raises ValueError unless a file to be written has a known suffix."""
   if path.suffix not in WRITTEN:
     raise ValueError(
       f"A file of weights must end in {', '.join(WRITTEN)}; {str(path)!r} "
@@ -276,15 +272,11 @@ def check_suffix(path: files.AnyPath) -> None:
 
 
 def on_disk(path: files.AnyPath | str) -> pathlib.Path:
-  """Returns the path of weights that are exchanged.
-
-  Raises:
-    ValueError: it is in a bucket.
-  """
+  """Returns the path of a PyTorch file; raises ValueError if in a bucket."""
   path = files.as_path(path)
   if files.is_in_bucket(path):
     raise ValueError(
-      f"Files of PyTorch's must be on a disk; {path} is in a bucket. Copy it: "
+      f"PyTorch files must be on a disk; {path} is in a bucket. Copy it: "
       "gcloud storage cp."
     )
   return pathlib.Path(path)
@@ -293,10 +285,9 @@ def on_disk(path: files.AnyPath | str) -> pathlib.Path:
 def read(
   path: files.AnyPath | str,
 ) -> tuple[dict[str, np.ndarray], Metadata]:
-  """Returns the arrays of a file by its own keys, and what it says of them.
+  """Returns the arrays of a file by its own keys, and its metadata.
 
-  Floating arrays come as float32. Numbers that are not finite are counted in a
-  warning.
+  Floating arrays come as float32. A warning counts numbers that are not finite.
 
   Raises:
     ValueError: the file cannot be read, or is not safe to read.
@@ -310,16 +301,9 @@ def _read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
   metadata = Metadata.from_strings(content.said, str(path))
   if not content.arrays:
     raise ValueError(f"{path} must hold weights; there is no array in it.")
-  _warn_of_nans(path, content.arrays)
-  return content, metadata
-
-
-def _warn_of_nans(
-  path: pathlib.Path, tensors: Mapping[str, np.ndarray]
-) -> None:
   counts = {
     key: int((~np.isfinite(array)).sum())
-    for key, array in tensors.items()
+    for key, array in content.arrays.items()
     if not key.endswith(names.COUNTER)
   }
   broken = [f"{key} ({count})" for key, count in counts.items() if count]
@@ -330,3 +314,4 @@ def _warn_of_nans(
       sum(counts.values()),
       names.listed(broken),
     )
+  return content, metadata

@@ -1,8 +1,8 @@
 """A model's variables under PyTorch's names, in PyTorch's layouts, and back.
 
 Module paths are torchvision's already (see `gc_jax.models`): a key is a path
-with its first and last part renamed, and a kernel is transposed. Around them,
-files carry the names of what the model stood in when it was saved.
+with its first and last part renamed, and a kernel is transposed. Files add the
+names of what the model was part of when it was saved.
 """
 
 import functools
@@ -15,6 +15,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.models.network import Architecture, Network
+from gc_jax.runtime import messages
 
 _LAST = {
   "kernel": "weight",
@@ -22,35 +23,30 @@ _LAST = {
   "mean": "running_mean",
   "var": "running_var",
 }
-# BatchNorms of before PyTorch 0.4.1 did not count.
+# BatchNorms did not count before PyTorch 0.4.1.
 COUNTER = "num_batches_tracked"
 
-# What stands around a module, anywhere in it, and adds a part to its names:
-# DataParallel and AveragedModel, torch.compile, FSDP, checkpointed activations.
+# Parts that wrappers add to the names of what they wrap: DataParallel and
+# AveragedModel, torch.compile, FSDP, checkpointed activations.
 _WRAPPERS = (
   "module",
   "_orig_mod",
   "_fsdp_wrapped_module",
   "_checkpoint_wrapped_module",
 )
-# What is kept with a model and is none of its weights: the number of averaged
-# models, the counts of a profiler, the class weights of a loss.
+# Saved with a model, but no weights: the number of averaged models, a
+# profiler's counts, the class weights of a loss.
 _BOOKKEEPING = re.compile(
   r"(.*\.)?(n_averaged|total_ops|total_params)"
   r"|(criterion|loss|loss_fn|loss_function)\.(pos_)?weight"
 )
 _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged|average|shadow)([._]|$)")
 
-_LISTED = 5  # names of a kind in a message
+_Arrays = Mapping[str, np.ndarray]
 
 
 def torch_key(network: type[Network], path: Iterable[str | int]) -> str:
-  """Returns PyTorch's key of a variable: "layer1.0.bn1.running_mean".
-
-  Args:
-    network: the class whose variable it is.
-    path: to the variable.
-  """
+  """Returns PyTorch's key of a network's variable: "layer1.0.bn1.weight"."""
   first, *middle, last = map(str, path)
   first = network.torch_names.get(first, first)
   return ".".join([first, *middle, _LAST.get(last, last)])
@@ -66,20 +62,16 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     Contiguous arrays by key: convolutions `[out in h w]`, dense layers
     `[out in]`, counts int64, everything else float32.
   """
-  network = type(model)
-  flat = nnx.to_flat_state(nnx.state(model))
-  # Copies: what jax lends cannot be written to.
+  # Copies: jax lends arrays that cannot be written to.
   return {
-    torch_key(network, path): np.array(
+    torch_key(type(model), path): np.array(
       _transposed(np.asarray(variable[...]), to_torch=True), order="C"
     )
-    for path, variable in flat
+    for path, variable in nnx.to_flat_state(nnx.state(model))
   }
 
 
-def from_torch(
-  name: str, tensors: Mapping[str, np.ndarray], source: str
-) -> nnx.Module:
+def from_torch(name: str, tensors: _Arrays, source: str) -> nnx.Module:
   """Returns a model in evaluation mode, with the weights of a state dict.
 
   Args:
@@ -91,15 +83,27 @@ def from_torch(
     ValueError: keys or shapes are not those of the architecture; lists them,
       and says which architecture they look like.
   """
-  graphdef, state = _abstract(name, num_classes(name, tensors))
-  flat = list(nnx.to_flat_state(state))
-  network = models.MODELS[name].network
-  problems = _problems(_torch_shapes(network, flat), tensors)
+  architecture = models.MODELS[name]
+  problems = _problems(torch_shapes(name, num_classes(name, tensors)), tensors)
   if problems:
-    raise ValueError(_message(name, problems, tensors, source))
+    known = architectures(tensors)
+    looks = [
+      f"{k} (or its -gmp)" if f"{k}-gmp" in models.MODELS else k for k in known
+    ]
+    advice = (
+      f"They look like {' or '.join(looks)}: name that instead."
+      if known
+      else "They look like none of the known architectures: "
+      f"{', '.join(models.MODELS)}."
+    )
+    raise ValueError(
+      f"{source} must hold the weights of {name!r}, and its keys do not fit: "
+      f"{'; '.join(problems)}. {advice}"
+    )
+  graphdef, state = _traced(architecture, num_classes(name, tensors))
   filled = []
-  for path, variable in flat:
-    array = tensors.get(torch_key(network, path))
+  for path, variable in nnx.to_flat_state(state):
+    array = tensors.get(torch_key(architecture.network, path))
     filled.append((path, variable.replace(_filled(variable, array))))
   model = nnx.merge(graphdef, nnx.from_flat_state(filled))
   model.eval()
@@ -107,21 +111,21 @@ def from_torch(
 
 
 def of_one_model(
-  name: str, tensors: Mapping[str, np.ndarray], source: str
+  name: str, tensors: _Arrays, source: str
 ) -> tuple[dict[str, np.ndarray], str, list[str]]:
-  """Returns the arrays of one model under its own keys, whatever held it.
+  """Returns the arrays of one model under its own keys.
 
-  Taken off are wrappers, and what all names of a complete model begin with
-  ("model.", "module.backbone."). What is known to be no weight is left out;
-  other keys stay, or are an error where they begin otherwise.
+  Wrappers are taken off, and so is the prefix of a complete model ("model.",
+  "module.backbone."). Known bookkeeping is left out; any other key must begin
+  with the prefix.
 
   Args:
-    name: a key of `models.MODELS`, which the arrays are meant to be of.
+    name: a key of `models.MODELS`, the expected architecture.
     tensors: PyTorch's arrays by key, as in a file.
     source: where they come from, for messages.
 
   Returns:
-    The arrays, which need not fit; the source as it is then to be called; and
+    The arrays, which need not fit; what to call the source from now on; and
     remarks on what was taken off and left out.
 
   Raises:
@@ -134,17 +138,19 @@ def of_one_model(
     below = [f"under {p!r}" if p else "under bare names" for p in trained]
     raise ValueError(
       f"{source} must hold the weights of one {name}; it holds "
-      f"{len(below)}: {listed(below)}. Save the one that is meant alone: "
+      f"{len(below)}: {listed(below)}. Save one of them alone: "
       f"{_saving(max(trained))}."
     )
   prefix = trained[0] if trained else _likely_prefix(name, arrays)
-  averages = [p for p in found if p != prefix and is_average(p)]
-  of_averages = {k for k in arrays if k.startswith(tuple(averages))}
-  others = [
-    key
-    for key in arrays
-    if not key.startswith(prefix) and key not in of_averages
-  ]
+  averages = tuple(p for p in found if p != prefix and is_average(p))
+  own, others = {}, []
+  for key, array in arrays.items():
+    if key.startswith(averages):
+      continue
+    if key.startswith(prefix):
+      own[key.removeprefix(prefix)] = array
+    else:
+      others.append(key)
   if others:
     raise ValueError(
       f"{source} must hold the weights of {name!r} alone; "
@@ -153,11 +159,6 @@ def of_one_model(
       f"not: {listed(others)}. Save the first alone, if they are the whole "
       f"classifier: {_saving(prefix)}."
     )
-  own = {
-    key.removeprefix(prefix): array
-    for key, array in arrays.items()
-    if key not in of_averages
-  }
   taken = [f"{part}." for part in wrappers] + [prefix] * bool(prefix)
   remarks = []
   if taken:
@@ -173,14 +174,14 @@ def of_one_model(
 
 
 def is_average(key: str) -> bool:
-  """Returns whether a name says that what it holds is averaged over steps."""
+  """Returns whether a name speaks of an average over training steps."""
   return bool(_AVERAGE.search(key.lower()))
 
 
-def architectures(tensors: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns the models that have just these weights, but for the pooling.
+def architectures(tensors: _Arrays) -> list[str]:
+  """Returns the models, -gmp aside, that have exactly these weights.
 
-  Under a prefix, too, which is taken off as by `of_one_model`.
+  Under a prefix, too, which `of_one_model` takes off.
   """
   arrays, _, _ = _unwrapped(tensors, "")
   return [
@@ -191,9 +192,7 @@ def architectures(tensors: Mapping[str, np.ndarray]) -> list[str]:
   ]
 
 
-def _is_whole(
-  name: str, tensors: Mapping[str, np.ndarray], prefix: str
-) -> bool:
+def _is_whole(name: str, tensors: _Arrays, prefix: str) -> bool:
   below = {
     key.removeprefix(prefix): array
     for key, array in tensors.items()
@@ -203,13 +202,9 @@ def _is_whole(
 
 
 def _unwrapped(
-  tensors: Mapping[str, np.ndarray], source: str
+  tensors: _Arrays, source: str
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-  """Returns the arrays without wrappers; which; and the keys left out.
-
-  Raises:
-    ValueError: two keys differ by wrappers alone.
-  """
+  """Returns the arrays without wrappers; the wrappers; the keys left out."""
   arrays: dict[str, np.ndarray] = {}
   full: dict[str, str] = {}
   left_out, seen = [], []
@@ -229,8 +224,8 @@ def _unwrapped(
   return arrays, list(dict.fromkeys(seen)), left_out
 
 
-def _prefixes(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns what stands before the keys of each complete model in a file."""
+def _prefixes(name: str, tensors: _Arrays) -> list[str]:
+  """Returns the prefixes under which a file holds a complete model."""
   last = f"{_last_layer(name)}.bias"
   starts = [
     key.removesuffix(last)
@@ -244,8 +239,8 @@ def _prefixes(name: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
   return [p for p in starts if all(p + key in tensors for key in own)]
 
 
-def _likely_prefix(name: str, tensors: Mapping[str, np.ndarray]) -> str:
-  """Returns what all keys begin with, if without it more are the model's."""
+def _likely_prefix(name: str, tensors: _Arrays) -> str:
+  """Returns the common prefix that leaves most keys to the model, or ""."""
   first, last = min(tensors, default=""), max(tensors, default="")
   starts = [first[: i + 1] for i, letter in enumerate(first) if letter == "."]
   common = [start for start in starts if last.startswith(start)]
@@ -255,7 +250,6 @@ def _likely_prefix(name: str, tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def _last_layer(name: str) -> str:
-  """Returns the key of the layer that gives the logits."""
   network = models.MODELS[name].network
   return torch_key(network, [*network.last_layer, "bias"]).removesuffix(".bias")
 
@@ -267,8 +261,8 @@ def _saving(prefix: str) -> str:
   )
 
 
-def num_classes(name: str, tensors: Mapping[str, np.ndarray]) -> int | None:
-  """Returns K as the last layer tells it; None where it is not there."""
+def num_classes(name: str, tensors: _Arrays) -> int | None:
+  """Returns K by the shape of the last layer; None where it is missing."""
   last = _last_layer(name)
   bias, kernel = (tensors.get(f"{last}.{n}") for n in ("bias", "weight"))
   if bias is not None and bias.ndim == 1:
@@ -281,33 +275,22 @@ def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
 
   Args:
     name: a key of `models.MODELS`.
-    count: K; None where it is not known, which fits no weights.
+    count: K; None where it is unknown, which fits no weights.
   """
-  _, state = _abstract(name, count)
-  network = models.MODELS[name].network
-  return _torch_shapes(network, nnx.to_flat_state(state))
-
-
-def _abstract(name: str, count: int | None) -> tuple[nnx.GraphDef, nnx.State]:
-  """Returns a model's structure and shapes; nothing is drawn or allocated."""
-  return _traced(models.MODELS[name], count or 1)
+  architecture = models.MODELS[name]
+  _, state = _traced(architecture, count)
+  empty = lambda variable: np.empty(variable.shape, np.bool_)
+  return {
+    torch_key(architecture.network, path): _transposed(empty(v), True).shape
+    for path, v in nnx.to_flat_state(state)
+  }
 
 
 @functools.cache
-def _traced(architecture: Architecture, count: int):
-  """Returns what `_abstract` does: a second of tracing for a deep network."""
-  make = lambda key: architecture(count, rngs=nnx.Rngs(key))
+def _traced(architecture: Architecture, count: int | None):
+  """Returns a model's structure and shapes: a second for a deep network."""
+  make = lambda key: architecture(count or 1, rngs=nnx.Rngs(key))
   return nnx.split(nnx.eval_shape(make, models.init_key(0)))
-
-
-def _torch_shapes(
-  network: type[Network], flat: Iterable
-) -> dict[str, tuple[int, ...]]:
-  empty = lambda variable: np.empty(variable.shape, np.bool_)
-  return {
-    torch_key(network, path): _transposed(empty(variable), True).shape
-    for path, variable in flat
-  }
 
 
 def _transposed(array: np.ndarray, to_torch: bool) -> np.ndarray:
@@ -325,7 +308,7 @@ def _filled(variable: nnx.Variable, array: np.ndarray | None):
   if array is None:
     return jnp.zeros(variable.shape, variable.dtype)
   if jnp.issubdtype(variable.dtype, jnp.integer):
-    # A count moves no logit; averaged, it may be anything.
+    # A count moves no logit; in averaged weights it may be any number.
     largest = jnp.iinfo(variable.dtype).max
     count = np.clip(np.nan_to_num(array.astype(np.float64)), 0, largest)
     return jnp.asarray(count, variable.dtype)
@@ -333,19 +316,20 @@ def _filled(variable: nnx.Variable, array: np.ndarray | None):
 
 
 def _problems(
-  shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]
+  shapes: Mapping[str, tuple[int, ...]], tensors: _Arrays
 ) -> list[str]:
   """Returns what is missing, what is too much, and what has another shape."""
-  missing = [
-    key for key in shapes if key not in tensors and not key.endswith(COUNTER)
-  ]
-  extra = [key for key in tensors if key not in shapes]
-  other = [
-    f"{key} {tuple(tensors[key].shape)} instead of {shape}"
-    for key, shape in shapes.items()
-    if key in tensors and tuple(tensors[key].shape) != shape
-  ]
-  kinds = {"missing": missing, "not its own": extra, "of another shape": other}
+  kinds = {
+    "missing": [
+      key for key in shapes if key not in tensors and not key.endswith(COUNTER)
+    ],
+    "not its own": [key for key in tensors if key not in shapes],
+    "of another shape": [
+      f"{key} {tuple(tensors[key].shape)} instead of {shape}"
+      for key, shape in shapes.items()
+      if key in tensors and tuple(tensors[key].shape) != shape
+    ],
+  }
   return [
     f"{len(names)} {kind}: {listed(names)}"
     for kind, names in kinds.items()
@@ -353,31 +337,8 @@ def _problems(
   ]
 
 
-def _message(
-  name: str,
-  problems: list[str],
-  tensors: Mapping[str, np.ndarray],
-  source: str,
-) -> str:
-  known = architectures(tensors)
-  both = [
-    f"{k} (or its -gmp)" if f"{k}-gmp" in models.MODELS else k for k in known
-  ]
-  advice = (
-    f"They look like {' or '.join(both)}: name that instead."
-    if known
-    else "They look like none of the known architectures: "
-    f"{', '.join(models.MODELS)}."
-  )
-  return (
-    f"{source} must hold the weights of {name!r}, and its keys do not fit: "
-    f"{'; '.join(problems)}. {advice}"
-  )
-
-
 def listed(names: Iterable[str]) -> str:
-  """Returns the first few of many names, and how many more there are."""
-  names = [name if name.isprintable() else repr(name) for name in names]
-  listed = ", ".join(f"{name:.100}" for name in names[:_LISTED])
-  rest = len(names) - _LISTED
-  return f"{listed} and {rest} more" if rest > 0 else listed
+  """Returns the first few names of a file, and how many more there are."""
+  return messages.listed(
+    [f"{n if n.isprintable() else repr(n):.100}" for n in names]
+  )

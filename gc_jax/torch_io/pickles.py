@@ -1,8 +1,8 @@
-"""Files of torch.save, read without running anything of theirs.
+"""Reads files of torch.save without running any code of theirs.
 
-PyTorch's `weights_only` builds tensors and containers; in place of plain values
-beside them it is given stand-ins. What asks for anything else is refused before
-it is built.
+PyTorch's `weights_only` builds tensors and containers; stand-ins take the place
+of plain values beside them. A file that asks for anything else is refused
+before it is built.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 
 INSTALL_TORCH = "pip install torch==2.13.0"
 
-# Names under which training scripts put the weights they would load again.
+# Names under which training scripts save the weights they would load again.
 _USUAL = (
   "state_dict",
   "model_state_dict",
@@ -41,20 +41,17 @@ Stored = tuple[str, Callable[[], np.ndarray]]
 
 
 class _Beside:
-  """In place of a plain value that is no weight: takes anything, does nothing.
-
-  What lies beside weights is not used, and so it is not built either.
-  """
+  """Stands in for a plain value that is no weight: takes all, does nothing."""
 
   def __init__(self, *_: Any) -> None:
-    """Takes what the value would be made of."""
+    pass
 
   def __setstate__(self, state: Any) -> None:
-    """Takes what the value would hold."""
+    pass
 
 
 class _Dtype:
-  """In place of a `numpy.dtype`, which trusts what it is given."""
+  """Stands in for a `numpy.dtype`, which trusts what it is given."""
 
   def __init__(self, code: Any = "", *_: Any) -> None:
     self.code = str(code)
@@ -65,13 +62,13 @@ class _Dtype:
 
   @property
   def name(self) -> str:
-    """The dtype's name, as NumPy has it; its code where it has none."""
+    """The dtype's name in NumPy; its code where it has none."""
     is_plain = re.fullmatch(r"[?bhilqBHILQefd]|[iu][1248]|f[248]|b1", self.code)
     return np.dtype(self.code).name if is_plain else f"{self.code!r:.20}"
 
 
 class _Array:
-  """In place of a `numpy.ndarray`, which trusts what it is given."""
+  """Stands in for a `numpy.ndarray`, which trusts what it is given."""
 
   def __init__(self, *_: Any) -> None:
     self.shape, self.dtype = (), _Dtype()
@@ -90,8 +87,7 @@ class _Array:
     return array.astype(dtype.newbyteorder("="))
 
 
-# What may stand beside weights, by its name in a file. PyTorch looks names up
-# here, and imports nothing.
+# Stand-ins by the names that files use: PyTorch looks them up, imports nothing.
 _STAND_INS = [
   *(
     (_Beside, name)
@@ -124,11 +120,7 @@ _STAND_INS = [
 
 
 def import_torch(purpose: str) -> Any:
-  """Returns the module `torch`.
-
-  Raises:
-    ValueError: it is not installed; says how to.
-  """
+  """Returns the module `torch`; raises ValueError where it is not installed."""
   try:
     import torch
   except ImportError as error:
@@ -142,8 +134,8 @@ def import_torch(purpose: str) -> Any:
 def read(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
   """Returns the arrays of the one state dict in a file, and remarks.
 
-  The remarks say where it lay, if not where one looks first, and what beside
-  it is not read.
+  The remarks say where it was found, if under an unusual name, and what was not
+  read.
 
   Raises:
     ValueError: the file cannot be read, is not safe to read, or holds no state
@@ -164,18 +156,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
 
 
 def _check_writer(path: pathlib.Path) -> None:
-  """Checks that a file is not of another hand than torch.save's.
-
-  Raises:
-    ValueError: another program wrote it, or it is a program.
-  """
+  """Raises ValueError if torch.save did not write a file."""
+  must = f"{path} must be a file of torch.save; it is"
   with path.open("rb") as file:
     head = file.read(64)
   if head.startswith(b"\x80") and _MAGIC not in head:
     raise ValueError(
-      f"{path} must be a file of torch.save; it is a pickle that something "
-      "else wrote, and nothing of it was run. Save the model's weights: "
-      f"{_SAVE}."
+      f"{must} a pickle that something else wrote, and nothing of it was run. "
+      f"Save the model's weights: {_SAVE}."
     )
   try:
     with zipfile.ZipFile(path) as archive:
@@ -184,70 +172,57 @@ def _check_writer(path: pathlib.Path) -> None:
     return
   if "constants.pkl" in members:
     raise ValueError(
-      f"{path} must be a file of torch.save; it is TorchScript (torch.jit."
-      "save), a program with its weights, and is not run. Save the weights "
-      "alone: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+      f"{must} TorchScript (torch.jit.save), a program with its weights, and "
+      "is not run. Save the weights alone: "
+      "torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
     )
   if "data.pkl" not in members:
     is_numpy = bool(members) and all(m.endswith(".npy") for m in members)
     raise ValueError(
-      f"{path} must be a file of torch.save; it is "
-      f"{'an .npz archive of NumPy' if is_numpy else 'another zip archive'}, "
-      f"with {names.listed(members) or 'nothing'} in it. Save the model's "
+      f"{must} {'an .npz archive of NumPy' if is_numpy else 'another archive'}"
+      f", with {names.listed(members) or 'nothing'} in it. Save the model's "
       f"weights: {_SAVE}."
     )
 
 
 def _content(torch: Any, path: pathlib.Path) -> Any:
-  """Returns what torch.save was given.
-
-  Raises:
-    ValueError: the file is broken, or asks for more than plain values.
-  """
+  """Returns what torch.save was given."""
   serialization = torch.serialization
   with (
     warnings.catch_warnings(),
     serialization.safe_globals(_STAND_INS),
   ):
-    # Of pickles that torch.save did not write, of quantised tensors, of storage
-    # classes of another day: what is read is checked below.
+    # About pickles of another writer, quantised tensors, old storage classes:
+    # what is read is checked below.
     warnings.simplefilter("ignore")
     try:
-      # Not by its name: PyTorch takes ".safetensors" for what it says.
+      # Not by its name: PyTorch goes by the suffix ".safetensors".
       with path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle may raise anything
-      refused = _refused_globals(serialization, path, error)
+      try:
+        refused = sorted(serialization.get_unsafe_globals_in_checkpoint(path))
+      except Exception:  # of another format, or broken
+        refused = re.findall(r"GLOBAL ([\w.<>]+)", str(error))[:1]
       raise ValueError(_why_not(path, error, refused)) from error
 
 
-def _refused_globals(
-  serialization: Any, path: pathlib.Path, error: Exception
-) -> list[str]:
-  """Returns what a file asks for and does not get, as far as can be told."""
-  try:
-    return sorted(serialization.get_unsafe_globals_in_checkpoint(path))
-  except Exception:  # of another format, or broken
-    return re.findall(r"GLOBAL ([\w.<>]+)", str(error))[:1]
-
-
 def _why_not(path: pathlib.Path, error: Exception, refused: list[str]) -> str:
+  must = f"{path} must hold tensors and plain values only; it"
   if refused:
-    what = f"it asks for {names.listed(refused)}"
-    if any(name.startswith("torch.nn.modules.") for name in refused):
-      what = f"it holds a whole model, {names.listed(refused)}"
+    is_model = any(name.startswith("torch.nn.modules.") for name in refused)
+    what = "holds a whole model," if is_model else "asks for"
     return (
-      f"{path} must hold tensors and plain values only; {what}: reading that "
-      "runs code, and nothing of it was run. Where it was made, save its state "
-      f"dict alone: {_SAVE}."
+      f"{must} {what} {names.listed(refused)}: reading that runs code, and "
+      "nothing of it was run. Where it was made, save its state dict alone: "
+      f"{_SAVE}."
     )
   if isinstance(error, pickle.UnpicklingError):
-    # What PyTorch says here advises to read it all the same.
+    # PyTorch's own message advises to read it all the same.
     return (
-      f"{path} must hold tensors and plain values only; it is no PyTorch "
-      "checkpoint, or a broken one, or holds code that reading it would run, "
-      "and nothing of it was run. Copy it again, or save its state dict alone: "
-      f"{_SAVE}."
+      f"{must} is no PyTorch checkpoint, or a broken one, or holds code that "
+      "reading it would run, and nothing of it was run. Copy it again, or save "
+      f"its state dict alone: {_SAVE}."
     )
   (first, *_) = str(error).splitlines() or [type(error).__name__]
   return f"{path} must be a whole PyTorch checkpoint ({first}). Copy it again."
@@ -258,36 +233,31 @@ def _state_dict(
 ) -> tuple[Mapping[Any, Any], list[str]]:
   """Returns the weights in a training checkpoint, and remarks.
 
-  Weights as they were trained come before averages of them, and those under a
-  usual name before others: the remarks say what was passed over.
-
-  Raises:
-    ValueError: there are none, or several that nothing tells apart.
+  Trained weights come before averages of them, and those under a usual name
+  before others: the remarks say what was passed over.
   """
   found = dict(_mappings_of_weights(content, torch))
   if not found:
-    if isinstance(content, Mapping) and all(
+    is_mapping = isinstance(content, Mapping)
+    if is_mapping and all(
       _is_array(value, torch) for value in content.values()
     ):
       return content, []
-    of = ""
     kind = "value" if isinstance(content, _Beside) else type(content).__name__
-    if isinstance(content, Mapping):
-      keys = names.listed(map(repr, content)) or "nothing"
-      of = f" with {keys} in it"
+    if is_mapping:
+      kind += f" with {names.listed(map(repr, content)) or 'nothing'} in it"
     raise ValueError(
       f"{path} must hold a state dict (names to tensors), alone or under a "
-      f"name such as {', '.join(map(repr, _USUAL[:3]))}; it holds a "
-      f"{kind}{of}. Save model.state_dict()."
+      f"name such as {', '.join(map(repr, _USUAL[:3]))}; it holds a {kind}. "
+      "Save model.state_dict()."
     )
   averaged = [where for where in found if any(map(_is_average, where))]
   left = [where for where in found if where not in averaged] or averaged
-  usual = [where for where in left if not where or where[-1] in _USUAL]
-  left = usual or left
+  left = [w for w in left if not w or w[-1] in _USUAL] or left
   if len(left) > 1:
     raise ValueError(
       f"{path} must hold the weights of one model; it holds "
-      f"{names.listed(map(_written, left))}. Save the one that is meant: "
+      f"{names.listed(map(_written, left))}. Save one of them alone: "
       f"torch.save(torch.load(FILE){_written(left[0])}, NEW_FILE)."
     )
   where = left[0]
@@ -338,11 +308,10 @@ def _stored(value: Any, torch: Any) -> Stored:
     dtype = f"{str(value.layout).removeprefix('torch.')} {dtype}"
   elif value.is_meta:
     dtype = f"{dtype} without numbers, on the meta device"
-  return dtype, lambda: _numpy(value, torch)
 
+  def read() -> np.ndarray:
+    tensor = value.detach().resolve_neg()
+    is_bfloat16 = tensor.dtype is torch.bfloat16
+    return (tensor.float() if is_bfloat16 else tensor).numpy()
 
-def _numpy(tensor: Any, torch: Any) -> np.ndarray:
-  tensor = tensor.detach().resolve_neg()
-  if tensor.dtype is torch.bfloat16:
-    tensor = tensor.float()
-  return tensor.numpy()
+  return dtype, read

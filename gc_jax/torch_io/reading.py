@@ -1,16 +1,15 @@
-"""What is in a file of weights, whatever it is called and however it lies.
+"""Reads files of weights, whatever they are called.
 
-What a file is, its first bytes tell: names lie, as after a download. The dtypes
-of all arrays are checked before one is read.
+The first bytes of a file tell its kind: names lie, as after a download. The
+dtypes of all arrays are checked before one is read.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -18,12 +17,12 @@ import safetensors
 from gc_jax.torch_io import names, pickles
 from gc_jax.torch_io.pickles import Stored
 
-# Names of files, in any case; an index names the files of a model in parts.
+# Suffixes, in any case; an index names the files of a model in parts.
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".pkl")  # .pth.tar: releases
 SUFFIXES = (*SAFETENSORS, *PICKLES, ".json")
 
-# What lies in a folder that holds one model, the first of them first.
+# The file to read in a folder that holds one model; the first that exists.
 _IN_FOLDER = (
   "model.safetensors",
   "model.safetensors.index.json",
@@ -33,21 +32,21 @@ _IN_FOLDER = (
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
-# safetensors' own names of them; its other dtypes keep theirs in messages.
+# safetensors' names of dtypes; messages show the others as they are.
 _OF_SAFETENSORS = {
   **{"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"},
   **{f"I{n}": f"int{n}" for n in (8, 16, 32, 64)},
   **{f"U{n}": f"uint{n}" for n in (8, 16, 32, 64)},
 }
-# Arrays of theirs may be integers.
+# Arrays that may be integers.
 _COUNTERS = (names.COUNTER, "n_averaged", "total_ops", "total_params")
 
-# Names of files that lie in no other folder.
+# A file's name, and no path to another folder.
 _BESIDE = re.compile(r"(?!\.{1,2}$)[^/\\\0]+")
 
 _MAX_HEADER = 100_000_000  # bytes, safetensors' own bound
 
-# First bytes of what lies in place of weights: what it is, what to do.
+# First bytes of files that hold no weights: what they are, what to do.
 _NO_WEIGHTS = (
   (
     b"version https://git-lfs",
@@ -67,14 +66,13 @@ _NO_WEIGHTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
   """What is in a file of weights.
 
   Attributes:
     arrays: by PyTorch's keys, float32 but for counters.
     said: metadata as the file has them, name to string.
-    remarks: on where the arrays lay, and what beside them was not read.
+    remarks: on where the arrays were found, and what was not read.
   """
 
   arrays: dict[str, np.ndarray]
@@ -92,7 +90,7 @@ def read(path: pathlib.Path) -> Content:
   """Returns what is in a file, or in all files that an index names.
 
   Raises:
-    ValueError: it cannot be read, is not safe to read, or is no such file.
+    ValueError: it cannot be read, is not safe to read, or holds no weights.
   """
   if path.is_dir():
     inside = in_folder(path)
@@ -115,41 +113,30 @@ def read(path: pathlib.Path) -> Content:
 
 
 def _kind(path: pathlib.Path) -> str:
-  """Returns "safetensors", "pickle" or "index", by the first bytes.
-
-  Raises:
-    ValueError: they are of something else; says of what, where it is known.
-  """
+  """Returns "safetensors", "pickle" or "index", by the first bytes."""
+  must = f"{path} must be a file of weights; "
   try:
     if not path.stat().st_size:  # before it is opened: a pipe would wait
       raise ValueError(f"{path} must hold weights; it is empty. Copy it again.")
     with path.open("rb") as file:
       head = file.read(512)
   except FileNotFoundError as error:
-    raise ValueError(
-      f"{path} must be a file of weights; there is none. Check the path."
-    ) from error
+    raise ValueError(f"{must}there is none. Check the path.") from error
   except OSError as error:
-    raise ValueError(
-      f"{path} must be a file of weights; it cannot be read: {error}."
-    ) from error
+    raise ValueError(f"{must}it cannot be read: {error}.") from error
   header = int.from_bytes(head[:8], "little")
   if head[8:9] == b"{" and header <= _MAX_HEADER:
     return "safetensors"
-  if head.startswith(b"PK") or head.startswith(b"\x80"):
+  if head.startswith((b"PK", b"\x80")):
     return "pickle"
   text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
   if text.startswith(b"{"):
     return "index"
   for start, what, advice in _NO_WEIGHTS:
     if text.startswith(start):
-      raise ValueError(
-        f"{path} must be a file of weights; it is {what}. {advice}."
-      )
+      raise ValueError(f"{must}it is {what}. {advice}.")
   if head[257:262] == b"ustar":
-    raise ValueError(
-      f"{path} must be a file of weights; it is a tar archive. Unpack it."
-    )
+    raise ValueError(f"{must}it is a tar archive. Unpack it.")
   suffix = path.suffix.lower()
   if suffix in SAFETENSORS:
     return "safetensors"  # safetensors says what is wrong with it
@@ -159,7 +146,7 @@ def _kind(path: pathlib.Path) -> str:
       f"{head[:8]!r}, as none does. Copy it again."
     )
   raise ValueError(
-    "Weights must be in a file of PyTorch's or of safetensors "
+    "Weights must be in a PyTorch or safetensors file "
     f"({', '.join(SUFFIXES[:-1])}); {path} is no such file. Save "
     "model.state_dict() as one."
   )
@@ -170,25 +157,20 @@ def _read_one(path: pathlib.Path, kind: str) -> Content:
     stored, said = _safetensors(path)
     return Content(_arrays(path, stored), said, [])
   stored, remarks = pickles.read(path)
-  return Content(_arrays(path, stored), _said_beside(path), remarks)
+  arrays = _arrays(path, stored)
+  beside = metadata_path(path)
+  said = _json(beside) if beside.is_file() else {}
+  if not isinstance(said, dict):
+    raise ValueError(
+      f"What {beside} says about {path.name} must be a JSON object, as gc_jax "
+      f"writes it; it is {said!r:.60}. Remove it, or export again."
+    )
+  return Content(arrays, said, remarks)
 
 
 def metadata_path(path: pathlib.Path) -> pathlib.Path:
-  """Returns where what is known of a pickled file lies."""
+  """Returns the file with the metadata of a pickled file."""
   return path.with_name(f"{path.name}.json")
-
-
-def _said_beside(path: pathlib.Path) -> Mapping[str, Any]:
-  beside = metadata_path(path)
-  if not beside.is_file():
-    return {}
-  said = _json(beside)
-  if not isinstance(said, dict):
-    raise ValueError(
-      f"What {beside} says of {path.name} must be a JSON object, as gc_jax "
-      f"writes it; it is {said!r:.60}. Remove it, or export again."
-    )
-  return said
 
 
 def _json(path: pathlib.Path) -> Any:
@@ -202,12 +184,7 @@ def _json(path: pathlib.Path) -> Any:
 
 
 def _read_index(path: pathlib.Path) -> Content:
-  """Returns what is in the files that an index names, all of them together.
-
-  Raises:
-    ValueError: it is no index, or a file is not there, or holds other arrays
-      than the index says.
-  """
+  """Returns what is in the files that an index names, all of them together."""
   index = _json(path)
   places = index.get("weight_map") if isinstance(index, dict) else None
   if (
@@ -232,7 +209,7 @@ def _read_index(path: pathlib.Path) -> Content:
       f"{path} names {len(parts)} files, which must lie beside it; "
       f"{len(missing)} do not: {names.listed(missing)}. Copy them there."
     )
-  whole = Content({}, {}, [f"read from {len(parts)} files"])
+  arrays, said = {}, {}
   for name in parts:
     part = path.parent / name
     kind = _kind(part)
@@ -248,9 +225,9 @@ def _read_index(path: pathlib.Path) -> Content:
         f"{part} must hold the arrays that {path.name} says; they differ in "
         f"{names.listed(sorted(wrong))}. Copy both again."
       )
-    whole.arrays.update(content.arrays)
-    whole = dataclasses.replace(whole, said=whole.said or content.said)
-  return whole
+    arrays |= content.arrays
+    said = said or content.said
+  return Content(arrays, said, [f"read from {len(parts)} files"])
 
 
 def _safetensors(
@@ -276,7 +253,7 @@ def _safetensors(
 
 
 def _wrong_metadata(path: pathlib.Path) -> str:
-  """Says which metadata are no strings, where that is what is wrong."""
+  """Says which metadata are no strings; "" if all are."""
   with path.open("rb") as file:
     size = int.from_bytes(file.read(8), "little")
     try:
@@ -292,11 +269,7 @@ def _wrong_metadata(path: pathlib.Path) -> str:
 def _arrays(
   path: pathlib.Path, stored: Mapping[str, Stored]
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays: float32, but for counters that are integers.
-
-  Raises:
-    ValueError: some are of a dtype that no weights are read from.
-  """
+  """Returns the arrays: float32, but for counters that are integers."""
   refused = [
     f"{key} is {dtype}"
     for key, (dtype, _) in stored.items()
@@ -325,5 +298,5 @@ def _float32(
     ) from error
   if np.issubdtype(array.dtype, np.integer):
     return array
-  with np.errstate(over="ignore"):  # an infinity is told, as in the file
+  with np.errstate(over="ignore"):  # `files.read` counts infinities
     return array.astype(np.float32, copy=False)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from gc_jax import torch_io
 from tests.data.fuzz_test import BUDGET, mutations, outcome
+from tests.torch_io.conftest import KINDS, NAME, save
 
 
 @pytest.fixture(autouse=True)
 def quiet():
-  """Logs say what was taken off, and which numbers are none."""
+  """Without the log of what was taken off."""
   logging.disable(logging.WARNING)
   yield
   logging.disable(logging.NOTSET)
@@ -33,23 +34,24 @@ TENSORS = {
 
 
 @functools.cache
-def encoded(suffix):
-  if suffix == ".safetensors":
+def encoded(kind):
+  if kind == "safetensors":
     metadata = {"format": "pt", "class_names": '["a", "b", "c"]'}
     return safetensors.torch.save(TENSORS, metadata)
   buffer = io.BytesIO()
-  torch.save({"state_dict": TENSORS, "epoch": 3, "best": np.float64(1)}, buffer)
+  content = {"state_dict": TENSORS, "epoch": 3, "best": np.float64(1)}
+  save(content, buffer, kind)
   return buffer.getvalue()
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(parent=BUDGET, max_examples=120)
 @given(mutations(), st.sampled_from((300, None)))
 def test_a_broken_file_of_weights_is_refused_by_name(
-  tmp_path, suffix, mutate, reach
+  tmp_path, kind, mutate, reach
 ):
-  content = encoded(suffix)
-  path = tmp_path / f"weights{suffix}"
+  content = encoded(kind)
+  path = tmp_path / "weights.bin"
   path.write_bytes(
     mutate(content[:reach]) + (content[reach:] if reach else b"")
   )
@@ -132,4 +134,4 @@ VALUES = st.recursive(
 def test_whatever_was_saved_is_weights_or_refused_by_name(tmp_path, value):
   path = tmp_path / "weights.pth"
   torch.save(value, path)
-  outcome(path, lambda: torch_io.load_model(path, "resnet8-small"))
+  outcome(path, lambda: torch_io.load_model(path, NAME))

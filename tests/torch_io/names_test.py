@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import METHODS
 from gc_jax.torch_io import load_initial, load_model, names
-from tests.torch_io import parameters, torch_models
+from tests.torch_io import torch_models
+from tests.torch_io.conftest import NAME, same, save
 
 GRAD_CAMS = ("gradcam", "gradcam_elementwise")
 
@@ -29,8 +29,8 @@ def arrays(model):
   return {key: value.numpy() for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", parameters.deepest_apart(NAMES))
-def test_there_and_back_every_bit_is_the_same(name, small_perceptrons):
+@pytest.mark.parametrize("name", torch_models.deepest_apart(NAMES))
+def test_weights_go_to_pytorch_and_back_bit_for_bit(name, small_perceptrons):
   theirs = twin(name)
   there = arrays(theirs)
   back = names.to_torch(names.from_torch(name, there, "PyTorch"))
@@ -46,23 +46,16 @@ def test_there_and_back_every_bit_is_the_same(name, small_perceptrons):
 # The deep ones of a family add blocks, and no kind of layer.
 @pytest.mark.parametrize(
   "name",
-  [
-    "alexnet",
-    "resnet18",
-    "resnet18-gmp",
-    "resnet50",
-    "resnet50-gmp",
-    "squeezenet1_1",
-    "squeezenet1_1-gmp",
-    "vgg16",
-  ],
+  sorted(
+    set(NAMES) - {f"resnet{d}{p}" for d in (34, 101) for p in ("", "-gmp")}
+  ),
 )
 @pytest.mark.parametrize(
   "size",
   [(187, 251), pytest.param((128, 96), marks=pytest.mark.large)],
   ids=str,
 )
-def test_an_image_of_any_size_is_seen_as_pytorch_sees_it(
+def test_features_logits_and_maps_are_pytorchs_at_any_size(
   name, size, small_perceptrons
 ):
   """Odd sizes show strides, paddings and borders; all float32."""
@@ -101,7 +94,7 @@ def test_an_image_of_any_size_is_seen_as_pytorch_sees_it(
   close(cams["gradcam"], (mean * seen).sum(1).relu())
 
 
-def test_keys_that_do_not_fit_are_listed_with_what_they_look_like():
+def test_keys_that_do_not_fit_are_listed_with_the_architecture_they_suggest():
   there = arrays(twin("resnet18"))
   with pytest.raises(ValueError, match=r"hold the weights of 'resnet34'") as e:
     names.from_torch("resnet34", there, "a.pth")
@@ -120,7 +113,7 @@ def test_keys_that_do_not_fit_are_listed_with_what_they_look_like():
 
 
 def test_counts_of_batches_may_be_missing():
-  """They are in files of before PyTorch 0.4.1."""
+  """PyTorch had none before 0.4.1."""
   there = arrays(twin("resnet18"))
   old = {k: v for k, v in there.items() if not k.endswith("tracked")}
   model = names.from_torch("resnet18", old, "old.pth")
@@ -136,36 +129,21 @@ def test_weights_tell_how_many_classes_they_have(name):
   assert names.num_classes(name, {}) is None
 
 
-# Around a model: what it stood in when it was saved.
-SMALL = "resnet8-small"
+# Files that hold more than a bare model.
 
 
-@pytest.fixture(scope="module")
-def small():
-  return names.to_torch(models.create(SMALL, NUM_CLASSES))
-
-
-@pytest.fixture(params=["safetensors", "pth"])
+@pytest.fixture(params=["safetensors", "pickle"])
 def loaded(request, tmp_path):
-  """Loads arrays by way of a file of either kind, as a model to be named."""
+  """Loads arrays by way of a file of either kind, as a named model."""
 
-  def loaded(arrays, name=SMALL, load=load_model):
-    path = tmp_path / f"a.{request.param}"
-    if request.param == "pth":
-      torch.save(
-        {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}, path
-      )
-    else:
-      arrays = {k: np.array(v, order="C") for k, v in arrays.items()}
-      safetensors.numpy.save_file(arrays, path)
-    model = load(path, name)
-    return names.to_torch(model[0] if isinstance(model, tuple) else model)
+  def loaded(arrays, name=NAME, load=load_model):
+    tensors = {
+      k: torch.from_numpy(np.array(v, order="C")) for k, v in arrays.items()
+    }
+    save(tensors, tmp_path / "a.pth", request.param)
+    return load(tmp_path / "a.pth", name)[0]
 
   return loaded
-
-
-def same(a, b):
-  return all(np.array_equal(a[key], value) for key, value in b.items())
 
 
 def under(prefix, arrays):
@@ -174,13 +152,9 @@ def under(prefix, arrays):
 
 @pytest.mark.parametrize("load", [load_model, load_initial])
 @pytest.mark.parametrize(
-  "prefix, taken",
+  ("prefix", "taken"),
   [
     ("model.", "'model.'"),
-    ("net.", "'net.'"),
-    ("backbone.", "'backbone.'"),
-    ("encoder.", "'encoder.'"),
-    ("network.", "'network.'"),
     ("module.", "'module.'"),
     ("_orig_mod.", "'_orig_mod.'"),
     ("module.model.backbone.", "'module.' and 'model.backbone.'"),
@@ -192,30 +166,35 @@ def under(prefix, arrays):
     (".", "'.'"),
   ],
 )
-def test_what_all_keys_begin_with_is_taken_off_and_said(
-  loaded, small, prefix, taken, load, caplog
+def test_a_common_prefix_of_all_keys_is_taken_off_and_logged(
+  loaded, weights, prefix, taken, load, caplog
 ):
-  assert same(loaded(under(prefix, small), load=load), small)
+  assert same(loaded(under(prefix, weights), load=load), weights)
   (message,) = caplog.messages
   assert message.endswith(f": {taken} taken off its keys.")
 
 
 @pytest.mark.parametrize(
-  "name, prefix", [("squeezenet1_1", "features."), ("alexnet", "model.")]
+  ("name", "prefix"), [("squeezenet1_1", "features."), ("alexnet", "model.")]
 )
-def test_other_families_may_stand_in_something(
+def test_other_families_may_have_a_prefix(
   loaded, small_perceptrons, name, prefix
 ):
   weights = names.to_torch(models.create(name, 2))
   assert same(loaded(under(prefix, weights), name), weights)
 
 
-def test_wrappers_within_a_model_are_taken_off(loaded, small):
-  inner = {
-    key.replace("layer1.", "layer1._checkpoint_wrapped_module."): array
-    for key, array in small.items()
-  }
-  assert inner != small and same(loaded(under("model.", inner)), small)
+@pytest.mark.parametrize(
+  ("name", "part", "wrapper"),
+  [
+    (NAME, "layer1.", "_checkpoint_wrapped_module."),
+    ("squeezenet1_1", "features.", "module."),  # the release's DataParallel
+  ],
+)
+def test_wrappers_within_a_model_are_taken_off(loaded, name, part, wrapper):
+  weights = names.to_torch(models.create(name, 2))
+  inner = {k.replace(part, part + wrapper): v for k, v in weights.items()}
+  assert inner.keys() != weights.keys() and same(loaded(inner, name), weights)
 
 
 @pytest.mark.parametrize(
@@ -223,92 +202,93 @@ def test_wrappers_within_a_model_are_taken_off(loaded, small):
   ["n_averaged", "model.n_averaged", "criterion.weight", "loss_fn.pos_weight",
    "total_ops", "model.layer1.total_params"],
 )  # fmt: skip
-def test_what_is_known_to_be_no_weight_is_left_out_and_said(
-  loaded, small, extra, caplog
+def test_bookkeeping_beside_a_model_is_left_out_and_logged(
+  loaded, weights, extra, caplog
 ):
-  arrays = {**under("model.", small), extra: np.ones((), np.float32)}
-  assert same(loaded(arrays), small)
+  arrays = {**under("model.", weights), extra: np.ones((), np.float32)}
+  assert same(loaded(arrays), weights)
   assert f"no weights, and left out: {extra}." in caplog.text
 
 
-@pytest.mark.parametrize(
-  "extra", ["head.weight", "train_acc.tp", "projector.0.bias", "fc.weight"]
-)
-def test_anything_else_beside_a_model_is_named(loaded, small, extra):
-  """Behind a backbone may stand the classifier that was trained."""
-  arrays = {**under("model.", small), extra: np.ones(2, np.float32)}
+@pytest.mark.parametrize("extra", ["head.weight", "train_acc.tp", "fc.weight"])
+def test_other_arrays_beside_a_model_are_refused_by_name(
+  loaded, weights, extra
+):
+  """The trained classifier may stand behind a backbone."""
+  arrays = {**under("model.", weights), extra: np.ones(2, np.float32)}
+  count = len(weights)
   with pytest.raises(
     ValueError,
-    match=rf"'{SMALL}' alone; {len(small)} of its {len(small) + 1} keys begin "
-    rf"with 'model\.', .* they are {SMALL}'s, but the others are not: {extra}"
+    match=rf"'{NAME}' alone; {count} of its {count + 1} keys begin "
+    rf"with 'model\.', .* they are {NAME}'s, but the others are not: {extra}"
     r"\. Save .*torch\.save\(\{k: v .* if k\.startswith\('model\.'\)\}, FILE\)",
   ):
     loaded(arrays)
 
 
 @pytest.mark.parametrize(
-  "a, b", [("teacher.", "student."), ("", "teacher."), ("m.a.", "m.b.")]
+  ("a", "b"), [("teacher.", "student."), ("", "teacher."), ("m.a.", "m.b.")]
 )
-def test_one_of_several_models_must_be_meant(loaded, small, a, b):
-  arrays = {**under(a, small), **under(b, small)}
+def test_several_models_in_a_file_are_refused(loaded, weights, a, b):
+  arrays = {**under(a, weights), **under(b, weights)}
   named = [f"under {p!r}" if p else "under bare names" for p in (a, b)]
-  with pytest.raises(ValueError, match=rf"one {SMALL}; it holds 2: ") as error:
+  with pytest.raises(ValueError, match=rf"one {NAME}; it holds 2: ") as error:
     loaded(arrays)
   assert all(name in str(error.value) for name in named)
 
 
 @pytest.mark.parametrize("plain", ["", "model.", "module."])
 @pytest.mark.parametrize("average", ["ema.", "ema_model.module.", "net_swa."])
-def test_weights_come_before_their_averages(
-  loaded, small, plain, average, caplog
+def test_trained_weights_come_before_their_averages(
+  loaded, weights, plain, average, caplog
 ):
-  other = {key: array * 0 for key, array in small.items()}
-  arrays = {**under(average, other), **under(plain, small)}
-  assert same(loaded(arrays), small)
+  other = {key: array * 0 for key, array in weights.items()}
+  arrays = {**under(average, other), **under(plain, weights)}
+  assert same(loaded(arrays), weights)
   shown = average.replace("module.", "")
   assert f"averaged weights under {shown!r} not read" in caplog.text
 
 
-def test_an_array_under_two_names_is_refused(loaded, small):
-  with pytest.raises(
-    ValueError, match=r"'fc\.bias' twice, as 'fc\.bias' and as 'module\.fc\.b"
-  ) as error:
-    loaded({**small, "module.fc.bias": small["fc.bias"] * 0})
-  assert "Save one of the two" in str(error.value)
-
-
-def test_what_does_not_fit_is_told_without_its_prefix(loaded, small):
-  arrays = under("model.", small)
+def test_an_array_under_two_names_is_refused(loaded, weights):
   with pytest.raises(
     ValueError,
-    match=r"\(without 'model\.', which its keys begin with\) must hold the "
-    r"weights of 'resnet18'.* look like resnet8-small \(or its -gmp\)",
+    match=r"'fc\.bias' twice, as 'fc\.bias' and as 'module\.fc\.bias'\. Save "
+    "one of the two",
   ):
-    loaded(arrays, "resnet18")
-  with pytest.raises(ValueError, match=r"They look like resnet8-small"):
-    loaded(arrays, "squeezenet1_1")
+    loaded({**weights, "module.fc.bias": weights["fc.bias"] * 0})
+
+
+def test_weights_of_another_model_are_refused_without_their_prefix(
+  loaded, weights
+):
+  arrays = under("model.", weights)
+  for name, message in (
+    (
+      "resnet18",
+      r"\(without 'model\.', which its keys begin with\) must hold the weights "
+      r"of 'resnet18'.* look like resnet8-small \(or its -gmp\)",
+    ),
+    ("squeezenet1_1", r"They look like resnet8-small"),
+    (None, "like --arch=resnet8-small, or resnet8-"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      loaded(arrays, name)
   del arrays["model.fc.bias"]
   with pytest.raises(
     ValueError, match=r"do not fit: 1 missing: fc\.bias\. The"
   ):
     loaded(arrays)
-  with pytest.raises(
-    ValueError, match="like --arch=resnet8-small, or resnet8-"
-  ):
-    loaded(under("net.", small), None)
 
 
-def test_features_alone_keep_their_names(loaded):
+def test_the_first_layers_alone_keep_their_names(loaded):
   weights = names.to_torch(models.create("squeezenet1_1", 2))
   trunk = {k: v for k, v in weights.items() if k.startswith("features.")}
-  with pytest.raises(
-    ValueError, match=r"2 missing: classifier\.1\.(bias|weight)"
-  ):
+  with pytest.raises(ValueError, match=r"2 missing: classifier\.1\.(bias|wei)"):
     loaded(trunk, "squeezenet1_1")
 
 
-def test_a_list_of_names_is_short():
+def test_a_list_of_names_is_short_and_printable():
   many = [f"layer{i}" for i in range(100)]
-  assert names.listed(many) == ", ".join(many[:5]) + " and 95 more"
+  assert names.listed(many) == ", ".join(many[:5]) + ", and 95 more"
   assert names.listed(["a\nb", "\udc80"]) == "'a\\nb', '\\udc80'"
   assert len(names.listed(["a" * 10_000] * 9)) < 600

@@ -5,6 +5,9 @@ torchvision itself does not import beside every build of PyTorch. The classes
 offer what torchvision's do as far as model cards use it.
 """
 
+import functools
+
+import pytest
 import torch
 from torch import nn
 
@@ -196,59 +199,31 @@ class SqueezeNet(nn.Module):
     return self.classify(self.features(x))
 
 
-def alexnet(num_classes=1000, dropout=0.5, hidden=4096):
-  return AlexNet(num_classes, dropout, hidden)
+alexnet, vgg16, squeezenet1_1 = AlexNet, VGG16, SqueezeNet
+resnet18 = functools.partial(ResNet, BasicBlock, [2, 2, 2, 2])
+resnet34 = functools.partial(ResNet, BasicBlock, [3, 4, 6, 3])
+resnet50 = functools.partial(ResNet, Bottleneck, [3, 4, 6, 3])
+resnet101 = functools.partial(ResNet, Bottleneck, [3, 4, 23, 3])
 
 
-def vgg16(num_classes=1000, dropout=0.5, hidden=4096):
-  return VGG16(num_classes, dropout, hidden)
-
-
-def squeezenet1_1(num_classes=1000, dropout=0.5):
-  return SqueezeNet(num_classes, dropout)
-
-
-def resnet18(num_classes=1000, width=64):
-  return ResNet(BasicBlock, [2, 2, 2, 2], num_classes, width)
-
-
-def resnet34(num_classes=1000, width=64):
-  return ResNet(BasicBlock, [3, 4, 6, 3], num_classes, width)
-
-
-def resnet50(num_classes=1000, width=64):
-  return ResNet(Bottleneck, [3, 4, 6, 3], num_classes, width)
-
-
-def resnet101(num_classes=1000, width=64):
-  return ResNet(Bottleneck, [3, 4, 23, 3], num_classes, width)
-
-
-_CONSTRUCTORS = {
-  f.__name__: f
-  for f in (
-    alexnet,
-    vgg16,
-    squeezenet1_1,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-  )
-}
+def deepest_apart(names):
+  """Returns the names as parameters of a test, ResNet101's only if asked."""
+  return [
+    pytest.param(name, marks=[pytest.mark.large] * name.startswith("resnet101"))
+    for name in names
+  ]
 
 
 def create(name, num_classes, seed=0, **fields):
   """The PyTorch twin of one of our models, randomly initialised.
 
-  Norms have random parameters and statistics too: at their defaults an exchange
-  of two of them would go unseen. Their biases keep most units away from 0, and
-  residual branches are weak, as in a trained net: rounding then switches no
-  ReLU and is not amplified from block to block.
+  Norms are random too, so that an exchange of two shows. Their biases keep most
+  units away from 0, and residual branches are weak, as in a trained net:
+  rounding then switches no ReLU and does not grow from block to block.
   """
   torch.manual_seed(seed)
   base = name.removesuffix("-gmp")
-  model = _CONSTRUCTORS[base](num_classes, **fields)
+  model = globals()[base](num_classes=num_classes, **fields)
   if name.endswith("-gmp"):
     pool = nn.AdaptiveMaxPool2d((1, 1))
     if base.startswith("squeezenet"):
