@@ -16,7 +16,9 @@ starts from the ImageNet model of the same variant:
 `--config.init_from=runs/imagenet_resnet18_gc`. Composites are `independent`
 as in the paper: half of all pictures show a person, so that of a `packed`
 composite few pairs would be without one among their distractors. Those come
-from the whole training set, `--config.compose.distractors=dataset`.
+from the whole training set, `--config.compose.distractors=dataset`: as in the
+release three distinct pictures, uniform over all that lack the class, not
+balanced by class as on ImageNet (`--config.compose.distractor_draw=category`).
 
 Hardware: made for 8 accelerators of 16 GB. Time and score: not yet measured.
 """
@@ -42,6 +44,7 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c.loss.target_draw = "instance"
   c.compose.mode = "independent"
   c.compose.distractors = "dataset"
+  c.compose.distractor_draw = "picture"
   if c.loss.consistency_weight:
     c.loss.consistency_weight = 1.0
   return imagenet.shrink(c, "context_digits_multi") if smoke else c

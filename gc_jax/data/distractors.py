@@ -1,17 +1,19 @@
 """Distractors from a whole training set: which pictures, for which class.
 
-The release draws, for every picture, three other categories with replacement
-and a picture of each. No list of negatives is stored: an index of the labels
-(12 bytes a label) and rejection suffice.
+The release has two laws. On ImageNet it draws, for every picture, three other
+categories with replacement and a picture of each; on COCO three distinct
+pictures, uniformly among all that lack the class. No list of negatives is
+stored: an index of the labels (12 bytes a label) and rejection suffice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 SOURCES = ("batch", "dataset")  # of --config.compose.distractors
+LAWS = ("category", "picture")  # of --config.compose.distractor_draw
 
 _REJECTIONS = 20
 
@@ -53,16 +55,40 @@ class ClassIndex:
     return self._pairs[at] == wanted
 
   def draw(
-    self, target: int, generator: np.random.Generator
-  ) -> tuple[int, int] | None:
-    """Draws a category other than `target`, and an example of it without it.
+    self,
+    target: int,
+    generator: np.random.Generator,
+    law: str = "category",
+    drawn: Collection[int] = (),
+  ) -> int | None:
+    """Draws an example without a class.
 
-    The category is uniform over those that have such an example, the example
-    uniform over them.
+    Args:
+      target: the class.
+      generator: of the random numbers.
+      law: "category" draws a category first, uniform over those that have such
+        an example, then one of its examples; "picture" draws uniformly among
+        all such examples, those without any label too.
+      drawn: examples drawn before; "picture" takes another while there is one.
 
     Returns:
-      (category, example), or None if every labelled example holds the target.
+      None if there is no such example.
     """
+    if law == "category":
+      return self._draw_by_category(target, generator)
+    among = generator.integers(0, self._num_examples, _REJECTIONS)
+    good = among[~self.holds(among, target)]
+    others = good[~np.isin(good, list(drawn))]
+    if not len(others):
+      among = generator.permutation(self._num_examples)
+      good = among[~self.holds(among, target)]
+      others = good[~np.isin(good, list(drawn))]
+    good = others if len(others) else good
+    return int(good[0]) if len(good) else None
+
+  def _draw_by_category(
+    self, target: int, generator: np.random.Generator
+  ) -> int | None:
     categories = self._present[self._present != target]
     while len(categories):
       category = int(generator.choice(categories))
@@ -76,7 +102,7 @@ class ClassIndex:
         good = good[~self.holds(good, target)]
         generator.shuffle(good)
       if len(good):
-        return category, int(good[0])
+        return int(good[0])
       categories = categories[categories != category]
     return None
 

@@ -243,7 +243,8 @@ class Composite:
   """Composites of a pair's picture and three without its class.
 
   Distractors and the picture's cell follow from the pair: three categories are
-  drawn with replacement, and a picture of each (the release's way).
+  drawn with replacement, and a picture of each, for every data set: the release
+  has no program for NQH.
 
   Attributes:
     square: makes the four pictures.
@@ -278,7 +279,7 @@ class Composite:
       drawn = self.class_index.draw(target, generator)
       if drawn is None or len(tiles) == _NUM_DISTRACTORS:
         break
-      image = self.square.image(drawn[1])
+      image = self.square.image(drawn)
       if image is not None:
         tiles.append(image)
     return tiles

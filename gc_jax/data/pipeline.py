@@ -97,6 +97,7 @@ def train_batches(
   on_error: str = "raise",
   bring: Collection[str] = (),
   target_draw: str = "category",
+  distractor_draw: str = "category",
   num_workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -124,6 +125,7 @@ def train_batches(
       explained class.
     target_draw: how either draws the explained class of an image that shows
       several: "category" or "instance".
+    distractor_draw: how distractors are drawn, see `ClassIndex.draw`.
     num_workers: processes that decode; 0 = threads of this one, which also do
       it where shared memory is too small for the processes. They are spawned,
       so a script needs `if __name__ == "__main__"`.
@@ -158,6 +160,7 @@ def train_batches(
     class_index=class_index,
     bring=tuple(bring),
     target_draw=target_draw,
+    distractor_draw=distractor_draw,
   )
   make_batch = _MakeBatch(make_example, local_batch_size)
   # Shares are consecutive, so that joining them gives the global batch.
@@ -234,6 +237,7 @@ class _MakeExample:
     bring: names of `EXTRAS`.
     class_index: of the split, to draw distractors from; None without them.
     target_draw: see `draw_target`.
+    distractor_draw: see `ClassIndex.draw`.
   """
 
   dataset: Dataset
@@ -243,6 +247,7 @@ class _MakeExample:
   bring: tuple[str, ...]
   class_index: ClassIndex | None
   target_draw: str
+  distractor_draw: str
 
   def __call__(
     self, position: int, out: UInt8[np.ndarray, "S S 3"]
@@ -316,9 +321,10 @@ class _MakeExample:
     size = self.augment.image_size
     pictures = np.zeros((NUM_DISTRACTORS, size, size, 3), np.uint8)
     skipped = count = 0
+    taken: list[int] = []
     while target is not None and skipped < _TRIES and count < NUM_DISTRACTORS:
       choice = self._generator(position, _DISTRACTORS, count, skipped)
-      drawn = self.class_index.draw(target, choice)
+      drawn = self.class_index.draw(target, choice, self.distractor_draw, taken)
       if drawn is None:
         break
       of_picture = self._generator(
@@ -328,9 +334,10 @@ class _MakeExample:
       def read(record, generator=of_picture, out=pictures[count]):
         return self.augment(record["image"], generator, out)
 
-      if self.reader.read(drawn[1], read) is None:
+      if self.reader.read(drawn, read) is None:
         skipped += 1
       else:
+        taken.append(drawn)
         count += 1
     return {
       "target": np.asarray(target or 0, np.int32),

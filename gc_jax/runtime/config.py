@@ -106,8 +106,12 @@ def get_config() -> ConfigDict:
 
   c.compose = ConfigDict()
   c.compose.mode = "packed"  # packed | independent (paper)
-  c.compose.distractors = "batch"  # batch | dataset (release: class-balanced,
-  #   from the whole training set; four pictures decoded for one explained)
+  c.compose.distractors = "batch"  # batch | dataset (release: from the
+  #   whole training set; four pictures decoded for one explained)
+  c.compose.distractor_draw = "category"  # "dataset": category (release on
+  #   ImageNet) draws three categories, with replacement, and a picture of each
+  #   | picture (release on COCO) three pictures, uniform over all that lack the
+  #   class
   c.compose.groups = 0  # images mix within one group; 0 = one per device
 
   c.optim = ConfigDict()

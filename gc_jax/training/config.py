@@ -19,6 +19,7 @@ CHOICES = {
   "compute_dtype": ("auto", "float32", "bfloat16"),
   "compose.mode": compose.MODES,
   "compose.distractors": ("batch", "dataset"),
+  "compose.distractor_draw": ("category", "picture"),
   "data.crop": ("center", "random_resized"),
   "data.on_error": ("raise", "skip"),
   "loss.target_draw": ("category", "instance"),

@@ -170,6 +170,7 @@ def _train(
     on_error=config.data.on_error,
     bring=guidance.needs(config),
     target_draw=config.loss.target_draw,
+    distractor_draw=config.compose.distractor_draw,
     num_workers=config.data.num_workers,
     process_index=process_index,
     process_count=process_count,

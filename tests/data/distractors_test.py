@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gc_jax.data import Dataset, pipeline
-from gc_jax.data.distractors import ClassIndex, draw_target
+from gc_jax.data.distractors import LAWS, ClassIndex, draw_target
 from tests.data import photos
 
 # For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.
@@ -22,20 +22,25 @@ label_lists = st.lists(
 
 
 @settings(max_examples=200)
-@given(labels=label_lists, target=st.integers(0, 3), seed=st.integers(0, 999))
-def test_a_distractor_holds_its_category_and_never_the_target(
-  labels, target, seed
-):
-  """And there is none only where every labelled example holds the target."""
+@given(
+  labels=label_lists.filter(any),
+  target=st.integers(0, 3),
+  law=st.sampled_from(LAWS),
+  seed=st.integers(0, 999),
+)
+def test_a_distractor_never_holds_the_target(labels, target, law, seed):
+  """And there is none only where every example holds the target.
+
+  An example without labels counts as one under the law "picture" alone.
+  """
   index = ClassIndex(labels, NUM_CLASSES)
-  drawn = index.draw(target, np.random.default_rng(seed))
-  possible = [row for row in labels if row and target not in row]
-  if drawn is None:
-    assert not possible
-  else:
-    category, example = drawn
-    assert category in labels[example]
-    assert target not in labels[example]
+  drawn = index.draw(target, np.random.default_rng(seed), law)
+  possible = [
+    i
+    for i, row in enumerate(labels)
+    if target not in row and (row or law == "picture")
+  ]
+  assert drawn in possible if possible else drawn is None
 
 
 @given(labels=label_lists)
@@ -55,21 +60,52 @@ def test_categories_are_balanced_and_examples_uniform_within_them():
   index = ClassIndex(labels, NUM_CLASSES)
   generator = np.random.default_rng(0)
   drawn = np.array([index.draw(0, generator) for _ in range(8_000)])
-  assert set(drawn[:, 0]) == {1, 2}  # of 3 every example holds 0
-  ones = (drawn[:, 0] == 1).sum()
-  assert stats.binomtest(int(ones), 8_000, 0.5).pvalue > SIGNIFICANCE
-  for category, first, count in ((1, 5, 4), (2, 9, 40)):
-    examples = drawn[drawn[:, 0] == category, 1] - first
+  assert set(drawn) <= set(range(5, 49))  # of 3 every example holds 0
+  assert stats.binomtest(int((drawn < 9).sum()), 8_000, 0.5).pvalue > (
+    SIGNIFICANCE
+  )
+  for first, count in ((5, 4), (9, 40)):
+    examples = drawn[(first <= drawn) & (drawn < first + count)] - first
     counts = np.bincount(examples, minlength=count)
     assert len(counts) == count
     assert stats.chisquare(counts).pvalue > SIGNIFICANCE
+
+
+# 900 pictures of class 0, 90 of 1, 10 of 2, and 50 of the explained class 3.
+UNEVEN = [[0]] * 900 + [[1]] * 90 + [[2]] * 10 + [[3]] * 50
+
+
+@pytest.mark.parametrize(
+  ("law", "shares"),
+  [("category", (1 / 3, 1 / 3, 1 / 3)), ("picture", (0.9, 0.09, 0.01))],
+)
+def test_each_law_draws_classes_in_its_own_shares(law, shares):
+  index = ClassIndex(UNEVEN, NUM_CLASSES)
+  generator = np.random.default_rng(0)
+  drawn = [index.draw(3, generator, law) for _ in range(20_000)]
+  counts = np.bincount([UNEVEN[example][0] for example in drawn], minlength=4)
+  assert counts[3] == 0
+  expected = 20_000 * np.array(shares)
+  assert stats.chisquare(counts[:3], expected).pvalue > SIGNIFICANCE
+
+
+def test_pictures_of_a_composite_are_distinct_while_there_are_others():
+  labels = [[0]] * 4 + [[1]] * 3
+  index = ClassIndex(labels, 2)
+  for seed in range(200):
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(4):
+      drawn.append(index.draw(0, generator, "picture", drawn))
+    assert sorted(drawn[:3]) == [4, 5, 6]
+    assert drawn[3] in (4, 5, 6)
 
 
 def test_the_one_negative_among_thousands_is_found():
   """Where trying would take long, all of a class are looked at."""
   labels = [[0, 1]] * 5_000 + [[1]]
   drawn = ClassIndex(labels, 2).draw(0, np.random.default_rng(0))
-  assert drawn == (1, 5_000)
+  assert drawn == 5_000
 
 
 def test_targets_are_drawn_over_categories_or_over_objects():
@@ -150,6 +186,21 @@ def test_no_counted_image_of_a_batch_has_its_target_among_its_distractors(
           assert target not in labels[distractor]
       elif labels[image]:
         assert not batch["distractors"][row].any()
+
+
+def test_a_batch_holds_distinct_distractors_by_the_law_of_pictures():
+  dataset = dataset_of([[0]] * 20 + [[1]] * 3, 2)
+  for law, all_distinct in (("picture", True), ("category", False)):
+    found = batches(dataset, 4, distractor_draw=law)
+    distinct = [
+      len(set(shown(pictures))) == 3
+      for batch in found
+      for pictures, target in zip(
+        batch["distractors"], batch["target"], strict=True
+      )
+      if target == 0
+    ]
+    assert all(distinct) == all_distinct
 
 
 def test_every_distractor_has_an_augmentation_of_its_own():

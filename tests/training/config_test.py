@@ -49,6 +49,7 @@ def test_the_values_of_fields_are_those_the_data_layer_knows():
   """Named twice, so that checking a config imports no decoder."""
   assert configs.CHOICES["data.on_error"] == POLICIES
   assert configs.CHOICES["compose.distractors"] == distractors.SOURCES
+  assert configs.CHOICES["compose.distractor_draw"] == distractors.LAWS
   for crop in configs.CHOICES["data.crop"]:
     augment.Augmentation(8, crop=crop)
   with pytest.raises(ValueError, match="crop='nope'"):
