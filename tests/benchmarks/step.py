@@ -118,13 +118,7 @@ def make_batch(batch_size: int, image_size: int) -> Batch:
 def create(
   model: str, dtype: str, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[nnx.GraphDef, TrainState]:
-  """Returns the structure and the state of step 0, the same at every call.
-
-  Args:
-    model: a key of `models.MODELS`.
-    dtype: of activations.
-    sharding: of the state; by default it lies on the first device.
-  """
+  """Returns the structure and the state of step 0, the same at every call."""
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return build.create_state(
@@ -153,13 +147,8 @@ def lower(
 ) -> tuple[jax.stages.Lowered, TrainState]:
   """Returns the step as traced, and the state of step 0.
 
-  Args:
-    model: a key of `models.MODELS`.
-    dtype: of activations.
-    mode: "plain", or a key of `compose.MODES`.
-    batch: what it will be run on.
-    sharding: of the state, as in `create`.
-    groups: composites mix images within one of so many shares of the batch.
+  `mode` is "plain" or a key of `compose.MODES`; composites mix images within
+  one of `groups` equal shares of the batch.
   """
   graphdef, state = create(model, dtype, sharding)
   terms = {}
@@ -177,13 +166,7 @@ def lower(
 
 
 def utilization(flops: float, secs: float, dtype: str) -> float | None:
-  """Returns the share of the device's peak, or None where that is unknown.
-
-  Args:
-    flops: of one step on one device.
-    secs: that it took.
-    dtype: of activations; the peaks are bfloat16's.
-  """
+  """Returns the share of the device's bfloat16 peak; None if it is unknown."""
   peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind)
   if peak is None or dtype != "bfloat16":
     return None
@@ -240,17 +223,11 @@ def _largest(
 
 
 def largest_batch(secs_of: Callable[[int], float], start: int) -> dict:
-  """Doubles the batch until a step of it fails.
+  """Doubles the batch, from `start` on, until a step of it fails.
 
-  Args:
-    secs_of: seconds of a step on so many images; raises what JAX raises where
-      they do not fit.
-    start: the first number of images.
-
-  Returns:
-    The largest that ran (0: none did), its images a second, and the first line
-    of the error that ended the search: "RESOURCE_EXHAUSTED" is a full memory,
-    anything else is not.
+  Returns the largest that ran (0: none did), its images a second, and the first
+  line of the error that ended the search: "RESOURCE_EXHAUSTED" is a full
+  memory, anything else is not.
   """
   largest, rate, size = 0, 0.0, start
   while True:

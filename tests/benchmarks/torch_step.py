@@ -145,11 +145,7 @@ def compare(
 ) -> dict[str, tuple[float, float]]:
   """Returns each number of one step as (ours, PyTorch's), both in float32.
 
-  Args:
-    model: one of `MODELS`.
-    weights: of our state of step 0, under PyTorch's keys.
-    batch: of the step.
-    device: PyTorch's.
+  `weights` are of our state of step 0, under PyTorch's keys.
   """
   images, label = _torch_batch(batch, device)
   layout = torch_twin.draw_layout(label)

@@ -15,27 +15,17 @@ EPSILON = 1e-8
 
 
 class Layout(NamedTuple):
-  """Which images fill the four cells of each composite, row by row.
+  """Which images fill the four cells of each composite, row by row."""
 
-  Attributes:
-    tiles: int64 `[B 4]`, positions in the batch.
-    cell: int64 `[B]`, where the image that is explained sits.
-  """
-
-  tiles: torch.Tensor
-  cell: torch.Tensor
+  tiles: torch.Tensor  # [B 4], positions in the batch
+  cell: torch.Tensor  # [B], where the explained image sits
 
 
 class Trainer:
-  """A model and its optimizer.
+  """A model with `features` and `classify`, and its optimizer.
 
-  Args:
-    model: with `features` and `classify`.
-    device: "cpu" or "cuda".
-    dtype: "float32", or "bfloat16" by autocast.
-    weight: λ; 0 trains without composites.
-    compiles: whether the trunk goes through `torch.compile`. The head cannot:
-      it is differentiated twice.
+  `weight` is λ; 0 trains without composites. `compiles` sends the trunk through
+  `torch.compile`; the head cannot be: it is differentiated twice.
   """
 
   def __init__(
@@ -64,10 +54,8 @@ class Trainer:
   ) -> dict[str, torch.Tensor]:
     """Makes one update; returns the losses before it.
 
-    Args:
-      images: float32 `[B 3 H W]`, normalised, in channels_last.
-      label: int64 `[B]`.
-      layout: of the composites; None draws one.
+    `images` are normalised, `[B 3 H W]` in channels_last; without a `layout` of
+    composites, one is drawn.
     """
     self._optimizer.zero_grad(set_to_none=True)
     with torch.autocast(self._device, torch.bfloat16, enabled=self._autocasts):
@@ -117,8 +105,7 @@ class Trainer:
 def draw_layout(label: torch.Tensor) -> Layout:
   """Draws three images of other classes for each, and the image's cell.
 
-  Args:
-    label: int64 `[B]`; each image has at least three of other classes.
+  For each image there must be three of other classes in the batch.
   """
   count = len(label)
   other = label[:, None] != label[None]
@@ -142,10 +129,7 @@ def grad_cam(
 ) -> torch.Tensor:
   """Returns element-wise Grad-CAM as a distribution over cells, `[B h w]`.
 
-  Args:
-    features: `[B D h w]`.
-    logits: `[B K]`, made of them.
-    label: int64 `[B]`, the classes that are explained.
+  `features` are `[B D h w]`, and `logits` made of them.
   """
   scores = logits.gather(1, label[:, None]).sum()
   (gradients,) = torch.autograd.grad(scores, features, create_graph=True)
