@@ -21,7 +21,7 @@ from gc_jax import models, torch_io
 from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
 from gc_jax.inference import trained
-from gc_jax.report import overlay
+from gc_jax.report import pictures
 from gc_jax.runtime.checkpoint import FOLDER
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -178,7 +178,7 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
     assert e["map_is_empty"] == (not cam.any())
     with Image.open(out / e["overlay"]) as picture:
       np.testing.assert_array_equal(
-        np.asarray(picture), overlay.heat_overlay(image, cam)
+        np.asarray(picture), pictures.heat_overlay(image, cam)
       )
   assert not all(e["map_is_empty"] for e in told)
 

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from gc_jax.report.metrics_writer import read_metrics
+from gc_jax.report.logs import read_metrics
 from gc_jax.runtime.checkpoint import FOLDER
 from tests.smoke import ROOT, command
 

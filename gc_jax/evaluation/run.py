@@ -26,7 +26,7 @@ from gc_jax.evaluation.examples import Panel
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
-from gc_jax.report import artefact, page, progress
+from gc_jax.report import artefact, logs, page
 from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
@@ -366,7 +366,7 @@ def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
   done = sum(ledger.done.values())
   if done:
     yield f"going on from {partial}: {done:,} of {total:,} are measured"
-  bar = progress.Progress(total, done, unit="row")
+  bar = logs.Progress(total, done, unit="row")
   clock = saved = time.monotonic()
   current = None
   try:
@@ -384,4 +384,4 @@ def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
     ledger.save(partial)
   finally:
     bar.close()
-  yield f"measured in {progress.format_secs(ledger.secs)}, of all sittings"
+  yield f"measured in {logs.format_secs(ledger.secs)}, of all sittings"

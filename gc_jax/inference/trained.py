@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gc_jax import models, torch_io
-from gc_jax.report import gallery
+from gc_jax.report import artefact
 from gc_jax.runtime import checkpoint, files
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import unknown_name_message
@@ -141,7 +141,7 @@ def class_names(
   if "class_names" in meta:
     return tuple(meta["class_names"])
   # A run of before checkpoints knew them, finished.
-  return tuple(gallery.load(workdir)[1])
+  return tuple(artefact.load_gallery(workdir)[1])
 
 
 def _is_workdir(path: files.AnyPath) -> bool:

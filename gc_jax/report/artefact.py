@@ -4,25 +4,29 @@
   results.json      every number, flat: "val/top1", "val/METHOD/METRIC"
   per_class.json    the same numbers by class: {class name: {key: value}}
   curves.json       `Curves`
-  gallery.npz       pictures with their maps (`gallery.Example`)
+  gallery.npz       pictures with their maps (`Example`)
 
-The folder of a run holds its config.json and metrics.jsonl as well. Written by
-the evaluation; tables, figures and pages read it. Folders of before there was
-one kind are read too: of runs without evaluation.json, and of evaluations with
+The folder of a run holds its config.json and metrics.jsonl as well. Older
+folders are read too: of runs without evaluation.json, and of evaluations with
 their pictures in examples.npz.
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
 from gc_jax.attribution import METHODS
 from gc_jax.method.metrics import Key
-from gc_jax.report import gallery, metrics_writer
-from gc_jax.report.gallery import Example
+from gc_jax.report import logs
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
@@ -30,8 +34,11 @@ ABOUT = "evaluation.json"
 RESULTS = "results.json"
 PER_CLASS = "per_class.json"
 CURVES = "curves.json"
-FILENAMES = (RESULTS, PER_CLASS, CURVES, gallery.FILENAME, ABOUT)
-# What an evaluation may ask: a training run the first two, at its end.
+GALLERY = "gallery.npz"
+_OLD_GALLERY = "examples.npz"  # of evaluations
+_GALLERY_VERSION = 2
+FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, ABOUT)
+# What an evaluation may ask; the end of a training run asks the first two.
 QUESTIONS = (
   "classification",
   "localisation",
@@ -42,6 +49,10 @@ QUESTIONS = (
 OF_RUNS = QUESTIONS[:2]
 
 
+def _empty() -> Any:
+  return dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
   """What was evaluated, and how.
@@ -49,25 +60,22 @@ class About:
   Attributes:
     source: where the model is from, for people.
     architecture: a key of `MODELS`.
-    consistency: whether it was trained with the consistency loss; None where
-      its file does not say.
+    consistency: whether it was trained with the consistency loss; None if
+      unknown.
     data_name: a key of `DATASETS`, or a stock set.
-    split: of it.
+    split: of the data set.
     multi_label: whether a picture may show several classes.
     protocol: "paper" or "release".
-    methods: the explanation methods, control rows not among them.
+    methods: the explanation methods, without the controls.
     settings: everything else that moves a number, by name.
     config: the resolved configuration of the evaluation, nested.
     num_images: evaluated.
-    costly_methods: those of `methods` that were measured on fewer pictures.
-    num_costly_images: how many.
-    num_compilations: of programs, over all shapes of pictures.
-    secs: time taken, of all sittings.
-    identity: what makes this evaluation another than others: model, weights,
-      methods, settings.
-    trained: the resolved configuration that the model was trained with, nested;
-      empty where its file does not say.
-    questions: of `QUESTIONS`, those that were asked.
+    costly_methods: those measured on fewer pictures, `num_costly_images`.
+    num_compilations: programs compiled, over all shapes of pictures.
+    secs: time taken, over all sittings.
+    identity: what tells this evaluation from others, by name.
+    trained: as `config`, of the model's training; empty if unknown.
+    questions: those of `QUESTIONS` that were asked.
   """
 
   source: str
@@ -85,8 +93,8 @@ class About:
   num_costly_images: int = 0
   num_compilations: int = 0
   secs: float = 0.0
-  identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  trained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  identity: Mapping[str, Any] = _empty()
+  trained: Mapping[str, Any] = _empty()
   questions: tuple[str, ...] = QUESTIONS
 
   def trained_with(self, path: str) -> Any:
@@ -96,33 +104,70 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """What is no single number.
+  """What takes more than one number.
 
   Attributes:
     robustness: attack ("fgsm", "pgd") -> epsilon in 1/255 -> accuracy (or
       F1-Overall) in percent; epsilon 0 is the clean picture.
     fractions: of the pixels inserted or deleted, ascending from 0 to 1.
     insertion: method -> mean probability of the class at each fraction.
-    deletion: the same of deletion.
+    deletion: likewise.
     stages: what was randomised, cumulatively, from the head down.
     randomization: method -> mean rank correlation with the trained model's
       map after each stage.
   """
 
-  robustness: Mapping[str, Mapping[str, float]] = dataclasses.field(
-    default_factory=dict
-  )
+  robustness: Mapping[str, Mapping[str, float]] = _empty()
   fractions: Sequence[float] = ()
-  insertion: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
-  deletion: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
+  insertion: Mapping[str, Sequence[float]] = _empty()
+  deletion: Mapping[str, Sequence[float]] = _empty()
   stages: Sequence[str] = ()
-  randomization: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
+  randomization: Mapping[str, Sequence[float]] = _empty()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+  """A picture with its maps.
+
+  Attributes:
+    index: position in the evaluated split.
+    image: RGB, as the model saw it.
+    object_mask: pixels of any object of class `target`, of the image's size.
+    target: the class explained, a ground-truth class.
+    predicted: the class with the highest score.
+    maps: method -> map, >= 0, sums to 1.
+    kind: best | typical | worst, by content heatmap; or fixed: the pictures
+      that every evaluation of this data shows, for side-by-side figures.
+    randomized: method -> stage of `Curves.stages` -> map of the model with its
+      weights randomised down to there. Only for a few examples.
+    composite: 2×2 images, `image` in `cell`, distractors elsewhere; or None.
+    cell: where `image` sits in `composite`: 0..3, row-major.
+    composite_maps: as `maps`, for `target` on the composite.
+    scores: metric -> method -> percent, of this picture alone.
+  """
+
+  index: int
+  image: UInt8[np.ndarray, "H W 3"]
+  object_mask: Bool[np.ndarray, "H W"]
+  target: int
+  predicted: int
+  maps: Mapping[str, Float32[np.ndarray, "_ _"]]
+  kind: str = "fixed"
+  randomized: Mapping[str, Mapping[str, Float32[np.ndarray, "_ _"]]] = _empty()
+  composite: UInt8[np.ndarray, "H2 W2 3"] | None = None
+  cell: int = 0
+  composite_maps: Mapping[str, Float32[np.ndarray, "_ _"]] = _empty()
+  scores: Mapping[str, Mapping[str, float]] = _empty()
+
+
+# What numpy and zipfile raise for a gallery that is no archive, or cut off.
+_UNREADABLE = (
+  *(OSError, ValueError, KeyError, TypeError, EOFError),
+  *(zipfile.BadZipFile, zlib.error),
+)
+# Fields with names of a method or metric and of a stage or method; others have
+# one name or none.
+_NESTED = ("scores", "randomized")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,14 +175,11 @@ class Evaluated:
   """An evaluation as its folder tells it.
 
   Attributes:
-    folder: where it lies.
-    about: what was evaluated.
-    results: every number, flat; numbers that are not finite are None. Empty
-      where a run is not finished.
-    per_class: class name -> the same numbers of it.
-    curves: what is no single number.
+    results: every number, flat; None for one that is not finite. Empty for an
+      unfinished run.
+    per_class: class name -> its numbers.
     examples: the gallery.
-    class_names: of the data set; empty where there is no gallery.
+    class_names: of the data set; empty without a gallery.
     training: the lines of a run's metrics.jsonl, oldest first.
     is_run: whether the folder is that of a training run.
   """
@@ -145,9 +187,7 @@ class Evaluated:
   folder: files.AnyPath
   about: About
   results: dict[str, Any]
-  per_class: dict[str, dict[str, float]] = dataclasses.field(
-    default_factory=dict
-  )
+  per_class: Mapping[str, Mapping[str, float]] = _empty()
   curves: Curves = dataclasses.field(default_factory=Curves)
   examples: list[Example] = dataclasses.field(default_factory=list)
   class_names: list[str] = dataclasses.field(default_factory=list)
@@ -160,10 +200,9 @@ class Evaluated:
 
   def interval(self, key: Key) -> tuple[float, float] | None:
     """Returns the ends of a result's 95% interval, where it has one."""
-    ends = [
-      number(self.results, f"val/{key.name}_{end}") for end in ("low", "high")
-    ]
-    return None if None in ends else (ends[0], ends[1])
+    low = number(self.results, f"val/{key.name}_low")
+    high = number(self.results, f"val/{key.name}_high")
+    return None if low is None or high is None else (low, high)
 
   def std(self, key: Key) -> float | None:
     """Returns the spread of a result over its draws, where it has one."""
@@ -171,9 +210,8 @@ class Evaluated:
 
   def class_name(self, label: int) -> str:
     """Returns the name of a class, or its number where it has none."""
-    if 0 <= label < len(self.class_names):
-      return self.class_names[label]
-    return str(label)
+    is_known = 0 <= label < len(self.class_names)
+    return self.class_names[label] if is_known else str(label)
 
 
 def number(results: Mapping[str, Any], name: str) -> float | None:
@@ -190,26 +228,23 @@ def make_about(
   results: Mapping[str, Any],
   **said: Any,
 ) -> About:
-  """Returns what was evaluated: a run's own model, unless it is said otherwise.
+  """Returns what was evaluated: a run's own model, unless `said` differs.
 
   Args:
     config: of the evaluation, nested; a field that it lacks has its default.
     source: the model, for people.
-    results: of it; those of an unfinished run are empty.
-    **said: fields of `About` that are other than a run's configuration and
-      results say.
+    results: of the model; empty for an unfinished run.
+    **said: fields of `About` to use instead of what a run's configuration and
+      results imply.
   """
   flat = saved_config.computed(config)
-  measured = tuple(
-    method
-    for method in METHODS
-    if f"val/{Key('content_heatmap', method).name}" in results
-  )
+  is_measured = lambda *key: f"val/{Key(*key).name}" in results
+  measured = [m for m in METHODS if is_measured("content_heatmap", m)]
   of_run = {
     "architecture": flat["model.name"],
     "consistency": (flat["loss.consistency_weight"] or 0) > 0,
-    "multi_label": f"val/{Key('f1_overall').name}" in results,
-    "methods": measured or tuple(flat["eval.methods"]),
+    "multi_label": is_measured("f1_overall"),
+    "methods": tuple(measured or flat["eval.methods"]),
     "secs": number(results, "time/eval_secs") or 0.0,
     "trained": config,
     "questions": OF_RUNS,
@@ -233,12 +268,10 @@ def save(evaluated: Evaluated) -> list[files.AnyPath]:
     RESULTS: evaluated.results,
     PER_CLASS: evaluated.per_class,
     CURVES: dataclasses.asdict(evaluated.curves),
-    # Last: where it is, the rest is.
+    # Last: it says that the folder is complete.
     ABOUT: dataclasses.asdict(evaluated.about),
   }
-  gallery.save(
-    folder / gallery.FILENAME, evaluated.examples, evaluated.class_names
-  )
+  _save_gallery(folder / GALLERY, evaluated.examples, evaluated.class_names)
   for name, value in texts.items():
     files.write_text(folder / name, json.dumps(value, indent=2) + "\n")
   return [folder / name for name in FILENAMES]
@@ -248,29 +281,31 @@ def load(folder: str | os.PathLike) -> Evaluated:
   """Reads an evaluation, or a run, finished or not.
 
   Raises:
-    ValueError: the folder is none, or a file of it is missing or broken.
+    ValueError: the folder is neither, or a file is missing or broken.
   """
   folder = files.as_path(folder)
   is_run = (folder / saved_config.FILENAME).is_file()
-  if not is_run and not is_evaluation(folder):
+  is_complete = is_evaluation(folder)
+  if not is_run and not is_complete:
+    lacks = f"has neither {saved_config.FILENAME} nor {ABOUT}"
     raise ValueError(
-      f"{str(folder)!r} {_lack(folder)}. It must be the folder of a run (the "
-      "--workdir of gc_jax.main) or of a finished evaluation (the --out of "
-      "gc_jax.evaluate). Give the command again, or name the folder itself, "
-      "not the one above it."
+      f"{str(folder)!r} {lacks if folder.exists() else 'does not exist'}. It "
+      "must be the folder of a run (the --workdir of gc_jax.main) or of a "
+      "finished evaluation (the --out of gc_jax.evaluate). Give the command "
+      "again, or name the folder itself, not the one above it."
     )
-  metrics_path = folder / metrics_writer.FILENAME
-  training = (
-    metrics_writer.read_metrics(metrics_path)
-    if is_run and metrics_path.is_file()
-    else []
-  )
-  results_path = folder / RESULTS
-  is_finished = is_evaluation(folder) or results_path.is_file()
-  results = _read(results_path) if is_finished else {}
-  per_class, curves = {}, Curves()
-  if is_evaluation(folder):
-    about = _about(folder / ABOUT)
+  training, results, per_class, curves = [], {}, {}, Curves()
+  if is_run and (folder / logs.FILENAME).is_file():
+    training = logs.read_metrics(folder / logs.FILENAME)
+  if is_complete or (folder / RESULTS).is_file():
+    results = _read(folder / RESULTS)
+  if is_complete:
+    fields = _fields(folder / ABOUT, About)
+    for name in {"methods", "costly_methods", "questions"} & fields.keys():
+      fields[name] = tuple(fields[name])
+    if "trained" not in fields and fields["consistency"] is not None:
+      fields["trained"] = fields["config"]  # old: a run's model, by its config
+    about = About(**fields)
     per_class = _read(folder / PER_CLASS)
     curves = Curves(**_fields(folder / CURVES, Curves))
   else:
@@ -282,17 +317,9 @@ def load(folder: str | os.PathLike) -> Evaluated:
           f"run; it has no {name}. Restore it from a copy, or name another run."
         )
     about = make_about(config, str(folder), results)
-  examples, class_names = gallery.load(folder, "".join(about.methods[:1]))
+  gallery = load_gallery(folder, "".join(about.methods[:1]))
   return Evaluated(
-    folder=folder,
-    about=about,
-    results=results,
-    per_class=per_class,
-    curves=curves,
-    examples=examples,
-    class_names=class_names,
-    training=training,
-    is_run=is_run,
+    folder, about, results, per_class, curves, *gallery, training, is_run
   )
 
 
@@ -313,52 +340,116 @@ def load_finished(folder: str | os.PathLike) -> Evaluated:
 
 
 def is_evaluation(folder: files.AnyPath) -> bool:
-  """Returns whether an evaluation was finished there."""
+  """Returns whether the folder holds a finished evaluation."""
   return (folder / ABOUT).is_file()
-
-
-def _lack(folder: files.AnyPath) -> str:
-  if not folder.exists():
-    return "does not exist"
-  return f"has neither {saved_config.FILENAME} nor {ABOUT}"
-
-
-def _about(path: files.AnyPath) -> About:
-  fields = _fields(path, About)
-  for name in ("methods", "costly_methods", "questions"):
-    if name in fields:
-      fields[name] = tuple(fields[name])
-  if "trained" not in fields and fields["consistency"] is not None:
-    fields["trained"] = fields["config"]  # of a run's model, it was the run's
-  return About(**fields)
 
 
 def _read(path: files.AnyPath) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:  # not there, not JSON, not UTF-8
-    raise gallery.broken(path, str(error)) from error
+    raise _broken(path, str(error)) from error
   if not isinstance(value, dict):
-    raise gallery.broken(path, f"it holds {value!r:.40}, no JSON object")
+    raise _broken(path, f"it holds {value!r:.40}, no JSON object")
   return value
 
 
 def _fields(
   path: files.AnyPath, kind: type[About] | type[Curves]
 ) -> dict[str, Any]:
-  """Returns the object in a file, held to the fields of a dataclass."""
+  """Returns the object in a file, checked against a dataclass's fields."""
   value = _read(path)
-  known = dataclasses.fields(kind)
-  unknown = sorted(set(value) - {field.name for field in known})
+  known = inspect.signature(kind).parameters
+  unknown = sorted(value.keys() - known.keys())
   missing = [
-    field.name
-    for field in known
-    if field.name not in value
-    and field.default is dataclasses.MISSING
-    and field.default_factory is dataclasses.MISSING
+    name
+    for name, field in known.items()
+    if name not in value and field.default is field.empty
   ]
-  if unknown or missing:
-    words = [f"it lacks {', '.join(missing)}"] * bool(missing)
-    words += [f"it has unknown fields: {', '.join(unknown)}"] * bool(unknown)
-    raise gallery.broken(path, "; ".join(words))
+  faults = {"it lacks": missing, "it has unknown fields:": unknown}
+  words = [
+    f"{what} {', '.join(names)}" for what, names in faults.items() if names
+  ]
+  if words:
+    raise _broken(path, "; ".join(words))
   return value
+
+
+def _save_gallery(
+  path: files.AnyPath, examples: Sequence[Example], class_names: Sequence[str]
+) -> None:
+  arrays = {
+    "version": np.array(_GALLERY_VERSION),
+    "class_names": np.array(class_names, np.str_),
+  }
+
+  def add(name, value):
+    if isinstance(value, Mapping):
+      for key, inner in value.items():
+        add(f"{name}/{key}", inner)
+    elif value is not None:
+      arrays[name] = np.asarray(value)
+
+  for position, example in enumerate(examples):
+    for field in dataclasses.fields(Example):
+      add(f"{position:03d}/{field.name}", getattr(example, field.name))
+  with files.replacing(path) as file:
+    np.savez_compressed(file, **arrays)
+
+
+def load_gallery(
+  folder: files.AnyPath, method: str = ""
+) -> tuple[list[Example], list[str]]:
+  """Returns the examples of a folder, and class names; none without a gallery.
+
+  Args:
+    folder: of an evaluation.
+    method: whose maps an old file holds, of when there was a single one.
+
+  Raises:
+    ValueError: the file is broken or no gallery.
+  """
+  path = folder / GALLERY
+  if not path.is_file():
+    path = folder / _OLD_GALLERY
+  if not path.is_file():
+    return [], []
+  try:
+    # Opened here: numpy leaves what is no archive open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+      names = [str(name) for name in arrays["class_names"]]
+      return _examples(arrays, method), names
+  except _UNREADABLE as error:
+    raise _broken(path, str(error)) from error
+
+
+def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
+  fields: dict[str, dict[str, Any]] = {}
+  for key, value in arrays.items():
+    number, *path = key.split("/", 2)
+    if not path:
+      continue  # the version, the class names
+    # A stage may hold a slash: "maps/METHOD", but "randomized/METHOD/STAGE".
+    if path[0] in _NESTED:
+      path = [path[0], *path[1].split("/", 1)]
+    example = fields.setdefault(number, {})
+    for part in path[:-1]:
+      example = example.setdefault(part, {})
+    example[path[-1]] = value.item() if value.ndim == 0 else value
+  for example in fields.values():
+    example.setdefault("maps", {})
+    if "cam" in example:  # an old one, of a single method
+      example["maps"] = {method: example.pop("cam")}
+      example["composite_maps"] = {method: example.pop("composite_cam")}
+      example["scores"] = {
+        name: {method: example.pop(name)}
+        for name in ("content_heatmap", "negative_quadrants_heatmap")
+      }
+  return [Example(**example) for _, example in sorted(fields.items())]
+
+
+def _broken(path: files.AnyPath, why: str) -> ValueError:
+  return ValueError(
+    f"{path} must be a file of a finished evaluation: {why}. Evaluate again: "
+    "give the command that wrote it."
+  )

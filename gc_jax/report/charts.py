@@ -1,70 +1,80 @@
-"""What an evaluation shows in charts and figures; and a run of its training.
+"""The charts and figures of an evaluation, and the curves of a training run.
 
 The sanity check is that of Adebayo et al. 2018, arXiv:1810.03292: maps must
 change when the model's weights are randomised, from the head down.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, accuracy
-from gc_jax.report import pictures, plots, tables
+from gc_jax.report import logs, pictures, plots, tables
 from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods
 MAX_SANITY_ROWS = 12  # methods in the strip of maps by stage
 MAX_SANITY_STAGES = 8  # evenly spread over them, the last among them
-STAYS_HIGH = 0.5  # rank correlation after the last stage
+STAYS_HIGH = 0.5  # rank correlation after the last stage, of either sign
 
 
-@dataclasses.dataclass(frozen=True)
-class Sanity:
+class Sanity(NamedTuple):
   """How a method took the randomisation.
 
   Attributes:
     title: the method in words.
     correlations: with the trained model's map, after each stage.
+    last: the size of the last correlation; NaN where there is none.
+    verdict: "stays high", "changes" or "not measured".
   """
 
   title: str
   correlations: tuple[float, ...]
-
-  @property
-  def last(self) -> float:
-    """Returns the size of the last correlation; NaN where there is none."""
-    return abs(self.correlations[-1]) if self.correlations else math.nan
-
-  @property
-  def stays_high(self) -> bool:
-    """Returns whether the map hardly depends on what the model learned."""
-    return self.last >= STAYS_HIGH
-
-  @property
-  def verdict(self) -> str:
-    """Returns "stays high", "changes" or "not measured"."""
-    if math.isnan(self.last):
-      return "not measured"
-    return "stays high" if self.stays_high else "changes"
+  last: float
+  verdict: str
 
 
 def charts(evaluated: Evaluated) -> dict[str, Chart]:
   """Returns name of the file, without suffix, to chart; those with numbers."""
-  found = {
-    "robustness": robustness_chart({"": evaluated}),
-    "insertion": _faithfulness_chart(
-      evaluated, "Insertion", evaluated.curves.insertion
-    ),
-    "deletion": _faithfulness_chart(
-      evaluated, "Deletion", evaluated.curves.deletion
-    ),
-    "randomization": _randomization_chart(evaluated),
+  curves = evaluated.curves
+  percent = [100.0 * fraction for fraction in curves.fractions]
+  stages = ["trained", *curves.stages]
+  randomized = {  # first with itself
+    method: [1.0, *values] for method, values in curves.randomization.items()
   }
+  lines = {
+    "insertion": _method_lines(curves.insertion, percent),
+    "deletion": _method_lines(curves.deletion, percent),
+    "randomization": _method_lines(randomized, range(len(stages))),
+  }
+  found = {"robustness": robustness_chart({"": evaluated})}
+  for name, done in (("insertion", "inserted"), ("deletion", "deleted")):
+    if lines[name]:
+      found[name] = plots.line_chart(
+        name.capitalize(),
+        "mean probability of the class",
+        lines[name],
+        f"percent of the pixels {done}, highest of the map first",
+        y_limits=(-0.02, 1.02),
+        legend="right",
+        png=True,
+      )
+  if lines["randomization"]:
+    lowest = min(float(np.nanmin(line.y)) for line in lines["randomization"])
+    found["randomization"] = plots.line_chart(
+      "Sanity check",
+      "rank correlation with the trained model's map",
+      lines["randomization"],
+      "weights randomised from the head down to",
+      ticks={float(place): word for place, word in enumerate(stages)},
+      y_limits=(min(0.0, lowest) - 0.05, 1.05),
+      legend="right",
+      png=True,
+    )
   return {name: chart for name, chart in found.items() if chart is not None}
 
 
@@ -104,6 +114,34 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
   )
 
 
+def _method_lines(
+  curves: Mapping[str, Sequence[float]], x: Sequence[float | int]
+) -> list[Line]:
+  """Returns a line for each method, in the order of tables.
+
+  So a method looks the same in every chart; the controls come last.
+  """
+  return [
+    line
+    for method in tables.in_order(curves)
+    if len(curves[method]) == len(x)
+    for line in _line(title_of(method), x, curves[method], method in CONTROLS)
+  ]
+
+
+def _line(
+  word: str,
+  x: Sequence[float | int],
+  y: Sequence[float | None],
+  is_control: bool = False,
+) -> list[Line]:
+  """Returns a line, or none where no point is finite; None becomes NaN."""
+  values = np.array(y, dtype=float)
+  if not np.isfinite(values).any():
+    return []
+  return [Line(word, np.array(x, dtype=float), values, is_control)]
+
+
 def sanity(evaluated: Evaluated) -> list[Sanity]:
   """Returns how each method took the randomisation, the worst first."""
   found = []
@@ -111,7 +149,10 @@ def sanity(evaluated: Evaluated) -> list[Sanity]:
     correlations = tuple(
       math.nan if value is None else float(value) for value in values
     )
-    found.append(Sanity(title_of(method), correlations))
+    last = abs(correlations[-1]) if correlations else math.nan
+    verdict = "stays high" if last >= STAYS_HIGH else "changes"
+    verdict = "not measured" if math.isnan(last) else verdict
+    found.append(Sanity(title_of(method), correlations, last, verdict))
   return sorted(found, key=lambda s: 1.0 if math.isnan(s.last) else -s.last)
 
 
@@ -127,10 +168,9 @@ def methods_figure(evaluated: Evaluated) -> bytes | None:
     return None
   rows = []
   for example in examples:
-    cells = [pictures.outlined(example.image, example.object_mask)]
-    cells += [pictures.explained_by(example, method) for method in methods]
-    name = evaluated.class_name(example.target)
-    rows.append(pictures.GridRow(name, cells))
+    cells = [pictures.outlined(example)]
+    cells += [pictures.explained(example, example.maps.get(m)) for m in methods]
+    rows.append((evaluated.class_name(example.target), cells))
   return pictures.draw_grid(["Image", *map(title_of, methods)], rows)
 
 
@@ -155,19 +195,10 @@ def sanity_figure(evaluated: Evaluated) -> bytes | None:
   methods = [m for m in example.randomized if m in example.maps]
   for method in methods[:MAX_SANITY_ROWS]:
     by_stage = example.randomized[method]
-    cells = [pictures.explained_by(example, method)]
-    cells += [
-      None
-      if stage not in by_stage
-      else pictures.explained(
-        example.image, example.object_mask, by_stage[stage]
-      )
-      for stage in stages
-    ]
-    rows.append(pictures.GridRow(title_of(method), cells))
-  if not rows:
-    return None
-  return pictures.draw_grid(["trained", *stages], rows)
+    cams = [example.maps[method], *map(by_stage.get, stages)]
+    cells = [pictures.explained(example, cam) for cam in cams]
+    rows.append((title_of(method), cells))
+  return pictures.draw_grid(["trained", *stages], rows) if rows else None
 
 
 def sanity_example(evaluated: Evaluated) -> Example | None:
@@ -175,125 +206,7 @@ def sanity_example(evaluated: Evaluated) -> Example | None:
   return next((e for e in evaluated.examples if e.randomized), None)
 
 
-def _faithfulness_chart(
-  evaluated: Evaluated, title: str, curves: Mapping[str, Sequence[float]]
-) -> Chart | None:
-  percent = [100.0 * fraction for fraction in evaluated.curves.fractions]
-  lines = _method_lines(curves, percent)
-  if not lines:
-    return None
-  done = "inserted" if title == "Insertion" else "deleted"
-  return plots.line_chart(
-    title,
-    "mean probability of the class",
-    lines,
-    f"percent of the pixels {done}, highest of the map first",
-    y_limits=(-0.02, 1.02),
-    legend="right",
-    png=True,
-  )
-
-
-def _randomization_chart(evaluated: Evaluated) -> Chart | None:
-  stages = evaluated.curves.stages
-  curves = {
-    method: [1.0, *values]  # with itself
-    for method, values in evaluated.curves.randomization.items()
-  }
-  lines = _method_lines(curves, [float(i) for i in range(len(stages) + 1)])
-  if not lines:
-    return None
-  words = ["trained", *stages]
-  lowest = min(float(np.nanmin(line.y)) for line in lines)
-  return plots.line_chart(
-    "Sanity check",
-    "rank correlation with the trained model's map",
-    lines,
-    "weights randomised from the head down to",
-    ticks={float(place): word for place, word in enumerate(words)},
-    y_limits=(min(0.0, lowest) - 0.05, 1.05),
-    legend="right",
-    png=True,
-  )
-
-
-def _method_lines(
-  curves: Mapping[str, Sequence[float]], x: Sequence[float]
-) -> list[Line]:
-  """Returns a line for each method, in the order of tables.
-
-  So a method looks the same in every chart; the controls come last.
-  """
-  methods = tables.in_order(curves)
-  return [
-    line
-    for method in methods
-    if len(curves[method]) == len(x)
-    for line in _line(title_of(method), x, curves[method], method in CONTROLS)
-  ]
-
-
-def _line(
-  word: str,
-  x: Sequence[float],
-  y: Sequence[float | None],
-  is_control: bool = False,
-) -> list[Line]:
-  """Returns a line, or none where no point is finite; None becomes NaN."""
-  values = np.array(y, dtype=float)
-  if not np.isfinite(values).any():
-    return []
-  return [Line(word, np.array(x, dtype=float), values, is_control)]
-
-
 # Of training.
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-  """One chart: metric to its word in the legend; `scale` linear or log."""
-
-  title: str
-  unit: str
-  series: dict[str, str]
-  scale: str = "linear"
-
-
-# "weighted/..." is made here: the term as it enters the loss.
-PANELS = (
-  Panel(
-    "Loss", "nats", {"train/loss": "training", "val/loss": "validation split"}
-  ),
-  Panel(
-    "Parts of the training loss",
-    "nats",
-    {
-      "train/classification_loss": "classification",
-      "weighted/consistency_loss": "λ × consistency",
-    },
-  ),
-  Panel("Top-1", "percent, validation split", {"val/top1": "top-1"}),
-  Panel(
-    "F1",
-    "percent, validation split",
-    {"val/f1_overall": "overall", "val/f1_per_class": "per class"},
-  ),
-  Panel(
-    "Weight of the consistency loss",
-    "λ, log axis",
-    {"train/consistency_weight": "λ"},
-    scale="log",
-  ),
-  Panel(
-    "Gradient at the features",
-    "norm by loss term, log axis",
-    {
-      "train/grad_norm_features/classification": "classification",
-      "train/grad_norm_features/consistency": "consistency",
-    },
-    scale="log",
-  ),
-)
 
 
 def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
@@ -302,31 +215,51 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
   Args:
     metrics: the lines of metrics.jsonl. A None (not finite) breaks the line.
   """
-  metrics = [_with_weighted(line) for line in metrics]
-  in_epochs = all("epoch" in line for line in metrics)
+  axis = "epoch" if all("epoch" in line for line in metrics) else "step"
+  terms = logs.terms({key: None for line in metrics for key in line})
+  metrics = [_with_weighted(line, terms) for line in metrics]
   made = []
-  for panel in PANELS:
+
+  def add(title, unit, words, scale="linear", legend="above", constant=True):
+    """Draws metrics, key to word; a constant one only where that is told."""
     lines = []
-    for key, word in panel.series.items():
-      x, y = _series(metrics, key, "epoch" if in_epochs else "step")
-      if panel.scale == "log":
-        y = np.where(y > 0, y, np.nan)
+    for key, word in words.items():
+      x, y = _series(metrics, key, axis)
+      y = np.where(y > 0, y, np.nan) if scale == "log" else y
       if np.isfinite(y).any():
         lines.append(Line(word, x, y))
-    if panel.scale == "log" and len(panel.series) == 1:
-      values = lines[0].y if lines else np.zeros(0)
-      if np.nanmin(values, initial=np.inf) == np.nanmax(values, initial=0.0):
-        continue  # a constant weight: the page's first sentence names it
-    if lines:
-      chart = plots.line_chart(
-        panel.title,
-        panel.unit,
-        lines,
-        "epoch" if in_epochs else "step",
-        scale=panel.scale,
-        legend="above" if len(panel.series) > 1 else "none",
+    if lines and (constant or np.nanmin(lines[0].y) < np.nanmax(lines[0].y)):
+      made.append(
+        plots.line_chart(title, unit, lines, axis, scale=scale, legend=legend)
       )
-      made.append(chart)
+
+  losses = {f"weighted/{term}_loss": f"λ × {term}" for term in terms}
+  norms = {
+    f"train/grad_norm_features/{part}": part
+    for part in ("classification", *terms)
+  }
+  add(
+    "Loss", "nats", {"train/loss": "training", "val/loss": "validation split"}
+  )
+  add(
+    "Parts of the training loss",
+    "nats",
+    {"train/classification_loss": "classification", **losses},
+  )
+  percent = "percent, validation split"
+  add("Top-1", percent, {"val/top1": "top-1"}, legend="none")
+  f1 = {"val/f1_overall": "overall", "val/f1_per_class": "per class"}
+  add("F1", percent, f1)
+  for term in terms:
+    add(
+      f"Weight of the {term} loss",
+      "λ, log axis",
+      {f"train/{term}_weight": "λ"},
+      "log",
+      legend="none",
+      constant=False,  # the page's first sentence names it
+    )
+  add("Gradient at the features", "norm by loss term, log axis", norms, "log")
   return made
 
 
@@ -335,12 +268,19 @@ def count_not_finite(metrics: Sequence[dict[str, Any]]) -> int:
   return sum(any(v is None for v in line.values()) for line in metrics)
 
 
-def _with_weighted(line: dict[str, Any]) -> dict[str, Any]:
-  loss = line.get("train/consistency_loss")
-  weight = line.get("train/consistency_weight")
-  if loss is None or not weight:
-    return line
-  return {**line, "weighted/consistency_loss": loss * weight}
+def _with_weighted(
+  line: dict[str, Any], terms: Sequence[str]
+) -> dict[str, Any]:
+  """Returns a line of metrics, with each term as it enters the loss."""
+  weighted = {}
+  for term in terms:
+    loss, weight = (
+      line.get(f"train/{term}_loss"),
+      line.get(f"train/{term}_weight"),
+    )
+    if loss is not None and weight:
+      weighted[f"weighted/{term}_loss"] = loss * weight
+  return line | weighted
 
 
 def _series(

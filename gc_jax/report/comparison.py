@@ -1,21 +1,21 @@
-"""Several models beside each other: the paper's tables and its Figure 2."""
+"""Several models beside each other: the paper's tables and its Figure 2.
 
+With a chart of accuracy against content heatmap, a point for each model.
+"""
+
+import dataclasses
 import os
+import statistics
 from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
 
 from gc_jax import data
 from gc_jax.attribution import title_of
-from gc_jax.report import (
-  charts,
-  describe,
-  formats,
-  overlay,
-  page,
-  pareto,
-  pictures,
-  tables,
-)
+from gc_jax.method.metrics import METRICS, Key, accuracy
+from gc_jax.report import charts, describe, formats, page, pictures, plots
 from gc_jax.report.artefact import Evaluated, load_finished
+from gc_jax.report.tables import Models, first, in_order, overview
 from gc_jax.runtime import files
 
 FILENAMES = (
@@ -30,7 +30,8 @@ FILENAMES = (
   "pareto.png",
   "robustness.png",
 )
-MAX_ROWS = 8  # images in the figure
+_MAX_ROWS = 8  # images in the figure
+_PARETO_METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
 
 
 def compare(
@@ -56,43 +57,27 @@ def compare(
   for folder in map(files.as_path, folders):
     names.setdefault(folder.resolve(), folder)  # as named, each once
   evaluations = [load_finished(folder) for folder in names.values()]
-  written, remarks = _contents(evaluations)
-  for name, content in written.items():
-    with files.replacing(out / name) as file:
-      file.write(content)
-  for name in set(FILENAMES) - set(written):
-    (out / name).unlink(missing_ok=True)  # an earlier comparison's
-  return [out / name for name in written], remarks
-
-
-def _contents(
-  evaluations: Sequence[Evaluated],
-) -> tuple[dict[str, bytes], list[str]]:
-  """Returns name to content of the files, and what could not be shown.
-
-  Raises:
-    ValueError: the evaluations did not measure the same thing alike.
-  """
   describe.check_comparable(evaluations)
-  models = describe.group(evaluations)
+  contents, remarks = _contents(describe.group(evaluations))
+  written = page.write_files(out, contents, FILENAMES)
+  return written, remarks
+
+
+def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
+  """Returns name to content of the files, and what could not be shown."""
   firsts = {label: members[0] for label, members in models.items()}
-  about = evaluations[0].about
+  about = first(models).about
   protocol = describe.protocol(about)
-  glance, made = tables.overview(models), page.make_tables(models)
-  points = pareto.points(models)
-  chart = pareto.draw(points)
+  glance, made = overview(models), page.make_tables(models)
+  points = pareto_points(models)
+  chart = pareto_chart(points)
   robustness = charts.robustness_chart(firsts)
-  figure, method, remarks = draw_figure(firsts)
+  figure, method, remarks = _figure(firsts)
   remarks = describe.shared_seeds(models) + remarks
 
   text = formats.to_markdown(glance)
   text += "".join(f"\n{note}\n" for note in formats.notes(glance))
-  written = {
-    "comparison.md": text.encode(),
-    "comparison.csv": formats.to_csv(glance).encode(),
-    **page.tables_files(made, protocol),
-  }
-  written["comparison.html"] = page.render(
+  html = page.render(
     "comparison.html",
     data_name=data.title(about.data_name),
     preface=protocol,
@@ -106,28 +91,34 @@ def _contents(
       )
       for label, members in models.items()
     ],
-    tables=page.table_blocks([glance, *made]),
-    charts=[] if chart is None else [chart],
+    tables=formats.for_page([[glance, *made]])[0],
+    chart=chart,
     robustness=robustness,
-    figure="" if figure is None else overlay.as_data_uri(figure),
+    figure="" if figure is None else pictures.as_data_uri(figure),
     map_title=title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
-  ).encode()
+  )
+  contents = {
+    "comparison.md": text.encode(),
+    "comparison.csv": formats.to_csv(glance).encode(),
+    **formats.to_files(made, protocol),
+    "comparison.html": html,
+  }
   if figure is not None:
-    written["figure.png"] = figure
+    contents["figure.png"] = figure
   if chart is not None:
-    written["pareto.csv"] = pareto.to_csv(points).encode()
-    written["pareto.png"] = chart.png
+    contents["pareto.csv"] = pareto_csv(points).encode()
+    contents["pareto.png"] = chart.png
   if robustness is not None:
-    written["robustness.png"] = robustness.png
-  return written, remarks
+    contents["robustness.png"] = robustness.png
+  return contents, remarks
 
 
-def draw_figure(
+def _figure(
   models: Mapping[str, Evaluated],
 ) -> tuple[bytes | None, str, list[str]]:
-  """Returns the paper's Figure 2 over models, whose maps, and remarks.
+  """Returns the paper's Figure 2 over models, the method shown, and remarks.
 
   A row for each image that all galleries hold as "fixed"; columns: the image
   with its object outlined, then each model's map by the first method all have.
@@ -137,33 +128,35 @@ def draw_figure(
     for label, evaluated in models.items()
     if not evaluated.examples
   ]
-  fixed = {
+  shown = {
     label: {
       (e.index, e.target): e for e in evaluated.examples if e.kind == "fixed"
     }
     for label, evaluated in models.items()
     if evaluated.examples
   }
-  own = next(iter(fixed.values()), {})
-  common = [k for k in own if all(k in shown for shown in fixed.values())]
+  own = next(iter(shown.values()), {})
+  common = [k for k in own if all(k in by_key for by_key in shown.values())]
   methods = [
     method
-    for method in tables.in_order(m for k in common for m in own[k].maps)
-    if all(method in shown[k].maps for shown in fixed.values() for k in common)
+    for method in in_order(m for k in common for m in own[k].maps)
+    if all(
+      method in by_key[k].maps for by_key in shown.values() for k in common
+    )
   ]
   if not methods:
     remarks.append("No figure: the galleries share no images and maps.")
     return None, "", remarks
-  first = next(one for one in models.values() if one.examples)
+  named = next(one for one in models.values() if one.examples)
   rows = []
-  for key in common[:MAX_ROWS]:
-    cells = [pictures.outlined(own[key].image, own[key].object_mask)]
+  for key in common[:_MAX_ROWS]:
+    cells = [pictures.outlined(own[key])]
     cells += [
-      pictures.explained_by(shown[key], methods[0]) for shown in fixed.values()
+      pictures.explained(by_key[key], by_key[key].maps[methods[0]])
+      for by_key in shown.values()
     ]
-    name = first.class_name(own[key].target)
-    rows.append(pictures.GridRow(name, cells))
-  return pictures.draw_grid(["Image", *fixed], rows), methods[0], remarks
+    rows.append((named.class_name(own[key].target), cells))
+  return pictures.draw_grid(["Image", *shown], rows), methods[0], remarks
 
 
 def _check_out(out: files.AnyPath) -> None:
@@ -181,3 +174,148 @@ def _check_out(out: files.AnyPath) -> None:
       f"comparison. {str(out)!r} holds {', '.join(others[:3])}"
       f"{' and more' if len(others) > 3 else ''}. Choose another folder."
     )
+
+
+# Accuracy against content heatmap.
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """A model under one explanation: means over its seeds, in percent.
+
+  Attributes:
+    label: the model.
+    method: the explanation.
+    metric: of accuracy: "top1" or "f1_overall".
+    accuracy: by `metric`.
+    content_heatmap: by `method`.
+    num_runs: how many seeds.
+    is_on_front: whether no other model is as good in both and better in one.
+  """
+
+  label: str
+  method: str
+  metric: str
+  accuracy: float
+  content_heatmap: float
+  num_runs: int
+  is_on_front: bool = False
+
+
+def pareto_points(models: Models) -> list[Point]:
+  """Returns the points of every method that has any, its front marked."""
+  found = []
+  for method in _PARETO_METHODS:
+    own = [
+      point
+      for label, members in models.items()
+      if (point := _point(label, method, members))
+    ]
+    found += [
+      dataclasses.replace(
+        point, is_on_front=not any(_beats(other, point) for other in own)
+      )
+      for point in own
+    ]
+  return found
+
+
+def _point(
+  label: str, method: str, members: Sequence[Evaluated]
+) -> Point | None:
+  for metric in (accuracy(multi_label=False), accuracy(multi_label=True)):
+    pairs = [
+      (one.number(Key(metric)), one.number(Key("content_heatmap", method)))
+      for one in members
+    ]
+    whole = [pair for pair in pairs if None not in pair]
+    if whole:
+      means = map(statistics.fmean, zip(*whole, strict=True))
+      return Point(label, method, metric, *means, num_runs=len(whole))
+  return None
+
+
+def _beats(one: Point, other: Point) -> bool:
+  ours = (one.accuracy, one.content_heatmap)
+  theirs = (other.accuracy, other.content_heatmap)
+  return ours != theirs and all(
+    a >= b for a, b in zip(ours, theirs, strict=True)
+  )
+
+
+def pareto_csv(points: Sequence[Point]) -> str:
+  """Returns a line for each point."""
+  names = ["model", "method", "metric", "accuracy", "content_heatmap"]
+  lines = [dataclasses.astuple(point) for point in points]
+  return formats.csv_text(
+    [
+      [*names, "num_runs", "on_front"],
+      *([*line[:-1], int(line[-1])] for line in lines),
+    ]
+  )
+
+
+def pareto_chart(points: Sequence[Point]) -> plots.Chart | None:
+  """Returns the chart of the first method that two models have, or None."""
+  for method in _PARETO_METHODS:
+    own = [point for point in points if point.method == method]
+    if len(own) >= 2:
+      return _drawn(own)
+  return None
+
+
+def _drawn(own: Sequence[Point]) -> plots.Chart:
+  title = "Accuracy against content heatmap"
+  method = title_of(own[0].method)
+  word = METRICS[own[0].metric].title
+  front = sorted(
+    (p for p in own if p.is_on_front), key=lambda p: p.content_heatmap
+  )
+
+  def draw(palette: plots.Palette) -> Figure:
+    figure = Figure(figsize=(7.2, 3.6), facecolor="none")
+    axes = figure.add_axes((0.09, 0.14, 0.88, 0.82), facecolor="none")
+    axes.plot(
+      [point.content_heatmap for point in front],
+      [point.accuracy for point in front],
+      color=palette.muted,
+      linewidth=1.0,
+      zorder=1,
+    )
+    axes.margins(0.16)
+    places = [point.content_heatmap for point in own]
+    middle = (min(places) + max(places)) / 2
+    for point in own:
+      is_right = point.content_heatmap > middle
+      axes.plot(
+        [point.content_heatmap],
+        [point.accuracy],
+        marker="o",
+        markersize=7.0 if point.is_on_front else 5.0,
+        color=palette.series[0 if point.is_on_front else 1],
+        linestyle="none",
+        zorder=2,
+      )
+      axes.annotate(
+        # "$" would begin a formula.
+        point.label.replace("$", r"\$"),
+        (point.content_heatmap, point.accuracy),
+        # Towards the middle: there is room whatever the name's length.
+        xytext=(-7 if is_right else 7, 6),
+        ha="right" if is_right else "left",
+        textcoords="offset points",
+        fontsize=8.5,
+        color=palette.text,
+      )
+    axes.set_xlabel(f"CH in percent, {method}")
+    axes.set_ylabel(f"{word} in percent")
+    plots.clean(axes, palette)
+    return figure
+
+  listed = "; ".join(
+    f"{p.label}: {word} {p.accuracy:.1f}, CH {p.content_heatmap:.1f}"
+    + (", on the front" if p.is_on_front else "")
+    for p in own
+  )
+  unit = f"{word} and CH in percent, maps of {method}"
+  return plots.drawn(title, unit, draw, listed, png=True)

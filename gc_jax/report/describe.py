@@ -3,14 +3,15 @@
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from gc_jax import data, models
-from gc_jax.method.metrics import Key
-from gc_jax.models import MODELS
+from gc_jax import data
+from gc_jax.method.metrics import METRICS, Key, Metric
+from gc_jax.models import MODELS, is_gmp, without_gmp
 from gc_jax.report.artefact import About, Evaluated
 from gc_jax.runtime import config as saved_config
 
+METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 # Settings that only some questions depend on: others compare without them.
 _OF_QUESTIONS = {
   "eval.epsilons": ("attacks",),
@@ -21,14 +22,17 @@ _OF_QUESTIONS = {
 _OF_RELEASE = ("eval.shorter_side_px", "eval.round_px")
 
 
+# Names.
+
+
 def architecture_title(name: str) -> str:
-  """Returns "ResNet18" for a key of `MODELS`: its pooling is not said."""
-  return MODELS[name].title if name in MODELS else models.without_gmp(name)
+  """Returns "ResNet18" for a key of `MODELS`, whatever its pooling."""
+  return MODELS[name].title if name in MODELS else without_gmp(name)
 
 
 def paper_names(about: About) -> list[str]:
   """Returns what the paper would call the model: two names if it is open."""
-  gmp = ["GMP"] * models.is_gmp(about.architecture)
+  gmp = ["GMP"] * is_gmp(about.architecture)
   losses = (False, True) if about.consistency is None else (about.consistency,)
   others = [name.capitalize() for name in _other_guidance(about)]
   return [
@@ -49,21 +53,19 @@ def _other_guidance(about: About) -> dict[str, float]:
 
 
 def label(about: About) -> str:
-  """Returns "ResNet18 GMP+GC"; where nobody says the loss, the source too."""
+  """Returns "ResNet18 GMP+GC"; with its source if its loss is unknown."""
   title = architecture_title(about.architecture)
   if about.consistency is not None:
     return f"{title} {paper_names(about)[0]}"
-  pooled = " GMP" if models.is_gmp(about.architecture) else ""
-  name = pathlib.PurePath(about.source).name or about.source
-  return f"{title}{pooled} ({name})"
+  pooled = " GMP" if is_gmp(about.architecture) else ""
+  return f"{title}{pooled} ({_source(about)})"
 
 
-def pooling(architecture: str) -> str:
-  """Returns " with global max pooling", or "" for a key of `MODELS`."""
-  if models.is_gmp(architecture):
-    return " with global max pooling"
-  known = MODELS.get(architecture)
-  return " with global average pooling" if known and known.torch_pooling else ""
+def _source(about: About) -> str:
+  return pathlib.PurePath(about.source).name or about.source
+
+
+# Sentences.
 
 
 def training(about: About, others: Sequence[About] = ()) -> str:
@@ -73,7 +75,7 @@ def training(about: About, others: Sequence[About] = ()) -> str:
     about: what was evaluated.
     others: repetitions of it, which differ by seed only.
   """
-  model = architecture_title(about.architecture) + pooling(about.architecture)
+  model = architecture_title(about.architecture) + _pooling(about.architecture)
   if not about.trained:
     loss = {
       None: "whether with the consistency loss, its file does not say",
@@ -82,40 +84,30 @@ def training(about: About, others: Sequence[About] = ()) -> str:
     }[about.consistency]
     return f"{model}, {loss}."
   setting = about.trained_with
-  parts = [f"{model},"]
   epochs = setting("num_epochs")
-  if epochs is not None:
-    plural = "epoch" if epochs == 1 else "epochs"
-    parts.append(f"trained for {epochs:g} {plural}")
-  else:
-    parts.append("trained")
+  plural = "epoch" if epochs == 1 else "epochs"
+  trained = "trained" if epochs is None else f"trained for {epochs:g} {plural}"
   name = data.title(str(setting("data.name") or "unknown data"))
-  parts.append(f"on {name}{_data_details(about)}")
+  parts = [f"{model}, {trained} on {name}{_data_details(about)}"]
   if about.consistency:
-    parts.append("with the Grad-CAM consistency loss,")
-    parts.append(f"λ = {setting('loss.consistency_weight'):g},")
+    weight = setting("loss.consistency_weight")
+    parts.append(f"with the Grad-CAM consistency loss, λ = {weight:g},")
     if setting("compose.mode"):
       parts.append(f"{setting('compose.mode')} composites,")
   else:
     parts.append("without the consistency loss,")
   for name, weight in _other_guidance(about).items():
     parts.append(f"with the {name} loss, weight {weight:g},")
-  seeds = sorted({str(one.trained_with("seed")) for one in [about, *others]})
-  if len(seeds) == 1:
-    parts.append(f"seed {seeds[0]}.")
-  else:
-    parts.append(f"seeds {', '.join(seeds[:-1])} and {seeds[-1]}.")
-  return " ".join(parts)
+  *first, last = sorted({str(a.trained_with("seed")) for a in [about, *others]})
+  seeds = f"seeds {', '.join(first)} and {last}." if first else f"seed {last}."
+  return " ".join([*parts, seeds])
 
 
-def sentence(about: About, others: Sequence[About] = ()) -> str:
-  """Returns how the model was trained, and on what it was evaluated."""
-  if not about.num_images:
-    return training(about, others)
-  return (
-    f"{training(about, others)} Evaluated on {about.num_images:,} images of "
-    f"{data.title(about.data_name)}, split {about.split}."
-  )
+def _pooling(architecture: str) -> str:
+  if is_gmp(architecture):
+    return " with global max pooling"
+  known = MODELS.get(architecture)
+  return " with global average pooling" if known and known.torch_pooling else ""
 
 
 def _data_details(about: About) -> str:
@@ -132,13 +124,22 @@ def _data_details(about: About) -> str:
   return f" ({', '.join(details)})" if details else ""
 
 
+def sentence(about: About, others: Sequence[About] = ()) -> str:
+  """Returns how the model was trained, and on what it was evaluated."""
+  if not about.num_images:
+    return training(about, others)
+  return (
+    f"{training(about, others)} Evaluated on {about.num_images:,} images of "
+    f"{data.title(about.data_name)}, split {about.split}."
+  )
+
+
 def tolerance(about: About) -> str:
   """Returns how near to the object a point still hits it."""
   tolerance_px = setting(about, "tolerance_px")
   pixels = 15.0 if tolerance_px is None else tolerance_px
-  if about.protocol == "release":
-    return f"comes within {pixels:g} pixels of it"
-  return f"comes within {pixels:g} pixels of it (at 224×224)"
+  at_size = "" if about.protocol == "release" else " (at 224×224)"
+  return f"comes within {pixels:g} pixels of it{at_size}"
 
 
 def protocol(about: About) -> str:
@@ -150,21 +151,18 @@ def protocol(about: About) -> str:
       f"point hits the object if it {tolerance(about)}; the pointing game is "
       "averaged over classes; objects marked difficult count in CH only."
     )
-  if about.protocol == "paper":
-    return (
-      "Protocol “paper”, as its text says: pictures and annotations as "
-      f"squares of one size; a point hits the object if it {tolerance(about)}; "
-      "the pointing game counts hits over hits and misses."
-    )
-  return f"Protocol “{about.protocol}”."
+  return (
+    "Protocol “paper”, as its text says: pictures and annotations as "
+    f"squares of one size; a point hits the object if it {tolerance(about)}; "
+    "the pointing game counts hits over hits and misses."
+  )
 
 
 def setting(about: About, name: str) -> Any:
-  """Returns one of the settings; from the configuration where not listed."""
-  for known in (name, f"eval.{name}"):
-    if known in about.settings:
-      return about.settings[known]
-  return saved_config.field(about.config, f"eval.{name}")
+  """Returns a setting of the evaluation; None where it is unknown."""
+  field = f"eval.{name}"
+  known = about.settings.get(field, about.settings.get(name))
+  return saved_config.field(about.config, field) if known is None else known
 
 
 def fewer_pairs(evaluated: Evaluated) -> str:
@@ -175,6 +173,9 @@ def fewer_pairs(evaluated: Evaluated) -> str:
   if not 0 < about.num_costly_images < total:
     return ""
   return f"{about.num_costly_images:,} of the {total:,} (image, class) pairs"
+
+
+# What may be compared.
 
 
 def check_comparable(evaluations: Sequence[Evaluated]) -> None:
@@ -238,17 +239,16 @@ def shared_seeds(groups: Mapping[str, Sequence[Evaluated]]) -> list[str]:
 def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
   """Returns label to evaluations; those of a label differ by seed only.
 
-  A label is the architecture with the paper's name of the model, and what else
-  the models differ in where those are the same.
+  A label is the architecture with the paper's name of the model; models of the
+  same name are told apart by what else they differ in.
   """
   groups: dict[str, list[Evaluated]] = {}
   for evaluated in evaluations:
     about = evaluated.about
-    key: list[Any] = [about.architecture, about.consistency]
-    if about.trained_with("seed") is None:
-      key.append(str(evaluated.folder))  # nobody says that it is a repetition
-    else:
-      key.append(saved_config.model_settings(about.trained))
+    # Without a seed, nothing says that it is a repetition.
+    is_known = about.trained_with("seed") is not None
+    own = saved_config.model_settings(about.trained) if is_known else None
+    key = about.architecture, about.consistency, own or str(evaluated.folder)
     groups.setdefault(json.dumps(key, default=str), []).append(evaluated)
   members = list(groups.values())
   return dict(zip(_labels(members), members, strict=True))
@@ -260,7 +260,7 @@ def _labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
   labels = [label(about) for about in abouts]
   details = [
     _differing(abouts, labels),
-    [pathlib.PurePath(about.source).name for about in abouts],
+    [_source(about) for about in abouts],
     [members[0].folder.name for members in groups],
     [str(members[0].folder) for members in groups],
   ]
@@ -283,25 +283,128 @@ def _differing(abouts: Sequence[About], labels: Sequence[str]) -> list[str]:
     saved_config.model_settings(about.trained) if about.trained else {}
     for about in abouts
   ]
+  labelled = list(zip(labels, settings, strict=True))
   found = []
-  for own_label, own in zip(labels, settings, strict=True):
-    namesakes = [
-      other
-      for other_label, other in zip(labels, settings, strict=True)
-      if other_label == own_label
-    ]
-    names = [
-      name
-      for name in sorted(own)
-      if any(other.get(name) != own[name] for other in namesakes)
-    ]
-    found.append(", ".join(f"{_short(n)}={_value(own[n])}" for n in names))
+  for own_label, own in labelled:
+    namesakes = [other for text, other in labelled if text == own_label]
+    words = []
+    for name, value in sorted(own.items()):
+      if any(other.get(name) != value for other in namesakes):
+        short = "λ" if name == "loss.consistency_weight" else name
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        words.append(f"{short}={text}")
+    found.append(", ".join(words))
   return found
 
 
-def _short(name: str) -> str:
-  return "λ" if name == "loss.consistency_weight" else name
+# Headline numbers.
 
 
-def _value(value: Any) -> str:
-  return f"{value:g}" if isinstance(value, float) else str(value)
+class Headline(NamedTuple):
+  """A number in percent with its meaning.
+
+  Attributes:
+    title: the metric's name in words.
+    metric: an entry of `METRICS`.
+    value: "86.2".
+    interval: "85.0 to 87.4", or "".
+    meaning: one plain sentence.
+    reference: what to hold it against, or "".
+    change: "+1.2 against Baseline", or "".
+    is_better: whether the change is one for the better; None for none.
+  """
+
+  title: str
+  metric: Metric
+  value: str
+  interval: str
+  meaning: str
+  reference: str
+  change: str = ""
+  is_better: bool | None = None
+
+
+def method_of(evaluated: Evaluated) -> str:
+  """Returns the method on the tiles: what training made consistent, if any."""
+  methods = evaluated.about.methods
+  return METHOD if METHOD in methods else "".join(methods[:1])
+
+
+def headlines(
+  evaluated: Evaluated, other: Evaluated | None = None, other_name: str = ""
+) -> list[Headline]:
+  """Returns the headline numbers that were measured.
+
+  Args:
+    evaluated: whose numbers.
+    other: evaluation to tell changes against.
+    other_name: its model's name.
+  """
+  method = method_of(evaluated) or METHOD
+  count = evaluated.number(Key("num_examples"))
+  images = f"the {count:,.0f} evaluation images" if count else "the images"
+  uniform = evaluated.number(Key("content_heatmap", "uniform"))
+  center = evaluated.number(Key("pointing_game", "center"))
+  said = {  # key -> title, meaning of the value, what to hold it against
+    Key("top1"): (
+      "Accuracy",
+      f"{{}}% of {images} were classified correctly.",
+      "",
+    ),
+    Key("f1_overall"): (
+      "F1 over all decisions",
+      "Balance of finding the classes that are there and naming no others: "
+      "{} of 100.",
+      "",
+    ),
+    Key("content_heatmap", method): (
+      "On the object",
+      "On average {}% of what the explanation highlights is the object itself.",
+      ""
+      if uniform is None
+      else f"A uniform map scores {uniform:.1f}, the share of the picture "
+      "that objects cover.",
+    ),
+    Key("negative_quadrants_heatmap", method): (
+      "On other images",
+      "Beside three images without the class, {}% of the explanation falls on "
+      "those three.",
+      "A uniform map scores 75 (three of four quadrants); 0 is ideal.",
+    ),
+    Key("pointing_game", method): (
+      "Peak on the object",
+      "In {}% of cases the highest point of the map hits the object, or "
+      f"{tolerance(evaluated.about)}.",
+      ""
+      if center is None
+      else f"Always pointing at the centre scores {center:.1f}.",
+    ),
+  }
+  found = []
+  for key, (title, meaning, reference) in said.items():
+    number = evaluated.number(key)
+    if number is None:
+      continue
+    metric, value = METRICS[key.metric], f"{number:.1f}"
+    ends = evaluated.interval(key)
+    interval = "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+    change, is_better = "", None
+    before = None if other is None else other.number(key)
+    if before is not None:
+      # As the reader would subtract, and never −0.
+      delta = round(round(number, 1) - round(before, 1), 1) + 0.0
+      change = f"{delta:+.1f} against {other_name}".replace("-", "−", delta < 0)
+      is_better = (delta > 0) == metric.higher_is_better if delta else None
+    found.append(
+      Headline(
+        title,
+        metric,
+        value,
+        interval,
+        meaning.format(value),
+        reference,
+        change,
+        is_better,
+      )
+    )
+  return found

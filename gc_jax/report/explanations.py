@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from gc_jax.report import overlay
+from gc_jax.report import pictures
 from gc_jax.runtime import files
 
 FILENAME = "explanations.json"
@@ -142,9 +142,9 @@ def write(
 ) -> None:
   """Writes the overlay and the raw map of one explanation."""
   shown = np.zeros_like(cam) if explanation.map_is_empty else cam
-  picture = overlay.heat_overlay(image, shown)
+  picture = pictures.heat_overlay(image, shown)
   with files.replacing(out / explanation.overlay) as file:
-    file.write(overlay.png_bytes(picture))
+    file.write(pictures.png_bytes(picture))
   with files.replacing(out / explanation.map) as file:
     np.save(file, cam)
 

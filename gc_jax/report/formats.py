@@ -1,64 +1,81 @@
-"""Tables as Markdown, HTML, CSV, and LaTeX for a paper."""
+"""Tables as Markdown, CSV, LaTeX for a paper, and texts for a page."""
 
 import csv
-import html
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from gc_jax.attribution import title_of
-from gc_jax.report import tables
+from gc_jax.report.tables import Cell, Column, Row, Table
 
 _LATEX_HEADER = """\
 % Needs, in the preamble: \\usepackage{booktabs}
 % Read as UTF-8, the default of LaTeX since 2018. The notes below each table
 % are comments.
 """
-_LATEX_ESCAPES = {
-  "\\": r"\textbackslash{}",
-  **{character: f"\\{character}" for character in "&%$#_{}"},
-  "~": r"\textasciitilde{}",
-  "^": r"\textasciicircum{}",
-  "<": r"\textless{}",
-  ">": r"\textgreater{}",
-  "|": r"\textbar{}",
-  "±": r"$\pm$",
-  "↑": r"$\uparrow$",
-  "↓": r"$\downarrow$",
-  "−": "$-$",
-  "×": r"$\times$",
-  "λ": r"$\lambda$",
-  "ε": r"$\epsilon$",
-  "≥": r"$\geq$",
-  "“": "``",
-  "”": "''",
-  "…": r"\ldots{}",
-}
+_LATEX_ESCAPES = str.maketrans(
+  {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "λ": r"$\lambda$",
+    "ε": r"$\epsilon$",
+    "≥": r"$\geq$",
+    "“": "``",
+    "”": "''",
+    "…": r"\ldots{}",
+  }
+)
 
 
-def format_cell(cell: tables.Cell | None, decimals: int = 1) -> str:
-  """Returns "45.2", or "45.2 ± 0.3" where there is a spread; "" for none."""
+class Text(NamedTuple):
+  """A cell in words: "45.2 ± 0.3", "[44.1, 46.3]"; "" for what is unknown."""
+
+  number: str
+  interval: str = ""
+  is_best: bool = False
+
+
+def texts(table: Table, row: Row) -> list[Text]:
+  """Returns the cells of a row in words."""
+  return [
+    Text(
+      *_written(row.cells.get(column.key), column.decimals),
+      table.is_best(row, column),
+    )
+    for column in table.columns
+  ]
+
+
+def _written(cell: Cell | None, decimals: int) -> tuple[str, str]:
   if cell is None:
-    return ""
+    return "", ""
   std = cell.sampling_std if cell.std is None else cell.std
-  text = f"{cell.mean:,.{decimals}f}"
-  return text + ("" if std is None else f" ± {std:.{decimals}f}")
-
-
-def format_interval(cell: tables.Cell | None, decimals: int = 1) -> str:
-  """Returns "[44.1, 46.3]"; "" where there is no interval."""
-  if cell is None or cell.interval is None:
-    return ""
+  number = f"{cell.mean:,.{decimals}f}"
+  number += "" if std is None else f" ± {std:.{decimals}f}"
+  if cell.interval is None:
+    return number, ""
   low, high = cell.interval
-  return f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+  return number, f"[{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
-def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
+def notes(table: Table, explained: Collection[str] = ()) -> list[str]:
   """Returns what a reader of this table must know, a sentence each.
 
   Args:
-    table: read.
-    explained: titles of columns whose meaning the reader was told before.
+    table: to be read.
+    explained: titles of columns whose meaning the reader knows already.
   """
+  cells = [cell for row in table.rows for cell in row.cells.values()]
   sentences = ["All numbers in percent."]
   meanings = [
     f"{c.title}: {c.meaning}"
@@ -75,16 +92,12 @@ def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
       "± is the sample standard deviation over the runs of a row, which "
       "differ by seed only"
     )
-  if any(
-    cell.sampling_std is not None and cell.std is None
-    for row in table.rows
-    for cell in row.cells.values()
-  ):
+  if any(c.sampling_std is not None and c.std is None for c in cells):
     spreads.append("for a single run, ± is the spread of SPG over its draws")
   if spreads:
     text = "; ".join(spreads)
     sentences.append(text[0].upper() + text[1:] + ".")
-  if any(cell.interval for row in table.rows for cell in row.cells.values()):
+  if any(cell.interval for cell in cells):
     sentences.append(
       "In brackets: the 95% interval, by resampling the evaluated images."
     )
@@ -92,187 +105,20 @@ def notes(table: tables.Table, explained: Collection[str] = ()) -> list[str]:
     sentences.append(
       "The last rows are controls: maps that know nothing of the model."
     )
-  return sentences + list(table.notes)
+  return [*sentences, *table.notes]
 
 
-def to_markdown(table: tables.Table) -> str:
-  """Returns a GitHub table; the best of each method and column is bold."""
-  runs = is_repeated(table)
-  headings = ["Model", "Explanation"] + ["Runs"] * runs
-  headings += [column.heading for column in table.columns]
-  aligned = ["---", "---"] + ["--:"] * (len(headings) - 2)
-  lines = [headings, aligned]
-  for row in table.rows:
-    line = [_escape(row.label), _escape(method_title(row))]
-    line += [num_runs(row)] * runs
-    for column in table.columns:
-      cell = row.cells.get(column.key)
-      text = format_cell(cell, column.decimals)
-      text = f"**{text}**" if table.is_best(row, column) else text
-      interval = format_interval(cell, column.decimals)
-      line.append(f"{text} {interval}" if interval else text)
-    lines.append(line)
-  return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def to_html(table: tables.Table) -> str:
-  """Returns a `<table>`; classes `control`, `reference`, `best` for style."""
-  runs = is_repeated(table)
-  headings = ["Model", "Explanation"] + ["Runs"] * runs
-  out = ["<table>", "<thead><tr>"]
-  out += [f'<th scope="col">{heading}</th>' for heading in headings]
-  for column in table.columns:
-    title = html.escape(column.meaning)
-    out.append(f'<th scope="col" title="{title}">{column.heading}</th>')
-  out.append("</tr></thead>\n<tbody>")
-  previous = None
-  for row in table.rows:
-    first = " first" if previous not in (None, block(table, row)) else ""
-    previous = block(table, row)
-    kind = previous if row.is_reference or row.is_control else "model"
-    out.append(f'<tr class="{kind}{first}">')
-    out.append(f'<th scope="row">{html.escape(row.label)}</th>')
-    out.append(f"<td>{html.escape(method_title(row))}</td>")
-    if runs:
-      out.append(f"<td>{num_runs(row)}</td>")
-    for column in table.columns:
-      cell = row.cells.get(column.key)
-      text = format_cell(cell, column.decimals)
-      if table.is_best(row, column):
-        text = f'<strong class="best">{text}</strong>'
-      if interval := format_interval(cell, column.decimals):
-        text += f' <span class="interval">{interval}</span>'
-      out.append(f"<td>{text}</td>")
-    out.append("</tr>")
-  return "".join(out) + "</tbody>\n</table>"
-
-
-def to_long_csv(all_tables: Sequence[tables.Table]) -> str:
-  """Returns the cells of several tables, a line each, empty ones too.
-
-  `kind` is model, paper or control; `std` is over runs, `sampling_std` over
-  the draws within a run; `low` and `high` end the 95% interval.
-  """
-  buffer = io.StringIO()
-  writer = csv.writer(buffer, lineterminator="\n")
-  names = ["table", "kind", "model", "method", "num_runs", "metric", "value"]
-  writer.writerow([*names, "std", "sampling_std", "low", "high"])
-  for table in all_tables:
-    for row in table.rows:
-      kind = "paper" if row.is_reference else "model"
-      kind = "control" if row.is_control else kind
-      start = [table.title, kind, row.label, row.method, row.num_runs]
-      for column in table.columns:
-        cell = row.cells.get(column.key)
-        numbers: tuple[float | None, ...] = (None,) * 5
-        if cell is not None:
-          ends = cell.interval or (None, None)
-          numbers = (cell.mean, cell.std, cell.sampling_std, *ends)
-        written = ["" if n is None else f"{n:.4f}" for n in numbers]
-        writer.writerow([*start, column.key, *written])
-  return buffer.getvalue()
-
-
-def to_csv(table: tables.Table) -> str:
-  """Returns one line a row: means, then spreads, named by metric key.
-
-  `KEY_std` is over runs, `KEY_sampling_std` over the draws within a run;
-  four decimals; what is not measured is empty.
-  """
-  drawn = {
-    key
-    for row in table.rows
-    for key, cell in row.cells.items()
-    if cell.sampling_std is not None
-  }
-  names = ["model", "method", "control", "num_runs"]
-  for column in table.columns:
-    names += [column.key, f"{column.key}_std"]
-    names += [f"{column.key}_sampling_std"] * (column.key in drawn)
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-  writer.writeheader()
-  for row in table.rows:
-    line = {
-      "model": row.label,
-      "method": row.method,
-      "control": int(row.is_control),
-      "num_runs": row.num_runs,
-    }
-    for key, cell in row.cells.items():
-      line[key] = f"{cell.mean:.4f}"
-      if cell.std is not None:
-        line[f"{key}_std"] = f"{cell.std:.4f}"
-      if cell.sampling_std is not None:
-        line[f"{key}_sampling_std"] = f"{cell.sampling_std:.4f}"
-    writer.writerow(line)
-  return buffer.getvalue()
-
-
-def escape_latex(text: str) -> str:
-  """Returns text as LaTeX prints it, on one line."""
-  return "".join(_LATEX_ESCAPES.get(character, character) for character in text)
-
-
-def to_latex_document(all_tables: Sequence[tables.Table]) -> str:
-  """Returns the tables one below the other, for `\\input`."""
-  return _LATEX_HEADER + "".join("\n" + to_latex(table) for table in all_tables)
-
-
-def to_latex(table: tables.Table) -> str:
-  """Returns a `table` with a caption; the best of each method is bold.
-
-  Rules stand between the blocks of a method, and above the controls.
-  """
-  runs = is_repeated(table)
-  headings = ["Model", "Explanation"] + ["Runs"] * runs
-  headings += [column.heading for column in table.columns]
-  caption = rf"\caption{{{escape_latex(table.title)}. In percent.}}"
-  lines = [
-    r"\begin{table}",
-    r"\centering",
-    caption if table.title else "",
-    rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}",
-    r"\toprule",
-    " & ".join(map(escape_latex, headings)) + r" \\",
-  ]
-  previous = None
-  for row in table.rows:
-    own = block(table, row)
-    if own != previous:
-      lines.append(r"\midrule")
-    previous = own
-    cells = [escape_latex(row.label), escape_latex(method_title(row))]
-    cells += [num_runs(row)] * runs
-    for column in table.columns:
-      cell = row.cells.get(column.key)
-      text = escape_latex(format_cell(cell, column.decimals))
-      if table.is_best(row, column):
-        text = rf"\textbf{{{text}}}"
-      interval = format_interval(cell, column.decimals)
-      # Braces: after "\\", "[" would begin an optional argument.
-      cells.append(f"{text} {{{interval}}}" if interval else text)
-    lines.append(" & ".join(cells) + r" \\")
-  lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-  lines += [f"% {note}" for note in notes(table)]
-  return "".join(f"{line}\n" for line in lines if line)
-
-
-def is_repeated(table: tables.Table) -> bool:
+def is_repeated(table: Table) -> bool:
   """Returns whether a row stands for several runs."""
   return any(row.num_runs > 1 for row in table.rows)
 
 
-def method_title(row: tables.Row) -> str:
+def method_title(row: Row) -> str:
   """Returns what stands in the second column."""
-  if row.title:
-    return row.title
-  if row.is_control:
-    return "control"
-  return title_of(row.method)
+  return row.title or ("control" if row.is_control else title_of(row.method))
 
 
-def block(table: tables.Table, row: tables.Row) -> str:
+def block(table: Table, row: Row) -> str:
   """Returns what a row stands together with: a method, quotes, controls."""
   if row.is_reference:
     return "reference"
@@ -281,10 +127,202 @@ def block(table: tables.Table, row: tables.Row) -> str:
   return "method" if table.across_methods else f"method {row.method}"
 
 
-def num_runs(row: tables.Row) -> str:
-  """Returns how many runs a row stands for, where that is said."""
+def num_runs(row: Row) -> str:
+  """Returns how many runs a row stands for; "" where it stands for none."""
   return "" if row.is_control or row.is_reference else str(row.num_runs)
 
 
-def _escape(text: str) -> str:
-  return text.replace("|", "\\|")
+def _headings(table: Table) -> list[str]:
+  runs = ["Runs"] * is_repeated(table)
+  return ["Model", "Explanation", *runs, *(c.heading for c in table.columns)]
+
+
+def _line(
+  table: Table,
+  row: Row,
+  escape: Callable[[str], str],
+  best: str,
+  beside: str,
+) -> list[str]:
+  """Returns a row in words, escaped.
+
+  Args:
+    table: the row's.
+    row: to be written.
+    escape: makes text safe in this format.
+    best: "**{}**": how the best number looks.
+    beside: "{} {}": a number and its interval.
+  """
+  line = [escape(row.label), escape(method_title(row))]
+  line += [num_runs(row)] * is_repeated(table)
+  for number, interval, is_best in texts(table, row):
+    text = best.format(escape(number)) if is_best else escape(number)
+    line.append(beside.format(text, interval) if interval else text)
+  return line
+
+
+def to_markdown(table: Table) -> str:
+  """Returns a GitHub table; the best of each method and column is bold."""
+  headings = _headings(table)
+  lines = [headings, ["---", "---"] + ["--:"] * (len(headings) - 2)]
+  escape = lambda text: text.replace("|", "\\|")
+  lines += [_line(table, row, escape, "**{}**", "{} {}") for row in table.rows]
+  return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def for_page(groups: Sequence[Sequence[Table]]) -> list[list[dict[str, Any]]]:
+  """Returns tables for the page; a note stands below the first it is of."""
+  seen: set[str] = set()
+  explained: set[str] = set()
+
+  def told(table: Table) -> list[str]:
+    own = [note for note in notes(table, explained) if note not in seen]
+    seen.update(own)
+    explained.update(column.title for column in table.columns)
+    return own
+
+  return [
+    [
+      {
+        "title": table.title,
+        "notes": told(table),
+        "columns": table.columns,
+        "is_repeated": is_repeated(table),
+        "rows": _rows_for_page(table),
+      }
+      for table in made
+    ]
+    for made in groups
+  ]
+
+
+def _rows_for_page(table: Table) -> list[dict[str, Any]]:
+  rows, previous = [], None
+  for row in table.rows:
+    own = block(table, row)
+    rows.append(
+      {
+        "label": row.label,
+        "method": method_title(row),
+        "runs": num_runs(row),
+        "kind": "model" if own.startswith("method") else own,
+        "is_first": previous not in (None, own),
+        "cells": texts(table, row),
+      }
+    )
+    previous = own
+  return rows
+
+
+def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:
+  """Returns tables.md, tables.csv and tables.tex.
+
+  Args:
+    made: the tables.
+    preface: what holds for all of them.
+  """
+  markdown = f"{preface}\n"
+  for table in made:
+    markdown += f"\n## {table.title}\n\n{to_markdown(table)}"
+    markdown += "".join(f"\n{note}\n" for note in notes(table))
+  latex = [_LATEX_HEADER, *map(to_latex, made), f"% {preface}\n"]
+  return {
+    "tables.md": markdown.encode(),
+    "tables.csv": _long_csv(made).encode(),
+    "tables.tex": "\n".join(latex).encode(),
+  }
+
+
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+  """Returns lines as CSV: floats with four decimals, None as nothing."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator="\n")
+  for line in lines:
+    writer.writerow([f"{x:.4f}" if isinstance(x, float) else x for x in line])
+  return buffer.getvalue()
+
+
+def _long_csv(made: Sequence[Table]) -> str:
+  """Returns the cells of several tables, a line each, empty ones too.
+
+  `kind` is model, paper or control; `std` is over runs, `sampling_std` over
+  the draws within a run; `low` and `high` end the 95% interval.
+  """
+  names = ["table", "kind", "model", "method", "num_runs", "metric", "value"]
+  lines: list[list[Any]] = [[*names, "std", "sampling_std", "low", "high"]]
+  for table in made:
+    for row in table.rows:
+      kind = "paper" if row.is_reference else "model"
+      kind = "control" if row.is_control else kind
+      start = [table.title, kind, row.label, row.method, row.num_runs]
+      for column in table.columns:
+        numbers = _numbers(row.cells.get(column.key))
+        lines.append([*start, column.key, *numbers])
+  return csv_text(lines)
+
+
+def _numbers(cell: Cell | None) -> tuple[float | None, ...]:
+  """Returns mean, std, sampling_std, low, high."""
+  if cell is None:
+    return (None,) * 5
+  low, high = cell.interval or (None, None)
+  return cell.mean, cell.std, cell.sampling_std, low, high
+
+
+def to_csv(table: Table) -> str:
+  """Returns one line a row: means, then spreads, named by metric key.
+
+  `KEY_std` is over runs, `KEY_sampling_std` over the draws within a run;
+  four decimals; what is not measured is empty.
+  """
+
+  def kept(column: Column, values: Sequence[Any]) -> Sequence[Any]:
+    """Returns mean and std; the spread over draws where a row has one."""
+    cells = [row.cells.get(column.key) for row in table.rows]
+    is_drawn = any(c and c.sampling_std is not None for c in cells)
+    return values[: 3 if is_drawn else 2]
+
+  names = ["model", "method", "control", "num_runs"]
+  for column in table.columns:
+    endings = kept(column, ("", "_std", "_sampling_std"))
+    names += [column.key + ending for ending in endings]
+  lines: list[list[Any]] = [names]
+  for row in table.rows:
+    line = [row.label, row.method, int(row.is_control), row.num_runs]
+    for column in table.columns:
+      line += kept(column, _numbers(row.cells.get(column.key)))
+    lines.append(line)
+  return csv_text(lines)
+
+
+def _escape_latex(text: str) -> str:
+  return text.translate(_LATEX_ESCAPES)
+
+
+def to_latex(table: Table) -> str:
+  """Returns a `table` with a caption; the best of each method is bold.
+
+  Rules stand between the blocks of a method, and above the controls.
+  """
+  headings = _headings(table)
+  caption = rf"\caption{{{_escape_latex(table.title)}. In percent.}}"
+  lines = [
+    r"\begin{table}",
+    r"\centering",
+    caption if table.title else "",
+    rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}",
+    r"\toprule",
+    " & ".join(map(_escape_latex, headings)) + r" \\",
+  ]
+  previous = None
+  for row in table.rows:
+    own = block(table, row)
+    if own != previous:
+      lines.append(r"\midrule")
+    previous = own
+    # Braces: after "\\", "[" would begin an optional argument.
+    line = _line(table, row, _escape_latex, r"\textbf{{{}}}", "{} {{{}}}")
+    lines.append(" & ".join(line) + r" \\")
+  lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+  lines += [f"% {note}" for note in notes(table)]
+  return "".join(f"{line}\n" for line in lines if line)

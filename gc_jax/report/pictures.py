@@ -1,29 +1,187 @@
-"""An evaluation's examples as pictures: for a page, and side by side."""
+"""Pictures of maps: heat over an image, outlines, frames, cards for a page.
 
-import dataclasses
+Small images are enlarged by whole factors, so that their pixels stay crisp.
+"""
+
+import base64
+import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from PIL import Image
 
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS
-from gc_jax.report import overlay, plots, tables
+from gc_jax.report import plots, tables
 from gc_jax.report.artefact import Evaluated, Example
 
+DISPLAY_PX = 256  # enlarge until the shorter side is about this long
+LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap
+LINE_PX = 2  # on the screen, whatever the size of the image
+_COLORMAP = "plasma"
+_MAX_PNG_BYTES = 60_000
+_MAX_ALPHA = 0.8
+_BAND_PX = 256  # rows blended at a time
 _PLACES = ("top left", "top right", "bottom left", "bottom right")
-_NQH = "negative_quadrants_heatmap"
-
 _CELL_INCHES = (1.7, 1.62)  # width; height, of a square picture
 _LETTER_INCHES = 0.065  # of a label, on average
-_DPI = 160
+_DPI = 160  # 270 pixels a picture
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+def display_scale(height: int, width: int) -> int:
+  """Returns the whole factor by which to enlarge an image for the screen."""
+  return max(1, DISPLAY_PX // min(height, width))
+
+
+def enlarge_image(
+  image: UInt8[np.ndarray, "H W 3"], scale: int
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Repeats every pixel `scale` times both ways."""
+  return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def enlarge_map(
+  cam: Float[np.ndarray, "h w"], height: int, width: int
+) -> Float32[np.ndarray, "H W"]:
+  """Enlarges a map bilinearly; cell centres at half cells, edges clamped."""
+  # Pillow works in mode F (float32), without rounding.
+  picture = Image.fromarray(np.asarray(cam, np.float32))
+  picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+  return np.asarray(picture)
+
+
+def heat_overlay(
+  image: UInt8[np.ndarray, "H W 3"],
+  cam: Float[np.ndarray, "h w"],
+  scale: int = 1,
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Returns the image with the map over it, hot where the map is high.
+
+  heat = enlarged map / its maximum, as in the paper's figures; colour and
+  opacity both follow the heat, so the image shows where the map is empty.
+
+  Args:
+    image: RGB.
+    cam: a map >= 0 in any unit. All zero: the image comes back bare.
+    scale: whole factor of enlargement.
+  """
+  image = enlarge_image(image, scale)
+  heat = enlarge_map(cam, *image.shape[:2])
+  peak = float(heat.max())
+  if peak <= 0.0:
+    return image
+  heat = np.clip(heat / peak, 0.0, 1.0)
+  picture = np.empty_like(image)
+  # In bands: a photograph's colours in floats would take a gigabyte.
+  for top in range(0, len(image), _BAND_PX):
+    band = slice(top, top + _BAND_PX)
+    colors = matplotlib.colormaps[_COLORMAP](heat[band])[..., :3] * 255.0
+    alpha = _MAX_ALPHA * heat[band][..., None]
+    blended = (1 - alpha) * image[band] + alpha * colors
+    picture[band] = np.rint(blended).astype(np.uint8)
+  return picture
+
+
+def draw_outline(
+  picture: UInt8[np.ndarray, "sH sW 3"],
+  object_mask: Bool[np.ndarray, "H W"],
+) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Returns the picture with a line around the mask, finer than its pixels.
+
+  The line lies outside, so that thin objects stay visible within it.
+
+  Args:
+    picture: the image the mask belongs to, enlarged by a whole factor.
+    object_mask: at the image's own size.
+  """
+  scale = picture.shape[0] // object_mask.shape[0]
+  enlarged = object_mask.repeat(scale, axis=0).repeat(scale, axis=1)
+  window = (2 * LINE_PX + 1, 2 * LINE_PX + 1)
+  around = np.lib.stride_tricks.sliding_window_view(
+    np.pad(enlarged, LINE_PX), window
+  ).any(axis=(2, 3))
+  picture = picture.copy()
+  picture[around & ~enlarged] = LINE_COLOR
+  return picture
+
+
+def draw_frame(
+  composite: UInt8[np.ndarray, "sH2 sW2 3"],
+  cell: int,
+  width_px: int = 2 * LINE_PX,
+) -> UInt8[np.ndarray, "sH2 sW2 3"]:
+  """Returns the composite with a frame inside one cell (0..3, row-major)."""
+  height, width = composite.shape[0] // 2, composite.shape[1] // 2
+  top, left = cell // 2 * height, cell % 2 * width
+  composite = composite.copy()
+  frame = np.ones((height, width), bool)
+  frame[width_px:-width_px, width_px:-width_px] = False
+  composite[top : top + height, left : left + width][frame] = LINE_COLOR
+  return composite
+
+
+def outlined(example: Example) -> UInt8[np.ndarray, "sH sW 3"]:
+  """Returns an example's image, enlarged, with its object outlined."""
+  scale = display_scale(*example.image.shape[:2])
+  return draw_outline(enlarge_image(example.image, scale), example.object_mask)
+
+
+def explained(
+  example: Example, cam: Float32[np.ndarray, "h w"] | None
+) -> UInt8[np.ndarray, "sH sW 3"] | None:
+  """Returns an example under a map, with its object outlined; None for none."""
+  if cam is None:
+    return None
+  scale = display_scale(*example.image.shape[:2])
+  heat = heat_overlay(example.image, cam, scale)
+  return draw_outline(heat, example.object_mask)
+
+
+def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+  """Returns the picture as a PNG file."""
+  buffer = io.BytesIO()
+  image = Image.fromarray(picture)
+  image.save(buffer, format="PNG", compress_level=plots.PNG_LEVEL)
+  return buffer.getvalue()
+
+
+def compact_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
+  """Returns the picture in a data URI: as a PNG, a photograph as a JPEG.
+
+  For pages with a map by every method of every image: of a photograph, a JPEG
+  takes a fifth. Where pixels were enlarged, PNG keeps them crisp and is small.
+  """
+  png = png_bytes(picture)
+  if len(png) <= _MAX_PNG_BYTES:
+    return as_data_uri(png)
+  buffer = io.BytesIO()
+  image = Image.fromarray(picture)
+  image.save(buffer, format="JPEG", quality=88, subsampling=0)
+  return as_data_uri(buffer.getvalue(), "jpeg")
+
+
+def as_data_uri(content: bytes, kind: str = "png") -> str:
+  """Returns a picture's file as a data URI."""
+  text = base64.b64encode(content).decode("ascii")
+  return f"data:image/{kind};base64,{text}"
+
+
+def color_bar() -> str:
+  """Returns the overlay's colours as a CSS gradient, low to high."""
+  colormap = matplotlib.colormaps[_COLORMAP]
+  stops = [to_hex(colormap(position / 8)) for position in range(9)]
+  return f"linear-gradient(90deg, {', '.join(stops)})"
+
+
+# Cards, for a page.
+
+
+class Picture(NamedTuple):
   """An image for the page: data URI, what stands below it, and for whom."""
 
   uri: str
@@ -31,85 +189,77 @@ class Picture:
   alt: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
   """One example: its words and its pictures.
 
-  `is_correct` is None for multi-label data, where another class may well be
-  the first and the target be found.
+  `is_correct` is None for multi-label data, where another class may score
+  highest and the target still be found.
   """
 
   target: str
   predicted: str
   is_correct: bool | None
-  facts: tuple[tuple[str, str], ...]
-  pictures: tuple[Picture, ...]
+  facts: Sequence[tuple[str, str]]
+  pictures: Sequence[Picture]
 
 
 def card(evaluated: Evaluated, example: Example) -> Card:
   """Returns an example's image, its maps, its composite and that one's maps."""
-  target = evaluated.class_name(example.target)
   shown = [_image(evaluated, example)]
   shown += [
     _map(evaluated, example, method, title_of(method))
     for method in tables.in_order(example.maps)
   ]
   if example.composite is not None:
-    shown += _composite(example, target)
-  return _card(evaluated, example, _scores(example), shown)
+    shown += _composite(evaluated, example)
+  facts = [
+    # By the first method.
+    (METRICS[metric].title, f"{next(iter(by_method.values())):.1f}%")
+    for metric, by_method in example.scores.items()
+    if by_method
+  ]
+  return _card(evaluated, example, facts, shown)
 
 
 def pairs(
   evaluated: Evaluated, other: Evaluated, limit: int = 12
 ) -> list[Card]:
   """Returns the fixed images that both show, with the maps of both."""
-  theirs = {_key(e): e for e in other.examples if e.kind == "fixed"}
+  theirs = {(e.index, e.target): e for e in other.examples if e.kind == "fixed"}
   cards = []
   for example in evaluated.examples:
-    before = theirs.get(_key(example))
+    before = theirs.get((example.index, example.target))
     if example.kind != "fixed" or before is None:
       continue
     methods = [m for m in tables.in_order(example.maps) if m in before.maps]
     if not methods:
       continue
     method = methods[0]
-    was, now = (_share(one, method) for one in (before, example))
-    change = (0.0 if now is None else now) - (0.0 if was is None else was)
+    change = (_share(example, method) or 0.0) - (_share(before, method) or 0.0)
     words = f"{change:+.1f} points".replace("-", "−")
-    cards.append(
-      _card(
-        evaluated,
-        example,
-        [("CH", words)],
-        [
-          _image(evaluated, example),
-          _map(other, before, method, "Before"),
-          _map(evaluated, example, method, "This run"),
-        ],
-      )
-    )
+    shown = [
+      _image(evaluated, example),
+      _map(other, before, method, "Before"),
+      _map(evaluated, example, method, "This run"),
+    ]
+    cards.append(_card(evaluated, example, [("CH", words)], shown))
   return cards[:limit]
 
 
-def _card(evaluated, example, facts, shown) -> Card:
+def _card(
+  evaluated: Evaluated,
+  example: Example,
+  facts: Sequence[tuple[str, str]],
+  shown: Sequence[Picture],
+) -> Card:
   is_right = example.predicted == example.target
-  wrong = None if evaluated.about.multi_label else False
   return Card(
-    target=evaluated.class_name(example.target),
-    predicted=evaluated.class_name(example.predicted),
-    is_correct=True if is_right else wrong,
-    facts=(*facts, ("image", str(example.index))),
-    pictures=tuple(shown),
+    evaluated.class_name(example.target),
+    evaluated.class_name(example.predicted),
+    None if evaluated.about.multi_label and not is_right else is_right,
+    [*facts, ("image", str(example.index))],
+    shown,
   )
-
-
-def _scores(example: Example) -> list[tuple[str, str]]:
-  """Returns what was measured of the picture alone, by its first method."""
-  return [
-    (METRICS[metric].title, f"{next(iter(by_method.values())):.1f}%")
-    for metric, by_method in example.scores.items()
-    if by_method
-  ]
 
 
 def _share(example: Example, method: str) -> float | None:
@@ -117,7 +267,7 @@ def _share(example: Example, method: str) -> float | None:
   measured = example.scores.get("content_heatmap", {}).get(method)
   if measured is not None:
     return measured
-  heat = overlay.enlarge_map(example.maps[method], *example.object_mask.shape)
+  heat = enlarge_map(example.maps[method], *example.object_mask.shape)
   total = float(heat.sum())
   if total <= 0:
     return None
@@ -127,7 +277,7 @@ def _share(example: Example, method: str) -> float | None:
 def _image(evaluated: Evaluated, example: Example) -> Picture:
   target = evaluated.class_name(example.target)
   return Picture(
-    overlay.compact_uri(outlined(example.image, example.object_mask)),
+    compact_uri(outlined(example)),
     "Image, object outlined",
     f"Image {example.index} of the evaluation split with its object ({target}) "
     "outlined.",
@@ -140,34 +290,33 @@ def _map(
   share = _share(example, method)
   words = "empty" if share is None else f"{share:.1f}%"
   target, by = evaluated.class_name(example.target), title_of(method)
-  picture = explained(example.image, example.object_mask, example.maps[method])
   return Picture(
-    overlay.compact_uri(picture),
+    compact_uri(explained(example, example.maps[method])),
     f"{title}: {words}",
     f"The same image with its map of {target} by {by}: {words} on the object.",
   )
 
 
-def _composite(example: Example, target: str) -> list[Picture]:
-  scale = overlay.display_scale(*example.composite.shape[:2])
+def _composite(evaluated: Evaluated, example: Example) -> list[Picture]:
+  scale = display_scale(*example.composite.shape[:2])
+  framed = lambda square: compact_uri(draw_frame(square, example.cell))
+  target = evaluated.class_name(example.target)
   place = _PLACES[example.cell]
-  framed = overlay.draw_frame(
-    overlay.enlarge_image(example.composite, scale), example.cell
-  )
   shown = [
     Picture(
-      overlay.compact_uri(framed),
+      framed(enlarge_image(example.composite, scale)),
       "Composite, this image framed",
       f"Four images in a square, image {example.index} {place}.",
     )
   ]
+  outside = example.scores.get("negative_quadrants_heatmap", {})
   for method, cam in example.composite_maps.items():
-    heat = overlay.heat_overlay(example.composite, cam, scale)
-    outside = example.scores.get(_NQH, {}).get(method)
-    words = "" if outside is None else f": {outside:.1f}% on the other three"
+    words = ""
+    if method in outside:
+      words = f": {outside[method]:.1f}% on the other three"
     shown.append(
       Picture(
-        overlay.compact_uri(overlay.draw_frame(heat, example.cell)),
+        framed(heat_overlay(example.composite, cam, scale)),
         f"Its map{words}",
         f"The same square with the map of {target} by {title_of(method)}"
         f"{words}. The framed image is {place}.",
@@ -176,70 +325,26 @@ def _composite(example: Example, target: str) -> list[Picture]:
   return shown
 
 
-def _key(example: Example) -> tuple[int, int]:
-  return example.index, example.target
-
-
-def color_bar() -> str:
-  """Returns the overlay's colours as a CSS gradient, low to high."""
-  colormap = matplotlib.colormaps[overlay.COLORMAP]
-  stops = [to_hex(colormap(position / 8)) for position in range(9)]
-  return f"linear-gradient(90deg, {', '.join(stops)})"
-
-
-def outlined(
-  image: UInt8[np.ndarray, "H W 3"], object_mask: Bool[np.ndarray, "H W"]
-) -> UInt8[np.ndarray, "sH sW 3"]:
-  """Returns the enlarged image with its object outlined."""
-  scale = overlay.display_scale(*image.shape[:2])
-  enlarged = overlay.enlarge_image(image, scale)
-  return overlay.draw_outline(enlarged, object_mask)
-
-
-def explained(
-  image: UInt8[np.ndarray, "H W 3"],
-  object_mask: Bool[np.ndarray, "H W"],
-  cam: Float32[np.ndarray, "h w"],
-) -> UInt8[np.ndarray, "sH sW 3"]:
-  """Returns the enlarged image under its map, with its object outlined."""
-  scale = overlay.display_scale(*image.shape[:2])
-  heat = overlay.heat_overlay(image, cam, scale)
-  return overlay.draw_outline(heat, object_mask)
-
-
-def explained_by(
-  example: Example, method: str
-) -> UInt8[np.ndarray, "sH sW 3"] | None:
-  """Returns the image under its map by a method; None where it has none."""
-  if method not in example.maps:
-    return None
-  return explained(example.image, example.object_mask, example.maps[method])
-
-
 # Side by side, as in the paper's Figure 2.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class GridRow:
-  """A row: what stands at its left, and its pictures; None leaves a gap."""
-
-  label: str
-  pictures: Sequence[UInt8[np.ndarray, "H W 3"] | None]
-
-
 def draw_grid(
-  headings: Sequence[str], rows: Sequence[GridRow], *, dpi: int = _DPI
+  headings: Sequence[str],
+  rows: Sequence[tuple[str, Sequence[UInt8[np.ndarray, "_ _ 3"] | None]]],
+  *,
+  dpi: int = _DPI,
 ) -> bytes:
   """Returns the pictures as one PNG, on white.
 
   Args:
     headings: of the columns.
-    rows: at least one, a picture for each heading.
-    dpi: 160 gives 270 pixels a picture.
+    rows: at least one: what stands at its left, and a picture for each
+      heading; None leaves a gap.
+    dpi: pixels an inch.
   """
   width, height = _CELL_INCHES
-  aspects = [_aspect(row) for row in rows]
-  labels_inches = _LETTER_INCHES * max(len(row.label) for row in rows)
+  aspects = [_aspect(pictures) for _, pictures in rows]
+  labels_inches = _LETTER_INCHES * max(len(label) for label, _ in rows)
   figure = Figure(
     figsize=(
       width * len(headings) + labels_inches,
@@ -250,28 +355,25 @@ def draw_grid(
     dpi=dpi,
   )
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-  axes = figure.subplots(
+  grid = figure.subplots(
     len(rows), len(headings), squeeze=False, height_ratios=aspects
   )
-  grid = np.asarray(axes)
-  for row, cells in zip(rows, grid, strict=True):
-    for axes, picture in zip(cells, row.pictures, strict=True):
+  for (label, pictures), cells in zip(rows, grid, strict=True):
+    for axes, picture in zip(cells, pictures, strict=True):
       axes.set_xticks([])
       axes.set_yticks([])
       axes.spines[:].set_visible(False)
       if picture is not None:
         axes.imshow(picture, interpolation="antialiased")
-    cells[0].set_ylabel(
-      row.label, fontsize=9, rotation=0, ha="right", va="center"
-    )
+    cells[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
   for axes, heading in zip(grid[0], headings, strict=True):
     axes.set_title(heading.replace(", ", "\n"), fontsize=9)
   return plots.figure_png(figure, dpi)
 
 
-def _aspect(row: GridRow) -> float:
+def _aspect(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"] | None]) -> float:
   """Returns height by width of a row's pictures, within reason."""
-  picture = next((p for p in row.pictures if p is not None), None)
-  if picture is None:
-    return 1.0
-  return min(max(picture.shape[0] / picture.shape[1], 0.4), 2.5)
+  for picture in pictures:
+    if picture is not None:
+      return min(max(picture.shape[0] / picture.shape[1], 0.4), 2.5)
+  return 1.0

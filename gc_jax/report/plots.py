@@ -10,18 +10,19 @@ import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from PIL import Image
 
-from gc_jax.report import overlay
-
-_PNG_DPI = 200
+PNG_LEVEL = 4  # of zlib: much sooner than its default, files little larger
+_DPI = 200
 _MAX_LEVEL_TICKS = 8  # more words than these run into each other
 _TURNED_FRAC = 0.13  # of the height, for words that stand upright
 _DASHES = (
@@ -32,8 +33,7 @@ _DASHES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Palette:
+class Palette(NamedTuple):
   """The colours of a chart."""
 
   text: str
@@ -50,10 +50,7 @@ _CSS = {
   _STAND_INS.text: "currentColor",
   _STAND_INS.grid: "var(--grid)",
   _STAND_INS.muted: "var(--muted)",
-  **{
-    color: f"var(--series-{position})"
-    for position, color in enumerate(_STAND_INS.series, start=1)
-  },
+  **{c: f"var(--series-{i})" for i, c in enumerate(_STAND_INS.series, start=1)},
 }
 # On white: those of the light page.
 _PAPER = Palette(
@@ -61,14 +58,16 @@ _PAPER = Palette(
   "#d5d7da",
   "#5b616b",
   (
-    "#0a58b5",
-    "#b8480c",
-    "#11703a",
-    "#8a2a8f",
-    "#a3123f",
-    "#0b7285",
-    "#6b5a00",
+    *("#0a58b5", "#b8480c", "#11703a", "#8a2a8f"),
+    *("#a3123f", "#0b7285", "#6b5a00"),
   ),
+)
+# What is taken out of a chart within a page: namespaces, ids that may clash,
+# the size, the font.
+_NOT_INLINE = re.compile(
+  r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"
+  r'|font-family: [^;]*; | xmlns(?::\w+)?="[^"]*"|(?<=<g) id="[^"]*"',
+  re.DOTALL,
 )
 
 
@@ -82,9 +81,8 @@ class Line:
   is_control: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-  """A drawn chart; `svg` is safe to place in a page as it is.
+class Chart(NamedTuple):
+  """A drawn chart; `svg` is safe to place in a page unescaped.
 
   `png` is empty where a chart is for a page alone.
   """
@@ -123,6 +121,7 @@ def line_chart(
     png: whether to draw it for a file as well.
   """
   many = legend == "right"
+  is_turned = ticks is not None and len(ticks) > _MAX_LEVEL_TICKS
 
   def draw(palette: Palette) -> Figure:
     size = (7.2, 0.9 + max(2.3, 0.21 * len(lines))) if many else (3.7, 2.3)
@@ -130,7 +129,7 @@ def line_chart(
     left, bottom, width, height = (
       (0.085, 0.19, 0.60, 0.76) if many else (0.13, 0.19, 0.85, 0.68)
     )
-    if ticks is not None and len(ticks) > _MAX_LEVEL_TICKS:
+    if is_turned:
       bottom, height = bottom + _TURNED_FRAC, height - _TURNED_FRAC
     axes = figure.add_axes((left, bottom, width, height), facecolor="none")
     for line, (color, dash) in zip(lines, _looks(lines, palette), strict=True):
@@ -153,7 +152,7 @@ def line_chart(
     if y_limits is not None:
       axes.set_ylim(*y_limits)
     if ticks is not None:
-      turned = 90.0 if len(ticks) > _MAX_LEVEL_TICKS else 0.0
+      turned = 90.0 if is_turned else 0.0
       axes.set_xticks(list(ticks), list(ticks.values()), rotation=turned)
       axes.minorticks_off()
     clean(axes, palette)
@@ -175,13 +174,7 @@ def line_chart(
       )
     return figure
 
-  description = f"{title} ({unit}): {_read_aloud(lines, x_label)}."
-  return Chart(
-    title,
-    unit,
-    to_svg(draw, title, description),
-    to_png(draw) if png else b"",
-  )
+  return drawn(title, unit, draw, _read_aloud(lines, x_label), png=png)
 
 
 def clean(axes: Axes, palette: Palette) -> None:
@@ -191,16 +184,31 @@ def clean(axes: Axes, palette: Palette) -> None:
   axes.tick_params(length=0, which="both")
 
 
-def to_svg(
-  draw: Callable[[Palette], Figure], salt: str, description: str
-) -> str:
-  """Returns a chart for use within HTML: no ids to clash, no fixed size.
+def drawn(
+  title: str,
+  unit: str,
+  draw: Callable[[Palette], Figure],
+  numbers: str,
+  *,
+  png: bool,
+) -> Chart:
+  """Returns a chart.
 
   Args:
+    title: what it shows; another for every chart of a page.
+    unit: of y.
     draw: makes the figure in given colours.
-    salt: another for every chart of a page.
-    description: what the chart says, for those who do not see it.
+    numbers: for those who do not see it.
+    png: whether to draw it for a file as well.
   """
+  svg = _to_svg(draw, title, f"{title} ({unit}): {numbers}.")
+  return Chart(title, unit, svg, _to_png(draw) if png else b"")
+
+
+def _to_svg(
+  draw: Callable[[Palette], Figure], salt: str, description: str
+) -> str:
+  """Returns a chart for use within HTML: no ids to clash, no fixed size."""
   # Real text, in the page's own font; the same ids in every build.
   own = {"svg.fonttype": "none", "svg.hashsalt": salt}
   with matplotlib.rc_context(_settings(_STAND_INS) | own):
@@ -208,46 +216,64 @@ def to_svg(
     FigureCanvasSVG(draw(_STAND_INS)).print_svg(
       buffer, metadata={"Date": None, "Creator": None}
     )
-  return _inline(buffer.getvalue(), description)
+  svg = buffer.getvalue()
+  svg = _NOT_INLINE.sub("", svg[svg.index("<svg") :])
+  for size in ("width", "height"):
+    svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg)
+  for color, css in _CSS.items():
+    svg = svg.replace(color, css)
+  label = html.escape(description, quote=True)
+  return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def to_png(draw: Callable[[Palette], Figure]) -> bytes:
+def _to_png(draw: Callable[[Palette], Figure]) -> bytes:
   """Returns a chart on white, as a file, with room for all its words."""
   with matplotlib.rc_context(_settings(_PAPER)):
     figure = draw(_PAPER)
     figure.set_facecolor("white")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(
-      buffer,
-      format="png",
-      dpi=_PNG_DPI,
-      bbox_inches="tight",
-      metadata={"Software": None},
-      pil_kwargs={"compress_level": overlay.PNG_LEVEL},
-    )
-    return buffer.getvalue()
+    return figure_png(figure, _DPI, bbox_inches="tight")
+
+
+def figure_png(
+  figure: Figure, dpi: int, bbox_inches: str | None = None
+) -> bytes:
+  """Returns a figure as a PNG file that does not name its maker."""
+  buffer = io.BytesIO()
+  FigureCanvasAgg(figure).print_figure(
+    buffer,
+    format="png",
+    dpi=dpi,
+    bbox_inches=bbox_inches,
+    metadata={"Software": None},
+    pil_kwargs={"compress_level": PNG_LEVEL},
+  )
+  return buffer.getvalue()
+
+
+def read_png(png: bytes) -> UInt8[np.ndarray, "H W 3"]:
+  """Returns the picture in a PNG file, as RGB."""
+  with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
+    return np.asarray(picture.convert("RGB"))
 
 
 def stack(charts: Sequence[Chart]) -> bytes:
   """Returns charts below each other, under their titles, as one PNG.
 
   Args:
-    charts: at least one, each drawn for a file; their pixels stay as they are.
+    charts: at least one, each drawn for a file; their pixels are not scaled.
   """
-  pictures = [overlay.read_png(chart.png) for chart in charts]
-  title_px, gap_px = _PNG_DPI // 4, _PNG_DPI // 5
+  pictures = [read_png(chart.png) for chart in charts]
+  title_px, gap_px = _DPI // 4, _DPI // 5
   width = max(picture.shape[1] for picture in pictures)
   heights = [title_px + picture.shape[0] + gap_px for picture in pictures]
+  top = total = sum(heights)
   figure = Figure(
-    figsize=(width / _PNG_DPI, sum(heights) / _PNG_DPI),
-    facecolor="white",
-    dpi=_PNG_DPI,
+    figsize=(width / _DPI, total / _DPI), facecolor="white", dpi=_DPI
   )
-  top = sum(heights)
   for chart, picture, height in zip(charts, pictures, heights, strict=True):
     figure.text(
       0.01,
-      (top - title_px / 2) / sum(heights),
+      (top - title_px / 2) / total,
       chart.title,
       fontsize=11.0,
       fontweight="bold",
@@ -256,19 +282,7 @@ def stack(charts: Sequence[Chart]) -> bytes:
     )
     figure.figimage(picture, 0, top - title_px - picture.shape[0])
     top -= height
-  return figure_png(figure, _PNG_DPI)
-
-
-def figure_png(figure: Figure, dpi: int) -> bytes:
-  """Returns a figure as a PNG file that does not name its maker."""
-  figure.set_dpi(dpi)
-  buffer = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(
-    buffer,
-    metadata={"Software": None},
-    pil_kwargs={"compress_level": overlay.PNG_LEVEL},
-  )
-  return buffer.getvalue()
+  return figure_png(figure, _DPI)
 
 
 def _looks(
@@ -288,15 +302,12 @@ def _looks(
 
 
 def _settings(palette: Palette) -> dict[str, object]:
+  texts = ("text.color", "axes.labelcolor", "xtick.labelcolor")
+  grids = ("axes.edgecolor", "xtick.color", "ytick.color")
   return {
     "font.size": 9.0,
-    "text.color": palette.text,
-    "axes.labelcolor": palette.text,
-    "axes.edgecolor": palette.grid,
-    "xtick.color": palette.grid,
-    "ytick.color": palette.grid,
-    "xtick.labelcolor": palette.text,
-    "ytick.labelcolor": palette.text,
+    **dict.fromkeys((*texts, "ytick.labelcolor"), palette.text),
+    **dict.fromkeys(grids, palette.grid),
   }
 
 
@@ -309,19 +320,3 @@ def _read_aloud(lines: Sequence[Line], x_label: str) -> str:
       f"{line.word} from {y[0]:.4g} to {y[-1]:.4g} at {x_label} {x[-1]:g}"
     )
   return "; ".join(parts)
-
-
-def _inline(svg: str, description: str) -> str:
-  svg = svg[svg.index("<svg") :]
-  svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-  svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-  svg = re.sub(r"font-family: [^;]*; ", "", svg)
-  svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-  svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-  svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg)
-  svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
-  svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-  for color, css in _CSS.items():
-    svg = svg.replace(color, css)
-  label = html.escape(description, quote=True)
-  return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

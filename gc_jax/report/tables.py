@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gc_jax.attribution import CONTROLS, METHODS, title_of
@@ -10,7 +10,8 @@ from gc_jax.method.metrics import ATTACKS, METRICS, Key, accuracy
 from gc_jax.report import describe
 from gc_jax.report.artefact import Evaluated
 
-Models = Mapping[str, Sequence[Evaluated]]  # label to repetitions by seed
+# Label to evaluations, which differ by seed only; all on the same data.
+Models = Mapping[str, Sequence[Evaluated]]
 _NOT_AT_A_GLANCE = ("top5", "zero_map_frac")
 
 
@@ -22,10 +23,10 @@ class Column:
     key: unique in its table.
     title: the heading.
     meaning: a few words.
+    metric: a key of `METRICS`.
     higher_is_better: None where neither direction is.
     decimals: printed.
-    metric: of `METRICS`, which the numbers are of.
-    method: whose maps, where it is not the row's.
+    method: whose maps, if not those of the row's method.
     epsilon: of the row's attack; None where pictures are clean.
   """
 
@@ -45,10 +46,20 @@ class Column:
       return self.title
     return f"{self.title} {'↑' if self.higher_is_better else '↓'}"
 
+  @property
+  def is_of_maps(self) -> bool:
+    """Returns whether its numbers are of a method's maps."""
+    return METRICS[self.metric].is_of_maps
+
   def number(self, method: str) -> Key:
-    """Returns which number stands in the row of a method, or of none."""
-    is_of_maps = METRICS[self.metric].is_of_maps
-    return Key(self.metric, (self.method or method) if is_of_maps else "")
+    """Returns which number stands in the row of a method, attack or control."""
+    if method in ATTACKS:
+      return Key(self.metric, "", method, self.epsilon or 0)
+    if not self.is_of_maps:
+      return Key(self.metric)
+    return Key(
+      self.metric, method if method in CONTROLS else self.method or method
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +73,13 @@ class Cell:
       metric, averaged over runs; None where nothing is drawn.
     num_runs: how many runs have this number.
     interval: low and high end of its 95% interval, or None.
-    is_on_fewer: whether it was measured on fewer examples than others may be.
+    is_on_fewer: whether it was measured on fewer examples than other rows.
   """
 
   mean: float
-  std: float | None
-  sampling_std: float | None
-  num_runs: int
+  std: float | None = None
+  sampling_std: float | None = None
+  num_runs: int = 1
   interval: tuple[float, float] | None = None
   is_on_fewer: bool = False
 
@@ -83,14 +94,14 @@ class Row:
       the best.
     cells: by the columns' keys.
     num_runs: that differ by seed only.
-    title: the method in words, where it has no title of its own.
-    is_reference: whether the numbers are another's, quoted for comparison.
+    title: the method in words, if `title_of` does not say it.
+    is_reference: whether the numbers are quoted for comparison.
   """
 
   label: str
   method: str
   cells: Mapping[str, Cell]
-  num_runs: int
+  num_runs: int = 1
   title: str = ""
   is_reference: bool = False
 
@@ -105,25 +116,25 @@ class Table:
   """Rows in blocks of one method, controls last.
 
   Attributes:
-    columns: as they stand from left to right.
+    columns: from left to right.
     rows: from top to bottom.
     title: what stands above it, or "".
     notes: what a reader of this table must know, a sentence or more each.
     across_methods: whether rows of all methods compete for the best.
   """
 
-  columns: tuple[Column, ...]
-  rows: tuple[Row, ...]
+  columns: Sequence[Column]
+  rows: Sequence[Row]
   title: str = ""
-  notes: tuple[str, ...] = ()
+  notes: Sequence[str] = ()
   across_methods: bool = False
 
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
 
-    Numbers that print the same count as the same. Never a control row nor
-    one quoted, and never where all rows are the same: there is nothing to
-    choose. Nor one measured on fewer examples than a rival.
+    Numbers that print the same are equally good; where all do, none is best.
+    Controls and quoted rows neither are best nor compete. A number measured on
+    fewer examples competes only if all were.
     """
     if row.is_control or row.is_reference or column.key not in row.cells:
       return False
@@ -134,22 +145,22 @@ class Table:
       and column.key in r.cells
       and not (r.is_reference or r.is_control)
     ]
-    on_fewer = all(cell.is_on_fewer for cell in cells)
+    own, on_fewer = row.cells[column.key], all(c.is_on_fewer for c in cells)
     rivals = [
       round(cell.mean, column.decimals)
       for cell in cells
       if cell.is_on_fewer == on_fewer
     ]
-    if row.cells[column.key].is_on_fewer != on_fewer:
+    if own.is_on_fewer != on_fewer:
       return False
     if column.higher_is_better is None or len(set(rivals)) < 2:
       return False
     best = max(rivals) if column.higher_is_better else min(rivals)
-    return round(row.cells[column.key].mean, column.decimals) == best
+    return round(own.mean, column.decimals) == best
 
 
 def column(metric: str, decimals: int = 1, **changes: Any) -> Column:
-  """Returns the column of a metric, with what is said otherwise."""
+  """Returns the column of a metric; `changes` replace its fields."""
   known = METRICS[metric]
   made = Column(
     metric, known.title, known.meaning, metric, known.higher_is_better, decimals
@@ -158,23 +169,18 @@ def column(metric: str, decimals: int = 1, **changes: Any) -> Column:
 
 
 _COLUMNS = tuple(column(name) for name in METRICS)
-OF_MODELS = tuple(c for c in _COLUMNS if not METRICS[c.metric].is_of_maps)
-OF_MAPS = tuple(c for c in _COLUMNS if METRICS[c.metric].is_of_maps)
+OF_MODELS = tuple(c for c in _COLUMNS if not c.is_of_maps)
+OF_MAPS = tuple(c for c in _COLUMNS if c.is_of_maps)
 
 
 def overview(models: Models) -> Table:
-  """Returns accuracy and maps at a glance, a row a method and model.
-
-  Args:
-    models: label to its evaluations, which differ by seed only; all on the
-      same data.
-  """
+  """Returns accuracy and maps at a glance, a row for each method and model."""
   columns = [
     c
     for c in _COLUMNS
     if c.key not in _NOT_AT_A_GLANCE and not METRICS[c.metric].is_costly
   ]
-  maps = {c.key for c in columns} & {c.key for c in OF_MAPS}
+  maps = {c.key for c in columns if c.is_of_maps}
   rows = [
     row
     for method in methods_of(models)
@@ -185,56 +191,48 @@ def overview(models: Models) -> Table:
     rows = [
       make_row(label, "", group, columns) for label, group in models.items()
     ]
-  kept = _measured(columns, rows)
-  notes = costly_notes(models, rows, kept)
-  return Table(tuple(kept), tuple(rows), "At a glance", tuple(notes))
+  return _table(models, "At a glance", columns, rows)
 
 
-def accuracy_table(models: Models) -> Table:
-  """Returns classification alone, every number with its 95% interval."""
-  rows = [
+def measured(models: Models) -> list[Table]:
+  """Returns all that was measured, with intervals; no table that is empty."""
+  accuracies = [
     make_row(label, "", members, OF_MODELS, interval=True)
     for label, members in models.items()
   ]
-  return Table(tuple(_measured(OF_MODELS, rows)), tuple(rows), "Accuracy")
-
-
-def attacks_table(models: Models) -> list[Table]:
-  """Returns accuracy under attack, with intervals; none where none was made."""
-  columns = attack_columns(models, decimals=1)
-  rows = [
+  attacks = attack_columns(models, decimals=1)
+  attacked = [
     row
-    for row in attack_rows(models, columns, interval=True)
+    for row in attack_rows(models, attacks, interval=True)
     if len(row.cells) > 1
   ]
-  if not rows:
-    return []
-  columns = _measured(columns, rows)
-  notes = costly_notes(models, rows, columns)
-  title = "Accuracy under attack"
-  return [Table(tuple(columns), tuple(rows), title, tuple(notes))]
-
-
-def full_table(models: Models) -> Table:
-  """Returns all methods by all metrics of maps, with their 95% intervals."""
-  rows = [
+  maps = [
     _counted(models, row)
     for method in methods_of(models)
     for row in method_rows(models, method, OF_MAPS, interval=True)
     if row.cells
   ]
-  columns = _measured(OF_MAPS, rows)
-  return Table(
-    tuple(columns),
-    tuple(rows),
-    "All methods, all metrics",
-    tuple(costly_notes(models, rows, columns)),
-    across_methods=len(models) == 1,
-  )
+  made = [
+    _table(models, "Accuracy", OF_MODELS, accuracies),
+    _table(models, "Accuracy under attack", attacks, attacked),
+    dataclasses.replace(
+      _table(models, "All methods, all metrics", OF_MAPS, maps),
+      across_methods=len(models) == 1,
+    ),
+  ]
+  return [table for table in made if table.columns]
+
+
+def _table(
+  models: Models, title: str, columns: Sequence[Column], rows: Sequence[Row]
+) -> Table:
+  """Returns a table of the columns that hold a number."""
+  kept = [c for c in columns if any(c.key in row.cells for row in rows)]
+  return Table(kept, rows, title, costly_notes(models, rows, kept))
 
 
 def _counted(models: Models, row: Row) -> Row:
-  """Returns a model's row that says what of it is of fewer pairs."""
+  """Returns a model's row with its numbers on fewer pairs marked."""
   one = first(models) if row.is_control else models[row.label][0]
   if not describe.fewer_pairs(one):
     return row
@@ -247,17 +245,12 @@ def _counted(models: Models, row: Row) -> Row:
   }
   title = row.title
   if is_costly:
-    pairs = f"{one.about.num_costly_images:,} pairs"
-    title = f"{title_of(row.method)}, {pairs}"
+    title = f"{title_of(row.method)}, {one.about.num_costly_images:,} pairs"
   return dataclasses.replace(row, cells=cells, title=title)
 
 
-def _measured(columns: Sequence[Column], rows: Sequence[Row]) -> list[Column]:
-  return [c for c in columns if any(c.key in row.cells for row in rows)]
-
-
 def methods_of(models: Models) -> list[str]:
-  """Returns all methods measured: known order, others, controls."""
+  """Returns all methods measured, in the order of tables."""
   return in_order(
     method
     for members in models.values()
@@ -270,28 +263,22 @@ def in_order(found: Iterable[str]) -> list[str]:
   """Returns methods in the order of tables: known ones, others, controls."""
   found = dict.fromkeys(found)
   others = [m for m in found if m not in METHODS and m not in CONTROLS]
-  known, controls = (
-    [m for m in own if m in found] for own in (METHODS, CONTROLS)
-  )
-  return [*known, *others, *controls]
+  order = [*METHODS, *others, *CONTROLS]
+  return [method for method in order if method in found]
 
 
 def method_rows(
   models: Models,
   method: str,
   columns: Sequence[Column],
-  *,
   interval: bool = False,
 ) -> list[Row]:
   """Returns a row for each model; one for a control: it knows no model."""
   if method in CONTROLS:
-    of_maps = [c for c in columns if METRICS[c.metric].is_of_maps]
-    row = make_row(
-      title_of(method), method, [first(models)], of_maps, interval=interval
-    )
-    return [row]
+    models = {title_of(method): [first(models)]}
+    columns = [c for c in columns if c.is_of_maps]
   return [
-    make_row(label, method, members, columns, interval=interval)
+    make_row(label, method, members, columns, interval)
     for label, members in models.items()
   ]
 
@@ -301,9 +288,6 @@ def make_row(
   method: str,
   members: Sequence[Evaluated],
   columns: Sequence[Column],
-  *,
-  key_of: Callable[[Column], Key] | None = None,
-  title: str = "",
   interval: bool = False,
 ) -> Row:
   """Returns a row, with the cells that were measured.
@@ -313,21 +297,23 @@ def make_row(
     method: the explanation's, or an attack's, or "".
     members: repetitions by seed.
     columns: of the table.
-    key_of: which number stands in a column; None = the method's.
-    title: see `Row`.
     interval: whether numbers come with their 95% intervals.
   """
   cells = {}
   for one in columns:
-    key = one.number(method) if key_of is None else key_of(one)
-    cell = make_cell(members, key, interval=interval)
+    key = one.number(method)
+    # Only attacks on fewer pictures have a clean number of their own.
+    if key.attack and not key.epsilon and members[0].number(key) is None:
+      key = Key(one.metric)
+    cell = _cell(members, key, interval)
     if cell is not None:
       cells[one.key] = cell
+  title = ATTACKS[method].title if method in ATTACKS else ""
   return Row(label, method, cells, len(members), title)
 
 
-def make_cell(
-  members: Sequence[Evaluated], key: Key, *, interval: bool = False
+def _cell(
+  members: Sequence[Evaluated], key: Key, interval: bool
 ) -> Cell | None:
   """Returns a number over repetitions, or None; fractions become percent."""
   values = [v for one in members if (v := one.number(key)) is not None]
@@ -345,30 +331,25 @@ def make_cell(
   )
 
 
-def epsilons(evaluations: Iterable[Evaluated]) -> list[float | int]:
-  """Returns the epsilons under which accuracy was measured, ascending."""
-  found = {
-    float(epsilon)
-    for evaluated in evaluations
-    for curve in evaluated.curves.robustness.values()
-    for epsilon in curve
-  }
-  return sorted(found - {0.0})
-
-
 def attack_columns(
   models: Models, decimals: int, also: Iterable[float | int] = ()
 ) -> list[Column]:
   """Returns a column without an attack, and one for each epsilon.
 
   Args:
-    models: as for `overview`.
+    models: to be shown.
     decimals: printed.
     also: epsilons that have a column even where they were not measured.
   """
   metric = accuracy(first(models).about.multi_label)
   meaning = f"{METRICS[metric].title} without an attack"
-  measured = epsilons(one for members in models.values() for one in members)
+  epsilons = {float(epsilon) for epsilon in also} | {
+    float(epsilon)
+    for members in models.values()
+    for evaluated in members
+    for curve in evaluated.curves.robustness.values()
+    for epsilon in curve
+  }
   return [
     column(metric, decimals, title="clean", meaning=meaning),
     *(
@@ -380,56 +361,34 @@ def attack_columns(
         meaning="",
         epsilon=epsilon,
       )
-      for epsilon in sorted({*measured, *also})
+      for epsilon in sorted(epsilons - {0.0})
     ),
   ]
 
 
 def attack_rows(
-  models: Models, columns: Sequence[Column], *, interval: bool = False
+  models: Models, columns: Sequence[Column], interval: bool = False
 ) -> list[Row]:
   """Returns a row for each attack and model.
 
   FGSM has one even where it was not measured: it is the paper's.
-
-  Args:
-    models: as for `overview`.
-    columns: from `attack_columns`.
-    interval: whether numbers come with their 95% intervals.
   """
-  rows = []
-  for attack, known in ATTACKS.items():
-    for label, members in models.items():
-
-      def key_of(one, attack=attack, members=members):
-        key = Key(one.metric, "", attack, one.epsilon or 0)
-        # Measured on fewer pictures, an attack has a clean number of its own.
-        if one.epsilon is None and members[0].number(key) is None:
-          return Key(one.metric)
-        return key
-
-      row = make_row(
-        label,
-        attack,
-        members,
-        columns,
-        key_of=key_of,
-        title=known.title,
-        interval=interval,
-      )
-      if attack == "fgsm" or len(row.cells) > 1:
-        rows.append(row)
-  return rows
+  rows = [
+    make_row(label, attack, members, columns, interval)
+    for attack in ATTACKS
+    for label, members in models.items()
+  ]
+  return [row for row in rows if row.method == "fgsm" or len(row.cells) > 1]
 
 
 def costly_notes(
   models: Models, rows: Sequence[Row], columns: Sequence[Column]
 ) -> list[str]:
-  """Returns what of a table was measured on fewer pairs."""
+  """Returns what in a table was measured on fewer pairs, a sentence each."""
   shown = {row.method for row in rows if row.cells}
   metrics = [c.title for c in columns if METRICS[c.metric].is_costly]
   attacks = [a.title for k, a in ATTACKS.items() if a.on_few and k in shown]
-  notes = {}
+  notes = []
   for members in models.values():
     costly = members[0].about.costly_methods
     words = [title_of(method) for method in costly if method in shown]
@@ -437,12 +396,12 @@ def costly_notes(
       words.append(f"by every method {', '.join(metrics)}")
     fewer = describe.fewer_pairs(members[0])
     if fewer and words:
-      sentence = f"Measured on {fewer}, as they take many passes each: "
-      notes[f"{sentence}{'; '.join(words)}."] = None
+      start = f"Measured on {fewer}, as they take many passes each: "
+      notes.append(f"{start}{'; '.join(words)}.")
     if fewer and attacks:
-      sentence = f"Measured on the images of {fewer}, clean ones too: "
-      notes[f"{sentence}{'; '.join(attacks)}."] = None
-  return list(notes)
+      start = f"Measured on the images of {fewer}, clean ones too: "
+      notes.append(f"{start}{'; '.join(attacks)}.")
+  return list(dict.fromkeys(notes))
 
 
 def first(models: Models) -> Evaluated:

@@ -12,8 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_jax.method.types import Metrics
-from gc_jax.report.metrics_writer import MetricsWriter
-from gc_jax.report.progress import Progress
+from gc_jax.report.logs import MetricsWriter, Progress
 from gc_jax.runtime import files, parallel
 from gc_jax.runtime.messages import UserError
 from gc_jax.training import build

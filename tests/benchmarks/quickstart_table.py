@@ -8,6 +8,7 @@ each seed what GC, GMP+GC and energy changed against their plain counterparts.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import statistics
@@ -15,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gc_jax.report import gallery
+from gc_jax.report import artefact
 
 METHOD = "val/gradcam_elementwise"
 METRICS = {
@@ -124,14 +125,10 @@ def main() -> None:
 def _keep(workdir: Path, folder: Path) -> None:
   """Copies what a report needs of its baseline, and no more."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name in ("config.json", "results.json"):
-    shutil.copy(workdir / name, folder / name)
-  examples, class_names = gallery.load_gallery(workdir / gallery.FILENAME)
-  gallery.save_gallery(
-    folder / gallery.FILENAME,
-    [example for example in examples if example.kind == "fixed"],
-    class_names,
-  )
+  shutil.copy(workdir / "config.json", folder / "config.json")
+  run = artefact.load(workdir)
+  fixed = [example for example in run.examples if example.kind == "fixed"]
+  artefact.save(dataclasses.replace(run, folder=folder, examples=fixed))
 
 
 def _spread(values: list[float]) -> dict[str, float]:

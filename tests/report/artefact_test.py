@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gc_jax.method.metrics import Key
-from gc_jax.report import artefact, gallery
+from gc_jax.report import artefact
 from tests.report import evaluations
 
 
@@ -57,7 +57,7 @@ def test_what_was_saved_is_loaded_of_both_kinds(tmp_path, is_run):
   assert loaded.class_names == saved.class_names
   assert loaded.is_run == is_run and bool(loaded.training) == is_run
   check_examples(loaded.examples, saved.examples)
-  assert gallery.load(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
+  assert artefact.load_gallery(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
 
 
 def test_an_evaluation_of_accuracy_alone_is_loaded(tmp_path):
@@ -89,14 +89,14 @@ def test_a_run_of_before_is_read_whole(tmp_path):
     run.examples, [evaluations.run_example(i, k) for i, k in enumerate(kinds)]
   )
   assert run.number(Key("content_heatmap", "gradcam")) == 14.0
-  assert gallery.load(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
+  assert artefact.load_gallery(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
 
 
 def test_a_run_goes_without_its_gallery(tmp_path):
   run = evaluations.write_run(tmp_path / "x")
-  (run / gallery.FILENAME).unlink()
+  (run / artefact.GALLERY).unlink()
   assert artefact.load_finished(run).examples == []
-  assert gallery.load(run) == ([], [])
+  assert artefact.load_gallery(run) == ([], [])
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
@@ -124,7 +124,7 @@ def test_a_config_that_is_none_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in artefact.FILENAMES[:-1] if n != gallery.FILENAME]
+  "name", [n for n in artefact.FILENAMES[:-1] if n != artefact.GALLERY]
 )
 def test_a_missing_file_is_named(folder, name):
   (folder / name).unlink()
@@ -141,14 +141,14 @@ def test_a_broken_file_is_named(folder, name, content):
 
 
 def test_a_file_of_pictures_that_was_cut_off_is_named(folder):
-  path = folder / gallery.FILENAME
+  path = folder / artefact.GALLERY
   path.write_bytes(path.read_bytes()[:-200])
   with pytest.raises(ValueError, match=r"gallery\.npz must be"):
     artefact.load(folder)
 
 
 def test_another_archive_is_no_gallery(folder):
-  np.savez(folder / gallery.FILENAME, x=np.zeros(3))
+  np.savez(folder / artefact.GALLERY, x=np.zeros(3))
   with pytest.raises(ValueError, match=r"gallery\.npz must be"):
     artefact.load(folder)
 

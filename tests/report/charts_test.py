@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gc_jax.attribution import METHODS
-from gc_jax.report import charts, overlay, plots, tables
+from gc_jax.report import charts, pictures, plots, tables
 from tests.report import evaluations
 
 
@@ -117,10 +117,10 @@ def test_numbers_that_are_not_finite_break_a_line(made):
 
 def test_methods_that_ignore_the_weights_are_flagged(made):
   found = charts.sanity(made)
-  assert [s.title for s in found if s.stays_high] == ["SmoothGrad"]
+  assert [s.title for s in found if s.verdict == "stays high"] == ["SmoothGrad"]
   assert found[0].title == "SmoothGrad"  # the worst first
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
-  assert charts.sanity(made)[1].stays_high
+  assert charts.sanity(made)[1].verdict == "stays high"
   made.curves.randomization["gradcam"][-1] = float("nan")
   last = charts.sanity(made)[-1]
   assert (last.title, last.verdict) == ("Grad-CAM", "not measured")
@@ -190,10 +190,10 @@ def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
 def test_photographs_are_embedded_small_and_pixel_art_crisp():
   rng = np.random.default_rng(0)
   photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-  assert overlay.compact_uri(photograph).startswith("data:image/jpeg;base64,")
-  enlarged = overlay.enlarge_image(photograph[:16, :16], 16)
-  assert overlay.compact_uri(enlarged) == overlay.as_data_uri(
-    overlay.png_bytes(enlarged)
+  assert pictures.compact_uri(photograph).startswith("data:image/jpeg;base64,")
+  enlarged = pictures.enlarge_image(photograph[:16, :16], 16)
+  assert pictures.compact_uri(enlarged) == pictures.as_data_uri(
+    pictures.png_bytes(enlarged)
   )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as ALL_METHODS
-from gc_jax.report import artefact, gallery
+from gc_jax.report import artefact
 from gc_jax.runtime import config as saved_config
 
 METHODS = tuple(ALL_METHODS)
@@ -380,5 +380,5 @@ def write_of_before(folder: pathlib.Path, **changes):
       for stage, cam in by_stage.items():
         arrays[f"{number:03d}/randomized/{method}/{stage}"] = cam
   np.savez_compressed(folder / "examples.npz", **arrays)
-  (folder / gallery.FILENAME).unlink()
+  (folder / artefact.GALLERY).unlink()
   return folder

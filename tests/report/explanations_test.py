@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gc_jax.report import explanations, overlay
+from gc_jax.report import explanations, pictures
 from gc_jax.report.explanations import FILENAME, Explanation
 
 IMAGE = np.full((12, 18, 3), 128, np.uint8)
@@ -63,7 +63,7 @@ def test_overlay_and_map_are_written_as_they_are(tmp_path):
   explanations.write(tmp_path / "new", explanation(), IMAGE, CAM)
   with Image.open(tmp_path / "new" / "cat.gradcam.png") as image:
     np.testing.assert_array_equal(
-      np.asarray(image), overlay.heat_overlay(IMAGE, CAM)
+      np.asarray(image), pictures.heat_overlay(IMAGE, CAM)
     )
   cam = np.load(tmp_path / "new" / "cat.gradcam.npy")
   assert cam.dtype == np.float32

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorboardX
 
-from gc_jax.report.metrics_writer import MetricsWriter, read_metrics
+from gc_jax.report.logs import MetricsWriter, read_metrics
 
 
 def _write(workdir, steps, start_step=0):

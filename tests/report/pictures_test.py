@@ -1,9 +1,81 @@
-"""Pictures in rows and columns: size, gaps, shapes."""
+"""Pictures: heat in the right place, outlines, rows and columns."""
+
+import base64
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from gc_jax.report import overlay, pictures
+from gc_jax.report import pictures, plots
+
+GREY = np.full((16, 16, 3), 128, np.uint8)
+
+
+def _one_cell(row, column):
+  cam = np.zeros((4, 4), np.float32)
+  cam[row, column] = 1.0
+  return cam
+
+
+def test_a_map_with_its_mass_in_one_cell_colours_that_place_only():
+  picture = pictures.heat_overlay(GREY, _one_cell(0, 3), scale=2)
+  changed = np.abs(picture.astype(int) - 128).sum(axis=-1)
+  row, column = np.unravel_index(changed.argmax(), changed.shape)
+  assert row < 8 and column >= 24  # cell (0, 3) of 4x4 on 32x32 pixels
+  assert changed[16:].max() == 0
+  assert changed[:, :16].max() == 0
+
+
+def test_the_hottest_place_takes_the_top_colour_whatever_the_unit():
+  one = pictures.heat_overlay(GREY, _one_cell(1, 1))
+  thousandth = pictures.heat_overlay(GREY, _one_cell(1, 1) / 1000)
+  np.testing.assert_array_equal(one, thousandth)
+
+
+def test_an_empty_map_leaves_the_image_as_it_is():
+  picture = pictures.heat_overlay(GREY, np.zeros((4, 4), np.float32))
+  np.testing.assert_array_equal(picture, GREY)
+
+
+def test_enlarging_is_bilinear_with_clamped_edges():
+  cam = np.array([[0.0, 1.0]], np.float32)
+  # Cell centres at 1 and 3 of 4 pixels: pixel centres 0.5, 1.5, 2.5, 3.5.
+  enlarged = pictures.enlarge_map(cam, 1, 4)
+  np.testing.assert_allclose(enlarged, [[0.0, 0.25, 0.75, 1.0]], atol=1e-6)
+
+
+def test_the_outline_lies_just_outside_the_mask():
+  object_mask = np.zeros((16, 16), bool)
+  object_mask[4:8, 5:9] = True
+  picture = pictures.draw_outline(pictures.enlarge_image(GREY, 4), object_mask)
+  drawn = (picture == pictures.LINE_COLOR).all(axis=-1)
+  expected = np.zeros((64, 64), bool)
+  px = pictures.LINE_PX
+  expected[16 - px : 32 + px, 20 - px : 36 + px] = True
+  expected[16:32, 20:36] = False
+  np.testing.assert_array_equal(drawn, expected)
+
+
+def test_the_frame_stays_within_its_cell():
+  for cell in range(4):
+    framed = pictures.draw_frame(np.tile(GREY, (2, 2, 1)), cell, width_px=2)
+    drawn = (framed == pictures.LINE_COLOR).all(axis=-1)
+    rows, columns = np.nonzero(drawn)
+    assert set(rows // 16 * 2 + columns // 16) == {cell}
+    assert drawn.sum() == 16 * 16 - 12 * 12
+
+
+def test_a_data_uri_is_the_picture():
+  kind, content = pictures.compact_uri(GREY).split(",")
+  assert kind == "data:image/png;base64"
+  image = Image.open(io.BytesIO(base64.b64decode(content)))
+  np.testing.assert_array_equal(np.asarray(image), GREY)
+
+
+def test_small_images_are_enlarged_and_large_ones_left():
+  sizes = [(16, 16), (64, 64), (224, 224), (600, 480)]
+  assert [pictures.display_scale(*size) for size in sizes] == [16, 4, 1, 1]
 
 
 def _picture(height, width, color):
@@ -11,9 +83,9 @@ def _picture(height, width, color):
 
 
 def _draw(*rows):
-  named = [pictures.GridRow(str(n), cells) for n, cells in enumerate(rows)]
+  named = [(str(n), cells) for n, cells in enumerate(rows)]
   headings = [f"column {n}" for n in range(len(rows[0]))]
-  return overlay.read_png(pictures.draw_grid(headings, named, dpi=50))
+  return plots.read_png(pictures.draw_grid(headings, named, dpi=50))
 
 
 def _box(image, color):

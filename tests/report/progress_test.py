@@ -3,7 +3,7 @@
 import io
 import time
 
-from gc_jax.report import progress
+from gc_jax.report import logs
 
 
 class _Terminal(io.StringIO):
@@ -15,7 +15,7 @@ def test_elsewhere_than_a_terminal_lines_come_at_intervals(monkeypatch):
   secs = [0.0]
   monkeypatch.setattr(time, "monotonic", lambda: secs[0])
   stream = io.StringIO()
-  bar = progress.Progress(100, stream=stream)
+  bar = logs.Progress(100, stream=stream)
   for step in range(1, 101):
     secs[0] += 1.0
     bar.update(step, {"train/loss": 0.5, "unknown": "text"})
@@ -33,7 +33,7 @@ def test_a_resumed_run_counts_from_where_it_began(monkeypatch):
   secs = [0.0]
   monkeypatch.setattr(time, "monotonic", lambda: secs[0])
   stream = io.StringIO()
-  bar = progress.Progress(100, start_step=90, stream=stream)
+  bar = logs.Progress(100, start_step=90, stream=stream)
   secs[0] = 2.0
   bar.update(91)
   assert " 91%  step 91/100  0.5 steps/s  18s left" in stream.getvalue()
@@ -41,7 +41,7 @@ def test_a_resumed_run_counts_from_where_it_began(monkeypatch):
 
 def test_on_a_terminal_messages_stand_on_their_own_lines():
   stream = _Terminal()
-  bar = progress.Progress(10, stream=stream)
+  bar = logs.Progress(10, stream=stream)
   bar.update(4, {"train/loss": 0.25})
   bar.message("saved checkpoint 4")
   bar.update(10)
@@ -53,7 +53,7 @@ def test_on_a_terminal_messages_stand_on_their_own_lines():
 
 def test_disabled_shows_nothing():
   stream = io.StringIO()
-  bar = progress.Progress(10, enabled=False, stream=stream)
+  bar = logs.Progress(10, enabled=False, stream=stream)
   bar.update(10)
   bar.message("text")
   bar.close()
@@ -61,7 +61,7 @@ def test_disabled_shows_nothing():
 
 
 def test_durations_read_at_a_glance():
-  assert [progress.format_secs(s) for s in (48.2, 725, 12000)] == [
+  assert [logs.format_secs(s) for s in (48.2, 725, 12000)] == [
     "48s",
     "12m 05s",
     "3h 20m",

@@ -25,13 +25,23 @@ def _rows(table):
   """Returns (label, method in words) -> heading -> text."""
   return {
     (row.label, formats.method_title(row)): {
-      column.title: formats.format_cell(
-        row.cells.get(column.key), column.decimals
+      column.title: text.number
+      for column, text in zip(
+        table.columns, formats.texts(table, row), strict=True
       )
-      for column in table.columns
     }
     for row in table.rows
   }
+
+
+def _file(name, made):
+  return formats.to_files(made, "")[name].decode()
+
+
+def _html(table):
+  ((block,),) = formats.for_page([[table]])
+  macros = page.environment().get_template("cards.html").module
+  return macros.table_block(block)
 
 
 @pytest.fixture
@@ -200,13 +210,14 @@ def test_table_6_says_on_how_many_pictures_pgd_was_measured(tmp_path):
 
 def test_accuracy_under_attack_has_its_intervals(tmp_path):
   models = _models(evaluations.make(tmp_path / "e"))
-  (table,) = tables.attacks_table(models)
+  table = _table(page.make_tables(models), "Accuracy under")
   lines = formats.to_markdown(table).splitlines()
   assert "| clean ↑ | ε = 1 ↑ |" in lines[0]
   (pgd,) = [line for line in lines if "| PGD |" in line]
   assert "86.5 [84.4, 88.4] | 43.2 [0.0, 49.8]" in pgd
   assert any("Measured on the images of 100" in note for note in table.notes)
-  assert not tables.attacks_table(_models(evaluations.bare(tmp_path / "bare")))
+  bare = tables.measured(_models(evaluations.bare(tmp_path / "bare")))
+  assert [table.title for table in bare] == ["Accuracy"]
 
 
 def test_what_is_costly_has_no_note_where_it_had_every_pair(tmp_path):
@@ -236,7 +247,7 @@ def test_an_evaluation_of_accuracy_alone_still_has_all_layouts(tmp_path):
   for table in all_tables:
     for text in (
       formats.to_markdown(table),
-      formats.to_html(table),
+      _html(table),
       formats.to_latex(table),
     ):
       assert "nan" not in text.lower() and "None" not in text
@@ -244,7 +255,7 @@ def test_an_evaluation_of_accuracy_alone_still_has_all_layouts(tmp_path):
 
 def test_the_full_table_has_every_method_with_its_intervals(tmp_path):
   models = _models(evaluations.make(tmp_path / "e"))
-  table = tables.full_table(models)
+  table = _table(tables.measured(models), "All")
   assert {row.method for row in table.rows} == {
     *evaluations.METHODS,
     *evaluations.CONTROLS,
@@ -259,7 +270,7 @@ def test_the_full_table_has_every_method_with_its_intervals(tmp_path):
   assert "Measured on 100 of the 1,200 (image, class) pairs" in notes
   assert "by every method Insertion, Deletion, MaxBoxAcc 0.5, Max" in notes
   assert "Integrated gradients; SmoothGrad; by every" in notes
-  accuracy = formats.to_markdown(tables.accuracy_table(models))
+  accuracy = formats.to_markdown(tables.measured(models)[0])
   assert "86.5 [84.4, 88.4]" in accuracy
 
 
@@ -281,7 +292,7 @@ def test_quoted_rows_and_controls_are_never_best_and_take_no_best(tmp_path):
   assert formats.to_markdown(third).count("**34.44**") == 1
   # One model: its methods compete, and Insertion 51 of a control is higher.
   one = _models(evaluations.make(tmp_path / "c"))
-  lines = formats.to_markdown(tables.full_table(one)).splitlines()
+  lines = formats.to_markdown(_table(tables.measured(one), "All")).splitlines()
   assert "| **49.0** |" in lines[-3] and "SmoothGrad" in lines[-3]
   assert "| 51.0 |" in lines[-1] and "**" not in lines[-1] + lines[-2]
 
@@ -296,7 +307,7 @@ def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
   rows = {
     line.split(" | ")[1]: line
     for line in formats.to_markdown(
-      tables.full_table(_models(made))
+      _table(tables.measured(_models(made)), "All")
     ).splitlines()
   }
   assert "| **30.0** [28.5, 31.5] |" in rows["Grad-CAM"]
@@ -304,20 +315,20 @@ def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
   assert "| 99.0 [" in few and "| **77.0** |" in few
   # Not even where it scores what the best of all pairs does.
   made.results["val/smoothgrad/content_heatmap"] = 30.0
-  text = formats.to_markdown(tables.full_table(_models(made)))
+  text = formats.to_markdown(_table(tables.measured(_models(made)), "All"))
   assert text.count("| **30.0** [") == 1
   made.results["val/smoothgrad/content_heatmap"] = 99.0
   # On every pair it competes.
   full = dataclasses.replace(
     made, about=dataclasses.replace(made.about, num_costly_images=1200)
   )
-  text = formats.to_markdown(tables.full_table(_models(full)))
+  text = formats.to_markdown(_table(tables.measured(_models(full)), "All"))
   assert "| **99.0** [" in text and "pairs |" not in text
   # Two costly methods alone compete with each other.
   two = evaluations.make(
     tmp_path / "two", methods=methods[1:], costly_methods=methods[1:]
   )
-  text = formats.to_markdown(tables.full_table(_models(two)))
+  text = formats.to_markdown(_table(tables.measured(_models(two)), "All"))
   assert "| **30.0** [28.5, 31.5] |" in text
 
 
@@ -353,7 +364,7 @@ def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
     ),
     evaluations.make(tmp_path / "b", consistency=False, ch=20.0),
   )
-  text = formats.to_latex_document(page.make_tables(models))
+  text = _file("tables.tex", page.make_tables(models))
   assert r"\usepackage{booktabs}" in text.splitlines()[0]
   assert (
     r"50\%\_of \#1 \& \{x\}\textasciitilde{}y\textasciicircum{}2 "
@@ -385,7 +396,7 @@ def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
 
 def test_csv_has_a_line_for_every_cell(imagenet):
   all_tables = page.make_tables(imagenet)
-  text = formats.to_long_csv(all_tables)
+  text = _file("tables.csv", all_tables)
   lines = list(csv.DictReader(io.StringIO(text)))
   cells = sum(len(t.rows) * len(t.columns) for t in all_tables)
   assert len(lines) == cells
@@ -428,9 +439,7 @@ def _glance(tmp_path, *all_results):
 
 def test_a_row_holds_the_numbers_of_its_run(tmp_path):
   table = _glance(tmp_path, evaluations.run_results(ch=15.0))
-  texts = [
-    formats.format_cell(table.rows[0].cells[c.key]) for c in table.columns
-  ]
+  texts = [text.number for text in formats.texts(table, table.rows[0])]
   assert texts == ["86.5", "55.2", "35.5 ± 0.1", "35.8", "15.0", "40.0"]
   assert [row.method for row in table.rows] == [
     "gradcam_elementwise",
@@ -493,7 +502,7 @@ def test_what_is_not_measured_stays_empty(tmp_path, missing):
   table = dataclasses.replace(table)
   texts = (
     formats.to_markdown(table),
-    formats.to_html(table),
+    _html(table),
     formats.to_csv(table),
   )
   assert all("nan" not in text.lower() for text in texts)
@@ -517,7 +526,7 @@ def test_labels_are_escaped(tmp_path):
   made = evaluations.make(tmp_path / "e", consistency=None, source="a|<b>")
   table = tables.overview(_models(made))
   assert "a\\|<b>" in formats.to_markdown(table)
-  assert "a|&lt;b&gt;" in formats.to_html(table)
+  assert "a|&lt;b&gt;" in _html(table)
 
 
 def test_few_questions_have_few_tables(tmp_path):

@@ -21,7 +21,7 @@ from flax import nnx
 
 from configs import quickstart
 from gc_jax import data, models, torch_io
-from gc_jax.report.metrics_writer import read_metrics
+from gc_jax.report.logs import read_metrics
 from gc_jax.runtime import checkpoint, files, parallel, signals
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import (

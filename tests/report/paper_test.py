@@ -2,19 +2,14 @@
 
 import pytest
 
-from gc_jax.report import paper_tables
-from gc_jax.report.paper_tables import TABLES
+from gc_jax.report import paper
+from gc_jax.report.paper import TABLES
 
 SPG = "stochastic_pointing_game"
 NQH = "negative_quadrants_heatmap"
-PG_PLAIN = paper_tables.variant("pointing_game", "gradcam")
-CH_PLAIN = paper_tables.variant("content_heatmap", "gradcam")
-CH_BY_CELL = paper_tables.variant("content_heatmap", "gradcam_elementwise")
-
-
-def rows_of(number, *model):
-  rows = TABLES[number].rows
-  return [row for row in rows if (row.architecture, row.model) == model]
+PG_PLAIN = "pointing_game gradcam"
+CH_PLAIN = "content_heatmap gradcam"
+CH_BY_CELL = "content_heatmap gradcam_elementwise"
 
 
 @pytest.mark.parametrize(
@@ -64,13 +59,12 @@ def rows_of(number, *model):
   ],
 )
 def test_spot_values(number, architecture, model, metric, mean, std):
-  (row,) = rows_of(number, architecture, model)
-  cell = row.cells[metric]
+  cell = TABLES[number].rows()[architecture, model][metric]
   assert (cell.mean, cell.sampling_std) == (mean, std)
 
 
 def test_every_table_is_complete():
-  sizes = {n: (len(t.rows), len(t.rows[0].cells)) for n, t in TABLES.items()}
+  sizes = {n: (len(t.rows()), len(t.columns)) for n, t in TABLES.items()}
   assert sizes == {
     1: (10, 5),
     2: (4, 6),
@@ -79,28 +73,21 @@ def test_every_table_is_complete():
     5: (2, 4),
     6: (3, 6),
   }
-  for number, table in TABLES.items():
-    assert table.number == number
-    assert len({(r.architecture, r.model) for r in table.rows}) == len(
-      table.rows
-    )
-    for row in table.rows:
-      assert row.model in paper_tables.MODELS
-      assert list(row.cells) == list(table.rows[0].cells)
-      assert all(0 <= cell.mean <= 100 for cell in row.cells.values())
+  for table in TABLES.values():
+    for (_, model), cells in table.rows().items():
+      assert model in ("Baseline", "GC", "GMP", "GMP+GC")
+      assert all(0 <= cell.mean <= 100 for cell in cells.values())
 
 
 def test_the_standard_columns_of_table_5_are_alexnets_row_of_table_1():
   for model in ("Baseline", "GC"):
-    (first,) = rows_of(1, "alexnet", model)
-    (fifth,) = rows_of(5, "alexnet", model)
+    first = TABLES[1].rows()["alexnet", model]
+    fifth = TABLES[5].rows()["alexnet", model]
     for metric in ("pointing_game", "content_heatmap"):
-      plain = paper_tables.variant(metric, "gradcam")
-      assert fifth.cells[plain] == first.cells[metric]
+      assert fifth[f"{metric} gradcam"] == first[metric]
 
 
 def test_only_average_pooling_leaves_the_variant_without_doubt():
-  methods = {(r.architecture, r.model): r.method for r in TABLES[1].rows}
-  assert methods["resnet18", "GC"] == paper_tables.EITHER
-  assert methods["resnet18", "GMP+GC"] == paper_tables.UNKNOWN
-  assert methods["alexnet", "Baseline"] == paper_tables.UNKNOWN
+  assert TABLES[1].method("resnet18", "GC") == paper.EITHER
+  assert TABLES[1].method("resnet18", "GMP+GC") == paper.UNKNOWN
+  assert TABLES[1].method("alexnet", "Baseline") == paper.UNKNOWN

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from gc_jax.report import overlay, pareto
+from gc_jax.report import comparison, plots
 from tests.report import evaluations
 
 
@@ -13,7 +13,7 @@ def _results(accuracy, ch, metric="top1", method="gradcam_elementwise"):
 def _points(models):
   """Label -> results.json of repetitions, as evaluations."""
   about = evaluations.about()
-  return pareto.points(
+  return comparison.pareto_points(
     {
       label: [
         evaluations.artefact.Evaluated(pathlib.Path(label), about, results)
@@ -50,9 +50,9 @@ def test_several_classes_a_picture_take_f1():
 
 def test_the_chart_needs_two_models_and_says_their_numbers():
   models = {"a_$1$": [_results(80.0, 10.0)]}
-  assert pareto.draw(_points(models)) is None
+  assert comparison.pareto_chart(_points(models)) is None
   models["b"] = [_results(70.0, 5.0)]
-  chart = pareto.draw(_points(models))
+  chart = comparison.pareto_chart(_points(models))
   assert "a_$1$: Top-1 80.0, CH 10.0, on the front" in chart.svg
   assert "b: Top-1 70.0, CH 5.0." in chart.svg
   assert ">a_$1$<" in chart.svg
@@ -64,8 +64,8 @@ def test_long_names_end_within_the_chart():
     f"{name} with a name that is rather long, for a model": [_results(*place)]
     for name, place in {"a": (80.0, 10.0), "b": (70.0, 50.0)}.items()
   }
-  png = pareto.draw(_points(models)).png
-  picture = overlay.read_png(png)
+  png = comparison.pareto_chart(_points(models)).png
+  picture = plots.read_png(png)
   # The file grows with what sticks out of the chart's 7.2 inches.
   assert picture.shape[1] <= 7.2 * 200
 
@@ -75,11 +75,11 @@ def test_models_with_the_standard_map_alone_are_drawn_by_it():
     name: [_results(80.0, ch, method="gradcam")]
     for name, ch in (("a", 1.0), ("b", 2.0))
   }
-  assert "maps of Grad-CAM" in pareto.draw(_points(models)).unit
+  assert "maps of Grad-CAM" in comparison.pareto_chart(_points(models)).unit
 
 
 def test_the_csv_has_every_method():
   both = _results(80.0, 10.0) | _results(80.0, 9.0, method="gradcam")
-  lines = pareto.to_csv(_points({"a, b": [both]})).splitlines()
+  lines = comparison.pareto_csv(_points({"a, b": [both]})).splitlines()
   assert lines[1] == '"a, b",gradcam_elementwise,top1,80.0000,10.0000,1,1'
   assert lines[2].startswith('"a, b",gradcam,top1,80.0000,9.0000')
