@@ -21,29 +21,17 @@ _PLACE_TRIES = 100
 
 
 class Cutout(NamedTuple):
-  """An object to draw.
+  """An object to draw; without colours, `draw` picks one at random."""
 
-  Attributes:
-    alpha: uint8 `[h w]`, opacity; 255 is opaque.
-    colors: uint8 `[h w 3]`, RGB, not multiplied by alpha. None: `draw` picks
-      one colour at random, see `contrasting_color`.
-  """
-
-  alpha: np.ndarray
-  colors: np.ndarray | None = None
+  alpha: np.ndarray  # uint8 [h w]; 255 is opaque
+  colors: np.ndarray | None = None  # uint8 [h w 3], not multiplied by alpha
 
 
 class Picture(NamedTuple):
-  """A drawn picture.
+  """A drawn picture, and the opacity of each object. No two share a pixel."""
 
-  Attributes:
-    image: uint8 `[H W 3]`, RGB.
-    alphas: uint8 `[n H W]`, opacity of each object. No two objects share a
-      pixel.
-  """
-
-  image: np.ndarray
-  alphas: np.ndarray
+  image: np.ndarray  # uint8 [H W 3]
+  alphas: np.ndarray  # uint8 [n H W]
 
   @property
   def masks(self) -> Bool[np.ndarray, "n H W"]:
@@ -64,26 +52,15 @@ def contrasting_color(
   Colours are uniform over RGB, given that their luma is at least
   `MIN_CONTRAST` away from the mean luma of `covered`. Brightness, not hue:
   red strokes on green of the same luma are hard to read.
-
-  Args:
-    covered: pixels of the background where the object will be opaque.
-    generator: always gives 256 candidate colours.
   """
-  mean = luma(covered).mean()
   candidates = generator.integers(0, 256, (256, 3), dtype=np.uint8)
-  (far,) = np.nonzero(np.abs(luma(candidates) - mean) >= MIN_CONTRAST)
-  if far.size:
-    return candidates[far[0]]
-  # One draw in billions comes here.
-  return np.full(3, 0 if mean > 127.5 else 255, np.uint8)
+  contrasts = np.abs(luma(candidates) - luma(covered).mean())
+  # The first; one draw in billions has none.
+  return candidates[np.argmax(contrasts >= MIN_CONTRAST)]
 
 
 def trim(cutout: Cutout) -> Cutout:
-  """Cuts away the rows and columns around the object.
-
-  Raises:
-    ValueError: if no pixel belongs at least half to the object.
-  """
+  """Cuts away the rows and columns around the object."""
   alpha, colors = cutout
   if alpha.max() < 128:
     raise ValueError(
@@ -126,10 +103,7 @@ def place(
 ) -> list[tuple[int, int]]:
   """Draws top left corners, uniform given that the boxes do not overlap.
 
-  Args:
-    sizes: (height, width) of each box, in pixels.
-    canvas: (height, width) that all boxes must lie in.
-    generator: source of the draws.
+  Sizes are (height, width) in pixels.
 
   Raises:
     ValueError: if the boxes do not fit.
@@ -183,7 +157,7 @@ def draw(
   image = round( (1 - a) * background + a * color ),  a = alpha / 255
 
   Args:
-    background: the picture to draw on; it is not changed.
+    background: it is not changed.
     cutouts: the objects, in the order in which they are drawn.
     generator: gives the sizes, then the places, then the colours.
     side_frac: (least, greatest) longer side of a trimmed object, as a share of

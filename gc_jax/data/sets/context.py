@@ -82,16 +82,11 @@ def region(photograph: int, split: str) -> tuple[int, int, int, int]:
 
 
 class Source(NamedTuple):
-  """The objects of a set.
+  """The objects of a set, numbered in each class."""
 
-  Attributes:
-    usable: for each class, split -> numbers of the objects it may show. No
-      number of a class is in two splits.
-    cutout: (class, number) -> the object.
-  """
-
+  # For each class, split -> the numbers it may show, none of them in two.
   usable: Sequence[Mapping[str, Sequence[int]]]
-  cutout: Callable[[int, int], compositor.Cutout]
+  cutout: Callable[[int, int], compositor.Cutout]  # of (class, number)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -143,37 +138,23 @@ class ContextConfig(tfds.core.BuilderConfig):
 
 
 class Example(NamedTuple):
-  """An image and everything that was drawn for it.
-
-  Attributes:
-    picture: the image and the alpha of each object.
-    background: uint8 `[H W 3]`, the image before the objects.
-    labels: class of each object, in the order of `picture.alphas`.
-    numbers: number of each object among those of its class.
-    photograph: index into `PHOTOGRAPHS`.
-    crop: left, top, right, bottom of the background in the photograph, in
-      pixels, the last two exclusive.
-  """
+  """An image and everything that was drawn for it."""
 
   picture: compositor.Picture
-  background: np.ndarray
-  labels: tuple[int, ...]
-  numbers: tuple[int, ...]
-  photograph: int
-  crop: tuple[int, int, int, int]
+  background: np.ndarray  # uint8 [H W 3], the image before the objects
+  labels: tuple[int, ...]  # class of each object
+  numbers: tuple[int, ...]  # of each object in its class
+  photograph: int  # index into PHOTOGRAPHS
+  crop: tuple[int, int, int, int]  # left, top, right, bottom in the photograph
 
 
 def draw_example(
   source: Source, config: ContextConfig, split: str, index: int
 ) -> Example:
-  """Draws one image: a pure function of its arguments.
+  """Draws image `index` of a split: a pure function of its arguments.
 
-  Args:
-    source: the objects.
-    config: the variant.
-    split: one of `SPLITS`.
-    index: position in the split. Classes and objects of the first object take
-      turns: class index % K, then the split's next object of that class.
+  Classes and objects of the first object take turns: class index % K, then the
+  split's next object of that class.
   """
   generator = np.random.default_rng([config.seed, SPLITS.index(split), index])
   num_classes = len(source.usable)
@@ -218,12 +199,7 @@ def draw_example(
 
 
 class ContextBuilder(tfds.core.GeneratorBasedBuilder):
-  """Writes a context set as array_record files. Each set derives its own.
-
-  Attributes:
-    CONFIG: class of the set's variants.
-    CLASS_NAMES: of the set.
-  """
+  """Writes a context set as array_record files. Each set derives its own."""
 
   CONFIG: ClassVar[type[ContextConfig]] = ContextConfig
   CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
@@ -307,7 +283,7 @@ def load(
   Args:
     builder_class: the set.
     split: of `SPLITS`, or a part of one: "train[:100]".
-    data_dir: TFDS directory; "" = TFDS's own default.
+    data_dir: "" = TFDS's own default.
     **config: fields of the set's config.
 
   Raises:
@@ -318,13 +294,12 @@ def load(
   if split.split("[")[0] not in SPLITS:
     raise ValueError(unknown_name_message("split", split, SPLITS))
 
-  def make_builder() -> ContextBuilder:
-    return builder_class(
-      data_dir=os.path.expanduser(data_dir) or None,
-      config=builder_config,
-      file_format="array_record",
-    )
-
+  make_builder = functools.partial(
+    builder_class,
+    data_dir=os.path.expanduser(data_dir) or None,
+    config=builder_config,
+    file_format="array_record",
+  )
   builder = make_builder()
   if not pathlib.Path(builder.data_path).exists():
     builder.source()  # or say what is missing

@@ -75,23 +75,14 @@ OUTLINE_GAIN = 4  # alpha / level where the product meets the background
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ContextFashionConfig(context.ContextConfig):
-  """By default every product is used once.
-
-  Attributes:
-    folder: where the four files of Fashion-MNIST are. It is no part of the
-      name: every copy holds the same.
-  """
+  """By default every product is used once. The folder is not in the name."""
 
   num_examples: tuple[int, int, int] = (55_000, 5_000, 10_000)
   folder: str = FASHION_FOLDER
 
 
 def read_idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
-  """Reads a gzipped IDX file of bytes, MNIST's format.
-
-  Raises:
-    ValueError: if it is none, or holds less than its header says.
-  """
+  """Reads a gzipped IDX file of bytes, MNIST's format."""
   with gzip.open(path) as file:
     data = file.read()
   # Two zeros, the type (8: bytes), the number of axes; then their lengths as
@@ -141,12 +132,6 @@ def fashion(folder: str) -> context.Source:
   """Returns the products of a folder; 55 MB, read once.
 
   Numbers of a class count through its training file, then its test file.
-
-  Args:
-    folder: with `{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz`.
-
-  Raises:
-    ValueError: a file is missing or broken.
   """
   paths = [
     pathlib.Path(folder, f"{part}-{content}-ubyte.gz")
@@ -246,11 +231,7 @@ _PART = ("train", "train", "train", "validation", "test")
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ContextObjectsConfig(context.ContextConfig):
-  """The things of a split take turns, some twenty to thirty times each.
-
-  Attributes:
-    folder: where the stamps are. It is no part of the name.
-  """
+  """Things take some twenty to thirty turns. The folder is not in the name."""
 
   folder: str = STAMPS_FOLDER
 
@@ -275,11 +256,7 @@ def _is_photographed(path: pathlib.Path) -> bool:
 
 
 def find_stamps(folder: str) -> list[list[pathlib.Path]]:
-  """Returns the photographed stamps of each class, in order of their names.
-
-  Raises:
-    ValueError: there is no such folder, or a class has too few for all splits.
-  """
+  """Returns the photographed stamps of each class, in order of their names."""
   if not pathlib.Path(folder).is_dir():
     raise ValueError(
       f"--config.data.name='context_objects' must find Tux Paint's stamps in "
@@ -346,5 +323,5 @@ BUILDERS = {
 
 
 def load(split: str, *, name: str, **config: Any) -> Dataset:
-  """Returns a split of the set `name`; see `context.load`."""
+  """Returns a split of the set `name`, see `context.load`."""
   return context.load(BUILDERS[name], split, **config)

@@ -56,6 +56,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.sets import folder_layout, folder_objects, segmentation
@@ -79,9 +81,9 @@ def load(
   Args:
     split: of `SPLITS`, or a part of one: "train[:100]".
     path: the folder. Nothing is written into it.
-    data_dir: TFDS directory; what annotations say is kept there, and read
-      again when a file of the folder has changed. "" = TFDS's own default.
-    on_error: of annotations: "raise", or "skip", they are left out, counted.
+    data_dir: what annotations say is kept there, until a file of the folder
+      changes. "" = TFDS's own default.
+    on_error: "raise"; "skip" leaves out wrong annotations, and counts them.
 
   Raises:
     ValueError: if the split is unknown, or the folder or an annotation is not
@@ -121,19 +123,12 @@ def load(
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-  """Records of a folder by index; files are read when they are asked for.
-
-  Attributes:
-    root: the folder.
-    pictures: paths below it.
-    labels: class ids of each.
-    objects: picture -> its objects, where it has any.
-  """
+  """Records of a folder by index; files are read when they are asked for."""
 
   root: str
-  pictures: Sequence[str]
-  labels: Sequence[Sequence[int]]
-  objects: dict[str, dict[str, list]]
+  pictures: Sequence[str]  # paths below the root
+  labels: Sequence[Sequence[int]]  # class ids of each
+  objects: dict[str, dict[str, list]]  # of the pictures that have any
 
   def __len__(self) -> int:
     return len(self.pictures)
@@ -183,8 +178,6 @@ def _read_bytes(root: str, name: str) -> bytes:
 
 def _part(split: str, layout: Layout) -> list[str]:
   """Returns the pictures of a split in the notation of TFDS."""
-  import tensorflow_datasets as tfds
-
   sizes = {
     name: types.SimpleNamespace(num_examples=len(pictures))
     for name, pictures in layout.splits.items()
@@ -209,8 +202,6 @@ def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
 ) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
-  import tensorflow_datasets as tfds
-
   if not folder_objects.has_annotations(layout):
     return folder_objects.Objects()
   root = layout.root.resolve()

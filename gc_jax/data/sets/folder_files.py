@@ -29,19 +29,12 @@ _LEFT_BY_SYSTEMS = frozenset(
 
 
 class Tree(NamedTuple):
-  """What lies in a folder; links are followed.
+  """What lies in a folder, by paths below it; links are followed."""
 
-  Attributes:
-    files: path below the folder -> (bytes, modified at, in ns), sorted.
-    folders: those below it, also empty ones.
-    broken: links of `files` that lead to no file.
-    special: paths that are neither file nor folder.
-  """
-
-  files: dict[str, tuple[int, int]]
-  folders: tuple[str, ...]
-  broken: tuple[str, ...]
-  special: tuple[str, ...]
+  files: dict[str, tuple[int, int]]  # sorted -> (bytes, modified at, in ns)
+  folders: tuple[str, ...]  # also empty ones
+  broken: tuple[str, ...]  # links of `files` that lead to no file
+  special: tuple[str, ...]  # neither files nor folders
 
 
 def list_tree(root: Path) -> Tree:
@@ -61,8 +54,8 @@ def list_tree(root: Path) -> Tree:
     below, holders = pending.popleft()
     for entry, status in _entries(root / below):
       name = below + entry.name
-      if not _is_utf8(entry.name):
-        undecodable.append(_shown(entry.path))
+      if _undecoded(entry.name):
+        undecodable.append(_undecoded(entry.path))
       elif stat.S_ISDIR(status.st_mode):
         real = os.path.join(holders[-1], entry.name)
         if entry.is_symlink():
@@ -128,30 +121,18 @@ def _entries(folder: Path) -> Iterator[tuple[os.DirEntry, os.stat_result]]:
     ) from error
 
 
-def _is_utf8(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
-
-
-def _shown(path: str) -> str:
-  """Returns a path that can be printed, bytes that are not UTF-8 as \\xNN."""
-  return os.fsencode(path).decode(errors="backslashreplace")
+def _undecoded(path: str) -> str:
+  """Returns a path that is not UTF-8 with its bytes shown; "" if it is."""
+  shown = os.fsencode(path).decode(errors="backslashreplace")
+  return "" if shown == path else shown
 
 
 def check_root(path: str) -> Path:
-  """Returns the folder that the user named.
-
-  Raises:
-    ValueError: it is no folder, or its name is not UTF-8.
-  """
+  """Returns the folder that the user named, if it can be one."""
   root = Path(os.path.expanduser(path))
-  if not _is_utf8(str(root)):
+  if shown := _undecoded(str(root)):
     raise ValueError(
-      f"The name of --config.data.path={_shown(str(root))} must be UTF-8. "
-      "Rename it."
+      f"The name of --config.data.path={shown} must be UTF-8. Rename it."
     )
   if not root.is_dir():
     raise ValueError(
@@ -169,10 +150,9 @@ def normalized(name: str) -> str:
 def kind_of(name: str) -> str:
   """Returns what a file is for, by its path below the folder.
 
-  Returns:
-    "picture"; "labels" and "boxes" (the tables of these names); "mask" (any
-    picture below masks/); "xml" (VOC, anywhere else); "json" (COCO,
-    annotations.json and annotations/*.json); "" for files that are ignored.
+  That is "picture"; "labels" and "boxes" (the tables of these names); "mask"
+  (any picture below masks/); "xml" (VOC, anywhere else); "json" (COCO,
+  annotations.json and annotations/*.json); "" for files that are ignored.
   """
   top, _, below = name.casefold().partition("/")
   suffix = PurePosixPath(below or top).suffix
@@ -218,9 +198,9 @@ def _without_ending(name: str) -> str:
 class Finder:
   """Finds a picture by its path below the folder, or a unique end of it.
 
-  Also by what programs elsewhere write: backslashes, `./` and `../` in front,
-  an absolute path through a folder of this one's name, other capitals, no
-  ending. An end that fits several pictures finds none.
+  Also as programs elsewhere write it: with backslashes, `./` or `../` in front,
+  as an absolute path through a folder of this one's name, in other capitals,
+  without its ending.
   """
 
   def __init__(self, pictures: Iterable[str], root: Path):
@@ -229,11 +209,7 @@ class Finder:
     self._ends = functools.cache(self._by_ends)  # most need only the first
 
   def __call__(self, written: str) -> str:
-    """Returns the path below the folder, as it is stored.
-
-    Raises:
-      ValueError: if there is none, or there are several.
-    """
+    """Returns the path as it is stored, if there is exactly one."""
     stem = ""
     for path, is_whole in self._readings(written):
       found = self._fitting(path, is_whole)

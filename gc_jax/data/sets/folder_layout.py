@@ -29,25 +29,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Everything that names and places in a folder say.
-
-  Attributes:
-    root: the folder.
-    files: path below the root -> (bytes, modified at, in ns), sorted.
-    class_names: in the order of their ids.
-    splits: split -> pictures, as paths below the root.
-    labels: picture -> class ids.
-    multi_label: whether the labels are from `labels.csv`.
-    broken: files that are links to nothing.
-  """
+  """Everything that names and places in a folder say; paths are below it."""
 
   root: Path
-  files: dict[str, tuple[int, int]]
-  class_names: tuple[str, ...]
+  files: dict[str, tuple[int, int]]  # sorted -> (bytes, modified at, in ns)
+  class_names: tuple[str, ...]  # in the order of their ids
   splits: dict[str, list[str]]
-  labels: dict[str, list[int]]
-  multi_label: bool
-  broken: tuple[str, ...] = ()
+  labels: dict[str, list[int]]  # picture -> class ids
+  multi_label: bool  # whether the labels are from `labels.csv`
+  broken: tuple[str, ...]  # files that are links to nothing
 
   @functools.cached_property
   def finder(self) -> Finder:
@@ -55,11 +45,7 @@ class Layout:
     return Finder(self.labels, self.root)
 
   def class_id(self, written: str) -> int:
-    """Returns the id of the class that an annotation names.
-
-    Raises:
-      ValueError: there is no such class; gives the nearest.
-    """
+    """Returns the id of a class, or raises ValueError with the nearest."""
     name = normalized(written.strip())
     if name not in self._class_ids:
       raise ValueError(_unknown_class(name, self.class_names))
@@ -160,12 +146,7 @@ def _held(tree: Tree, folder: str) -> str:
 def _split_folders(
   root: Path, tree: Tree, pictures: Iterable[str]
 ) -> dict[str, str]:
-  """Returns the folders of splits -> their split; empty where there are none.
-
-  Raises:
-    ValueError: there are splits, but nothing to train on; a split has two
-      folders, or no picture; or a picture belongs to no split.
-  """
+  """Returns the folders of splits -> their split; empty: there are none."""
   found = {
     folder: _SPLIT_FOLDERS[folder.casefold()]
     for folder in tree.folders

@@ -32,8 +32,7 @@ class Objects:
 
   Attributes:
     of_picture: picture -> its objects, as plain values.
-    problems: what is wrong, each with its place. A run stops at them, unless
-      it is told to go on without.
+    problems: what is wrong, each with its place.
     num_left_out: annotations that are not used because of problems. A file
       that cannot be read is one.
     num_masked: boxes that are not used, as their picture has masks.
@@ -269,12 +268,10 @@ class _Reader:
     header = self._header(picture)
     size = header.stored_size
     _check_size(annotation, header)
-    mask: Any = annotation.mask
-    if mask:
-      box = self._box_of_mask(mask, header)
+    if annotation.mask:
+      mask, box = annotation.mask, self._box_of_mask(annotation.mask, header)
     else:
-      mask = self._segmentation(annotation, size)
-      box = self._box(annotation, mask, size)
+      mask, box = self._segmentation(annotation, size)
     _check_box(box, annotation.picture, size)
     if annotation.mask:
       self._masked.add(picture)
@@ -324,22 +321,18 @@ class _Reader:
 
   def _segmentation(
     self, annotation: _Annotation, size: tuple[int, int]
-  ) -> list | dict | None:
-    """Returns the parts of a segmentation that cover pixels of the picture.
-
-    Raises:
-      ValueError: it cannot be used, and there is no box in its place.
-    """
+  ) -> tuple[list | dict | None, boxes.Box]:
+    """Returns the parts that cover pixels of the picture, and the box."""
+    box = annotation.box
+    has_extent = box is not None and boxes.has_extent(box)
     try:
       cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
     except ValueError as error:
-      box = annotation.box
-      other = isinstance(error, segmentation.OtherSizeError)
-      if other or box is None or not boxes.has_extent(box):
+      if not has_extent or isinstance(error, segmentation.OtherSizeError):
         raise
       message = f"{annotation.where}: {error}; its box can stand"
       self.take(_Problem(message, num_left_out=0))
-      return None
+      return None, box
     if num_left_out and cleaned is None:
       self._note("segmentations cover no pixel; their boxes stand", annotation)
     elif num_left_out:
@@ -348,24 +341,15 @@ class _Reader:
         annotation,
         num_left_out,
       )
-    return cleaned
-
-  def _box(
-    self,
-    annotation: _Annotation,
-    mask: list | dict | None,
-    size: tuple[int, int],
-  ) -> boxes.Box:
-    box = annotation.box
-    if box is not None and (mask is None or boxes.has_extent(box)):
-      return box
-    if mask is None:
+    if box is None and cleaned is None:
       raise ValueError(
         "it must have a bbox, or a segmentation that covers pixels of its "
         "picture, and has neither"
       )
-    self._note("boxes without extent are taken from their masks", annotation)
-    return boxes.of_mask(segmentation.draw(mask, size))
+    if cleaned is not None and not has_extent:
+      self._note("boxes without extent are taken from their masks", annotation)
+      box = boxes.of_mask(segmentation.draw(cleaned, size))
+    return cleaned, box
 
 
 def _check_size(annotation: _Annotation, header: decode.Header) -> None:

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import boxes, segmentation, stock_prepare, stock_sets
-from gc_jax.data.sets.stock_sets import Layout
+from gc_jax.data.sets.stock_sets import PREFIX, Layout
 from gc_jax.runtime.messages import unknown_name_message
 
 _logger = logging.getLogger(__name__)
@@ -29,22 +29,20 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
   """Returns a split, downloaded and prepared first where it is not there.
 
   Args:
-    name: "voc/2007", with or without `stock_sets.PREFIX`.
+    name: "voc/2007", with or without `PREFIX`.
     split: train, validation or test as `stock_sets.map_splits` says, another
       split of the set, or parts of them: "train[:100]", "train+validation".
-    data_dir: TFDS directory; "" = TFDS's own default.
+    data_dir: "" = TFDS's own default.
 
   Raises:
     ValueError: there is no such set or split, its features are not enough, or
       it cannot be read or prepared here. Says what to do.
   """
   builder = stock_prepare.open_prepared(
-    name.removeprefix(stock_sets.PREFIX),
-    os.path.expanduser(data_dir),
-    check=_check_features,
+    name.removeprefix(PREFIX), os.path.expanduser(data_dir), _check_features
   )
   layout = _layout(builder)
-  full_name = stock_sets.PREFIX + builder.info.full_name
+  full_name = PREFIX + builder.info.full_name
   source = builder.as_data_source(
     _resolve_split(builder, layout, split, full_name),
     decoders=_decoders(builder),
@@ -76,11 +74,10 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> None:
     and isinstance(_label_feature(features, layout), tfds.features.ClassLabel)
   ):
     raise ValueError(
-      f"--config.data.name='{stock_sets.PREFIX}{builder.name}' must have an "
+      f"--config.data.name='{PREFIX}{builder.name}' must have an "
       f"image and a class label to classify; its features are "
       f"{', '.join(sorted(names)) or type(features).__name__}. Sets that are "
-      "known to work: "
-      f"{', '.join(stock_sets.PREFIX + name for name in stock_sets.EXAMPLES)}."
+      f"known to work: {', '.join(PREFIX + k for k in stock_sets.EXAMPLES)}."
     )
 
 
@@ -168,12 +165,7 @@ def _class_names(
 
 @dataclasses.dataclass(frozen=True)
 class Records(Sequence):
-  """Records of a `Dataset`, made of those of TFDS.
-
-  Attributes:
-    source: records of TFDS, images and masks encoded.
-    layout: which of their features hold what.
-  """
+  """Records of a `Dataset`, made of those of TFDS, images and masks encoded."""
 
   source: Sequence[Mapping[str, Any]]
   layout: Layout
@@ -221,8 +213,8 @@ class Records(Sequence):
     }
     if layout.mask:
       mask = record[layout.mask], layout.mask_levels
-      objects["mask"] = _Lazy(functools.partial(_encoded_mask, *mask))
-      objects["bbox"] = _Lazy(functools.partial(_box_of_mask, *mask))
+      objects["mask"] = _Lazy(_encoded_mask, *mask)
+      objects["bbox"] = _Lazy(_box_of_mask, *mask)
     if layout.box:
       objects["bbox"] = np.asarray(record[layout.box])[None]
     return objects
@@ -234,18 +226,14 @@ class _Lazy(Sequence):
   Training never asks for masks, and decoding them costs as much as the image.
   """
 
-  def __init__(self, make: Callable[[], Any]):
-    self._make = make
+  def __init__(self, make: Callable[..., Any], *args: Any):
+    self._make = functools.cache(functools.partial(make, *args))
 
   def __len__(self) -> int:
     return 1
 
   def __getitem__(self, index: int) -> Any:
-    return [self._value][index]
-
-  @functools.cached_property
-  def _value(self) -> Any:
-    return self._make()
+    return [self._make()][index]
 
 
 def _inside(encoded: bytes, levels: frozenset[int]) -> np.ndarray:

@@ -44,9 +44,8 @@ def open_prepared(
 
   Args:
     name: as TFDS has it, "voc/2007".
-    data_dir: TFDS directory; "" = TFDS's own default.
-    check: called with the builder before anything is downloaded; raises if the
-      set is of no use.
+    data_dir: "" = TFDS's own default.
+    check: raises if the set is of no use; called before any download.
 
   Raises:
     ValueError: there is no such set, or it cannot be read or prepared here.

@@ -12,19 +12,16 @@ PREFIX = "tfds:"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where a set keeps what a record needs. "" = it has no such feature.
+  """The features that hold what a record needs. "" = there is none.
 
   Attributes:
-    label: the class of the image. "": an image shows the classes of its
-      objects, several of them.
+    label: the class of the image. "": it shows the classes of its objects.
     objects: sequence with `bbox` for each annotated object, `label` where the
       objects differ in class, and `is_difficult` where the annotator said so.
     box: box of the one object that the label names.
-    mask: image whose pixels tell the object that the label names.
-    mask_levels: pixel values of `mask` inside the object.
-    label_name: text that names the class, where the set's own names are
-      numbers.
-    unlabelled: splits that come without annotations, never read.
+    mask: image in which that object has the pixel values `mask_levels`.
+    label_name: text that names the class, where the set has only numbers.
+    unlabelled: splits without annotations, never read.
     title: its name in reports; "" = the name itself.
   """
 
@@ -102,26 +99,18 @@ EXAMPLES = (
 
 def find_layout(name: str, config_name: str) -> Layout:
   """Returns the layout of a set, `PLAIN` where the table has none."""
-  for key in (f"{name}/{config_name}", name):
-    if key in STOCK_SETS:
-      return STOCK_SETS[key]
-  return PLAIN
+  layout = STOCK_SETS.get(name, PLAIN)
+  return STOCK_SETS.get(f"{name}/{config_name}", layout)
 
 
 def map_splits(available: Iterable[str]) -> dict[str, str]:
-  """Returns what train, validation and test mean in a set's own splits.
+  """Returns what train, validation and test mean in a set's labelled splits.
 
-  Where the set has all three, they are its own. Nothing is ever chosen on
-  what is tested: a set with two splits is tested on the second, and gives the
-  last tenth of its training split for validation; a set with a training split
-  alone gives two tenths. Records of TFDS are shuffled when they are prepared,
-  so that a tenth holds all classes.
-
-  Args:
-    available: splits of the set that have labels.
-
-  Returns:
-    Our name -> split in the notation of TFDS. Further splits keep their names.
+  Where the set has all three, they are its own. Nothing is ever chosen on the
+  test split: a set with two splits is tested on the second, and gives the last
+  tenth of its training split for validation; a set with a training split alone
+  gives two tenths. TFDS shuffles records when it prepares them, so that a
+  tenth holds all classes. Further splits keep their names.
   """
   available = list(available)
   mapped = {name: name for name in available}

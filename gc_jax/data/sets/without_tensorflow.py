@@ -154,9 +154,8 @@ def without_tensorflow(builder: core.DatasetBuilder) -> Iterator[None]:
   """Lets a builder prepare its data; TensorFlow is not imported meanwhile.
 
   Raises:
-    NeedsTensorFlowError: from within, where the builder needs a part of
-      TensorFlow that has no stand-in.
-    ImportError: the same, where a library of TFDS needs it.
+    NeedsTensorFlowError, ImportError: from within, where the builder or a
+      library of TFDS needs a part of TensorFlow that has no stand-in.
   """
   replacements = [
     (image_feature._ImageEncoder, "_encode_image", _encode_image),
