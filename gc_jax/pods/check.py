@@ -24,7 +24,7 @@ from gc_jax.pods import program, topologies
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
 from gc_jax.training import config as configs
-from gc_jax.training.step import TrainState
+from gc_jax.training.step import TrainState, make_train_step
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ def lower(
     ValueError: the config does not allow the run.
   """
   configs.validate(config, mesh.size)
-  goal = build.objective(config, classes.count, mesh.size)
   tx = build.optimizer(config, _STEPS_PER_EPOCH)
   platform = mesh.devices.flat[0].platform
   make_model = build.model_maker(config, classes.count, platform)
@@ -79,7 +78,15 @@ def lower(
     jax.eval_shape(create, models.init_key(0)),
   )
   batch = abstract_batch(config, classes, mesh)
-  step = build.jitted_train_step(config, graphdef, tx, goal, _STEPS_PER_EPOCH)
+  step = make_train_step(
+    config,
+    graphdef,
+    tx,
+    num_classes=classes.count,
+    num_devices=mesh.size,
+    steps_per_epoch=_STEPS_PER_EPOCH,
+  )
+  step = jax.jit(step, donate_argnums=0)  # as in training
   # Only the lowering: no array can be made on a mesh that is not here.
   with jax.set_mesh(mesh):
     return step.lower(state, batch), state, batch
@@ -385,8 +392,8 @@ def preflight(
       config.compute_dtype, devices[0].platform
     ).name,
     "guidance": {
-      term.title: dataclasses.asdict(term.settings(config, mesh.size))
-      for term in guidance.chosen(config).values()
+      guidance.TERMS[name].title: dataclasses.asdict(settings)
+      for name, settings in guidance.settings(config, mesh.size).items()
     },
     "topology": topology,
     "device_kind": devices[0].device_kind,

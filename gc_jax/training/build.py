@@ -1,10 +1,11 @@
-"""What a config asks for, made: model, optimizer, schedules, state, update.
+"""What a config asks for, made: the model, the optimizer, the first state.
 
 Everything is derived here, when it is used: an override of, say, the batch size
 then reaches the learning rate too.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax import models
-from gc_jax.training import guidance
-from gc_jax.training.step import Objective, TrainState, make_train_step
+from gc_jax.inference.trained import Initial
+from gc_jax.runtime.messages import class_differences, listed
+from gc_jax.training.step import TrainState
+
+_logger = logging.getLogger(__name__)
 
 SCHEDULES = ("step", "cosine")
 
@@ -71,21 +75,6 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   return optax.join_schedules([warmup, main], [warmup_steps])
 
 
-def ramped(
-  weight: float, ramp_epochs: float, steps_per_epoch: int
-) -> optax.Schedule:
-  """Returns the weight of a term after a number of completed updates.
-
-  It rises linearly from 0 over `ramp_epochs`. Early maps, under global max
-  pooling above all, are nearly empty: dividing them by their sum makes the
-  gradient explode.
-  """
-  ramp_steps = round(ramp_epochs * steps_per_epoch)
-  if not ramp_steps:
-    return lambda step: jnp.asarray(weight, jnp.float32)
-  return optax.linear_schedule(0.0, weight, ramp_steps)
-
-
 def optimizer(
   config: ConfigDict, steps_per_epoch: int
 ) -> optax.GradientTransformation:
@@ -101,54 +90,6 @@ def optimizer(
     optax.add_decayed_weights(c.weight_decay),
     optax.sgd(learning_rate(config, steps_per_epoch), c.momentum),
   )
-
-
-def objective(
-  config: ConfigDict, num_classes: int, num_devices: int
-) -> Objective:
-  """Returns what the config minimises."""
-  return Objective(
-    num_classes=num_classes,
-    terms={
-      name: term.settings(config, num_devices)
-      for name, term in guidance.chosen(config).items()
-    },
-    classification_weight=config.loss.classification_weight,
-    target_draw=config.loss.target_draw,
-    accumulate_steps=config.accumulate_steps,
-    bn_group=config.model.bn_group,
-    remat=config.model.remat,
-  )
-
-
-def jitted_train_step(
-  config: ConfigDict,
-  graphdef: nnx.GraphDef,
-  tx: optax.GradientTransformation,
-  goal: Objective,
-  steps_per_epoch: int,
-) -> jax.stages.Wrapped:
-  """Returns the update of `make_train_step`, to call or to compile.
-
-  Args:
-    config: resolved.
-    graphdef: structure of the model.
-    tx: the optimizer.
-    goal: from `objective`.
-    steps_per_epoch: updates in an epoch, for the schedules.
-  """
-  weights = {
-    name: ramped(
-      config.loss[term.fields.weight.name],
-      config.loss[term.fields.ramp.name],
-      steps_per_epoch,
-    )
-    for name, term in guidance.chosen(config).items()
-  }
-  step = make_train_step(
-    graphdef, tx, goal, weights, jax.random.key(config.seed)
-  )
-  return jax.jit(step, donate_argnums=0)
 
 
 def create_state(
@@ -183,21 +124,23 @@ def create_state(
 
 
 def started_from(
-  state: TrainState, model: nnx.Module, with_head: bool = True
-) -> tuple[TrainState, list[str]]:
-  """Returns the state with a model's variables, where shapes agree.
+  initial: Initial,
+  state: TrainState,
+  config: ConfigDict,
+  class_names: Sequence[str],
+) -> TrainState:
+  """Returns the state of step 0 with the weights of --config.init_from.
 
-  Args:
-    state: of step 0.
-    model: the same architecture; its head may be of another size.
-    with_head: whether to take the variables of the last layer, too.
-
-  Returns:
-    The state, and the names of the variables that stayed as initialised.
+  Variables of another shape stay as initialised. So does the whole head, if
+  its classes are known to be others: each row would be another class's.
   """
-  given = dict(nnx.to_flat_state(nnx.state(model)))
-  head = "" if with_head else f"{'.'.join(model.last_layer)}."
-  kept = []
+  differences = ""
+  if initial.class_names:
+    differences = class_differences(initial.class_names, class_names)
+  with_head = config.init_head and not differences
+  head = f"{'.'.join(initial.model.last_layer)}."
+  given = dict(nnx.to_flat_state(nnx.state(initial.model)))
+  anew = []
 
   def start(variables: nnx.State) -> nnx.State:
     flat = []
@@ -209,14 +152,25 @@ def started_from(
         # A copy: the step gives its buffers away.
         value = jax.device_put(jnp.copy(given[path][...]), value.sharding)
       else:
-        kept.append(name)
+        anew.append(name)
       flat.append((path, own.replace(value)))
     return nnx.from_flat_state(flat)
 
   state = state.replace(
     params=start(state.params), batch_stats=start(state.batch_stats)
   )
-  return state, kept
+  why = "of another size"
+  if not config.init_head:
+    why = "as --config.init_head=False says"
+  elif differences:
+    why = "of other classes"
+  _logger.info(
+    "Starting from %s%s%s",
+    config.init_from,
+    f"; {why}, so initialised anew: {listed(anew)}" if anew else "",
+    f"\n{differences}" if differences else "",
+  )
+  return state
 
 
 def num_params(state: TrainState) -> int:

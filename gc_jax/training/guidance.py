@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
@@ -80,6 +81,36 @@ def chosen(config: ConfigDict) -> dict[str, Term]:
   }
 
 
+def settings(config: ConfigDict, num_devices: int) -> dict[str, Any]:
+  """Returns each chosen term's settings, by its name."""
+  terms = chosen(config).items()
+  return {name: term.settings(config, num_devices) for name, term in terms}
+
+
+def weights(
+  config: ConfigDict, steps_per_epoch: int
+) -> dict[str, optax.Schedule]:
+  """Returns each chosen term's weight after a number of completed updates.
+
+  It rises linearly from 0 over the ramp. Early maps, under global max pooling
+  above all, are nearly empty: dividing them by their sum makes the gradient
+  explode.
+  """
+
+  def schedule(weight: float, ramp_epochs: float) -> optax.Schedule:
+    ramp_steps = round(ramp_epochs * steps_per_epoch)
+    if not ramp_steps:
+      return lambda step: jnp.asarray(weight, jnp.float32)
+    return optax.linear_schedule(0.0, weight, ramp_steps)
+
+  return {
+    name: schedule(
+      config.loss[term.fields.weight.name], config.loss[term.fields.ramp.name]
+    )
+    for name, term in chosen(config).items()
+  }
+
+
 def needs(config: ConfigDict) -> tuple[str, ...]:
   """Returns the entries of a `Batch` that a recipe's terms need."""
   terms = chosen(config).values()
@@ -103,7 +134,7 @@ class Drawn(NamedTuple):
 
 
 def draw(
-  terms: Mapping[str, Any],
+  settings: Mapping[str, Any],
   num_classes: int,
   target_draw: str,
   batch: Batch,
@@ -112,7 +143,7 @@ def draw(
   """Draws all that a part of a batch needs: every key is made here.
 
   Args:
-    terms: name -> settings.
+    settings: of the chosen terms, by name.
     num_classes: K.
     target_draw: see `draw_target`.
     batch: the part.
@@ -137,10 +168,10 @@ def draw(
     key_dropout,
     explained,
     {
-      name: TERMS[name].draw(settings, batch, explained, of_draw[name])
-      for name, settings in terms.items()
+      name: TERMS[name].draw(how, batch, explained, of_draw[name])
+      for name, how in settings.items()
     },
-    {name: of_losses[name] for name in terms},
+    {name: of_losses[name] for name in settings},
   )
 
 

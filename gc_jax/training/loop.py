@@ -27,12 +27,12 @@ from gc_jax.report.page import write_report
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
-from gc_jax.runtime.messages import class_differences, listed
+from gc_jax.runtime.messages import class_differences
 from gc_jax.runtime.signals import Stopped
 from gc_jax.training import build, guidance
 from gc_jax.training import config as configs
 from gc_jax.training.recording import Profile, Run
-from gc_jax.training.step import TrainState, eval_model
+from gc_jax.training.step import TrainState, eval_model, make_train_step
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def train_and_evaluate(
       models.init_key(config.seed),
     )
     if initial is not None:
-      state = _started_from(initial, state, config, train_set.class_names)
+      state = build.started_from(initial, state, config, train_set.class_names)
       del initial  # a second copy of every weight
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     state, meta = checkpoints.restore(state)
@@ -153,10 +153,15 @@ def _train(
     return state, meta
   if stopped := parallel.stop_requested(start_step):
     _end(stopped, run, start_step)
-  goal = build.objective(config, len(train_set.class_names), mesh.size)
-  train_step = build.jitted_train_step(
-    config, graphdef, tx, goal, run.steps_per_epoch
+  train_step = make_train_step(
+    config,
+    graphdef,
+    tx,
+    num_classes=len(train_set.class_names),
+    num_devices=mesh.size,
+    steps_per_epoch=run.steps_per_epoch,
   )
+  train_step = jax.jit(train_step, donate_argnums=0)
   process_index, process_count = parallel.process()
   batches = pipeline.train_batches(
     train_set,
@@ -222,11 +227,11 @@ def _train(
 def _end(stopped: Stopped, run: Run, step: int) -> NoReturn:
   """Ends the process between two steps, with all on the disk."""
   saved = f"which is saved in {run.workdir}" if step else "with nothing to save"
-  with _told_if_stopped(
+  stopped.tell(
     f"stopped after step {step} of {run.total_steps}, {saved}. The same "
     "command goes on from there"
-  ):
-    raise stopped
+  )
+  raise stopped
 
 
 def _end_if_asked() -> None:
@@ -289,37 +294,6 @@ def _check_initial_classes(
       f"others:\n{differences}\nName and order them alike, or set "
       "--config.init_head=False: outputs then start anew."
     )
-
-
-def _started_from(
-  initial: Initial,
-  state: TrainState,
-  config: ConfigDict,
-  class_names: Sequence[str],
-) -> TrainState:
-  """Returns a fresh state with the weights of --config.init_from.
-
-  If its classes are known to be others, the outputs start anew: each of their
-  rows would be another class's.
-  """
-  differences = ""
-  if initial.class_names:
-    differences = class_differences(initial.class_names, class_names)
-  state, anew = build.started_from(
-    state, initial.model, config.init_head and not differences
-  )
-  why = "of another size"
-  if not config.init_head:
-    why = "as --config.init_head=False says"
-  elif differences:
-    why = "of other classes"
-  _logger.info(
-    "Starting from %s%s%s",
-    config.init_from,
-    f"; {why}, so initialised anew: {listed(anew)}" if anew else "",
-    f"\n{differences}" if differences else "",
-  )
-  return state
 
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:

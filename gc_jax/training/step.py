@@ -4,7 +4,6 @@ The step knows one loss, classification; of guidance it knows only that there
 are terms (`guidance.TERMS`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from gc_jax.method import losses
 from gc_jax.method.types import Batch, Metrics
@@ -42,73 +42,37 @@ class TrainState:
   opt_state: optax.OptState
 
 
-@dataclasses.dataclass(frozen=True)
-class Objective:
-  """What a step minimises, and in which parts; the fields are the config's.
-
-  Attributes:
-    num_classes: K.
-    terms: guidance terms, keys of `guidance.TERMS`, and each one's settings.
-    classification_weight: factor of the cross-entropy.
-    target_draw: how to draw the explained class if several are present.
-    accumulate_steps: equal parts of the batch, computed one after the other
-      (see `make_train_step`).
-    bn_group: images that a BatchNorm normalises together, or 0 for all of a
-      part. What a term sends through the model is divided into as many groups
-      as the images are.
-    remat: whether the backward pass computes activations anew.
-  """
-
-  num_classes: int
-  terms: Mapping[str, Any]
-  classification_weight: float = 1.0
-  target_draw: str = "category"
-  accumulate_steps: int = 1
-  bn_group: int = 0
-  remat: bool = False
-
-
 class _Part(NamedTuple):
-  """A part of a batch, or the whole of it.
-
-  Attributes:
-    batch: its images and what comes with them.
-    drawn: its random draws.
-    shares: loss -> the share of all that counts in the batch which is in this
-      part. Share times mean, summed over the parts, is the batch's mean.
-  """
+  """A part of a batch, or the whole of it."""
 
   batch: Batch
   drawn: Drawn
+  # Loss -> the part's share of all that counts in the batch: the batch's mean
+  # is the sum over parts of share times mean.
   shares: dict[str, Array | float]
 
 
 class _Sums(NamedTuple):
-  """What is added up over the parts of a batch.
-
-  Attributes:
-    grads: of the loss.
-    loss: the part's share of it.
-    squares: squared norms of each loss's gradient at the features.
-    metrics: as they are logged.
-  """
+  """What is added up over the parts of a batch."""
 
   grads: nnx.State
   loss: Array
-  squares: dict[str, Array]
+  squares: dict[str, Array]  # norms of each loss's gradient at the features
   metrics: Metrics
 
 
 def make_train_step(
+  config: ConfigDict,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
-  objective: Objective,
-  weights: Mapping[str, optax.Schedule],
-  key: PRNGKeyArray,
+  *,
+  num_classes: int,
+  num_devices: int,
+  steps_per_epoch: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns one update as a pure function of state and batch.
 
-  With `objective.accumulate_steps` above 1, only the activations of one part of
+  With `config.accumulate_steps` above 1, only the activations of one part of
   the batch are in memory at a time. The loss stays that of the whole batch:
   each loss is the mean over all that counts in it, in whichever parts it is.
   Three things are a part's own: terms draw among its images only, BatchNorm
@@ -116,20 +80,28 @@ def make_train_step(
   turn.
 
   Args:
+    config: resolved. Everything random is a function of its seed and the step.
     graphdef: structure of the model.
     tx: the optimizer.
-    objective: what is minimised.
-    weights: term -> its weight after a number of completed updates.
-    key: everything random is a function of it and of the step.
+    num_classes: K.
+    num_devices: over which a batch is divided.
+    steps_per_epoch: for the schedules of the terms' weights.
   """
+  key = jax.random.key(config.seed)
+  weights = guidance.weights(config, steps_per_epoch)
+  settings = guidance.settings(config, num_devices)
+  draw = functools.partial(
+    guidance.draw, settings, num_classes, config.loss.target_draw
+  )
 
   def train_step(state: TrainState, batch: Batch):
-    weights_now = {name: weights[name](state.step) for name in objective.terms}
+    weights_now = {name: weights[name](state.step) for name in settings}
     batch_stats, sums = _batch_sums(
+      config.accumulate_steps,
+      draw,
       functools.partial(
-        _part_sums, graphdef, state.params, objective, weights_now
+        _part_sums, config, graphdef, state.params, settings, weights_now
       ),
-      objective,
       state.batch_stats,
       batch,
       jax.random.fold_in(key, state.step),
@@ -151,26 +123,17 @@ def make_train_step(
 
 
 def _batch_sums(
+  num_parts: int,
+  draw: Callable[[Batch, PRNGKeyArray], Drawn],
   part_sums: Callable[[nnx.State, _Part], tuple[nnx.State, _Sums]],
-  objective: Objective,
   batch_stats: nnx.State,
   batch: Batch,
   key: PRNGKeyArray,
 ) -> tuple[nnx.State, _Sums]:
-  """Returns the running statistics after all parts, and the sums over them.
-
-  `part_sums` knows nothing of other parts.
-  """
-  draw = functools.partial(
-    guidance.draw,
-    objective.terms,
-    objective.num_classes,
-    objective.target_draw,
-  )
-  num_parts = objective.accumulate_steps
+  """Returns the running statistics after all parts, and the sums over them."""
   if num_parts == 1:
     drawn = draw(batch, key)
-    shares = dict.fromkeys([_CLASSIFICATION, *objective.terms], 1.0)
+    shares = dict.fromkeys([_CLASSIFICATION, *drawn.terms], 1.0)
     return part_sums(batch_stats, _Part(batch, drawn, shares))
 
   # Part i has every `num_parts`-th example from the i-th on: a share of each
@@ -180,7 +143,7 @@ def _batch_sums(
   )
   drawn = jax.vmap(draw)(batch, jax.random.split(key, num_parts))
   masks = {name: term.mask for name, term in drawn.terms.items()}
-  masks = {_CLASSIFICATION: batch["mask"], **masks}
+  masks[_CLASSIFICATION] = batch["mask"]
   counts = {k: mask.reshape(num_parts, -1).sum(1) for k, mask in masks.items()}
   shares = {k: n / jnp.maximum(n.sum(), 1.0) for k, n in counts.items()}
   parts = _Part(batch, drawn, shares)
@@ -199,26 +162,27 @@ def _batch_sums(
 
 
 def _part_sums(
+  config: ConfigDict,
   graphdef: nnx.GraphDef,
   params: nnx.State,
-  objective: Objective,
+  settings: Mapping[str, Any],
   weights: Mapping[str, Float[Array, ""]],
   batch_stats: nnx.State,
   part: _Part,
 ) -> tuple[nnx.State, _Sums]:
   """Returns the running statistics after a part of a batch, and its sums."""
   num_images = len(part.batch["image"])
-  bn_groups = num_images // (objective.bn_group or num_images)
+  bn_groups = num_images // (config.model.bn_group or num_images)
 
   def loss_fn(params, probes):
     model = nnx.merge(graphdef, params, batch_stats, copy=True)
-    model.train(bn_groups=bn_groups, remat=objective.remat)
+    model.train(bn_groups=bn_groups, remat=config.model.remat)
     network.hold_origins(model)
-    loss, metrics = _losses(model, part, objective, weights, probes)
+    loss, metrics = _losses(config, model, settings, weights, part, probes)
     _, _, after, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     return loss, (after, metrics)
 
-  probes = _probes(graphdef, params, batch_stats, part.batch, objective)
+  probes = _probes(graphdef, params, batch_stats, part)
   (loss, (batch_stats, metrics)), (grads, probe_grads) = jax.value_and_grad(
     loss_fn, argnums=(0, 1), has_aux=True
   )(params, probes)
@@ -229,9 +193,7 @@ def _part_sums(
   return batch_stats, _Sums(grads, loss, squares, metrics)
 
 
-def _probes(
-  graphdef, params, batch_stats, batch, objective
-) -> dict[str, Array]:
+def _probes(graphdef, params, batch_stats, part: _Part) -> dict[str, Array]:
   """Returns zeros shaped as the features, for each loss.
 
   Each loss sees the features plus its own zeros. The gradient with respect to
@@ -243,27 +205,22 @@ def _probes(
     model = nnx.merge(graphdef, params, batch_stats, copy=True)
     return model.features(model.normalize(images))
 
-  shape = jax.eval_shape(features, params, batch["image"])
-  names = [_CLASSIFICATION, *objective.terms]
-  return {name: jnp.zeros(shape.shape, shape.dtype) for name in names}
+  shape = jax.eval_shape(features, params, part.batch["image"])
+  return {name: jnp.zeros(shape.shape, shape.dtype) for name in part.shares}
 
 
 def _losses(
+  config: ConfigDict,
   model: nnx.Module,
-  part: _Part,
-  objective: Objective,
+  settings: Mapping[str, Any],
   weights: Mapping[str, Float[Array, ""]],
+  part: _Part,
   probes: dict[str, Array],
 ) -> tuple[Float[Array, ""], Metrics]:
   """Returns a part's share of the loss, and its metrics.
 
-  Args:
-    model: in training mode. Its running statistics are updated in place, first
-      by the originals and then by what terms send through it (the release).
-    part: of a batch.
-    objective: what is minimised.
-    weights: term -> its weight now.
-    probes: from `_probes`.
+  The running statistics of the model, in training mode, are updated in place:
+  first by the originals, then by what terms send through it (the release).
   """
   batch, drawn, shares = part
   mask = batch["mask"]
@@ -276,13 +233,13 @@ def _losses(
   else:
     values = losses.cross_entropy(logits, batch["label"])
   mean = shares[_CLASSIFICATION] * losses.masked_mean(values, mask)
-  loss = objective.classification_weight * mean
+  loss = config.loss.classification_weight * mean
   metrics = {"train/classification_loss": _sums(values, mask)}
   if "skipped" in batch:
     metrics["train/skipped_frac"] = _sums(batch["skipped"])
 
-  for name, settings in objective.terms.items():
-    term, draw = guidance.TERMS[name], drawn.terms[name]
+  for name, draw in drawn.terms.items():
+    term = guidance.TERMS[name]
     seen = Seen(
       model,
       # The originals are seen once: dropped out as for their logits.
@@ -292,7 +249,7 @@ def _losses(
       batch,
       drawn.explained,
     )
-    values = term.losses(settings, seen, draw, drawn.keys[name])
+    values = term.losses(settings[name], seen, draw, drawn.keys[name])
     mean = shares[name] * losses.masked_mean(values, draw.mask)
     loss += weights[name] * mean
     metrics[f"train/{name}_loss"] = _sums(values, draw.mask)

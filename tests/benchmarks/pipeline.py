@@ -34,6 +34,7 @@ from gc_jax.data.augment import draw_crop
 from gc_jax.data.sets import folder
 from gc_jax.runtime import parallel
 from gc_jax.training import build
+from gc_jax.training.step import make_train_step
 from tests.benchmarks import measuring
 from tests.data import photos
 
@@ -203,10 +204,15 @@ def _quickstart(num_steps: int) -> dict:
       parallel.replicated(mesh),
       models.init_key(0),
     )
-    goal = build.objective(config, num_classes, mesh.size)
-    train_step = build.jitted_train_step(
-      config, graphdef, tx, goal, steps_per_epoch
+    train_step = make_train_step(
+      config,
+      graphdef,
+      tx,
+      num_classes=num_classes,
+      num_devices=mesh.size,
+      steps_per_epoch=steps_per_epoch,
     )
+    train_step = jax.jit(train_step, donate_argnums=0)
     batches = parallel.to_devices_ahead(
       pipeline.train_batches(
         train_set,

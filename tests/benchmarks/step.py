@@ -28,9 +28,9 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.method.types import Batch
 from gc_jax.runtime import parallel
-from gc_jax.training import build, composites
-from gc_jax.training import step as steps
-from gc_jax.training.step import Objective, TrainState
+from gc_jax.runtime.config import get_config
+from gc_jax.training import build
+from gc_jax.training.step import TrainState, make_train_step
 from tests.benchmarks import measuring
 
 MODES = ("plain", "packed", "independent")
@@ -151,15 +151,18 @@ def lower(
   one of `groups` equal shares of the batch.
   """
   graphdef, state = create(model, dtype, sharding)
-  terms = {}
+  config = get_config()
+  config.loss.consistency_weight = 0.0
   if mode != "plain":
-    terms["consistency"] = composites.Settings(mode=mode, groups=groups)
-  step = steps.make_train_step(
+    config.loss.consistency_weight = WEIGHT
+    config.compose.mode = mode
+  step = make_train_step(
+    config,
     graphdef,
     _optimizer(),
-    Objective(NUM_CLASSES, terms),
-    dict.fromkeys(terms, lambda step: jnp.float32(WEIGHT)),
-    jax.random.key(0),
+    num_classes=NUM_CLASSES,
+    num_devices=groups,
+    steps_per_epoch=1,
   )
   # As in training: the state's memory is used again for the next.
   return jax.jit(step, donate_argnums=0).lower(state, batch), state

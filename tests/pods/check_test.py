@@ -17,6 +17,7 @@ from gc_jax.pods import check
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
 from gc_jax.training import config as configs
+from gc_jax.training.step import make_train_step
 
 SIDE = 16
 CLASSES = Classes(10, False)
@@ -104,7 +105,6 @@ def test_the_program_that_is_compiled_is_the_one_that_trains():
   config = make_config()
   mesh = parallel.make_mesh()
   tx = build.optimizer(config, 1_000)
-  goal = build.objective(config, 10, mesh.size)
   with jax.set_mesh(mesh):
     graphdef, state = build.create_state(
       build.model_maker(config, 10, "cpu"),
@@ -120,8 +120,15 @@ def test_the_program_that_is_compiled_is_the_one_that_trains():
       },
       mesh,
     )
-    step = build.jitted_train_step(config, graphdef, tx, goal, 1_000)
-    trained = step.lower(state, batch).as_text()
+    step = make_train_step(
+      config,
+      graphdef,
+      tx,
+      num_classes=10,
+      num_devices=mesh.size,
+      steps_per_epoch=1_000,
+    )
+    trained = jax.jit(step, donate_argnums=0).lower(state, batch).as_text()
   lowered, abstract, _ = check.lower(config, mesh, CLASSES)
   assert shapes(abstract) == shapes(state)
   assert lowered.as_text() == trained

@@ -19,10 +19,9 @@ from torch.nn import functional
 from gc_jax import models
 from gc_jax.method import compose, losses
 from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.runtime.config import get_config
 from gc_jax.torch_io import names
-from gc_jax.training import composites
-from gc_jax.training import step as steps
-from gc_jax.training.step import Objective, TrainState
+from gc_jax.training.step import TrainState, make_train_step
 from tests.torch_io import torch_models
 
 NUM_CLASSES = 10
@@ -197,11 +196,16 @@ class Ours:
     return seen
 
   def _compiled(self, graphdef, state, batch):
-    settings = composites.Settings(mode="independent")
-    goal = Objective(NUM_CLASSES, {"consistency": settings})
-    weights = {"consistency": lambda _: jnp.float32(WEIGHT)}
-    step = steps.make_train_step(
-      graphdef, self.tx, goal, weights, jax.random.key(0)
+    config = get_config()
+    config.compose.mode = "independent"
+    config.loss.consistency_weight = WEIGHT
+    step = make_train_step(
+      config,
+      graphdef,
+      self.tx,
+      num_classes=NUM_CLASSES,
+      num_devices=1,
+      steps_per_epoch=1,
     )
     with pytest.MonkeyPatch.context() as patch:
       patch.setitem(

@@ -1,4 +1,6 @@
-"""The optimizer against PyTorch's rule, its schedules at given steps."""
+"""The optimizer against PyTorch's rule, its schedules, the first state."""
+
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import base
+from gc_jax.inference.trained import Initial
 from gc_jax.models import init_key, network
 from gc_jax.runtime import parallel
 from gc_jax.training import build
@@ -116,24 +119,13 @@ def test_the_cosine_ends_near_zero(warmup):
   assert after == pytest.approx(0, abs=1e-9)
 
 
-def test_a_weight_rises_linearly_over_its_epochs():
-  weight = build.ramped(25.0, 2.0, STEPS_PER_EPOCH)
-  assert [float(weight(s)) for s in (0, 5, 10, 20, 99)] == pytest.approx(
-    [0, 6.25, 12.5, 25, 25]
-  )
-
-
-@pytest.mark.parametrize("ramp_epochs", [0.0, 0.04])
-def test_a_weight_without_a_ramp_of_a_step_is_constant(ramp_epochs):
-  weight = build.ramped(25.0, ramp_epochs, STEPS_PER_EPOCH)
-  assert [float(weight(s)) for s in (0, 99)] == [25, 25]
-
-
 # The state that training starts from.
 
 
 class Net(nnx.Module):
   """A convolution, a norm and a head: 54 + 4 + 9 parameters."""
+
+  last_layer = ("fc",)
 
   def __init__(self, rngs):
     self.conv = network.conv(
@@ -159,12 +151,15 @@ def created(sharding):
   )
 
 
-def test_the_state_is_that_of_step_zero(created):
+def test_the_state_is_that_of_step_zero_everywhere(created, sharding):
   _, state = created
   assert state.step == 0 and state.step.dtype == jnp.int32
   momentum = jax.tree.leaves(state.opt_state)
   assert sum(leaf.size for leaf in momentum) == 54 + 4 + 9
   assert not any(np.asarray(leaf).any() for leaf in momentum)
+  for leaf in jax.tree.leaves(state):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert len(leaf.devices()) == 4
 
 
 def test_parameters_and_statistics_are_apart(created):
@@ -177,12 +172,6 @@ def test_parameters_and_statistics_are_apart(created):
   assert statistics["num_batches_tracked"][...].dtype == jnp.int32
   for leaf in (*jax.tree.leaves(state.params), statistics["mean"][...]):
     assert leaf.dtype == jnp.float32
-
-
-def test_every_leaf_lies_where_it_was_asked_to(created, sharding):
-  for leaf in jax.tree.leaves(created[1]):
-    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    assert len(leaf.devices()) == 4
 
 
 def test_the_model_is_a_function_of_the_key(created, sharding):
@@ -201,29 +190,40 @@ def test_the_model_is_a_function_of_the_key(created, sharding):
   assert (kernel(other) != kernel(state)).all()
 
 
-def test_a_state_starts_from_a_models_variables_but_for_another_head(sharding):
-  tx = optax.sgd(0.1, momentum=0.9)
-  _, state = build.create_state(make_net, tx, sharding, init_key(3))
-  other = make_net(init_key(4))
-  other.norm.mean[...] = jnp.array([2.0, 3.0])
-  started, anew = build.started_from(state, other)
-  assert anew == [] and started.step == 0
-  given = jax.tree.leaves(nnx.state(other, nnx.Param))
-  for ours, theirs in zip(jax.tree.leaves(started.params), given, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-    assert ours.sharding.is_equivalent_to(sharding, ours.ndim)
-    assert ours is not theirs  # a step may give ours away
+@pytest.mark.parametrize(
+  ("names", "num_outputs", "init_head", "why"),
+  [
+    ("abc", 3, True, ""),
+    ("", 3, True, ""),  # it does not say
+    ("xyz", 3, True, "of other classes"),
+    ("abcd", 4, True, "of other classes"),
+    ("", 4, True, "of another size"),
+    ("abc", 3, False, "as --config.init_head=False says"),
+  ],
+)
+def test_a_run_starts_from_given_weights_but_other_outputs_start_anew(
+  created, sharding, caplog, names, num_outputs, init_head, why
+):
+  config = config_with(init_from="runs/other", init_head=init_head)
+  given = make_net(init_key(4))
+  given.norm.mean[...] = jnp.array([2.0, 3.0])
+  given.fc = network.linear(2, num_outputs, rngs=nnx.Rngs(init_key(5)))
+  _, state = created
+  with caplog.at_level(logging.INFO, "gc_jax"):
+    started = build.started_from(
+      Initial(given, tuple(names)), state, config, ("a", "b", "c")
+    )
+  (line,) = caplog.messages
+  anew = f"; {why}, so initialised anew: fc.bias, fc.kernel" if why else ""
+  assert line.split("\n")[0] == f"Starting from runs/other{anew}"
+  assert ("there, " in line) == (why == "of other classes")
+  theirs = dict(nnx.to_flat_state(nnx.state(given)))
+  fresh = dict(nnx.to_flat_state(state.params))
+  for path, leaf in nnx.to_flat_state(started.params):
+    source = fresh if why and path[0] == "fc" else theirs
+    np.testing.assert_array_equal(leaf[...], source[path][...])
+    assert leaf[...].sharding.is_equivalent_to(sharding, leaf[...].ndim)
+    assert leaf[...] is not theirs[path][...]  # a step may give ours away
   np.testing.assert_array_equal(
     started.batch_stats["norm"]["mean"][...], [2, 3]
-  )
-
-  other.fc = network.linear(2, 5, rngs=nnx.Rngs(init_key(5)))
-  started, anew = build.started_from(state, other)
-  assert anew == ["fc.bias", "fc.kernel"]
-  for name in ("bias", "kernel"):
-    np.testing.assert_array_equal(
-      started.params["fc"][name][...], state.params["fc"][name][...]
-    )
-  np.testing.assert_array_equal(
-    started.params["conv"]["kernel"][...], other.conv.kernel[...]
   )

@@ -91,6 +91,18 @@ def test_only_terms_with_weight_are_chosen_and_what_they_need():
   assert guidance.needs(config) == ("distractors", "object_mask")
 
 
+@pytest.mark.parametrize(
+  ("ramp_epochs", "expected"),
+  [(2.0, [0, 6.25, 12.5, 25, 25]), (0.0, 5 * [25]), (0.04, 5 * [25])],
+)
+def test_a_weight_rises_linearly_over_its_ramp(ramp_epochs, expected):
+  config = quickstart.get_config("ce")
+  config.loss.consistency_weight = 25.0
+  config.loss.ramp_epochs = ramp_epochs
+  (weight,) = guidance.weights(config, steps_per_epoch=10).values()
+  assert [float(weight(s)) for s in (0, 5, 10, 20, 99)] == expected
+
+
 # The draws.
 
 

@@ -30,6 +30,7 @@ from gc_jax.runtime.checkpoint import (
   Checkpoints,
   read_variables,
 )
+from gc_jax.runtime.messages import class_differences
 from gc_jax.training import build, loop
 from gc_jax.training.step import TrainState
 from tests.data import photos
@@ -49,9 +50,17 @@ def run(workdir, *flags, check=True):
   done = subprocess.run(
     command(workdir, *flags), capture_output=True, text=True, cwd=ROOT
   )
+  assert "Traceback" not in done.stderr
   if check:
     assert done.returncode == 0, done.stderr
   return done
+
+
+def wait_until(happened, process):
+  deadline = time.monotonic() + 300
+  while not happened() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
 
 
 def final_arrays(workdir):
@@ -64,21 +73,16 @@ def final_arrays(workdir):
   return step, {k: np.asarray(v) for k, v in restored["state"].items()}
 
 
-@pytest.fixture(scope="module")
-def finished(smoke_run):
-  """An uninterrupted run; tests that change it take `copied`."""
-  return smoke_run
-
-
 @pytest.fixture
-def copied(finished, tmp_path):
+def copied(smoke_run, tmp_path):
+  """An uninterrupted run that a test may change."""
   workdir = tmp_path / "run"
-  shutil.copytree(finished, workdir)
+  shutil.copytree(smoke_run, workdir)
   return workdir
 
 
-def test_a_run_leaves_what_the_contract_says(finished):
-  names = {path.name for path in finished.iterdir()}
+def test_a_run_leaves_the_files_and_numbers_of_the_contract(smoke_run):
+  names = {path.name for path in smoke_run.iterdir()}
   assert {
     "config.json",
     "metrics.jsonl",
@@ -88,7 +92,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
     "gallery.npz",
   } <= names
   assert any(name.startswith("events.out.tfevents") for name in names)
-  results = json.loads((finished / "results.json").read_text())
+  results = json.loads((smoke_run / "results.json").read_text())
   assert results["step"] == 8
   assert results["val/num_examples"] == 40
   assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
@@ -103,7 +107,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
       "zero_map_frac",
     ):
       assert np.isfinite(results[f"val/{method}/{metric}"])
-  lines = read_metrics(finished / "metrics.jsonl")
+  lines = read_metrics(smoke_run / "metrics.jsonl")
   logged = {name for line in lines for name in line}
   assert {
     "train/loss",
@@ -116,9 +120,12 @@ def test_a_run_leaves_what_the_contract_says(finished):
     "val/top1",
   } <= logged
   assert lines[-1]["step"] == 8
+  meta = read_variables(smoke_run).meta
+  assert meta["class_names"] == list("0123456789")
+  assert meta["multi_label"] is False
 
 
-# Three runs; its parts are in trained_test.py and state_test.py.
+# Three runs; its parts are in trained_test.py and build_test.py.
 @pytest.mark.large
 def test_a_run_starts_from_weights_with_a_head_of_its_own(tmp_path):
   path = tmp_path / "given.safetensors"
@@ -145,12 +152,6 @@ def test_a_run_starts_from_weights_with_a_head_of_its_own(tmp_path):
   done = run(tmp_path / "other", *flags, check=False)
   assert done.returncode != 0 and "there is none" in done.stderr
   assert not (tmp_path / "other").exists()
-
-
-def test_a_checkpoint_knows_its_classes(finished):
-  meta = read_variables(finished).meta
-  assert meta["class_names"] == list("0123456789")
-  assert meta["multi_label"] is False
 
 
 @pytest.mark.slow  # two runs of an own recipe, one compiled: 30 s
@@ -183,7 +184,6 @@ def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
   ]
   refused = run(workdir, *flags, check=False)
   assert "cup/broken.jpg, cannot be read: it is no picture" in refused.stderr
-  assert "Traceback" not in refused.stderr
   shutil.rmtree(workdir)
 
   run(workdir, *flags, "--config.data.on_error=skip")
@@ -199,19 +199,15 @@ def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
   assert (workdir / "report.html").exists()
 
 
-def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
-  finished, tmp_path
+def test_a_run_killed_and_started_again_ends_bitwise_as_if_never_killed(
+  smoke_run, tmp_path
 ):
   workdir = tmp_path / "run"
   process = subprocess.Popen(
     command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL
   )
   # At any time after the first checkpoint: nobody chooses the step.
-  first = workdir / FOLDER / "2"
-  deadline = time.monotonic() + 300
-  while not first.exists() and process.poll() is None:
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
+  wait_until((workdir / FOLDER / "2").exists, process)
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not (workdir / "results.json").exists()
@@ -219,7 +215,7 @@ def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
   again = run(workdir)
   assert "Continuing from the checkpoint of step" in again.stderr
   step, arrays = final_arrays(workdir)
-  wanted_step, wanted = final_arrays(finished)
+  wanted_step, wanted = final_arrays(smoke_run)
   assert step == wanted_step == 8
   assert arrays.keys() == wanted.keys()
   for name in wanted:
@@ -234,17 +230,7 @@ def test_kill_9_and_the_same_command_end_bitwise_where_no_kill_does(
   assert steps[-1] == 8
 
 
-@pytest.mark.large  # in two processes: multihost_test.py
-def test_a_corrupt_last_checkpoint_falls_back_to_the_one_before(copied):
-  for path in (copied / FOLDER / "8").rglob("*"):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  (copied / "results.json").unlink()
-  done = run(copied)
-  assert "The checkpoint of step 8 cannot be read" in done.stderr
-  assert "Continuing from the checkpoint of step 6" in done.stderr
-  assert (copied / "unreadable_checkpoint_8").is_dir()
-  assert (copied / "results.json").exists()
+# A workdir that holds another run.
 
 
 def contents(folder):
@@ -261,7 +247,6 @@ def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
   done = run(copied, "--config.optim.momentum=0.8", check=False)
   assert done.returncode == 2
   assert "--config.optim.momentum: 0.9 there, 0.8 now" in done.stderr
-  assert "Traceback" not in done.stderr
   assert contents(copied) == before
 
 
@@ -276,7 +261,7 @@ DIGITS = tuple("0123456789")
 
 @pytest.fixture
 def data_has(monkeypatch):
-  """Changes what the data is said to be; nothing of it may be computed with."""
+  """Changes what the data is said to be, and forbids computing with it."""
 
   def change(**fields):
     load = data.load
@@ -294,73 +279,70 @@ def data_has(monkeypatch):
   return change
 
 
-OTHER_CLASSES = {
-  "renamed": (
-    ("0", "1", "2", "3", "4", "5", "6", "7", "8", "Ten"),
-    ["only there: 9", "only now: Ten", "class 9: '9' there, 'Ten' now"],
-  ),
-  "renamed, so that all move": (
-    ("A", *DIGITS[:9]),
-    ["only there: 9", "only now: A", "class 0: '0' there, 'A' now"],
-  ),
-  "in another order": (
-    DIGITS[::-1],
-    ["the same names in another order", "and 5 more"],
-  ),
-  "one added": (
-    (*DIGITS, "X"),
-    ["10 there", "11 now", "only now: X", "class 10: none there, 'X' now"],
-  ),
-  "one removed": (
-    (*DIGITS[:4], *DIGITS[5:]),
-    ["10 there", "9 now", "only there: 4", "class 4: '4' there, '5' now"],
-  ),
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_CLASSES)
 @pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"class_names": (*DIGITS[:9], "Ten")},
+      r"(?s)learned other classes than .* 0, 1, 2, 3, 4, and 5 more.*"
+      r"another --workdir",
+    ),
+    (
+      {"multi_label": True},
+      "show one class each, and those of the data show several",
+    ),
+  ],
+)
 def test_a_run_of_other_classes_is_refused_untouched(
-  copied, data_has, kind, is_finished
+  copied, data_has, fields, message, is_finished
 ):
   if not is_finished:
     for name in ("results.json", "report.html", "gallery.npz"):
       (copied / name).unlink()
   before = contents(copied)
-  now, words = OTHER_CLASSES[kind]
-  data_has(class_names=now)
-  with pytest.raises(ValueError, match="learned other classes than") as told:
-    again(copied)
-  text = str(told.value)
-  for word in [*words, "there: 0, 1, 2, 3, 4, and 5 more", "another --workdir"]:
-    assert word in text
-  assert contents(copied) == before
-
-
-def test_a_run_of_other_labels_is_refused_untouched(copied, data_has):
-  before = contents(copied)
-  data_has(multi_label=True)
-  with pytest.raises(
-    ValueError, match="show one class each, and those of the data show several"
-  ):
+  data_has(**fields)
+  with pytest.raises(ValueError, match=message):
     again(copied)
   assert contents(copied) == before
 
 
-def test_a_message_of_many_classes_has_few_lines(finished, data_has):
-  data_has(
-    class_names=tuple(f"class {i} {'long ' * 200}" for i in range(2_000))
-  )
-  with pytest.raises(ValueError, match="learned other classes") as told:
-    again(finished)
-  assert len(str(told.value).splitlines()) < 15
-  assert len(str(told.value)) < 4_000
-  assert "and 1,995 more" in str(told.value)
+@pytest.mark.parametrize(
+  ("now", "words"),
+  [
+    (
+      (*DIGITS[:9], "Ten"),
+      ["only there: 9", "only now: Ten", "class 9: '9' there, 'Ten' now"],
+    ),
+    (
+      ("A", *DIGITS[:9]),
+      ["only there: 9", "only now: A", "class 0: '0' there, 'A' now"],
+    ),
+    (DIGITS[::-1], ["the same names in another order", "and 5 more"]),
+    (
+      (*DIGITS, "X"),
+      ["10 there", "11 now", "only now: X", "class 10: none there, 'X' now"],
+    ),
+    (
+      (*DIGITS[:4], *DIGITS[5:]),
+      ["10 there", "9 now", "only there: 4", "class 4: '4' there, '5' now"],
+    ),
+    (
+      tuple(f"class {i} {'long ' * 200}" for i in range(2_000)),
+      ["and 1,995 more"],
+    ),
+  ],
+)
+def test_classes_that_differ_are_told_in_few_lines(now, words):
+  text = class_differences(DIGITS, now)
+  assert all(word in text for word in words), text
+  assert len(text.splitlines()) < 12 and len(text) < 4_000
 
 
-def test_of_a_run_from_before_classes_were_saved_the_gallery_knows_them(
+def test_the_gallery_of_an_older_run_knows_its_classes(
   copied, data_has, monkeypatch
 ):
+  """Its checkpoints do not say."""
   monkeypatch.setattr(checkpoint, "read_meta", lambda _: {"train_secs": 1.0})
   data_has(class_names=(*DIGITS[:9], "Ten"))
   with pytest.raises(ValueError, match="learned other classes"):
@@ -401,6 +383,28 @@ def test_a_second_run_in_a_workdir_is_refused_by_the_name_of_the_first(
     pass  # an error let go of it
 
 
+def test_data_that_does_not_allow_a_run_is_refused_before_anything_is_written(
+  tmp_path, data_has
+):
+  data_has(class_names=("only",))
+  with pytest.raises(ValueError, match="at least two classes"):
+    loop.train_and_evaluate(quickstart.get_config("smoke"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [("c", "b", "a"), ("a", "b", "d")])
+def test_outputs_of_renamed_or_reordered_classes_are_no_start(given):
+  config = quickstart.get_config("ce,smoke")
+  initial = loop.Initial(None, given)
+  with pytest.raises(ValueError, match=r"(?s)3 there: .*init_head=False"):
+    loop._check_initial_classes(initial, config, ("a", "b", "c"))
+  config.init_head = False
+  loop._check_initial_classes(initial, config, ("a", "b", "c"))
+
+
+# Signals and errors.
+
+
 @pytest.fixture
 def alone():
   """Makes this process a command that trains alone, for as long."""
@@ -418,7 +422,7 @@ def alone():
 @pytest.mark.parametrize(
   ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)]
 )
-def test_a_signal_while_it_is_evaluated_leaves_what_was_there(
+def test_a_signal_during_the_evaluation_leaves_the_run_as_it_was(
   copied, alone, monkeypatch, caplog, number, status
 ):
   def full(self, *_):
@@ -441,7 +445,7 @@ def test_a_signal_while_it_is_evaluated_leaves_what_was_there(
 
 
 class FakeCheckpoints(Checkpoints):
-  """Notes what was waited for."""
+  """Counts how often it was closed."""
 
   def __init__(self, error=None):
     self.closed, self.error = 0, error
@@ -453,7 +457,7 @@ class FakeCheckpoints(Checkpoints):
 
 
 @pytest.mark.parametrize("error", [None, CheckpointError("a full disk")])
-def test_what_is_being_saved_is_saved_though_something_else_breaks(
+def test_a_save_under_way_is_finished_though_something_else_breaks(
   error, caplog
 ):
   checkpoints = FakeCheckpoints(error)
@@ -471,76 +475,9 @@ def test_what_is_being_saved_is_saved_though_something_else_breaks(
   assert checkpoints.closed == 2
 
 
-NAMES = ("a", "b", "c")
-
-
-@pytest.mark.parametrize(
-  ("given", "anew"),
-  [
-    (NAMES, []),
-    ((), []),  # it does not say
-    (("x", "y", "z"), ["fc.bias", "fc.kernel"]),
-    (("a", "b", "c", "d"), ["fc.bias", "fc.kernel"]),
-  ],
-)
-def test_of_weights_to_start_from_outputs_of_other_classes_start_anew(
-  given, anew, caplog
-):
-  config = quickstart.get_config("ce,smoke")
-  config.init_from = "runs/other"
-  make = lambda count, seed: models.create(
-    "resnet8-small", count, key=models.init_key(seed)
-  )
-  state = TrainState(
-    jnp.asarray(0), *nnx.split(make(3, 1), nnx.Param, ...)[1:], ()
-  )
-  model = make(len(given) or 3, 2)
-  with caplog.at_level(logging.INFO, "gc_jax"):
-    started = loop._started_from(
-      loop.Initial(model, given), state, config, NAMES
-    )
-  (line,) = caplog.messages
-  assert line.startswith("Starting from runs/other")
-  assert ("of other classes, so initialised anew: fc" in line) == bool(anew)
-  assert ("there, " in line) == bool(anew)
-  theirs = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-  fresh = dict(nnx.to_flat_state(state.params))
-  for path, leaf in nnx.to_flat_state(started.params):
-    name = ".".join(map(str, path))
-    source = fresh if name in anew else theirs
-    np.testing.assert_array_equal(leaf[...], source[path][...], err_msg=name)
-
-
-@pytest.mark.parametrize("given", [("c", "b", "a"), ("a", "b", "d")])
-def test_outputs_of_classes_renamed_or_reordered_are_not_gone_on_with(given):
-  config = quickstart.get_config("ce,smoke")
-  initial = loop.Initial(None, given)
-  with pytest.raises(ValueError, match=r"(?s)3 there: .*init_head=False"):
-    loop._check_initial_classes(initial, config, NAMES)
-  config.init_head = False
-  loop._check_initial_classes(initial, config, NAMES)
-
-
-def test_outputs_start_anew_where_that_is_asked(caplog):
-  config = quickstart.get_config("ce,smoke")
-  config.init_head = False
-  model = models.create("resnet8-small", 3, key=models.init_key(2))
-  fresh = models.create("resnet8-small", 3, key=models.init_key(1))
-  state = TrainState(jnp.asarray(0), *nnx.split(fresh, nnx.Param, ...)[1:], ())
-  initial = loop.Initial(model, NAMES)
-  with caplog.at_level(logging.INFO, "gc_jax"):
-    started = loop._started_from(initial, state, config, NAMES)
-  assert "init_head=False says, so initialised anew: fc" in caplog.text
-  ours = nnx.to_pure_dict(started.params)
-  np.testing.assert_array_equal(ours["fc"]["kernel"], fresh.fc.kernel[...])
-  np.testing.assert_array_equal(
-    ours["conv1"]["kernel"], model.conv1.kernel[...]
-  )
-
-
 @pytest.fixture
 def hearing_ctrl_c():
-  """What is started hears it, also where these tests run in the background."""
+  """What is started hears it, also if these tests run in the background."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, before)
@@ -568,10 +505,7 @@ def test_ctrl_c_in_a_terminal_saves_the_step_says_so_and_is_130(
     start_new_session=True,
   )
   metrics = workdir / "metrics.jsonl"
-  deadline = time.monotonic() + 300
-  while not metrics.exists() or not metrics.stat().st_size:
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.01)
+  wait_until(lambda: metrics.exists() and metrics.stat().st_size, process)
   os.killpg(process.pid, signal.SIGINT)
   _, said = process.communicate(timeout=60)
   assert process.returncode == 130, said
@@ -587,9 +521,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
   workdir = tmp_path / "run"
   done = run(workdir, "--config.optim.lr_per_256=1e30", check=False)
   assert done.returncode == 2
-  assert "at step" in done.stderr
   assert "Lower --config.optim.lr_per_256" in done.stderr
-  assert "Traceback" not in done.stderr
   assert not (workdir / "results.json").exists()
   saved = [p.name for p in (workdir / FOLDER).glob("*") if p.name.isdigit()]
   step = int(done.stderr.split("at step ")[1].split(":")[0])
@@ -604,27 +536,7 @@ def test_a_path_that_cannot_be_a_workdir_is_refused(tmp_path):
   assert blocker.read_text() == "in the way"
 
 
-def test_energy_without_objects_is_refused_before_anything_is_written(
-  tmp_path,
-):
-  for name in ("cat", "cup"):
-    (tmp_path / "mine" / name).mkdir(parents=True)
-    for i in range(50):
-      path = tmp_path / "mine" / name / f"{i}.png"
-      path.write_bytes(photos.encode(photos.load("coffee.png", (8, 8)), "png"))
-  config = quickstart.get_config("energy,smoke")
-  config.data.name = "folder"
-  config.data.path = str(tmp_path / "mine")
-  config.data.dir = str(tmp_path / "tfds")
-  config.batch_size = 16
-  workdir = tmp_path / "run"
-  message = (
-    r"--config\.loss\.energy_weight=1\.0 must be told where objects are, .*; "
-    r"folder/mine, split 'train\[:64\]', has none"
-  )
-  with pytest.raises(ValueError, match=message):
-    loop.train_and_evaluate(config, workdir)
-  assert not workdir.exists()
+# Checkpoints.
 
 
 def test_a_full_disk_while_saving_is_told_with_the_last_good_step(tmp_path):
@@ -635,7 +547,6 @@ import jax, jax.numpy as jnp
 from pathlib import Path
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.training.step import TrainState
-from tests.smoke import ROOT, command
 
 def state(step):
   key = jax.random.key(step)
@@ -658,23 +569,13 @@ except CheckpointError as error:
     [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
   )
   assert done.returncode == 7, done.stderr
-  assert "Could not save a checkpoint" in done.stdout
-  assert os.strerror(errno.EFBIG) in done.stdout
-  assert "The last good one: step 1" in done.stdout
-  assert "Make room" in done.stdout
-
-
-@pytest.mark.large  # without a command: checkpoint_test.py
-def test_no_readable_checkpoint_at_all_is_an_error_not_a_fresh_start(
-  copied, tmp_path
-):
-  for path in (copied / FOLDER).rglob("*"):
-    if path.is_file() and path.parent != copied / FOLDER:
-      path.write_bytes(b"")
-  done = run(copied, check=False)
-  assert done.returncode == 2
-  assert "None of the checkpoints" in done.stderr
-  assert "use another --workdir" in done.stderr
+  for words in (
+    "Could not save a checkpoint",
+    os.strerror(errno.EFBIG),
+    "The last good one: step 1",
+    "Make room",
+  ):
+    assert words in done.stdout
 
 
 def test_the_best_checkpoint_outlives_the_last_ones(tmp_path):

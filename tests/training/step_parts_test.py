@@ -1,0 +1,171 @@
+"""A batch in parts, in groups, or computed anew: the same numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gc_jax.method import compose
+from tests.training.small import (
+  LABEL,
+  PACKED,
+  batch_of,
+  fixed,
+  make_chain,
+  make_step,
+  mean,
+  recipe,
+  run_step,
+  with_objects,
+)
+
+
+def interleaved(tree, num_parts):
+  """The batch whose parts are the contiguous ones of `tree`."""
+  return jax.tree.map(
+    lambda x: (
+      x.reshape(num_parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+    ),
+    tree,
+  )
+
+
+def assert_same_update(ours, theirs, atol=1e-6):
+  (after, metrics), (expected, expected_metrics) = ours, theirs
+  for leaf, other in zip(
+    jax.tree.leaves(after), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=atol)
+  assert metrics.keys() == expected_metrics.keys()
+  for name in metrics:
+    np.testing.assert_allclose(
+      metrics[name], expected_metrics[name], rtol=1e-5, err_msg=name
+    )
+
+
+@pytest.mark.parametrize(
+  ("terms", "padding", "counted"),
+  [
+    # In the parts 4, 3, 2 and 3 images count.
+    ((), [1, 2, 6, 15], ("classification_loss", 12)),
+    # With an object: 4, 1, 2 and 2; not the mean of the parts' means.
+    (("energy",), [1, 5, 9, 6], ("energy_loss", 9)),
+  ],
+)
+def test_four_parts_update_as_one_batch_does_padding_included(
+  terms, padding, counted
+):
+  """At a rate of 1 parameters fall by the gradient: here to 1e-6."""
+  batch = with_objects(batch_of())
+  batch["mask"] = batch["mask"].at[jnp.array(padding)].set(0)
+  whole, parts = (
+    run_step(make_chain(), recipe(*terms, accumulate_steps=count), batch)
+    for count in (1, 4)
+  )
+  assert_same_update(whole, parts)
+  name, count = counted
+  assert parts[1][f"train/{name}"][1] == count
+
+
+def test_two_parts_update_as_two_groups_of_one_batch_do(monkeypatch):
+  """Each pair weighs the same, in whichever part and among however many."""
+
+  def uneven(key, contains, target, mask):
+    # A fixed layout; five pairs are masked in the group without class 0.
+    drawn = fixed(PACKED)(key, contains, target, mask)
+    fewer = drawn.mask.at[1].set(0)
+    return drawn._replace(
+      mask=jnp.where(target[0] == LABEL[0], drawn.mask, fewer)
+    )
+
+  monkeypatch.setitem(compose.MODES, "packed", uneven)
+  groups, parts = (
+    run_step(
+      make_chain(),
+      recipe("consistency", groups=2 // count, accumulate_steps=count),
+      # The groups are contiguous, the parts are taken in turns.
+      interleaved(batch_of(), count),
+    )
+    for count in (1, 2)
+  )
+  assert groups[1]["train/consistency_loss"][1] == 7 + 3
+  assert_same_update(groups, parts)
+
+
+def test_the_parts_of_a_batch_draw_composites_and_dropout_of_their_own():
+  """Two parts of the same images: two losses, not one twice."""
+  twice = jax.tree.map(lambda x: jnp.repeat(x[:8], 2, axis=0), batch_of())
+  once = jax.tree.map(lambda x: x[:8], batch_of())
+  (total, count), (half, _) = (
+    run_step(
+      make_chain(dropout_rate=0.5),
+      recipe("consistency", accumulate_steps=parts),
+      batch,
+    )[1]["train/classification_loss"]
+    for batch, parts in ((twice, 2), (once, 1))
+  )
+  assert count == 16
+  assert abs(float(total - 2 * half)) > 1e-3
+
+
+def test_groups_and_parts_are_normalized_each_by_itself(make_tiny, monkeypatch):
+  """A group: half a gradient of each, and the mean of running statistics.
+
+  A part: the same gradients, but running statistics of one after the other.
+  """
+  full = PACKED._replace(mask=np.ones_like(PACKED.mask))
+  monkeypatch.setitem(compose.MODES, "packed", fixed(full))
+  batch = batch_of()
+  halves = [jax.tree.map(lambda x, i=i: x[i : i + 8], batch) for i in (0, 8)]
+  step, start = make_step(make_tiny("max"), recipe("consistency"))
+  step = jax.jit(step)
+  alone = [step(start, half) for half in halves]
+  mean_of = lambda *x: sum(x) / len(x)
+  params = jax.tree.map(mean_of, *(state.params for state, _ in alone))
+
+  config = recipe("consistency", groups=2, model__bn_group=8)
+  grouped, metrics = run_step(make_tiny("max"), config, batch)
+  config = recipe("consistency", accumulate_steps=2)
+  accumulated, of_parts = run_step(
+    make_tiny("max"), config, interleaved(batch, 2)
+  )
+  for state in (grouped, accumulated):
+    for leaf, other in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True
+    ):
+      # The division by a variance, in another order of float32 sums.
+      np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)
+  for name in ("loss", "classification_loss", "consistency_loss"):
+    expected = np.mean([mean(own, name) for _, own in alone])
+    assert mean(metrics, name) == pytest.approx(expected, rel=1e-5)
+    assert mean(of_parts, name) == pytest.approx(expected, rel=1e-5)
+
+  in_turns, _ = step(
+    dataclasses.replace(start, batch_stats=alone[0][0].batch_stats), halves[1]
+  )
+  statistics = jax.tree.map(mean_of, *(state.batch_stats for state, _ in alone))
+  for found, expected, batches in (
+    (grouped.batch_stats, statistics, 2),
+    (accumulated.batch_stats, in_turns.batch_stats, 4),
+  ):
+    for name in ("mean", "var"):
+      np.testing.assert_allclose(
+        found["bn1"][name][...], expected["bn1"][name][...], rtol=1e-5
+      )
+    assert found["bn1"]["num_batches_tracked"][...] == batches
+
+
+@pytest.mark.parametrize("mode", compose.MODES)
+def test_activations_computed_anew_give_the_same_update(make_tiny, mode):
+  results = []
+  for remat in (False, True):
+    config = recipe(
+      "consistency", groups=2, compose__mode=mode, model__remat=remat
+    )
+    step, state = make_step(make_tiny("average"), config, lr=0.1)
+    batch = batch_of()
+    assert ("remat" in str(jax.make_jaxpr(step)(state, batch))) == remat
+    results.append(jax.jit(step)(state, batch))
+  assert_same_update(*results)
