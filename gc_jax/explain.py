@@ -48,26 +48,10 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  args = _parser().parse_intermixed_args(argv)  # pictures among the flags
+  flags = _parser().parse_intermixed_args(argv)  # pictures among the flags
 
   def work() -> None:
-    if args.workdir and args.arch:
-      raise ValueError(
-        "--arch goes with --checkpoint; a --workdir knows its own."
-      )
-    for line in pictures.explain_files(
-      args.images,
-      model=args.workdir or args.checkpoint,
-      arch=args.arch,
-      outputs=args.outputs,
-      methods=args.method.split(","),
-      target=args.target,
-      out=args.out,
-      size=args.size,
-      max_shapes=args.max_shapes,
-      batch_size=args.batch_size,
-      overwrite=args.overwrite,
-    ):
+    for line in pictures.explain_files(flags):
       print(line, flush=True)
 
   return cli.exit_status(work)
@@ -133,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
   add(
     "--max_shapes",
     type=int,
-    default=pictures.MAX_SHAPES,
+    default=8,
     metavar="N",
     help="with more shapes than this, sides are rounded to multiples of an "
     "eighth of --size (32 pixels under --size=0), so that fewer programs are "

@@ -1,12 +1,29 @@
 """Exports a run: python -m gc_jax.export --workdir=DIR --out=FILE."""
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 
-from gc_jax import cli
-from gc_jax.inference import exporting
-from gc_jax.runtime import signals
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from gc_jax import cli, data, torch_io
+from gc_jax.data.dataset import Reader
+from gc_jax.data.pairs import Square
+from gc_jax.inference import trained
+from gc_jax.report import artefact, describe
+from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files, signals
+from gc_jax.runtime.messages import number_of
+from gc_jax.torch_io import card
+
+# How far PyTorch may be, relative to the largest value: float32 sums in another
+# order, through a hundred layers.
+TOLERANCE = 1e-4
+_NUM_IMAGES = 8  # that the two sides are compared on
 
 _DESCRIPTION = """\
 Writes the last checkpoint of a run as a file that PyTorch loads, under
@@ -32,39 +49,112 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog=_EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
-  )
-  parser.add_argument(
+  add = parser.add_argument
+  add("--workdir", required=True, metavar="DIR", help="folder of the run")
+  add(
     "--out",
     required=True,
     metavar="FILE",
-    help=".safetensors (added where there is no suffix) or .pth",
+    help=".safetensors (added if there is no suffix) or .pth",
   )
-  parser.add_argument(
+  add(
     "--verify",
     action="store_true",
     help="load the file in PyTorch and compare logits and both Grad-CAM maps "
-    "on pictures of the run; exits with 1 where they differ",
+    "on pictures of the run; exits with 1 if they differ",
   )
-  parser.add_argument(
-    "--overwrite", action="store_true", help="replace what is there"
-  )
+  add("--overwrite", action="store_true", help="replace what is there")
   args = parser.parse_args(argv)
+  return cli.exit_status(
+    lambda: _export(args.workdir, args.out, args.verify, args.overwrite)
+  )
 
-  def work() -> bool:
-    lines = exporting.export_run(
-      args.workdir, args.out, args.verify, args.overwrite
-    )
-    try:
-      for line in lines:
-        print(line, flush=True)
-    except exporting.VerificationError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return False
+
+def _export(workdir: str, out: str, verify: bool, overwrite: bool) -> bool:
+  """Writes the file and its card; returns False if PyTorch's results differ.
+
+  Raises:
+    ValueError: an argument, the run or the machine does not allow it; raised
+      before anything is written.
+    checkpoint.CheckpointError: the run has no readable checkpoint.
+  """
+  workdir, out = files.as_path(workdir), torch_io.on_disk(out)
+  if not out.suffix:
+    out = out.with_name(f"{out.name}.safetensors")
+  torch_io.check_suffix(out)
+  if verify:
+    torch_io.import_torch("To verify what is exported")
+  beside = out.with_name(f"{out.name}.md")
+  # A state dict has its metadata in a file of its own.
+  described = [out.with_name(f"{out.name}.json")] * (out.suffix == ".pth")
+  for path in (out, beside, *described):
+    if path.exists() and not overwrite:
+      raise ValueError(
+        f"{path} exists, and nothing was written. Choose another --out, or "
+        "give --overwrite."
+      )
+  loaded = trained.load_model(workdir)
+  if verify:
+    card.check_verifiable(loaded.model)
+  run = artefact.load(workdir)
+  config = saved_config.read(workdir)
+  # Before anything is written: the run's data may be gone.
+  images = _evaluated_images(config) if verify else None
+  text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+  metadata = torch_io.Metadata(
+    architecture=loaded.name,
+    class_names=loaded.class_names,
+    multi_label=loaded.multi_label,
+    image_size=loaded.image_size,
+    config_digest=hashlib.sha256(text.encode()).hexdigest(),
+  )
+  for path in torch_io.save_model(out, loaded.model, metadata):
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
+  text = card.model_card(
+    out,
+    metadata,
+    len(loaded.class_names),
+    describe.training(run.about),
+    run.results,
+  )
+  files.write_text(beside, text)
+  print(f"wrote {beside}", flush=True)
+
+  if images is None:
     return True
+  differences = card.largest_differences(out, loaded.model, images)
+  count = number_of(len(images), "image")
+  for name, difference in differences.items():
+    print(
+      f"largest difference of {name} in PyTorch, over {count}: "
+      f"{difference:.1e} of the largest value"
+    )
+  wrong = [k for k, v in differences.items() if not v <= TOLERANCE]
+  if wrong:
+    print(
+      f"error: PyTorch must compute what {workdir} does, to {TOLERANCE:g} of "
+      f"the largest value; it does not, in {', '.join(wrong)}. Do not use "
+      f"{out}.",
+      file=sys.stderr,
+    )
+  return not wrong
 
-  return cli.exit_status(work)
+
+def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
+  """Returns the first pictures of the run's evaluation split."""
+  config = ConfigDict(config)
+  dataset = data.load(config.data, config.data.eval_split)
+  square = Square(
+    dataset,
+    Reader(dataset, config.data.on_error),
+    config.data.image_size,
+    config.data.eval_resize_px,
+    config.data.eval_squash,
+  )
+  count = min(_NUM_IMAGES, len(dataset.source))
+  images = [square.image(index) for index in range(count)]
+  blank = square.blank()["image"]  # in place of a picture passed over
+  return np.stack([blank if image is None else image for image in images])
 
 
 if __name__ == "__main__":

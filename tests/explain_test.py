@@ -73,8 +73,17 @@ def folder(tmp_path, photographs):
   return folder
 
 
-def entries(out):
-  return json.loads((out / "explanations.json").read_text())
+@pytest.fixture
+def explained(explain, tmp_path):
+  """Runs the command, which must succeed; returns its output and entries."""
+
+  def explained(*args, out=tmp_path / "out"):
+    done = explain(*args, f"--out={out}")
+    assert done.status == 0, done.err
+    text = (out / "explanations.json").read_text()
+    return done.out, json.loads(text)
+
+  return explained
 
 
 def test_the_function_is_not_hidden_by_the_command_of_its_name(smoke_run):
@@ -122,23 +131,17 @@ def test_the_command_runs_without_a_warning_and_leaves_the_run_alone(
   assert sorted(path.name for path in out.iterdir()) == names
   first, last = done.stdout.splitlines()
   assert first.startswith(f"wrote {out / names[2]} and .npy: '")
-  assert last == f"wrote {out / names[0]}: 1 explanations"
+  assert last == f"wrote {out / names[0]}: 1 explanation"
   assert tell() == before
 
 
 def test_maps_are_those_of_the_methods_on_the_runs_model(
-  explain, smoke_run, folder, tmp_path
+  explained, smoke_run, folder, tmp_path
 ):
-  out = tmp_path / "out"
   shutil.copy(folder / "gravel.png", folder / "z.png")  # a shape seen before
   names = ("gradcam_elementwise", "fullgrad")  # of cells, and of pixels
-  methods = ",".join(names)
-  done = explain(
-    folder, f"--workdir={smoke_run}", f"--out={out}", "--size=16",
-    f"--method={methods}", "--batch_size=2",
-  )  # fmt: skip
-  assert done.status == 0, done.err
-  told = entries(out)
+  flags = ["--size=16", f"--method={','.join(names)}", "--batch_size=2"]
+  _, told = explained(folder, f"--workdir={smoke_run}", *flags)
   files = sorted(str(path) for path in folder.iterdir())
   assert [e["file"] for e in told] == [f for f in files for _ in names]
   assert [e["method"] for e in told] == [*names] * len(files)
@@ -151,14 +154,13 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
     return logits, {m: METHODS[m](model, pixels, target) for m in names}
 
   for e in told:
-    image = image_files.read(pathlib.Path(e["file"]))
+    path = pathlib.Path(e["file"])
+    image = image_files.read(path)
     height, width = e["size"]
     assert image.shape == (height, width, 3)
     scale = 16 / min(height, width)
     assert e["model_size"] == [round(height * scale), round(width * scale)]
-    pixels = jnp.asarray(
-      image_files.read(pathlib.Path(e["file"]), tuple(e["model_size"]))
-    )[None]
+    pixels = jnp.asarray(image_files.read(path, tuple(e["model_size"])))[None]
     # One by one: float32 sums run in another order than in a batch.
     logits, expected = directly(state, pixels, jnp.array([[e["target"]]]))
     logits = np.asarray(logits[0])
@@ -170,13 +172,13 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
     )
     assert e["predicted_probability"] == e["target_probability"]
     assert e["model"] == f"{smoke_run}, step 8"
-    cam = np.load(out / e["map"])
+    cam = np.load(tmp_path / "out" / e["map"])
     assert cam.dtype == np.float32 and list(cam.shape) == e["map_shape"]
     np.testing.assert_allclose(
       cam, expected[e["method"]][0, 0], rtol=1e-4, atol=1e-6
     )
     assert e["map_is_empty"] == (not cam.any())
-    with Image.open(out / e["overlay"]) as picture:
+    with Image.open(tmp_path / "out" / e["overlay"]) as picture:
       np.testing.assert_array_equal(
         np.asarray(picture), pictures.heat_overlay(image, cam)
       )
@@ -184,7 +186,7 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
 
 
 def test_a_shape_is_compiled_once_however_many_pictures_have_it(
-  explain, monkeypatch, smoke_run, photographs, tmp_path
+  explained, monkeypatch, smoke_run, photographs
 ):
   traced = []
 
@@ -194,18 +196,17 @@ def test_a_shape_is_compiled_once_however_many_pictures_have_it(
 
   monkeypatch.setitem(METHODS, "counted", counted)
   names = ["astronaut", "brick", "camera", "grass", "gravel"]
-  done = explain(
-    *[photographs / f"{name}.png" for name in names], f"--workdir={smoke_run}",
-    f"--out={tmp_path / 'out'}", "--size=16", "--method=counted",
-    "--batch_size=2",
-  )  # fmt: skip
-  assert done.status == 0, done.err
+  _, told = explained(
+    *[photographs / f"{name}.png" for name in names],
+    *[f"--workdir={smoke_run}", "--size=16", "--batch_size=2"],
+    "--method=counted",
+  )
   assert traced == [(2, 16, 16, 3)]
-  assert len(entries(tmp_path / "out")) == 5
+  assert len(told) == 5
 
 
-def test_a_class_is_named_by_name_or_id(
-  explain, monkeypatch, smoke_run, photographs, tmp_path
+def test_a_class_is_chosen_by_name_or_id(
+  explained, monkeypatch, smoke_run, photographs, tmp_path
 ):
   loaded = trained.load_model(smoke_run)
   shifted = (*"123456789", "bird")  # the class of id 0 is "1"
@@ -213,169 +214,138 @@ def test_a_class_is_named_by_name_or_id(
     loaded.model, loaded.name, shifted, True, 16, "somewhere"
   )
   monkeypatch.setattr(trained, "load_model", lambda *_: renamed)
+  pixels = image_files.read(photographs / "rocket.jpg", (16, 24))
+  logits = np.asarray(gc_jax.predict(loaded.model, pixels[None]))[0]
   for target, name, i in [("bird", "bird", 9), ("9", "9", 8), ("0", "1", 0)]:
-    out = tmp_path / target
-    done = explain(
-      photographs / "rocket.jpg", "--workdir=x", f"--out={out}",
-      f"--target={target}",
-    )  # fmt: skip
-    assert done.status == 0, done.err
-    (e,) = entries(out)
+    flags = ["--workdir=x", f"--target={target}"]
+    printed, (e,) = explained(
+      photographs / "rocket.jpg", *flags, out=tmp_path / target
+    )
     assert (e["target"], e["target_name"]) == (i, name)
     assert e["model_size"] == [16, 24]
     assert e["model"] == "somewhere"
     # Several labels: each class has a sigmoid of its own.
-    pixels = image_files.read(photographs / "rocket.jpg", (16, 24))
-    logits = np.asarray(gc_jax.predict(loaded.model, pixels[None]))[0]
     assert e["predicted"] == logits.argmax()
     for who in ("target", "predicted"):
       assert e[f"{who}_probability"] == pytest.approx(
         1 / (1 + np.exp(-float(logits[e[who]]))), rel=1e-4
       )
     note = "note: --target=9 is taken for the class of that name, which has"
-    assert (note in done.out) == (target == "9")
+    assert (note in printed) == (target == "9")
 
 
 def test_pictures_of_one_name_and_shape_keep_apart(
-  explain, smoke_run, folder, tmp_path
+  explained, smoke_run, folder, tmp_path
 ):
   other = tmp_path / "other"
   other.mkdir()
   shutil.copy(folder / "gravel.png", other / "camera.png")
-  done = explain(
-    folder / "camera.png", other, folder / "camera.png", "--size=16",
-    f"--workdir={smoke_run}", f"--out={tmp_path / 'out'}",
-  )  # fmt: skip
-  assert done.status == 0, done.err
-  first, second = entries(tmp_path / "out")
+  twice = [folder / "camera.png", other, folder / "camera.png"]
+  _, (first, second) = explained(*twice, f"--workdir={smoke_run}", "--size=16")
   assert first["overlay"] == "camera.gradcam_elementwise.png"
   assert second["overlay"] == "camera-2.gradcam_elementwise.png"
   maps = [np.load(tmp_path / "out" / e["map"]) for e in (first, second)]
   assert (maps[0] != maps[1]).any()
 
 
-def test_what_is_there_is_replaced_only_if_asked(
-  explain, smoke_run, folder, tmp_path
+def test_explanations_are_replaced_only_if_asked(
+  explain, explained, smoke_run, folder, tmp_path
 ):
   out = tmp_path / "out"
-  flags = [f"--workdir={smoke_run}", f"--out={out}", "--size=16"]
-  assert explain(folder / "camera.png", *flags).status == 0
+  flags = [f"--workdir={smoke_run}", "--size=16"]
+  camera, gravel = folder / "camera.png", folder / "gravel.png"
+  explained(camera, *flags)
   before = {path: path.read_bytes() for path in out.iterdir()}
-  done = explain(folder / "camera.png", *flags, "--target=3")
+  done = explain(camera, *flags, "--target=3", f"--out={out}")
   assert done.status == 2
   assert "--out must not hold explanations of the same name" in done.err
   assert {path: path.read_bytes() for path in out.iterdir()} == before
-  # Others join them.
-  assert explain(folder / "gravel.png", *flags).status == 0
-  done = explain(folder / "camera.png", *flags, "--target=3", "--overwrite")
-  assert done.status == 0
-  gravel, camera = entries(out)
-  assert gravel["overlay"].startswith("gravel")
-  assert camera["overlay"].startswith("camera") and camera["target"] == 3
+  explained(gravel, *flags)  # others join them
+  _, told = explained(camera, *flags, "--target=3", "--overwrite")
+  assert told[0]["overlay"].startswith("gravel")
+  assert told[1]["overlay"].startswith("camera") and told[1]["target"] == 3
 
 
 def test_many_shapes_are_rounded_and_said(
-  explain, smoke_run, photographs, tmp_path
+  explained, smoke_run, photographs, tmp_path
 ):
   folder = tmp_path / "strips"
   folder.mkdir()
   photograph = image_files.read(photographs / "rocket.jpg")
-  for width in (16, 18, 20, 22, 24):
+  widths = (16, 18, 20, 22, 24)
+  for width in widths:
     strip = Image.fromarray(photograph[200:216, 300 : 300 + width])
     strip.save(folder / f"{width}.png")
-  flags = [folder, f"--workdir={smoke_run}", "--size=16"]
-  done = explain(*flags, f"--out={tmp_path / 'few'}", "--max_shapes=2")
-  assert done.status == 0, done.err
+  printed, told = explained(
+    folder, f"--workdir={smoke_run}", "--size=16", "--max_shapes=2"
+  )
   assert (
     "note: sides are rounded to multiples of 2 pixels for the model, as the "
     "pictures have more than 2 shapes; 5 remain. --max_shapes changes that."
-  ) in done.out
-  sizes = [e["model_size"] for e in entries(tmp_path / "few")]
-  assert sizes == [[16, width] for width in (16, 18, 20, 22, 24)]
+  ) in printed
+  assert [e["model_size"] for e in told] == [[16, width] for width in widths]
 
 
-def test_own_sizes_are_given_to_the_model_as_they_are(
-  explain, smoke_run, photographs, tmp_path
+def test_size_0_gives_the_model_each_pictures_own_size(
+  explained, smoke_run, photographs, tmp_path
 ):
-  name = "no_time_for_that_tiny.gif"  # 14 by 25 pixels, animated
-  out = tmp_path / "out"
-  done = explain(
-    photographs / name, f"--workdir={smoke_run}", f"--out={out}", "--size=0"
-  )
-  assert done.status == 0, done.err
-  (e,) = entries(out)
+  picture = photographs / "no_time_for_that_tiny.gif"  # 14 by 25, animated
+  _, (e,) = explained(picture, f"--workdir={smoke_run}", "--size=0")
   assert e["size"] == e["model_size"] == [25, 14]
-  with Image.open(out / e["overlay"]) as picture:
+  with Image.open(tmp_path / "out" / e["overlay"]) as picture:
     assert picture.size == (14, 25)
 
 
-def test_a_file_of_pytorchs_is_explained_with_its_architecture(
-  explain, photographs, tmp_path
+def test_a_pytorch_file_is_explained_with_its_architecture(
+  explained, refused, monkeypatch, photographs, tmp_path
 ):
-  state_dict = torch_io.names.to_torch(models.create("resnet8-small", 10))
-  torch.save(
-    {key: torch.from_numpy(value) for key, value in state_dict.items()},
-    tmp_path / "model.pth",
-  )
-  picture = photographs / "microaneurysms.png"
-  flags = [picture, f"--checkpoint={tmp_path / 'model.pth'}"]
-  out = tmp_path / "out"
-  done = explain(*flags, "--arch=resnet8-small", f"--out={out}", "--target=4")
-  assert done.status == 0, done.err
-  (e,) = entries(out)
-  assert e["model_size"] == [224, 224] and e["size"] == [102, 102]
-  assert e["target"] == 4 and e["target_name"] is None
-  assert "and .npy: class 4 " in done.out
-  done = explain(*flags, f"--out={out}2")
-  assert done.status == 2
-  assert "It looks like --arch=resnet8-small, or resnet8-small-gmp" in done.err
-  flags += ["--arch=resnet8-small", "--target=cat"]
-  done = explain(*flags, f"--out={out}2")
-  assert done.status == 2
+  path = tmp_path / "model.pth"
+  weights = torch_io.names.to_torch(models.create("resnet8-small", 10))
+  torch.save({key: torch.from_numpy(v) for key, v in weights.items()}, path)
+  flags = [photographs / "microaneurysms.png", f"--checkpoint={path}"]
+  told = refused(*flags, f"--out={tmp_path / 'none'}")
+  assert "It looks like --arch=resnet8-small, or resnet8-small-gmp" in told
+  flags.append("--arch=resnet8-small")
+  told = refused(*flags, "--target=cat", f"--out={tmp_path / 'none'}")
   assert (
     "--target must be predicted, or an id in 0..9; it is 'cat'. The model "
     "names no classes."
-  ) in done.err
+  ) in told
+  monkeypatch.undo()  # methods run again
+  printed, (e,) = explained(*flags, "--target=4")
+  assert e["model_size"] == [224, 224] and e["size"] == [102, 102]
+  assert e["target"] == 4 and e["target_name"] is None
+  assert "and .npy: class 4 " in printed
 
 
-def of_lightning(path, num_classes=10):
-  """Writes a training checkpoint of a model within a module."""
-  model = models.create("resnet8-small", num_classes)
+def test_a_training_checkpoint_is_explained_with_the_outputs_asked_for(
+  explained, photographs, tmp_path, caplog
+):
+  model = models.create("resnet8-small", 10)
   weights = torch_io.names.to_torch(model)
   state_dict = {f"model.{k}": torch.from_numpy(v) for k, v in weights.items()}
   content = {"state_dict": state_dict, "best": np.float64(91.5), "epoch": 3}
-  torch.save(content, path)
-  return model
-
-
-def test_a_training_checkpoint_is_explained_and_asked_for_its_outputs(
-  explain, photographs, tmp_path, caplog
-):
-  model = of_lightning(tmp_path / "last.ckpt")
+  torch.save(content, tmp_path / "last.ckpt")
   picture = photographs / "microaneurysms.png"
   flags = [
-    picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16",
-    "--arch=resnet8-small", "--target=4",
-  ]  # fmt: skip
+    *[picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16"],
+    *["--arch=resnet8-small", "--target=4"],
+  ]
   pixels = image_files.read(picture, (16, 16))
   (logits,) = np.asarray(gc_jax.predict(model, pixels[None]), np.float64)
-  both = {
-    "softmax": np.exp(logits[4]) / np.exp(logits).sum(),
-    "sigmoid": 1 / (1 + np.exp(-logits[4])),
-  }
+  softmax = np.exp(logits[4]) / np.exp(logits).sum()
+  sigmoid = 1 / (1 + np.exp(-logits[4]))
   note = "last.ckpt does not say whether its classes exclude each other; taken"
-  for asked, outputs in [
-    ((), "softmax"),
-    (("--outputs=softmax",), "softmax"),
-    (("--outputs=sigmoid",), "sigmoid"),
+  for asked, outputs, probability in [
+    ((), "softmax", softmax),
+    (("--outputs=softmax",), "softmax", softmax),
+    (("--outputs=sigmoid",), "sigmoid", sigmoid),
   ]:
     out = tmp_path / f"out{len(asked)}{outputs}"
-    done = explain(*flags, *asked, f"--out={out}")
-    assert done.status == 0, done.err
-    (e,) = entries(out)
+    printed, (e,) = explained(*flags, *asked, out=out)
     assert e["outputs"] == outputs
-    assert e["target_probability"] == pytest.approx(both[outputs], rel=1e-4)
-    assert (note in done.out) == (not asked)
+    assert e["target_probability"] == pytest.approx(probability, rel=1e-4)
+    assert (note in printed) == (not asked)
   assert "last.ckpt: 'model.' taken off its keys." in caplog.text
 
 
@@ -392,44 +362,6 @@ def test_outputs_are_the_models_own_where_it_says_so(
   assert "says 'sigmoid', and 'softmax' was asked for. Leave it out." in told
   told = refused(picture, out, f"--checkpoint={path}", "--outputs=sigmoyd")
   assert "Unknown --outputs='sigmoyd'." in told and "'sigmoid'?" in told
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_model_of_one_output_is_refused(
-  refused, photographs, tmp_path, suffix
-):
-  path = tmp_path / f"one.{suffix}"
-  model = models.create("resnet8-small", 1)
-  torch_io.save_model(path, model, torch_io.Metadata("resnet8-small"))
-  told = refused(
-    photographs / "rocket.jpg", f"--checkpoint={path}",
-    f"--out={tmp_path / 'out'}",
-  )  # fmt: skip
-  assert "must have an output for each class, two at least; it has one" in told
-
-
-@pytest.mark.parametrize("kind", ["float8", "sparse", "quantised", "integer"])
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_weights_that_are_no_floats_are_refused_in_a_line(
-  refused, photographs, tmp_path, kind
-):
-  of_lightning(tmp_path / "a.pth")
-  content = torch.load(tmp_path / "a.pth", weights_only=False)
-  convert = {
-    "float8": lambda w: w.to(torch.float8_e4m3fn),
-    "sparse": lambda w: w.to_sparse(),
-    "quantised": lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8),
-    "integer": lambda w: w.to(torch.int8),
-  }[kind]
-  weights = content["state_dict"]
-  weights["model.fc.weight"] = convert(weights["model.fc.weight"])
-  torch.save(content, tmp_path / "a.pth")
-  told = refused(
-    photographs / "rocket.jpg", f"--checkpoint={tmp_path / 'a.pth'}",
-    "--arch=resnet8-small", f"--out={tmp_path / 'out'}",
-  )  # fmt: skip
-  assert "are of another dtype: model.fc.weight is " in told
-  assert len(told.splitlines()) == 1
 
 
 def test_a_model_of_nans_explains_nothing(explain, photographs, tmp_path):
@@ -464,7 +396,7 @@ def test_a_model_of_nans_explains_nothing(explain, photographs, tmp_path):
     (["no/such.png"], "no/such.png does not exist"),
   ],
 )
-def test_a_flag_that_cannot_be_is_refused(
+def test_an_invalid_flag_is_refused(
   refused, smoke_run, folder, tmp_path, flags, message
 ):
   out = tmp_path / "out"
@@ -499,20 +431,16 @@ def test_a_place_without_a_run_is_refused(refused, smoke_run, folder, tmp_path):
 
 
 def test_a_corrupt_checkpoint_is_told_and_the_one_before_it_explained(
-  explain, smoke_run, photographs, tmp_path, caplog
+  explained, smoke_run, photographs, tmp_path, caplog
 ):
   workdir = tmp_path / "run"
   shutil.copytree(smoke_run, workdir)
   for path in (workdir / FOLDER / "8").rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  done = explain(
-    photographs / "rocket.jpg", f"--workdir={workdir}", "--size=16",
-    f"--out={tmp_path / 'out'}",
-  )  # fmt: skip
-  assert done.status == 0, done.err
+  picture = photographs / "rocket.jpg"
+  _, (e,) = explained(picture, f"--workdir={workdir}", "--size=16")
   assert "The checkpoint of step 8 in" in caplog.text
-  (e,) = entries(tmp_path / "out")
   assert e["model"] == f"{workdir}, step 6"
 
 

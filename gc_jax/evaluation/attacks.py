@@ -21,8 +21,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gc_jax.evaluation import classification
-from gc_jax.evaluation.classification import logits_of
 from gc_jax.evaluation.ledger import Measured
+from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.types import Batch, PairBatch
 
@@ -30,16 +30,14 @@ from gc_jax.method.types import Batch, PairBatch
 WITHIN, ON_FEW = "fgsm-within", "fgsm-few"
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@program(1, 2)
 def attacked(
-  graphdef,
-  variables,
+  model: nnx.Module,
   batch: PairBatch,
   epsilons: tuple[int | float, ...],
   on_few: bool,
 ) -> Measured:
   """Returns the predictions for attacked pictures, see `attacked_logits`."""
-  model = nnx.merge(graphdef, variables, copy=True)
   found = attacked_logits(model, batch, epsilons, on_few)
   columns, totals = {}, {}
   for (attack, epsilon), logits in found.items():
@@ -58,10 +56,10 @@ def attacked_logits(
   """Returns what the model says of attacked pictures.
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
-    batch: with `label` or `labels`.
-    epsilons: in 1/255 of the pixel range, in any order. A loop takes one after
-      the other: each attack is compiled once.
+    model: as for `loss_gradient`.
+    batch: as for `loss_gradient`.
+    epsilons: in any order. A loop takes one after the other: each attack is
+      compiled once.
     on_few: whether these are the few pictures that PGD is measured on.
 
   Returns:

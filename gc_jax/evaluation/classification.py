@@ -1,15 +1,14 @@
 """Is the class right? Top-1 and top-5, or F1 per class and overall."""
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from gc_jax.evaluation.ledger import Measured, counted
+from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import Batch, Metrics, PairBatch
@@ -18,28 +17,16 @@ from gc_jax.method.types import Batch, Metrics, PairBatch
 CASES = ("true_positives", "false_positives", "false_negatives")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def predictions(graphdef, variables, batch: PairBatch) -> Measured:
+@program()
+def predictions(model: nnx.Module, batch: PairBatch) -> Measured:
   """Returns whether the class is right, once for each picture."""
-  model = nnx.merge(graphdef, variables, copy=True)
   return measured(logits_of(model, batch["image"]), batch)
-
-
-def logits_of(model: nnx.Module, images: Array) -> Float[Array, "B K"]:
-  """Returns the scores of every class."""
-  return model.classify(model.features(model.normalize(images)))
 
 
 def measured(
   logits: Float[Array, "B K"], batch: PairBatch, **attack: Any
 ) -> Measured:
-  """Returns what logits say, counted on the first row of each picture.
-
-  Args:
-    logits: of each row.
-    batch: of pictures.
-    **attack: of the keys: what the pictures were under.
-  """
+  """Returns what logits say, counted on the first row of each picture."""
   counts = batch["mask"] * batch["first"]
   columns = by_example(logits, batch)
   totals = sums(logits, dict(batch) | {"mask": counts})
@@ -51,12 +38,7 @@ def measured(
 
 
 def sums(logits: Float[Array, "B K"], batch: Batch | PairBatch) -> Metrics:
-  """Returns the sums over one batch, without its padding.
-
-  Args:
-    logits: predictions.
-    batch: with `label` or `labels`.
-  """
+  """Returns the sums over one batch, without its padding."""
   mask = batch["mask"]
   if "labels" in batch:
     loss = losses.binary_cross_entropy(logits, batch["labels"])

@@ -7,7 +7,6 @@ shows the picture, not the model.
 Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +24,8 @@ from gc_jax.models import init_key
 from gc_jax.report.artefact import Example
 from gc_jax.runtime import parallel
 
+# Row -> method -> stage -> map of the model randomised down to there.
+Strips = dict[int, dict[str, dict[str, np.ndarray]]]
 _EXAMPLES_PER_KIND = 4
 _FIXED_EXAMPLES = 8
 
@@ -36,7 +37,7 @@ def gallery(
   methods: tuple[str, ...],
   *,
   with_composites: bool = False,
-  strips: Mapping[int, Mapping[str, Mapping[str, np.ndarray]]] | None = None,
+  strips: Strips | None = None,
 ) -> list[Example]:
   """Returns the chosen examples with their maps.
 
@@ -46,7 +47,7 @@ def gallery(
     chosen: kind of example -> rows.
     methods: keys of `METHODS`.
     with_composites: whether each comes with its composite as well.
-    strips: as in `Panel`.
+    strips: from `sanity`.
   """
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
@@ -165,33 +166,20 @@ def chosen_rows(
   return {kind: group.tolist() for kind, group in groups.items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Panel:
-  """How maps change as weights are randomised; empty if it was left out.
-
-  Attributes:
-    stages: from the head down; each randomised with all before it.
-    correlations: method -> mean over pictures of the rank correlation of the
-      map after each stage with the trained model's. Near 1: it did not change.
-    strips: row of some pictures -> method -> stage -> map.
-  """
-
-  stages: list[str] = dataclasses.field(default_factory=list)
-  correlations: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-  strips: dict[int, dict[str, dict[str, np.ndarray]]] = dataclasses.field(
-    default_factory=dict
-  )
-
-
 def sanity(
   planner: plan.Planner, methods: tuple[str, ...], num_rows: int
-) -> Panel:
+) -> tuple[list[str], dict[str, list[float]], Strips]:
   """Returns how maps change as weights are randomised.
 
   Args:
     planner: of the trained model and a split.
     methods: keys of `METHODS`.
     num_rows: pairs, spread over the split.
+
+  Returns:
+    The stages, from the head down; method -> mean over pictures of the rank
+    correlation of the map after each stage with the trained model's, near 1 if
+    it did not change; and the maps of the first and the last pair.
   """
   rows = spread(planner, num_rows)
 
@@ -203,9 +191,7 @@ def sanity(
   stages = list(randomization.stages(planner.model))
   correlations: dict[str, list[float]] = {name: [] for name in methods}
   # The first and the last are the same for any number of rows.
-  strips: dict[int, dict] = {
-    rows[place]: {name: {} for name in methods} for place in (0, -1)
-  }
+  strips = {rows[place]: {name: {} for name in methods} for place in (0, -1)}
   for stage in stages:
     anew = randomization.randomized(planner.model, stage, init_key(0))
     after = maps(parallel.on_all_devices(anew, planner.mesh))
@@ -214,4 +200,4 @@ def sanity(
       correlations[name].append(float(np.mean(found)))
       for place in (0, -1):
         strips[rows[place]][name][stage] = after[name][place]
-  return Panel(stages, correlations, strips)
+  return stages, correlations, strips

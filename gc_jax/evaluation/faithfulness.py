@@ -8,16 +8,14 @@ curve of the score.
 Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.evaluation.classification import logits_of
 from gc_jax.evaluation.ledger import Measured, counted
+from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import PairBatch
@@ -29,24 +27,14 @@ _SIGMA_PX, _RADIUS_PX = 5.0, 5
 _SIDE_PX = 224
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@program(2)
 def faithful(
-  graphdef,
-  variables,
+  model: nnx.Module,
   batch: PairBatch,
   cams: dict[str, Float[Array, "B _ _"]],
   num_steps: int,
 ) -> Measured:
-  """Returns insertion and deletion of each method, and its maps.
-
-  Args:
-    graphdef: structure of the model, in evaluation mode.
-    variables: of the model.
-    batch: of pictures.
-    cams: method -> raw map of each row.
-    num_steps: see `curves`.
-  """
-  model = nnx.merge(graphdef, variables, copy=True)
+  """Returns insertion and deletion of each method's raw maps, and the maps."""
   images = batch["image"]
   # All methods in one loop: maps of the picture's size, as so many targets.
   cams_px = [enlarged(cam, *images.shape[1:3]) for cam in cams.values()]
@@ -76,8 +64,8 @@ def curves(
   targets: Int[Array, "B P"],
   cams: Float[Array, "B P h w"],
   *,
-  multi_label: bool = False,
-  num_steps: int = 16,
+  multi_label: bool,
+  num_steps: int,
 ) -> tuple[Float[Array, "S1"], Float[Array, "B P S1"], Float[Array, "B P S1"]]:
   """Returns the target's score while pixels come, and while they go.
 

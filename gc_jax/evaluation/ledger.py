@@ -4,7 +4,6 @@ One number for each row and name, and sums; both are small, whatever the
 pictures. Saved now and then, so that an interrupted evaluation goes on.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from gc_jax.method.metrics import Key
 from gc_jax.method.types import Array
 from gc_jax.runtime import files
 
+Totals = dict[Key, tuple[Array | np.number, Array | np.number]]
 _FORMAT = 2  # of the file
 
 
@@ -30,7 +30,7 @@ class Measured(NamedTuple):
   """
 
   columns: dict[Key, Float[Array, "B"]]
-  totals: dict[Key, tuple[Array | np.number, Array | np.number]]
+  totals: Totals
   cams: dict[str, Float[Array, "B _ _"]]
 
 
@@ -39,7 +39,6 @@ def counted(counts: Array, values: Array) -> Array:
   return jnp.where(counts > 0, values, jnp.nan)
 
 
-@dataclasses.dataclass(eq=False)
 class Ledger:
   """Numbers of N rows, and sums over them.
 
@@ -53,32 +52,22 @@ class Ledger:
     secs: time taken, over all sittings.
   """
 
-  num_rows: int
-  identity: dict[str, Any] = dataclasses.field(default_factory=dict)
-  columns: dict[Key, Float32[np.ndarray, "N"]] = dataclasses.field(
-    default_factory=dict
-  )
-  totals: dict[Key, tuple[Array | np.number, Array | np.number]] = (
-    dataclasses.field(default_factory=dict)
-  )
-  done: dict[str, int] = dataclasses.field(default_factory=dict)
-  secs: float = 0.0
+  def __init__(self, num_rows: int, identity: dict[str, Any] | None = None):
+    self.num_rows = num_rows
+    self.identity = identity or {}
+    self.columns: dict[Key, Float32[np.ndarray, "N"]] = {}
+    self.totals: Totals = {}
+    self.done: dict[str, int] = {}
+    self.secs = 0.0
 
   def add(
     self,
     name: str,
     rows: Int[np.ndarray, "B"],
     columns: dict[Key, np.ndarray],
-    totals: dict[Key, tuple],
+    totals: Totals,
   ) -> None:
-    """Adds the numbers of the next batch of a pass.
-
-    Args:
-      name: of the pass.
-      rows: the row of each number in a column; -1 for padding.
-      columns: as in `Measured`, on the host.
-      totals: as in `Measured`, on the host.
-    """
+    """Adds the next batch of a pass; a row of -1 is padding."""
     real = rows >= 0
     for key, values in columns.items():
       if key not in self.columns:

@@ -7,11 +7,9 @@ numpy: connected components are no work for an accelerator. Boxes are
 """
 
 import collections
-import functools
 from collections.abc import Mapping, Sequence
 
 import cv2
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Real
@@ -19,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from gc_jax.attribution import CONTROLS, METHODS
 from gc_jax.data import geometry
 from gc_jax.evaluation import classification
-from gc_jax.evaluation.classification import logits_of
 from gc_jax.evaluation.ledger import Measured, counted
+from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method.metrics import METRICS, GridAnnotation, Key
 from gc_jax.method.types import PairBatch
 
@@ -33,24 +31,14 @@ IOUS = (0.3, 0.5, 0.7)
 BOXES = "max_box_acc"  # of a ledger's sums: how often each box was right
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+@program(1, 2)
 def localization(
-  graphdef,
-  variables,
+  model: nnx.Module,
   batch: PairBatch,
   methods: tuple[str, ...],
   predicts: bool,
 ) -> Measured:
-  """Returns every metric of maps and annotations, for each method.
-
-  Args:
-    graphdef: structure of the model, in evaluation mode.
-    variables: of the model.
-    batch: with annotations on the grids of the maps.
-    methods: keys of `ALL_METHODS`.
-    predicts: whether predictions are measured as well.
-  """
-  model = nnx.merge(graphdef, variables, copy=True)
+  """Returns every metric of maps and annotations, and predictions if asked."""
   columns = on_objects(_maps(model, batch, methods), batch)
   if not predicts:
     return Measured(columns, {}, {})
@@ -59,21 +47,19 @@ def localization(
   return measured._replace(columns=measured.columns | columns)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@program(1)
 def negative_quadrants(
-  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+  model: nnx.Module, batch: PairBatch, methods: tuple[str, ...]
 ) -> Measured:
-  """Returns every metric of maps of composites, for each method."""
-  model = nnx.merge(graphdef, variables, copy=True)
+  """Returns every metric of maps of composites."""
   return Measured(on_composites(_maps(model, batch, methods), batch), {}, {})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@program(1)
 def maps(
-  graphdef, variables, batch: PairBatch, methods: tuple[str, ...]
+  model: nnx.Module, batch: PairBatch, methods: tuple[str, ...]
 ) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B h w"]]]:
   """Returns the logits, and each method's raw maps."""
-  model = nnx.merge(graphdef, variables, copy=True)
   cams = _maps(model, batch, methods)
   return logits_of(model, batch["image"]), cams
 

@@ -6,7 +6,6 @@ few questions (`Evaluation`), `python -m gc_jax.evaluate` all of them
 see `report.artefact`.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import examples, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
-from gc_jax.evaluation.examples import Panel
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
@@ -34,6 +32,7 @@ from gc_jax.runtime.config import at_least, one_of
 from gc_jax.runtime.messages import (
   class_differences,
   listed,
+  number_of,
   unknown_name_message,
 )
 
@@ -95,11 +94,11 @@ def evaluate(
     yield from _measured(plan, planner, ledger, out / PARTIAL)
     yield "looking at pictures, and at weights randomised layer by layer"
     started = time.monotonic()
-    panel = examples.sanity(planner, methods, config.eval.sanity_rows)
-    chosen = {"fixed": examples.spread(planner, _NUM_EXAMPLES)}
-    gallery = examples.gallery(
-      planner, ledger, chosen, methods, strips=panel.strips
+    stages, randomization, strips = examples.sanity(
+      planner, methods, config.eval.sanity_rows
     )
+    chosen = {"fixed": examples.spread(planner, _NUM_EXAMPLES)}
+    gallery = examples.gallery(planner, ledger, chosen, methods, strips=strips)
     ledger.secs += time.monotonic() - started
 
   done = _evaluated(
@@ -107,7 +106,7 @@ def evaluate(
     ledger,
     out,
     gallery,
-    panel,
+    {"stages": stages, "randomization": randomization},
     source=loaded.source,
     architecture=loaded.name,
     consistency=loaded.consistency,
@@ -188,6 +187,7 @@ class Evaluation:
       ledger,
       workdir,
       gallery,
+      {},
       source=str(workdir),
       methods=methods,
       num_compilations=len(plan),
@@ -199,12 +199,11 @@ def _evaluated(
   ledger: Ledger,
   folder: files.AnyPath,
   gallery: list[Example],
-  panel: Panel | None = None,
+  sanity: dict[str, Any],
   **about: Any,
 ) -> Evaluated:
   """Returns the results, with fields of `About` as `about`."""
   config, dataset = planner.config, planner.dataset
-  panel = panel or Panel()
   found, by_class = summary.results(
     ledger, planner.pairs, config.eval, dataset.class_names
   )
@@ -226,11 +225,7 @@ def _evaluated(
       name: {key.name: value for key, value in numbers.items()}
       for name, numbers in by_class.items()
     },
-    curves=dataclasses.replace(
-      summary.curves(ledger, found, config.eval),
-      stages=panel.stages,
-      randomization=panel.correlations,
-    ),
+    curves=summary.curves(ledger, found, config.eval, **sanity),
     examples=gallery,
     class_names=list(dataset.class_names),
   )
@@ -361,7 +356,7 @@ def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
   total = sum(len(one.rows) for one in plan)
   yield (
     f"{len(plan)} programs to compile, {count:,} batches of "
-    f"{ledger.num_rows:,} pairs of picture and class"
+    f"{number_of(ledger.num_rows, 'pair')} of picture and class"
   )
   done = sum(ledger.done.values())
   if done:
@@ -375,7 +370,8 @@ def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
       ledger.secs += now - clock
       clock = now
       if one is not current:
-        bar.message(f"measuring {one.name}: {len(one.rows):,} pairs")
+        pairs = number_of(len(one.rows), "pair")
+        bar.message(f"measuring {one.name}: {pairs}")
         current = one
       bar.update(sum(ledger.done.values()))
       if now - saved > _SAVE_EVERY_SECS:

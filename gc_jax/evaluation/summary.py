@@ -77,7 +77,7 @@ def results(
   Args:
     ledger: after its passes.
     pairs: its rows.
-    settings: `config.eval`.
+    settings: `config.eval`, here and below.
     class_names: of the data set.
   """
   columns = dict(ledger.columns)
@@ -96,9 +96,10 @@ def results(
   if Key("f1_overall") in pooled:
     read = pooled[Key("f1_overall")][:, 0]
   located = [v for key, v in columns.items() if key.metric == "content_heatmap"]
+  counted = {"num_examples": read, "num_pairs": [*located, np.zeros(0)][0]}
   found = {
-    Key("num_examples"): Estimate(_count(read)),
-    Key("num_pairs"): Estimate(_count(located[0]) if located else 0),
+    Key(name): Estimate(int((~np.isnan(column)).sum()))
+    for name, column in counted.items()
   }
   found |= accuracies(ledger)
   for key, estimate in summarize(columns, rows, settings).items():
@@ -137,15 +138,12 @@ def flat(found: Mapping[Key, Estimate]) -> dict[str, float | int]:
 
 
 def curves(
-  ledger: Ledger, found: Mapping[Key, Estimate], settings: ConfigDict
+  ledger: Ledger,
+  found: Mapping[Key, Estimate],
+  settings: ConfigDict,
+  **sanity: Any,
 ) -> Curves:
-  """Returns accuracy by epsilon, and the curves of insertion and deletion.
-
-  Args:
-    ledger: after its passes.
-    found: from `results`.
-    settings: `config.eval`.
-  """
+  """Returns accuracy by epsilon, insertion and deletion, beside the sanity."""
   metric = accuracy(Key("f1_overall") in found)
   robustness: dict[str, dict[str, float]] = {}
   for key, estimate in found.items():
@@ -162,11 +160,7 @@ def curves(
       means[key.metric][key.method] = (total / max(weight, 1)).tolist()
   steps = settings.faithfulness_steps if means["insertion"] else 0
   fractions = [i / steps for i in range(steps + 1)] if steps else []
-  return Curves(robustness, fractions, **means)
-
-
-def _count(column) -> int:
-  return int((~np.isnan(column)).sum())
+  return Curves(robustness, fractions, **means, **sanity)
 
 
 def accuracies(ledger: Ledger) -> dict[Key, Estimate]:
@@ -195,7 +189,7 @@ def summarize(
   Args:
     columns: number of each row, in [0, 1]; NaN where none counts.
     rows: what they belong to.
-    settings: `config.eval`: protocol, spg_samples, spg_runs, num_resamples.
+    settings: protocol, spg_samples, spg_runs, num_resamples.
 
   Returns:
     For each stochastic pointing game's expectation also the game: the mean over
@@ -263,7 +257,7 @@ def stochastic_runs(
 
   Args:
     expected: of each pair, in [0, 1].
-    settings: `config.eval`: spg_samples points in each of spg_runs runs.
+    settings: spg_samples points in each of spg_runs runs.
   """
   generator = np.random.default_rng(0)
   chance = np.clip(expected.astype(np.float64), 0, 1)

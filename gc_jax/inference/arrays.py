@@ -3,8 +3,8 @@
 The public `predict` and `explain`; `run` serves the command beside them.
 """
 
-import functools
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,8 @@ def predict(model: nnx.Module, images: ArrayLike) -> Float[Array, "B K"]:
     ValueError: the images are something else, or too small for the model.
   """
   images = checked_images(images)
-  graphdef, state = nnx.split(model)
-  _checked_num_classes(graphdef, state, *images.shape[1:3])
-  no_targets = np.zeros((len(images), 0), np.int32)
-  return _run(graphdef, state, images, no_targets, ())[0]
+  check_fits(model, *images.shape[1:3])
+  return run(model, images, np.zeros((len(images), 0), np.int32), ())[0]
 
 
 def explain(
@@ -65,7 +63,7 @@ def explain(
   Returns:
     Maps `[B h w]` (or `[B P h w]`, as the targets are), float32, each >= 0 and
     summing to 1. An empty map (no mass, or not finite) becomes uniform, as in
-    `metrics.as_distribution`; ask for raw ones to tell it from a uniform one.
+    `metrics.as_distribution`; ask for raw maps to tell the two apart.
 
   Raises:
     ValueError: the images, the targets or the method are something else.
@@ -85,8 +83,7 @@ def explain(
       f"targets must be integers, class ids; they are {targets.dtype}. For "
       "names, look their position up in the class names."
     )
-  graphdef, state = nnx.split(model)
-  num_classes = _checked_num_classes(graphdef, state, *images.shape[1:3])
+  num_classes = check_fits(model, *images.shape[1:3])
   outside = targets[(targets < 0) | (targets >= num_classes)]
   if outside.size:
     raise ValueError(
@@ -94,9 +91,33 @@ def explain(
       f"{outside.flat[0]} is not. Count from 0."
     )
   pairs = targets.astype(np.int32).reshape(len(images), -1)
-  _, cams = _run(graphdef, state, images, pairs, (method,))
+  _, cams = run(model, images, pairs, (method,))
   cam = _as_distribution(cams[method]) if normalize else cams[method]
   return cam.reshape(*targets.shape, *cam.shape[2:])
+
+
+def program(*static: int) -> Callable[[Callable], Callable]:
+  """Compiles a function of a model, arrays and settings.
+
+  The program takes the model in two parts, from `nnx.split`, and runs a copy in
+  evaluation mode. `static` numbers the settings, from 0 after the model.
+  """
+
+  def compiled(function):
+    def of_parts(graphdef, state, *args):
+      model = nnx.merge(graphdef, state, copy=True)
+      model.eval()
+      return function(model, *args)
+
+    of_parts.__name__ = function.__name__
+    return jax.jit(of_parts, static_argnums=(0, *(2 + i for i in static)))
+
+  return compiled
+
+
+def logits_of(model: nnx.Module, images: Array) -> Float[Array, "B K"]:
+  """Returns the scores of every class."""
+  return model.classify(model.features(model.normalize(images)))
 
 
 def run(
@@ -107,20 +128,14 @@ def run(
 ) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B P h w"]]]:
   """Returns the logits, and each method's raw maps, in one program.
 
-  Args:
-    model: any mode; left as it was.
-    images: as from `checked_images`, of a size as from `check_fits`.
-    targets: class ids, not checked; `PREDICTED` for what the model says.
-    methods: keys of `METHODS`.
+  Nothing is checked; a target of `PREDICTED` is what the model says.
   """
   return _run(*nnx.split(model), images, targets, methods)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _run(graphdef, state, images, targets, methods):
-  model = nnx.merge(graphdef, state, copy=True)
-  model.eval()
-  logits = model.classify(model.features(model.normalize(images)))
+@program(2)
+def _run(model, images, targets, methods):
+  logits = logits_of(model, images)
   predicted = logits.argmax(-1, keepdims=True).astype(targets.dtype)
   targets = jnp.where(targets == PREDICTED, predicted, targets)
   # The trunk is written once more in each method; XLA computes it once.
@@ -133,7 +148,7 @@ _as_distribution = jax.jit(metrics.as_distribution)
 
 
 def checked_images(images: ArrayLike) -> Array | np.ndarray:
-  """Returns the images as uint8 or float32, as they came otherwise.
+  """Returns uint8 images as they came, and others as float32.
 
   Raises:
     ValueError: they are not RGB, uint8 or float in [0, 1], `[B H W 3]`.
@@ -153,7 +168,7 @@ def checked_images(images: ArrayLike) -> Array | np.ndarray:
     )
   if 0 in images.shape:
     raise ValueError(
-      f"images must hold a pixel at least; they have shape {images.shape}. "
+      f"images must hold at least one pixel; they have shape {images.shape}. "
       "Leave empty batches out."
     )
   if images.dtype == np.uint8:
@@ -161,13 +176,13 @@ def checked_images(images: ArrayLike) -> Array | np.ndarray:
   if not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(
       f"images must be uint8 or float; they are {images.dtype}. Convert them: "
-      "astype('uint8') where they are in 0..255."
+      "astype('uint8') if they are in 0..255."
     )
   low, high = float(images.min()), float(images.max())
   if not (low >= 0 and high <= 1):  # NaN is neither
     raise ValueError(
-      f"images must be in [0, 1] where they are float; they are in [{low:g}, "
-      f"{high:g}]. Divide 0..255 by 255, and do not normalise: the model does."
+      f"Float images must be in [0, 1]; they are in [{low:g}, {high:g}]. "
+      "Divide 0..255 by 255, and do not normalise: the model does."
     )
   return images.astype(np.float32)
 
@@ -178,47 +193,36 @@ def check_fits(model: nnx.Module, height: int, width: int) -> int:
   Raises:
     ValueError: no cell of the feature grid is left; says what is needed.
   """
-  return _checked_num_classes(*nnx.split(model), height, width)
+  graph = nnx.split(model)
 
+  def num_classes(height, width):
+    """Returns K, or 0 if no features are left."""
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    # Through jit for its cache of traces: the second call costs nothing.
+    features, logits = _features_and_logits.eval_shape(*graph, image)
+    return 0 if 0 in features.shape else logits.shape[-1]
 
-def _checked_num_classes(graphdef, state, height: int, width: int) -> int:
-  num_classes = _num_classes(graphdef, state, height, width)
-  if num_classes:
-    return num_classes
-  if not _num_classes(graphdef, state, _LARGEST_SIDE, _LARGEST_SIDE):
-    # Not the size, then: the model's own error says more.
-    return _shape(graphdef, state, height, width)[1].shape[-1]
-  too_small, enough = 0, _LARGEST_SIDE
-  while enough - too_small > 1:
-    side = (too_small + enough) // 2
-    if _num_classes(graphdef, state, side, side):
-      enough = side
-    else:
-      too_small = side
+  def is_enough(side):
+    try:
+      return num_classes(side, side) > 0
+    except Exception:
+      return False
+
+  try:
+    if found := num_classes(height, width):
+      return found
+  except Exception:
+    # If the size is not to blame, the model's own error says more.
+    if not is_enough(_LARGEST_SIDE):
+      raise
+  enough = 1 + bisect.bisect_left(range(1, _LARGEST_SIDE), True, key=is_enough)
   raise ValueError(
     f"images must be at least {enough} pixels high and wide for this model; "
     f"they are {height} by {width}. Enlarge them."
   )
 
 
-def _num_classes(graphdef, state, height, width) -> int:
-  """Returns K, or 0 where no features are left or the model raises."""
-  try:
-    features, logits = _shape(graphdef, state, height, width)
-  except Exception:
-    return 0
-  return 0 if 0 in features.shape else logits.shape[-1]
-
-
-def _shape(graphdef, state, height, width):
-  image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-  # Through jit for its cache of traces: the second call costs nothing.
-  return _features_and_logits.eval_shape(graphdef, state, image)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _features_and_logits(graphdef, state, images):
-  model = nnx.merge(graphdef, state, copy=True)
-  model.eval()
+@program()
+def _features_and_logits(model, images):
   features = model.features(model.normalize(images))
   return features, model.classify(features)

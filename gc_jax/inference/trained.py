@@ -27,12 +27,12 @@ class LoadedModel:
   Attributes:
     model: in evaluation mode, float32.
     name: of the architecture, a key of `MODELS`.
-    class_names: what the classes are, in order; empty where unknown.
+    class_names: in the order of the outputs; empty if unknown.
     multi_label: whether a picture may show several classes: a sigmoid for
-      each then, not one softmax. None where the file does not say.
+      each then, not one softmax. None if the file does not say.
     image_size: pixels of the shorter side it was trained on.
     source: where it is from, for people.
-    consistency: whether it was trained with the consistency loss; None where
+    consistency: whether it was trained with the consistency loss; None if
       unknown.
   """
 
@@ -52,7 +52,7 @@ def load(path: str | Path, arch: str | None = None) -> nnx.Module:
     path: the workdir of a run, finished or not (its last checkpoint is read,
       and nothing is changed there); or a PyTorch checkpoint: `.safetensors`,
       what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
-      one in several files, or the folder that one was downloaded to.
+      one in several files, or the folder it was downloaded to.
     arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
       knows its own, and so does a file that gc_jax exported.
 
@@ -64,7 +64,7 @@ def load(path: str | Path, arch: str | None = None) -> nnx.Module:
 
 
 def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
-  """Returns what `load` does, with what else is known of the model."""
+  """Returns what `load` does, with what its file says about it."""
   path = files.as_path(path)
   if arch is not None and arch not in models.MODELS:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
@@ -88,12 +88,7 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
 
 
 class Initial(NamedTuple):
-  """Weights to start training from.
-
-  Attributes:
-    model: with them.
-    class_names: what its outputs are, in order; empty where unknown.
-  """
+  """Weights to start training from; class names are empty if unknown."""
 
   model: nnx.Module
   class_names: tuple[str, ...]
@@ -102,16 +97,15 @@ class Initial(NamedTuple):
 def initial_model(path: str | Path, name: str) -> Initial:
   """Returns weights to start training from, with a head of any size.
 
-  The pooling may be another than theirs: an average-pooled model may go on
-  under the maximum.
+  The pooling may differ: average-pooled weights may go on under the maximum.
 
   Args:
-    path: a run's workdir, or a PyTorch checkpoint.
+    path: as for `load`.
     name: the architecture that is to start from them, a key of `MODELS`.
 
   Raises:
-    ValueError: there are no such weights, or they are of another architecture.
-    checkpoint.CheckpointError: the run has no readable checkpoint.
+    ValueError: as for `load`, or they are another architecture's.
+    checkpoint.CheckpointError: as for `load`.
   """
   path = files.as_path(path)
   if not _is_workdir(path):
@@ -132,20 +126,18 @@ def initial_model(path: str | Path, name: str) -> Initial:
 def class_names(
   workdir: files.AnyPath, meta: Mapping[str, Any]
 ) -> tuple[str, ...]:
-  """Returns the classes that a run learned, in order; empty where unknown.
+  """Returns the classes of a run, given the `meta` of one of its checkpoints.
 
-  Args:
-    workdir: of the run.
-    meta: what one of its checkpoints says.
+  Empty if they are unknown.
   """
   if "class_names" in meta:
     return tuple(meta["class_names"])
-  # A run of before checkpoints knew them, finished.
+  # Older checkpoints do not name them; the gallery of a finished run does.
   return tuple(artefact.load_gallery(workdir)[1])
 
 
 def _is_workdir(path: files.AnyPath) -> bool:
-  """Returns whether a path is a run's folder, or is to be refused as one."""
+  """Returns whether a path is a folder that only a run's can be."""
   return path.is_dir() and (
     (path / checkpoint.FOLDER).exists() or torch_io.in_folder(path) is None
   )
@@ -153,13 +145,14 @@ def _is_workdir(path: files.AnyPath) -> bool:
 
 def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
   config = saved_config.read(workdir)
-  try:
-    name, image_size = config["model"]["name"], config["data"]["image_size"]
-  except (KeyError, TypeError) as error:
+  fields = ("model.name", "data.image_size", "loss.consistency_weight")
+  name, image_size, weight = (saved_config.field(config, f) for f in fields)
+  if name is None or image_size is None:
     raise ValueError(
       f"{workdir / saved_config.FILENAME} must be the configuration of a run; "
-      f"it lacks {error}. Restore it from a copy, or name another run."
-    ) from error
+      f"it lacks {' or '.join(fields[:2])}. Restore it from a copy, or name "
+      "another run."
+    )
   if name not in models.MODELS:
     raise ValueError(
       unknown_name_message(f"model.name of {workdir}", name, models.MODELS)
@@ -173,9 +166,9 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
   names = class_names(workdir, saved.meta)
   if not names:
     raise ValueError(
-      f"A checkpoint must name its classes; that of step {saved.step} in "
-      f"{workdir} is from before they did. Give the training command again: "
-      "the finished run knows them."
+      f"A checkpoint must name its classes; the one of step {saved.step} "
+      f"in {workdir} is older than that. Give the training command again: the "
+      "finished run knows them."
     )
   return LoadedModel(
     model=_rebuilt(name, len(names), saved, workdir),
@@ -184,15 +177,8 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
     multi_label=bool(saved.meta.get("multi_label", False)),
     image_size=image_size,
     source=f"{workdir}, step {saved.step}",
-    consistency=_is_consistent(config),
+    consistency=None if weight is None else weight > 0,
   )
-
-
-def _is_consistent(config: Mapping[str, Any]) -> bool | None:
-  try:
-    return config["loss"]["consistency_weight"] > 0
-  except (KeyError, TypeError):
-    return None
 
 
 def _rebuilt(

@@ -21,6 +21,11 @@ def listed(names: Collection[str], most: int = 5, between: str = ", ") -> str:
   return between.join(first)
 
 
+def number_of(count: int, noun: str) -> str:
+  """Returns "1 picture" or "2,000 pictures"."""
+  return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def clipped(text: str, most: int = 80) -> str:
   """Returns a text, or its beginning where it is too long for a message."""
   return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -78,7 +78,7 @@ def test_every_point_is_the_score_of_its_picture(make_tiny, num_steps):
   targets = jnp.array([[1, 2], [3, 4]])
   cams = jnp.asarray(rng.random((2, 2, 16, 16)), jnp.float32)
   fractions, *found = faithfulness.curves(
-    net, images, targets, cams, num_steps=num_steps
+    net, images, targets, cams, num_steps=num_steps, multi_label=False
   )
   blurred = faithfulness._blurred(images)
   grey = jnp.broadcast_to(jnp.array(RGB_MEAN), images.shape)

@@ -1,4 +1,4 @@
-"""Arrays of pictures in, logits and maps out; and what is no such array."""
+"""Arrays of pictures in, logits and maps out; and which arrays are refused."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gc_jax
 from gc_jax.attribution import METHODS
+from gc_jax.data import image_files
 from gc_jax.inference import arrays
 from gc_jax.method import metrics
 
@@ -18,8 +19,6 @@ K = 10
 @pytest.fixture(scope="module")
 def pixels(photographs):
   """Two photographs, 16 by 24 pixels."""
-  from gc_jax.data import image_files
-
   names = ["astronaut.png", "rocket.jpg"]
   return np.stack(
     [image_files.read(photographs / name, (16, 24)) for name in names]
@@ -43,21 +42,16 @@ def evaluated(model):
   return copy
 
 
+def assert_close(maps, expected, atol=1e-6):
+  # Compiled otherwise, sums of float32 run in another order.
+  np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=atol)
+
+
 def test_the_public_names_are_those_of_the_contract():
   assert gc_jax.explain is arrays.explain
   assert gc_jax.predict is arrays.predict
-  assert set(gc_jax.__all__) == {
-    "METHODS",
-    "MODELS",
-    "cam",
-    "compose",
-    "create",
-    "explain",
-    "load",
-    "losses",
-    "metrics",
-    "predict",
-  }
+  names = "METHODS MODELS cam compose create explain load losses metrics"
+  assert set(gc_jax.__all__) == {*names.split(), "predict"}
   assert all(hasattr(gc_jax, name) for name in gc_jax.__all__)
 
 
@@ -67,10 +61,7 @@ def test_predictions_are_the_models_own_logits_in_evaluation_mode(
   logits = gc_jax.predict(model, pixels)
   assert logits.shape == (2, K) and logits.dtype == jnp.float32
   features = evaluated.features(evaluated.normalize(jnp.asarray(pixels)))
-  # Compiled as a whole, sums of float32 run in another order.
-  np.testing.assert_allclose(
-    logits, evaluated.classify(features), rtol=1e-5, atol=1e-5
-  )
+  assert_close(logits, evaluated.classify(features), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,26 +75,19 @@ def test_maps_are_those_of_the_method_called_directly(
   assert raw.shape in ((2, 4, 6), (2, *pixels.shape[1:3]))  # cells or pixels
   assert raw.dtype == jnp.float32
   assert float(expected.sum((-2, -1)).min()) > 0
-  np.testing.assert_allclose(raw, expected[:, 0], rtol=1e-4, atol=1e-6)
+  assert_close(raw, expected[:, 0])
   normalized = gc_jax.explain(model, pixels, [3, 7], method)
-  np.testing.assert_allclose(
-    normalized, metrics.as_distribution(expected)[:, 0], rtol=1e-4, atol=1e-6
-  )
+  assert_close(normalized, metrics.as_distribution(expected)[:, 0])
   np.testing.assert_allclose(normalized.sum((1, 2)), 1, rtol=1e-5)
   assert float(normalized.min()) >= 0
 
 
-def test_several_targets_are_as_many_maps(model, pixels):
+def test_several_targets_have_a_map_each(model, pixels):
   targets = np.array([[3, 0, 3], [7, 9, 1]])
   several = gc_jax.explain(model, pixels, targets)
   assert several.shape == (2, 3, 4, 6)
   for p in range(3):
-    np.testing.assert_allclose(
-      several[:, p],
-      gc_jax.explain(model, pixels, targets[:, p]),
-      rtol=1e-4,
-      atol=1e-6,
-    )
+    assert_close(several[:, p], gc_jax.explain(model, pixels, targets[:, p]))
 
 
 def test_bytes_and_fractions_of_any_precision_are_the_same_picture(
@@ -112,13 +96,10 @@ def test_bytes_and_fractions_of_any_precision_are_the_same_picture(
   maps = gc_jax.explain(model, pixels, [3, 7])
   for dtype, atol in [(np.float64, 1e-5), (np.float16, 0.02)]:
     fractions = (pixels / 255).astype(dtype)
-    np.testing.assert_allclose(
-      gc_jax.explain(model, fractions, [3, 7]), maps, atol=atol
-    )
-  on_device = jnp.asarray(pixels)
-  np.testing.assert_array_equal(
-    gc_jax.explain(model, on_device, jnp.array([3, 7])), maps
-  )
+    found = gc_jax.explain(model, fractions, [3, 7])
+    np.testing.assert_allclose(found, maps, atol=atol)
+  on_device = gc_jax.explain(model, jnp.asarray(pixels), jnp.array([3, 7]))
+  np.testing.assert_array_equal(on_device, maps)
 
 
 def test_an_empty_map_becomes_uniform_and_its_raw_one_stays_empty(
@@ -167,31 +148,23 @@ def test_the_model_is_left_as_it_was(model, pixels):
   jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
 
 
-def test_a_model_that_lies_on_four_devices_explains_as_on_one(model, pixels):
+def test_a_model_on_four_devices_explains_as_on_one(model, pixels):
   mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
   graphdef, state = nnx.split(model)
   everywhere = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
   spread = nnx.merge(graphdef, everywhere)
-  np.testing.assert_allclose(
-    gc_jax.explain(spread, pixels, [3, 7]),
-    gc_jax.explain(model, pixels, [3, 7]),
-    rtol=1e-4,
-    atol=1e-6,
-  )
+  found = gc_jax.explain(spread, pixels, [3, 7])
+  assert_close(found, gc_jax.explain(model, pixels, [3, 7]))
   assert gc_jax.predict(spread, jnp.asarray(pixels)).shape == (2, K)
 
 
-def test_the_predicted_class_is_explained_where_it_is_asked_for(model, pixels):
+def test_the_predicted_class_is_explained_if_asked_for(model, pixels):
   asked = np.array([[arrays.PREDICTED, 4], [2, arrays.PREDICTED]])
   logits, cams = arrays.run(model, pixels, asked, ("gradcam",))
   predicted = np.asarray(logits).argmax(-1)
   targets = [[predicted[0], 4], [2, predicted[1]]]
-  np.testing.assert_allclose(
-    cams["gradcam"],
-    gc_jax.explain(model, pixels, targets, "gradcam", normalize=False),
-    rtol=1e-4,
-    atol=1e-6,
-  )
+  expected = gc_jax.explain(model, pixels, targets, "gradcam", normalize=False)
+  assert_close(cams["gradcam"], expected)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +174,15 @@ def test_the_predicted_class_is_explained_where_it_is_asked_for(model, pixels):
     (lambda x: x.transpose(0, 3, 1, 2), r"come last: transpose\(0, 2, 3, 1\)"),
     (lambda x: x[..., :1], r"shape \(2, 16, 24, 1\)\. Convert grey or RGBA"),
     (lambda x: x[..., 0], r"shape \(2, 16, 24\)\. Stack RGB pictures"),
-    (lambda x: x[:0], r"must hold a pixel at least; .* Leave empty batches"),
-    (lambda x: x[:, :0], r"must hold a pixel at least; .* \(2, 0, 24, 3\)"),
+    (lambda x: x[:0], r"hold at least one pixel; .* Leave empty batches"),
+    (lambda x: x[:, :0], r"hold at least one pixel; .* \(2, 0, 24, 3\)"),
     (lambda x: x.astype(np.int64), r"must be uint8 or float; they are int64"),
-    (lambda x: x / 2.0, r"in \[0, 1\] where they are float; .*Divide 0..255"),
+    (lambda x: x / 2.0, r"Float images must be in \[0, 1\]; .*Divide 0..255"),
     (lambda x: x / 255 - 0.5, r"they are in \[-0\.5, .*do not normalise"),
     (lambda x: x / 255 * np.nan, r"they are in \[nan, nan\]"),
   ],
 )
-def test_what_is_no_batch_of_rgb_pictures_is_refused(
+def test_images_that_are_no_batch_of_rgb_pictures_are_refused(
   model, pixels, change, message
 ):
   with pytest.raises(ValueError, match=message):
@@ -230,7 +203,7 @@ def test_what_is_no_batch_of_rgb_pictures_is_refused(
     (["cat", "dog"], "must be integers.*For names, look their position up"),
   ],
 )
-def test_what_are_no_classes_of_the_pictures_is_refused(
+def test_targets_that_are_no_classes_of_the_pictures_are_refused(
   model, pixels, targets, message
 ):
   with pytest.raises(ValueError, match=message):
