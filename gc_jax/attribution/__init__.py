@@ -1,19 +1,11 @@
-"""Explanation methods by name.
-
-Every method is called with
-
-  model: in evaluation mode, with `normalize`, `features` and `classify`;
-  images: RGB, uint8 or float in [0, 1], `[B H W 3]`;
-  targets: classes to explain, `[B P]`;
-
-and some with settings of their own. It returns raw maps >= 0, `[B P h w]`, on
-the grid of a layer, or `[B P H W]`, on the pixels.
-"""
+"""Explanation methods by name: `METHODS`, and `CONTROLS` beside them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -42,11 +34,11 @@ _CELLS = 8  # side of the control maps, which metrics enlarge like any other
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """An explanation method and its facts. Call it like its function.
+  """An explanation method and its facts.
 
   Attributes:
     title: in words.
-    explain: `(model, images, targets) -> maps`.
+    explain: the function that makes the maps; see `__call__`.
     layer: model -> name of the layer on whose grid the maps lie; None for
       maps of the picture's pixels or of `cells`.
     cells: side of maps that belong to no layer; 0 for all others.
@@ -55,29 +47,36 @@ class Method:
   """
 
   title: str
-  explain: Callable[..., Any]
+  explain: Callable[..., Array]
   layer: Callable[[nnx.Module], str] | None = None
   cells: int = 0
   is_costly: bool = False
 
-  def __call__(self, *args: Any, **settings: Any) -> Any:
-    """Returns the maps."""
-    return self.explain(*args, **settings)
+  def __call__(
+    self,
+    model: nnx.Module,
+    images: Array,
+    targets: Int[Array, "B P"],
+    **settings: Any,
+  ) -> Float[Array, "B P h w"]:
+    """Returns raw maps >= 0, in the method's own unit.
+
+    Args:
+      model: in evaluation mode, with `normalize`, `features` and `classify`.
+      images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
+      targets: P classes to explain in each image.
+      **settings: the keyword arguments of the method's function.
+    """
+    return self.explain(model, images, targets, **settings)
 
 
-def uniform(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> Float[Array, "B P h w"]:
+def _uniform(model, images, targets):
   """Returns the same value in every cell."""
-  del model, images
   return jnp.ones((*targets.shape, _CELLS, _CELLS))
 
 
-def center(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> Float[Array, "B P h w"]:
+def _center(model, images, targets):
   """Returns a Gaussian around the middle, sigma a quarter of the side."""
-  del model, images
   offset = (jnp.arange(_CELLS, dtype=jnp.float32) + 0.5) / _CELLS - 0.5
   profile = jnp.exp(-0.5 * (offset / 0.25) ** 2)
   cam = profile[:, None] * profile[None, :]
@@ -108,8 +107,8 @@ METHODS = {
 # metric says without a model. A uniform map has an NQH of 75, and a CH of the
 # mask's share of the picture.
 CONTROLS = {
-  "uniform": Method("Uniform map", uniform, cells=_CELLS),
-  "center": Method("Centred Gaussian", center, cells=_CELLS),
+  "uniform": Method("Uniform map", _uniform, cells=_CELLS),
+  "center": Method("Centred Gaussian", _center, cells=_CELLS),
 }
 
 
@@ -130,7 +129,17 @@ def grids(
     height: of the images.
     width: of the images.
   """
-  of_layers = taps.grids(model, height, width)
+  of_layers = {}
+
+  def see(name, x):
+    of_layers[name] = x.shape[1:3]
+    return x
+
+  features = taps.tapped_features(
+    model, {name: functools.partial(see, name) for name in taps.layers(model)}
+  )
+  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+  jax.eval_shape(lambda images: features(model.normalize(images)), images)
 
   def grid(method):
     if method.layer:

@@ -10,6 +10,7 @@ B1): probability passes a BatchNorm unchanged, a sum divides it in proportion to
 its terms, and the contrast is taken at the input of the last layer.
 """
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -26,13 +27,7 @@ EPSILON = 1e-20  # added to denominators only
 _LAYERS = (nnx.Conv, nnx.Linear)
 
 
-def excitation_backprop(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def excitation_backprop(model, images, targets, *, layer: str | None = None):
   """Returns the probability that each cell excited the class.
 
   The maps sum to 1, but for what a residual sum hands to negative terms, which
@@ -46,13 +41,7 @@ def excitation_backprop(
   return jax.nn.relu(signed.sum(-1))
 
 
-def cmwp(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def cmwp(model, images, targets, *, layer: str | None = None):
   """Returns where a class is excited more than its opposite is.
 
   The opposite is a class whose weights in the last layer are the target's,
@@ -282,17 +271,13 @@ def _applied(equation, compute, operands) -> list[tuple[Array, bool]]:
 
 def _alone(jaxpr, equation) -> Callable[[list[Array]], list[Array]]:
   """Returns what one operation of a trace computes from its operands."""
-  places = {
-    atom: place
-    for place, atom in enumerate(equation.invars)
-    if not isinstance(atom, core.Literal)
-  }
+  is_input = [not isinstance(atom, core.Literal) for atom in equation.invars]
   single = jaxpr.replace(
     constvars=[],
-    invars=list(places),
+    invars=list(itertools.compress(equation.invars, is_input)),
     outvars=equation.outvars,
     eqns=[equation],
     debug_info=jaxpr.debug_info.with_unknown_names(),
   )
   function = core.jaxpr_as_fun(core.ClosedJaxpr(single, []))
-  return lambda values: function(*[values[place] for place in places.values()])
+  return lambda values: function(*itertools.compress(values, is_input))

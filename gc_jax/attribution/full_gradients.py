@@ -9,8 +9,6 @@ that have places; it has the size of the picture.
 Source: Srinivas & Fleuret 2019, arXiv:1905.00780, eq. 5 and 9.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,28 +22,7 @@ RESCALES = ("layer", "channel")
 _EPSILON = 1e-6  # added to the largest value of a term, as in the authors' code
 
 
-class Terms(NamedTuple):
-  """What a score is the sum of, for P targets of B images.
-
-  Attributes:
-    score: f, raw logits.
-    input: gradient times input, at each pixel.
-    biases: path of a layer -> gradient times bias, at each place; dense layers
-      have no places, hence no h and w.
-  """
-
-  score: Float[Array, "B P"]
-  input: Float[Array, "B P H W C"]
-  biases: dict[str, Array]
-
-
-def fullgrad(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  rescale: str = "layer",
-) -> Float[Array, "B P H W"]:
+def fullgrad(model, images, targets, *, rescale: str = "layer"):
   """Returns the sum of all terms that have places, each rescaled and enlarged.
 
   map = sum_c psi(grad_x f * x) + sum_l sum_c psi(grad_{z_l} f * b_l)
@@ -62,10 +39,10 @@ def fullgrad(
     raise ValueError(
       f"rescale must be one of {', '.join(RESCALES)}; it is {rescale!r}."
     )
-  found = terms(model, images, targets)
-  height, width = found.input.shape[2:4]
-  total = jnp.zeros(found.input.shape[:4], found.input.dtype)
-  for term in (found.input, *found.biases.values()):
+  _, of_input, of_biases = terms(model, images, targets)
+  height, width = of_input.shape[2:4]
+  total = jnp.zeros(of_input.shape[:4], of_input.dtype)
+  for term in (of_input, *of_biases.values()):
     if term.ndim == 5:
       # Channels are summed first: enlarging is linear.
       small = _rescaled(jnp.abs(term), rescale).sum(-1)
@@ -75,10 +52,14 @@ def fullgrad(
 
 def terms(
   model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> Terms:
-  """Returns the terms that the score of each target is the sum of.
+) -> tuple[Float[Array, "B P"], Float[Array, "B P H W C"], dict[str, Array]]:
+  """Returns the score of each target, and the terms that it is the sum of.
 
   The sum is exact for nets of ReLUs, poolings and maxima in evaluation mode.
+
+  Returns:
+    Raw logits; gradient times input; path of a layer -> gradient times bias,
+    `[B P h w D]`, without h and w for a dense layer.
   """
   model = in_float32(model)
   images = model.normalize(images)
@@ -109,7 +90,7 @@ def terms(
     )
 
   over_targets = jax.vmap(one_target, in_axes=1, out_axes=1)
-  return Terms(*over_targets(targets))
+  return over_targets(targets)
 
 
 def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:

@@ -1,14 +1,13 @@
 """Grad-CAM and its relatives: activations weighted by gradients.
 
-Beside what every method takes (`gc_jax.attribution`), each has the setting
-`layer`: the layer to look at, one of `taps.layers`; None for the features. A
-`ValueError` names the layers if the model has no such one.
+All take what `Method` does, and the setting `layer`: the layer to look at, of
+`taps.layers`; None for the features. A `ValueError` names the layers of a model
+that does not have it.
 """
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gc_jax.attribution import taps
 from gc_jax.method import cam as cams
@@ -16,13 +15,7 @@ from gc_jax.models import pure_head
 from gc_jax.models.network import FEATURES
 
 
-def gradcam(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def gradcam(model, images, targets, *, layer: str | None = None):
   """Returns Grad-CAM maps: channels weighted by their mean gradient.
 
   Source: Selvaraju et al. 2017, arXiv:1610.02391.
@@ -31,13 +24,7 @@ def gradcam(
   return cams.grad_cam(features[:, None], gradients.mean((-3, -2)))
 
 
-def gradcam_elementwise(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def gradcam_elementwise(model, images, targets, *, layer: str | None = None):
   """Returns maps in which every cell is weighted by its own gradient.
 
   Source: Pillai & Pirsiavash 2021, eq. 3.
@@ -46,13 +33,7 @@ def gradcam_elementwise(
   return cams.elementwise_grad_cam(features[:, None], gradients)
 
 
-def layercam(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def layercam(model, images, targets, *, layer: str | None = None):
   """Returns maps in which every cell is weighted by its positive gradient.
 
   cam[i,j] = relu( sum_d relu(gradient[i,j,d]) * features[i,j,d] )
@@ -63,13 +44,7 @@ def layercam(
   return cams.elementwise_grad_cam(features[:, None], jax.nn.relu(gradients))
 
 
-def gradcam_plus_plus(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  layer: str | None = None,
-) -> Float[Array, "B P h w"]:
+def gradcam_plus_plus(model, images, targets, *, layer: str | None = None):
   """Returns maps whose channels are weighted by each cell's share.
 
   For the score exp(logit), with g the gradient of the logit,

@@ -8,32 +8,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from gc_jax.attribution.taps import in_float32
-from gc_jax.models.network import RGB_MEAN
+from gc_jax.models.network import RGB_MEAN, in_unit_range
 
 
-def input_gradients(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> Float[Array, "B P H W"]:
+def input_gradients(model, images, targets):
   """Returns the magnitude of the score's gradient, summed over channels.
 
   Source: Simonyan et al. 2014, arXiv:1312.6034.
   Differs: they take the largest channel, not the sum.
   """
-  gradient = _gradient_of(model, targets)(_in_unit_range(images))
+  gradient = _gradient_of(model, targets)(in_unit_range(images))
   return jnp.abs(gradient).sum(-1)
 
 
-def integrated_gradients(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  steps: int = 16,
-) -> Float[Array, "B P H W"]:
+def integrated_gradients(model, images, targets, *, steps: int = 16):
   """Returns what each pixel adds to the score on the way from mean grey.
 
   The map is the magnitude of `attributions`, summed over channels.
@@ -43,11 +34,7 @@ def integrated_gradients(
 
 
 def attributions(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  steps: int = 16,
+  model, images, targets, *, steps: int = 16
 ) -> Float[Array, "B P H W 3"]:
   """Returns integrated gradients with their signs, channel by channel.
 
@@ -64,7 +51,7 @@ def attributions(
   Differs: midpoints, not right ends, which are nearer to the integral.
   """
   _check_at_least_one("steps", steps)
-  images = _in_unit_range(images)
+  images = in_unit_range(images)
   start = jnp.broadcast_to(jnp.array(RGB_MEAN), images.shape)
   gradient = _gradient_of(model, targets)
   middles = (jnp.arange(steps) + 0.5) / steps
@@ -74,19 +61,13 @@ def attributions(
 
 
 def smoothgrad(
-  model: nnx.Module,
-  images: Array,
-  targets: Int[Array, "B P"],
-  *,
-  num_samples: int = 16,
-  sigma_frac: float = 0.15,
-  key: PRNGKeyArray | None = None,
-) -> Float[Array, "B P H W"]:
+  model, images, targets, *, num_samples=16, sigma_frac=0.15, key=None
+):
   """Returns the magnitude of the gradient's mean over noisy pictures.
 
-  The noise has a sigma of a fraction of each picture's range; without a key it
-  is the same at every call. One gradient is taken after the other, so memory
-  does not grow with the samples.
+  The sigma of the noise is a fraction of each picture's range; without a key
+  the noise is the same at every call. One gradient is taken after the other, so
+  memory does not grow with the samples.
 
   Raises:
     ValueError: there are no samples.
@@ -95,19 +76,18 @@ def smoothgrad(
   Differs: none.
   """
   _check_at_least_one("num_samples", num_samples)
-  images = _in_unit_range(images)
+  images = in_unit_range(images)
   gradient = _gradient_of(model, targets)
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
   sigma = sigma_frac * spread[:, None, None, None]
-  keys = jax.random.split(
-    jax.random.key(0) if key is None else key, num_samples
-  )
+  key = jax.random.key(0) if key is None else key
 
   def noisy(key):
     # The same for every picture, so that its neighbours do not change its map.
     noise = jax.random.normal(key, images.shape[1:])
     return gradient(images + sigma * noise[None])
 
+  keys = jax.random.split(key, num_samples)
   return jnp.abs(_mean_over(noisy, keys)).sum(-1)
 
 
@@ -116,14 +96,8 @@ def _check_at_least_one(name: str, count: int) -> None:
     raise ValueError(f"{name} must be at least 1; it is {count}.")
 
 
-def _in_unit_range(images: Array) -> Float[Array, "B H W 3"]:
-  if images.dtype == jnp.uint8:
-    return images.astype(jnp.float32) / 255
-  return images.astype(jnp.float32)
-
-
 def _gradient_of(
-  model: nnx.Module, targets: Int[Array, "B P"]
+  model, targets
 ) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B P H W 3"]]:
   """Returns a function from pixels to the gradient of each target's score."""
   model = in_float32(model)

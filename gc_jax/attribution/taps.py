@@ -10,7 +10,6 @@ where it is the input of the next module (`Network.layer_inputs`).
 """
 
 import difflib
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -134,20 +133,3 @@ def tapped_features(
 
   copy = intercept(model, kinds, call)
   return lambda images: last(copy.features(images))
-
-
-def grids(
-  model: nnx.Module, height: int, width: int
-) -> dict[str, tuple[int, int]]:
-  """Returns (h, w) of every layer for images of a size, computing nothing."""
-  found = {}
-
-  def see(name, x):
-    found[name] = x.shape[1:3]
-    return x
-
-  taps = {name: functools.partial(see, name) for name in layers(model)}
-  run = tapped_features(model, taps)
-  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
-  jax.eval_shape(lambda images: run(model.normalize(images)), images)
-  return found

@@ -1,9 +1,8 @@
 """Grad-CAM, its element-wise variant, and the distribution made of a map.
 
-The class score is differentiated with respect to the last convolutional
-activations through the head alone, so the trunk runs once. Everything here is
-differentiable: a loss on a map trains the model through it (a gradient of a
-gradient).
+The gradient of the class score goes through the head alone, down to the last
+convolutional activations, so the trunk runs once. Everything here is
+differentiable: a loss on a map trains the model (by a gradient of a gradient).
 """
 
 from collections.abc import Callable
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Added to the sum, and once more after the division, as the release does: an
-# all-zero map becomes 1e-8 everywhere, never NaN.
+# Added to the sum, and again after the division, as in the release: an all-zero
+# map becomes 1e-8 everywhere, never NaN.
 EPSILON = 1e-8
 
 
@@ -36,7 +35,7 @@ def class_gradients(
 
   def scores(features, target):
     logits = classify(features)
-    # The examples are independent: the gradient of the sum holds each one's.
+    # Examples are independent, so the gradient of the sum holds each one's.
     return jnp.take_along_axis(logits, target[:, None], axis=1).sum()
 
   over_targets = jax.vmap(jax.grad(scores), in_axes=(None, 1), out_axes=1)
@@ -72,8 +71,8 @@ def elementwise_grad_cam(
 
   Args:
     features: activations of the explained layer, after its nonlinearity.
-    gradients: d logit / d features, cell by cell. Axes of size 1 (i, j) mean
-      the same weight in every cell, which is `grad_cam`.
+    gradients: d logit / d features, cell by cell. Axes i, j of size 1 give
+      every cell the same weight, as in `grad_cam`.
 
   Returns:
     Maps >= 0 in logit units, not normalised. Under average pooling and a
@@ -95,7 +94,7 @@ def normalize_cam(cam: Float[Array, "*B h w"]) -> Float[Array, "*B h w"]:
     cam: maps >= 0.
 
   Source: Pillai & Pirsiavash 2021, section 3.
-  Differs: the epsilons, which the paper leaves out, are the release's.
+  Differs: the epsilons are the release's; the paper has none.
   """
   total = cam.sum((-2, -1), keepdims=True)
   return cam / (total + EPSILON) + EPSILON

@@ -1,8 +1,8 @@
-"""2x2 composites: which images fill which cells, and the putting together.
+"""2x2 composites: drawing which image fills which cell, and putting together.
 
 A `Layout` is drawn first, from classes alone; `assemble` then gathers the
-images, and `expected_cam` says what the map of a perfectly consistent model
-would be. Cells are numbered row-major:
+images, and `expected_cam` returns the map that a perfectly consistent model
+would have. Cells are numbered row-major:
 
   0 1
   2 3
@@ -21,8 +21,8 @@ class Layout(NamedTuple):
   Attributes:
     tiles: `[M 4]`, position in the batch of the image in each cell.
     cell: `[M P]`, where each explained image sits.
-    mask: `[M P]`, 1 where none of the other three images holds the explained
-      class, 0 where one does: such a pair must not count.
+    mask: `[M P]`, 0 where one of the other three images holds the explained
+      class, and the pair must not count; 1 elsewhere.
   """
 
   tiles: Int[Array, "M 4"]
@@ -43,22 +43,22 @@ def independent(
 ) -> Layout:
   """Draws one composite for each image (M = B, P = 1).
 
-  The image sits in a uniformly random cell; the rest are three different
-  images that do not hold its target, or fewer, repeated, where the batch has
-  no three. An image with none at all is masked.
+  The image sits in a uniformly random cell, among three different images that
+  do not hold its target. If the batch has only one or two, they are repeated;
+  if it has none, the image is masked.
 
   Args:
     key: the draw is a function of it.
     contains: classes each image holds.
     target: class explained in each image.
-    mask: 1 for real examples; padding is neither explained nor a distractor.
+    mask: 0 for padding, which is neither explained nor a distractor.
 
   Source: Pillai & Pirsiavash 2021, section 3.
   Differs: distractors come from the batch, not from the whole training set.
   """
   key_cell, key_order = jax.random.split(key)
   allowed = ~contains[:, target].T & (mask > 0)[None]  # [explained, distractor]
-  # A random order of the allowed ones: the forbidden are sorted to the end.
+  # A random order of the allowed ones; forbidden ones are sorted to the end.
   order = jax.random.uniform(key_order, allowed.shape)
   order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)
   num_allowed = allowed.sum(1, keepdims=True)
@@ -70,11 +70,11 @@ def independent(
 
 
 def supplied(key: PRNGKeyArray, mask: Float[Array, "B"]) -> Layout:
-  """Draws one composite for each image out of it and its own distractors.
+  """Draws one composite of each image and its own three distractors.
 
-  Positions in the layout are those in a batch of B images followed by their
-  3 B distractors, the three of the first image first. The image sits in a
-  uniformly random cell.
+  The layout holds positions in a batch of B images followed by their 3 B
+  distractors, those of the first image first. The image sits in a uniformly
+  random cell.
 
   Args:
     key: the draw is a function of it.
@@ -114,16 +114,16 @@ def packed(
 ) -> Layout:
   """Draws B/4 composites in which all four images are explained (P = 4).
 
-  A random permutation of the batch, taken four at a time: each image is a
-  positive once and a distractor for three others. A pair whose class also
-  occurs among its three neighbours is masked. Given that a pair is valid, its
-  distractors have the law of `independent`; the forward pass costs a quarter.
+  A random permutation of the batch is taken four at a time: each image is
+  explained once and is a distractor for three others. A pair whose class also
+  occurs in a neighbour is masked. The distractors of the pairs that count have
+  the law of `independent`; the forward pass costs a quarter.
 
   Args:
     key: the draw is a function of it.
     contains: classes each image holds. B must be divisible by 4.
     target: class explained in each image.
-    mask: 1 where the image is to be explained; the others are neighbours only.
+    mask: 1 where the image is to be explained; the others only distract.
 
   Source: none; ours.
   """
@@ -167,7 +167,7 @@ def expected_cam(
 ) -> Float[Array, "M P h2 w2"]:
   """Returns the map a consistent model has on each composite.
 
-  The image's own map in its cell, exactly zero in the other three.
+  It is the image's own map in its cell, and exactly zero in the other three.
 
   Args:
     layout: where images sit.

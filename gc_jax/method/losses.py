@@ -86,7 +86,7 @@ def binary_cross_entropy(
 
   Args:
     logits: one a class.
-    labels: objects of each class in the image; any positive count is present.
+    labels: objects of each class in the image; a count above 0 is present.
   """
   present = (labels > 0).astype(logits.dtype)
   return optax.sigmoid_binary_cross_entropy(logits, present).mean(-1)
@@ -124,8 +124,7 @@ def energy_loss(
   1 - sum(coverage * cam) / sum(cam)
 
   Args:
-    cam: maps >= 0, of any scale. An empty one, which points nowhere, has
-      everything outside, and no gradient.
+    cam: maps >= 0, of any scale. An empty one has a loss of 1, no gradient.
     coverage: share of each cell that the object covers, in [0, 1].
 
   Source: Rao et al. 2023, "Studying How to Efficiently and Effectively Guide
@@ -140,5 +139,5 @@ def energy_loss(
 def masked_mean(
   values: Float[Array, "*B"], mask: Float[Array, "*B"]
 ) -> Float[Array, ""]:
-  """Returns the mean of the values whose mask is 1; 0 where there are none."""
+  """Returns the mean of the values whose mask is 1; 0 if there are none."""
   return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)

@@ -1,14 +1,12 @@
-"""How well a map points at the object: PG, SPG, CH and NQH; and every metric.
+"""How well a map points at the object: PG, SPG, CH, NQH; facts of all metrics.
 
-`METRICS` says what is known of each, those that no map has among them.
+A map is a distribution over pixels or cells (`as_distribution`). Every metric
+of maps is a fraction in [0, 1], one for each example, defined for every input.
 
-A map is a distribution over pixels or cells (`as_distribution`); every metric
-is a fraction in [0, 1], one an example, and defined for every input.
-
-There are two routes to the same numbers. In pixels: `upsample` the map, and
-meet the mask there. On the map's own grid: the mass of an enlarged map inside a
-mask is linear in the map, so that one small `GridAnnotation`, made once, serves
-every map, whatever the size of the picture.
+There are two routes to the same numbers. In pixels: `upsample` the map and
+compare it with the mask. On the map's own grid: the mass of an enlarged map
+inside a mask is linear in the map, so one small `GridAnnotation` for each mask
+serves every map, whatever the size of the picture.
 """
 
 import dataclasses
@@ -28,12 +26,12 @@ def upsample(
 ) -> Float[Array, "*P H W"]:
   """Returns the map bilinearly enlarged, pixel centres aligned as in OpenCV."""
   shape = (*cam.shape[:-2], height, width)
-  # antialias only matters when shrinking, where OpenCV and PyTorch do without.
+  # It matters when shrinking: OpenCV and PyTorch do not smooth first either.
   return jax.image.resize(cam, shape, "bilinear", antialias=False)
 
 
 def is_empty(cam: Float[Array, "*P h w"]) -> Bool[Array, "*P"]:
-  """Returns True for maps without any mass, or with values not finite."""
+  """Returns True for maps without mass, or with a value that is not finite."""
   total = cam.sum((-2, -1))
   return ~((total > 0) & jnp.isfinite(total))
 
@@ -41,7 +39,7 @@ def is_empty(cam: Float[Array, "*P h w"]) -> Bool[Array, "*P"]:
 def as_distribution(cam: Float[Array, "*P h w"]) -> Float[Array, "*P h w"]:
   """Returns the map divided by its sum; an empty one becomes uniform.
 
-  That is what an empty map scores in the release, whose epsilon fills it.
+  In the release an epsilon fills empty maps, to the same effect.
   """
   height, width = cam.shape[-2:]
   empty = is_empty(cam)[..., None, None]
@@ -70,22 +68,18 @@ def dilate(
   # The disc, row by row: a horizontal window, shifted up or down.
   for dy in range(-reach, reach + 1):
     half_width = math.ceil(math.sqrt(limit - dy**2)) - 1
-    rows = _dilate_rows(planes, half_width)
+    rows = jax.lax.reduce_window(
+      planes,
+      False,
+      jax.lax.bitwise_or,
+      window_dimensions=(1, 1, 2 * half_width + 1),
+      window_strides=(1, 1, 1),
+      padding="SAME",
+    )
     above, below = max(dy, 0), max(-dy, 0)
     rows = jnp.pad(rows, ((0, 0), (above, below), (0, 0)))
     dilated |= rows[:, below : below + height]
   return dilated.reshape(object_mask.shape)
-
-
-def _dilate_rows(planes: Bool[Array, "N H W"], half_width: int) -> Array:
-  return jax.lax.reduce_window(
-    planes,
-    False,
-    jax.lax.bitwise_or,
-    window_dimensions=(1, 1, 2 * half_width + 1),
-    window_strides=(1, 1, 1),
-    padding="SAME",
-  )
 
 
 def pointing_game(
@@ -118,7 +112,7 @@ def stochastic_pointing_game(
   """
   cumulative = jnp.cumsum(_flat(cam), -1)
   uniform = jax.random.uniform(key, (*cumulative.shape[:-1], num_samples))
-  # Scaled by the last sum, so that rounding never draws past the end.
+  # Scaled by the last sum, so that rounding draws nothing past the end.
   level = uniform * cumulative[..., -1:]
   search = jnp.vectorize(
     lambda c, u: jnp.searchsorted(c, u, side="right"),
@@ -134,8 +128,8 @@ def content_heatmap(
 ) -> Float[Array, "*P"]:
   """Returns the mass of the map inside the mask.
 
-  On the dilated mask it is `stochastic_pointing_game_exact`: the expectation
-  of the stochastic pointing game.
+  On the dilated mask it is the expectation of the stochastic pointing game
+  (`stochastic_pointing_game_exact`).
 
   Args:
     cam: a distribution over pixels.
@@ -147,20 +141,20 @@ def content_heatmap(
 
 
 class GridAnnotation(NamedTuple):
-  """An annotation in its own H x W pixels, as maps of h x w cells meet it.
+  """An annotation of H x W pixels, in the form that maps of h x w cells need.
 
   `data.geometry.on_grid` makes them, of numpy's arrays.
 
   Attributes:
-    inside: for each cell, the sum over the mask of its weights in the bilinear
-      enlargement: the mask under the transposed interpolation.
-    near: the same of the mask dilated by the tolerance.
-    everywhere: the same of all pixels.
-    rows: where the enlarged map may peak, ascending, in cells of the map: of
-      the pixel rows between two rows of cells the first and the last, as the
-      map is linear in between. Filled up with the last one.
-    columns: likewise.
-    near_peak: whether the dilated mask holds the pixel in that row and column.
+    inside: for each cell, the sum over the mask of the cell's weights in the
+      bilinear enlargement (the mask under the transposed interpolation).
+    near: the same sum over the mask dilated by the tolerance.
+    everywhere: the same sum over all pixels.
+    rows: where the enlarged map can peak, ascending, in units of cells: the
+      first and last pixel rows between two rows of cells, as the map is linear
+      in between. Padded with the last one.
+    columns: the same for columns.
+    near_peak: whether the dilated mask holds the pixel at that row and column.
   """
 
   inside: Float[types.Array, "*P h w"]
@@ -183,9 +177,9 @@ def grid_content_heatmap(
 
   Args:
     cam: raw map >= 0; an empty one counts as uniform.
-    inside: of a `GridAnnotation`; or `near`, for the stochastic pointing
-      game's expectation.
-    everywhere: of the same.
+    inside: of a `GridAnnotation`; give `near` for the expectation of the
+      stochastic pointing game.
+    everywhere: of the same annotation.
   """
   cam = as_distribution(cam)
   total = (cam * everywhere).sum((-2, -1))
@@ -198,9 +192,8 @@ def grid_pointing_game(
   """Returns `pointing_game` of the enlarged map, from the map itself.
 
   Args:
-    cam: raw map >= 0; an empty one counts as uniform and points at the first
-      pixel.
-    annotation: of a grid of this size.
+    cam: raw map >= 0; an empty one points at the first pixel.
+    annotation: for a grid of this size.
   """
   cam = jnp.where(is_empty(cam)[..., None, None], 1.0, cam)
   between_rows = _interpolated(cam, annotation.rows)
@@ -211,15 +204,15 @@ def grid_pointing_game(
 def _interpolated(
   cam: Float[Array, "*P h w"], rows: Float[Array, "*P r"]
 ) -> Float[Array, "*P r w"]:
-  """Returns the map at some coordinates of its first axis."""
+  """Returns the map at coordinates of its rows."""
   below = jnp.floor(rows)
   weight = (rows - below)[..., None]
   first = below.astype(jnp.int32)[..., None]
   second = jnp.minimum(first + 1, cam.shape[-2] - 1)
   low = jnp.take_along_axis(cam, first, axis=-2)
   high = jnp.take_along_axis(cam, second, axis=-2)
-  # Not a weighted sum of both: this is exact where they are equal, so that a
-  # flat map peaks at its first pixel.
+  # Exact where both are equal, unlike their weighted sum: a flat map then peaks
+  # at its first pixel.
   return low + weight * (high - low)
 
 
@@ -231,15 +224,14 @@ def negative_quadrants_heatmap(
   A uniform map scores 3/4.
 
   Args:
-    cam: a distribution over the composite's cells (its feature grid: enlarged
-      maps bleed across the border of the quadrants).
+    cam: a distribution over the cells of the composite's feature grid: an
+      enlarged map would bleed across the border of the quadrants.
     cell: quadrant of the explained image, 0..3, row-major.
 
   Source: Pillai & Pirsiavash 2021, section 4.
   """
   *batch, height, width = cam.shape
-  # An odd number of cells (AlexNet's 13): halved, so that the middle one is
-  # shared by both sides.
+  # Of an odd number of cells (AlexNet's 13) both sides share the middle one.
   halves = 1 + height % 2, 1 + width % 2
   cam = cam.repeat(halves[0], -2).repeat(halves[1], -1)
   quadrants = cam.reshape(
@@ -255,18 +247,18 @@ def _flat(planes: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What is known of a metric.
+  """The facts of a metric.
 
   Attributes:
     title: heading of its column.
     meaning: a few words.
-    needs: what it is measured on. Of a picture: "label", its one class, or
-      "labels", the several it may show. Of a map: "objects", the annotation;
-      "composite", a map of four pictures; "pixels", the model's answers while
-      the picture's pixels come and go; "boxes", those of the objects.
-    measure: of raw maps, with a `GridAnnotation` for "objects" or the cells
-      of composites for "composite"; None where another program measures it.
-    higher_is_better: None where neither direction is.
+    needs: what it is measured on. For pictures: "label", one class, or
+      "labels", several. For maps: "objects", the annotation; "composite", four
+      pictures in one; "pixels", the model's answers while pixels come and go;
+      "boxes", around the objects.
+    measure: `(raw maps, GridAnnotation)` for "objects", `(raw maps, cells)` for
+      "composite"; None if another program measures it.
+    higher_is_better: None if neither direction is.
     unit: in results: "percent", or "fraction", which tables turn to percent.
   """
 
@@ -279,12 +271,12 @@ class Metric:
 
   @property
   def is_of_maps(self) -> bool:
-    """Returns whether it is measured of a method's maps."""
+    """Returns whether a method's maps are measured."""
     return self.needs not in ("label", "labels")
 
   @property
   def is_costly(self) -> bool:
-    """Returns whether it is measured on as few pairs as costly methods are."""
+    """Returns whether few pairs are measured, as for costly methods."""
     return self.needs in ("pixels", "boxes")
 
 
@@ -303,7 +295,7 @@ METRICS = {
     "objects",
     grid_pointing_game,
   ),
-  # Drawn from its expectation, once all pairs are known.
+  # Drawn from its expectation once all pairs are known.
   "stochastic_pointing_game": Metric(
     "SPG",
     "stochastic pointing game: points drawn from the map that hit",
@@ -362,18 +354,13 @@ METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-  """What is known of accuracy under an attack.
-
-  Attributes:
-    title: in words.
-    on_few: whether it is measured on the pictures of few pairs alone.
-  """
+  """The facts of an attack; `on_few` if only few pictures are attacked."""
 
   title: str
   on_few: bool = False
 
 
-# Of the paper's Table 6, which gives no unit; here it is 1/255.
+# The paper's Table 6 gives no unit; here it is 1/255.
 EPSILONS = (1, 2, 8, 16, 32, 64)
 # In the order of tables.
 ATTACKS = {
@@ -385,17 +372,17 @@ ATTACKS = {
 
 
 def accuracy(multi_label: bool) -> str:
-  """Returns the metric of accuracy, as pictures show one class or several."""
+  """Returns the metric of accuracy for pictures of one class, or of several."""
   return "f1_overall" if multi_label else "top1"
 
 
 class Key(NamedTuple):
-  """Which number of an evaluation is meant.
+  """The address of a number in an evaluation.
 
   Attributes:
     metric: of `METRICS`, or what one is made of.
-    method: whose maps it is of; "" for none.
-    attack: of `ATTACKS`, that the pictures are under; "" for none.
+    method: whose maps are measured; "" for none.
+    attack: on the pictures, of `ATTACKS`; "" for none.
     epsilon: of the attack, in 1/255.
   """
 

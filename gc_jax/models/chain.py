@@ -11,6 +11,7 @@ authors' release. Neither has a global pooling, hence no `-gmp` (the paper's
 
 from collections.abc import Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,10 +22,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import convolution, network
 
-POOL = "pool"
-
-# (channels, kernel, stride, padding) of a convolution and its ReLU, or POOL.
-Layer = tuple[int, int, int, int] | str
+# A layer of a chain is POOL or, of a convolution with a ReLU behind it,
+# (channels, kernel, stride, padding).
+POOL = ()
+Layer = tuple[int, ...]
 
 ALEXNET_LAYERS = (
   (64, 11, 4, 2),
@@ -43,11 +44,51 @@ VGG16_LAYERS = tuple(
 )
 
 
-class Chain(network.NumberedNetwork):
+class NumberedNetwork(network.Network):
+  """A network whose `trunk` and `head` hold layers by torchvision's numbers.
+
+  Attributes:
+    chain: the layers of the trunk.
+  """
+
+  torch_names = MappingProxyType({"trunk": "features", "head": "classifier"})
+  chain: Sequence[Layer]
+
+  def numbered(self) -> list[tuple[str, Layer]]:
+    """Returns the chain with torchvision's numbers."""
+    numbered, number = [], 0
+    for layer in self.chain:
+      numbered.append((str(number), layer))
+      number += 2 if len(layer) == 4 else 1  # a ReLU takes one too
+    return numbered
+
+  def layer_inputs(self) -> dict[str, str]:
+    """Returns the inputs of the trunk's layers; see the base class."""
+    inputs = {f"features.{int(n) - 1}": f"trunk.{n}" for n in self.trunk}
+    inputs.pop("features.-1")  # the picture
+    last, _ = self.numbered()[-1]
+    return inputs | {f"features.{last}": network.FEATURES}
+
+  @property
+  def excitation_layer(self) -> str:
+    """The last pooling below the features: of VGG16 the fourth."""
+    below = [number for number, kind in self.numbered()[:-1] if kind == POOL]
+    return f"features.{below[-1]}"
+
+  def parts(self) -> dict[str, tuple[str, ...]]:
+    """Returns single layers: "features.0", ..., "classifier.6"."""
+    return {
+      f"{name}.{number}": (f"{part}.{number}",)
+      for part, name in self.torch_names.items()
+      for number in getattr(self, part)
+    }
+
+
+class Chain(NumberedNetwork):
   """A chain of convolutions split where Grad-CAM looks.
 
   Args:
-    chain: convolutions, each followed by a ReLU, and poolings.
+    chain: convolutions and poolings.
     num_classes: K, logits of the head.
     pool_window: side of the max-pool windows; their stride is 2.
     grid: side of the grid that the features are averaged to: the perceptron
@@ -58,8 +99,7 @@ class Chain(network.NumberedNetwork):
     dropout_rate: fraction of activations that are dropped.
     conv_init: of the convolutions.
     linear_init: of the perceptron.
-    dtype: of the convolutions' activations. Parameters, the perceptron and
-      what it computes are float32.
+    dtype: of the trunk's activations. Parameters and the head are float32.
     rngs: initialises the parameters.
   """
 
@@ -109,16 +149,11 @@ class Chain(network.NumberedNetwork):
   def features(
     self, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B h w D"]:
-    """Returns the activations after the last max-pool.
-
-    Args:
-      images: as `normalize` returns them; H and W at least 63 for AlexNet, 32
-        for VGG16.
-    """
-    x, stage = images, []
-    for number, layer in self.numbered():
+    """Returns the activations after the last max-pool."""
+    x, stage, numbered = images, [], self.numbered()
+    for number, layer in numbered:
       stage.append((number, layer))
-      if layer == POOL or number == str(self.last_number):
+      if layer == POOL or number == numbered[-1][0]:
         run = partial(_run_stage, stage, self.pool_window)
         x, stage = self.segment(run, self.trunk, x), []
     return x
@@ -126,12 +161,7 @@ class Chain(network.NumberedNetwork):
   def classify(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B K"]:
-    """Returns the logits, float32 whatever the compute dtype.
-
-    Args:
-      features: of any h and w.
-      key: of the dropout masks; None drops nothing.
-    """
+    """Returns the logits."""
     first, second, last = self.head.values()
     keys = (None, None) if key is None else jax.random.split(key)
     drop = lambda x, i: network.dropout(x, self.dropout_rate, keys[i])
@@ -164,28 +194,9 @@ class Chain(network.NumberedNetwork):
     x = ops.linear(x, f"classifier.{second}").relu()
     return ops.linear(x, f"classifier.{last}")
 
-  @property
-  def last_number(self) -> int:
-    """Of the last pooling."""
-    return int(self.numbered()[-1][0])
-
-  @property
-  def excitation_layer(self) -> str:
-    """The last pooling but one: of VGG16 the fourth, as in the release."""
-    poolings = [number for number, kind in self.numbered() if kind == POOL]
-    return f"features.{poolings[-2]}"
-
   def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns what the constructor was given."""
     return self.conv_init if isinstance(module, nnx.Conv) else self.linear_init
-
-  def numbered(self) -> Sequence[tuple[str, Layer]]:
-    """Returns the chain with torchvision's numbers: a ReLU takes one, too."""
-    numbered, number = [], 0
-    for layer in self.chain:
-      numbered.append((str(number), layer))
-      number += 1 if layer == POOL else 2
-    return numbered
 
 
 def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:

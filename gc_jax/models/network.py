@@ -245,9 +245,12 @@ FEATURES = ""
 class Network(nnx.Module):
   """The base class of all architectures.
 
-  A network has `features`, from normalised pixels to the explained activations,
-  and `classify`, from these to logits. Beside them it states what explanation
-  methods, the sanity check and PyTorch's files must know of it.
+  A network has `features(images)`, from pixels as `normalize` returns them to
+  the explained activations, and `classify(features, key=None)`, from these, of
+  any h and w, to logits, float32 whatever the compute dtype; dropout masks are
+  a function of the key, and without one nothing is dropped. Beside them it
+  states what explanation methods, the sanity check and PyTorch's files must
+  know of it.
 
   Attributes:
     dtype: of the activations that `features` returns.
@@ -266,11 +269,8 @@ class Network(nnx.Module):
   def layer_inputs(self) -> dict[str, str]:
     """Returns the layers that maps can be taken at, from the picture up.
 
-    A layer means its output, after the nonlinearity, under torchvision's name.
-
-    Returns:
-      Name -> dotted path of the module whose input it is; `FEATURES` for the
-      last layer.
+    Torchvision's name -> dotted path of the module whose input is the layer's
+    output, after the nonlinearity; `FEATURES` for the last layer.
     """
     raise NotImplementedError
 
@@ -282,9 +282,7 @@ class Network(nnx.Module):
   def parts(self) -> dict[str, tuple[str, ...]]:
     """Returns the parts that the sanity check randomises, picture first.
 
-    Returns:
-      Torchvision's name -> dotted paths of modules; all layers inside them
-      belong to the part.
+    Torchvision's name -> dotted paths of modules, which hold the part's layers.
     """
     raise NotImplementedError
 
@@ -316,41 +314,17 @@ class Network(nnx.Module):
     return normalize_pixels(images).astype(self.dtype)
 
 
+def in_unit_range(images: Array) -> Float[Array, "B H W 3"]:
+  """Returns RGB pixels, uint8 or float in [0, 1], as float32 in [0, 1]."""
+  images, is_uint8 = images.astype(jnp.float32), images.dtype == jnp.uint8
+  return images / 255 if is_uint8 else images
+
+
 def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
-  """Returns `(pixels - mean) / std`, float32.
-
-  Args:
-    images: RGB, uint8 in 0..255 or float in [0, 1], `[B H W 3]`.
-  """
-  if images.dtype == jnp.uint8:
-    images = images.astype(jnp.float32) / 255
+  """Returns `(pixels - mean) / std` of RGB pixels, uint8 or float in [0, 1]."""
+  images = in_unit_range(images)
   mean, std = jnp.array(RGB_MEAN, ndmin=4), jnp.array(RGB_STD, ndmin=4)
-  return (images.astype(jnp.float32) - mean) / std
-
-
-class NumberedNetwork(Network):
-  """A network whose `trunk` and `head` hold layers by torchvision's numbers.
-
-  Attributes:
-    last_number: of the layer whose output the features are.
-  """
-
-  torch_names = MappingProxyType({"trunk": "features", "head": "classifier"})
-  last_number: int
-
-  def layer_inputs(self) -> dict[str, str]:
-    """Returns the inputs of the trunk's layers; see the base class."""
-    inputs = {f"features.{int(n) - 1}": f"trunk.{n}" for n in self.trunk}
-    inputs.pop("features.-1")  # the picture
-    return inputs | {f"features.{self.last_number}": FEATURES}
-
-  def parts(self) -> dict[str, tuple[str, ...]]:
-    """Returns single layers: "features.0", ..., "classifier.6"."""
-    return {
-      f"{name}.{number}": (f"{part}.{number}",)
-      for part, name in self.torch_names.items()
-      for number in getattr(self, part)
-    }
+  return (images - mean) / std
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,11 +20,7 @@ from gc_jax.models.convolution import max_pool
 class _Block(nnx.Module):
   """Convolutions, each with a BatchNorm, and a shortcut around them all.
 
-  Args:
-    in_channels: of the input.
-    convs: (channels, kernel, stride) of each convolution.
-    dtype: of activations.
-    rngs: initialises the parameters.
+  `convs` holds (channels, kernel, stride) of each.
   """
 
   def __init__(
@@ -150,11 +146,7 @@ class ResNet(network.Network):
   def features(
     self, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B h w D"]:
-    """Returns the last convolutional activations, after their ReLU.
-
-    Args:
-      images: as `normalize` returns them; any H and W.
-    """
+    """Returns the last convolutional activations, after their ReLU."""
     x = nnx.relu(self.bn1(self.conv1(images)))
     x = max_pool(x, 3, 2, padding=1)
     for stage in self._stages:
@@ -165,13 +157,7 @@ class ResNet(network.Network):
   def classify(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B K"]:
-    """Returns the logits, float32 whatever the compute dtype.
-
-    Args:
-      features: of any h and w.
-      key: of dropout, which a ResNet has none of.
-    """
-    del key
+    """Returns the logits; there is no dropout."""
     features = network.at_least_float32(features)
     return self.fc(network.pool_globally(features, self.pooling))
 

@@ -14,12 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import network
+from gc_jax.models.chain import POOL, Layer, NumberedNetwork
 from gc_jax.models.convolution import max_pool
 
-POOL = "pool"
-
-# (squeezed, expanded) channels of each fire module, and the poolings.
+# A fire module is (squeezed, expanded) channels; the stem, a convolution.
 LAYERS = (
+  (64, 3, 2, 0),
   POOL,
   (16, 64),
   (16, 64),
@@ -32,7 +32,6 @@ LAYERS = (
   (64, 256),
   (64, 256),
 )
-FIRST_NUMBER = 2  # after the stem and its ReLU
 _HEAD_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 _conv = partial(network.conv, init=network.HE_UNIFORM_INIT)
@@ -62,12 +61,12 @@ class Fire(nnx.Module):
     return nnx.relu(jnp.concatenate(wide, axis=-1))
 
 
-class SqueezeNet(network.NumberedNetwork):
+class SqueezeNet(NumberedNetwork):
   """SqueezeNet 1.1 split where Grad-CAM looks.
 
   Args:
     num_classes: K, logits of the head.
-    chain: fire modules as (squeezed, expanded) channels, and poolings.
+    chain: a convolution, then fire modules and poolings.
     pooling: of the class maps, "average" or "max", over all cells.
     dropout_rate: fraction of the features that are dropped before the head.
     dtype: of the trunk's activations. Parameters and the head are float32.
@@ -80,7 +79,7 @@ class SqueezeNet(network.NumberedNetwork):
     self,
     num_classes: int,
     *,
-    chain: Sequence[tuple[int, int] | str] = LAYERS,
+    chain: Sequence[Layer] = LAYERS,
     pooling: str = "average",
     dropout_rate: float = 0.5,
     dtype: DTypeLike = jnp.float32,
@@ -90,11 +89,12 @@ class SqueezeNet(network.NumberedNetwork):
     self.pooling = pooling
     self.dropout_rate = dropout_rate
     self.dtype = dtype
-    stem = _conv(3, 64, 3, 2, padding=0, dtype=dtype, rngs=rngs)
-    trunk, channels = {"0": stem}, 64
-    for number, layer in enumerate(self.chain, FIRST_NUMBER):
+    (number, (channels, *rest, padding)), *fires = self.numbered()
+    stem = _conv(3, channels, *rest, padding=padding, dtype=dtype, rngs=rngs)
+    trunk = {number: stem}
+    for number, layer in fires:
       if layer != POOL:
-        trunk[str(number)] = Fire(channels, *layer, dtype=dtype, rngs=rngs)
+        trunk[number] = Fire(channels, *layer, dtype=dtype, rngs=rngs)
         channels = 2 * layer[1]
     self.trunk = nnx.Dict(trunk)
     last = network.conv(
@@ -105,29 +105,19 @@ class SqueezeNet(network.NumberedNetwork):
   def features(
     self, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B h w D"]:
-    """Returns the output of the last fire module.
-
-    Args:
-      images: as `normalize` returns them; H and W at least 17.
-    """
+    """Returns the output of the last fire module."""
     x = nnx.relu(self.trunk["0"](images))
-    for number, layer in enumerate(self.chain, FIRST_NUMBER):
+    for number, layer in self.numbered()[1:]:
       if layer == POOL:
         x = max_pool(x, 3, 2, partial_windows=True)
       else:
-        fire = self.trunk[str(number)]
-        x = self.segment(lambda fire, x: fire(x), fire, x)
+        x = self.segment(lambda fire, x: fire(x), self.trunk[number], x)
     return x
 
   def classify(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B K"]:
-    """Returns the logits, >= 0, float32 whatever the compute dtype.
-
-    Args:
-      features: of any h and w.
-      key: of the dropout mask; None drops nothing.
-    """
+    """Returns the logits, all >= 0."""
     features = network.at_least_float32(features)
     x = network.dropout(features, self.dropout_rate, key)
     return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
@@ -135,7 +125,7 @@ class SqueezeNet(network.NumberedNetwork):
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch; see the base class."""
     x = ops.conv(x, "features.0", 2, padding=0).relu()
-    for number, layer in enumerate(self.chain, FIRST_NUMBER):
+    for number, layer in self.numbered()[1:]:
       if layer == POOL:
         x = ops.max_pool(x, 3, 2, partial_windows=True)
       else:
@@ -149,17 +139,6 @@ class SqueezeNet(network.NumberedNetwork):
     """Computes `classify` by PyTorch; see the base class."""
     maps = ops.conv(features, "classifier.1").relu()
     return ops.pool_globally(maps, self.pooling)
-
-  @property
-  def last_number(self) -> int:
-    """Of the last fire module."""
-    return FIRST_NUMBER + len(self.chain) - 1
-
-  @property
-  def excitation_layer(self) -> str:
-    """The last pooling before the features."""
-    kinds = enumerate(self.chain, FIRST_NUMBER)
-    return f"features.{max(number for number, kind in kinds if kind == POOL)}"
 
   def initializer(self, path: str, module: nnx.Module) -> network.Init:
     """Returns He's uniform rule, and a small normal one for the head."""

@@ -11,11 +11,6 @@ from flax import nnx
 from gc_jax.attribution import gradients
 from gc_jax.models.network import RGB_MEAN, RGB_STD, normalize_pixels
 
-METHODS = (
-  gradients.input_gradients,
-  gradients.integrated_gradients,
-  gradients.smoothgrad,
-)
 TARGETS = jnp.array([[1, 4], [3, 0]])
 
 
@@ -171,42 +166,3 @@ def test_the_gradient_is_the_slope_of_the_score(make_tiny):
   assert found[0, 0, row, column] == pytest.approx(
     np.abs(slopes).sum(), rel=0.05
   )
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_several_classes_are_each_alone_jitted_or_not(make_tiny, method):
-  model = make_tiny("max")
-  model.eval()
-  graphdef, state = nnx.split(model)
-  both = jax.jit(
-    lambda state, *args: method(nnx.merge(graphdef, state), *args)
-  )(state, pixels(), TARGETS)
-  assert both.shape == (2, 2, 16, 16) and (both >= 0).all()
-  for place in range(2):
-    alone = method(model, pixels(), TARGETS[:, place : place + 1])
-    np.testing.assert_allclose(
-      both[:, place], alone[:, 0], rtol=1e-3, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_bfloat16_model_is_explained_in_float32(make_tiny, method):
-  """Not only the dtype: nothing on the way is rounded."""
-  found = []
-  for dtype in (jnp.float32, jnp.bfloat16):
-    model = make_tiny("average", dtype=dtype)
-    model.eval()
-    found.append(method(model, pixels(), TARGETS))
-  assert found[1].dtype == jnp.float32
-  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_one_logit_will_do_and_a_black_picture_too(make_tiny, method):
-  model = make_tiny("average", 1, dtype=jnp.bfloat16)
-  model.eval()
-  found = method(
-    model, jnp.zeros((2, 16, 16, 3), jnp.uint8), jnp.zeros((2, 1), int)
-  )
-  assert found.shape == (2, 1, 16, 16) and found.dtype == jnp.float32
-  assert jnp.isfinite(found).all()

@@ -257,7 +257,7 @@ def small_chain():
 def small_squeezenet():
   return squeezenet.SqueezeNet(
     5,
-    chain=((4, 4), squeezenet.POOL, (4, 8)),
+    chain=((64, 3, 2, 0), (4, 4), chain.POOL, (4, 8)),
     rngs=nnx.Rngs(init_key(0)),
   )
 

@@ -1,0 +1,144 @@
+"""What holds for every explanation method, and what the control maps are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gc_jax import models
+from gc_jax.attribution import CONTROLS, METHODS, grids
+from gc_jax.method import metrics
+
+TARGETS = jnp.array([[3, 0], [7, 7]])
+CAMS = ("gradcam", "gradcam_elementwise", "gradcam_plus_plus", "layercam")
+# Each method, and Grad-CAMs inside the trunk.
+CASES = [(name, {}) for name in METHODS]
+CASES += [(name, {"layer": "maxpool"}) for name in CAMS]
+
+
+def pixels():
+  values = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
+  return jnp.asarray(values, jnp.uint8)
+
+
+def jitted(model, name, **settings):
+  run = nnx.jit(functools.partial(METHODS[name], **settings))
+  return functools.partial(run, model)
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny):
+  net = make_tiny("max")
+  # Statistics of pixels, so that some maps are not empty.
+  net.train()
+  net.features(net.normalize(pixels()))
+  net.eval()
+  return net
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_each_class_is_explained_alone_jitted_or_not(model, name, settings):
+  before = jax.tree.map(np.array, nnx.state(model))
+  both = jitted(model, name, **settings)(pixels(), TARGETS)
+  alone = METHODS[name](model, pixels(), TARGETS[:, 1:], **settings)
+  assert both.dtype == jnp.float32 and both.min() >= 0 and both.max() > 0
+  np.testing.assert_allclose(both[:, 1:], alone, rtol=1e-3, atol=1e-5)
+  # The model is left as it was.
+  jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bytes_and_fractions_give_the_same_map(model, name):
+  explain = jitted(model, name)
+  fractions = pixels().astype(jnp.float32) / 255
+  np.testing.assert_allclose(
+    explain(fractions, TARGETS), explain(pixels(), TARGETS), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_a_black_picture_one_logit_and_bfloat16_will_do(
+  make_tiny, name, settings
+):
+  model = make_tiny("average", 1, dtype=jnp.bfloat16)
+  model.eval()
+  images = pixels().at[0].set(0)
+  found = jitted(model, name, **settings)(images, jnp.zeros((2, 1), int))
+  assert found.dtype == jnp.float32 and found.shape[:2] == (2, 1)
+  assert jnp.isfinite(found).all() and (found >= 0).all()
+
+
+# At the features, Grad-CAMs see what training sees, rounded by the trunk.
+@pytest.mark.parametrize(
+  ("name", "settings"), [c for c in CASES if c[0] not in CAMS or c[1]]
+)
+def test_nothing_is_rounded_inside_a_bfloat16_model(make_tiny, name, settings):
+  found = []
+  for dtype in (jnp.float32, jnp.bfloat16):
+    model = make_tiny("max", dtype=dtype)
+    model.eval()
+    found.append(jitted(model, name, **settings)(pixels(), TARGETS))
+  assert model.dtype == jnp.bfloat16  # left as it was
+  np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CAMS, "cmwp", "excitation_backprop"])
+def test_a_layer_is_chosen_by_its_name(make_tiny, name):
+  model = make_tiny()
+  model.eval()
+  default = METHODS[name].layer(model)
+  np.testing.assert_array_equal(
+    METHODS[name](model, pixels(), TARGETS),
+    METHODS[name](model, pixels(), TARGETS, layer=default),
+  )
+  with pytest.raises(ValueError, match="layer must be one of maxpool, layer1"):
+    METHODS[name](model, pixels(), TARGETS, layer="layer4")
+
+
+@pytest.mark.parametrize("method", [*METHODS, *CONTROLS])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "squeezenet1_1"])
+def test_the_sizes_of_maps_are_known_before_any_is_made(
+  name, method, small_perceptrons
+):
+  model = models.create(name, 3)
+  model.eval()
+  run = (METHODS | CONTROLS)[method]
+  images = jax.ShapeDtypeStruct((1, 96, 131, 3), jnp.uint8)
+  targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  cams = jax.eval_shape(functools.partial(run, model), images, targets)
+  assert grids([run], model, 96, 131) == {cams.shape[2:]}
+
+
+# Controls look at neither model nor images.
+
+
+def control(name):
+  return CONTROLS[name].explain(None, None, TARGETS)
+
+
+def test_the_uniform_map_is_uniform():
+  np.testing.assert_array_equal(control("uniform"), np.ones((2, 2, 8, 8)))
+
+
+def test_the_center_map_is_a_gaussian_a_quarter_of_the_side_wide():
+  offset = (np.arange(8) + 0.5) / 8 - 0.5
+  squares = offset[:, None] ** 2 + offset**2
+  expected = np.exp(-squares / (2 * 0.25**2))
+  found = control("center")
+  assert found.shape == (2, 2, 8, 8)
+  np.testing.assert_allclose(found[1, 0], expected, rtol=1e-5)
+  np.testing.assert_array_equal(
+    found, np.broadcast_to(found[0, 0], found.shape)
+  )
+
+
+@pytest.mark.parametrize("cell", range(4))
+@pytest.mark.parametrize("name", CONTROLS)
+def test_neither_control_knows_a_quadrant(name, cell):
+  """A negative-quadrants heatmap of 75 is what looking at nothing scores."""
+  cam = metrics.as_distribution(control(name))
+  score = metrics.negative_quadrants_heatmap(cam, jnp.full((2, 2), cell))
+  np.testing.assert_allclose(score, 0.75, rtol=1e-6)  # float32
