@@ -29,7 +29,6 @@ def test_the_box_of_a_mask_holds_its_pixels_and_nothing_more():
     [(0.1, 0.1, 0.5, 0.5)] * 3,
     [(0, 0, 1, 1), (0.2, 0.2, 1, 0.9)],  # of the whole picture
     [(-0.02, 0.1, 1.01, 0.5)],  # not clipped
-    [(0, 0, 1, 1)],
   ],
 )
 def test_boxes_within_0_and_1_are_found_out(corners):

@@ -1,22 +1,23 @@
-"""COCO's JSON as COCO writes it, as exports do, and as it must not be."""
+"""COCO's JSON as COCO writes it, as exports do, and as it must not be.
+
+Broken and random files: tests/data/fuzz_test.py.
+"""
 
 import copy
 import json
 import re
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from gc_jax.data.sets import coco_json
 
 DOCUMENT = {
-  "images": [
+  "image": [
     {"id": 7, "file_name": "cat/0.jpg", "width": 48, "height": 40},
     {"id": 8, "file_name": "cat/1.jpg"},
   ],
-  "categories": [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat"}],
-  "annotations": [
+  "category": [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat"}],
+  "annotation": [
     {"id": 5, "image_id": 7, "category_id": 1, "bbox": [6, 4, 18, 16]},
     {
       "id": 6,
@@ -30,13 +31,18 @@ DOCUMENT = {
 }
 
 
-def read(document, encoding="utf-8"):
-  text = document if isinstance(document, str) else json.dumps(document)
+def written(document):
+  plural = {"image": "images", "category": "categories"}
+  named = {plural.get(k, "annotations"): v for k, v in document.items()}
+  return json.dumps(named, ensure_ascii=False)
+
+
+def read(text, encoding="utf-8"):
   return coco_json.read(text.encode(encoding), "a.json")
 
 
 def changed(**fields):
-  """Returns the document with fields of the first image, ... replaced.
+  """Returns what is read if fields of the first or second entry are others.
 
   Args:
     fields: image_x, category_x, annotation_x, annotation2_x; ... takes one
@@ -44,30 +50,23 @@ def changed(**fields):
   """
   document = copy.deepcopy(DOCUMENT)
   for name, value in fields.items():
-    entry, _, field = name.partition("_")
-    kind, index = (entry[:-1], 1) if entry[-1] == "2" else (entry, 0)
-    plural = {"image": "images", "category": "categories"}.get(
-      kind, "annotations"
-    )
-    target = document[plural][index]
+    kind, _, field = name.partition("_")
+    entry = document[kind.removesuffix("2")][kind.endswith("2")]
+    entry[field] = value
     if value is ...:
-      del target[field]
-    else:
-      target[field] = value
-  return document
+      del entry[field]
+  return read(written(document))
 
 
-def test_what_is_written_is_read():
-  content = read(DOCUMENT)
+def test_a_file_is_read_as_it_is_written():
+  content = read(written(DOCUMENT))
   first, second = content.images
   assert first == coco_json.Image(7, "cat/0.jpg", (48, 40))
   assert second.size is None
   assert content.categories == {1: "cat", 18: "dog"}
   assert content.problems == [] and content.num_left_out == 0
   one, two = content.annotations
-  assert one == coco_json.Annotation(
-    "annotation 5", first, "cat", (6.0, 4.0, 24.0, 20.0), None
-  )
+  assert one == ("annotation 5", first, "cat", (6.0, 4.0, 24.0, 20.0), None)
   assert (two.image, two.label) == (second, "dog")
   assert two.box == (0.5, 1.0, 2.5, 4.0)
   assert two.segmentation == [[1, 1, 4, 1, 4, 4]]
@@ -76,11 +75,9 @@ def test_what_is_written_is_read():
 @pytest.mark.parametrize(
   "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
 )
-def test_encodings_are_told_by_their_mark(encoding):
-  document = changed(category_name="café")
-  text = json.dumps(document, ensure_ascii=False)
-  content = read(text, encoding)
-  assert content.categories[18] == "café"
+def test_a_byte_order_mark_decides_the_encoding(encoding):
+  text = written(DOCUMENT).replace("dog", "café")
+  assert read(text, encoding).categories[18] == "café"
 
 
 @pytest.mark.parametrize(
@@ -88,186 +85,186 @@ def test_encodings_are_told_by_their_mark(encoding):
   [
     {"annotation_segmentation": None},
     {"annotation_iscrowd": None, "annotation_area": "large"},
-    {"annotation_id": 5.0, "annotation_image_id": 7.0},
-    {"image_id": 7.0},
-    {"image_width": 48.0},
-    {"image_file_name": " cat/0.jpg "},
+    {"annotation_id": 5.0, "annotation_image_id": 7.0, "image_id": 7.0},
+    {"image_width": 48.0, "image_file_name": " cat/0.jpg "},
     {"annotation_bbox": [6.0, 4, 18, 16]},
   ],
 )
-def test_what_exports_write_otherwise_is_the_same(fields):
-  content = read(changed(**fields))
-  assert content == read(DOCUMENT)
+def test_other_spellings_of_exports_are_the_same(fields):
+  assert changed(**fields) == read(written(DOCUMENT))
 
 
-@pytest.mark.parametrize(
-  "size",
-  [
-    {"image_width": None, "image_height": None},
-    {"image_width": ..., "image_height": ...},
-    {"image_width": None},
-    {"image_width": 0, "image_height": 0},
-  ],
-)
-def test_without_a_whole_size_it_is_not_known(size):
-  content = read(changed(**size))
+@pytest.mark.parametrize("width, height", [(None,) * 2, (...,) * 2, (0, 0)])
+def test_without_a_whole_size_it_is_not_known(width, height):
+  content = changed(image_width=width, image_height=height)
   assert content.images[0].size is None
   assert not content.problems and len(content.annotations) == 2
 
 
 @pytest.mark.parametrize("bbox", [..., None])
 def test_without_a_box_there_is_none(bbox):
-  content = read(changed(annotation_bbox=bbox))
+  content = changed(annotation_bbox=bbox)
   assert content.annotations[0].box is None and not content.problems
 
 
 @pytest.mark.parametrize("bbox", [[6, 4, 0, 16], [6, 4, -3, 16], [0] * 4])
 def test_a_box_without_extent_is_told_apart_from_none(bbox):
-  content = read(changed(annotation_bbox=bbox))
+  content = changed(annotation_bbox=bbox)
   assert content.annotations[0].box is not None and not content.problems
 
 
 @pytest.mark.parametrize("number", [..., None])
 def test_an_annotation_without_id_is_named_by_its_place(number):
-  content = read(changed(annotation2_id=number))
+  content = changed(annotation2_id=number)
   assert content.annotations[1].where == "annotations[1]"
 
 
-# Each with how many annotations it costs.
-PROBLEMS = [
-  (
-    {"annotation_image_id": "7"},
-    1,
-    "annotation 5: image_id .* the text '7'",
-  ),
-  ({"annotation_image_id": True}, 1, "image_id .* is the word true"),
-  ({"annotation_image_id": 7.5}, 1, "image_id .* whole number, and is 7.5"),
-  ({"annotation_image_id": [7]}, 1, r"image_id .* and is \[7\]"),
-  ({"annotation_image_id": {}}, 1, r"image_id .* and is \{\}"),
-  ({"annotation_image_id": ...}, 1, "image_id .* is missing or null"),
-  (
-    {"annotation_image_id": 9},
-    1,
-    "one image of the file .* is 9",
-  ),
-  ({"annotation_image_id": 10**400}, 1, "image_id must be the id of one"),
-  ({"annotation_image_id": 1e400}, 1, "image_id .* and is inf"),
-  ({"annotation_category_id": None}, 1, "category_id .* is missing or null"),
-  (
-    {"annotation_category_id": 2},
-    1,
-    "one category of the .* is 2",
-  ),
-  ({"annotation_id": "5"}, 1, r"annotations\[0\]: id .* is the text '5'"),
-  (
-    {"annotation_id": 6},
-    1,
-    r"annotation 6: .*ions\[0\] and annotations",
-  ),
-  ({"annotation_bbox": [6, 4, 18]}, 1, r"four numbers, x y width height, and"),
-  ({"annotation_bbox": "6 4 18 16"}, 1, "is the text '6 4 18 16'"),
-  ({"annotation_bbox": {"x": 6}}, 1, "bbox must be four numbers"),
-  ({"annotation_bbox": [6, 4, "18", 16]}, 1, "one of them is the text '18'"),
-  ({"annotation_bbox": [6, 4, None, 16]}, 1, "one of them is missing or null"),
-  ({"annotation_bbox": [6, 4, True, 16]}, 1, "one of them is the word true"),
-  ({"annotation_bbox": [6, 4, float("nan"), 16]}, 1, "one of them is nan"),
-  ({"annotation_bbox": [6, 4, 1e400, 16]}, 1, "one of them is inf"),
-  ({"annotation_bbox": [6, 4, 10**400, 16]}, 1, "one of them is 1000"),
-  ({"image_width": "48"}, 1, r"images\[0\]: width .* is the text '48'"),
-  ({"image_height": -40}, 1, r"images\[0\]: height .* above 0, and is -40"),
-  ({"image_height": 40.5}, 1, "height must be a whole number"),
-  ({"image_width": 10**9}, 1, r"width x height must be at most 180,000,000"),
-  ({"image_id": "7"}, 1, r"images\[0\]: id must .* is the text '7'"),
-  ({"image_id": ...}, 1, r"images\[0\]: id must .* is missing or null"),
-  ({"image_file_name": None}, 1, "file_name must be a line of text, and is mi"),
-  ({"image_file_name": ""}, 1, "file_name must be a line of text"),
-  ({"image_file_name": "a\nb"}, 1, r"file_name must be a line of text"),
-  ({"image_file_name": "\ud800.jpg"}, 1, r"file_name must be a line of text"),
-  ({"image_file_name": "a\0b"}, 1, r"file_name must be a line of text"),
-  ({"image_file_name": 5}, 1, "file_name must be a line of text, and is 5"),
-  (
-    {"image2_id": 7},
-    2,
-    "every image id once, and 7 recurs: it is that of 'cat/0.jpg' and 'cat/1.",
-  ),
-  (
-    {"image2_file_name": "./cat\\0.jpg"},
-    0,
-    "every image file name once, and 'cat/0.jpg' recurs: .* ids 7 and 8",
-  ),
-  (
-    {"category2_id": 18},
-    2,
-    "every category id once, and 18 recurs: it is that of 'dog' and 'cat'",
-  ),
-  (
-    {"category2_name": "dog "},
-    0,
-    "every category name once, and 'dog' recurs: .* of the ids 18 and 1",
-  ),
-  ({"category_name": 3}, 1, r"categories\[0\]: name must be a line of text"),
-  ({"category_id": None}, 1, r"categories\[0\]: id must be a whole number"),
-]
+BOX = "bbox must be four numbers, x y width height, and "
+NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize(("fields", "cost", "message"), PROBLEMS)
-def test_an_entry_that_cannot_be_used_is_told_and_counted(
-  fields, cost, message
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("image_id", "7", "annotation 5: image_id .* is the text '7'"),
+    ("image_id", True, "image_id .* is the word true"),
+    ("image_id", 7.5, "image_id .* whole number, and is 7.5"),
+    ("image_id", [7], r"image_id .* and is \[7\]"),
+    ("image_id", ..., "image_id .* is missing or null"),
+    ("image_id", 9, "image_id must be the id of one image of .* and is 9"),
+    ("image_id", 10**400, "image_id must be the id of one image"),
+    ("image_id", INF, "image_id must be a whole number, and is inf"),
+    ("category_id", None, "category_id .* is missing or null"),
+    ("category_id", 2, "category_id must be the id of one category .* is 2"),
+    ("id", "5", r"annotations\[0\]: id .* is the text '5'"),
+    ("id", 6, r"annotation 6: .*ions\[0\] and annotations"),
+    ("bbox", [6, 4, 18], BOX + r"is \[6, 4, 18\]"),
+    ("bbox", "6 4 18 16", BOX + "is the text '6 4 18 16'"),
+    ("bbox", {"x": 6}, BOX + "is {'x': 6}"),
+    ("bbox", [6, 4, "18", 16], BOX + "one of them is the text '18'"),
+    ("bbox", [6, 4, None, 16], BOX + "one of them is missing or null"),
+    ("bbox", [6, 4, True, 16], BOX + "one of them is the word true"),
+    ("bbox", [6, 4, NAN, 16], BOX + "one of them is nan"),
+    ("bbox", [6, 4, 10**400, 16], BOX + "one of them is 1000"),
+  ],
+)
+def test_an_annotation_that_cannot_be_used_is_told_and_counted(
+  field, value, message
 ):
-  content = read(changed(**fields))
+  check_problems(changed(**{f"annotation_{field}": value}), 1, message)
+
+
+def check_problems(content, num_left_out, message):
   told = "\n".join(content.problems)
   assert re.search(message, told), told
   assert all(line.startswith("a.json") for line in content.problems)
-  assert content.num_left_out == cost
-  assert len(content.annotations) == 2 - cost
+  assert content.num_left_out == num_left_out
+  assert len(content.annotations) == 2 - num_left_out
+
+
+TEXT = "must be a line of text, and is "
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("image_width", "48", r"images\[0\]: width .* is the text '48'"),
+    ("image_height", -40, r"images\[0\]: height .* above 0, and is -40"),
+    ("image_height", 40.5, "height must be a whole number"),
+    ("image_width", 10**9, r"width x height must be at most 180,000,000"),
+    ("image_id", "7", r"images\[0\]: id must .* is the text '7'"),
+    ("image_file_name", None, f"file_name {TEXT}missing"),
+    ("image_file_name", "", f"file_name {TEXT}the text ''"),
+    ("image_file_name", "a\nb", f"file_name {TEXT}"),
+    ("image_file_name", "a\0b", f"file_name {TEXT}"),
+    ("image_file_name", 5, f"file_name {TEXT}5"),
+    ("category_name", 3, rf"categories\[0\]: name {TEXT}3"),
+    ("category_id", None, r"categories\[0\]: id must be a whole number"),
+  ],
+)
+def test_an_entry_that_cannot_be_used_costs_its_annotation(
+  field, value, message
+):
+  check_problems(changed(**{field: value}), 1, message)
+
+
+def test_half_a_character_is_no_text():
+  text = written(DOCUMENT).replace("cat/0", r"\ud800")
+  check_problems(read(text), 1, f"file_name {TEXT}")
+
+
+ONCE = "must name every {} once, and {} recurs: it is that of {}"
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "cost", "message"),
+  [
+    ("image2_id", 7, 2, ("image id", "7", "'cat/0.jpg' and 'cat/1.jpg'")),
+    (
+      "image2_file_name",
+      "./cat\\0.jpg",
+      0,
+      ("image file name", "'cat/0.jpg'", "the ids 7 and 8"),
+    ),
+    ("category2_id", 18, 2, ("category id", "18", "'dog' and 'cat'")),
+    (
+      "category2_name",
+      "dog ",
+      0,
+      ("category name", "'dog'", "the ids 18 and 1"),
+    ),
+  ],
+)
+def test_an_id_or_name_that_stands_twice_is_told(field, value, cost, message):
+  content = changed(**{field: value})
+  check_problems(content, cost, ONCE.format(*message))
 
 
 @pytest.mark.parametrize("entry", [None, 3, "annotation", [], True])
 @pytest.mark.parametrize("kind", ["images", "categories", "annotations"])
 def test_an_entry_that_is_no_object_is_told(kind, entry):
-  document = copy.deepcopy(DOCUMENT)
+  document = json.loads(written(DOCUMENT))
   document[kind].append(entry)
-  content = read(document)
+  content = read(json.dumps(document))
   (problem,) = content.problems
   assert re.match(rf"a.json, {kind}\[2\]: it must be an object, and", problem)
   assert content.num_left_out == (kind == "annotations")
 
 
 def test_boxes_in_fractions_are_all_left_out_and_told_once():
-  document = changed(
+  content = changed(
     annotation_bbox=[0.5, 0.5, 0.9, 0.7],  # of a centre: it sticks out
     annotation2_bbox=[0.1, 0.1, 0.5, 0.5],
   )
-  content = read(document)
   (problem,) = content.problems
   assert problem.startswith("a.json: boxes must be in pixels, and all 2 boxes")
   assert "the first annotation 5, with 0.5, 0.5, 0.9, 0.7" in problem
   assert content.num_left_out == 2 and not content.annotations
 
 
+JSON = "must be JSON that can be read: "
+COCO = "must be COCO's JSON, an object with .*; "
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("", r"must be JSON that can be read: it is empty"),
-    (" \n", r"it is empty"),
-    ("{", r"Expecting property name .* in line 1, column 2"),
-    ('{"images": [],\n "categories"', r"delimiter in line 2, column 14"),
-    ("\0", r"Expecting value in line 1, column 1"),
-    ("[" * 100_000, r"nested too deeply"),
-    ('{"a": ' * 100_000, r"nested too deeply"),
-    ("[" + "9" * 5_000 + "]", r"JSON that can be read: Exceeds the limit"),
-    ('{"images": [], "images": []}', r"'images' stands twice in one object"),
-    ("[]", r"must be COCO's JSON, an object with .*; it is \[\]"),
-    ("3", r"must be COCO's JSON, .*; it is 3"),
-    ("null", r"must be COCO's JSON, .*; it is missing or null"),
-    ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', r"; it is \["),
-    ("{}", r"must be COCO's JSON, .*; its images are missing or null"),
-    ('{"images": 1}', r"its images are 1"),
-    ('{"images": [], "categories": {}}', r"its categories are \{\}"),
-    (
-      '{"images": [], "categories": []}',
-      r"its annotations are missing or null",
-    ),
+    (" \n", JSON + "it is empty"),
+    ("{", JSON + "Expecting property name .* in line 1, column 2"),
+    ('{"images": [],\n "categories"', JSON + ".* in line 2, column 14"),
+    ("\0", JSON + "Expecting value in line 1, column 1"),
+    ("[" * 100_000, JSON + ".* nested too deeply"),
+    ('{"a": ' * 100_000, JSON + ".* nested too deeply"),
+    ("[" + "9" * 5_000 + "]", JSON + "Exceeds the limit"),
+    ('{"images": [], "images": []}', "'images' stands twice in one object"),
+    ("[]", COCO + r"it is \[\]"),
+    ("3", COCO + "it is 3"),
+    ("null", COCO + "it is missing or null"),
+    ('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]', COCO + r"it is \["),
+    ("{}", COCO + "its images are missing or null"),
+    ('{"images": 1}', COCO + "its images are 1"),
+    ('{"images": [], "categories": {}}', COCO + r"its categories are \{\}"),
+    ('{"images": [], "categories": []}', COCO + "its annotations are missing"),
   ],
 )
 def test_a_file_that_is_not_cocos_is_refused_by_name(text, message):
@@ -277,89 +274,9 @@ def test_a_file_that_is_not_cocos_is_refused_by_name(text, message):
   assert len(str(told.value)) < 300
 
 
-def test_bytes_that_are_no_text_are_refused_by_name():
-  for data in (b'{"a": "\xff"}', b"\xff\xfe\x00", b"\xff\xd8\xff\xe0JFIF\0"):
-    with pytest.raises(ValueError, match=r"^a.json must be JSON"):
-      coco_json.read(data, "a.json")
-
-
-def test_a_repeated_key_within_an_entry_is_refused():
-  text = json.dumps(DOCUMENT).replace('"bbox"', '"image_id": 8, "bbox"', 1)
-  with pytest.raises(ValueError, match="'image_id' stands twice"):
-    read(text)
-
-
-def test_many_problems_are_told_one_a_line():
-  document = copy.deepcopy(DOCUMENT)
-  document["annotations"] = [
-    {"id": i, "image_id": "7", "category_id": 1} for i in range(1_000)
-  ]
-  content = read(document)
-  assert len(content.problems) == content.num_left_out == 1_000
-
-
-FIELDS = (
-  *("id", "file_name", "name", "width", "height", "image_id"),
-  *("category_id", "bbox", "segmentation"),
+@pytest.mark.parametrize(
+  "data", [b'{"a": "\xff"}', b"\xff\xfe\x00", b"\xff\xd8\xff\xe0JFIF\0"]
 )
-VALUES = st.one_of(
-  st.none(),
-  st.booleans(),
-  st.integers(-3, 30),
-  st.floats(),
-  st.text(max_size=3),
-  st.sampled_from(["7", 10**400, 1e300, [], {}, [1, 2, 3, 4], [[1, 2]]]),
-)
-
-
-@hypothesis.settings(max_examples=300)
-@hypothesis.given(
-  st.lists(
-    st.tuples(
-      st.sampled_from(["images", "categories", "annotations"]),
-      st.integers(0, 1),
-      st.sampled_from(
-        [
-          "id",
-          "file_name",
-          "name",
-          "width",
-          "height",
-          "image_id",
-          "category_id",
-          "bbox",
-          "segmentation",
-        ]
-      ),
-      VALUES,
-    ),
-    max_size=6,
-  )
-)
-def test_every_annotation_is_read_or_counted_whatever_is_changed(changes):
-  document = copy.deepcopy(DOCUMENT)
-  for kind, index, field, value in changes:
-    document[kind][index][field] = value
-  content = read(document)
-  number = len(document["annotations"])
-  assert len(content.annotations) + content.num_left_out == number
-  assert bool(content.num_left_out) <= bool(content.problems)
-  assert all(problem.startswith("a.json") for problem in content.problems)
-
-
-@hypothesis.settings(max_examples=300)
-@hypothesis.given(st.data())
-def test_bytes_that_are_changed_are_read_or_refused_by_name(data):
-  content = bytearray(json.dumps(DOCUMENT).encode())
-  for _ in range(data.draw(st.integers(1, 5))):
-    at = data.draw(st.integers(0, len(content) - 1))
-    if data.draw(st.booleans()):
-      content[at] = data.draw(st.integers(0, 255))
-    else:
-      del content[at : at + data.draw(st.integers(1, 20))]
-  try:
-    read_back = coco_json.read(bytes(content), "a.json")
-  except ValueError as error:
-    assert str(error).startswith("a.json must be ")
-  else:
-    assert all(line.startswith("a.json") for line in read_back.problems)
+def test_bytes_that_are_no_text_are_refused_by_name(data):
+  with pytest.raises(ValueError, match=r"^a.json must be JSON"):
+    coco_json.read(data, "a.json")

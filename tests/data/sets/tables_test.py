@@ -1,34 +1,34 @@
-"""Tables as programs, spreadsheets and people save them."""
+"""Tables as programs, spreadsheets and people save them.
+
+Broken and random tables: tests/data/fuzz_test.py.
+"""
 
 import codecs
 import csv
 import io
 import re
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from gc_jax.data.sets import tables
 
 COLUMNS = ("image", "labels")
 
 
-def write(tmp_path, content, name="table.csv"):
-  path = tmp_path / name
+def write(tmp_path, content):
+  path = tmp_path / "table.csv"
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
   return path
 
 
 def read(tmp_path, content, columns=COLUMNS, optional=()):
   """Returns [(line, row)], a row with a problem as what it says."""
-  path = write(tmp_path, content)
-  rows = tables.read(path, columns, optional)
+  rows = tables.read(write(tmp_path, content), columns, optional)
   return [(n, str(r) if isinstance(r, tables.Problem) else r) for n, r in rows]
 
 
-def cells(tmp_path, content, columns=COLUMNS):
-  return [tuple(row[c] for c in columns) for _, row in read(tmp_path, content)]
+def cells(tmp_path, content):
+  return [tuple(row[c] for c in COLUMNS) for _, row in read(tmp_path, content)]
 
 
 # Texts.
@@ -55,17 +55,12 @@ def test_a_text_is_read_in_the_encoding_it_is_in(tmp_path, content):
   ("content", "message"),
   [
     (
-      "a\nfête".encode("latin-1"),
-      r"line 2 must be UTF-8, and from byte 3 .* is EA 74 65\. Save it as U",
+      "a\r\nb\rfête".encode("latin-1"),
+      r"line 3 must be UTF-8, and from byte 6 .* is EA 74 65\. Save it as U",
     ),
-    ("a\r\nb\rfê".encode("cp1252"), r"line 3 must be UTF-8"),
     ("狗".encode("gbk"), r"line 1 must be UTF-8"),
-    ("犬".encode("shift-jis"), r"line 1 must be UTF-8"),
     (b"\xed\xb3\xa9", r"line 1 must be UTF-8"),  # a lone surrogate
-    (
-      codecs.BOM_UTF16_LE + "a\n".encode("utf-16-le") + b"b",
-      r"line 2 must be UTF-16-LE",
-    ),
+    ("a\n".encode("utf-16") + b"b", r"line 2 must be UTF-16-LE"),
     ("a\nb".encode("utf-16-le"), r"line 1 .* holds a NUL, as UTF-16 without"),
     ("a\nb".encode("utf-32"), r"line 1 .* holds a NUL"),
     (b"a\nb\0c", r"line 2 must be text .* holds a NUL"),
@@ -142,15 +137,10 @@ def test_a_row_is_in_the_line_it_starts_in(tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ("", r"image, labels is missing from 'an empty file'"),
     ("\n\n", r"image, labels is missing from 'an empty file'"),
     ("image,label\n", r"labels is missing from 'image,label'"),
-    ("a.png,cat\n", r"image, labels is missing from 'a.png,cat'"),
     ("image|labels\n", r"image, labels is missing from 'image|labels'"),
-    (
-      "image,labels,Image\n",
-      r"line 1 must name each column once, and names 'im",
-    ),
+    ("image,labels,Image\n", r"line 1 must name each column once"),
     ("image,labels,x,x\n", r"names 'x' 2 times"),
     ('\nimage,"labels\na,b\n', r"line 2: a quotation mark is opened and never"),
     (
@@ -168,25 +158,24 @@ def test_a_header_that_cannot_be_read_is_told_at_once(
     tables.read(path, COLUMNS)  # before a row is asked for
 
 
-WRONG_ROWS = {
-  "too many": ("a.png,cat,animal", r"must have 2 cells.* has 3: 'a.png,cat,an"),
-  "too few": ("a.png", r"must have 2 cells, as the header has, and this has 1"),
-  "a comma more": ("a.png,cat,", r"must have 2 cells.*in quotation marks"),
-  "an open quote": (
-    'a.png,"cat',
-    r"a quotation mark is opened and never closed",
-  ),
-  "an open quote at the start": ('"a.png,cat', r"opened and never closed"),
-  "an inch": ('a.png,5" pipe', r"a quotation mark is opened and never closed"),
-  "text behind": ('a.png,"cat"x', r"must enclose whole cells.*expected after"),
-  "a huge cell": ("a.png," + "x" * 200_000, r"at most 131,072 characters"),
-  "a huge quoted cell": (f'a.png,"{"x" * 200_000}"', r"at most 131,072"),
-}
+OPEN = "a quotation mark is opened and never closed"
 
 
-@pytest.mark.parametrize("kind", WRONG_ROWS)
-def test_a_wrong_row_is_told_and_costs_no_other(tmp_path, kind):
-  row, message = WRONG_ROWS[kind]
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ("a.png,cat,animal", r"must have 2 cells.* has 3: 'a.png,cat,an"),
+    ("a.png", r"must have 2 cells, as the header has, and this has 1"),
+    ("a.png,cat,", r"must have 2 cells.*in quotation marks"),
+    ('a.png,"cat', OPEN),
+    ('"a.png,cat', OPEN),
+    ('a.png,5" pipe', OPEN),
+    ('a.png,"cat"x', r"must enclose whole cells.*expected after"),
+    ("a.png," + "x" * 200_000, r"at most 131,072 characters"),
+    (f'a.png,"{"x" * 200_000}"', r"at most 131,072 characters"),
+  ],
+)
+def test_a_wrong_row_is_told_and_costs_no_other(tmp_path, row, message):
   good = [f"{i}.png,cat" for i in range(4)]
   lines = ["image,labels", *good[:2], row, *good[2:], '"x\ny.png","dog"']
   found = read(tmp_path, "\n".join(lines))
@@ -218,62 +207,16 @@ def test_every_row_of_a_large_file_is_read_or_told(tmp_path):
   )
 
 
-QUOTES_AND_ENDS = ('"', '""', ",", ";", "\t", "\n", "\r\n", "\r", " ")
-ODD = ("é", "\0", "\ufeff", "\u2028", "x" * 140_000)
-PIECES = st.sampled_from(
-  ["image", "labels", "a.png", "cat", *QUOTES_AND_ENDS, *ODD]
-)
-
-
-@hypothesis.settings(
-  max_examples=200,
-  derandomize=True,
-  deadline=None,
-  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@hypothesis.given(
-  pieces=st.lists(PIECES, max_size=40),
-  header=st.sampled_from(["", "image,labels\n", "image;labels\n"]),
-  encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "latin-1"]),
-  cut=st.integers(0, 3),
-)
-def test_whatever_is_in_a_table_only_a_valueerror_names_it(
-  tmp_path, pieces, header, encoding, cut
-):
-  content = (header + "".join(pieces)).encode(encoding, "replace")
-  path = write(tmp_path, content[: len(content) - cut])
-  try:
-    rows = list(tables.read(path, COLUMNS))
-  except ValueError as error:
-    assert str(path) in str(error) and len(str(error)) < 600
-    return
-  lines = [line for line, _ in rows]
-  assert lines == sorted(set(lines))
-  filled = tables.read_text(path).split("\n")
-  for line, row in rows:
-    assert filled[line - 1].strip()  # where an editor shows it
-    if isinstance(row, tables.Problem):
-      assert f"{path}, line {line}: " in str(row) and len(str(row)) < 600
-    else:
-      assert row.keys() >= set(COLUMNS)
-
-
 # Cells.
 
 
-@pytest.mark.parametrize(
-  "text",
-  ["false", "False", "FALSE", "no", "N", "f", "0", "0.0", "0.00", "", " "],
-)
-def test_no_is_read_however_it_is_written(text):
-  assert tables.boolean(text) is False
+NO = ("false", "False", "FALSE", "no", "N", "f", "0", "0.0", "0.00", "", " ")
+YES = ("true", "True", "TRUE", "yes", "Y", "t", "1", "1.0", " 1 ")
 
 
-@pytest.mark.parametrize(
-  "text", ["true", "True", "TRUE", "yes", "Y", "t", "1", "1.0", " 1 "]
-)
-def test_yes_is_read_however_it_is_written(text):
-  assert tables.boolean(text) is True
+def test_yes_and_no_are_read_however_they_are_written():
+  assert not any(map(tables.boolean, NO))
+  assert all(map(tables.boolean, YES))
 
 
 @pytest.mark.parametrize(
@@ -301,10 +244,9 @@ def test_a_number_is_read(text, value):
     ("1,234", "thousands with nothing"),
     ("1.2E+05", "has been rounded"),
     ("1e3", "has been rounded"),
-    ("12px", "must be a number such as"),
+    ("12px", "must be a number such as 12 or 12.5$"),
     ("", "'' must be a number"),
     ("nan", "must be a number"),
-    ("inf", "must be a number"),
     ("1_000", "must be a number"),
     ("١٢", "must be a number"),
     ("0x10", "must be a number"),

@@ -1,5 +1,6 @@
 """VOC's XML as VOC writes it, as other tools do, and as it must not be."""
 
+import re
 import time
 
 import pytest
@@ -41,17 +42,7 @@ def test_parts_of_an_object_are_none():
 
 
 @pytest.mark.parametrize(
-  ("text", "expected"),
-  [
-    ("0", False),
-    ("1", True),
-    ("False", False),
-    ("true", True),
-    (" yes ", True),
-    ("N", False),
-    ("0.0", False),
-    ("", False),
-  ],
+  ("text", "expected"), [("0", False), ("True", True), ("", False)]
 )
 def test_difficult_is_read_as_people_write_it(text, expected):
   node = OBJECT.replace("<bnd", f"<difficult>{text}</difficult><bnd")
@@ -59,12 +50,10 @@ def test_difficult_is_read_as_people_write_it(text, expected):
   assert found.difficult is expected
 
 
-@pytest.mark.parametrize(
-  "size",
-  ["", "<size><width>0</width><height>0</height></size>"],
-)
-def test_a_size_that_is_not_written_is_not_known(size):
-  assert read(size, OBJECT).size is None
+def test_a_size_that_is_not_written_is_not_known():
+  assert read(OBJECT).size is None
+  zero = SIZE.replace("96", "0").replace("72", "0")
+  assert read(zero, OBJECT).size is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +61,6 @@ def test_a_size_that_is_not_written_is_not_known(size):
   [
     (None, "utf-8"),
     (None, "utf-8-sig"),
-    ("utf-8", "utf-8"),
     ("UTF-8", "utf-8-sig"),
     ("utf-8", "utf-16"),  # as some tools save what they were given
     ("utf-16", "utf-16"),
@@ -80,15 +68,11 @@ def test_a_size_that_is_not_written_is_not_known(size):
     ("utf-16", "utf-16-le"),
     (None, "utf-16-be"),
     ("windows-1252", "cp1252"),
-    ("ISO-8859-1", "latin-1"),
-    ("GB2312", "gb2312"),
     ("Shift_JIS", "shift_jis"),
   ],
 )
 def test_encodings_are_told_by_the_file(declared, stored):
-  name = "猫" if declared in ("GB2312", "Shift_JIS") else "café"
-  if stored == "gb2312":
-    name = "中"
+  name = "猫" if declared == "Shift_JIS" else "café"
   head = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
   content = read(OBJECT.replace("cat", name), head=head, encoding=stored)
   assert content.objects[0].name == name
@@ -99,57 +83,49 @@ def test_a_document_type_without_entities_is_passed_over():
   assert len(read(OBJECT, head=head).objects) == 1
 
 
-LAUGHS = "".join(
-  f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "lol"}">' for i in range(10)
-)
+DECLARED = b'<?xml version="1.0" encoding="%s"?><a/>'
+LAUGHS = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
 
 
 @pytest.mark.parametrize(
   ("data", "message"),
   [
     (b"", "it must be XML that can be read: no element found"),
-    (b"<annotation>", "no element found: line 1"),
     (b"<annotation><a></b></annotation>", "mismatched tag: line 1, column"),
     (b"\x00" * 20, "not well-formed"),
     (b"\xff\xd8\xff\xe0JFIF", "must be text in UTF-8"),
     (xml("café").encode("latin-1"), "must be text in UTF-8, or in the encod"),
-    (
-      b'<?xml version="1.0" encoding="klingon"?><a/>',
-      "unknown encoding: kl",
-    ),
-    (b'<?xml version="1.0" encoding="base64"?><a/>', "not a text encoding"),
-    (b"<annotations><image/></annotations>", "starts with <annotations>"),
+    (DECLARED % b"klingon", "unknown encoding: kl"),
+    (DECLARED % b"base64", "not a text encoding"),
     (b"<html><body>please log in</body></html>", "starts with <html>"),
     (xml("&cat;").encode(), "undefined entity"),
-    (
-      xml(head='<!DOCTYPE a [<!ENTITY cat "cat">]>').encode(),
-      "must not define entities, and defines 'cat'",
-    ),
-    (
-      xml("&l9;", head=f"<!DOCTYPE a [{LAUGHS}]>").encode(),
-      "must not define entities, and defines 'l0'",
-    ),
-    (
-      xml(head='<!DOCTYPE a [<!ENTITY x SYSTEM "/etc/passwd">]>').encode(),
-      "must not define entities, and defines 'x'",
-    ),
-    (
-      xml("<size><width>9</width></size>").encode(),
-      "<height>: <size> must have one <height>, and has none",
-    ),
-    (
-      xml("<size><width>-9</width><height>9</height></size>").encode(),
-      "its size must be positive, and is -9x9",
-    ),
-    (
-      xml("<size><width>wide</width><height>9</height></size>").encode(),
-      "<width>: 'wide' must be a number",
-    ),
   ],
 )
 def test_a_file_that_cannot_be_used_is_refused(data, message):
   with pytest.raises(ValueError, match=message):
     voc_xml.read(data)
+
+
+@pytest.mark.parametrize(
+  "entity", ['cat "cat">', 'x SYSTEM "/etc/passwd">', f'l0 "lol">{LAUGHS}']
+)
+def test_entities_are_refused(entity):
+  message = f"must not define entities, and defines '{entity.split()[0]}'"
+  with pytest.raises(ValueError, match=message):
+    read("&l9;", head=f"<!DOCTYPE a [<!ENTITY {entity}]>")
+
+
+@pytest.mark.parametrize(
+  ("size", "message"),
+  [
+    (SIZE.replace("height", "h"), "<height>: <size> must have one <height>"),
+    (SIZE.replace("96", "-9"), "its size must be positive, and is -9x72"),
+    (SIZE.replace("96", "wide"), "<width>: 'wide' must be a number"),
+  ],
+)
+def test_a_size_that_cannot_be_is_refused(size, message):
+  with pytest.raises(ValueError, match=message):
+    read(size)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +139,6 @@ def test_a_file_that_cannot_be_used_is_refused(data, message):
     (OBJECT.replace("<xmin>25</xmin>", ""), "one <xmin>, and has none"),
     (OBJECT.replace("25", ""), "<xmin>: '' must be a number"),
     (OBJECT.replace("25", "left"), "<xmin>: 'left' must be a number"),
-    (OBJECT.replace("25", "nan"), "<xmin>: 'nan' must be a number"),
-    (OBJECT.replace("25", "inf"), "<xmin>: 'inf' must be a number"),
-    (OBJECT.replace("25", "2,5"), "<xmin>: '2,5' must be a number"),
     (
       OBJECT.replace("<bnd", "<difficult>perhaps</difficult><bnd"),
       "difficult: 'perhaps' must be true",
@@ -176,9 +149,7 @@ def test_one_object_that_cannot_be_used_leaves_the_others(node, message):
   content = read(OBJECT, node, OBJECT)
   assert [found.where for found in content.objects] == ["object 1", "object 3"]
   (problem,) = content.problems
-  assert problem.startswith("object 2: ")
-  with pytest.raises(ValueError, match=message):
-    raise ValueError(problem)
+  assert re.match(f"object 2: .*{message}", problem)
 
 
 def test_depth_and_length_are_no_trouble():
