@@ -1,16 +1,16 @@
-"""Checkpoints: saved in the background, the last and the best kept.
+"""Checkpoints: saved in the background; the last ones and the best are kept.
 
 A checkpoint holds the whole `TrainState` and a little JSON. The position in
 the data is the step itself: batches are a function of (seed, step). Training
-owns them through `Checkpoints`; everyone else only looks, by `read_variables`.
+owns them through `Checkpoints`; everyone else only reads, by `read_variables`.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from gc_jax.runtime.messages import UserError
 FOLDER = "checkpoints"
 
 _BEST = "best"  # the metric by which the best is known
-# Why a checkpoint is given up that this process could read.
 _ELSEWHERE = OSError("another process could not")
 
 _logger = logging.getLogger(__name__)
@@ -35,14 +34,13 @@ class CheckpointError(UserError):
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's, which does not ask whether to stop; training does.
+  """Orbax's manager, which leaves it to training to ask whether to stop.
 
-  It would ask late and from a thread, by steps that are past, and the processes
-  would then agree to stop at one.
+  It would ask late and from a thread, about steps that are past, and the
+  processes would then agree to stop at one of those.
   """
 
   def reached_preemption(self, step: int) -> bool:
-    """Returns False."""
     return False
 
 
@@ -50,7 +48,7 @@ class Checkpoints:
   """The checkpoints of one run.
 
   Args:
-    workdir: of the run; they lie in its folder `checkpoints`.
+    workdir: of the run, with the folder `checkpoints` in it.
     keep: how many of the last to keep, besides the best.
   """
 
@@ -60,7 +58,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _manager(self) -> _Manager:
-    """Orbax's, opened when it is needed: after `restore` looked around."""
+    """Orbax's manager, opened late: `restore` looks around before."""
     # It reads the metrics of all checkpoints, and stops at the first bad one.
     for step in sorted(_steps_in(self._folder)):
       bad = None
@@ -70,15 +68,16 @@ class Checkpoints:
         bad = error
       if parallel.any_process(bad is not None):
         self._set_aside(step, bad or _ELSEWHERE)
-    last = checkpoint_managers.LatestN(self._keep)
-    best = checkpoint_managers.BestN(get_metric_fn=_best_metric, n=1)
+    best = lambda metrics: metrics[_BEST]
+    policies = [
+      checkpoint_managers.LatestN(self._keep),
+      checkpoint_managers.BestN(get_metric_fn=best, n=1),
+    ]
     return _Manager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
-        best_fn=_best_metric,
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-          [last, best]
-        ),
+        best_fn=best,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
       ),
     )
@@ -87,12 +86,12 @@ class Checkpoints:
     """Starts to save, without waiting for the disk.
 
     Args:
-      state: a `TrainState`; a step that is saved already is not saved again.
-      meta: plain values to find again after `restore`.
+      state: a `TrainState`; nothing is done if its step is saved already.
+      meta: plain values that `restore` returns.
       best: higher is better; the highest checkpoint is kept.
 
     Raises:
-      CheckpointError: this or the previous save failed, a full disk say.
+      CheckpointError: this or the previous save failed, by a full disk say.
     """
     step = int(state.step)
     if step in self._manager.all_steps():
@@ -110,27 +109,23 @@ class Checkpoints:
       raise self._save_error(error) from error
 
   def wait(self) -> None:
-    """Returns when everything is on the disk.
-
-    Raises:
-      CheckpointError: a save failed.
-    """
+    """Waits for the disk; raises CheckpointError if a save failed."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
       raise self._save_error(error) from error
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Returns the last readable checkpoint, or `like` itself where none is.
+    """Returns the last readable checkpoint, or `like` itself if there is none.
 
-    Those that cannot be read are moved aside, loudly, once an older one is.
-    What is still being saved is not looked at.
+    Unreadable ones are moved aside with an error in the log, once an older one
+    is read. A save in progress is ignored.
 
     Args:
       like: a state of the same shapes, on the devices to restore to.
 
     Returns:
-      The state, and what was saved as `meta` (empty where none is).
+      The state, and what was saved as `meta` (empty without a checkpoint).
 
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
@@ -148,11 +143,8 @@ class Checkpoints:
         return restored
       failed[step] = error or _ELSEWHERE
     if failed:
-      raise CheckpointError(
-        f"None of the checkpoints {sorted(failed)} of {self._folder} could be "
-        f"read (the last: {_first_line(failed[max(failed)])}). Nothing was "
-        "touched. Restore the folder from a copy, or use another --workdir to "
-        "start from scratch."
+      raise _none_readable(
+        self._folder, failed, "use another --workdir to start from scratch"
       )
     return like, {}
 
@@ -185,18 +177,13 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits for the disk and lets go of it, where anything was saved.
-
-    Raises:
-      CheckpointError: a save failed.
-    """
+    """Waits for the disk, as `wait` does, and lets go of it."""
     if "_manager" in vars(self):
       self.wait()
       self._manager.close()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Variables:
+class Variables(NamedTuple):
   """What a run has learned, as one of its checkpoints holds it.
 
   Attributes:
@@ -217,10 +204,9 @@ def has_checkpoint(workdir: files.AnyPath) -> bool:
 
 
 def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
-  """Returns what the last checkpoint says beside its arrays, unread here.
+  """Returns the `meta` of the last checkpoint that has any; else an empty one.
 
-  Empty where there is none, or none that says anything: whoever reads the
-  arrays finds out what is wrong.
+  Errors are left to those who read the arrays.
   """
   folder = _folder(workdir)
   for step in sorted(_steps_in(folder), reverse=True):
@@ -236,10 +222,9 @@ def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
 def read_variables(workdir: files.AnyPath) -> Variables:
   """Reads the last readable checkpoint of a run, and changes nothing there.
 
-  Safe while the run trains: only finished checkpoints are looked at, and one
-  that training deletes meanwhile is replaced by the newer ones. One that
-  cannot be read is left where it is, with a warning, and the one before it is
-  read.
+  Safe while the run trains: only finished checkpoints are read, and newer ones
+  replace one that training deletes meanwhile. An unreadable one stays in place,
+  with a warning, and the one before it is read.
 
   Args:
     workdir: of the run.
@@ -263,15 +248,11 @@ def read_variables(workdir: files.AnyPath) -> Variables:
           folder,
           _first_line(error),
         )
-  if not failed:
-    raise CheckpointError(
-      f"{workdir} must hold a checkpoint; it has none yet. Wait for the first "
-      "(--config.checkpoint.every_epochs), or give the training command again."
-    )
+  if failed:
+    raise _none_readable(folder, failed, "train again with another --workdir")
   raise CheckpointError(
-    f"None of the checkpoints {sorted(failed)} of {folder} could be read (the "
-    f"last: {_first_line(failed[max(failed)])}). Nothing was touched. Restore "
-    "the folder from a copy, or train again with another --workdir."
+    f"{workdir} must hold a checkpoint; it has none yet. Wait for the first "
+    "(--config.checkpoint.every_epochs), or give the training command again."
   )
 
 
@@ -289,7 +270,7 @@ def _read_variables(folder: files.AnyPath, step: int) -> Variables:
       for name, leaf in saved.items()
       if name.startswith(("params.", "batch_stats."))
     }
-    # As numpy: whatever devices they were saved from, this machine has others.
+    # As numpy: this machine has other devices than the one that saved them.
     to_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     restored = checkpointer.restore(
       path,
@@ -308,9 +289,9 @@ def _read_variables(folder: files.AnyPath, step: int) -> Variables:
 def _restore(
   folder: files.AnyPath, step: int, like: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Returns a state like another, and its `meta`, or raises what goes wrong.
+  """Returns a state like another, and its `meta`, or raises any error.
 
-  Every process reads for itself and waits for none: where one fails, the
+  Every process reads for itself and waits for no other: when one fails, the
   others still end, and they can agree.
   """
   index, _ = parallel.process()
@@ -336,7 +317,7 @@ def _restore(
           jax.tree.map(ocp.utils.to_shape_dtype_struct, leaves)
         ),
         meta=ocp.args.JsonRestore(),
-        # Unread, it would be found broken when Orbax opens the folder.
+        # Or Orbax would find them broken only when it opens the folder.
         metrics=ocp.args.JsonRestore(),
       ),
     )
@@ -357,18 +338,24 @@ def _steps_in(folder: files.AnyPath) -> list[int]:
   return [
     int(path.name)
     for path in folder.iterdir()
-    # In a bucket, where nothing is renamed, a mark says that it is finished.
+    # In a bucket nothing can be renamed: a mark says that it is finished.
     if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
   ]
+
+
+def _none_readable(
+  folder: files.AnyPath, failed: Mapping[int, Exception], otherwise: str
+) -> CheckpointError:
+  return CheckpointError(
+    f"None of the checkpoints {sorted(failed)} of {folder} could be read (the "
+    f"last: {_first_line(failed[max(failed)])}). Nothing was touched. Restore "
+    f"the folder from a copy, or {otherwise}."
+  )
 
 
 def _first_line(error: Exception) -> str:
   lines = str(error).splitlines() or ["no message"]
   return f"{type(error).__name__}: {lines[0]}"
-
-
-def _best_metric(metrics: dict[str, float]) -> float:
-  return metrics[_BEST]
 
 
 def digest(state: PyTree) -> str:
@@ -383,6 +370,6 @@ def digest(state: PyTree) -> str:
 
 def named_leaves(state: PyTree) -> dict[str, Any]:
   """Returns every array of the state under a readable, unique name."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+  leaves = jax.tree_util.tree_leaves_with_path(state)
   return {name(path): leaf for path, leaf in leaves}

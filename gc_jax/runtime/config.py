@@ -164,11 +164,7 @@ def get_config() -> ConfigDict:
 
 
 def one_of(field: str, value: str, known: Iterable[str]) -> None:
-  """Checks that a field is one of some names.
-
-  Raises:
-    ValueError: it is none; gives the nearest.
-  """
+  """Raises ValueError unless a field is a known name; gives the nearest."""
   if value not in known:
     raise ValueError(unknown_name_message(f"--config.{field}", value, known))
 
@@ -176,20 +172,15 @@ def one_of(field: str, value: str, known: Iterable[str]) -> None:
 def at_least(
   config: ConfigDict, field: str, bound: int, exclusive: bool = False
 ) -> None:
-  """Checks that a field is a finite number that is large enough.
+  """Raises ValueError unless a field is a finite number of at least a bound.
 
   Args:
     config: resolved.
     field: "optim.momentum".
     bound: the least it may be.
     exclusive: whether the bound itself is too small.
-
-  Raises:
-    ValueError: it is not.
   """
-  value = config
-  for name in field.split("."):
-    value = value[name]
+  value = config[field]
   ok = value > bound if exclusive else value >= bound
   if not ok or not math.isfinite(value):
     relation = "above" if exclusive else "at least"
@@ -199,7 +190,7 @@ def at_least(
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-  """Returns the config as nested plain values, just as JSON gives them back."""
+  """Returns the config as nested plain values, as JSON gives them back."""
   return json.loads(config.to_json_best_effort())
 
 
@@ -207,9 +198,10 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values.
 
   Raises:
-    ValueError: the folder is no run's, or what it holds is no configuration.
+    ValueError: the folder has no configuration, or a broken one.
   """
   path = workdir / FILENAME
+  must = f"{path} must be the configuration of a run"
   try:
     config = json.loads(path.read_text())
   except FileNotFoundError as error:
@@ -220,23 +212,23 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
     ) from error
   except json.JSONDecodeError as error:
     raise ValueError(
-      f"{path} must be the configuration of a run; it is not JSON ({error}). "
-      "Restore it from a copy, or name another folder."
+      f"{must}; it is not JSON ({error}). Restore it from a copy, or name "
+      "another folder."
     ) from error
   if not isinstance(config, dict):
     raise ValueError(
-      f"{path} must be the configuration of a run, a JSON object; it is "
-      f"{config!r:.40}. Restore it from a copy, or name another folder."
+      f"{must}, a JSON object; it is {config!r:.40}. Restore it from a copy, "
+      "or name another folder."
     )
   return config
 
 
 def completed(saved: Mapping[str, Any]) -> ConfigDict:
-  """Returns the configuration of a run with every field there is today.
+  """Returns the configuration of a run with every field of today.
 
   Args:
-    saved: from `read`. A field it lacks, of an older run, has its
-      default; one that no longer exists is left out.
+    saved: from `read`. A missing field, of an older run, has its default; one
+      that no longer exists is left out.
   """
   completed = get_config().copy_and_resolve_references()
   known = flatten(completed.to_dict())
@@ -260,23 +252,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def field(config: Mapping[str, Any], path: str) -> Any:
   """Returns the field at "loss.reduction"; None where it is missing."""
-  value: Any = config
-  for name in path.split("."):
-    if not isinstance(value, Mapping) or name not in value:
-      return None
-    value = value[name]
-  return value
+  return flatten(config).get(path)
 
 
 def computed(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the flat fields that decide what a run computes.
 
-  The one list of what makes a run this run: to continue it, to average it with
-  others, to compare its numbers.
+  They decide whether a run may be continued, averaged with others, compared.
 
   Args:
-    config: nested. A field that it lacks has its default, with
-      which runs go as they went before the field existed.
+    config: nested. A missing field has its default, with which runs go as they
+      went before the field existed.
   """
   flat = flatten(to_dict(get_config())) | flatten(config)
   left_out = set(_NOT_THE_RUN)
@@ -294,9 +280,10 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the flat fields that make a model: but for its seed, all there are.
+  """Returns the flat fields that make a model, except for its seed.
 
-  Runs that agree in them are repetitions of one experiment.
+  Runs that agree in them are repetitions of one experiment. Fields of guidance
+  losses without weight have no effect, and are left out.
 
   Args:
     config: nested, that the model was trained with.
@@ -321,11 +308,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the flat fields that move the numbers of an evaluation.
-
-  Args:
-    config: nested.
-  """
+  """Returns the flat fields of a config that move an evaluation's numbers."""
   flat = computed(config)
   unused = set(_NOT_MEASURED)
   if not str(flat["data.name"]).startswith("context_"):
@@ -339,36 +322,26 @@ def evaluation_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Returns a line for each field in which two configs are another run.
-
-  Args:
-    saved: nested, as read from a `config.json`.
-    now: nested, from `to_dict`.
-  """
-  fields = computed(saved), computed(now)
-  newer = flatten(to_dict(get_config()))
-  saved, now = newer | flatten(saved), newer | flatten(now)
+  """Returns a line for each field that makes two nested configs two runs."""
+  theirs, ours = computed(saved), computed(now)
+  defaults = flatten(to_dict(get_config()))
+  saved, now = defaults | flatten(saved), defaults | flatten(now)
   return [
     f"--config.{name}: {saved.get(name)!r} there, {now.get(name)!r} now"
-    for name in sorted(fields[0].keys() | fields[1].keys())
-    if fields[0].get(name) != fields[1].get(name)
+    for name in sorted(theirs.keys() | ours.keys())
+    if theirs.get(name) != ours.get(name)
   ]
 
 
 def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
-  """Checks that `workdir` is empty of other runs.
-
-  Raises:
-    ValueError: it holds a different configuration, says what differs; or one
-      that cannot be read.
-  """
+  """Raises ValueError if `workdir` holds another run, and says what differs."""
   if not (workdir / FILENAME).exists():
     return
   lines = differences(read(workdir), to_dict(config))
   if lines:
     raise ValueError(
-      f"--workdir={workdir} holds a run with another configuration, and "
-      "nothing of it was touched. Use another --workdir, or the same "
-      "configuration to continue that run. What differs:\n  "
+      f"--workdir={workdir} holds a run with another configuration, which was "
+      "not touched. Use another --workdir, or the same configuration to "
+      "continue that run. What differs:\n  "
       + listed(lines, most=20, between="\n  ")
     )

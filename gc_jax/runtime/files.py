@@ -1,7 +1,7 @@
-"""Files that are either complete or not there, on a disk or in a bucket.
+"""Files that are complete or absent, on a disk or in a bucket.
 
-And whose they are: `as_path` reads the names that people write, `held` keeps a
-folder for one process.
+`as_path` reads the names that people write; `held` keeps a folder for one
+process.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ _logger = logging.getLogger(__name__)
 
 
 def as_path(path: str | os.PathLike) -> AnyPath:
-  """Returns what opens files below `path`: a folder, or gs://BUCKET/FOLDER.
+  """Returns a path on a disk, or in a bucket: gs://BUCKET/FOLDER.
 
   Args:
-    path: as a person writes it, where it is a string: ~ and ~USER at its
-      beginning are home folders, which a shell leaves alone behind --flag=.
-      A path object is taken as it is.
+    path: a string as a person writes it: ~ and ~USER at its beginning are home
+      folders, which a shell does not replace after --flag=. A path object is
+      taken literally.
 
   Raises:
-    ValueError: it is of another kind of storage, what reads buckets is not
-      installed, nobody's home is named so, or the name is no UTF-8.
+    ValueError: another kind of storage, a bucket without gcsfs, an unknown home
+      folder, or a name that is no UTF-8.
   """
   text = os.fspath(path)
   try:
@@ -67,14 +67,10 @@ def as_path(path: str | os.PathLike) -> AnyPath:
 
 
 def _with_home(text: str) -> str:
-  """Returns a path in which ~ is the home folder that it stands for.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """Returns a path with its home folder in place of ~."""
   home, slash, below = text.partition("/")
   if not home.startswith("~"):
-    # What begins so below the current folder keeps its name as an object.
+    # A name like ./~ must not lose its ./ as a path object, or ~ is read anew.
     return os.path.abspath(text) if os.path.normpath(text)[:1] == "~" else text
   found = os.path.expanduser(home)
   if found == home:
@@ -88,11 +84,7 @@ def _with_home(text: str) -> str:
 
 
 def check_reachable(path: AnyPath) -> None:
-  """Checks that a bucket answers; a disk always does.
-
-  Raises:
-    ValueError: it does not.
-  """
+  """Raises ValueError if a path is in a bucket that does not answer."""
   if not is_in_bucket(path):
     return
   try:
@@ -107,7 +99,7 @@ def check_reachable(path: AnyPath) -> None:
 
 
 def is_in_bucket(path: str | os.PathLike) -> bool:
-  """Returns whether it is no path on a disk."""
+  """Returns whether a path begins with gs://."""
   return os.fspath(path).startswith(_BUCKET)
 
 
@@ -115,8 +107,8 @@ def is_in_bucket(path: str | os.PathLike) -> bool:
 def held(folder: AnyPath, flag: str) -> Iterator[None]:
   """Keeps a folder for this process, until the end or until it dies.
 
-  Not guarded are buckets, which have no locks, and file systems without; of
-  the latter a line warns.
+  Buckets have no locks and are not guarded; a file system without locks is not
+  either, and a warning says so.
 
   Args:
     folder: must exist.
@@ -132,8 +124,8 @@ def held(folder: AnyPath, flag: str) -> Iterator[None]:
 
   def refuse(holder: str) -> None:
     raise ValueError(
-      f"{flag}={folder} is being written to by {holder}, and nothing of it was "
-      f"touched. Wait until that has ended, end it, or use another {flag}. "
+      f"{flag}={folder} is being written to by {holder}, and was not touched. "
+      f"Wait until that has ended, end it, or use another {flag}. "
       f"(If its machine is lost, and this stays: remove {folder / LOCK}.)"
     )
 
@@ -155,26 +147,26 @@ def locked(
   """Holds a lock, which the kernel frees however this process ends.
 
   Args:
-    path: a file that is there meanwhile; within, it says who holds the lock.
-    if_held: called with who holds it, before it is waited for. It may raise.
+    path: a file that exists meanwhile, and says who holds the lock.
+    if_held: called with the holder before waiting for it. It may raise.
 
   Yields:
-    Whether it is certain that nobody else holds it: not on file systems
+    Whether it is certain that nobody else holds the lock: False on file systems
     without locks (some cluster mounts).
   """
   with contextlib.ExitStack() as opened:
     while True:
-      # To write, or NFS locks nothing; nothing of another's is cut off.
+      # To write, or NFS locks nothing; appending, or the text is lost.
       file = opened.enter_context(
         path.open("a+", encoding="utf-8", errors="replace")
       )
       certain = _lock(file, if_held)
       if not certain or _is_at(path, file):
         break
-      # Who held it removed it meanwhile, and others lock another file.
+      # The holder has removed this file, and others lock a new one.
       opened.close()
     if certain:
-      _write(file, _this_process())
+      _name_holder(file)
     try:
       yield certain
     finally:
@@ -204,33 +196,31 @@ def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
     return False
 
 
-def _this_process() -> str:
+def _name_holder(file: IO[str]) -> None:
   now = datetime.datetime.now().astimezone()
   since = now.isoformat(sep=" ", timespec="seconds")
-  return f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
-
-
-def _write(file: IO[str], text: str) -> None:
-  # It is for people: a full disk must not stop what is done under the lock.
+  # For people: a full disk must not stop the work under the lock.
   with contextlib.suppress(OSError):
     file.seek(0)
     file.truncate()
-    file.write(text)
+    file.write(
+      f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
+    )
     file.flush()
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-  """Opens a file that takes the name `path` only once it is complete.
+  """Opens a file that takes the name `path` once it is complete.
 
-  A reader, or a run killed half way, sees the old file or the new one, never
-  a part of it. Missing parent folders are made.
+  Readers see the old file or the new one, never a part. Missing parent folders
+  are made.
   """
   path = as_path(path)
   if is_in_bucket(path):
     whole = io.BytesIO()
     yield whole
-    # An object has its name once all of it is there.
+    # An object appears once all of it is written.
     path.write_bytes(whole.getvalue())
     return
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import itertools
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
-# How alike names are, of 1: to be listed first, to be what was meant.
+# Likeness in 0..1 of a name to be listed first, and to be suggested.
 _LISTED, _ALIKE = 0.4, 0.6
 
 
@@ -14,7 +14,7 @@ class UserError(RuntimeError):
 
 
 def listed(names: Collection[str], most: int = 5, between: str = ", ") -> str:
-  """Returns the first of some names, and how many more there are."""
+  """Returns the first few names, and how many more there are."""
   first = list(itertools.islice(names, most))
   if len(names) > most:
     first.append(f"and {len(names) - most:,} more")
@@ -27,20 +27,20 @@ def number_of(count: int, noun: str) -> str:
 
 
 def clipped(text: str, most: int = 80) -> str:
-  """Returns a text, or its beginning where it is too long for a message."""
+  """Returns a text, cut where it is too long for a message."""
   return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def unknown_name_message(
   what: str, name: str, known: Iterable[str], most: int = 20
 ) -> str:
-  """Says that `name` is no `what`, which there are, and the nearest.
+  """Says that `name` is unknown, which names are known, and the nearest.
 
   Args:
     what: the kind of thing, or the flag that names one.
     name: as the user wrote it.
-    known: the names there are.
-    most: of more than these a few are listed, the nearest first.
+    known: the names in their order.
+    most: how many are listed in order; of more, the ten nearest are listed.
   """
   known = list(known)
   nearest = _nearest(name, known)
@@ -57,7 +57,7 @@ def unknown_name_message(
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[tuple[float, str]]:
-  """Returns (likeness in 0..1, name) of those like a name, in any case."""
+  """Returns (likeness in 0..1, name) of similar names, ignoring case."""
   matcher = difflib.SequenceMatcher()
   matcher.set_seq2(name.casefold())
   found = []
@@ -72,12 +72,12 @@ def _nearest(name: str, known: Iterable[str]) -> list[tuple[float, str]]:
 def class_differences(there: Sequence[str], here: Sequence[str]) -> str:
   """Says in a few lines how two lists of classes differ; "" if they do not.
 
-  An id means a class by its place, so that order counts. The forms that Unicode
-  has for one name, which file systems change, are one.
+  Their order counts, as an id means a class by its place. Unicode forms do not,
+  as file systems change them.
 
   Args:
-    there: of a model, in the order of its outputs.
-    here: of the data.
+    there: classes of a model, in the order of its outputs.
+    here: classes of the data.
   """
   theirs, ours = (
     [unicodedata.normalize("NFC", name) for name in names]
@@ -85,29 +85,26 @@ def class_differences(there: Sequence[str], here: Sequence[str]) -> str:
   )
   if theirs == ours:
     return ""
-  lines = [
-    f"{len(theirs):,} there: {_names(theirs)}",
-    f"{len(ours):,} now: {_names(ours)}",
-  ]
+  shown = lambda names: listed([clipped(name) for name in names])
   known, wanted = set(theirs), set(ours)
-  if gone := [name for name in theirs if name not in wanted]:
-    lines.append(f"only there: {_names(gone)}")
-  if new := [name for name in ours if name not in known]:
-    lines.append(f"only now: {_names(new)}")
+  gone = [name for name in theirs if name not in wanted]
+  new = [name for name in ours if name not in known]
+  lines = [
+    f"{len(theirs):,} there: {shown(theirs)}",
+    f"{len(ours):,} now: {shown(ours)}",
+    *([f"only there: {shown(gone)}"] if gone else []),
+    *([f"only now: {shown(new)}"] if new else []),
+  ]
   if not gone and not new:
     lines.append("the same names in another order")
   differing = [
-    f"class {i}: {_name(theirs, i)} there, {_name(ours, i)} now"
-    for i in range(max(len(theirs), len(ours)))
-    if theirs[i : i + 1] != ours[i : i + 1]
+    f"class {i}: {_quoted(a)} there, {_quoted(b)} now"
+    for i, (a, b) in enumerate(itertools.zip_longest(theirs, ours))
+    if a != b
   ]
   lines.append(listed(differing, between="\n  "))
   return "\n".join(f"  {line}" for line in lines)
 
 
-def _names(names: Sequence[str]) -> str:
-  return listed([clipped(name) for name in names])
-
-
-def _name(names: Sequence[str], index: int) -> str:
-  return repr(clipped(names[index])) if index < len(names) else "none"
+def _quoted(name: str | None) -> str:
+  return "none" if name is None else repr(clipped(name))

@@ -1,11 +1,12 @@
-"""The mesh, what lies where on it, and which process this is.
+"""Processes, the mesh, and what lies where on it.
 
-The one file that asks which process runs, and where processes wait for each
+The one file that asks jax which process runs, and where processes wait for each
 other: everything else computes the same on all of them, and lets `is_main`
 decide who writes.
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import hashlib
 import os
@@ -29,8 +30,8 @@ from gc_jax.runtime import signals
 AXIS = "data"
 _T = TypeVar("_T")
 
-# A process of which nothing is heard for so long is lost, and the others end.
-# Less than the 100 s of jax: all of the time a lost host costs the others.
+# A process that is silent for so long is lost, and the others end. Less than
+# jax's 100 s: a lost host costs the others all of this time.
 _HEARTBEAT_TIMEOUT_SECS = 60
 # For the others to say themselves what is wrong, before process 0 ends them.
 _LAST_WORDS_SECS = 3.0
@@ -42,25 +43,25 @@ def initialize(multihost: bool) -> None:
   """Joins the processes that train together; before anything else of jax.
 
   Their places come from JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID where these are set, and else from what
-  jax knows of TPU pods, SLURM and MPI.
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID if these are set, and otherwise from what
+  jax knows about TPU pods, SLURM and MPI.
 
-  From here on SIGTERM and Ctrl-C ask to end, by `stop_requested`.
+  From here on SIGTERM and Ctrl-C ask to end, see `stop_requested`.
 
   Args:
     multihost: False where this process trains alone.
 
   Raises:
-    ValueError: the place of this process is not known.
+    ValueError: the place of this process is unknown.
   """
   if not multihost:
-    signal.signal(signal.SIGTERM, _stop.signalled)
+    signal.signal(signal.SIGTERM, _signalled)
     if not signals.is_ignored():
-      signal.signal(signal.SIGINT, _stop.signalled)
+      signal.signal(signal.SIGINT, _signalled)
     return
   place = _place()
   try:
-    # jax itself listens to SIGTERM then, on behalf of all processes.
+    # jax itself then listens to SIGTERM, on behalf of all processes.
     jax.distributed.initialize(
       **place, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECS
     )
@@ -73,14 +74,14 @@ def initialize(multihost: bool) -> None:
       "it with a script of launch/, set all three, or leave out --multihost."
     ) from error
   if not signals.is_ignored():
-    signal.signal(signal.SIGINT, _stop.passed_on)
-  # When another is lost, jax aborts this process and says so. Where each of its
-  # threads was would bury that.
+    signal.signal(signal.SIGINT, _passed_on)
+  # When another is lost, jax aborts this process and says so. The stacks of all
+  # its threads would bury that message.
   faulthandler.enable(all_threads=False)
 
 
 def _place() -> dict[str, Any]:
-  """Returns what the environment says of this process; empty where nothing."""
+  """Returns what the environment says about this process; {} if nothing."""
   given = {name: os.environ[name] for name in _PLACE if os.environ.get(name)}
   if not given:
     return {}
@@ -112,57 +113,56 @@ def _place() -> dict[str, Any]:
   }
 
 
+@dataclasses.dataclass
 class _Stop:
-  """Whether this process, or one of those it trains with, is asked to end."""
+  """Whether this process, or one that it trains with, is asked to end.
 
-  def __init__(self):
-    self._came: signal.Signals | None = None
-    self._interrupted = False
-    self._awaited = False
-    self._asked = 0
+  Attributes:
+    came: the signal that asked.
+    interrupted: whether it was Ctrl-C, which `_passed_on` turned into SIGTERM.
+    awaited: whether somebody will ask `stop_requested`.
+    asked: the last step that was asked about.
+  """
 
-  def signalled(self, number: int, *_) -> None:
-    """Handles a signal in a process that trains alone."""
-    # It may come twice, and must not break into what the first one began.
-    first = self._came is None
-    if first:
-      self._came = signal.Signals(number)
-      if not self._awaited:
-        raise signals.Stopped(self._came)
-
-  def passed_on(self, *_) -> None:
-    """Handles SIGINT in one of several processes: jax knows SIGTERM alone."""
-    self._interrupted = True
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  @contextlib.contextmanager
-  def awaited(self) -> Iterator[None]:
-    """See `stop_awaited`."""
-    self._awaited = True
-    try:
-      yield
-    finally:
-      self._awaited = False
-
-  def requested(self, step: int | None) -> signals.Stopped | None:
-    """See `stop_requested`."""
-    if not jax.distributed.is_initialized():
-      return None if self._came is None else signals.Stopped(self._came)
-    # The processes agree on one number, just ahead of all of theirs, and maybe
-    # before the first step. So that nobody misses it, none is left out.
-    last = self._asked + 1 if step is None else step
-    for number in range(self._asked + 1, last + 1):
-      if multihost_utils.reached_preemption_sync_point(number):
-        self._came = signal.SIGINT if self._interrupted else signal.SIGTERM
-    self._asked = max(self._asked, last)
-    return None if self._came is None else signals.Stopped(self._came)
+  came: signal.Signals | None = None
+  interrupted: bool = False
+  awaited: bool = False
+  asked: int = 0
 
 
 _stop = _Stop()
 
 
+def _signalled(number: int, *_) -> None:
+  """Handles a signal in a process that trains alone."""
+  # A second one must not break into what the first one began.
+  if _stop.came is None:
+    _stop.came = signal.Signals(number)
+    if not _stop.awaited:
+      raise signals.Stopped(_stop.came)
+
+
+def _passed_on(*_) -> None:
+  """Handles Ctrl-C in one of several processes: jax knows SIGTERM alone."""
+  _stop.interrupted = True
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stop_awaited() -> Iterator[None]:
+  """Within, signals wait for `stop_requested`; without, one ends at once.
+
+  One of several processes never ends without asking.
+  """
+  _stop.awaited = True
+  try:
+    yield
+  finally:
+    _stop.awaited = False
+
+
 def stop_requested(step: int | None = None) -> signals.Stopped | None:
-  """Returns what to raise once all is saved; None where nobody asked to end.
+  """Returns what to raise once all is saved; None if nobody asked to end.
 
   All processes hear it at the same call.
 
@@ -170,34 +170,35 @@ def stop_requested(step: int | None = None) -> signals.Stopped | None:
     step: completed updates, which may only grow. None: one more than the last,
       for what comes after training.
   """
-  return _stop.requested(step)
-
-
-def stop_awaited() -> contextlib.AbstractContextManager[None]:
-  """Within, signals wait for `stop_requested`; without, one ends at once.
-
-  With others, a process never ends without asking.
-  """
-  return _stop.awaited()
+  if jax.distributed.is_initialized():
+    # The processes agree on one number, just ahead of all of theirs, and maybe
+    # before the first step. So that nobody misses it, every number is asked.
+    last = _stop.asked + 1 if step is None else step
+    for number in range(_stop.asked + 1, last + 1):
+      if multihost_utils.reached_preemption_sync_point(number):
+        _stop.came = signal.SIGINT if _stop.interrupted else signal.SIGTERM
+    _stop.asked = max(_stop.asked, last)
+  return None if _stop.came is None else signals.Stopped(_stop.came)
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
   """Ends the process at an error, where there are others.
 
-  With the status of a `SystemExit`, else with 1.
-
-  Python's own way out would wait for the others, who wait for this one.
+  With the status of a `SystemExit`, else with 1. Python's own way out would
+  wait for the others, who wait for this one.
   """
   try:
     yield
   except BaseException as error:
-    done = isinstance(error, SystemExit) and error.code in (None, 0)
-    done = done or isinstance(error, signals.Stopped)
+    status = error.code or 0 if isinstance(error, SystemExit) else 1
+    done = status == 0 or isinstance(error, signals.Stopped)
     if done or not jax.distributed.is_initialized():
       raise
-    status = error.code if isinstance(error, SystemExit) else 1
-    if not isinstance(error, SystemExit):
+    if not isinstance(status, int):
+      print(status, file=sys.stderr)
+      status = 1
+    elif not isinstance(error, SystemExit):
       traceback.print_exc()
     index, count = process()
     print(
@@ -215,24 +216,9 @@ def ending_together() -> Iterator[None]:
 
 
 def wait_for_all(what: str) -> None:
-  """Returns when every process has come here.
-
-  Args:
-    what: unique among the places where they wait.
-  """
+  """Returns when every process has called it with the same, unique `what`."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
-
-
-def from_main(values: Any) -> Any:
-  """Returns numpy arrays of the main process on every process.
-
-  Args:
-    values: a tree of them; of the same shapes everywhere.
-  """
-  if jax.process_count() > 1:
-    return multihost_utils.broadcast_one_to_all(values)
-  return values
 
 
 def any_process(here: bool) -> bool:
@@ -243,7 +229,7 @@ def any_process(here: bool) -> bool:
 
 
 def main_does(action: Callable[[], None]) -> None:
-  """Does something on the main process, and waits for it on all.
+  """Runs an action on the main process, and waits for it on all.
 
   Raises:
     ValueError: on every process, if the main one raised it.
@@ -254,9 +240,12 @@ def main_does(action: Callable[[], None]) -> None:
       action()
     except ValueError as error:
       message = str(error).encode()[:_MESSAGE_BYTES]
-  text = np.zeros(_MESSAGE_BYTES, np.uint8)
-  text[: len(message)] = list(message)
-  if message := bytes(from_main(text)).rstrip(b"\0"):
+  if jax.process_count() > 1:
+    text = np.zeros(_MESSAGE_BYTES, np.uint8)
+    text[: len(message)] = list(message)
+    text = multihost_utils.broadcast_one_to_all(text)
+    message = bytes(text).rstrip(b"\0")
+  if message:
     raise ValueError(message.decode(errors="replace"))
 
 
@@ -267,8 +256,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   not accept explicit ones.
 
   Args:
-    devices: those of a machine that is not here, to compile for; None: those
-      that are.
+    devices: those of another machine, to compile for; None: those here.
   """
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
@@ -287,17 +275,12 @@ def divided(mesh: Mesh) -> NamedSharding:
 
 
 def divisible(size: int, mesh: Mesh) -> int:
-  """Returns the smallest batch, of at least `size`, that devices share."""
+  """Returns the smallest batch of at least `size` that devices share."""
   return -(-size // mesh.size) * mesh.size
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:
-  """Returns the global batch made of each process's share.
-
-  Args:
-    batch: numpy arrays, this process's share.
-    mesh: from `make_mesh`.
-  """
+  """Returns the global batch made of each process's share, numpy arrays."""
   sharding = divided(mesh)
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -305,12 +288,7 @@ def to_devices(batch: Any, mesh: Mesh) -> Any:
 
 
 def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
-  """Returns the global batches, the next one on its way while one is used.
-
-  Args:
-    batches: numpy arrays, this process's shares; as for `one_ahead`.
-    mesh: from `make_mesh`.
-  """
+  """Returns the global batches, the next one on its way while one is used."""
   return one_ahead(to_devices(batch, mesh) for batch in batches)
 
 
@@ -320,8 +298,8 @@ def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
   Close it when it is not read to the end: the thread waits for the next item.
 
   Args:
-    items: made as they are asked for. Each must start no program on devices:
-      those start in the same order on all of them, and in every process.
+    items: made on request. None may start a program on devices: programs start
+      in the same order on all devices, and in every process.
   """
   end = object()
   with ThreadPoolExecutor(1, "one_ahead") as thread:
@@ -332,12 +310,7 @@ def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
 
 
 def on_all_devices(model: nnx.Module, mesh: Mesh) -> nnx.Module:
-  """Returns the model with a copy of its variables on every device.
-
-  Args:
-    model: on any device.
-    mesh: from `make_mesh`.
-  """
+  """Returns the model with a copy of its variables on every device."""
   graphdef, state = nnx.split(model)
   return nnx.merge(graphdef, jax.device_put(state, replicated(mesh)))
 
@@ -346,7 +319,7 @@ def fetch(tree: Any) -> Any:
   """Returns global arrays as numpy, whole, on every process."""
 
   def whole(x):
-    # A copy is here already; gathering would wait behind what runs by now.
+    # A copy is here already; gathering would wait for what still runs.
     if jax.process_count() == 1 or x.is_fully_replicated:
       return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)

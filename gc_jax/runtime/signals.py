@@ -1,7 +1,7 @@
 """What SIGINT (Ctrl-C) and SIGTERM do to a process, and to those it started.
 
 Training saves first (`parallel.stop_requested`); the other commands end with a
-line. Only commands come here for handlers: in a notebook they stay as they are.
+line. Only commands install handlers: a notebook keeps its own.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import sys
 import threading
 from collections.abc import Iterator
 
-# As a shell has it of what Ctrl-C ended: 128 + SIGINT.
+# As shells have it after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
 
-# By which name people know it, and the status to exit with once all is saved.
-# Launchers take 0 for a stop they asked for.
+# The name that people know, and the exit status once all is saved. Launchers
+# expect 0 after a stop they asked for.
 _STOPS = {
   signal.SIGTERM: ("SIGTERM", 0),
   signal.SIGINT: ("Ctrl-C (SIGINT)", INTERRUPTED),
@@ -26,15 +26,15 @@ _STOPS = {
 
 _logger = logging.getLogger(__name__)
 
-# So long a first Ctrl-C may take before a line says what is waited for.
+# A first Ctrl-C may take so long before a line says what it waits for.
 _PATIENCE_SECS = 2.0
-_told = threading.Event()  # what becomes of the work: nothing is waited for
+_told = threading.Event()  # a line said what becomes of the work
 
 
 class Stopped(SystemExit):
   """Ends the process as it was asked to, once all is saved.
 
-  No `Exception`: what is caught as one is a reason to try something else.
+  No `Exception`: code that catches one would try something else.
   """
 
   def __init__(self, number: signal.Signals = signal.SIGTERM):
@@ -42,7 +42,7 @@ class Stopped(SystemExit):
     super().__init__(status)
 
   def tell(self, what_of_it: str) -> None:
-    """Logs what becomes of the work, once: whoever knows most comes first."""
+    """Logs what becomes of the work; only the first call counts."""
     if not _told.is_set():
       _told.set()
       _logger.warning("Asked to end by %s: %s.", self._by, what_of_it)
@@ -53,9 +53,9 @@ def ending_at_ctrl_c(kept: str) -> Iterator[None]:
   """Ends the process with one line and the status 130 at Ctrl-C.
 
   A second Ctrl-C ends it at once, whatever it does. Python handles a signal in
-  the main thread, between two of its own instructions: while that thread waits
-  for the compiler or a device, not at all. A thread is told of it at once, by a
-  pipe. It also says what a first Ctrl-C is waiting for.
+  the main thread, between two of its own instructions: not while that thread
+  waits for the compiler or a device. A second thread hears at once, by a pipe.
+  It also says what a first Ctrl-C waits for.
 
   Args:
     kept: a sentence that says what is left of the work.
@@ -65,7 +65,7 @@ def ending_at_ctrl_c(kept: str) -> Iterator[None]:
     return
   read, write = os.pipe()
   os.set_blocking(write, False)
-  handler = signal.signal(signal.SIGINT, _InterruptOnce())
+  handler = signal.signal(signal.SIGINT, _interrupt_once())
   wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   threading.Thread(
     target=_count_ctrl_c, args=(read,), name="ctrl_c", daemon=True
@@ -88,22 +88,23 @@ def ending_at_ctrl_c(kept: str) -> Iterator[None]:
       os.close(write)
 
 
-class _InterruptOnce:
-  """Handles SIGINT as Python does, but for the second, which is another's."""
+def _interrupt_once():
+  """Returns Python's handler of SIGINT, but for the second, see the thread."""
+  came = False
 
-  def __init__(self):
-    self._came = False
-
-  def __call__(self, *_) -> None:
-    if not self._came:
-      self._came = True
+  def handle(*_) -> None:
+    nonlocal came
+    if not came:
+      came = True
       raise KeyboardInterrupt
+
+  return handle
 
 
 def is_ignored() -> bool:
   """Returns whether Ctrl-C is meant for others.
 
-  A shell script has what it starts in the background ignore it.
+  A shell script lets the processes it starts in the background ignore it.
   """
   return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
@@ -141,10 +142,9 @@ def _say(text: str) -> None:
 def kept_from_children() -> Iterator[None]:
   """Keeps SIGINT and SIGTERM from processes that are started within.
 
-  A terminal sends them to every process of a command, a cluster too, and what
-  is read then would end before the main process has saved. Threads that are
-  started within start such processes alike. A signal of this process itself
-  waits until the end.
+  Terminals and clusters send them to every process of a command, and decoding
+  processes would end before the main process has saved. Threads started within
+  pass this on to processes of theirs. This process hears a signal at the end.
   """
   before = signal.pthread_sigmask(
     signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}
@@ -160,9 +160,9 @@ def end_with_parent() -> None:
 
   A process that was killed cannot close those it started.
   """
-  threading.Thread(target=_wait_for_parent, name="parent", daemon=True).start()
 
+  def wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
-def _wait_for_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  threading.Thread(target=wait, name="parent", daemon=True).start()

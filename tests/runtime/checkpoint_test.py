@@ -77,7 +77,7 @@ def test_reading_is_possible_while_training_holds_the_checkpoints(tmp_path):
   assert restored.step == 3
 
 
-def test_a_checkpoint_that_training_deletes_meanwhile_is_passed_over(
+def test_a_checkpoint_that_training_deletes_meanwhile_is_skipped(
   workdir, monkeypatch, caplog
 ):
   read = checkpoint._read_variables
@@ -107,7 +107,7 @@ def test_a_corrupt_last_checkpoint_is_left_and_the_one_before_it_read(
   assert contents(workdir) == before
 
 
-def test_corrupt_checkpoints_alone_are_an_error_that_names_them(workdir):
+def test_reading_only_corrupt_checkpoints_is_an_error_that_names_them(workdir):
   truncate(workdir / FOLDER)
   before = contents(workdir)
   with pytest.raises(
@@ -119,7 +119,7 @@ def test_corrupt_checkpoints_alone_are_an_error_that_names_them(workdir):
   assert contents(workdir) == before
 
 
-def test_training_is_refused_corrupt_checkpoints_alone_however_often(workdir):
+def test_training_never_starts_over_beside_corrupt_checkpoints(workdir):
   """Were they moved away, the second start would be from scratch."""
   truncate(workdir / FOLDER)
   before = contents(workdir)
@@ -129,7 +129,7 @@ def test_training_is_refused_corrupt_checkpoints_alone_however_often(workdir):
     assert contents(workdir) == before
 
 
-def test_what_cannot_be_read_takes_no_others_place(workdir):
+def test_unreadable_checkpoints_moved_aside_do_not_collide(workdir):
   truncate(workdir / FOLDER / "2")
   (workdir / "unreadable_checkpoint_2").mkdir()
   checkpoints = Checkpoints(workdir, keep=2)
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_takes_no_others_place(workdir):
   assert (workdir / "unreadable_checkpoint_2_2" / "state").is_dir()
 
 
-def test_bad_metrics_of_an_older_one_do_not_stop_a_save(workdir):
+def test_broken_metrics_of_an_older_checkpoint_do_not_stop_a_save(workdir):
   (workdir / FOLDER / "1" / "metrics" / "metrics").write_text("{")
   checkpoints = Checkpoints(workdir, keep=2)
   restored, _ = checkpoints.restore(state(0))
@@ -150,7 +150,7 @@ def test_bad_metrics_of_an_older_one_do_not_stop_a_save(workdir):
   assert checkpoint.read_variables(workdir).step == 3
 
 
-def test_what_the_last_checkpoint_says_is_read_without_its_arrays(workdir):
+def test_the_meta_of_the_last_checkpoint_is_read_without_its_arrays(workdir):
   assert checkpoint.read_meta(workdir) == {"told": 2}
   shutil.rmtree(workdir / FOLDER / "2" / "state")
   assert checkpoint.read_meta(workdir) == {"told": 2}
@@ -161,7 +161,7 @@ def test_what_the_last_checkpoint_says_is_read_without_its_arrays(workdir):
   assert checkpoint.read_meta(workdir) == {}
 
 
-def test_where_nothing_was_saved_nothing_is_said_or_made(tmp_path):
+def test_restoring_where_nothing_was_saved_makes_no_files(tmp_path):
   assert checkpoint.read_meta(tmp_path) == {}
   checkpoints = Checkpoints(tmp_path, keep=2)
   checkpoints.restore(state(0))
@@ -178,7 +178,7 @@ def test_a_run_without_checkpoints_says_to_wait(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_in_a_bucket_a_checkpoint_counts_once_it_is_marked_as_finished(bucket):
+def test_in_a_bucket_a_checkpoint_counts_once_it_is_marked_finished(bucket):
   step = bucket / FOLDER / "3"
   (step / "meta").mkdir(parents=True)
   (step / "meta" / "metadata").write_text("{}")

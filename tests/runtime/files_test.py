@@ -37,7 +37,7 @@ def test_a_file_is_written_with_its_folders_and_replaced(folder):
   assert names(path.parent) == ["b.txt"]
 
 
-def test_of_an_error_half_way_nothing_is_seen(folder):
+def test_an_error_half_way_leaves_no_trace(folder):
   files.write_text(folder / "old", "old")
   for name in ("old", "new"):
     with pytest.raises(KeyError), files.replacing(folder / name) as file:
@@ -47,7 +47,7 @@ def test_of_an_error_half_way_nothing_is_seen(folder):
   assert (folder / "old").read_text() == "old"
 
 
-def test_a_folder_is_copied_with_all_below_it(folder, tmp_path):
+def test_a_folder_is_copied_with_its_subfolders(folder, tmp_path):
   source = tmp_path / "source"
   files.write_text(source / "a" / "b", "1")
   files.write_text(source / "c", "2")
@@ -56,7 +56,7 @@ def test_a_folder_is_copied_with_all_below_it(folder, tmp_path):
   assert (folder / "a" / "b").read_bytes() == b"1"
 
 
-def test_paths_on_disks_stay_what_they_are():
+def test_paths_on_disks_stay_the_same():
   assert files.as_path("runs/gc") == pathlib.Path("runs/gc")
   assert type(files.as_path("runs/gc")) is type(pathlib.Path())
   assert not files.is_in_bucket("runs/gs:")
@@ -87,7 +87,7 @@ def test_a_home_folder_is_what_a_shell_makes_of_it(home):
     assert files.as_path(str(files.as_path(written))) == meant, written
 
 
-def test_a_folder_that_is_called_so_can_be_meant(home):
+def test_a_folder_named_tilde_can_be_written_out(home):
   meant = home.parent / "~" / "runs"
   path = files.as_path("./~/runs")
   files.write_text(path / "a", "here")
@@ -97,7 +97,7 @@ def test_a_folder_that_is_called_so_can_be_meant(home):
   assert files.as_path(pathlib.Path("~/runs")) == pathlib.Path("~/runs")
 
 
-def test_the_home_of_nobody_is_told(home, monkeypatch):
+def test_an_unknown_home_folder_is_refused(home, monkeypatch):
   with pytest.raises(
     ValueError, match=r"'~nobody-at-all/x' begins with a home"
   ):
@@ -108,7 +108,7 @@ def test_the_home_of_nobody_is_told(home, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"runs/\xff/a", b"\x80.png"])
-def test_a_name_that_is_no_utf8_is_told(name):
+def test_a_name_that_is_no_utf8_is_refused(name):
   with pytest.raises(ValueError, match=r"must be UTF-8.*\\udc.*Rename it"):
     files.as_path(os.fsdecode(name))
 
@@ -122,7 +122,7 @@ def test_a_path_in_a_bucket_survives_being_joined(bucket):
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/run", "http://a/b", "gs://"])
-def test_other_places_are_refused(path):
+def test_other_kinds_of_storage_are_refused(path):
   with pytest.raises(ValueError, match="on a disk or in a bucket, gs://BUCKET"):
     files.as_path(path)
 
@@ -153,7 +153,7 @@ def whoever_holds(folder):
   return str(refused.value)
 
 
-def test_a_folder_is_held_by_one_and_the_other_is_told_by_whom(tmp_path):
+def test_a_folder_is_held_by_one_process_and_the_other_is_told_which(tmp_path):
   files.write_text(tmp_path / "a", "as it was")
   with files.held(tmp_path, "--workdir"):
     text = whoever_holds(tmp_path)
@@ -182,7 +182,7 @@ with files.held(pathlib.Path(sys.argv[1]), "--workdir"):
 """
 
 
-def test_who_was_killed_holds_nothing(tmp_path):
+def test_a_killed_process_holds_nothing(tmp_path):
   process = subprocess.Popen(
     [sys.executable, "-c", HOLDER, str(tmp_path)],
     stdout=subprocess.PIPE,
@@ -201,14 +201,14 @@ def test_who_was_killed_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe garbage", b"process"])
-def test_whatever_the_file_says_it_is_the_lock_that_counts(tmp_path, content):
+def test_the_lock_counts_and_not_the_text_in_its_file(tmp_path, content):
   (tmp_path / files.LOCK).write_bytes(content)
   with files.held(tmp_path, "--workdir"):
     (tmp_path / files.LOCK).write_bytes(content)
     assert "is being written to by" in whoever_holds(tmp_path)
 
 
-def test_where_nothing_can_be_locked_a_line_warns(
+def test_a_file_system_without_locks_gets_a_warning(
   tmp_path, monkeypatch, caplog
 ):
   def no_locks(*_):
@@ -226,7 +226,7 @@ def test_a_bucket_is_not_guarded(bucket):
     assert not bucket.exists()
 
 
-def test_who_waited_for_a_file_that_is_gone_locks_the_one_that_others_see(
+def test_a_waiting_process_locks_the_new_file_after_the_old_one_is_removed(
   tmp_path,
 ):
   lock, events = tmp_path / "lock", []
@@ -248,7 +248,7 @@ def test_who_waited_for_a_file_that_is_gone_locks_the_one_that_others_see(
   assert not lock.exists()
 
 
-def test_who_waits_is_told_for_whom_and_may_refuse(tmp_path):
+def test_a_waiting_process_is_told_the_holder_and_may_refuse(tmp_path):
   lock, told = tmp_path / "lock", []
 
   def refuse(holder):

@@ -22,7 +22,7 @@ def numbered(count, loaded, error=None):
     raise error
 
 
-def test_batches_arrive_whole_in_order_and_divided_over_the_devices():
+def test_batches_arrive_in_order_and_divided_over_the_devices():
   mesh = parallel.make_mesh()
   batches = list(
     parallel.to_devices_ahead(numbered(5, threading.Semaphore(0)), mesh)
@@ -31,7 +31,7 @@ def test_batches_arrive_whole_in_order_and_divided_over_the_devices():
   assert len(batches[0]["image"].sharding.device_set) == 4
 
 
-def test_the_next_batch_is_loaded_while_one_is_used_and_no_more():
+def test_only_the_next_batch_is_loaded_while_one_is_used():
   loaded = threading.Semaphore(0)
   ahead = parallel.to_devices_ahead(numbered(9, loaded), parallel.make_mesh())
   with contextlib.closing(ahead):
@@ -96,7 +96,7 @@ def test_a_process_takes_its_place_from_the_environment(joined, monkeypatch):
   }
 
 
-def test_without_it_jax_looks_for_the_others_itself(joined):
+def test_without_an_environment_jax_finds_the_processes_itself(joined):
   parallel.initialize(multihost=True)
   assert set(joined) == {"heartbeat_timeout_seconds"}
 
@@ -104,11 +104,7 @@ def test_without_it_jax_looks_for_the_others_itself(joined):
 @pytest.mark.parametrize(
   ("name", "value", "message"),
   [
-    (
-      "JAX_PROCESS_ID",
-      "",
-      "all three.*JAX_PROCESS_ID is missing, and",
-    ),
+    ("JAX_PROCESS_ID", "", "all three.*JAX_PROCESS_ID is missing, and"),
     ("JAX_NUM_PROCESSES", "", "JAX_NUM_PROCESSES is missing.*Set the rest"),
     ("JAX_COORDINATOR_ADDRESS", "", "JAX_COORDINATOR_ADDRESS is missing"),
     ("JAX_COORDINATOR_ADDRESS", "host", "='host' must be HOST:PORT"),
@@ -118,9 +114,7 @@ def test_without_it_jax_looks_for_the_others_itself(joined):
     ("JAX_PROCESS_ID", "-1", "Correct them"),
   ],
 )
-def test_a_place_that_is_none_is_told(
-  joined, monkeypatch, name, value, message
-):
+def test_a_wrong_place_is_refused(joined, monkeypatch, name, value, message):
   for given, right in PLACE.items():
     monkeypatch.setenv(given, right)
   monkeypatch.setenv(name, value)
@@ -129,7 +123,7 @@ def test_a_place_that_is_none_is_told(
   assert not joined
 
 
-def test_a_machine_on_which_jax_finds_no_others_is_told(joined, monkeypatch):
+def test_a_machine_where_jax_finds_no_processes_is_refused(joined, monkeypatch):
   def initialize(**_):
     raise ValueError("coordinator_address should be defined.")
 
@@ -149,7 +143,7 @@ STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 @pytest.mark.parametrize("number", STATUSES)
-def test_between_steps_a_signal_waits_to_be_asked_for(alone, number):
+def test_between_steps_a_signal_waits_until_training_asks(alone, number):
   with parallel.stop_awaited():
     assert parallel.stop_requested(1) is None
     alone(number)
@@ -171,7 +165,7 @@ def test_before_and_after_training_a_signal_ends_at_once(alone, number):
   assert parallel.stop_requested().code == STATUSES[number]
 
 
-def test_ctrl_c_that_is_meant_for_others_stays_so(handlers):
+def test_an_ignored_ctrl_c_stays_ignored(handlers):
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parallel.initialize(multihost=False)
   assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
@@ -185,7 +179,7 @@ def test_a_library_leaves_signals_alone(handlers):
 
 
 @pytest.mark.parametrize(("number", "status"), STATUSES.items())
-def test_ctrl_c_of_one_process_is_what_all_of_them_listen_to(
+def test_ctrl_c_of_one_process_reaches_all_of_them(
   joined, monkeypatch, number, status
 ):
   """Jax tells all of SIGTERM; only who was interrupted says so as it ends."""
@@ -207,8 +201,8 @@ def test_ctrl_c_of_one_process_is_what_all_of_them_listen_to(
     raise stopped  # Python's own way out: the others know of it
 
 
-def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
-  """Else the one that processes agree on could be left out by one of them."""
+def test_the_steps_that_processes_ask_about_have_no_gaps(handlers, monkeypatch):
+  """The processes may have agreed to stop at any of them."""
   asked = []
 
   def reached(number):
@@ -219,12 +213,9 @@ def test_training_and_what_follows_it_are_numbered_without_gaps(monkeypatch):
   monkeypatch.setattr(
     parallel.multihost_utils, "reached_preemption_sync_point", reached
   )
-  stop = parallel._Stop()
-  assert stop.requested(3) is None
-  assert not stop.requested(4)
-  assert stop.requested(7)
-  assert stop.requested(None)
-  assert stop.requested(None)
+  steps = (3, 4, 7, None, None)
+  stops = [bool(parallel.stop_requested(step)) for step in steps]
+  assert stops == [False, False, True, True, True]
   assert asked == list(range(1, 10))
 
 
@@ -239,6 +230,22 @@ def test_processes_of_one_machine_are_counted(monkeypatch):
   assert parallel.processes_here() == 2
 
 
-def test_an_error_of_a_process_alone_takes_pythons_way_out():
-  with pytest.raises(KeyError), parallel.ending_together():
-    raise KeyError("as it is")
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [(KeyError("why"), 1), (SystemExit(2), 2), (SystemExit("why"), 1)],
+)
+def test_an_error_of_one_of_several_processes_ends_it_at_once(
+  error, status, monkeypatch, capsys
+):
+  ended = []
+  monkeypatch.setattr(parallel, "_LAST_WORDS_SECS", 0)
+  monkeypatch.setattr(parallel.os, "_exit", ended.append)
+  with pytest.raises(type(error)), parallel.ending_together():
+    raise error  # alone, it takes Python's way out
+  monkeypatch.setattr(parallel.jax.distributed, "is_initialized", lambda: True)
+  with parallel.ending_together():
+    raise error
+  assert ended == [status]
+  said = capsys.readouterr().err
+  assert "Process 1 of 1 ends with this error" in said
+  assert ("why" in said) == (status == 1)
