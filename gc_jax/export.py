@@ -145,7 +145,6 @@ def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
   config = ConfigDict(config)
   dataset = data.load(config.data, config.data.eval_split)
   square = Square(
-    dataset,
     Reader(dataset, config.data.on_error),
     config.data.image_size,
     config.data.eval_resize_px,

@@ -59,7 +59,7 @@ class Entry(NamedTuple):
 
 
 def _reader(module: str, *fields: str, **settings):
-  """Returns the `load` of a module in `sets`, imported when it is called.
+  """Returns a call of `load` in a module of `sets`, imported only then.
 
   Args:
     module: its name.

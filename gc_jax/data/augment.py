@@ -66,15 +66,7 @@ class View:
   def show(
     self, header: decode.Header, out: UInt8[np.ndarray, "S S 3"]
   ) -> None:
-    """Writes the picture.
-
-    Args:
-      header: of the picture.
-      out: contiguous, of side `size`.
-
-    Raises:
-      DecodeError: if the picture cannot be read.
-    """
+    """Writes the picture into `out`, contiguous and of side `size`."""
     if self.box is None:
       image = geometry.picture(header, self.size)
       out[...] = self._shifted(np.asarray(image))
@@ -87,8 +79,7 @@ class View:
   def of_mask(self, mask: PIL.Image.Image) -> Bool[np.ndarray, "S S"]:
     """Returns the pixels of an object where the shown picture has them.
 
-    Args:
-      mask: upright, of the size of the picture, mode L.
+    The mask is upright, of the size of the picture, mode L.
     """
     if self.box is None:
       mask = geometry.resize_and_crop(mask, self.size, self.size)
@@ -129,31 +120,16 @@ class Augmentation:
   crop_padding_px: int = 0
   flip: bool = False
 
-  def __post_init__(self):
-    if self.crop not in ("center", "random_resized"):
-      raise ValueError(
-        f"crop={self.crop!r} must be 'center' or 'random_resized'"
-      )
-
   def __call__(
     self,
     encoded: bytes,
     generator: np.random.Generator,
     out: UInt8[np.ndarray, "S S 3"],
   ) -> View:
-    """Writes the picture, a function of its bytes and the generator.
+    """Writes the picture into its place in the batch; returns what is shown.
 
-    Args:
-      encoded: any picture.
-      generator: of the random numbers.
-      out: contiguous, of side `image_size`: its place in the batch. (Stacking
-        pictures afterwards took a twelfth of the time.)
-
-    Returns:
-      What is shown of it.
-
-    Raises:
-      DecodeError: if the picture cannot be read.
+    It is a function of the bytes and the generator. (Stacking pictures
+    afterwards took a twelfth of the time.)
     """
     header = decode.read_header(encoded)
     view = self._draw(header.size, generator)

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-POLICIES = ("raise", "skip")  # of --config.data.on_error
-
 _MOST_LOOKED_AT = 10_000
 
 _T = TypeVar("_T")
@@ -115,11 +113,11 @@ def _is_located(source: Any, index: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """Reads records of a split, under one policy. Pickled to workers.
+  """Reads records of a split; broken ones it may skip. Pickled to workers.
 
   Attributes:
     dataset: the split.
-    on_error: a name of `POLICIES`.
+    on_error: "raise" or "skip", as `--config.data.on_error`.
   """
 
   dataset: Dataset
@@ -131,7 +129,7 @@ class Reader:
     """Returns what `decode` makes of a record; None if it is skipped.
 
     Raises:
-      DecodeError: the policy is "raise", and the record cannot be read.
+      DecodeError: the record cannot be read, and `on_error` is "raise".
     """
     name = ""
     try:

@@ -140,7 +140,8 @@ def read_header(encoded: bytes) -> Header:
   """Returns size, orientation and kind, without decoding.
 
   Raises:
-    DecodeError: if this is no picture, or one of more than `MAX_PIXELS`.
+    DecodeError: if this is no picture, or one of more than `MAX_PIXELS`. All
+      that decode it raise the same if it is truncated or otherwise broken.
   """
   if not encoded:
     raise DecodeError("it is empty (0 bytes)")
@@ -217,11 +218,7 @@ def _no_picture(encoded: bytes) -> str:
 
 
 def whole(header: Header) -> PIL.Image.Image:
-  """Returns the decoded picture, upright RGB.
-
-  Raises:
-    DecodeError: if it is truncated or otherwise broken.
-  """
+  """Returns the decoded picture, upright RGB."""
   return _upright(header, None)
 
 
@@ -234,9 +231,6 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
   Args:
     header: from `read_header`.
     size: (width, height), upright.
-
-  Raises:
-    DecodeError: if it is truncated or otherwise broken.
   """
   share = max(
     EXACT_REDUCTION * side / own
@@ -255,11 +249,7 @@ def _upright(header: Header, share: float | None) -> PIL.Image.Image:
 
 
 def stored(header: Header) -> PIL.Image.Image:
-  """Returns the decoded picture in its stored mode and frame.
-
-  Raises:
-    DecodeError: if it is truncated or otherwise broken.
-  """
+  """Returns the decoded picture in its stored mode and frame."""
   with pixels.broken_told():
     return _stored(header)
 
@@ -291,9 +281,6 @@ def crop(
     header: from `read_header`.
     box: (left, top, width, height) of the part, in pixels, upright.
     out: the square, contiguous.
-
-  Raises:
-    DecodeError: if it is truncated or otherwise broken.
   """
   left, top, width, height = box
   is_exact = width == height == len(out)

@@ -10,10 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
-
-SOURCES = ("batch", "dataset")  # of --config.compose.distractors
-LAWS = ("category", "picture")  # of --config.compose.distractor_draw
+from jaxtyping import Int
 
 _REJECTIONS = 20
 
@@ -40,19 +37,14 @@ class ClassIndex:
     self._starts = np.searchsorted(self._pairs, starts)
     self._present = np.flatnonzero(np.diff(self._starts))
 
-  def examples_of(self, category: int) -> Int[np.ndarray, "n"]:
-    """Returns the examples that hold a class, ascending."""
-    begin, end = self._starts[category], self._starts[category + 1]
-    return self._pairs[begin:end] % self._num_examples
-
-  def holds(
-    self, examples: Int[np.ndarray, "n"], category: int
-  ) -> Bool[np.ndarray, "n"]:
-    """Returns which of the examples hold a class."""
-    wanted = category * self._num_examples + np.asarray(examples)
-    at = np.searchsorted(self._pairs, wanted)
+  def _without(
+    self, target: int, examples: Int[np.ndarray, "n"]
+  ) -> Int[np.ndarray, "_"]:
+    """Returns those of the examples that do not hold a class."""
+    looked_up = target * self._num_examples + examples
+    at = np.searchsorted(self._pairs, looked_up)
     at = np.minimum(at, len(self._pairs) - 1)
-    return self._pairs[at] == wanted
+    return examples[self._pairs[at] != looked_up]
 
   def draw(
     self,
@@ -61,7 +53,7 @@ class ClassIndex:
     law: str = "category",
     drawn: Collection[int] = (),
   ) -> int | None:
-    """Draws an example without a class.
+    """Draws an example without a class; None if there is no such example.
 
     Args:
       target: the class.
@@ -70,18 +62,15 @@ class ClassIndex:
         an example, then one of its examples; "picture" draws uniformly among
         all such examples, those without any label too.
       drawn: examples drawn before; "picture" takes another while there is one.
-
-    Returns:
-      None if there is no such example.
     """
     if law == "category":
       return self._draw_by_category(target, generator)
     among = generator.integers(0, self._num_examples, _REJECTIONS)
-    good = among[~self.holds(among, target)]
+    good = self._without(target, among)
     others = good[~np.isin(good, list(drawn))]
     if not len(others):
       among = generator.permutation(self._num_examples)
-      good = among[~self.holds(among, target)]
+      good = self._without(target, among)
       others = good[~np.isin(good, list(drawn))]
     good = others if len(others) else good
     return int(good[0]) if len(good) else None
@@ -95,11 +84,10 @@ class ClassIndex:
       begin, end = self._starts[category], self._starts[category + 1]
       # Most tries succeed; looking at all of a class takes long.
       tries = self._pairs[generator.integers(begin, end, _REJECTIONS)]
-      tries = tries % self._num_examples
-      good = tries[~self.holds(tries, target)]
+      good = self._without(target, tries % self._num_examples)
       if not len(good):
-        good = self.examples_of(category)
-        good = good[~self.holds(good, target)]
+        every = self._pairs[begin:end] % self._num_examples
+        good = self._without(target, every)
         generator.shuffle(good)
       if len(good):
         return int(good[0])

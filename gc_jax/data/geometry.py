@@ -60,15 +60,7 @@ def decode_object_masks(
 ) -> list[tuple[int, Bool[np.ndarray, "S S"]]]:
   """Returns (class, pixels) of objects, fitted as `decode_image` does.
 
-  Args:
-    record: of a `Dataset`.
-    image_size: see `decode_image`.
-    resize_px: see `decode_image`.
-    squash: see `decode_image`.
-    only: the class whose objects are decoded; None = all.
-
-  Raises:
-    DecodeError: if a mask cannot be read.
+  Those of the class `only` are decoded; None = all. Raises as `object_masks`.
   """
   header = decode.read_header(record["image"])
   found = []
@@ -155,13 +147,9 @@ def object_masks(
 ) -> list[tuple[int, PIL.Image.Image]]:
   """Returns (class, mask) of each object of a record, upright: 0 and 255.
 
-  An object without a mask is its filled box: the pixels that a box of whole
-  pixels was normalised from, so that VOC's inclusive corners are exact.
-
-  Args:
-    record: of a `Dataset`.
-    header: of its picture.
-    only: the class whose objects are decoded; None = all.
+  Those of the class `only` are decoded; None = all. An object without a mask is
+  its filled box: the pixels that a box of whole pixels was normalised from, so
+  that VOC's inclusive corners are exact.
 
   Raises:
     DecodeError: if a mask cannot be read, or does not fit the picture.
@@ -198,10 +186,6 @@ def stored_mask(
 
   A mask with an orientation of its own is put upright by it, and is then in
   the frame of the upright picture.
-
-  Args:
-    mask: of one object, see `pixels`.
-    picture: the one it belongs to.
 
   Raises:
     DecodeError: if the mask cannot be read, shows more than one object, or
@@ -255,7 +239,7 @@ def on_grid(
 
   Args:
     object_mask: pixels of the object.
-    dilated: the same, dilated by the tolerance: from `dilate`.
+    dilated: the same, from `dilate`.
     grid: (h, w) of the maps.
   """
   height, width = object_mask.shape

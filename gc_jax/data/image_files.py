@@ -14,12 +14,11 @@ _MAX_PIXELS = 64_000_000  # of a picture as a model gets it
 
 
 def find(names: Iterable[str | os.PathLike]) -> list[Path]:
-  """Returns the pictures meant by some files and folders, each once.
+  """Returns the pictures that files and folders stand for, each once.
 
   Args:
-    names: a file, whatever it is called; or a folder, which stands for the
-      pictures directly in it, sorted (by `decode.SUFFIXES`; none that is
-      hidden).
+    names: a file with any name; or a folder, which stands for the pictures
+      directly in it, sorted: not hidden, with one of `decode.SUFFIXES`.
 
   Raises:
     ValueError: a name does not exist or is no UTF-8, or a folder has no
@@ -47,7 +46,7 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
           "has none directly in it. Name the folder of the pictures themselves."
         )
     for file in paths:
-      # What is written of it is called after it.
+      # Results are named after it.
       found.setdefault(file.resolve(), files.as_path(file))
   return list(found.values())
 
@@ -55,11 +54,7 @@ def find(names: Iterable[str | os.PathLike]) -> list[Path]:
 def read(
   path: Path, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Decodes a picture, as evaluation does: upright RGB, see `decode`.
-
-  Args:
-    path: of the file.
-    size: (height, width) to scale it to; None = its own.
+  """Decodes a picture as evaluation does, to (height, width) or its own size.
 
   Raises:
     ValueError: it cannot be decoded to the end; names the file.
@@ -81,18 +76,17 @@ def model_sizes(
 ) -> tuple[list[tuple[int, int]], int]:
   """Returns the size at which a model gets each picture, keeping its aspect.
 
-  For each size a program is compiled. Where exact ones would be too many,
-  sides are rounded to a common multiple: of an eighth of the shorter side, by
-  which the aspect changes by at most 1/16; or of 32 pixels at own sizes.
+  A program is compiled for each size. If there were too many, sides are rounded
+  to multiples of an eighth of the shorter side, which changes the aspect by at
+  most 1/16; or of 32 pixels at own sizes.
 
   Args:
     sizes: (height, width) of each picture.
     shorter_px: pixels of the shorter side; 0 = own sizes.
-    max_shapes: round only where there would be more than this.
+    max_shapes: round only if there are more than this.
 
   Returns:
-    (height, width) of each, and the multiple they were rounded to: 1 for not
-    at all.
+    (height, width) of each, and the multiple they were rounded to; 1 = none.
 
   Raises:
     ValueError: a picture is so long that it would not fit into memory.

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from gc_jax.data import decode, geometry, pipeline
-from gc_jax.data.dataset import Dataset, Reader
+from gc_jax.data.dataset import Reader
 from gc_jax.data.distractors import ClassIndex
 from gc_jax.data.geometry import Grid
 from gc_jax.method.types import PairBatch
@@ -63,24 +63,12 @@ def all_pairs(labels: Sequence[Any]) -> Pairs:
 
 
 def frame_sizes(
-  dataset: Dataset,
   reader: Reader,
   indices: Sequence[int] | np.ndarray,
   shorter_side_px: int,
   round_px: int,
 ) -> Int[np.ndarray, "N 2"]:
-  """Returns (height, width) of pictures as a model gets them whole.
-
-  Args:
-    dataset: the split.
-    reader: of it.
-    indices: of the pictures.
-    shorter_side_px: see `geometry.frame_size`.
-    round_px: see `geometry.frame_size`.
-
-  Returns:
-    The sizes; 0 for pictures that are skipped.
-  """
+  """Returns (height, width) of pictures as `Frame` makes them; 0 if skipped."""
 
   def size(index):
     found = reader.read(
@@ -110,11 +98,10 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-  """Pictures fitted to a square, annotations alike: the protocol "paper".
+  """Makes rows by the protocol "paper": pictures and annotations as squares.
 
   Attributes:
-    dataset: the split.
-    reader: of it.
+    reader: of the split.
     image_size: side of the square, in pixels.
     resize_px: see `geometry.decode_image`.
     squash: see `geometry.decode_image`.
@@ -123,7 +110,6 @@ class Square:
     with_objects: whether rows have `object_mask` and boxes.
   """
 
-  dataset: Dataset
   reader: Reader
   image_size: int
   resize_px: int = 0
@@ -145,31 +131,24 @@ class Square:
       image = geometry.decode_image(record["image"], *self._how)
       masks = []
       if target >= 0 and (self.grids or self.with_objects):
-        masks = geometry.decode_object_masks(record, *self._how, only=target)
-      return record["labels"], image, [mask for _, mask in masks]
+        found = geometry.decode_object_masks(record, *self._how, only=target)
+        masks = [mask for _, mask in found]
+      object_mask = np.zeros(image.shape[:2], bool)
+      for mask in masks:
+        object_mask |= mask
+      entries = _entries(self, record["labels"], image, object_mask)
+      if not self.with_objects:
+        return Row(entries)
+      boxes = [_box(mask) for mask in masks if mask.any()]
+      entries["object_mask"] = object_mask
+      return Row(entries, np.array(boxes, np.int64).reshape(-1, 4))
 
-    found = self.reader.read(index, read)
-    if found is None:
-      return None
-    labels, image, masks = found
-    object_mask = np.zeros(image.shape[:2], bool)
-    for mask in masks:
-      object_mask |= mask
-    entries = {
-      "image": image,
-      **self.dataset.encode_labels(labels),
-      **_annotated(object_mask, self.tolerance_px, self.grids),
-    }
-    if not self.with_objects:
-      return Row(entries)
-    boxes = [_box(mask) for mask in masks if mask.any()]
-    entries["object_mask"] = object_mask
-    return Row(entries, np.array(boxes, np.int64).reshape(-1, 4))
+    return self.reader.read(index, read)
 
   def blank(self) -> dict[str, Any]:
     """Returns entries of the same shapes for a row that does not count."""
     shape = self.image_size, self.image_size
-    blank = _blank(self.dataset, shape, self.grids)
+    blank = _blank(self, shape)
     if self.with_objects:
       blank["object_mask"] = np.zeros(shape, bool)
     return blank
@@ -181,13 +160,15 @@ class Square:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """Pictures whole, annotations as they are: the protocol "release".
+  """Makes rows by the protocol "release": pictures whole.
 
-  All pictures of one `Frame` have the same size when the model gets them.
+  Annotations keep their own pixels. All pictures of one `Frame` have the same
+  size when the model gets them. A pair is difficult if all objects of its class
+  are marked so: the pointing games then leave it out, the content heatmap does
+  not.
 
   Attributes:
-    dataset: the split.
-    reader: of it.
+    reader: of the split.
     size: (height, width) of the images.
     shorter_side_px: see `geometry.frame_size`.
     round_px: see `geometry.frame_size`.
@@ -195,7 +176,6 @@ class Frame:
     grids: of the maps that are measured against the annotation.
   """
 
-  dataset: Dataset
   reader: Reader
   size: tuple[int, int]
   shorter_side_px: int
@@ -204,43 +184,31 @@ class Frame:
   grids: tuple[Grid, ...]
 
   def row(self, index: int, target: int) -> Row | None:
-    """Returns a pair; None if its picture is skipped.
-
-    It is difficult if all objects of the class are marked so: the pointing
-    games then leave it out, the content heatmap does not.
-    """
+    """Returns a pair; None if its picture is skipped."""
 
     def read(record):
       header = decode.read_header(record["image"])
       size = geometry.frame_size(
         header.size, self.shorter_side_px, self.round_px
       )
-      width, height = header.size
-      object_mask = np.zeros((height, width), bool)
+      object_mask = np.zeros(header.size[::-1], bool)
       for _, mask in geometry.object_masks(record, header, only=target):
         object_mask |= np.asarray(mask) > 127
       image = np.asarray(decode.scaled(header, size))
-      return record["labels"], _is_difficult(record, target), image, object_mask
+      entries = _entries(self, record["labels"], image, object_mask)
+      difficult = np.float32(_is_difficult(record, target))
+      return Row(entries | {"difficult": difficult})
 
-    found = self.reader.read(index, read)
-    if found is None:
-      return None
-    labels, difficult, image, object_mask = found
-    entries = {
-      "image": image,
-      **self.dataset.encode_labels(labels),
-      **_annotated(object_mask, self.tolerance_px, self.grids),
-    }
-    return Row(entries | {"difficult": np.float32(difficult)})
+    return self.reader.read(index, read)
 
   def blank(self) -> dict[str, Any]:
     """Returns entries of the same shapes for a row that does not count."""
-    return _blank(self.dataset, self.size, self.grids)
+    return _blank(self, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Composite:
-  """Composites of a pair's picture and three without its class.
+  """Makes composites of a pair's picture and three without its class.
 
   Distractors and the picture's cell follow from the pair: three categories are
   drawn with replacement, and a picture of each, for every data set: the release
@@ -288,16 +256,26 @@ class Composite:
 Maker = Square | Frame | Composite  # makes the rows of a batch
 
 
-def _annotated(object_mask, tolerance_px, grids) -> dict[str, Any]:
-  dilated = geometry.dilate(object_mask, tolerance_px) if grids else None
+def _entries(maker: Square | Frame, labels, image, object_mask):
+  dilated = None
+  if maker.grids:
+    dilated = geometry.dilate(object_mask, maker.tolerance_px)
   return {
+    "image": image,
+    **maker.reader.dataset.encode_labels(labels),
     "annotated": np.float32(object_mask.any()),
     "difficult": np.float32(0),
     "annotations": {
       geometry.grid_name(grid): geometry.on_grid(object_mask, dilated, grid)
-      for grid in grids
+      for grid in maker.grids
     },
   }
+
+
+def _blank(maker: Square | Frame, shape: tuple[int, int]) -> dict[str, Any]:
+  labels = [] if maker.reader.dataset.multi_label else [0]
+  image = np.zeros((*shape, 3), np.uint8)
+  return _entries(maker, labels, image, np.zeros(shape, bool))
 
 
 def _is_difficult(record: Mapping[str, Any], target: int) -> bool:
@@ -306,16 +284,6 @@ def _is_difficult(record: Mapping[str, Any], target: int) -> bool:
     return False
   own = np.asarray(objects["label"]) == target
   return bool(own.any() and np.asarray(objects["difficult"])[own].all())
-
-
-def _blank(dataset, shape, grids) -> dict[str, Any]:
-  no_object = np.zeros(shape, bool)
-  labels = [] if dataset.multi_label else [0]
-  return {
-    "image": np.zeros((*shape, 3), np.uint8),
-    **dataset.encode_labels(labels),
-    **_annotated(no_object, 1.0, grids),
-  }
 
 
 def _box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:

@@ -21,7 +21,6 @@ from gc_jax.data.augment import Augmentation, View
 from gc_jax.data.dataset import Dataset, DecodeError, Reader
 from gc_jax.data.distractors import ClassIndex, draw_target
 from gc_jax.method.types import Batch
-from gc_jax.runtime.messages import unknown_name_message
 
 NUM_DISTRACTORS = 3
 
@@ -61,27 +60,8 @@ EXTRAS = {
 def extra_shapes(
   bring: Collection[str], side: int
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
-  """Returns entry -> (shape, dtype) of what `bring` adds to one example.
-
-  Args:
-    bring: names of `EXTRAS`.
-    side: of the pictures, in pixels.
-  """
+  """Returns entry -> (shape, dtype) of what `bring` adds to one example."""
   return {k: v for name in bring for k, v in EXTRAS[name](side).items()}
-
-
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-  """Returns how many whole batches an epoch has.
-
-  Raises:
-    ValueError: if it has none.
-  """
-  if not 1 <= batch_size <= num_examples:
-    raise ValueError(
-      f"--config.batch_size={batch_size} must be at most the {num_examples:,} "
-      "examples of the training split, and at least 1."
-    )
-  return num_examples // batch_size
 
 
 def train_batches(
@@ -113,56 +93,40 @@ def train_batches(
     dataset: the split to train on.
     seed: order, augmentation and distractors follow from it.
     start_step: number of the first batch; starting there equals skipping.
-    batch_size: images of all processes.
+    batch_size: images of all processes; divisible by their number.
     image_size: side of the images, in pixels.
     crop: see `Augmentation`.
     crop_padding_px: see `Augmentation`.
     flip: see `Augmentation`.
     on_error: at a record that cannot be read, "raise"; or "skip": another takes
       its place and the batch counts it.
-    bring: names of `EXTRAS`; nothing else of them is read. "distractors": three
-      for every image, from the whole split; "object_mask": the pixels of the
-      explained class.
-    target_draw: how either draws the explained class of an image that shows
-      several: "category" or "instance".
-    distractor_draw: how distractors are drawn, see `ClassIndex.draw`.
-    num_workers: processes that decode; 0 = threads of this one, which also do
-      it where shared memory is too small for the processes. They are spawned,
-      so a script needs `if __name__ == "__main__"`.
+    bring: names of `EXTRAS`: "distractors", three for every image, from the
+      whole split; "object_mask", the pixels of the explained class.
+    target_draw: see `draw_target`, for either.
+    distractor_draw: see `ClassIndex.draw`.
+    num_workers: processes that decode; 0, or too little shared memory for them
+      = threads of this one. They are spawned, so a script needs
+      `if __name__ == "__main__"`.
     process_index: which share.
     process_count: of how many.
     processes_here: how many of them share this machine's memory.
 
   Raises:
-    ValueError: if the batch cannot be shared evenly, or a number is negative.
     DecodeError: later, where `on_error` is "raise": names the picture.
   """
-  local_batch_size = _local_batch_size(batch_size, process_index, process_count)
-  if min(seed, start_step, crop_padding_px, num_workers) < 0:
-    raise ValueError(
-      f"--config.seed={seed}, start_step={start_step}, "
-      f"--config.data.crop_padding_px={crop_padding_px} and "
-      f"--config.data.num_workers={num_workers} must be at least 0."
-    )
-  for name in bring:
-    if name not in EXTRAS:
-      raise ValueError(unknown_name_message("bring", name, EXTRAS))
-  if not len(dataset.source):
-    raise ValueError(f"{dataset.name} must have examples to train on; it has 0")
   class_index = None
   if "distractors" in bring:
     class_index = ClassIndex(dataset.all_labels(), len(dataset.class_names))
   make_example = _MakeExample(
-    dataset=dataset,
-    reader=Reader(dataset, on_error),
-    augment=Augmentation(image_size, crop, crop_padding_px, flip),
-    seed=seed,
-    class_index=class_index,
-    bring=tuple(bring),
-    target_draw=target_draw,
-    distractor_draw=distractor_draw,
+    Reader(dataset, on_error),
+    Augmentation(image_size, crop, crop_padding_px, flip),
+    seed,
+    tuple(bring),
+    class_index,
+    target_draw,
+    distractor_draw,
   )
-  make_batch = _MakeBatch(make_example, local_batch_size)
+  make_batch = _MakeBatch(make_example, batch_size // process_count)
   # Shares are consecutive, so that joining them gives the global batch.
   batches = grain.MapDataset.range(
     start_step * process_count + process_index, _ENDLESS, process_count
@@ -185,22 +149,6 @@ def train_batches(
       batches.to_iter_dataset(_WORKER_READ_OPTIONS), num_workers
     )
   return iter(batches.to_iter_dataset(READ_OPTIONS))
-
-
-def _local_batch_size(
-  batch_size: int, process_index: int, process_count: int
-) -> int:
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"process_index={process_index} must be in 0..{process_count - 1}"
-    )
-  if batch_size < 1 or batch_size % process_count:
-    nearest = max(1, round(batch_size / process_count)) * process_count
-    raise ValueError(
-      f"batch_size={batch_size} must be divisible by {process_count} "
-      f"processes, and at least 1 each; use {nearest}."
-    )
-  return batch_size // process_count
 
 
 def shuffled(position: int, num_examples: int, seed: int) -> int:
@@ -228,38 +176,23 @@ class _MakeExample:
   """Position in the endless sequence -> the entries of a `Batch` for one image.
 
   A function of the position and the fields alone. Pickled to workers.
-
-  Attributes:
-    dataset: the split.
-    reader: reads its records.
-    augment: makes squares of its pictures.
-    seed: everything random follows from it and the position.
-    bring: names of `EXTRAS`.
-    class_index: of the split, to draw distractors from; None without them.
-    target_draw: see `draw_target`.
-    distractor_draw: see `ClassIndex.draw`.
   """
 
-  dataset: Dataset
   reader: Reader
   augment: Augmentation
   seed: int
   bring: tuple[str, ...]
-  class_index: ClassIndex | None
+  class_index: ClassIndex | None  # only to draw distractors from
   target_draw: str
   distractor_draw: str
 
   def __call__(
     self, position: int, out: UInt8[np.ndarray, "S S 3"]
   ) -> dict[str, np.ndarray]:
-    """Writes the image into `out`, its place in the batch.
-
-    Returns:
-      The other entries, of the same shapes for every example.
-    """
+    """Writes the image into its place in the batch; returns other entries."""
     labels, example, skipped = self._picture(position, out)
     example |= {
-      **self.dataset.encode_labels(labels),
+      **self.reader.dataset.encode_labels(labels),
       "mask": np.ones((), np.float32),
     }
     if "distractors" in self.bring:
@@ -299,7 +232,8 @@ class _MakeExample:
         "object_mask": _object_mask(record, view, target),
       }
 
-    num_examples = len(self.dataset.source)
+    dataset = self.reader.dataset
+    num_examples = len(dataset.source)
     index = shuffled(position, num_examples, self.seed)
     for skipped in range(_TRIES):
       found = self.reader.read(index, read)
@@ -308,7 +242,7 @@ class _MakeExample:
       replacement = self._generator(position, _REPLACEMENT, 0, skipped)
       index = int(replacement.integers(num_examples))
     raise DecodeError(
-      f"{_TRIES} pictures of {self.dataset.name}, drawn one after the other, "
+      f"{_TRIES} pictures of {dataset.name}, drawn one after the other, "
       "cannot be read; the log names them. Mend the data: there is not enough "
       "to skip on from."
     )
@@ -386,5 +320,6 @@ class _MakeBatch:
       math.prod(shape) * np.dtype(dtype).itemsize
       for shape, dtype in extra_shapes(make.bring, side).values()
     )
-    counts = len(make.dataset.class_names) * make.dataset.multi_label
+    dataset = make.reader.dataset
+    counts = len(dataset.class_names) * dataset.multi_label
     return self.local_batch_size * (3 * side**2 + extras + 4 * counts)

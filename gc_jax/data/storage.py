@@ -98,8 +98,7 @@ def prepare(
     make_builder: called again once the data is there, as a builder reads its
       splits from disk when it is made.
     download_config: of a builder that downloads.
-    show_progress: whether TFDS draws its own bars, on a terminal. Our builders
-      bring one that knows its total.
+    show_progress: whether TFDS draws its own bars, on a terminal.
 
   Raises:
     ValueError: if the TFDS directory cannot be written to.
@@ -126,9 +125,9 @@ def _claim(final: pathlib.Path, name: str) -> Iterator[bool]:
   Yields whether it is certain that no other process writes. Where it is not,
   two may prepare side by side, and the work of the second is thrown away.
   """
+  lock_path = final.parent / f".{final.name}.lock"
   try:
     final.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = final.parent / f".{final.name}.lock"
     lock_path.touch()
   except OSError as error:
     raise ValueError(
@@ -205,9 +204,7 @@ def prepare_shards(
 ) -> None:
   """Writes the data of a builder into `final`, unless it is there.
 
-  Args:
-    make_builder: reads archives; called only if something is to be written.
-    final: the folder, which gets this name when it is complete.
+  `make_builder` is called only if something is to be written.
 
   Raises:
     ValueError: if `final` cannot be written, or the archives are not sound.
@@ -224,11 +221,12 @@ def prepare_shards(
 
 
 def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
-  """Checks that a prepared folder was made from these archives.
+  """Checks that a prepared folder was made from the archives there are now.
 
   Args:
     final: the folder.
-    sources: name -> size of the archives that are there now; may be empty.
+    sources: name -> size in bytes of the archives; those that are gone are not
+      missed.
 
   Raises:
     ValueError: it was made from others.
@@ -391,7 +389,7 @@ def positions(
   """Returns the numbers, in its whole split, of the examples of a part.
 
   Args:
-    builder: knows how many examples its split has.
+    builder: of the prepared data.
     split: in the notation of TFDS, of one split: "train[99%:]+train[:10]".
 
   Raises:

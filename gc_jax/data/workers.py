@@ -1,8 +1,8 @@
 """Processes that make batches: whether there is room for them, and their end.
 
 Grain starts them, and they hand over arrays in shared memory. They end with
-this process however it ends, and signals to all of a command do not end them
-before it.
+this process, however it ends, and never before it: they ignore signals that are
+sent to all processes of a command.
 """
 
 import contextlib
@@ -20,16 +20,15 @@ from gc_jax.runtime import signals
 
 _SHARED_MEMORY = "/dev/shm"  # what Linux calls it
 
-# Of each worker: one that waits for its place in the queue, one in the queue;
-# in this process, one read ahead and one that waits to be. Counted, by how
-# full the memory gets while nobody asks for a batch.
+# Of each worker: one waiting for its place in the queue, one in the queue, one
+# read ahead in this process and one waiting for that. Measured, by how full the
+# memory gets while nobody asks for a batch.
 _BATCHES_OF_A_WORKER = 4
-# Copied here, and what is on its way to be removed.
-_BATCHES_HERE = 2
-# Each array of a batch, and each semaphore, fills whole pages.
+_BATCHES_HERE = 2  # one that is being copied, one that is being removed
+# Each array of a batch, and each semaphore, takes whole pages.
 _BATCH_PAGES_BYTES = 32_768
 _WORKER_BYTES = 200_000
-# Why a process may get a signal that nobody seems to have sent.
+# Why the system may end a process by a signal.
 _REASONS = {
   "SIGBUS": f"{_SHARED_MEMORY} is full, as others write there too. Give it "
   "more room (docker run --shm-size=1g)",
@@ -48,11 +47,11 @@ def lack_of_room(
 
   Args:
     num_workers: of this process.
-    batch_bytes: of the batches of this process.
+    batch_bytes: size of one batch of this process.
     processes_here: how many such processes share the memory.
   """
   try:
-    # Nothing tells what a system allows, but to try.
+    # Only trying shows what a system allows.
     block = shared_memory.SharedMemory(create=True, size=1)
     block.close()
     block.unlink()
@@ -73,7 +72,7 @@ def lack_of_room(
 
 
 def _free_bytes() -> int | None:
-  """Returns how much shared memory is left; None where it is no file system."""
+  """Returns how much shared memory is free; None if it is no file system."""
   try:
     found = os.statvfs(_SHARED_MEMORY)
   except OSError:
@@ -84,13 +83,9 @@ def _free_bytes() -> int | None:
 def batches_of(
   batches: grain.IterDataset, num_workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches that processes make, in their order, as copies of ours.
+  """Yields copies of the batches, which worker processes make, in their order.
 
-  Close it when it is not read to the end.
-
-  Args:
-    batches: what each process makes a share of.
-    num_workers: how many processes.
+  Close it if it is not read to the end.
 
   Raises:
     WorkerLostError: a process was ended from outside.
@@ -104,7 +99,7 @@ def batches_of(
     )
   )
   with contextlib.closing(iterator), _losses_told():
-    # They are started here, and by threads that are.
+    # The workers start here, or in threads that start here.
     with signals.kept_from_children():
       batch = _copied(next(iterator))
     while True:
@@ -118,9 +113,9 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns a batch out of shared memory.
+  """Returns a copy outside shared memory.
 
-  There it would stay as long as a device that computes on it, and those of many
+  A batch would stay there until a device has computed on it, and those of many
   steps are under way at once.
   """
   return {name: np.array(array) for name, array in batch.items()}
@@ -131,7 +126,7 @@ def _losses_told() -> Iterator[None]:
   try:
     yield
   except RuntimeError as error:
-    # Grain has no class for it.
+    # Grain has no exception class for it.
     found = re.search(r"ed unexpectedly with exit code -(\d+)", str(error))
     if not found:
       raise

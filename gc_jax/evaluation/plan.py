@@ -106,7 +106,6 @@ class Planner:
     self._explained = np.flatnonzero(self.pairs.target >= 0)
     size = config.data.image_size
     self.square = Square(
-      dataset,
       self._reader,
       size,
       config.data.eval_resize_px,
@@ -189,9 +188,7 @@ class Planner:
     settings = self._settings
     scaling = settings.shorter_side_px, settings.round_px
     pictures, place = np.unique(self.pairs.index[rows], return_inverse=True)
-    sizes = pair_rows.frame_sizes(
-      self.dataset, self._reader, pictures, *scaling
-    )[place]
+    sizes = pair_rows.frame_sizes(self._reader, pictures, *scaling)[place]
     shapes = np.unique(sizes[sizes[:, 0] > 0], axis=0)
     if len(shapes) > settings.max_shapes:
       raise ValueError(
@@ -205,7 +202,6 @@ class Planner:
         f"{name} {height}x{width}",
         rows[(sizes == (height, width)).all(1)],
         Frame(
-          self.dataset,
           self._reader,
           (height, width),
           *scaling,

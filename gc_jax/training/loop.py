@@ -67,9 +67,7 @@ def train_and_evaluate(
     initial = trained.initial_model(config.init_from, config.model.name)
     _check_initial_classes(initial, config, train_set.class_names)
   num_classes = len(train_set.class_names)
-  steps_per_epoch = pipeline.steps_per_epoch(
-    len(train_set.source), config.batch_size
-  )
+  steps_per_epoch = len(train_set.source) // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
 

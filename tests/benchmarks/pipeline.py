@@ -192,9 +192,7 @@ def _quickstart(num_steps: int) -> dict:
   config = quickstart.get_config()
   mesh = parallel.make_mesh()
   train_set = data.load(config.data, config.data.train_split)
-  steps_per_epoch = pipeline.steps_per_epoch(
-    len(train_set.source), config.batch_size
-  )
+  steps_per_epoch = len(train_set.source) // config.batch_size
   num_classes = len(train_set.class_names)
   tx = build.optimizer(config, steps_per_epoch)
   with jax.set_mesh(mesh):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gc_jax.data import Dataset, pipeline
-from gc_jax.data.distractors import LAWS, ClassIndex, draw_target
+from gc_jax.data.distractors import ClassIndex, draw_target
 from tests.data import photos
 
 # For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.
@@ -25,7 +25,7 @@ label_lists = st.lists(
 @given(
   labels=label_lists.filter(any),
   target=st.integers(0, 3),
-  law=st.sampled_from(LAWS),
+  law=st.sampled_from(["category", "picture"]),
   seed=st.integers(0, 999),
 )
 def test_a_distractor_never_holds_the_target(labels, target, law, seed):
@@ -41,17 +41,6 @@ def test_a_distractor_never_holds_the_target(labels, target, law, seed):
     if target not in row and (row or law == "picture")
   ]
   assert drawn in possible if possible else drawn is None
-
-
-@given(labels=label_lists)
-def test_the_index_says_what_the_labels_say(labels):
-  index = ClassIndex(labels, NUM_CLASSES)
-  everything = np.arange(len(labels))
-  for k in range(NUM_CLASSES):
-    holding = [i for i, row in enumerate(labels) if k in row]
-    assert index.examples_of(k).tolist() == holding
-    if any(labels):
-      assert np.flatnonzero(index.holds(everything, k)).tolist() == holding
 
 
 def test_categories_are_balanced_and_examples_uniform_within_them():

@@ -107,7 +107,7 @@ sizes = {"batch_size": 2, "image_size": 64}
 next(pipeline.train_batches(dataset, seed=0, start_step=0, **sizes))
 from gc_jax.data import dataset as datasets, pairs
 rows = pairs.all_pairs(dataset.all_labels())
-square = pairs.Square(dataset, datasets.Reader(dataset), 64, with_objects=True)
+square = pairs.Square(datasets.Reader(dataset), 64, with_objects=True)
 assert len(list(pairs.batches(rows, range(3), square, 2))) == 2
 assert "tensorflow" not in sys.modules
 """

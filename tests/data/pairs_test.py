@@ -65,7 +65,7 @@ def rows(several):
 
 
 def square(dataset, **fields):
-  made = Square(dataset, Reader(dataset), 32, tolerance_px=3.0)
+  made = Square(Reader(dataset), 32, tolerance_px=3.0)
   return dataclasses.replace(made, **fields)
 
 
@@ -197,11 +197,11 @@ def test_where_all_show_the_class_there_is_no_composite(several, rows):
 
 def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
   reader = Reader(several)
-  sizes = pairs.frame_sizes(several, reader, rows.index, 64, 0)
+  sizes = pairs.frame_sizes(reader, rows.index, 64, 0)
   np.testing.assert_array_equal(sizes[2], (96, 64))
   np.testing.assert_array_equal(sizes[0], (64, 96))
   grid = (4, 6)
-  frame = Frame(several, reader, (64, 96), 64, 0, 15.0, (grid,))
+  frame = Frame(reader, (64, 96), 64, 0, 15.0, (grid,))
   (share,) = pairs.batches(rows, [0, 1, 8], frame, 3)
   assert share.batch["image"].shape == (3, 64, 96, 3)
   for i, row in enumerate([0, 1, 8]):
@@ -220,10 +220,10 @@ def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
 
 
 def test_rounded_frames_have_few_shapes(several, rows):
-  sizes = pairs.frame_sizes(several, Reader(several), rows.index, 64, 32)
+  sizes = pairs.frame_sizes(Reader(several), rows.index, 64, 32)
   assert (sizes % 32 == 0).all()
   assert len(np.unique(sizes, axis=0)) == 4
-  frame = Frame(several, Reader(several), (96, 64), 64, 32, 15.0, ())
+  frame = Frame(Reader(several), (96, 64), 64, 32, 15.0, ())
   (share,) = pairs.batches(rows, [2, 6], frame, 2)
   assert share.batch["image"].shape == (2, 96, 64, 3)
 
@@ -234,7 +234,7 @@ def test_only_difficult_objects_make_a_difficult_pair(several, rows):
     "difficult": [True, True, False]
   }
   marked = dataclasses.replace(several, source=source)
-  frame = Frame(marked, Reader(marked), (64, 96), 64, 0, 15.0, ())
+  frame = Frame(Reader(marked), (64, 96), 64, 0, 15.0, ())
   (share,) = pairs.batches(rows, [0, 1], frame, 2)
   np.testing.assert_array_equal(share.batch["difficult"], [1, 0])
 
@@ -250,7 +250,7 @@ def test_broken_pictures_are_named_or_keep_an_empty_row(several, rows):
   (share,) = pairs.batches(rows, range(9), passing, 9)
   np.testing.assert_array_equal(share.batch["mask"], [1, 1, 0] + [1] * 6)
   assert share.batch["row"][2] == 2
-  sizes = pairs.frame_sizes(broken, reader, rows.index, 64, 0)
+  sizes = pairs.frame_sizes(reader, rows.index, 64, 0)
   np.testing.assert_array_equal(sizes[2], (0, 0))
   # As a distractor it is passed over for another.
   (share,) = pairs.batches(rows, range(9), composite(broken, reader), 9)
@@ -270,7 +270,7 @@ def test_no_mask_is_decoded_that_a_row_does_not_ask_for(several, rows):
     square(others),
     square(others, with_objects=True),
     square(others, grids=((4, 4),)),
-    Frame(others, Reader(others), (64, 96), 64, 0, 15.0, ((4, 6),)),
+    Frame(Reader(others), (64, 96), 64, 0, 15.0, ((4, 6),)),
   ):
     (share,) = pairs.batches(rows, [0, 1], maker, 2)
     assert share.batch["mask"].all() and not share.batch["annotated"].any()

@@ -100,14 +100,6 @@ def test_an_epoch_shows_every_example_once_and_each_is_shuffled_anew(
 AUGMENTED = {"crop_padding_px": 4, "flip": True}
 
 
-def test_starting_at_a_step_is_skipping_to_it(load_small):
-  dataset = load_small("train")
-  batches = train(dataset, 9, **AUGMENTED)
-  for start_step in (1, 7):  # 7 is in the second epoch
-    later = train(dataset, 9 - start_step, start_step=start_step, **AUGMENTED)
-    assert_same(batches[start_step:], later)
-
-
 def test_another_seed_is_another_order_and_other_augmentation(load_small):
   dataset = load_small("train")
   (a,), (b,) = train(dataset, 1), train(dataset, 1, seed=1)
@@ -115,26 +107,6 @@ def test_another_seed_is_another_order_and_other_augmentation(load_small):
   same = dataset_of([dataset.source[0]] * 8)
   (a,), (b,) = train(same, 1, **AUGMENTED), train(same, 1, seed=1, **AUGMENTED)
   assert (a["image"] != b["image"]).any()
-
-
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_shares_of_any_number_of_processes_join_to_one_batch(
-  load_small, process_count
-):
-  dataset = load_small("train")
-  shares = [
-    train(
-      dataset,
-      7,
-      start_step=2,
-      process_index=i,
-      process_count=process_count,
-      **AUGMENTED,
-    )
-    for i in range(process_count)
-  ]
-  assert shares[0][0]["image"].shape[0] == 8 // process_count
-  assert_same(joined(*shares), train(dataset, 7, start_step=2, **AUGMENTED))
 
 
 EVERYTHING = {
@@ -489,7 +461,7 @@ def test_pictures_are_the_same_whether_masks_come_along_or_not(load_small):
       assert how is not AUGMENTED or other["object_mask"].any((1, 2)).all()
 
 
-@pytest.mark.parametrize("on_error", datasets.POLICIES)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
 @pytest.mark.parametrize("mask", [b"broken", png(np.zeros((9, 9), np.uint8))])
 def test_a_broken_mask_is_as_bad_as_a_broken_picture(on_error, mask):
   good = own_mask((64, 64))
@@ -505,43 +477,6 @@ def test_a_broken_mask_is_as_bad_as_a_broken_picture(on_error, mask):
   assert batch["object_mask"].any((1, 2)).all()
 
 
-def test_what_no_pipeline_brings_is_refused():
-  with pytest.raises(ValueError, match=r"'masks'.* Known: distractors, object"):
-    train(dataset_of([own_mask((8, 8))]), 1, bring=("masks",))
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(load_small):
-  dataset = load_small("test")
-  message = r"batch_size=8 must be divisible by 3 processes.*; use 9."
-  sizes = {**SIZES, "process_count": 3}
-  with pytest.raises(ValueError, match=message):
-    pipeline.train_batches(dataset, seed=0, start_step=0, **sizes)
-  with pytest.raises(ValueError, match=r"process_index=3 must be in 0..2"):
-    train(dataset, 1, **sizes, process_index=3)
-
-
-@pytest.mark.parametrize(
-  "wrong", [{"start_step": -1}, {"crop_padding_px": -1}, {"num_workers": -1}]
-)
-def test_negative_numbers_are_refused(load_small, wrong):
-  with pytest.raises(ValueError, match="must be at least 0"):
-    train(load_small("train"), **wrong)
-
-
-def test_an_empty_split_is_refused():
-  with pytest.raises(ValueError, match="hand-made must have examples"):
-    train(dataset_of([]))
-
-
-def test_steps_per_epoch_are_whole_batches():
-  assert pipeline.steps_per_epoch(4_000, 128) == 31
-  assert pipeline.steps_per_epoch(128, 128) == 1
-  with pytest.raises(
-    ValueError, match=r"--config.batch_size=128 must be at most the 127 exampl"
-  ):
-    pipeline.steps_per_epoch(127, 128)
-
-
 # The order.
 
 
@@ -551,21 +486,6 @@ def epoch(number, num_examples=50, seed=0):
     pipeline.shuffled(position, num_examples, seed)
     for position in range(first, first + num_examples)
   ]
-
-
-def test_every_epoch_is_a_permutation_of_its_own():
-  epochs = [epoch(number) for number in range(4)]
-  assert all(sorted(shown) == list(range(50)) for shown in epochs)
-  assert len({tuple(shown) for shown in epochs}) == 4
-  assert epoch(0, seed=1) not in epochs
-
-
-def test_an_order_is_a_function_of_position_and_seed():
-  forwards = [pipeline.shuffled(position, 7, 3) for position in range(40)]
-  backwards = [
-    pipeline.shuffled(position, 7, 3) for position in reversed(range(40))
-  ]
-  assert forwards == backwards[::-1]
 
 
 def test_every_example_is_equally_often_at_every_place():

@@ -158,15 +158,6 @@ def test_finished_data_is_not_prepared_again(uninterrupted, monkeypatch):
   assert len(dataset.source) == 20
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-  file = tmp_path / "file"
-  file.write_text("not a folder")
-  with pytest.raises(
-    ValueError, match=r"context_digits must be prepared in .*file.*--config.dat"
-  ):
-    load("test", file)
-
-
 def test_other_failures_are_passed_on(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
