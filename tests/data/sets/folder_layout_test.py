@@ -41,17 +41,48 @@ def problem(root):
 # Classes.
 
 
-def test_every_ending_of_a_jpeg_is_a_picture(tmp_path):
-  touch(
-    tmp_path, *BASE, "train/fox/a.jfif", "train/fox/b.JPE", "val/fox/c.Jfif"
-  )
-  layout = read_layout(str(tmp_path))
-  assert layout.class_names == ("cat", "dog", "fox")
-  assert [n for n in layout.labels if "fox" in n] == [
-    "train/fox/a.jfif",
-    "train/fox/b.JPE",
-    "val/fox/c.Jfif",
-  ]
+def test_a_class_need_not_be_in_every_split(tmp_path):
+  fox = ["train/fox/a.jfif", "train/fox/b.JPE", "train/fox/c.Jfif"]
+  layout = read_layout(str(touch(tmp_path, *BASE, *fox)))
+  assert layout.class_names == ("cat", "dog", "fox") and not layout.multi_label
+  assert [n for n in layout.labels if "fox" in n] == fox
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    ([], r"must hold pictures .*; none is among its 0 files"),
+    (["a/x.txt"], r"none is among its 1 file "),
+    (["a/1.jpg", "a/2.jpg"], r"at least two classes, and shows 1 \(a\)"),
+    (["1.jpg", "a/2.jpg"], r"mine/1.jpg must lie in the folder of its class"),
+    (
+      ["train/a/1.jpg", "train/2.jpg"],
+      r"must lie in the folder of its class, as .*mine/train/CLASS/2.jpg",
+    ),
+    (
+      ["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg"],
+      r"mine/extra stands beside .*mine/train and must be called val, validat",
+    ),
+    (
+      ["train/cat/1.jpg", "train/b/1.jpg", "val/cats/1.jpg"],
+      r"mine/val/cats/1.jpg shows a class that no training picture shows. "
+      r"Unknown class='cats'. Known: b, cat. Did you mean 'cat'\?",
+    ),
+    (
+      ["Val/a/1.jpg", "Val/b/1.jpg", "test/a/1.jpg"],
+      r"must hold `train`; there are pictures only in Val, test",
+    ),
+  ],
+)
+def test_a_folder_arranged_otherwise_is_told_where(tmp_path, names, message):
+  (tmp_path / "mine").mkdir()
+  assert re.search(message, problem(touch(tmp_path / "mine", *names)))
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+  assert "must be a folder, and does not exist" in problem(tmp_path / "none")
+  touch(tmp_path, "file")
+  assert "must be a folder, and is a file" in problem(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -90,11 +121,6 @@ def test_of_many_empty_classes_five_are_told(tmp_path):
   assert "1,500 without:" in told and "and 1,495 more" in told
 
 
-def test_a_class_need_not_be_in_every_split(tmp_path):
-  touch(tmp_path, *BASE, "train/fox/a.jpg")
-  assert read_layout(str(tmp_path)).class_names == ("cat", "dog", "fox")
-
-
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_class_is_one_however_its_accent_is_stored(tmp_path, form):
   written = unicodedata.normalize(form, "é")
@@ -107,26 +133,6 @@ def test_a_class_is_one_however_its_accent_is_stored(tmp_path, form):
   assert all(os.path.exists(tmp_path / name) for name in layout.labels)
 
 
-def test_pictures_stay_in_their_split_however_their_accents_are_stored(
-  tmp_path,
-):
-  splits = []
-  for form in ("NFC", "NFD"):
-    root = tmp_path / form
-    for i in range(40):
-      touch(
-        root, *(f"{c}/{unicodedata.normalize(form, 'é')}{i}.jpg" for c in "ab")
-      )
-    found = read_layout(str(root)).splits
-    splits.append(
-      {
-        k: [unicodedata.normalize("NFC", n) for n in v]
-        for k, v in found.items()
-      }
-    )
-  assert splits[0] == splits[1] and splits[0]["test"]
-
-
 @pytest.mark.parametrize("name", ["a\nb", "a\x01", "a\u2028b", "\x7f"])
 def test_the_name_of_a_class_is_one_line(tmp_path, name):
   told = problem(touch(tmp_path, *BASE, f"train/{name}/1.jpg"))
@@ -134,40 +140,90 @@ def test_the_name_of_a_class_is_one_line(tmp_path, name):
   assert repr(name) in told
 
 
-def test_a_class_that_annotations_name_wrongly_is_told_briefly(tmp_path):
-  names = [f"class_number_{i:04}" for i in range(1500)]
-  touch(tmp_path, *(f"{s}/{n}/a.jpg" for s in ("train", "val") for n in names))
-  layout = read_layout(str(tmp_path))
-  with pytest.raises(ValueError, match=r"Known: class_number_0003, ") as told:
-    layout.class_id("Class3")
-  assert len(str(told.value)) < 400
-
-
-def test_many_classes_of_one_picture_are_one_warning_once(tmp_path, caplog):
+def test_many_classes_are_told_briefly_and_once(tmp_path, caplog):
   names = [f"class_number_{i:04}" for i in range(1500)]
   touch(tmp_path, *(f"{s}/{n}/a.jpg" for s in ("train", "val") for n in names))
   for _ in range(3):  # as for three splits
-    read_layout(str(tmp_path))
+    layout = read_layout(str(tmp_path))
   (record,) = caplog.records
   assert record.getMessage().startswith(
     "1,500 classes have one training picture, 'class_number_0000' first"
   )
+  with pytest.raises(ValueError, match=r"Known: class_number_0003, ") as told:
+    layout.class_id("Class3")
+  assert len(str(told.value)) < 400
 
 
 # Splits.
 
 
 @pytest.mark.parametrize(
-  ("train", "val"), [("Train", "VAL"), ("TRAINING", "Valid"), ("train", "Val")]
+  ("train", "val"),
+  [
+    ("train", "val"),
+    ("Train", "VAL"),
+    ("TRAINING", "Valid"),
+    ("train", "test"),
+  ],
 )
 def test_folders_of_splits_are_known_in_any_case(tmp_path, train, val):
   renamed = [n.replace("train", train).replace("val", val) for n in BASE]
-  layout = read_layout(str(touch(tmp_path, *renamed)))
-  assert {k: len(v) for k, v in layout.splits.items()} == {
-    "train": 4,
-    "validation": 4,
-    "test": 4,
-  }
+  splits = read_layout(str(touch(tmp_path, *renamed))).splits
+  # Without a test folder, the test split is that of validation.
+  held_out = "test" if val == "test" else "validation"
+  assert splits[held_out] == [n for n in sorted(renamed) if n.startswith(val)]
+  assert (splits["validation"] == splits["test"]) == (val != "test")
+  assert all(name.startswith(train) for name in splits["train"])
+
+
+@pytest.mark.parametrize("top", ["", "train/"])
+def test_what_is_held_out_is_told_by_a_hash_of_the_path(tmp_path, top):
+  def splits_of(root, forms, count=60):
+    letters = [unicodedata.normalize(form, "é") for form in forms]
+    for i, letter in enumerate(letters * (count // len(letters))):
+      touch(root, *(f"{top}{name}/{letter}{i}.jpg" for name in "ab"))
+    splits = read_layout(str(root)).splits
+    return {
+      split: {unicodedata.normalize("NFC", name) for name in names}
+      for split, names in splits.items()
+    }
+
+  splits = splits_of(tmp_path / "nfc", ["NFC"])
+  held_out = ("validation",) if top else ("validation", "test")
+  assert top == "" or splits["test"] == splits["validation"]
+  for split in held_out:
+    # Of 120: a tenth each, within four standard deviations.
+    assert abs(len(splits[split]) - 12) <= 4 * (120 * 0.1 * 0.9) ** 0.5
+    assert not splits[split] & splits["train"]
+  assert sum(len(splits[k]) for k in ("train", *held_out)) == 120
+  # However accents are stored, and whatever else there is.
+  assert splits_of(tmp_path / "nfd", ["NFD"]) == splits
+  fewer = splits_of(tmp_path / "fewer", ["NFC"], 30)
+  assert all(fewer[split] <= splits[split] for split in fewer)
+
+
+def test_a_class_with_one_picture_trains_on_it_however_its_hash_falls(
+  tmp_path, caplog
+):
+  for i in range(30):
+    root = touch(tmp_path / str(i), "a/1.jpg", "a/2.jpg", f"b/{i}.jpg")
+    assert f"b/{i}.jpg" in read_layout(str(root)).splits["train"]
+  read_layout(str(touch(tmp_path / "fox", *BASE, "train/fox/1.jpg")))
+  assert "1 class has one training picture, 'fox' first" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+  """The user of a test may be root, who reads everything."""
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("dog"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  told = problem(touch(tmp_path, *BASE))
+  assert "train/dog must be readable (Permission denied)" in told
 
 
 @pytest.mark.parametrize(
@@ -195,27 +251,6 @@ def test_folders_of_splits_are_known_in_any_case(tmp_path, train, val):
 )
 def test_what_is_there_twice_or_empty_is_told(tmp_path, names, message):
   assert re.search(message, problem(touch(tmp_path, *BASE, *names)))
-
-
-def test_an_empty_val_is_no_reason_to_hold_out_in_silence(tmp_path):
-  told = problem(touch(tmp_path, *BASE[:4], "val/readme.txt"))
-  assert "/val must hold pictures" in told and "1 file (.txt 1)" in told
-
-
-# Links and names.
-
-
-def test_a_link_upwards_is_told_and_no_picture_is_counted_twice(tmp_path):
-  touch(tmp_path, *BASE)
-  (tmp_path / "train/cat/up").symlink_to("..")
-  told = problem(tmp_path)
-  assert f"{tmp_path}/train/cat/up -> {tmp_path}/train" in told
-
-
-def test_a_class_whose_name_is_no_utf8_stops_the_run(tmp_path):
-  touch(tmp_path, *BASE, os.fsdecode(b"train/caf\xe9/a.jpg"))
-  told = problem(tmp_path)
-  assert r"train/caf\xe9" in told and told.encode()
 
 
 # What is passed over.
@@ -281,6 +316,8 @@ def test_labels_are_read_however_the_table_is_saved(tmp_path, table):
       'image,labels\na.jpg,"cat\nb.jpg,dog\n',
       ["1 lines of", "line 2: a quotat"],
     ),
+    ("image,label\na.jpg,a\n", ["labels is missing from 'image,label'"]),
+    ("", ["image, labels is missing from 'an empty file'"]),
     (
       # Well-formed, and a line is swallowed.
       'image,labels\na.jpg,"cat\nb.jpg,dog"\nc.jpg,dog\n',
@@ -307,12 +344,6 @@ def test_lines_of_labels_that_cannot_be_used_are_told(
 ):
   told = problem(labels(tmp_path, table))
   assert all(message in told for message in messages), told
-
-
-def test_a_table_of_labels_is_known_in_any_case(tmp_path):
-  labels(tmp_path, "image,labels\na.jpg,cat\nb.jpg,dog\nc.jpg,dog\n")
-  (tmp_path / "labels.csv").rename(tmp_path / "Labels.CSV")
-  assert read_layout(str(tmp_path)).multi_label
 
 
 def test_labels_name_pictures_and_classes_in_either_form(tmp_path):

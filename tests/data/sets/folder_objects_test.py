@@ -16,37 +16,42 @@ WIDTH, HEIGHT = 48, 40
 BOX = (6, 4, 24, 20)
 NORMALISED = [4 / 40, 6 / 48, 20 / 40, 24 / 48]
 HEADER = "image,label,xmin,ymin,xmax,ymax"
+DIFFICULT = f"{HEADER},difficult"
 SQUARE = [6, 4, 24, 4, 24, 20, 6, 20]
+CAT = "train/cat/cat0.png"
 
 
 def write(root, name, content):
   path = root / name
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return path
 
 
 @pytest.fixture
 def root(tmp_path):
-  """Three pictures a class to train on."""
-  picture = photos.encode(photos.load("coffee.png", (WIDTH, HEIGHT)), "png")
-  for name in ("cat", "dog"):
-    for i in range(3):
-      write(tmp_path / "mine", f"train/{name}/{name}{i}.png", picture)
-    write(tmp_path / "mine", f"val/{name}/val_{name}.png", picture)
+  """Two classes; several pictures are called same."""
+  picture = photos.load("coffee.png", (WIDTH, HEIGHT))
+  encoded = {kind: photos.encode(picture, kind) for kind in ("png", "jpeg")}
+  for name in ("cat0", "cat1", "cat2", "same"):
+    write(tmp_path / "mine", f"train/cat/{name}.png", encoded["png"])
+  write(tmp_path / "mine", "train/cat/same.jpg", encoded["jpeg"])
+  for name in ("train/dog/dog0", "train/dog/same", "val/cat/a", "val/dog/b"):
+    write(tmp_path / "mine", f"{name}.png", encoded["png"])
   return tmp_path / "mine"
 
 
 def load(root, on_error="raise"):
+  data_dir = str(root.parent / "tfds")
   return folder.load(
-    "train",
-    path=str(root),
-    data_dir=str(root.parent / "tfds"),
-    on_error=on_error,
+    "train", path=str(root), data_dir=data_dir, on_error=on_error
   )
 
 
 def read(root):
-  return folder_objects.read_objects(folder_layout.read_layout(str(root)))
+  """Returns what annotations say, and the number of used ones."""
+  found = folder_objects.read_objects(folder_layout.read_layout(str(root)))
+  return found, sum(len(o["label"]) for o in found.of_picture.values())
 
 
 def refused(root):
@@ -54,6 +59,7 @@ def refused(root):
     load(root)
   message = str(told.value)
   assert len(message.splitlines()) <= 30
+  assert "--config.data.on_error=skip" in message
   return message
 
 
@@ -74,10 +80,30 @@ def mask_pixels(dataset):
   return found
 
 
+ONE_BOX = {CAT: [pytest.approx(NORMALISED)]}
+
+
+def rectangle(inside=255):
+  pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
+  pixels[4:20, 6:24] = inside
+  return pixels
+
+
+BORDERED = rectangle(8) | np.eye(HEIGHT, WIDTH, dtype=np.uint8) * 255
+
+
+def png(pixels):
+  return photos.encode(pixels, "png")
+
+
+def csv(*rows, header=HEADER):
+  return "\n".join([header, *rows]) + "\n"
+
+
 def xml(*corners, size=(WIDTH, HEIGHT), label="cat", filename="cat0.png"):
   tags = ("xmin", "ymin", "xmax", "ymax")
   objects = "".join(
-    f"<object><name>{label}</name><bndbox>"
+    f"<object><name>{label}</name><difficult>1</difficult><bndbox>"
     + "".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, box, strict=True))
     + "</bndbox></object>"
     for box in corners
@@ -88,9 +114,12 @@ def xml(*corners, size=(WIDTH, HEIGHT), label="cat", filename="cat0.png"):
   )
 
 
+VOC_BOX = (7, 5, 24, 20)  # counted from 1, both ends included
+
+
 def coco(*annotations, images=None, **image):
   """Returns COCO's JSON of train/cat/cat0.png and a few annotations."""
-  first = {"id": 7, "file_name": "train/cat/cat0.png"}
+  first = {"id": 7, "file_name": CAT}
   return json.dumps(
     {
       "images": images or [first | image],
@@ -103,22 +132,210 @@ def coco(*annotations, images=None, **image):
   )
 
 
-# COCO's JSON.
+ROW = "train/cat/cat0.png,cat,6,4,24,20"
+# Column by column: 6 whole ones, then 4 off, 16 on, 20 off, 18 times.
+RUNS = {
+  "size": [HEIGHT, WIDTH],
+  "counts": [6 * 40 + 4, *[16, 24] * 17, 16, 20 + 24 * 40],
+}
+BAD_RUNS = RUNS | {"counts": [6 * 40 + 4, 16, 9]}
 
 
-def test_two_pictures_of_one_id_are_told(root):
-  images = [{"id": 7, "file_name": f"train/cat/cat{i}.png"} for i in range(2)]
-  write(root, "annotations.json", coco({}, images=images))
-  message = refused(root)
-  assert "annotations.json must name every image id once, and 7 recurs" in (
-    message
-  )
-  assert "'train/cat/cat0.png' and 'train/cat/cat1.png'" in message
+# Every kind of annotation, under every name.
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("masks/train/cat/cat0.png", png(rectangle())),
+    ("Masks/Train/Cat/cat0.Png", png(rectangle())),
+    ("MASKS/train/cat/cat0.cat.PNG", png(rectangle())),
+    ("boxes.csv", csv(ROW)),
+    ("Boxes.CSV", csv(ROW).replace(",", ";").encode("utf-16")),
+    ("boxes.csv", csv(ROW).replace(",", "\t").encode("utf-8-sig")),
+    ("train/cat/cat0.xml", xml(VOC_BOX)),
+    ("train/cat/cat0.XML", xml(VOC_BOX, filename="any/x.jpg")),
+    ("train/cat/cat0.xml", xml(VOC_BOX, size=(0, 0), filename="")),
+    ("train/cat/cat0.xml", xml(VOC_BOX, size=(48.0, 40.0))),
+    ("annotations/train/cat/cat0.xml", xml(VOC_BOX, filename="CAT0.PNG")),
+    ("Annotations/cat/cat0.Xml", xml(VOC_BOX)),
+    ("annotations.json", coco({})),
+    ("Annotations.JSON", coco({}, width=None, height=None)),
+    ("annotations.json", coco({}).encode("utf-16")),
+    ("Annotations/instances.Json", coco({"segmentation": [SQUARE]})),
+    ("annotations.json", coco({"segmentation": SQUARE})),
+    ("annotations.json", coco({"segmentation": RUNS})),
+    # Without a box that of the mask counts.
+    ("annotations.json", coco({"segmentation": [SQUARE], "bbox": None})),
+    ("annotations.json", coco({"segmentation": RUNS, "bbox": [0, 0, 0, 0]})),
+    ("annotations.json", coco({"segmentation": RUNS, "bbox": [4, 4, -9, 9]})),
+  ],
+)
+def test_every_kind_of_annotation_says_the_same_object(root, name, content):
+  write(root, name, content)
+  top = name.split("/")[0] if "/" in name else "train"
+  for junk in ("Thumbs.db", ".DS_Store", "desktop.ini", "cat/Thumbs.db"):
+    write(root, f"{top}/{junk}", b"junk")
+  dataset = load(root)
+  assert dataset.num_dropped == 0
+  assert boxes_of(dataset) == ONE_BOX
+  objects = dataset.source[0]["objects"]
+  assert objects["label"] == [0]
+  assert objects["difficult"] == [".xml" in name.lower()]
+  has_mask = "masks" in name.lower() or "segmentation" in str(content)
+  assert bool(objects["mask"][0]) == has_mask
+  ((label, mask),) = geometry.decode_object_masks(dataset.source[0], HEIGHT)
+  assert label == 0
+  # The centre square: columns 4..43.
+  np.testing.assert_array_equal(mask, rectangle()[:, 4:44] > 0)
+
+
+# What cannot be used: told with its place, or left out and counted.
+
+BAD_ROWS = [
+  (
+    "cat0.png,cat,6,4,50,20",
+    r"within the 48x40 pixels of cat0.png, and is xmi",
+  ),
+  ("cat0.png,cat,-30,4,20,20", r"line 2: the box must lie within"),
+  (
+    "cat0.png,cat,24,4,6,20",
+    r"have xmin < xmax and ymin < ymax, and is xmin=24",
+  ),
+  (
+    "cat0.png,catt,6,4,24,20",
+    r"class='catt'. Known: cat, dog. Did you mean 'c",
+  ),
+  ("cat7.png,cat,6,4,24,20", r"boxes.csv, line 2: there is no picture 'cat7.p"),
+  (
+    "same.png,cat,6,4,24,20",
+    r"names 2 pictures, .*; write the path below the ",
+  ),
+  ("cat0.png,cat,left,4,24,20", r"'left' must be a number such as 12 or 12\.5"),
+]
+BAD_MASKS = {
+  "cat0.png": [
+    (png(rectangle(0)), r"must have pixels inside of its object, .* has none$"),
+    (
+      png(rectangle().T),
+      r"as large as its picture, 48x40 pixels, and is 40x48",
+    ),
+    (b"", r"masks/train/cat/cat0.png: it is empty \(0 bytes\)"),
+    (png(BORDERED), r"must have two levels, .* has 0, 8 and 255"),
+  ],
+  "cat7.png": [
+    (png(rectangle()), r"one picture, called train/cat/cat7 .* 0: no")
+  ],
+  "same.png": [
+    (png(rectangle()), r"are 2: train/cat/same\.\w+, train/cat/same")
+  ],
+  "cat0.jpg": [(b"", r"cat0.jpg: a mask must be a PNG file; others blur")],
+}
+BAD_XML = [
+  ("<annotation>", r"cat0.xml: it must be XML that can be read.*: no element"),
+  ("", r"cat0.xml: it must be XML that can be read"),
+  ("<annotations/>", r"cat0.xml: it must be VOC's XML"),
+  (xml(VOC_BOX, size=(40, 48)), r"of 40x48 pixels and .* stored with 48x40$"),
+  (xml(VOC_BOX, size=("a", 48)), r"<width>: 'a' must be a number"),
+  (
+    "<annotation><size/></annotation>",
+    r"<size> must have one <width>, and has",
+  ),
+  (
+    xml(VOC_BOX).replace("bndbox", "box"),
+    r"1: <object> must have one <bndbox>",
+  ),
+  (xml((24, 5, 7, 20)), r"object 1: the box must have xmin < xmax"),
+  (xml((7, 5, "", 20)), r"object 1: <xmax>: '' must be a number"),
+  (xml(VOC_BOX, label="cats"), r"cat0.xml, object 1: Unknown class='cats'"),
+  (xml(VOC_BOX, label=""), r"object 1: its name must be that of a class"),
+  (
+    f'<!DOCTYPE a [<!ENTITY a "b">]>{xml(VOC_BOX)}',
+    r"must not define entities",
+  ),
+]
+TWICE = [{"id": 7, "file_name": name} for name in ("a", "b")]
+BAD_JSON = [
+  ("{}", r"annotations.json must be COCO's .* its images a"),
+  ("[]", r"annotations\.json must be"),
+  ("{", r"annotations.json must be .* Expecting property"),
+  (coco().replace("[]", "[3]"), r"tions\[0\]: it must be an object, and is 3"),
+  (coco({}, images=TWICE), r"every image id once, and 7 recurs.*'a' and 'b'"),
+  (
+    coco({}, width="4"),
+    r"images\[0\]: width must be .* above 0, and is the text",
+  ),
+  (coco({"image_id": "7"}), r"1: image_id must be a whole .* is the text '7'"),
+]
+PROBLEMS = [
+  *(("boxes.csv", csv(row), message) for row, message in BAD_ROWS),
+  ("boxes.csv", "image,xmin\n", r"label, ymin, xmax, ymax is missing from"),
+  ("boxes.csv", csv(f"{ROW},2", header=DIFFICULT), r"2: '2' must be true, yes"),
+  *(
+    (f"masks/train/cat/{name}", *bad)
+    for name, masks in BAD_MASKS.items()
+    for bad in masks
+  ),
+  *(("train/cat/cat0.xml", *bad) for bad in BAD_XML),
+  *(("annotations.json", *bad) for bad in BAD_JSON),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), PROBLEMS)
+def test_an_annotation_that_cannot_be_used_is_told_or_left_out(
+  root, caplog, name, content, message
+):
+  write(root, name, content)
+  told = refused(root)
+  assert re.search(message, told, re.MULTILINE), told
+  assert told.startswith("1 annotations of")
   dataset = load(root, "skip")
   assert dataset.num_dropped == 1 and not boxes_of(dataset)
+  assert re.search(message, caplog.text, re.MULTILINE)
 
 
-RUNS = {"size": [HEIGHT, WIDTH], "counts": [6 * 40 + 4, 16, 40 * 41 + 20]}
+@pytest.mark.parametrize(
+  ("lines", "dropped"),
+  [
+    (['cat0.png,"cat,6,4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
+    (["cat1.png,cat,6,4,24,20", '"cat0.png,cat,6,4,24,20'], [3]),
+    (['cat0.png,"cat"s,6,4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
+    (["cat0.png,cat,6,4,24", "cat1.png,cat,6,4,24,20", "x"], [2, 4]),
+    (['cat0.png,cat,"6,5",4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
+    ([",,,,,", "cat1.png,cat,6,4,24,20", "cat9.png,cat,1,2,3,4"], [4]),
+  ],
+)
+def test_a_row_that_is_skipped_is_counted_and_costs_no_other(
+  root, caplog, lines, dropped
+):
+  write(root, "boxes.csv", csv(*lines))
+  dataset = load(root, "skip")
+  assert dataset.num_dropped == len(dropped)
+  assert list(boxes_of(dataset)) == ["train/cat/cat1.png"]
+  told = re.findall(r"boxes.csv, line (\d+):", caplog.text)
+  assert list(map(int, told)) == dropped
+
+
+def test_of_many_problems_five_are_told(root):
+  write(root, "boxes.csv", csv(*(f"x{i}.png,cat,0,0,9,9" for i in range(20))))
+  assert re.search(r"20 annotations[\s\S]*and 15 more", refused(root))
+
+
+@pytest.mark.parametrize(
+  ("difficult", "written"),
+  [
+    (False, ("False", "FALSE", "no", "0.0", "")),
+    (True, ("True", "yes", "1.0")),
+  ],
+)
+def test_difficult_is_read_however_it_is_written(root, difficult, written):
+  rows = [f"{ROW},{cell}" for cell in written]
+  write(root, "boxes.csv", csv(*rows, header=DIFFICULT))
+  objects = load(root).source[0]["objects"]
+  assert objects["difficult"] == [difficult] * len(written)
+
+
+# COCO's JSON.
 
 
 @pytest.mark.parametrize(
@@ -140,102 +357,62 @@ RUNS = {"size": [HEIGHT, WIDTH], "counts": [6 * 40 + 4, 16, 40 * 41 + 20]}
 def test_a_good_box_stands_whatever_its_polygons_are(root, segmentation):
   write(root, "annotations.json", coco({"segmentation": segmentation}))
   dataset = load(root)
-  assert boxes_of(dataset) == {
-    "train/cat/cat0.png": [pytest.approx(NORMALISED)]
-  }
-  # The centre square: columns 4 to 43.
-  assert mask_pixels(dataset) == {"train/cat/cat0.png": 18 * 16}
+  assert boxes_of(dataset) == ONE_BOX
+  assert mask_pixels(dataset) == {CAT: 18 * 16}
   assert dataset.num_dropped == 0
 
 
 def test_polygons_without_a_pixel_are_told(root, caplog):
   bad = [[6, 4, 24, 20]]
-  write(
-    root,
-    "annotations.json",
-    coco({"segmentation": bad}, {"segmentation": [*bad, SQUARE, *bad]}, {}),
-  )
-  dataset = load(root)
+  annotations = ({"segmentation": bad}, {"segmentation": [*bad, SQUARE, *bad]})
+  write(root, "annotations.json", coco(*annotations, {}))
+  masks = load(root).source[0]["objects"]["mask"]
   assert re.search(
     r"1 segmentations cover no pixel; their boxes stand \(the first: "
     r".*annotations.json, annotation 1\)",
     caplog.text,
   )
   assert "2 polygons that cover no pixel are left out of their" in caplog.text
-  assert dataset.source[0]["objects"]["mask"][0] == b""
-  assert dataset.source[0]["objects"]["mask"][1] != b""
-
-
-def test_one_polygon_outside_of_a_list_is_drawn(root):
-  half = [6, 4, 15, 4, 15, 20, 6, 20]
-  write(root, "annotations.json", coco({"segmentation": half}))
-  assert mask_pixels(load(root)) == {"train/cat/cat0.png": 9 * 16}
+  assert [bool(mask) for mask in masks] == [False, True, False]
 
 
 @pytest.mark.parametrize(
   ("segmentation", "message"),
   [
-    (RUNS, r"must add up to 1920, all pixels of 48x40, and make 1920"),
-    (RUNS | {"counts": [9, 9]}, r"must add up to 1920, .* and make 18"),
+    (BAD_RUNS, r"must add up to 1920, all pixels of 48x40, and make 269"),
     (RUNS | {"counts": [-1, 1921]}, r"must be from 0 to 1920"),
     (RUNS | {"counts": "0é"}, r"from character 2 on"),
-    (RUNS | {"counts": "0"}, r"must add up to 1920"),
     ("labels.csv", r"polygons or run lengths, and is 'labels.csv'"),
     (True, r"must be polygons or run lengths, and is True"),
   ],
 )
-def test_run_lengths_that_cannot_be_are_told_and_the_box_stands_if_asked(
+def test_a_box_can_stand_for_a_segmentation_that_cannot_be_used(
   root, segmentation, message
 ):
-  if segmentation is RUNS:
-    write(root, "annotations.json", coco({"segmentation": RUNS}))
-    assert mask_pixels(load(root)) == {"train/cat/cat0.png": 16}
-    return
   write(root, "annotations.json", coco({"segmentation": segmentation}, {}))
   told = refused(root)
   assert re.search(rf"annotations.json, annotation 1: .*{message}", told), told
   dataset = load(root, "skip")
-  assert dataset.num_dropped == 0
-  assert len(boxes_of(dataset)["train/cat/cat0.png"]) == 2
-
-
-@pytest.mark.parametrize("size", [[48, 40], [400, 480], None])
-def test_run_lengths_of_another_picture_cost_the_annotation(root, size):
-  runs = RUNS | {"size": size}
-  write(root, "annotations.json", coco({"segmentation": runs}, {}))
-  assert re.search(
-    r"annotation 1: its run lengths must be of the picture as it is stored, of "
-    r"size \[40, 48\]",
-    refused(root),
-  )
-  dataset = load(root, "skip")
-  assert dataset.num_dropped == 1
-  assert len(boxes_of(dataset)["train/cat/cat0.png"]) == 1
-
-
-@pytest.mark.parametrize("box", [None, [0, 0, 0, 0], [24, 20, -18, -16]])
-def test_without_a_box_that_of_the_mask_counts(root, box):
-  annotation = {"segmentation": [SQUARE], "bbox": box}
-  write(root, "annotations.json", coco(annotation))
-  dataset = load(root)
-  assert boxes_of(dataset) == {
-    "train/cat/cat0.png": [pytest.approx(NORMALISED)]
-  }
+  assert dataset.num_dropped == 0 and len(boxes_of(dataset)[CAT]) == 2
 
 
 @pytest.mark.parametrize(
   "annotation",
   [
     {"bbox": None},
+    {"bbox": [1, 2, None, 4]},
     {"bbox": None, "segmentation": [[1, 1, 2, 2]]},
     {"bbox": [6, 4, 0, 16]},
     {"bbox": [6, 4, -3, 16], "segmentation": "no"},
     {"bbox": [6, 4, 400, 16], "segmentation": [SQUARE]},
     {"bbox": [-9, 4, 9, 16]},
     {"bbox": ["6", 4, 18, 16]},
-    {"image_id": "7"},
+    {"image_id": 9},
     {"category_id": 5},
     {"category_id": None},
+    # Run lengths of another picture.
+    {"segmentation": RUNS | {"size": [WIDTH, HEIGHT]}},
+    {"segmentation": RUNS | {"size": None}},
   ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_and_counted(
@@ -244,37 +421,12 @@ def test_an_annotation_that_cannot_be_used_is_named_and_counted(
   write(root, "annotations.json", coco({}, annotation, {}))
   assert re.search(r"annotations.json, annotation 2: ", refused(root))
   dataset = load(root, "skip")
-  assert dataset.num_dropped == 1
-  assert len(boxes_of(dataset)["train/cat/cat0.png"]) == 2
-
-
-def test_ids_as_texts_are_told_as_such(root):
-  write(root, "annotations.json", coco({"image_id": "7"}))
-  message = (
-    r"annotation 1: image_id must be a whole number, and is the text '7'"
-  )
-  assert re.search(message, refused(root))
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_byte_order_marks_are_read(root, encoding):
-  write(root, "annotations.json", coco({}).encode(encoding))
-  assert boxes_of(load(root))
-
-
-def test_a_size_of_null_is_none_and_one_as_text_is_told(root):
-  write(root, "annotations.json", coco({}, width=None, height=None))
-  assert boxes_of(load(root))
-  write(root, "annotations.json", coco({}, width="48", height="40"))
-  assert (
-    "images[0]: width must be a whole number above 0, and is the text "
-    in (refused(root))
-  )
+  assert dataset.num_dropped == 1 and len(boxes_of(dataset)[CAT]) == 2
 
 
 def test_a_size_of_the_upright_picture_is_told_as_such(root):
   image = photos.load("coffee.png", (WIDTH, HEIGHT))
-  write(root, "train/cat/cat0.png", photos.with_orientation(image, 6, "png"))
+  write(root, CAT, photos.with_orientation(image, 6, "png"))
   write(root, "annotations.json", coco({}, width=HEIGHT, height=WIDTH))
   assert re.search(
     r"of a picture of 40x48 pixels and .* is stored with 48x40 and turned by "
@@ -283,247 +435,177 @@ def test_a_size_of_the_upright_picture_is_told_as_such(root):
   )
 
 
+# Fractions in place of pixels.
+
+FRACTION = (0.125, 0.1, 0.5, 0.5)
+FRACTIONS = [
+  (
+    "boxes.csv",
+    csv(*(f"cat{i}.png,cat,0.125,0.1,0.5,0.5" for i in range(3))),
+    3,
+    "the first line 2, with 0.125, 0.1, 0.5, 0.5",
+  ),
+  (
+    "boxes.csv",
+    csv("cat0.png,cat,0,0,1,1", "cat1.png,cat,0,0,1,1"),
+    2,
+    "all 2 boxes lie within 0 and 1",
+  ),
+  (
+    "boxes.csv",
+    csv("cat0.png,cat,5,7,6,8", "cat1.png,cat,9,7,9.5,7.5"),
+    2,
+    "all 2 boxes lie within one pixel",
+  ),
+  ("boxes.csv", csv("cat0.png,cat,-0.01,0.1,1.02,0.5"), 1, "the only box lies"),
+  (
+    "train/cat/cat0.xml",
+    xml(FRACTION, FRACTION),
+    2,
+    "the first object 1, with 0.125, 0.1, 0.5, 0.5",
+  ),
+  (
+    "annotations.json",
+    coco({"bbox": [0.1, 0.1, 0.5, 0.5]}, {"bbox": [0, 0, 1, 1]}),
+    2,
+    "the first annotation 1, with 0.1, 0.1, 0.5, 0.5",
+  ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "count", "first"), FRACTIONS)
+def test_boxes_in_fractions_are_told_and_all_counted(
+  root, name, content, count, first
+):
+  write(root, name, content)
+  message = refused(root)
+  assert f"{root / name}: boxes must be in pixels" in message
+  assert "Are they fractions of the picture?" in message
+  assert first in message
+  assert message.startswith(f"{count} annotations of {root} cannot be used")
+  dataset = load(root, "skip")
+  assert dataset.num_dropped == count and not boxes_of(dataset)
+
+
+def test_one_small_object_among_others_is_no_fraction(root):
+  write(root, "boxes.csv", csv("cat0.png,cat,0.2,0.2,0.9,0.9", ROW))
+  assert len(boxes_of(load(root))[CAT]) == 2
+
+
+# Several pictures, files and kinds.
+
+
+def test_of_pictures_of_one_stem_the_file_name_says_which(root):
+  write(root, "train/cat/same.xml", xml(VOC_BOX, filename="same.JPG"))
+  assert list(boxes_of(load(root))) == ["train/cat/same.jpg"]
+  write(root, "train/cat/same.xml", xml(VOC_BOX, filename="same"))
+  assert "names 2 pictures" in refused(root)
+
+
+def test_one_object_that_cannot_be_used_leaves_the_others(root):
+  write(root, "train/cat/cat0.xml", xml(VOC_BOX, (7, 5, "?", 20)))
+  assert "cat0.xml, object 2: <xmax>: '?' must be a number" in refused(root)
+  dataset = load(root, "skip")
+  assert dataset.num_dropped == 1 and boxes_of(dataset) == ONE_BOX
+
+
 def test_annotations_of_several_files_are_all_counted(root):
   write(root, "annotations.json", "{")
   write(root, "annotations/a.json", coco({}, {"bbox": [1, 2]}))
   write(root, "annotations/b.JSON", coco({}, {"image_id": 9}))
-  write(
-    root, "boxes.csv", f"{HEADER}\ncat1.png,cat,6,4,24,20\ncat1.png,cat,x\n"
-  )
+  write(root, "boxes.csv", csv("cat1.png,cat,6,4,24,20", "cat1.png,cat,x"))
   write(root, "train/dog/dog0.xml", xml(BOX, ("x", 1, 2, 3), label="dog"))
-  objects = read(root)
-  used = sum(len(found["label"]) for found in objects.of_picture.values())
+  objects, used = read(root)
   assert used == 4
   # A file that cannot be read, and one of each of four.
   assert objects.num_left_out == len(objects.problems) == 5
   assert load(root, "skip").num_dropped == 5
 
 
-# Fractions in place of pixels.
-
-FRACTION = (0.125, 0.1, 0.5, 0.5)
-IN_FRACTIONS = {
-  "csv": (
-    "boxes.csv",
-    f"{HEADER}\n"
-    + "".join(f"cat{i}.png,cat,0.125,0.1,0.5,0.5\n" for i in range(3)),
-    3,
-    "the first line 2, with 0.125, 0.1, 0.5, 0.5",
-  ),
-  "csv of the whole picture": (
-    "boxes.csv",
-    f"{HEADER}\ncat0.png,cat,0,0,1,1\ncat1.png,cat,0,0,1,1\n",
-    2,
-    "all 2 boxes lie within 0 and 1",
-  ),
-  "one pixel": (
-    "boxes.csv",
-    f"{HEADER}\ncat0.png,cat,0,0,1,1\n",
-    1,
-    "the only box lies within 0 and 1",
-  ),
-  "a pixel each": (
-    "boxes.csv",
-    f"{HEADER}\ncat0.png,cat,5,7,6,8\ncat1.png,cat,9,7,9.5,7.5\n",
-    2,
-    "all 2 boxes lie within one pixel",
-  ),
-  "sticking out": (
-    "boxes.csv",
-    f"{HEADER}\ncat0.png,cat,-0.01,0.1,1.02,0.5\n",
-    1,
-    "the only box lies within",
-  ),
-  "voc": (
-    "train/cat/cat0.xml",
-    xml(FRACTION, FRACTION),
-    2,
-    "the first object 1, with 0.125, 0.1, 0.5, 0.5",
-  ),
-  "coco": (
-    "annotations.json",
-    coco({"bbox": [0.1, 0.1, 0.5, 0.5]}, {"bbox": [0, 0, 1, 1]}),
-    2,
-    "the first annotation 1, with 0.1, 0.1, 0.5, 0.5",
-  ),
-  "coco of centres": (
-    "annotations.json",
-    coco({"bbox": [0.9, 0.5, 0.8, 0.4]}),
-    1,
-    "the only box lies within 0 and 1",
-  ),
-}
-
-
-@pytest.mark.parametrize("kind", IN_FRACTIONS)
-def test_boxes_in_fractions_are_told_and_all_counted(root, kind):
-  name, content, number, first = IN_FRACTIONS[kind]
-  write(root, name, content)
-  message = refused(root)
-  assert f"{root / name}: boxes must be in pixels" in message
-  assert "Are they fractions of the picture?" in message
-  assert first in message
-  assert message.startswith(f"{number} annotations of {root} cannot be used")
-  dataset = load(root, "skip")
-  assert dataset.num_dropped == number
-  assert not boxes_of(dataset)
-
-
-def test_one_small_object_among_others_is_no_fraction(root):
-  rows = "cat0.png,cat,0.2,0.2,0.9,0.9\ncat0.png,cat,6,4,24,20\n"
-  write(root, "boxes.csv", f"{HEADER}\n{rows}")
-  assert len(boxes_of(load(root))["train/cat/cat0.png"]) == 2
-
-
-# VOC.
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    "train/cat/cat0.xml",
-    "train/cat/cat0.XML",
-    "annotations/train/cat/cat0.xml",
-    "Annotations/cat/cat0.xml",
-    "ANNOTATIONS/cat0.Xml",
-  ],
-)
-@pytest.mark.parametrize("filename", ["cat0.png", "CAT0.PNG", "x.jpg", ""])
-def test_an_xml_file_belongs_to_the_picture_of_its_name(root, name, filename):
-  write(root, name, xml((7, 5, 24, 20), filename=filename))
-  dataset = load(root)
-  assert boxes_of(dataset) == {
-    "train/cat/cat0.png": [pytest.approx(NORMALISED)]
-  }
-
-
-def test_of_pictures_of_one_stem_the_file_name_says_which(root):
-  jpeg = photos.encode(photos.load("coffee.png", (WIDTH, HEIGHT)))
-  write(root, "train/cat/cat0.jpg", jpeg)
-  write(root, "train/cat/cat0.xml", xml((7, 5, 24, 20), filename="cat0.JPG"))
-  assert list(boxes_of(load(root))) == ["train/cat/cat0.jpg"]
-  write(root, "train/cat/cat0.xml", xml((7, 5, 24, 20), filename="cat0"))
-  assert "names 2 pictures" in refused(root)
-
-
-@pytest.mark.parametrize("size", [(0, 0), (48.0, 40.0)])
-def test_a_size_of_zero_is_none(root, size):
-  write(root, "train/cat/cat0.xml", xml((7, 5, 24, 20), size=size))
-  assert boxes_of(load(root))
-
-
-@pytest.mark.parametrize(
-  ("content", "message"),
-  [
-    ("<annotation>", "must be XML that can be read"),
-    ("", "must be XML that can be read"),
-    ("<annotations><image/></annotations>", "must be VOC's XML"),
-    (xml((7, 5, 24, 20), size=(40, 48)), "of a picture of 40x48 pixels"),
-    (xml((7, 5, 24, 20), size=("a", 48)), "<width>: 'a' must be a number"),
-    (xml((24, 5, 7, 20)), "object 1: the box must have xmin < xmax"),
-    (xml((7, 5, "", 20)), "object 1: <xmax>: '' must be a number"),
-    (xml((7, 5, 24, 20), label="cats"), "object 1: Unknown class='cats'"),
-    (xml((7, 5, 24, 20), label=""), "object 1: its name must be that of a cl"),
-    (
-      f'<!DOCTYPE a [<!ENTITY a "b">]>{xml((7, 5, 24, 20))}',
-      "must not define entities",
-    ),
-  ],
-)
-def test_an_xml_file_that_cannot_be_used_is_named(root, content, message):
-  write(root, "train/cat/cat0.xml", content)
-  assert re.search(rf"train/cat/cat0.xml(:|,) .*{message}", refused(root))
-  dataset = load(root, "skip")
-  assert dataset.num_dropped == 1 and not boxes_of(dataset)
-
-
-def test_one_object_that_cannot_be_used_leaves_the_others(root):
-  write(root, "train/cat/cat0.xml", xml((7, 5, 24, 20), (7, 5, "?", 20)))
-  assert "cat0.xml, object 2: <xmax>: '?' must be a number" in refused(root)
-  dataset = load(root, "skip")
-  assert dataset.num_dropped == 1
-  assert len(boxes_of(dataset)["train/cat/cat0.png"]) == 1
-
-
-# Masks.
-
-
-def rectangle(inside=255):
-  pixels = np.zeros((HEIGHT, WIDTH), np.uint8)
-  pixels[4:20, 6:24] = inside
-  return pixels
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    "masks/train/cat/cat0.PNG",
-    "Masks/train/cat/cat0.png",
-    "MASKS/train/cat/cat0.cat.Png",
-  ],
-)
-def test_a_mask_is_known_in_any_case_and_what_systems_leave_is_not_one(
-  root, name
-):
-  write(root, name, photos.encode(rectangle(), "png"))
-  top = name.split("/")[0]
-  for junk in ("Thumbs.db", ".DS_Store", "desktop.ini", "train/Thumbs.db"):
-    write(root, f"{top}/{junk}", b"junk")
-  dataset = load(root)
-  assert dataset.num_dropped == 0
-  assert boxes_of(dataset) == {
-    "train/cat/cat0.png": [pytest.approx(NORMALISED)]
-  }
-  assert mask_pixels(dataset) == {"train/cat/cat0.png": 16 * 18}
-
-
-def test_a_mask_that_is_no_png_is_told(root):
-  write(root, "masks/train/cat/cat0.jpg", photos.encode(rectangle()))
-  assert "cat0.jpg: a mask must be a PNG file; others blur" in refused(root)
-
-
-def test_an_index_mask_with_a_border_is_told_before_training(root):
-  pixels = rectangle(8)
-  pixels[4, 6:24] = 255
-  write(root, "masks/train/cat/cat0.png", photos.encode(pixels, "png"))
-  message = refused(root)
-  assert "masks/train/cat/cat0.png: a mask must have two levels" in message
-  assert "has 0, 8 and 255" in message
-
-
-def test_boxes_of_a_picture_with_masks_are_counted(root, caplog):
-  write(root, "masks/train/cat/cat0.png", photos.encode(rectangle(), "png"))
-  rows = "cat0.png,cat,1,1,9,9\ncat0.png,cat,2,2,9,9\ncat1.png,cat,6,4,24,20\n"
-  write(root, "boxes.csv", f"{HEADER}\n{rows}")
-  objects = read(root)
-  used = sum(len(found["label"]) for found in objects.of_picture.values())
+def test_a_mask_takes_the_place_of_boxes_which_are_counted(root, caplog):
+  write(root, "masks/train/cat/cat0.png", png(rectangle()))
+  rows = (
+    "cat0.png,cat,1,1,9,9",
+    "cat0.png,cat,2,2,9,9",
+    "cat1.png,cat,6,4,9,9",
+  )
+  write(root, "boxes.csv", csv(*rows))
+  objects, used = read(root)
   assert (used, objects.num_masked, objects.num_left_out) == (2, 2, 0)
-  load(root)
+  assert boxes_of(load(root))[CAT] == ONE_BOX[CAT]
   assert "2 boxes are not used, as their pictures have masks" in caplog.text
 
 
 def test_a_mask_that_cannot_be_used_does_not_cost_a_box(root):
-  write(root, "masks/train/cat/cat0.png", photos.encode(rectangle(0), "png"))
-  write(root, "boxes.csv", f"{HEADER}\ncat0.png,cat,6,4,24,20\n")
+  write(root, "masks/train/cat/cat0.png", png(rectangle(0)))
+  write(root, "boxes.csv", csv(ROW))
   assert "pixels inside of its object" in refused(root)
   dataset = load(root, "skip")
-  assert dataset.num_dropped == 1
-  assert boxes_of(dataset) == {
-    "train/cat/cat0.png": [pytest.approx(NORMALISED)]
-  }
+  assert dataset.num_dropped == 1 and boxes_of(dataset) == ONE_BOX
 
 
-def test_what_is_kept_is_what_was_read(root):
+def test_a_mask_that_cannot_be_opened_is_told(root):
+  mask = write(root, "masks/train/cat/cat0.png", b"")
+  mask.unlink()
+  mask.symlink_to("nowhere.png")
+  assert re.search(r"masks/train/cat/cat0.png: .*No such", refused(root))
+
+
+def test_transparent_pixels_are_outside_of_a_mask(root):
+  white = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
+  pixels = np.concatenate([white, rectangle()[..., None]], -1)
+  write(root, "masks/train/cat/cat0.png", png(pixels))
+  assert boxes_of(load(root)) == ONE_BOX
+
+
+def test_pictures_without_annotation_are_counted_aloud(root, caplog):
+  write(root, "boxes.csv", csv(ROW))
+  load(root)
+  assert re.search(
+    r"6 of 7 pictures .* split train, have neither mask nor box, "
+    r"'train/cat/cat1.png' first: they do not count",
+    caplog.text,
+  )
+
+
+@pytest.mark.parametrize("written", ["cafe\u0301", "caf\u00e9"])
+@pytest.mark.parametrize("stored", ["cafe\u0301", "caf\u00e9"])
+def test_names_are_one_however_an_accent_is_stored(root, stored, written):
+  for split in ("train", "val"):
+    (root / split / "cat").rename(root / split / stored)
+  folder = root / "train" / stored
+  (folder / "cat0.png").rename(folder / f"{stored}.png")
+  write(root, "boxes.csv", csv(f"{written}.png,{written},6,4,24,20"))
+  write(root, f"masks/train/{written}/cat1.png", png(rectangle()))
+  found = boxes_of(load(root))
+  assert list(found.values()) == 2 * [ONE_BOX[CAT]]
+
+
+# The index.
+
+
+def test_what_annotations_say_is_kept_until_a_file_changes(root):
   write(root, "annotations.json", coco({"segmentation": [SQUARE]}, {"bbox": 3}))
   first = load(root, "skip")
   (index,) = (root.parent / "tfds").rglob("*.json")
-  written = index.stat().st_mtime_ns
   again = load(root, "skip")
-  assert index.stat().st_mtime_ns == written
   assert again.num_dropped == first.num_dropped == 1
   assert boxes_of(again) == boxes_of(first)
   assert mask_pixels(again) == mask_pixels(first) != {}
   assert refused(root)
+  content = json.loads(index.read_text())
+  content["of_picture"][CAT]["label"] = [1]
+  index.write_text(json.dumps(content))
+  assert load(root, "skip").source[0]["objects"]["label"] == [1]
+  write(root, "annotations.json", coco({}, {}, {}))
+  assert load(root).source[0]["objects"]["label"] == [0, 0, 0]
+
+
+def test_an_index_that_cannot_be_kept_is_no_error(root, caplog):
+  write(root, "boxes.csv", csv(ROW))
+  write(root.parent, "tfds", b"in the way")
+  assert boxes_of(load(root)) == ONE_BOX
+  assert "is not kept" in caplog.text
 
 
 # Whatever comes: an object, or counted.
@@ -545,7 +627,7 @@ ANNOTATION = st.fixed_dictionaries(
 )
 CELL = st.sampled_from(["6", "24", "4", "0.5", "-1", "1e9", "nan", "", "x"])
 CORNERS = st.tuples(CELL, CELL, CELL, CELL)
-ROW = st.tuples(
+ROWS = st.tuples(
   st.sampled_from(["cat0.png", "dog0.png", "cat9.png"]),
   st.sampled_from(["cat", "", "cow", "a,b", "a;b"]),
   CORNERS.map(",".join),
@@ -558,7 +640,7 @@ ROW = st.tuples(
 )
 @hypothesis.given(
   st.lists(ANNOTATION, max_size=5),
-  st.lists(ROW, max_size=4),
+  st.lists(ROWS, max_size=4),
   st.lists(CORNERS, max_size=4),
   st.booleans(),
 )
@@ -566,12 +648,11 @@ def test_every_annotation_is_used_or_counted(
   root, annotations, rows, corners, masked
 ):
   write(root, "annotations.json", coco(*annotations))
-  write(root, "boxes.csv", "\n".join([HEADER, *rows]))
+  write(root, "boxes.csv", csv(*rows))
   write(root, "train/cat/cat0.xml", xml(*corners))
-  mask = photos.encode(rectangle(255 if masked else 0), "png")
+  mask = png(rectangle(255 if masked else 0))
   write(root, "masks/train/cat/cat0.png", mask)
-  objects = read(root)
-  used = sum(len(found["label"]) for found in objects.of_picture.values())
+  objects, used = read(root)
   given = len(annotations) + len(rows) + len(corners) + 1
   assert used + objects.num_masked + objects.num_left_out == given
   assert bool(objects.num_left_out) <= bool(objects.problems)
