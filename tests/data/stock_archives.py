@@ -4,45 +4,32 @@ Each writer fills a folder with the archives under their official names, and
 returns what they say: a list of `Truth`, in the order of the lists inside.
 """
 
-import dataclasses
 import io
 import tarfile
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 from scipy import ndimage
 
+from tests.data.photos import encode as encoded
 from tests.data.real_things import picture, tight_box, voc
 
 
-@dataclasses.dataclass
-class Truth:
-  """What an archive says of one picture.
+class Truth(NamedTuple):
+  """What an archive says of one picture."""
 
-  Attributes:
-    split: of the archive.
-    image: bytes of the file.
-    labels: names of the classes of the objects.
-    boxes: ymin xmin ymax xmax in 0..1 of each, where annotated.
-    difficult: of each, where annotated.
-    mask: bool `[H W]` of the one object, where annotated.
-  """
-
-  split: str
-  image: bytes
-  labels: list[str]
-  boxes: list[tuple] = dataclasses.field(default_factory=list)
-  difficult: list[bool] = dataclasses.field(default_factory=list)
-  mask: np.ndarray | None = None
+  image: bytes  # of the file; pixels where there is none
+  labels: list[str]  # names of the classes of the objects
+  boxes: list[tuple] = ()  # ymin xmin ymax xmax in 0..1
+  difficult: list[bool] = ()
+  mask: np.ndarray | None = None  # bool [H W] of the one object
 
 
-def encoded(pixels, encoding="jpeg", **options):
-  buffer = io.BytesIO()
-  image = pixels
-  if isinstance(pixels, np.ndarray):
-    image = PIL.Image.fromarray(pixels)
-  image.save(buffer, format=encoding, **options)
-  return buffer.getvalue()
+def fractions(box, shape):
+  top, left, bottom, right = box
+  height, width = shape[:2]
+  return top / height, left / width, bottom / height, right / width
 
 
 def write_tar(path, files, mode="w:gz"):
@@ -55,14 +42,13 @@ def write_tar(path, files, mode="w:gz"):
       tar.addfile(info, io.BytesIO(content))
 
 
-BREEDS = (
-  "Abyssinian",
-  "american_bulldog",
-  "Bengal",
-  "chihuahua",
-  "yorkshire_terrier",
-)
-BREED_IDS = (1, 2, 6, 11, 37)
+BREEDS = {
+  "Abyssinian": 1,
+  "american_bulldog": 2,
+  "Bengal": 6,
+  "chihuahua": 11,
+  "yorkshire_terrier": 37,
+}
 
 
 def write_pets(folder):
@@ -76,8 +62,8 @@ def write_pets(folder):
   lists = {"trainval": [], "test": []}
   for number in range(55):
     k = number % 5
-    cat = k in (0, 2)
-    name = f"{BREEDS[k]}_{number + 1}"
+    breed = list(BREEDS)[k]
+    name = f"{breed}_{number + 1}"
     pixels, (mask,) = picture(number)
     image = encoded(pixels, quality=90)
     if number == 5:
@@ -99,15 +85,9 @@ def write_pets(folder):
       annotations[f"annotations/xmls/{name}.xml"] = voc_xml(
         name, pixels.shape, [("cat", (1, 1, 20, 30), False)]
       )
-    lists[part].append(f"{name} {BREED_IDS[k]} {1 if cat else 2} {k + 1}\n")
-    truths.append(
-      Truth(
-        "test" if part == "test" else "train",
-        image,
-        [BREEDS[k]],
-        mask=trimap != 2,
-      )
-    )
+    species = 1 if breed[0].isupper() else 2  # cat, dog
+    lists[part].append(f"{name} {BREEDS[breed]} {species} {k + 1}\n")
+    truths.append(Truth(image, [breed], mask=trimap != 2))
   for part, lines in lists.items():
     annotations[f"annotations/{part}.txt"] = "".join(lines)
   # The images are an uncompressed tar, whatever its name says.
@@ -174,19 +154,9 @@ def write_voc(folder, year="2007"):
         name, pixels.shape, objects
       )
     lists[part].append(f"{name}\n")
-    height, width = pixels.shape[:2]
-    truths.append(
-      Truth(
-        "validation" if part == "val" else part,
-        image,
-        [label for label, _, _ in objects],
-        [
-          (top / height, left / width, bottom / height, right / width)
-          for _, (top, left, bottom, right), _ in objects
-        ],
-        [difficult for _, _, difficult in objects],
-      )
-    )
+    labels, boxes, difficult = map(list, zip(*objects, strict=True))
+    boxes = [fractions(box, pixels.shape) for box in boxes]
+    truths.append(Truth(image, labels, boxes, difficult))
   for part, lines in lists.items():
     files = archives["test" if part == "test" else "trainval"]
     files[f"{root}/ImageSets/Main/{part}.txt"] = "".join(lines)
@@ -235,17 +205,9 @@ def write_birds(folder):
       f"{number + 1} {left:.1f} {top:.1f} {right - left:.1f} "
       f"{bottom - top:.1f}\n"
     )
-    height, width = mask.shape
-    truths.append(
-      Truth(
-        "train" if training else "test",
-        image,
-        [species.lower().replace("_", " ")],
-        [(top / height, left / width, bottom / height, right / width)],
-        [False],
-        levels > 127,
-      )
-    )
+    labels = [species.lower().replace("_", " ")]
+    box = fractions((top, left, bottom, right), mask.shape)
+    truths.append(Truth(image, labels, [box], [False], levels > 127))
   for file, lines in (
     ("images", names),
     ("train_test_split", parts),
@@ -267,7 +229,7 @@ def write_flowers(folder):
     image = encoded(picture(number)[0])
     label = FLOWERS[number % 5]
     archive[f"flower_photos/{label}/{number}.jpg"] = image
-    truths.append(Truth("train", image, [label]))
+    truths.append(Truth(image, [label]))
   write_tar(folder / "flower_photos.tgz", archive)
   return truths
 
@@ -284,13 +246,10 @@ def write_cifar(folder):
   for number in range(60):
     image = PIL.Image.fromarray(picture(number)[0]).resize((32, 32))
     pixels = np.asarray(image)
-    training = number < 50
-    file = f"data_batch_{number // 10 + 1}" if training else "test_batch"
+    file = f"data_batch_{number // 10 + 1}" if number < 50 else "test_batch"
     record = bytes([number % 10]) + pixels.transpose(2, 0, 1).tobytes()
     files[f"{root}/{file}.bin"] = files.get(f"{root}/{file}.bin", b"") + record
-    truths.append(
-      Truth("train" if training else "test", pixels, [CIFAR[number % 10]])
-    )
+    truths.append(Truth(pixels, [CIFAR[number % 10]]))
   files[f"{root}/batches.meta.txt"] = "\n".join(CIFAR) + "\n\n"
   write_tar(folder / "cifar-10-binary.tar.gz", files)
   return truths
@@ -304,7 +263,7 @@ def write_imagenet_v2(folder):
     label = 97 * number % 1000
     root = "imagenetv2-matched-frequency-format-val"
     files[f"{root}/{label}/{number}.jpeg"] = image
-    truths.append(Truth("test", image, [str(label)]))
+    truths.append(Truth(image, [str(label)]))
   write_tar(folder / "imagenetv2-matched-frequency.tar.gz", files)
   return truths
 

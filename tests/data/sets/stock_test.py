@@ -7,7 +7,6 @@ import os
 import pathlib
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -24,8 +23,9 @@ from gc_jax.data import geometry, pipeline
 from gc_jax.data.sets import stock, stock_prepare, stock_sets
 from gc_jax.data.sets.without_tensorflow import without_tensorflow
 from tests.data import evaluated, stock_archives
+from tests.data.real_things import tight_box
 
-SETS = list(stock_archives.WRITERS)
+MASKED = ("oxford_iiit_pet", "caltech_birds2011")
 
 
 def sanction(patch):
@@ -34,7 +34,7 @@ def sanction(patch):
   def registered(path):
     known = {
       info.filename: info
-      for name in SETS
+      for name in stock_archives.WRITERS
       for info in tfds.builder_cls(name.split("/")[0]).url_infos.values()
     }
     return known[pathlib.Path(path).name]
@@ -86,123 +86,69 @@ def decode(encoded):
 
 
 OURS = ("train", "validation", "test")
-SPLITS = {name: OURS for name in SETS} | {
-  "imagenet_v2/matched-frequency": ("test",)
+# Pictures in train, validation and test, as the archives' splits make them;
+# classes; whether a picture shows several; what the files' names hold.
+SETS = {
+  "oxford_iiit_pet": ((36, 4, 15), 37, False, ".jpg"),
+  "voc/2007": ((30, 12, 10), 20, True, ".jpg"),
+  "voc/2012": ((27, 3, 12), 20, True, ".jpg"),
+  "caltech_birds2011": ((27, 3, 18), 200, False, ".jpg"),
+  "tf_flowers": ((40, 5, 5), 5, False, None),
+  "cifar10": ((45, 5, 10), 10, False, "t"),
+  "imagenet_v2/matched-frequency": ((0, 0, 12), 1_000, False, ".jpeg"),
 }
-# What the archives' splits hold, and which part of them is which of ours.
-COUNTS = {
-  "oxford_iiit_pet": {"train": 36, "validation": 4, "test": 15},
-  "voc/2007": {"train": 30, "validation": 12, "test": 10},
-  "voc/2012": {"train": 27, "validation": 3, "test": 12},
-  "caltech_birds2011": {"train": 27, "validation": 3, "test": 18},
-  "tf_flowers": {"train": 40, "validation": 5, "test": 5},
-  "cifar10": {"train": 45, "validation": 5, "test": 10},
-  "imagenet_v2/matched-frequency": {"test": 12},
-}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_splits_hold_what_the_table_of_splits_says(load, name):
-  assert {s: len(load(name, s).source) for s in SPLITS[name]} == COUNTS[name]
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_no_picture_is_in_two_splits(load, name):
-  images = [r["image"] for s in SPLITS[name] for r in load(name, s).source]
-  assert len(set(images)) == len(images) == sum(COUNTS[name].values())
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_images_labels_and_names_are_those_of_the_archive(load, prepared, name):
-  count = 0
-  for dataset, record, truth in records_of(load, prepared, name, SPLITS[name]):
-    if truth is None:  # recoded by the builder, for its defects
-      continue
-    count += 1
-    names = [dataset.class_names[label] for label in record["labels"]]
-    if name.startswith("imagenet_v2"):
+  counts, num_classes, multi_label, file_name = SETS[name]
+  splits = [split for split, n in zip(OURS, counts, strict=True) if n]
+  assert tuple(len(load(name, s).source) for s in splits) == tuple(
+    filter(None, counts)
+  )
+  recoded, images = 0, set()
+  for dataset, record, truth in records_of(load, prepared, name, splits):
+    assert len(dataset.class_names) == num_classes
+    assert dataset.multi_label == multi_label
+    assert (file_name is None) == ("name" not in record)
+    assert file_name is None or file_name in record["name"]
+    images.add(record["image"])
+    if truth is None:  # by the builder, for its defects
+      recoded += 1
+    elif name.startswith("imagenet_v2"):
       assert record["labels"] == [int(truth.labels[0])]
     else:
+      names = [dataset.class_names[label] for label in record["labels"]]
       assert names == truth.labels
-  recoded = 3 if name == "oxford_iiit_pet" else 0
-  assert count == sum(COUNTS[name].values()) - recoded
+  assert recoded == (3 if name == "oxford_iiit_pet" else 0)
+  assert len(images) == sum(counts), "no picture is in two splits"
 
 
-def test_records_say_which_file_they_are(load):
-  names = {name: load(name, "test").source[0].get("name") for name in SETS}
-  assert names.pop("tf_flowers") is None
-  endings = {
-    "oxford_iiit_pet": ".jpg",
-    "voc/2007": ".jpg",
-    "voc/2012": ".jpg",
-    "caltech_birds2011": ".jpg",
-    "cifar10": "test_",
-    "imagenet_v2/matched-frequency": ".jpeg",
-  }
-  assert all(endings[name] in text for name, text in names.items())
-
-
-def test_class_counts_and_kinds_are_those_of_the_sets(load):
-  kinds = {
-    name: (len(dataset.class_names), dataset.multi_label)
-    for name in SETS
-    for dataset in [load(name, "test")]
-  }
-  assert kinds == {
-    "oxford_iiit_pet": (37, False),
-    "voc/2007": (20, True),
-    "voc/2012": (20, True),
-    "caltech_birds2011": (200, False),
-    "tf_flowers": (5, False),
-    "cifar10": (10, False),
-    "imagenet_v2/matched-frequency": (1_000, False),
-  }
-  # The picture of VOC 2011 itself, in the training split.
-  whole = load("voc/2007", "train+validation")
-  assert max(len(set(labels)) for labels in whole.all_labels()) == 4
-  assert len(whole.source) == 42
-
-
-@pytest.mark.parametrize("name", ["oxford_iiit_pet", "caltech_birds2011"])
-def test_masks_are_those_of_the_archive(load, prepared, name):
+@pytest.mark.parametrize("name", ["voc/2007", "voc/2012", *MASKED])
+def test_objects_are_those_of_the_archive(load, prepared, name):
   seen = 0
-  for _, record, truth in records_of(load, prepared, name, OURS):
+  for dataset, record, truth in records_of(load, prepared, name, OURS):
     if truth is None:
       continue
     objects = record["objects"]
-    assert list(objects["label"]) == record["labels"]
-    assert list(objects["difficult"]) == [False]
-    assert len(objects["mask"]) == len(objects["bbox"]) == 1
-    pixels = decode(objects["mask"][0])
-    np.testing.assert_array_equal(pixels, truth.mask)
-    assert pixels.shape == decode(record["image"]).shape[:2]
-    seen += 1
-  assert seen >= 48
-
-
-@pytest.mark.parametrize("name", ["voc/2007", "voc/2012", "caltech_birds2011"])
-def test_boxes_are_those_of_the_archive(load, prepared, name):
-  seen = 0
-  for dataset, record, truth in records_of(load, prepared, name, OURS):
-    objects = record["objects"]
-    # Six digits in the archive's own numbers; float32 in the files.
-    np.testing.assert_allclose(objects["bbox"], truth.boxes, atol=1e-6)
-    assert [bool(d) for d in objects["difficult"]] == truth.difficult
+    seen += len(objects["bbox"])
     names = [dataset.class_names[label] for label in objects["label"]]
     assert names == truth.labels
-    seen += len(truth.boxes)
-  assert seen >= 40
-
-
-def test_pets_boxes_are_around_the_mask_not_the_head(load, prepared):
-  for _, record, truth in records_of(load, prepared, "oxford_iiit_pet", OURS):
-    if truth is not None:
+    if truth.boxes:
+      # Six digits in the archive's own numbers; float32 in the files.
+      np.testing.assert_allclose(objects["bbox"], truth.boxes, atol=1e-6)
+      assert [bool(d) for d in objects["difficult"]] == truth.difficult
+    if name in MASKED:
+      pixels = decode(objects["mask"][0])
+      np.testing.assert_array_equal(pixels, truth.mask)
+      assert pixels.shape == decode(record["image"]).shape[:2]
+    if name == "oxford_iiit_pet":  # around the mask, not the head
       height, width = truth.mask.shape
-      rows, columns = (np.flatnonzero(truth.mask.any(axis)) for axis in (1, 0))
-      box = record["objects"]["bbox"][0] * [height, width, height, width]
-      expected = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+      box = objects["bbox"][0] * [height, width, height, width]
       # A thousandth of a pixel: float32 of a fraction, times the side.
-      np.testing.assert_allclose(box, expected, atol=1e-3)
+      np.testing.assert_allclose(box, tight_box(truth.mask), atol=1e-3)
+      assert list(objects["difficult"]) == [False]
+  assert seen >= 40
 
 
 def test_defective_pets_are_recoded_as_rgb_jpeg(load, prepared):
@@ -523,55 +469,6 @@ def test_files_of_a_set_whose_code_is_elsewhere_are_read(prepared, tmp_path):
   assert dataset.name == "tfds:my_flowers/1.0.0" and len(dataset.source) == 5
 
 
-KILLED = """
-import os, pathlib, signal, sys
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import checksums
-from gc_jax.data.sets import stock
-
-builder_class = tfds.builder_cls("oxford_iiit_pet")
-known = {info.filename: info for info in builder_class.url_infos.values()}
-checksums.compute_url_info = lambda path: known[pathlib.Path(path).name]
-generate = builder_class._generate_examples
-
-def generate_or_die(*args, **kwargs):
-  for i, example in enumerate(generate(*args, **kwargs)):
-    if i == int(sys.argv[2]):
-      os.kill(os.getpid(), signal.SIGKILL)
-    yield example
-
-builder_class._generate_examples = generate_or_die
-stock.load("oxford_iiit_pet", "test", data_dir=sys.argv[1])
-"""
-
-
-def test_a_killed_preparation_is_done_again(load, tmp_path):
-  stock_archives.write_pets(tmp_path / "downloads" / "manual")
-
-  def prepare(die_at):
-    return subprocess.run(
-      [sys.executable, "-c", KILLED, str(tmp_path), str(die_at)],
-      env={**os.environ, "PYTHONPATH": os.getcwd()},
-      capture_output=True,
-      text=True,
-      timeout=60,
-    )
-
-  assert prepare(20).returncode == -signal.SIGKILL
-  (left,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
-  assert left.name.startswith("incomplete.")
-  done = prepare(-1)
-  assert done.returncode == 0, done.stderr
-  (whole,) = (tmp_path / "oxford_iiit_pet").glob("[!.]*")
-  assert whole.name == "4.0.0"
-  again = stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
-  for record, expected in zip(
-    again.source, load("oxford_iiit_pet", "train").source, strict=True
-  ):
-    assert record["image"] == expected["image"]
-    assert record["objects"]["mask"][0] == expected["objects"]["mask"][0]
-
-
 def test_preparing_leaves_tfds_as_it_was(tmp_path):
   builder = tfds.builder("voc/2007", data_dir=tmp_path)
   module = sys.modules[type(builder).__module__]
@@ -614,12 +511,15 @@ def test_tensorflow_stays_out_even_where_it_is_installed(prepared, tmp_path):
   fake.mkdir(parents=True)
   fake.joinpath("__init__.py").write_text("raise SystemExit('imported')")
   path = os.pathsep.join([str(fake.parent), os.getcwd()])
+  temporary = tmp_path / "temporary"
+  temporary.mkdir()
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM, str(prepared[0])],
-    env={**os.environ, "PYTHONPATH": path},
+    env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
     capture_output=True,
     text=True,
     timeout=60,
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout == "", "TFDS's banner is kept back"
+  assert not list(temporary.iterdir()), "TFDS leaves none of its folders"
