@@ -6,11 +6,11 @@ Budgets are fixed, and examples the same every time.
 """
 
 import collections
+import copy
 import functools
 import io
 import json
 import logging
-import tarfile
 import time
 
 import numpy as np
@@ -29,6 +29,7 @@ from gc_jax.data.sets import (
   tables,
 )
 from gc_jax.data.sets.folder_layout import read_layout
+from tests.data.archives import tar_of
 
 BUDGET = settings(
   max_examples=150,
@@ -51,30 +52,24 @@ TOKENS = [
 ]
 
 
+STEPS = st.tuples(
+  st.sampled_from(("replace", "insert", "cut", "repeat", "flip")),
+  st.floats(0, 1, exclude_max=True),
+  st.integers(1, 40),
+  st.one_of(st.sampled_from(TOKENS), st.binary(min_size=1, max_size=6)),
+)
+
+
 @st.composite
 def mutations(draw):
   """What is done to a text or file: a function of its bytes."""
-  steps = draw(
-    st.lists(
-      st.tuples(
-        st.sampled_from(("replace", "insert", "cut", "repeat", "flip")),
-        st.floats(0, 1, exclude_max=True),
-        st.integers(1, 40),
-        st.one_of(st.sampled_from(TOKENS), st.binary(min_size=1, max_size=6)),
-      ),
-      min_size=1,
-      max_size=4,
-    )
-  )
+  steps = draw(st.lists(STEPS, min_size=1, max_size=4))
 
   def mutate(content):
     for kind, place, length, token in steps:
       at = int(place * len(content))
-      before, part, after = (
-        content[:at],
-        content[at : at + length],
-        content[at + length :],
-      )
+      end = at + length
+      before, part, after = content[:at], content[at:end], content[end:]
       content = {
         "replace": before + token + content[at + len(token) :],
         "insert": before + token + part + after,
@@ -88,12 +83,7 @@ def mutations(draw):
 
 
 def outcome(path, read):
-  """Returns what is read, or None where it is refused as it should be.
-
-  Args:
-    path: the file or folder that the message must name.
-    read: reads it.
-  """
+  """Returns what is read; None where it is refused by a path's name."""
   started = time.monotonic()
   found = None
   try:
@@ -199,6 +189,33 @@ def test_of_a_table_every_row_is_read_or_counted(tmp_path, written):
 # Annotations of a folder: what went in is what is read and what is counted.
 
 
+def load_folder(root, data_dir):
+  """Returns the training split under both policies, where it can be read."""
+  loaded = [
+    outcome(
+      root,
+      functools.partial(
+        folder.load,
+        "train",
+        path=str(root),
+        data_dir=data_dir,
+        on_error=on_error,
+      ),
+    )
+    for on_error in ("raise", "skip")
+  ]
+  return [dataset for dataset in loaded if dataset]
+
+
+def check_masks(dataset):
+  """Every object that is read has pixels."""
+  for i in range(len(dataset.source)):
+    record = dataset.source[i]
+    header = decode.read_header(record["image"])
+    for _, mask in geometry.object_masks(record, header):
+      assert np.asarray(mask).any()
+
+
 def objects_of(root):
   found = folder_objects.read_objects(read_layout(str(root)))
   count = sum(len(o["label"]) for o in found.of_picture.values())
@@ -220,13 +237,7 @@ def test_broken_boxes_of_a_folder_are_refused_or_counted(
     objects, count = found
     assert bool(objects.problems) == bool(objects.num_left_out)
     assert count + objects.num_left_out <= 12
-  for on_error in ("raise", "skip"):
-    outcome(
-      root,
-      lambda on_error=on_error: folder.load(
-        "train", path=str(root), data_dir=tmp_path, on_error=on_error
-      ),
-    )
+  load_folder(root, tmp_path)
 
 
 @BUDGET
@@ -244,6 +255,18 @@ def test_broken_labels_of_a_folder_are_refused_by_name(root, mutate):
     )
 
 
+def annotation(number, segmentation):
+  """A box of 20 x 10 pixels in a picture of 48 x 40."""
+  return {
+    "id": number,
+    "image_id": min(number, 2),
+    "category_id": 4 + min(number, 2),
+    "bbox": [1, 2, 20, 10.5],
+    "segmentation": segmentation,
+    "iscrowd": 0,
+  }
+
+
 COCO = {
   "images": [
     {"id": 1, "file_name": "train/cat/a.png", "width": 48, "height": 40},
@@ -251,28 +274,9 @@ COCO = {
   ],
   "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "dog"}],
   "annotations": [
-    {
-      "id": 1,
-      "image_id": 1,
-      "category_id": 5,
-      "bbox": [1, 2, 20, 10.5],
-      "segmentation": [[1, 2, 20, 2, 20, 12, 1, 12]],
-      "iscrowd": 0,
-    },
-    {
-      "id": 2,
-      "image_id": 2,
-      "category_id": 6,
-      "bbox": [1, 2, 20, 10],
-      "segmentation": {"size": [40, 48], "counts": [100, 20, 1800]},
-    },
-    {
-      "id": 3,
-      "image_id": 2,
-      "category_id": 6,
-      "bbox": [1, 2, 20, 10],
-      "segmentation": {"size": [40, 48], "counts": "T3d0hh1"},
-    },
+    annotation(1, [[1, 2, 20, 2, 20, 12, 1, 12]]),
+    annotation(2, {"size": [40, 48], "counts": [100, 20, 1800]}),
+    annotation(3, {"size": [40, 48], "counts": "T3d0hh1"}),
   ],
 }
 VALUES = st.one_of(
@@ -294,17 +298,14 @@ VALUES = st.one_of(
 @st.composite
 def changed_values(draw):
   """COCO's JSON with a few values others, gone, or twice."""
-  content = json.loads(json.dumps(COCO))
+  content = copy.deepcopy(COCO)
   for _ in range(draw(st.integers(1, 3))):
-    node, depth = content, 0
-    while True:
-      keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-      if not keys:
-        break
+    node = content
+    while keys := list(node if isinstance(node, dict) else range(len(node))):
       key = draw(st.sampled_from(keys))
       below = node[key]
       if isinstance(below, dict | list) and below and draw(st.booleans()):
-        node, depth = below, depth + 1
+        node = below
         continue
       kind = draw(st.sampled_from(("value", "value", "gone", "twice")))
       if kind == "gone":
@@ -337,19 +338,8 @@ def check_coco(root, data):
 def test_of_cocos_annotations_each_is_read_or_counted(root, tmp_path, content):
   data = json.dumps(content).encode()
   check_coco(root, data)
-  # A box that is read has pixels: a segmentation never takes it away.
-  for on_error in ("raise", "skip"):
-    dataset = outcome(
-      root,
-      lambda on_error=on_error: folder.load(
-        "train", path=str(root), data_dir=tmp_path, on_error=on_error
-      ),
-    )
-    for i in range(len(dataset.source) if dataset else 0):
-      record = dataset.source[i]
-      header = decode.read_header(record["image"])
-      for _, mask in geometry.object_masks(record, header):
-        assert np.asarray(mask).any()
+  for dataset in load_folder(root, tmp_path):
+    check_masks(dataset)
 
 
 @BUDGET
@@ -386,19 +376,15 @@ def test_the_recipe_of_coco_reads_or_counts_each_annotation(
       (path / "train2014" / name).parent.mkdir(parents=True, exist_ok=True)
       (path / "train2014" / name).write_bytes(picture())
   dataset = outcome(
-    path,
-    lambda: coco.load("train", path=path, data_dir=path / "prepared"),
+    path, lambda: coco.load("train", path=path, data_dir=path / "prepared")
   )
   if dataset is None:
     # What was not prepared is not taken for prepared the next time.
     assert not list(path.glob("prepared/coco2014/train/1.*"))
     return
-  for i in range(len(dataset.source)):
-    record = dataset.source[i]
-    header = decode.read_header(record["image"])
+  check_masks(dataset)
+  for record in dataset.source:
     assert len(record["labels"]) >= len(record["objects"]["label"])
-    for _, mask in geometry.object_masks(record, header):
-      assert np.asarray(mask).any()
 
 
 VOC = (
@@ -473,14 +459,9 @@ def test_a_broken_picture_is_told_by_every_reader_alike(
 @functools.cache
 def archive():
   """Returns a tar of pictures, as ImageNet's classes come."""
-  buffer = io.BytesIO()
-  with tarfile.open(fileobj=buffer, mode="w") as tar:
-    for name in ("n1_1.JPEG", "n1_2.jpg", "n1_3.PNG", "notes.txt"):
-      info = tarfile.TarInfo(name)
-      content = picture("JPEG") if name != "notes.txt" else b"notes"
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
-  return buffer.getvalue()
+  names = ("n1_1.JPEG", "n1_2.jpg", "n1_3.PNG")
+  entries = [(name, picture("JPEG")) for name in names]
+  return tar_of([*entries, ("notes.txt", b"notes")])
 
 
 @BUDGET
