@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 Box = tuple[float, float, float, float]
+Size = tuple[int | float, int | float]  # width, height
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -33,7 +34,13 @@ def of_mask(mask: Bool[np.ndarray, "H W"]) -> Box | None:
   return tuple(map(float, edges))
 
 
-def scaled(box: Box, size: tuple[int | float, int | float]) -> Box:
+def clipped(box: Box, size: Size) -> Box | None:
+  """Returns the part of a box within a picture; None where nothing is left."""
+  found = tuple(map(float, np.clip(box, 0, (*size, *size))))
+  return found if has_extent(found) else None
+
+
+def scaled(box: Box, size: Size) -> Box:
   """Returns ymin xmin ymax xmax in 0..1 of a picture of (width, height)."""
   xmin, ymin, xmax, ymax = box
   width, height = size

@@ -44,9 +44,7 @@ RELEASE = official.Release(
     split: (f"{name}.zip", ANNOTATIONS, JSON[split])
     for split, name in PICTURES.items()
   },
-  folder=(
-    f"train2014.zip, val2014.zip and {ANNOTATIONS}, or of what they unpack to"
-  ),
+  folder=f"train2014.zip, val2014.zip and {ANNOTATIONS}, or of what they hold",
   where=(
     "The files come from https://cocodataset.org/#download (2014 Train images, "
     "2014 Val images, 2014 Train/Val annotations); set --config.data.path to "
@@ -73,8 +71,7 @@ def read_annotations(path: pathlib.Path, split: str) -> Annotations:
   """Reads and checks the annotations of a split; takes about 3 GB for a while.
 
   Raises:
-    ValueError: the file is missing or damaged, or entries cannot be used;
-      names those.
+    ValueError: the file is missing or damaged; or names unusable entries.
   """
   name, archive_path = JSON[split], path / ANNOTATIONS
   if (path / name).is_file():
@@ -252,16 +249,13 @@ class Coco2014(official.Builder, skip_registration=True):
   def _object(
     self, annotation: coco_json.Annotation, size: tuple[int, int]
   ) -> dict[str, Any] | None:
-    """Returns an object with box and mask; None if it has neither.
-
-    The mask decides where the two disagree about whether there is anything.
-    """
+    """Returns an object with box and mask; None if it has neither."""
     cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
     if num_left_out:
       parts = "polygons and run lengths left out: they cover no pixel"
       self.counts[parts] += num_left_out
     mask = segmentation.draw(cleaned, size)
-    box = self._clipped(annotation.box, size)
+    box = annotation.box and self._clipped(annotation.box, size)
     if not mask.any():
       if box is None:
         self.counts["objects left out: neither mask nor box"] += 1
@@ -280,18 +274,10 @@ class Coco2014(official.Builder, skip_registration=True):
       "mask": segmentation.encode(mask),
     }
 
-  def _clipped(
-    self, box: boxes.Box | None, size: tuple[int, int]
-  ) -> boxes.Box | None:
-    """Returns a box within the picture; None where nothing is left."""
-    if box is None:
-      return None
-    ends = (*size, *size)
-    clipped = tuple(map(float, np.clip(box, 0, ends)))
-    if not boxes.has_extent(clipped):
-      return None
+  def _clipped(self, box: boxes.Box, size: tuple[int, int]) -> boxes.Box | None:
+    clipped = boxes.clipped(box, size)
     # The official file rounds to hundredths.
-    if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > 0.011:
+    if clipped and np.abs(np.subtract(box, clipped)).max() > 0.011:
       self.counts["boxes clipped to the picture"] += 1
     return clipped
 
@@ -311,16 +297,6 @@ def _read_pictures(
 def load(
   split: str, *, path: str | os.PathLike, data_dir: str | os.PathLike = ""
 ) -> Dataset:
-  """Returns a split, made from the archives first where that was not done.
-
-  Args:
-    split: "train" or "validation", or a part of one: "train[:95%]".
-    path: the folder of the archives; see the head of this file. "" is enough
-      once the split is prepared.
-    data_dir: TFDS directory; "" = TFDS's own default.
-
-  Raises:
-    ValueError: the split is unknown, or a file is missing or unsound.
-  """
+  """Returns "train", "validation" or a part of one; see `official.locate`."""
   folder, final = official.locate(RELEASE, split, path, data_dir)
   return official.load(Coco2014, split, folder, final)

@@ -65,10 +65,6 @@ class Content(NamedTuple):
 def read(data: bytes, file: str) -> Content:
   """Returns what a file says.
 
-  Args:
-    data: its bytes.
-    file: what it is called in messages.
-
   Raises:
     ValueError: it is no JSON, or not COCO's. Names the file.
   """
@@ -87,16 +83,13 @@ def read(data: bytes, file: str) -> Content:
   problems: list[str] = []
   images = _sound(file, "images", content, _image, problems)
   categories = _sound(file, "categories", content, _category, problems)
-  image_of = _index(
-    file, "image", [(i.id, _normal(i.file_name), i) for i in images], problems
-  )
-  name_of = _index(
-    file, "category", [(i, name, name) for i, name in categories], problems
-  )
-  annotations = _annotations(
-    file, content["annotations"], image_of, name_of, problems
-  )
-  num_left_out = len(content["annotations"]) - len(annotations)
+  named = [(image.id, _normal(image.file_name), image) for image in images]
+  image_of = _index(file, "image", "file name", named, problems)
+  named = [(number, name, name) for number, name in categories]
+  name_of = _index(file, "category", "name", named, problems)
+  entries = content["annotations"]
+  annotations = _annotations(file, entries, image_of, name_of, problems)
+  num_left_out = len(entries) - len(annotations)
   return Content(file, images, name_of, annotations, problems, num_left_out)
 
 
@@ -185,17 +178,17 @@ def _text(entry: dict[str, Any], field: str) -> str:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-  sides = [entry.get(field) for field in ("width", "height")]
-  if sides == [0, 0]:
+  sides = {field: entry.get(field) for field in ("width", "height")}
+  if list(sides.values()) == [0, 0]:
     return None
-  for field, side in zip(("width", "height"), sides, strict=True):
+  for field, side in sides.items():
     if side is not None and not (is_whole(side) and side > 0):
       raise ValueError(
         f"{field} must be a whole number above 0, and is {_said(side)}"
       )
-  if None in sides:
+  if None in sides.values():
     return None
-  width, height = map(int, sides)
+  width, height = map(int, sides.values())
   if width * height > MAX_PIXELS:
     raise ValueError(
       f"width x height must be at most {MAX_PIXELS:,} pixels, and is "
@@ -212,6 +205,7 @@ def _normal(file_name: str) -> str:
 def _index(
   file: str,
   what: str,
+  field: str,
   entries: list[tuple[int, str, _T]],
   problems: list[str],
 ) -> dict[int, _T]:
@@ -219,25 +213,21 @@ def _index(
 
   Adds ids and names that stand twice to `problems`.
   """
-  of_id: dict[int, list[tuple[str, _T]]] = {}
-  ids_of_name: dict[str, list[int]] = {}
+  of_id, ids_of = collections.defaultdict(list), collections.defaultdict(dict)
   for number, name, value in entries:
-    of_id.setdefault(number, []).append((name, value))
-    ids_of_name.setdefault(name, []).append(number)
-  for number, same in of_id.items():
-    if len(same) > 1:
-      problems.append(
-        f"{file} must name every {what} id once, and {short(number)} recurs: "
-        f"it is that of {_clipped(same[0][0])} and {_clipped(same[1][0])}"
-      )
-  field = {"image": "file name", "category": "name"}[what]
-  for name, ids in ids_of_name.items():
-    if len(set(ids)) > 1:
-      first, second, *_ = dict.fromkeys(ids)
-      problems.append(
-        f"{file} must name every {what} {field} once, and {_clipped(name)} "
-        f"recurs: it is that of the ids {short(first)} and {short(second)}"
-      )
+    of_id[number].append((name, value))
+    ids_of[name][f"id {short(number)}"] = None
+  owners = [
+    ("id", short(number), [_clipped(name) for name, _ in same])
+    for number, same in of_id.items()
+  ]
+  owners += [(field, _clipped(name), list(ids)) for name, ids in ids_of.items()]
+  problems += [
+    f"{file} must name every {what} {key} once, and {value} recurs: it is that "
+    f"of {of[0]} and {of[1]}"
+    for key, value, of in owners
+    if len(of) > 1
+  ]
   return {i: same[0][1] for i, same in of_id.items() if len(same) == 1}
 
 
@@ -277,9 +267,8 @@ def _annotations(
       continue
     if box is not None:
       fractions.add(where, entry["bbox"], box)
-    found.append(
-      Annotation(where, image, label, box, entry.get("segmentation"))
-    )
+    segmentation = entry.get("segmentation")
+    found.append(Annotation(where, image, label, box, segmentation))
   if all_wrong := str(fractions):
     found, wrong = [], [f"{file}: {all_wrong}", *wrong]
   problems += wrong

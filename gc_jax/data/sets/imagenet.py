@@ -204,17 +204,10 @@ def picture_kind(encoded: bytes) -> str:
 def load(
   split: str, *, path: str | os.PathLike, data_dir: str | os.PathLike = ""
 ) -> Dataset:
-  """Returns a split, copied from the archives first where that was not done.
+  """Returns "train", "validation" or a part of one; see `official.locate`.
 
-  Args:
-    split: "train" or "validation", or a part of one: "train[99%:]". Training
-      pictures are numbered in a mixed order, so that a part shows every class.
-    path: the folder of the archives; see the head of this file. "" is enough
-      once the split is prepared.
-    data_dir: TFDS directory; "" = TFDS's own default.
-
-  Raises:
-    ValueError: the split is unknown, or an archive is missing or unsound.
+  Training pictures are numbered in a mixed order, so that a part shows every
+  class.
   """
   folder, final = official.locate(RELEASE, split, path, data_dir)
   if not final.exists() and (prepared := find_tfds(folder)):
@@ -230,11 +223,7 @@ def _mixed(count: int) -> np.ndarray:
 
 
 def find_tfds(path: pathlib.Path) -> pathlib.Path | None:
-  """Returns the newest version of imagenet2012 in a folder, if there is one.
-
-  Args:
-    path: the version's folder itself, or one that holds `imagenet2012/`.
-  """
+  """Returns the newest version of imagenet2012 in a folder, or the folder."""
   if (path / _TFDS_INFO).exists():
     return path
   found = [info.parent for info in path.glob(f"imagenet2012/*/{_TFDS_INFO}")]
@@ -244,13 +233,10 @@ def find_tfds(path: pathlib.Path) -> pathlib.Path | None:
 def _load_tfds(
   split: str, prepared: pathlib.Path, path: pathlib.Path
 ) -> Dataset:
-  """Returns a split that TFDS prepared. Only validation gets boxes.
+  """Returns a split that TFDS prepared, in the mixed order it gave it.
 
-  Args:
-    split: "train" or "validation", or a part of one. TFDS mixed the order.
-    prepared: folder of a version of imagenet2012.
-    path: folder of the box archive, and of the kit or synset list that knows
-      readable names; both may be missing.
+  Only validation gets boxes: training needs none. Their archive in `path`, and
+  the kit or list that knows readable names, may be missing.
   """
   builder = tfds.builder_from_directory(prepared)
   if builder.info.file_format.value != "array_record":

@@ -72,11 +72,7 @@ class Box(NamedTuple):
 
 
 def load_synsets(folder: pathlib.Path) -> Synsets:
-  """Reads the classes from the development kit, or else a synset list.
-
-  Raises:
-    ValueError: there is neither, or it cannot be understood.
-  """
+  """Reads the classes from the development kit, or else a synset list."""
   if (folder / DEVKIT).exists():
     return _read_devkit(folder / DEVKIT)
   for name in SYNSET_LISTS:
@@ -164,8 +160,7 @@ def readable_names(
 ) -> tuple[str, ...]:
   """Returns the first synonym of each class, or more where that repeats.
 
-  Two classes are a "crane" and only their wnids differ; two are a "maillot",
-  and one of them is also a "tank suit".
+  Two classes are a "crane", and only their wnids differ.
   """
   first = [text.split(",")[0].strip() for text in words]
   whole = [text.strip() for text in words]
@@ -190,12 +185,9 @@ def pictures(
   counts: collections.Counter[str],
   inside: tarfile.TarInfo | None = None,
 ) -> list[tarfile.TarInfo]:
-  """Returns the pictures of an archive, in its order.
+  """Returns the pictures of an archive, or of one `inside`, in its order.
 
-  Args:
-    path: of the archive.
-    counts: of the other files in it; added to.
-    inside: an archive within it that is meant instead.
+  Adds the other files to `counts`.
 
   Raises:
     ValueError: it is damaged or holds no picture, or a name occurs twice.
@@ -282,11 +274,9 @@ def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
 def read_boxes(
   path: pathlib.Path, counts: collections.Counter[str]
 ) -> dict[str, list[Box]]:
-  """Reads an archive of VOC XML, one file for each picture.
+  """Reads an archive of VOC XML, one file for each picture, in any folders.
 
-  Args:
-    path: the archive, whatever its folders are called.
-    counts: of boxes read, clipped or left out; added to.
+  Adds the boxes that are read, clipped or left out to `counts`.
 
   Returns:
     Stem of the picture ("ILSVRC2012_val_00000001") -> its objects. Training
@@ -338,11 +328,8 @@ def scaled_boxes(
   """Returns the objects of one file, clipped to the picture.
 
   Some corners were drawn counting from 0, so that a 0 is no error. They relate
-  to the size that the file states, which need not be the picture's.
-
-  Args:
-    content: of the file.
-    counts: of boxes clipped or left out; added to.
+  to the size that the file states, which need not be the picture's. Boxes
+  clipped or left out are added to `counts`.
 
   Raises:
     ValueError: an object cannot be used, or the size is not known.
@@ -355,16 +342,14 @@ def scaled_boxes(
   found = []
   for item in content.objects:
     xmin, ymin, xmax, ymax = item.corners
+    clipped = boxes.clipped(item.box, content.size)
     if xmin > xmax or ymin > ymax:
       counts["boxes left out: inverted"] += 1
-      continue
-    left, right = max(xmin - 1, 0.0), min(xmax, width)
-    top, bottom = max(ymin - 1, 0.0), min(ymax, height)
-    if left >= right or top >= bottom:
+    elif clipped is None:
       counts["boxes left out: outside the picture"] += 1
-      continue
-    if min(xmin, ymin) < 0 or xmax > width or ymax > height:
-      counts["boxes clipped to the picture"] += 1
-    bbox = boxes.scaled((left, top, right, bottom), content.size)
-    found.append(Box(item.name, bbox, item.difficult))
+    else:
+      if min(xmin, ymin) < 0 or xmax > width or ymax > height:
+        counts["boxes clipped to the picture"] += 1
+      bbox = boxes.scaled(clipped, content.size)
+      found.append(Box(item.name, bbox, item.difficult))
   return found

@@ -129,6 +129,12 @@ def locate(
 ) -> tuple[pathlib.Path | None, pathlib.Path]:
   """Returns the folder of the files, None if not given, and the prepared one.
 
+  Args:
+    release: of a data set.
+    split: one of its splits, or a part of one: "train[:95%]".
+    path: folder of the official files; "" is enough once it is prepared.
+    data_dir: TFDS directory; "" = TFDS's own default.
+
   Raises:
     ValueError: the split is unknown, or it is not prepared and `path` is no
       folder.
@@ -153,17 +159,9 @@ def load(
   final: pathlib.Path,
   order: Callable[[int], np.ndarray] = np.arange,
 ) -> Dataset:
-  """Returns a split, prepared first where that was not done.
+  """Returns a split of what `locate` found, prepared first if need be.
 
-  Args:
-    builder_class: prepares it.
-    split: a split of the release, or a part of one.
-    folder: of the official files; see `locate`.
-    final: of the prepared split.
-    order: number of records in the split -> the order they are numbered in.
-
-  Raises:
-    ValueError: a file is missing, damaged, or another than it was.
+  `order` takes the number of records, and gives the order they are numbered in.
   """
   base, release = final.parent.name, builder_class.RELEASE
   data_dir = final.parents[2]

@@ -41,8 +41,7 @@ def clean(
     outside, of fewer than three corners, or not of numbers.
 
   Raises:
-    ValueError: it is neither polygons nor run lengths, or these are invalid.
-    OtherSizeError: they belong to another picture.
+    ValueError: it is neither, or invalid; or `OtherSizeError`.
   """
   if segmentation is None or segmentation == {}:
     return None, 0
@@ -59,7 +58,7 @@ def clean(
   given = [polygon for polygon in segmentation if polygon != []]
   polygons = [polygon for polygon in given if _is_polygon(polygon)]
   if polygons:
-    areas = masks.area(_runs(polygons, size))
+    areas = masks.area(masks.frPyObjects(polygons, *size[::-1]))
     polygons = [p for p, a in zip(polygons, areas, strict=True) if a]
   return polygons or None, len(given) - len(polygons)
 
@@ -67,20 +66,13 @@ def clean(
 def draw(
   cleaned: Polygons | dict[str, Any] | None, size: Size
 ) -> Bool[np.ndarray, "H W"]:
-  """Returns the pixels of an object.
-
-  Args:
-    cleaned: what `clean` returned.
-    size: (width, height) of the picture, as stored.
-
-  Raises:
-    OtherSizeError: run lengths belong to a picture of another size.
-  """
+  """Returns the pixels of what `clean` returned; may raise `OtherSizeError`."""
   width, height = size
   if cleaned is None:
     return np.zeros((height, width), np.bool_)
   if isinstance(cleaned, list):
-    return masks.decode(masks.merge(_runs(cleaned, size))).astype(bool)
+    runs = masks.merge(masks.frPyObjects(cleaned, height, width))
+    return masks.decode(runs).astype(bool)
   lengths = _lengths(cleaned, size)
   inside = np.arange(len(lengths)) % 2 == 1
   return np.repeat(inside, lengths).reshape(height, width, order="F")
@@ -91,12 +83,6 @@ def encode(mask: Bool[np.ndarray, "H W"]) -> bytes:
   buffer = io.BytesIO()
   PIL.Image.fromarray(mask).save(buffer, format="png")
   return buffer.getvalue()
-
-
-def _runs(polygons: Polygons, size: Size) -> list[dict[str, Any]]:
-  """Returns the compressed run lengths of each polygon."""
-  width, height = size
-  return masks.frPyObjects(polygons, height, width)
 
 
 def _is_polygon(value: Any) -> bool:

@@ -109,9 +109,6 @@ def read(
   Returns:
     The line a row starts in, as an editor counts, and the row by the names of
     its columns, or its `Problem`.
-
-  Raises:
-    ValueError: the encoding or the header is wrong.
   """
   lines = read_text(path).split("\n")
   separator, first, header = _header(path, lines, columns)

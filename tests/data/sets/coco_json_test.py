@@ -204,14 +204,14 @@ ONCE = "must name every {} once, and {} recurs: it is that of {}"
       "image2_file_name",
       "./cat\\0.jpg",
       0,
-      ("image file name", "'cat/0.jpg'", "the ids 7 and 8"),
+      ("image file name", "'cat/0.jpg'", "id 7 and id 8"),
     ),
     ("category2_id", 18, 2, ("category id", "18", "'dog' and 'cat'")),
     (
       "category2_name",
       "dog ",
       0,
-      ("category name", "'dog'", "the ids 18 and 1"),
+      ("category name", "'dog'", "id 18 and id 1"),
     ),
   ],
 )
