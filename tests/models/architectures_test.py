@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models import chain, network
+from gc_jax.models import chain, network, squeezenet
 
 # torchvision's own numbers of parameters at 1,000 classes; the grid of features
 # of 224 and 448 pixels.
@@ -124,7 +124,7 @@ def test_in_evaluation_each_image_stands_alone(make_tiny):
   np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
 
 
-def tiny_chain(drops_features):
+def tiny_chain(drops_features=True):
   return chain.Chain(
     ((8, 3, 2, 1), chain.POOL, (6, 3, 1, 1)),
     5,
@@ -171,3 +171,37 @@ def test_dropout_is_a_function_of_the_key_and_without_one_nothing_is_dropped():
   np.testing.assert_array_equal(run(one), run(one))
   for a, b in ((run(one), run(other)), (run(one), run())):
     assert np.abs(a - b).max() > 1e-3
+
+
+def tiny_squeezenet():
+  return squeezenet.SqueezeNet(
+    5,
+    chain=((64, 3, 2, 0), (4, 4), chain.POOL, (4, 8)),
+    rngs=nnx.Rngs(models.init_key(0)),
+  )
+
+
+@pytest.mark.parametrize("kind", ["resnet", "chain", "squeezenet"])
+def test_recomputing_segments_changes_nothing(make_tiny, kind):
+  """Outputs, gradients, and running statistics, which are updated once."""
+  make = {"chain": tiny_chain, "squeezenet": tiny_squeezenet}
+  make["resnet"] = make_tiny
+  results, recomputed = [], []
+  for remat in (False, True):
+    graphdef, params, rest = nnx.split(make[kind](), nnx.Param, ...)
+
+    def loss(params, graphdef=graphdef, rest=rest, remat=remat):
+      model = nnx.merge(graphdef, params, rest, copy=True)
+      model.train(remat=remat)
+      x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+      features = model.features(x)
+      return jnp.square(features).mean(), nnx.state(model, nnx.BatchStat)
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    recomputed.append(str(jax.make_jaxpr(loss)(params)).count("remat"))
+    results.append(jax.jit(step)(params))
+  assert recomputed[0] == 0
+  assert recomputed[1] >= {"resnet": 1, "chain": 2, "squeezenet": 2}[kind]
+  for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+    # The same operations; float32 sums may be taken in another order.
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
