@@ -75,9 +75,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   figure, method, remarks = _figure(firsts)
   remarks = describe.shared_seeds(models) + remarks
 
-  text = formats.to_markdown(glance)
-  text += "".join(f"\n{note}\n" for note in formats.notes(glance))
-  html = page.render(
+  html = formats.render(
     "comparison.html",
     data_name=data.title(about.data_name),
     preface=protocol,
@@ -100,10 +98,10 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     color_bar=pictures.color_bar(),
   )
   contents = {
-    "comparison.md": text.encode(),
+    "comparison.md": formats.to_markdown(glance).encode(),
     "comparison.csv": formats.to_csv(glance).encode(),
     **formats.to_files(made, protocol),
-    "comparison.html": html,
+    "comparison.html": html.encode(),
   }
   if figure is not None:
     contents["figure.png"] = figure

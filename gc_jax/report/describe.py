@@ -3,15 +3,14 @@
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from gc_jax import data
-from gc_jax.method.metrics import METRICS, Key, Metric
+from gc_jax.method.metrics import Key
 from gc_jax.models import MODELS, is_gmp, without_gmp
 from gc_jax.report.artefact import About, Evaluated
 from gc_jax.runtime import config as saved_config
 
-METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 # Settings that only some questions depend on: others compare without them.
 _OF_QUESTIONS = {
   "eval.epsilons": ("attacks",),
@@ -294,117 +293,4 @@ def _differing(abouts: Sequence[About], labels: Sequence[str]) -> list[str]:
         text = f"{value:g}" if isinstance(value, float) else str(value)
         words.append(f"{short}={text}")
     found.append(", ".join(words))
-  return found
-
-
-# Headline numbers.
-
-
-class Headline(NamedTuple):
-  """A number in percent with its meaning.
-
-  Attributes:
-    title: the metric's name in words.
-    metric: an entry of `METRICS`.
-    value: "86.2".
-    interval: "85.0 to 87.4", or "".
-    meaning: one plain sentence.
-    reference: what to hold it against, or "".
-    change: "+1.2 against Baseline", or "".
-    is_better: whether the change is one for the better; None for none.
-  """
-
-  title: str
-  metric: Metric
-  value: str
-  interval: str
-  meaning: str
-  reference: str
-  change: str = ""
-  is_better: bool | None = None
-
-
-def method_of(evaluated: Evaluated) -> str:
-  """Returns the method on the tiles: what training made consistent, if any."""
-  methods = evaluated.about.methods
-  return METHOD if METHOD in methods else "".join(methods[:1])
-
-
-def headlines(
-  evaluated: Evaluated, other: Evaluated | None = None, other_name: str = ""
-) -> list[Headline]:
-  """Returns the headline numbers that were measured.
-
-  Args:
-    evaluated: whose numbers.
-    other: evaluation to tell changes against.
-    other_name: its model's name.
-  """
-  method = method_of(evaluated) or METHOD
-  count = evaluated.number(Key("num_examples"))
-  images = f"the {count:,.0f} evaluation images" if count else "the images"
-  uniform = evaluated.number(Key("content_heatmap", "uniform"))
-  center = evaluated.number(Key("pointing_game", "center"))
-  said = {  # key -> title, meaning of the value, what to hold it against
-    Key("top1"): (
-      "Accuracy",
-      f"{{}}% of {images} were classified correctly.",
-      "",
-    ),
-    Key("f1_overall"): (
-      "F1 over all decisions",
-      "Balance of finding the classes that are there and naming no others: "
-      "{} of 100.",
-      "",
-    ),
-    Key("content_heatmap", method): (
-      "On the object",
-      "On average {}% of what the explanation highlights is the object itself.",
-      ""
-      if uniform is None
-      else f"A uniform map scores {uniform:.1f}, the share of the picture "
-      "that objects cover.",
-    ),
-    Key("negative_quadrants_heatmap", method): (
-      "On other images",
-      "Beside three images without the class, {}% of the explanation falls on "
-      "those three.",
-      "A uniform map scores 75 (three of four quadrants); 0 is ideal.",
-    ),
-    Key("pointing_game", method): (
-      "Peak on the object",
-      "In {}% of cases the highest point of the map hits the object, or "
-      f"{tolerance(evaluated.about)}.",
-      ""
-      if center is None
-      else f"Always pointing at the centre scores {center:.1f}.",
-    ),
-  }
-  found = []
-  for key, (title, meaning, reference) in said.items():
-    number = evaluated.number(key)
-    if number is None:
-      continue
-    metric, value = METRICS[key.metric], f"{number:.1f}"
-    ends = evaluated.interval(key)
-    interval = "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
-    change, is_better = "", None
-    before = None if other is None else other.number(key)
-    if before is not None:
-      # As the reader would subtract, and never −0.
-      delta = round(round(number, 1) - round(before, 1), 1) + 0.0
-      change = f"{delta:+.1f} against {other_name}".replace("-", "−", delta < 0)
-      is_better = (delta > 0) == metric.higher_is_better if delta else None
-    found.append(
-      Headline(
-        title,
-        metric,
-        value,
-        interval,
-        meaning.format(value),
-        reference,
-        change,
-        is_better,
-      )
-    )
   return found

@@ -1,18 +1,16 @@
-"""Tables as Markdown, CSV, LaTeX for a paper, and texts for a page."""
+"""Tables in words, and as files: Markdown, LaTeX, CSV."""
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterable, Sequence
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jinja2
 
 from gc_jax.attribution import title_of
 from gc_jax.report.tables import Cell, Column, Row, Table
 
-_LATEX_HEADER = """\
-% Needs, in the preamble: \\usepackage{booktabs}
-% Read as UTF-8, the default of LaTeX since 2018. The notes below each table
-% are comments.
-"""
 _LATEX_ESCAPES = str.maketrans(
   {
     "\\": r"\textbackslash{}",
@@ -37,44 +35,115 @@ _LATEX_ESCAPES = str.maketrans(
 )
 
 
-class Text(NamedTuple):
+def render(template: str, **context: Any) -> str:
+  """Returns text made from a template in gc_jax/report/templates/."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(
+      pathlib.Path(__file__).parent / "templates", encoding="utf-8"
+    ),
+    autoescape=template.endswith(".html"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=not template.endswith(".html"),
+  )
+  environment.filters |= {
+    "markdown": lambda text: text.replace("|", "\\|"),
+    "latex": lambda text: text.translate(_LATEX_ESCAPES),
+  }
+  return environment.get_template(template).render(**context)
+
+
+class CellText(NamedTuple):
   """A cell in words: "45.2 ± 0.3", "[44.1, 46.3]"; "" for what is unknown."""
 
-  number: str
+  number: str = ""
   interval: str = ""
   is_best: bool = False
 
 
-def texts(table: Table, row: Row) -> list[Text]:
-  """Returns the cells of a row in words."""
-  return [
-    Text(
-      *_written(row.cells.get(column.key), column.decimals),
-      table.is_best(row, column),
-    )
-    for column in table.columns
-  ]
+class RowText(NamedTuple):
+  """A row in words.
+
+  Attributes:
+    label: the model.
+    method: what stands in the second column.
+    runs: how many runs it stands for; "" for none.
+    kind: model, reference or control.
+    is_first: whether a block of rows, which is not the first, begins with it.
+    cells: as the columns.
+  """
+
+  label: str
+  method: str
+  runs: str
+  kind: str
+  is_first: bool
+  cells: Sequence[CellText]
 
 
-def _written(cell: Cell | None, decimals: int) -> tuple[str, str]:
-  if cell is None:
-    return "", ""
-  std = cell.sampling_std if cell.std is None else cell.std
-  number = f"{cell.mean:,.{decimals}f}"
-  number += "" if std is None else f" ± {std:.{decimals}f}"
-  if cell.interval is None:
-    return number, ""
-  low, high = cell.interval
-  return number, f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+class TableText(NamedTuple):
+  """A table in words; `is_repeated` if a row stands for several runs."""
+
+  title: str
+  columns: Sequence[Column]
+  is_repeated: bool
+  rows: Sequence[RowText]
+  notes: Sequence[str]
 
 
-def notes(table: Table, explained: Collection[str] = ()) -> list[str]:
-  """Returns what a reader of this table must know, a sentence each.
+def in_words(
+  table: Table, explained: Mapping[str, Any] | None = None
+) -> TableText:
+  """Returns a table in words.
 
   Args:
     table: to be read.
     explained: titles of columns whose meaning the reader knows already.
   """
+  rows, previous = [], None
+  for row in table.rows:
+    kind = "reference" if row.is_reference else "model"
+    kind = "control" if row.is_control else kind
+    # What the row stands together with.
+    method = "" if kind != "model" or table.across_methods else row.method
+    is_first = previous not in (None, (kind, method))
+    previous = kind, method
+    rows.append(
+      RowText(
+        row.label,
+        row.title or ("control" if row.is_control else title_of(row.method)),
+        str(row.num_runs) if kind == "model" else "",
+        kind,
+        is_first,
+        [_cell(table, row, column) for column in table.columns],
+      )
+    )
+  return TableText(
+    table.title,
+    table.columns,
+    any(row.num_runs > 1 for row in table.rows),
+    rows,
+    _notes(table, explained or {}),
+  )
+
+
+def _cell(table: Table, row: Row, column: Column) -> CellText:
+  cell, decimals = row.cells.get(column.key), column.decimals
+  if cell is None:
+    return CellText()
+  std = cell.sampling_std if cell.std is None else cell.std
+  number = f"{cell.mean:,.{decimals}f}"
+  number += "" if std is None else f" ± {std:.{decimals}f}"
+  interval = ""
+  if cell.interval is not None:
+    low, high = cell.interval
+    interval = f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+  return CellText(number, interval, table.is_best(row, column))
+
+
+def _notes(table: Table, explained: Mapping[str, Any]) -> list[str]:
+  """Returns what a reader of this table must know, a sentence each."""
   cells = [cell for row in table.rows for cell in row.cells.values()]
   sentences = ["All numbers in percent."]
   meanings = [
@@ -87,7 +156,7 @@ def notes(table: Table, explained: Collection[str] = ()) -> list[str]:
   elif explained:
     sentences = []  # said before
   spreads = []
-  if is_repeated(table):
+  if any(row.num_runs > 1 for row in table.rows):
     spreads.append(
       "± is the sample standard deviation over the runs of a row, which "
       "differ by seed only"
@@ -108,110 +177,25 @@ def notes(table: Table, explained: Collection[str] = ()) -> list[str]:
   return [*sentences, *table.notes]
 
 
-def is_repeated(table: Table) -> bool:
-  """Returns whether a row stands for several runs."""
-  return any(row.num_runs > 1 for row in table.rows)
-
-
-def method_title(row: Row) -> str:
-  """Returns what stands in the second column."""
-  return row.title or ("control" if row.is_control else title_of(row.method))
-
-
-def block(table: Table, row: Row) -> str:
-  """Returns what a row stands together with: a method, quotes, controls."""
-  if row.is_reference:
-    return "reference"
-  if row.is_control:
-    return "control"
-  return "method" if table.across_methods else f"method {row.method}"
-
-
-def num_runs(row: Row) -> str:
-  """Returns how many runs a row stands for; "" where it stands for none."""
-  return "" if row.is_control or row.is_reference else str(row.num_runs)
-
-
-def _headings(table: Table) -> list[str]:
-  runs = ["Runs"] * is_repeated(table)
-  return ["Model", "Explanation", *runs, *(c.heading for c in table.columns)]
-
-
-def _line(
-  table: Table,
-  row: Row,
-  escape: Callable[[str], str],
-  best: str,
-  beside: str,
-) -> list[str]:
-  """Returns a row in words, escaped.
-
-  Args:
-    table: the row's.
-    row: to be written.
-    escape: makes text safe in this format.
-    best: "**{}**": how the best number looks.
-    beside: "{} {}": a number and its interval.
-  """
-  line = [escape(row.label), escape(method_title(row))]
-  line += [num_runs(row)] * is_repeated(table)
-  for number, interval, is_best in texts(table, row):
-    text = best.format(escape(number)) if is_best else escape(number)
-    line.append(beside.format(text, interval) if interval else text)
-  return line
+def for_page(groups: Sequence[Sequence[Table]]) -> list[list[TableText]]:
+  """Returns tables for the page; a note stands below the first it is of."""
+  seen: dict[str, None] = {}
+  explained: dict[str, None] = {}
+  found = []
+  for made in groups:
+    found.append([])
+    for table in made:
+      words = in_words(table, explained)
+      notes = [note for note in words.notes if note not in seen]
+      found[-1].append(words._replace(notes=notes))
+      seen |= dict.fromkeys(notes)
+      explained |= dict.fromkeys(column.title for column in table.columns)
+  return found
 
 
 def to_markdown(table: Table) -> str:
-  """Returns a GitHub table; the best of each method and column is bold."""
-  headings = _headings(table)
-  lines = [headings, ["---", "---"] + ["--:"] * (len(headings) - 2)]
-  escape = lambda text: text.replace("|", "\\|")
-  lines += [_line(table, row, escape, "**{}**", "{} {}") for row in table.rows]
-  return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def for_page(groups: Sequence[Sequence[Table]]) -> list[list[dict[str, Any]]]:
-  """Returns tables for the page; a note stands below the first it is of."""
-  seen: set[str] = set()
-  explained: set[str] = set()
-
-  def told(table: Table) -> list[str]:
-    own = [note for note in notes(table, explained) if note not in seen]
-    seen.update(own)
-    explained.update(column.title for column in table.columns)
-    return own
-
-  return [
-    [
-      {
-        "title": table.title,
-        "notes": told(table),
-        "columns": table.columns,
-        "is_repeated": is_repeated(table),
-        "rows": _rows_for_page(table),
-      }
-      for table in made
-    ]
-    for made in groups
-  ]
-
-
-def _rows_for_page(table: Table) -> list[dict[str, Any]]:
-  rows, previous = [], None
-  for row in table.rows:
-    own = block(table, row)
-    rows.append(
-      {
-        "label": row.label,
-        "method": method_title(row),
-        "runs": num_runs(row),
-        "kind": "model" if own.startswith("method") else own,
-        "is_first": previous not in (None, own),
-        "cells": texts(table, row),
-      }
-    )
-    previous = own
-  return rows
+  """Returns a GitHub table with its notes; the best of each block is bold."""
+  return render("tables.md", tables=[in_words(table)], preface="")
 
 
 def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:
@@ -221,15 +205,13 @@ def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:
     made: the tables.
     preface: what holds for all of them.
   """
-  markdown = f"{preface}\n"
-  for table in made:
-    markdown += f"\n## {table.title}\n\n{to_markdown(table)}"
-    markdown += "".join(f"\n{note}\n" for note in notes(table))
-  latex = [_LATEX_HEADER, *map(to_latex, made), f"% {preface}\n"]
+  words = [in_words(table) for table in made]
+  markdown = render("tables.md", tables=words, preface=preface)
+  latex = render("tables.tex", tables=words, preface=preface)
   return {
     "tables.md": markdown.encode(),
     "tables.csv": _long_csv(made).encode(),
-    "tables.tex": "\n".join(latex).encode(),
+    "tables.tex": latex.encode(),
   }
 
 
@@ -265,8 +247,7 @@ def _numbers(cell: Cell | None) -> tuple[float | None, ...]:
   """Returns mean, std, sampling_std, low, high."""
   if cell is None:
     return (None,) * 5
-  low, high = cell.interval or (None, None)
-  return cell.mean, cell.std, cell.sampling_std, low, high
+  return cell.mean, cell.std, cell.sampling_std, *(cell.interval or (None,) * 2)
 
 
 def to_csv(table: Table) -> str:
@@ -275,54 +256,20 @@ def to_csv(table: Table) -> str:
   `KEY_std` is over runs, `KEY_sampling_std` over the draws within a run;
   four decimals; what is not measured is empty.
   """
-
-  def kept(column: Column, values: Sequence[Any]) -> Sequence[Any]:
-    """Returns mean and std; the spread over draws where a row has one."""
-    cells = [row.cells.get(column.key) for row in table.rows]
-    is_drawn = any(c and c.sampling_std is not None for c in cells)
-    return values[: 3 if is_drawn else 2]
-
+  drawn = {
+    key
+    for row in table.rows
+    for key, cell in row.cells.items()
+    if cell.sampling_std is not None
+  }
+  counts = {c.key: 3 if c.key in drawn else 2 for c in table.columns}
   names = ["model", "method", "control", "num_runs"]
-  for column in table.columns:
-    endings = kept(column, ("", "_std", "_sampling_std"))
-    names += [column.key + ending for ending in endings]
+  for key, count in counts.items():
+    names += [key, f"{key}_std", f"{key}_sampling_std"][:count]
   lines: list[list[Any]] = [names]
   for row in table.rows:
     line = [row.label, row.method, int(row.is_control), row.num_runs]
-    for column in table.columns:
-      line += kept(column, _numbers(row.cells.get(column.key)))
+    for key, count in counts.items():
+      line += _numbers(row.cells.get(key))[:count]
     lines.append(line)
   return csv_text(lines)
-
-
-def _escape_latex(text: str) -> str:
-  return text.translate(_LATEX_ESCAPES)
-
-
-def to_latex(table: Table) -> str:
-  """Returns a `table` with a caption; the best of each method is bold.
-
-  Rules stand between the blocks of a method, and above the controls.
-  """
-  headings = _headings(table)
-  caption = rf"\caption{{{_escape_latex(table.title)}. In percent.}}"
-  lines = [
-    r"\begin{table}",
-    r"\centering",
-    caption if table.title else "",
-    rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}",
-    r"\toprule",
-    " & ".join(map(_escape_latex, headings)) + r" \\",
-  ]
-  previous = None
-  for row in table.rows:
-    own = block(table, row)
-    if own != previous:
-      lines.append(r"\midrule")
-    previous = own
-    # Braces: after "\\", "[" would begin an optional argument.
-    line = _line(table, row, _escape_latex, r"\textbf{{{}}}", "{} {{{}}}")
-    lines.append(" & ".join(line) + r" \\")
-  lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-  lines += [f"% {note}" for note in notes(table)]
-  return "".join(f"{line}\n" for line in lines if line)

@@ -5,15 +5,12 @@ was not asked. Beside it, tables and figures as files.
 """
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jinja2
+from typing import NamedTuple
 
 from gc_jax import data
 from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS, Key
+from gc_jax.method.metrics import METRICS, Key, Metric
 from gc_jax.report import (
   artefact,
   charts,
@@ -64,6 +61,7 @@ _KINDS = {  # kind of example -> heading, and what it shows
   "fixed": ("The same images in every run", "For comparison between runs."),
 }
 _MAX_CLASS_COLUMNS = 12
+METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 
 
 def write_report(
@@ -139,24 +137,6 @@ def make_tables(models: tables.Models) -> list[tables.Table]:
   return [*paper.make_layouts(models), *tables.measured(models)]
 
 
-def environment() -> jinja2.Environment:
-  """Returns what makes pages from gc_jax/report/templates/."""
-  return jinja2.Environment(
-    loader=jinja2.FileSystemLoader(
-      pathlib.Path(__file__).parent / "templates", encoding="utf-8"
-    ),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-
-
-def render(template: str, **context: Any) -> bytes:
-  """Returns a page made from one of the templates."""
-  return environment().get_template(template).render(**context).encode()
-
-
 def _page(
   evaluated: Evaluated,
   other: Evaluated | None,
@@ -183,7 +163,7 @@ def _page(
       tables.measured(models),
     ]
   glance, paper_tables, full_tables = formats.for_page(groups)
-  method = describe.method_of(evaluated)
+  method = _method(evaluated)
   pairs = [] if other is None else pictures.pairs(evaluated, other)
   headings, rows = _by_class(evaluated, method)
   listed = {name: _MEANINGS[name] for name in written} | _DATA_FILES
@@ -193,7 +173,7 @@ def _page(
     else value
     for name, value in about.settings.items()
   }
-  return render(
+  html = formats.render(
     "report.html",
     evaluated=evaluated,
     name=evaluated.folder.resolve().name,
@@ -201,9 +181,13 @@ def _page(
     data_name=data.title(about.data_name),
     sentence=describe.sentence(about),
     protocol=describe.protocol(about),
-    headlines=describe.headlines(evaluated, other, other_label),
+    headlines=_headlines(evaluated, other),
+    count=evaluated.number(Key("num_examples")),
+    uniform=evaluated.number(Key("content_heatmap", "uniform")),
+    center=evaluated.number(Key("pointing_game", "center")),
+    tolerance=describe.tolerance(about),
     method=title_of(method),
-    is_trained_method=method == describe.METHOD,
+    is_trained_method=method == METHOD,
     other_label=other_label,
     other_sentence=describe.sentence(other.about) if other else "",
     glance=glance,
@@ -229,6 +213,7 @@ def _page(
     config=saved_config.flatten(about.config),
     listed_files=(listed | _RUN_FILES if evaluated.is_run else listed),
   )
+  return html.encode()
 
 
 def _models(
@@ -250,6 +235,43 @@ def _models(
   ]
   old, new = next(pair for pair in endings if pair[0] != pair[1])
   return {label + old: [other], label + new: [evaluated]}, label + old
+
+
+class Headline(NamedTuple):
+  """A number in percent, its 95% interval, and its change in points."""
+
+  metric: Metric
+  value: float
+  interval: tuple[float, float] | None
+  change: float | None
+  is_better: bool | None
+
+
+def _method(evaluated: Evaluated) -> str:
+  """Returns the method on the tiles: what training made consistent, if any."""
+  methods = evaluated.about.methods
+  return METHOD if METHOD in methods else "".join(methods[:1])
+
+
+def _headlines(
+  evaluated: Evaluated, other: Evaluated | None
+) -> dict[str, Headline]:
+  """Returns metric -> its number, with its change from another evaluation."""
+  found = {}
+  for name, metric in METRICS.items():
+    method = _method(evaluated) or METHOD
+    key = Key(name, method if metric.is_of_maps else "")
+    value, change = evaluated.number(key), None
+    if value is None:
+      continue
+    before = None if other is None else other.number(key)
+    if before is not None:
+      # As the reader would subtract, and never -0.
+      change = round(round(value, 1) - round(before, 1), 1) + 0.0
+    is_better = (change > 0) == metric.higher_is_better if change else None
+    interval = evaluated.interval(key)
+    found[name] = Headline(metric, value, interval, change, is_better)
+  return found
 
 
 def _gallery(
