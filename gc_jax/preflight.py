@@ -18,7 +18,7 @@ from absl import flags
 
 from gc_jax import cli
 from gc_jax.pods import check, topologies
-from gc_jax.report import preflight_table
+from gc_jax.report import formats
 from gc_jax.runtime import files, signals
 
 _CONFIG = cli.define_config(
@@ -60,7 +60,7 @@ def _fits() -> bool:
     num_classes=_NUM_CLASSES.value,
     fast=_FAST.value,
   )
-  print("\n".join(preflight_table.lines(found)))
+  print(formats.render("preflight.txt", **found), end="")
   if out is not None:
     files.write_text(out, json.dumps(found, indent=2) + "\n")
     print(f"wrote {out}")

@@ -362,8 +362,8 @@ def preflight(
     fast: leave out most optimizations of the compiler. Memory may differ.
 
   Returns:
-    Plain values for JSON and `report.preflight_table`: what was compiled, for
-    which devices, `asked`, and with "auto" `largest` and `tried`.
+    Plain values, for JSON and for the template preflight.txt: what was
+    compiled, for which devices, `asked`, and with "auto" `largest` and `tried`.
 
   Raises:
     ValueError: the config or an argument does not allow it.

@@ -45,13 +45,32 @@ def render(template: str, **context: Any) -> str:
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    keep_trailing_newline=not template.endswith(".html"),
+    keep_trailing_newline=True,
   )
   environment.filters |= {
     "markdown": lambda text: text.replace("|", "\\|"),
     "latex": lambda text: text.translate(_LATEX_ESCAPES),
+    "bytes": _size,
+    "count": _count,
   }
   return environment.get_template(template).render(**context)
+
+
+def _size(num_bytes: int) -> str:
+  """Returns bytes in binary units, as compilers give them."""
+  size = float(num_bytes)
+  for unit in ("B", "KiB", "MiB"):
+    if size < 1024:
+      return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    size /= 1024
+  return f"{size:.2f} GiB"
+
+
+def _count(number: float) -> str:
+  for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    if number >= factor:
+      return f"{number / factor:.2f} {unit}"
+  return f"{number:.0f}"
 
 
 class CellText(NamedTuple):

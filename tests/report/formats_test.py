@@ -2,7 +2,7 @@
 
 import pytest
 
-from gc_jax.report import preflight_table
+from gc_jax.report import formats
 
 GIB = 2**30
 FITS = {
@@ -58,7 +58,7 @@ def table(asked=FITS, **fields):
     "batch_size": 256,
     "asked": asked,
   } | fields
-  lines = preflight_table.lines(found)
+  lines = formats.render("preflight.txt", **found).splitlines()
   assert all(len(line) <= 80 for line in lines)
   return [" ".join(line.split()) for line in lines]
 
