@@ -16,8 +16,6 @@ import inspect
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,17 +34,10 @@ PER_CLASS = "per_class.json"
 CURVES = "curves.json"
 GALLERY = "gallery.npz"
 _OLD_GALLERY = "examples.npz"  # of evaluations
-_GALLERY_VERSION = 2
 FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, ABOUT)
-# What an evaluation may ask; the end of a training run asks the first two.
-QUESTIONS = (
-  "classification",
-  "localisation",
-  "faithfulness",
-  "attacks",
-  "sanity",
-)
-OF_RUNS = QUESTIONS[:2]
+# What an evaluation may ask, at the end of a training run and by command.
+OF_RUNS = ("classification", "localisation")
+QUESTIONS = (*OF_RUNS, "faithfulness", "attacks", "sanity")
 
 
 def _empty() -> Any:
@@ -55,47 +46,26 @@ def _empty() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-  """What was evaluated, and how.
+  """What was evaluated, and how."""
 
-  Attributes:
-    source: where the model is from, for people.
-    architecture: a key of `MODELS`.
-    consistency: whether it was trained with the consistency loss; None if
-      unknown.
-    data_name: a key of `DATASETS`, or a stock set.
-    split: of the data set.
-    multi_label: whether a picture may show several classes.
-    protocol: "paper" or "release".
-    methods: the explanation methods, without the controls.
-    settings: everything else that moves a number, by name.
-    config: the resolved configuration of the evaluation, nested.
-    num_images: evaluated.
-    costly_methods: those measured on fewer pictures, `num_costly_images`.
-    num_compilations: programs compiled, over all shapes of pictures.
-    secs: time taken, over all sittings.
-    identity: what tells this evaluation from others, by name.
-    trained: as `config`, of the model's training; empty if unknown.
-    questions: those of `QUESTIONS` that were asked.
-  """
-
-  source: str
-  architecture: str
-  consistency: bool | None
-  data_name: str
+  source: str  # where the model is from, for people
+  architecture: str  # a key of `MODELS`
+  consistency: bool | None  # trained with the consistency loss? None: unknown
+  data_name: str  # a key of `DATASETS`, or a stock set
   split: str
   multi_label: bool
   protocol: str
-  methods: tuple[str, ...]
-  settings: Mapping[str, Any]
-  config: Mapping[str, Any]
+  methods: tuple[str, ...]  # without the controls
+  settings: Mapping[str, Any]  # everything else that moves a number, by name
+  config: Mapping[str, Any]  # of the evaluation, resolved and nested
   num_images: int
-  costly_methods: tuple[str, ...] = ()
+  costly_methods: tuple[str, ...] = ()  # those measured on fewer
   num_costly_images: int = 0
-  num_compilations: int = 0
-  secs: float = 0.0
-  identity: Mapping[str, Any] = _empty()
-  trained: Mapping[str, Any] = _empty()
-  questions: tuple[str, ...] = QUESTIONS
+  num_compilations: int = 0  # over all shapes of pictures
+  secs: float = 0.0  # over all sittings
+  identity: Mapping[str, Any] = _empty()  # tells it from others, by name
+  trained: Mapping[str, Any] = _empty()  # as `config`, of training, if known
+  questions: tuple[str, ...] = QUESTIONS  # that were asked
 
   def trained_with(self, path: str) -> Any:
     """Returns the field at "loss.reduction" of training; None where unknown."""
@@ -110,8 +80,7 @@ class Curves:
     robustness: attack ("fgsm", "pgd") -> epsilon in 1/255 -> accuracy (or
       F1-Overall) in percent; epsilon 0 is the clean picture.
     fractions: of the pixels inserted or deleted, ascending from 0 to 1.
-    insertion: method -> mean probability of the class at each fraction.
-    deletion: likewise.
+    insertion, deletion: method -> mean probability of the class at each.
     stages: what was randomised, cumulatively, from the head down.
     randomization: method -> mean rank correlation with the trained model's
       map after each stage.
@@ -132,16 +101,14 @@ class Example:
   Attributes:
     index: position in the evaluated split.
     image: RGB, as the model saw it.
-    object_mask: pixels of any object of class `target`, of the image's size.
-    target: the class explained, a ground-truth class.
-    predicted: the class with the highest score.
+    object_mask: pixels of any object of class `target`, a ground-truth class.
     maps: method -> map, >= 0, sums to 1.
     kind: best | typical | worst, by content heatmap; or fixed: the pictures
       that every evaluation of this data shows, for side-by-side figures.
     randomized: method -> stage of `Curves.stages` -> map of the model with its
       weights randomised down to there. Only for a few examples.
     composite: 2×2 images, `image` in `cell`, distractors elsewhere; or None.
-    cell: where `image` sits in `composite`: 0..3, row-major.
+    cell: where `image` sits: 0..3, row-major.
     composite_maps: as `maps`, for `target` on the composite.
     scores: metric -> method -> percent, of this picture alone.
   """
@@ -160,11 +127,6 @@ class Example:
   scores: Mapping[str, Mapping[str, float]] = _empty()
 
 
-# What numpy and zipfile raise for a gallery that is no archive, or cut off.
-_UNREADABLE = (
-  *(OSError, ValueError, KeyError, TypeError, EOFError),
-  *(zipfile.BadZipFile, zlib.error),
-)
 # Fields with names of a method or metric and of a stage or method; others have
 # one name or none.
 _NESTED = ("scores", "randomized")
@@ -172,22 +134,12 @@ _NESTED = ("scores", "randomized")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluated:
-  """An evaluation as its folder tells it.
-
-  Attributes:
-    results: every number, flat; None for one that is not finite. Empty for an
-      unfinished run.
-    per_class: class name -> its numbers.
-    examples: the gallery.
-    class_names: of the data set; empty without a gallery.
-    training: the lines of a run's metrics.jsonl, oldest first.
-    is_run: whether the folder is that of a training run.
-  """
+  """An evaluation as its folder tells it."""
 
   folder: files.AnyPath
   about: About
-  results: dict[str, Any]
-  per_class: Mapping[str, Mapping[str, float]] = _empty()
+  results: dict[str, Any]  # flat; None for what is not finite
+  per_class: Mapping[str, Mapping[str, float]] = _empty()  # by class name
   curves: Curves = dataclasses.field(default_factory=Curves)
   examples: list[Example] = dataclasses.field(default_factory=list)
   class_names: list[str] = dataclasses.field(default_factory=list)
@@ -232,47 +184,43 @@ def make_about(
 
   Args:
     config: of the evaluation, nested; a field that it lacks has its default.
-    source: the model, for people.
-    results: of the model; empty for an unfinished run.
-    **said: fields of `About` to use instead of what a run's configuration and
-      results imply.
+    source: see `About`.
+    results: empty for an unfinished run.
+    **said: fields of `About` to use instead of what `config` and `results` say.
   """
   flat = saved_config.computed(config)
   is_measured = lambda *key: f"val/{Key(*key).name}" in results
   measured = [m for m in METHODS if is_measured("content_heatmap", m)]
-  of_run = {
+  fields = {
+    "source": source,
     "architecture": flat["model.name"],
     "consistency": (flat["loss.consistency_weight"] or 0) > 0,
+    "data_name": flat["data.name"],
+    "split": flat["data.eval_split"],
     "multi_label": is_measured("f1_overall"),
+    "protocol": flat["eval.protocol"],
     "methods": tuple(measured or flat["eval.methods"]),
+    "settings": saved_config.evaluation_settings(config),
+    "config": config,
+    "num_images": int(number(results, "val/num_examples") or 0),
     "secs": number(results, "time/eval_secs") or 0.0,
     "trained": config,
     "questions": OF_RUNS,
   }
-  return About(
-    source=source,
-    data_name=flat["data.name"],
-    split=flat["data.eval_split"],
-    protocol=flat["eval.protocol"],
-    settings=saved_config.evaluation_settings(config),
-    config=config,
-    num_images=int(number(results, "val/num_examples") or 0),
-    **(of_run | said),
-  )
+  return About(**(fields | said))
 
 
 def save(evaluated: Evaluated) -> list[files.AnyPath]:
   """Writes every file, each completely or not at all; returns their paths."""
   folder = evaluated.folder
-  texts = {
+  _save_gallery(folder / GALLERY, evaluated.examples, evaluated.class_names)
+  for name, value in {
     RESULTS: evaluated.results,
     PER_CLASS: evaluated.per_class,
     CURVES: dataclasses.asdict(evaluated.curves),
     # Last: it says that the folder is complete.
     ABOUT: dataclasses.asdict(evaluated.about),
-  }
-  _save_gallery(folder / GALLERY, evaluated.examples, evaluated.class_names)
-  for name, value in texts.items():
+  }.items():
     files.write_text(folder / name, json.dumps(value, indent=2) + "\n")
   return [folder / name for name in FILENAMES]
 
@@ -324,11 +272,7 @@ def load(folder: str | os.PathLike) -> Evaluated:
 
 
 def load_finished(folder: str | os.PathLike) -> Evaluated:
-  """Reads an evaluation, or a run that has its final one.
-
-  Raises:
-    ValueError: as `load`, or a run has no results.json yet.
-  """
+  """Reads as `load`; raises ValueError for a run without results.json too."""
   evaluated = load(folder)
   if not evaluated.results and evaluated.is_run:
     raise ValueError(
@@ -379,7 +323,7 @@ def _save_gallery(
   path: files.AnyPath, examples: Sequence[Example], class_names: Sequence[str]
 ) -> None:
   arrays = {
-    "version": np.array(_GALLERY_VERSION),
+    "version": np.array(2),
     "class_names": np.array(class_names, np.str_),
   }
 
@@ -407,7 +351,7 @@ def load_gallery(
     method: whose maps an old file holds, of when there was a single one.
 
   Raises:
-    ValueError: the file is broken or no gallery.
+    ValueError: the file is no gallery, or broken.
   """
   path = folder / GALLERY
   if not path.is_file():
@@ -419,7 +363,7 @@ def load_gallery(
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       names = [str(name) for name in arrays["class_names"]]
       return _examples(arrays, method), names
-  except _UNREADABLE as error:
+  except Exception as error:  # numpy, zipfile and zlib raise many kinds
     raise _broken(path, str(error)) from error
 
 

@@ -179,25 +179,15 @@ def _check_out(out: files.AnyPath) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """A model under one explanation: means over its seeds, in percent.
-
-  Attributes:
-    label: the model.
-    method: the explanation.
-    metric: of accuracy: "top1" or "f1_overall".
-    accuracy: by `metric`.
-    content_heatmap: by `method`.
-    num_runs: how many seeds.
-    is_on_front: whether no other model is as good in both and better in one.
-  """
+  """A model under one explanation: means over its seeds, in percent."""
 
   label: str
   method: str
-  metric: str
+  metric: str  # of accuracy
   accuracy: float
   content_heatmap: float
   num_runs: int
-  is_on_front: bool = False
+  is_on_front: bool = False  # no other is as good in both and better in one
 
 
 def pareto_points(models: Models) -> list[Point]:

@@ -82,22 +82,13 @@ class CellText(NamedTuple):
 
 
 class RowText(NamedTuple):
-  """A row in words.
-
-  Attributes:
-    label: the model.
-    method: what stands in the second column.
-    runs: how many runs it stands for; "" for none.
-    kind: model, reference or control.
-    is_first: whether a block of rows, which is not the first, begins with it.
-    cells: as the columns.
-  """
+  """A row in words."""
 
   label: str
-  method: str
-  runs: str
+  method: str  # what stands in the second column
+  runs: str  # how many it stands for; "" for none
   kind: str
-  is_first: bool
+  is_first: bool  # of a block, which is not the table's first
   cells: Sequence[CellText]
 
 
@@ -122,18 +113,17 @@ def in_words(
   """
   rows, previous = [], None
   for row in table.rows:
-    kind = "reference" if row.is_reference else "model"
-    kind = "control" if row.is_control else kind
     # What the row stands together with.
-    method = "" if kind != "model" or table.across_methods else row.method
-    is_first = previous not in (None, (kind, method))
-    previous = kind, method
+    by_method = row.kind == "model" and not table.across_methods
+    block = row.kind, row.method if by_method else ""
+    is_first = previous not in (None, block)
+    previous = block
     rows.append(
       RowText(
         row.label,
         row.title or ("control" if row.is_control else title_of(row.method)),
-        str(row.num_runs) if kind == "model" else "",
-        kind,
+        str(row.num_runs) if row.kind == "model" else "",
+        row.kind,
         is_first,
         [_cell(table, row, column) for column in table.columns],
       )
@@ -253,8 +243,7 @@ def _long_csv(made: Sequence[Table]) -> str:
   lines: list[list[Any]] = [[*names, "std", "sampling_std", "low", "high"]]
   for table in made:
     for row in table.rows:
-      kind = "paper" if row.is_reference else "model"
-      kind = "control" if row.is_control else kind
+      kind = "paper" if row.is_reference else row.kind
       start = [table.title, kind, row.label, row.method, row.num_runs]
       for column in table.columns:
         numbers = _numbers(row.cells.get(column.key))

@@ -207,9 +207,7 @@ def _has_numbers(table: Table) -> bool:
     if not column.is_of_maps and column.epsilon is None
   }
   return any(
-    row.cells.keys() - clean
-    for row in table.rows
-    if not row.is_control and not row.is_reference
+    row.cells.keys() - clean for row in table.rows if row.kind == "model"
   )
 
 

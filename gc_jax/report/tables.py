@@ -17,27 +17,16 @@ _NOT_AT_A_GLANCE = ("top5", "zero_map_frac")
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A column, and how to read it.
+  """A column, and how to read it."""
 
-  Attributes:
-    key: unique in its table.
-    title: the heading.
-    meaning: a few words.
-    metric: a key of `METRICS`.
-    higher_is_better: None where neither direction is.
-    decimals: printed.
-    method: whose maps, if not those of the row's method.
-    epsilon: of the row's attack; None where pictures are clean.
-  """
-
-  key: str
+  key: str  # unique in its table
   title: str
-  meaning: str
-  metric: str
-  higher_is_better: bool | None = True
+  meaning: str  # a few words
+  metric: str  # a key of `METRICS`
+  higher_is_better: bool | None = True  # None where neither direction is
   decimals: int = 1
-  method: str = ""
-  epsilon: float | int | None = None
+  method: str = ""  # whose maps, if not those of the row's method
+  epsilon: float | int | None = None  # of the row's attack; None: not attacked
 
   @property
   def heading(self) -> str:
@@ -64,70 +53,49 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A number with its spread.
-
-  Attributes:
-    mean: over the runs of one configuration.
-    std: sample standard deviation over runs; None for a single run.
-    sampling_std: spread of a single run over the draws of a stochastic
-      metric, averaged over runs; None where nothing is drawn.
-    num_runs: how many runs have this number.
-    interval: low and high end of its 95% interval, or None.
-    is_on_fewer: whether it was measured on fewer examples than other rows.
-  """
+  """A number with its spread, over the runs of one configuration."""
 
   mean: float
-  std: float | None = None
-  sampling_std: float | None = None
-  num_runs: int = 1
-  interval: tuple[float, float] | None = None
-  is_on_fewer: bool = False
+  std: float | None = None  # over runs, of the sample; None for a single run
+  sampling_std: float | None = None  # over random draws within a run, if any
+  num_runs: int = 1  # that have this number
+  interval: tuple[float, float] | None = None  # of 95%
+  is_on_fewer: bool = False  # measured on fewer examples than other rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One model explained by one method; `cells` lacks what is not measured.
-
-  Attributes:
-    label: the model's name.
-    method: the explanation's, or an attack's; rows of one method compete for
-      the best.
-    cells: by the columns' keys.
-    num_runs: that differ by seed only.
-    title: the method in words, if `title_of` does not say it.
-    is_reference: whether the numbers are quoted for comparison.
-  """
+  """One model explained by one method; `cells` lacks what is not measured."""
 
   label: str
-  method: str
-  cells: Mapping[str, Cell]
-  num_runs: int = 1
-  title: str = ""
-  is_reference: bool = False
+  method: str  # an explanation's or an attack's; its rows compete for the best
+  cells: Mapping[str, Cell]  # by the columns' keys
+  num_runs: int = 1  # that differ by seed only
+  title: str = ""  # of the method, if `title_of` does not know it
+  is_reference: bool = False  # quoted from the paper
 
   @property
   def is_control(self) -> bool:
     """Returns whether the row's map knows nothing of the model."""
     return self.method in CONTROLS
 
+  @property
+  def kind(self) -> str:
+    """Returns "model", "reference" or "control"."""
+    if self.is_control:
+      return "control"
+    return "reference" if self.is_reference else "model"
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows in blocks of one method, controls last.
-
-  Attributes:
-    columns: from left to right.
-    rows: from top to bottom.
-    title: what stands above it, or "".
-    notes: what a reader of this table must know, a sentence or more each.
-    across_methods: whether rows of all methods compete for the best.
-  """
+  """Rows in blocks of one method, controls last."""
 
   columns: Sequence[Column]
   rows: Sequence[Row]
   title: str = ""
-  notes: Sequence[str] = ()
-  across_methods: bool = False
+  notes: Sequence[str] = ()  # what its reader must know, sentences
+  across_methods: bool = False  # whether all rows compete for the best
 
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
@@ -136,14 +104,14 @@ class Table:
     Controls and quoted rows neither are best nor compete. A number measured on
     fewer examples competes only if all were.
     """
-    if row.is_control or row.is_reference or column.key not in row.cells:
+    if row.kind != "model" or column.key not in row.cells:
       return False
     cells = [
       r.cells[column.key]
       for r in self.rows
       if (self.across_methods or r.method == row.method)
       and column.key in r.cells
-      and not (r.is_reference or r.is_control)
+      and r.kind == "model"
     ]
     own, on_fewer = row.cells[column.key], all(c.is_on_fewer for c in cells)
     rivals = [
@@ -290,15 +258,7 @@ def make_row(
   columns: Sequence[Column],
   interval: bool = False,
 ) -> Row:
-  """Returns a row, with the cells that were measured.
-
-  Args:
-    label: of the row.
-    method: the explanation's, or an attack's, or "".
-    members: repetitions by seed.
-    columns: of the table.
-    interval: whether numbers come with their 95% intervals.
-  """
+  """Returns a row of repetitions by seed, with the cells that were measured."""
   cells = {}
   for one in columns:
     key = one.number(method)
@@ -336,10 +296,7 @@ def attack_columns(
 ) -> list[Column]:
   """Returns a column without an attack, and one for each epsilon.
 
-  Args:
-    models: to be shown.
-    decimals: printed.
-    also: epsilons that have a column even where they were not measured.
+  The epsilons are those measured, and `also`.
   """
   metric = accuracy(first(models).about.multi_label)
   meaning = f"{METRICS[metric].title} without an attack"
