@@ -23,19 +23,12 @@ STAYS_HIGH = 0.5  # rank correlation after the last stage, of either sign
 
 
 class Sanity(NamedTuple):
-  """How a method took the randomisation.
+  """How a method took the randomisation."""
 
-  Attributes:
-    title: the method in words.
-    correlations: with the trained model's map, after each stage.
-    last: the size of the last correlation; NaN where there is none.
-    verdict: "stays high", "changes" or "not measured".
-  """
-
-  title: str
-  correlations: tuple[float, ...]
-  last: float
-  verdict: str
+  title: str  # the method in words
+  correlations: tuple[float, ...]  # with the trained model's map, by stage
+  last: float  # the size of the last one; NaN where there is none
+  verdict: str  # "stays high", "changes" or "not measured"
 
 
 def charts(evaluated: Evaluated) -> dict[str, Chart]:

@@ -19,44 +19,26 @@ FILENAME = "explanations.json"
 class Explanation:
   """One picture explained by one method: an object of explanations.json.
 
-  Attributes:
-    file: the picture, as it was named.
-    size: (height, width) of the picture, upright.
-    model: where the model is from.
-    outputs: "softmax" where a picture shows one class, "sigmoid" where it may
-      show several, as the model's file says, or the user.
-    model_size: (height, width) at which the model saw the picture.
-    method: a key of `METHODS`.
-    target: id of the class explained.
-    target_name: of the class; None where the model names none, as below.
-    target_probability: what the model gives it: the softmax over the classes,
-      or the class's own sigmoid, as `outputs` says.
-    predicted: id of the class with the highest score.
-    predicted_name: of that class.
-    predicted_probability: as `target_probability`.
-    map_shape: (height, width) of the map in cells.
-    map_is_empty: whether the map has no mass: then nothing speaks for the
-      class, and the overlay is the bare picture.
-    overlay: name of the PNG in the same folder, of the picture's own size.
-    map: name of the .npy in the same folder: the raw map, float32, >= 0.
+  Sizes and shapes are (height, width). A name is None where the model does not
+  know its classes.
   """
 
-  file: str
-  size: tuple[int, int]
-  model: str
-  outputs: str
-  model_size: tuple[int, int]
-  method: str
-  target: int
+  file: str  # the picture, as the user named it
+  size: tuple[int, int]  # of the picture, upright
+  model: str  # where it is from
+  outputs: str  # "softmax": one class a picture; "sigmoid": several
+  model_size: tuple[int, int]  # at which the model saw the picture
+  method: str  # a key of `METHODS`
+  target: int  # the class explained
   target_name: str | None
-  target_probability: float
-  predicted: int
+  target_probability: float  # by the softmax or sigmoid, as `outputs` says
+  predicted: int  # the class with the highest score
   predicted_name: str | None
   predicted_probability: float
-  map_shape: tuple[int, int]
-  map_is_empty: bool
-  overlay: str
-  map: str
+  map_shape: tuple[int, int]  # in cells
+  map_is_empty: bool  # no mass: nothing speaks for the class
+  overlay: str  # a PNG in the same folder, of the picture's own size
+  map: str  # an .npy in the same folder: the raw map, float32, >= 0
 
 
 def output_names(
@@ -65,8 +47,7 @@ def output_names(
   """Returns method -> (name of the overlay, of the map) for each picture.
 
   They carry the picture's name without its suffix; further pictures of that
-  name get a number, in the order they came. File systems that ignore case are
-  thought of.
+  name, whatever its case, get a number in the order they came.
   """
   taken = {path.stem.casefold() for path in paths}
   seen: set[str] = set()
@@ -84,18 +65,18 @@ def output_names(
 
 
 def open_folder(
-  out: Path, names: Iterable[str], pictures: Iterable[Path], overwrite: bool
+  out: Path, names: Iterable[str], read: Iterable[Path], overwrite: bool
 ) -> list[dict[str, Any]]:
-  """Checks that names can be written to a folder; returns what it explains.
+  """Checks that names can be written to a folder, which need not exist.
 
   Args:
-    out: the folder; need not exist.
+    out: the folder.
     names: to be written there.
-    pictures: that are read, and must stay.
+    read: pictures that must stay.
     overwrite: whether a file of the same name may be replaced.
 
   Returns:
-    The objects of the folder's explanations.json, none where there is none.
+    The objects of the folder's explanations.json, if there is one.
 
   Raises:
     ValueError: a file would be lost, or the folder is something else.
@@ -105,7 +86,7 @@ def open_folder(
       f"--out must be a folder. {str(out)!r} is a file. Choose another name."
     )
   existing = [name for name in names if (out / name).exists()]
-  own = {picture.resolve() for picture in pictures}
+  own = {picture.resolve() for picture in read}
   for name in existing:
     if (out / name).resolve() in own:
       raise ValueError(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gc_jax import data
 from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS, Key, Metric
+from gc_jax.method.metrics import ATTACKS, METRICS, Key, Metric
 from gc_jax.report import (
   artefact,
   charts,
@@ -334,18 +334,19 @@ def _measured_notes(evaluated: Evaluated) -> list[str]:
 
 def _costly(evaluated: Evaluated) -> list[str]:
   """Returns what was measured of all that is measured on fewer pairs."""
-  about, curves = evaluated.about, evaluated.curves
-  measured = {
-    "insertion": curves.insertion,
-    "deletion": curves.deletion,
-    "boxes": any(
-      evaluated.number(Key("max_box_acc_v2", m)) is not None
-      for m in about.methods
-    ),
-    "PGD": "pgd" in curves.robustness,
-  }
-  words = [what for what, is_there in measured.items() if is_there]
-  return [*map(title_of, about.costly_methods), *words]
+  about = evaluated.about
+  metrics = [
+    metric.title
+    for name, metric in METRICS.items()
+    if metric.is_costly
+    and any(evaluated.number(Key(name, m)) is not None for m in about.methods)
+  ]
+  attacks = [
+    attack.title
+    for name, attack in ATTACKS.items()
+    if attack.on_few and name in evaluated.curves.robustness
+  ]
+  return [*map(title_of, about.costly_methods), *metrics, *attacks]
 
 
 def _by_class(

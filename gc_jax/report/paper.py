@@ -57,24 +57,16 @@ _OF_ATTACKS = (
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-  """A table of the paper.
+  """A table of the paper."""
 
-  Attributes:
-    data_name: the data set measured on.
-    caption: what it shows, in our words.
-    columns: a metric each; in Table 5 one of `VARIANTS`, in Table 6 an epsilon.
-    numbers: a line for each model: architecture, the paper's name of the model,
-      a number for each column. ± is the standard deviation over five runs.
-    methods: whose maps we measure for it; () for none.
-    caveat: what is unknown or doubtful about its numbers; or "".
-  """
-
-  data_name: str
-  caption: str
-  columns: tuple[str, ...]
+  data_name: str  # measured on
+  caption: str  # in our words
+  columns: tuple[str, ...]  # metrics; in Table 5 `VARIANTS`, in 6 epsilons
+  # A line for each model: architecture, the paper's name, a number for each
+  # column; ± is the standard deviation over five runs.
   numbers: str
-  methods: tuple[str, ...] = ()
-  caveat: str = ""
+  methods: tuple[str, ...] = ()  # whose maps we measure for it
+  caveat: str = ""  # what is unknown or doubtful about its numbers
 
   def rows(self) -> dict[tuple[str, str], dict[str, Cell]]:
     """Returns (architecture, model) -> column -> number."""

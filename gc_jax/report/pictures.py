@@ -28,6 +28,7 @@ _MAX_PNG_BYTES = 60_000
 _MAX_ALPHA = 0.8
 _BAND_PX = 256  # rows blended at a time
 _PLACES = ("top left", "top right", "bottom left", "bottom right")
+_MAX_PAIRS = 12
 _CELL_INCHES = (1.7, 1.62)  # width; height, of a square picture
 _LETTER_INCHES = 0.065  # of a label, on average
 _DPI = 160  # 270 pixels a picture
@@ -181,49 +182,64 @@ def color_bar() -> str:
 # Cards, for a page.
 
 
-class Picture(NamedTuple):
-  """An image for the page: data URI, what stands below it, and for whom."""
+class MapPicture(NamedTuple):
+  """A map over its image, for the page."""
 
   uri: str
-  caption: str
-  alt: str
+  title: str
+  by: str  # the method
+  share: float | None  # percent on the object, of a composite outside its cell
 
 
 class Card(NamedTuple):
-  """One example: its words and its pictures.
+  """One example: its words, and its pictures as data URIs."""
 
-  `is_correct` is None for multi-label data, where another class may score
-  highest and the target still be found.
-  """
-
+  index: int
   target: str
   predicted: str
-  is_correct: bool | None
+  is_correct: bool | None  # None: another scored highest, but several may show
   facts: Sequence[tuple[str, str]]
-  pictures: Sequence[Picture]
+  image: str
+  maps: Sequence[MapPicture]
+  place: str = ""  # of the image in the composite
+  composite: str = ""
+  composite_maps: Sequence[MapPicture] = ()
 
 
 def card(evaluated: Evaluated, example: Example) -> Card:
   """Returns an example's image, its maps, its composite and that one's maps."""
-  shown = [_image(evaluated, example)]
-  shown += [
-    _map(evaluated, example, method, title_of(method))
-    for method in tables.in_order(example.maps)
-  ]
-  if example.composite is not None:
-    shown += _composite(evaluated, example)
   facts = [
     # By the first method.
     (METRICS[metric].title, f"{next(iter(by_method.values())):.1f}%")
     for metric, by_method in example.scores.items()
     if by_method
   ]
-  return _card(evaluated, example, facts, shown)
+  maps = [
+    _map(example, method, title_of(method))
+    for method in tables.in_order(example.maps)
+  ]
+  made = _card(evaluated, example, facts, maps)
+  if example.composite is None:
+    return made
+  scale = display_scale(*example.composite.shape[:2])
+  framed = lambda square: compact_uri(draw_frame(square, example.cell))
+  outside = example.scores.get("negative_quadrants_heatmap", {})
+  return made._replace(
+    place=_PLACES[example.cell],
+    composite=framed(enlarge_image(example.composite, scale)),
+    composite_maps=[
+      MapPicture(
+        framed(heat_overlay(example.composite, cam, scale)),
+        "Its map",
+        title_of(method),
+        outside.get(method),
+      )
+      for method, cam in example.composite_maps.items()
+    ],
+  )
 
 
-def pairs(
-  evaluated: Evaluated, other: Evaluated, limit: int = 12
-) -> list[Card]:
+def pairs(evaluated: Evaluated, other: Evaluated) -> list[Card]:
   """Returns the fixed images that both show, with the maps of both."""
   theirs = {(e.index, e.target): e for e in other.examples if e.kind == "fixed"}
   cards = []
@@ -234,95 +250,43 @@ def pairs(
     methods = [m for m in tables.in_order(example.maps) if m in before.maps]
     if not methods:
       continue
-    method = methods[0]
-    change = (_share(example, method) or 0.0) - (_share(before, method) or 0.0)
-    words = f"{change:+.1f} points".replace("-", "−")
-    shown = [
-      _image(evaluated, example),
-      _map(other, before, method, "Before"),
-      _map(evaluated, example, method, "This run"),
+    maps = [
+      _map(before, methods[0], "Before"),
+      _map(example, methods[0], "This run"),
     ]
-    cards.append(_card(evaluated, example, [("CH", words)], shown))
-  return cards[:limit]
+    was, now = (one.share or 0.0 for one in maps)
+    words = f"{now - was:+.1f} points".replace("-", "−")
+    cards.append(_card(evaluated, example, [("CH", words)], maps))
+  return cards[:_MAX_PAIRS]
 
 
 def _card(
   evaluated: Evaluated,
   example: Example,
   facts: Sequence[tuple[str, str]],
-  shown: Sequence[Picture],
+  maps: Sequence[MapPicture],
 ) -> Card:
   is_right = example.predicted == example.target
   return Card(
+    example.index,
     evaluated.class_name(example.target),
     evaluated.class_name(example.predicted),
     None if evaluated.about.multi_label and not is_right else is_right,
     [*facts, ("image", str(example.index))],
-    shown,
-  )
-
-
-def _share(example: Example, method: str) -> float | None:
-  """Returns the percent of a map on the object; None where it is empty."""
-  measured = example.scores.get("content_heatmap", {}).get(method)
-  if measured is not None:
-    return measured
-  heat = enlarge_map(example.maps[method], *example.object_mask.shape)
-  total = float(heat.sum())
-  if total <= 0:
-    return None
-  return 100.0 * float(heat[example.object_mask].sum()) / total
-
-
-def _image(evaluated: Evaluated, example: Example) -> Picture:
-  target = evaluated.class_name(example.target)
-  return Picture(
     compact_uri(outlined(example)),
-    "Image, object outlined",
-    f"Image {example.index} of the evaluation split with its object ({target}) "
-    "outlined.",
+    maps,
   )
 
 
-def _map(
-  evaluated: Evaluated, example: Example, method: str, title: str
-) -> Picture:
-  share = _share(example, method)
-  words = "empty" if share is None else f"{share:.1f}%"
-  target, by = evaluated.class_name(example.target), title_of(method)
-  return Picture(
-    compact_uri(explained(example, example.maps[method])),
-    f"{title}: {words}",
-    f"The same image with its map of {target} by {by}: {words} on the object.",
-  )
-
-
-def _composite(evaluated: Evaluated, example: Example) -> list[Picture]:
-  scale = display_scale(*example.composite.shape[:2])
-  framed = lambda square: compact_uri(draw_frame(square, example.cell))
-  target = evaluated.class_name(example.target)
-  place = _PLACES[example.cell]
-  shown = [
-    Picture(
-      framed(enlarge_image(example.composite, scale)),
-      "Composite, this image framed",
-      f"Four images in a square, image {example.index} {place}.",
-    )
-  ]
-  outside = example.scores.get("negative_quadrants_heatmap", {})
-  for method, cam in example.composite_maps.items():
-    words = ""
-    if method in outside:
-      words = f": {outside[method]:.1f}% on the other three"
-    shown.append(
-      Picture(
-        framed(heat_overlay(example.composite, cam, scale)),
-        f"Its map{words}",
-        f"The same square with the map of {target} by {title_of(method)}"
-        f"{words}. The framed image is {place}.",
-      )
-    )
-  return shown
+def _map(example: Example, method: str, title: str) -> MapPicture:
+  uri = compact_uri(explained(example, example.maps[method]))
+  share = example.scores.get("content_heatmap", {}).get(method)
+  if share is None:
+    heat = enlarge_map(example.maps[method], *example.object_mask.shape)
+    total = float(heat.sum())
+    if total > 0:
+      share = 100.0 * float(heat[example.object_mask].sum()) / total
+  return MapPicture(uri, title, title_of(method), share)
 
 
 # Side by side, as in the paper's Figure 2.
