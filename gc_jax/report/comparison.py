@@ -19,16 +19,9 @@ from gc_jax.report.tables import Models, first, in_order, overview
 from gc_jax.runtime import files
 
 FILENAMES = (
-  "comparison.md",
-  "comparison.csv",
-  "tables.md",
-  "tables.csv",
-  "tables.tex",
-  "comparison.html",
-  "figure.png",
-  "pareto.csv",
-  "pareto.png",
-  "robustness.png",
+  *("comparison.md", "comparison.csv", "comparison.html", "figure.png"),
+  *("tables.md", "tables.csv", "tables.tex"),
+  *("pareto.csv", "pareto.png", "robustness.png"),
 )
 _MAX_ROWS = 8  # images in the figure
 _PARETO_METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
@@ -45,7 +38,7 @@ def compare(
     out: a folder: new, empty, or with an earlier comparison.
 
   Returns:
-    The files written, and notes on what could not be shown.
+    The files written, and remarks on what could not be shown.
 
   Raises:
     ValueError: a folder is neither, their data or settings differ, or `out`

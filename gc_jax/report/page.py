@@ -27,39 +27,12 @@ from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
 FILENAME = "report.html"
-_MEANINGS = {  # of the files that `write_evaluation` may write
-  FILENAME: "this page, which needs no other file",
-  "tables.md": "the tables as Markdown",
-  "tables.csv": "a line for every cell, four decimals, for other programs",
-  "tables.tex": "the tables as LaTeX, for a paper",
-  "figure_methods.png": "the images by every method, side by side",
-  "curves.png": "all curves, below each other",
-  "robustness.png": "accuracy against ε",
-  "insertion.png": "the insertion curves",
-  "deletion.png": "the deletion curves",
-  "randomization.png": "rank correlation while weights are randomised",
-  "sanity.png": "the maps of an image while weights are randomised",
-}
-FILENAMES = tuple(_MEANINGS)
-_DATA_FILES = {
-  artefact.RESULTS: "every number, flat",
-  artefact.PER_CLASS: "the same by class",
-  artefact.CURVES: "the curves' points",
-  artefact.GALLERY: "the images and maps on this page, as arrays",
-  artefact.ABOUT: "what was evaluated, and how",
-}
-_RUN_FILES = {
-  "metrics.jsonl": "every logged step, one JSON object a line; also as "
-  "TensorBoard events",
-  "config.json": "the resolved configuration",
-  "checkpoints/": "model, optimizer, data position: the same command resumes",
-}
-_KINDS = {  # kind of example -> heading, and what it shows
-  "best": ("Best", "The maps with the most mass on the object."),
-  "typical": ("Typical", "Maps around the median."),
-  "worst": ("Worst", "The maps with the least mass on the object."),
-  "fixed": ("The same images in every run", "For comparison between runs."),
-}
+FILENAMES = (  # that `write_evaluation` may write
+  FILENAME,
+  *("tables.md", "tables.csv", "tables.tex"),
+  *("figure_methods.png", "curves.png", "robustness.png", "insertion.png"),
+  *("deletion.png", "randomization.png", "sanity.png"),
+)
 _MAX_CLASS_COLUMNS = 12
 METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 
@@ -144,14 +117,9 @@ def _page(
   strip: bytes | None,
   written: Sequence[str],
 ) -> bytes:
-  """Returns report.html.
+  """Returns report.html, beside which `written` are written.
 
-  Args:
-    evaluated: what the page is of.
-    other: what it is compared with.
-    drawn: its `charts.charts`.
-    strip: its `charts.sanity_figure`.
-    written: names of the files that are written with the page.
+  `drawn` and `strip` are the `charts.charts` and `charts.sanity_figure`.
   """
   about = evaluated.about
   models, other_label = _models(evaluated, other)
@@ -166,7 +134,6 @@ def _page(
   method = _method(evaluated)
   pairs = [] if other is None else pictures.pairs(evaluated, other)
   headings, rows = _by_class(evaluated, method)
-  listed = {name: _MEANINGS[name] for name in written} | _DATA_FILES
   settings = {
     name: ", ".join(map(str, value))
     if isinstance(value, list | tuple)
@@ -201,17 +168,23 @@ def _page(
     sanity_figure=strip and pictures.compact_uri(plots.read_png(strip)),
     sanity_example=charts.sanity_example(evaluated),
     gallery=_gallery(evaluated, skips_fixed=bool(pairs)),
+    kinds={example.kind for example in evaluated.examples},
     has_composites=any(e.composite is not None for e in evaluated.examples),
     pairs=pairs,
     color_bar=pictures.color_bar(),
     class_headings=headings,
     class_rows=rows,
-    measured_notes=_measured_notes(evaluated),
+    costly=_costly(evaluated),
+    sanity_rows=describe.setting(about, "sanity_rows"),
+    empty_maps={
+      title_of(m): evaluated.number(Key("zero_map_frac", m))
+      for m in about.methods
+    },
     fewer_pairs=describe.fewer_pairs(evaluated),
     facts=_facts(evaluated),
     settings=settings,
     config=saved_config.flatten(about.config),
-    listed_files=(listed | _RUN_FILES if evaluated.is_run else listed),
+    written=[*written, *artefact.FILENAMES],
   )
   return html.encode()
 
@@ -276,16 +249,14 @@ def _headlines(
 
 def _gallery(
   evaluated: Evaluated, skips_fixed: bool
-) -> list[tuple[str, str, list[pictures.Card]]]:
-  """Returns heading, meaning and cards of each kind of example."""
+) -> dict[str, list[pictures.Card]]:
+  """Returns kind of example -> cards."""
   by_kind: dict[str, list[pictures.Card]] = {}
   for example in evaluated.examples:
     if example.kind != "fixed" or not skips_fixed:
       cards = by_kind.setdefault(example.kind, [])
       cards.append(pictures.card(evaluated, example))
-  if all(example.kind == "fixed" for example in evaluated.examples):
-    return [("", "", cards) for cards in by_kind.values()]
-  return [(*_KINDS[kind], by_kind[kind]) for kind in _KINDS if kind in by_kind]
+  return by_kind
 
 
 def _facts(evaluated: Evaluated) -> list[tuple[str, str]]:
@@ -305,31 +276,6 @@ def _facts(evaluated: Evaluated) -> list[tuple[str, str]]:
     ("evaluation took", of("time/eval_secs") or about.secs, logs.format_secs),
   ]
   return [(title, write(value)) for title, value, write in found if value]
-
-
-def _measured_notes(evaluated: Evaluated) -> list[str]:
-  about = evaluated.about
-  notes = [describe.protocol(about)]
-  costly, fewer = _costly(evaluated), describe.fewer_pairs(evaluated)
-  if costly and fewer:
-    notes.append(
-      f"Measured on {fewer}, as they take many passes each: "
-      f"{', '.join(costly)}."
-    )
-  num_rows = describe.setting(about, "sanity_rows")
-  if evaluated.curves.randomization and num_rows:
-    notes.append(
-      f"Rank correlations of the sanity check are means over {num_rows:,g} "
-      f"{'pair' if num_rows == 1 else 'pairs'} at most."
-    )
-  for method in about.methods:
-    frac = evaluated.number(Key("zero_map_frac", method))
-    if frac:
-      notes.append(
-        f"{100 * frac:.1f}% of the maps of {title_of(method)} were zero "
-        "everywhere: no feature spoke for the class. They count as they are."
-      )
-  return notes
 
 
 def _costly(evaluated: Evaluated) -> list[str]:

@@ -114,14 +114,13 @@ def draw_outline(
 def draw_frame(
   composite: UInt8[np.ndarray, "sH2 sW2 3"],
   cell: int,
-  width_px: int = 2 * LINE_PX,
 ) -> UInt8[np.ndarray, "sH2 sW2 3"]:
   """Returns the composite with a frame inside one cell (0..3, row-major)."""
   height, width = composite.shape[0] // 2, composite.shape[1] // 2
   top, left = cell // 2 * height, cell % 2 * width
   composite = composite.copy()
   frame = np.ones((height, width), bool)
-  frame[width_px:-width_px, width_px:-width_px] = False
+  frame[2 * LINE_PX : -2 * LINE_PX, 2 * LINE_PX : -2 * LINE_PX] = False
   composite[top : top + height, left : left + width][frame] = LINE_COLOR
   return composite
 
@@ -295,8 +294,6 @@ def _map(example: Example, method: str, title: str) -> MapPicture:
 def draw_grid(
   headings: Sequence[str],
   rows: Sequence[tuple[str, Sequence[UInt8[np.ndarray, "_ _ 3"] | None]]],
-  *,
-  dpi: int = _DPI,
 ) -> bytes:
   """Returns the pictures as one PNG, on white.
 
@@ -304,7 +301,6 @@ def draw_grid(
     headings: of the columns.
     rows: at least one: what stands at its left, and a picture for each
       heading; None leaves a gap.
-    dpi: pixels an inch.
   """
   width, height = _CELL_INCHES
   aspects = [_aspect(pictures) for _, pictures in rows]
@@ -316,7 +312,7 @@ def draw_grid(
     ),
     layout="constrained",
     facecolor="white",
-    dpi=dpi,
+    dpi=_DPI,
   )
   figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
   grid = figure.subplots(
@@ -332,7 +328,7 @@ def draw_grid(
     cells[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
   for axes, heading in zip(grid[0], headings, strict=True):
     axes.set_title(heading.replace(", ", "\n"), fontsize=9)
-  return plots.figure_png(figure, dpi)
+  return plots.figure_png(figure, _DPI)
 
 
 def _aspect(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"] | None]) -> float:

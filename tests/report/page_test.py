@@ -229,7 +229,8 @@ def test_the_page_says_what_was_measured_how(made):
     "Table 1: Grad-CAM, context digits",
     "Table 6: accuracy under adversarial attack",
     "Measured on 100 of the 1,200 (image, class) pairs, as they take many "
-    "passes each: SmoothGrad, insertion, deletion, boxes, PGD.",
+    "passes each: SmoothGrad, Insertion, Deletion, MaxBoxAcc 0.5, MaxBoxAccV2, "
+    "PGD.",
     "PGD was measured on the images of 100 of the 1,200",
     "programs compiled14",  # a term and its description
     "model.name",
