@@ -192,90 +192,44 @@ def test_every_kind_of_annotation_says_the_same_object(root, name, content):
 
 # What cannot be used: told with its place, or left out and counted.
 
+# What readers of one file refuse is in their own tests.
 BAD_ROWS = [
-  (
-    "cat0.png,cat,6,4,50,20",
-    r"within the 48x40 pixels of cat0.png, and is xmi",
-  ),
+  ("cat0.png,cat,6,4,50,20", r"within the 48x40 pixels of cat0.png, and is xm"),
   ("cat0.png,cat,-30,4,20,20", r"line 2: the box must lie within"),
-  (
-    "cat0.png,cat,24,4,6,20",
-    r"have xmin < xmax and ymin < ymax, and is xmin=24",
-  ),
-  (
-    "cat0.png,catt,6,4,24,20",
-    r"class='catt'. Known: cat, dog. Did you mean 'c",
-  ),
-  ("cat7.png,cat,6,4,24,20", r"boxes.csv, line 2: there is no picture 'cat7.p"),
-  (
-    "same.png,cat,6,4,24,20",
-    r"names 2 pictures, .*; write the path below the ",
-  ),
-  ("cat0.png,cat,left,4,24,20", r"'left' must be a number such as 12 or 12\.5"),
+  ("cat0.png,cat,24,4,6,20", r"xmin < xmax and ymin < ymax, and is xmin=24"),
+  ("cat0.png,catt,6,4,24,20", r"Unknown class='catt'. .* Did you mean 'cat'"),
+  ("cat7.png,cat,6,4,24,20", r"line 2: there is no picture 'cat7.png'"),
+  ("same.png,cat,6,4,24,20", r"names 2 pictures, .*; write the path below"),
+  ("cat0.png,cat,left,4,24,20", r"'left' must be a number such as 12 or 12"),
 ]
-BAD_MASKS = {
-  "cat0.png": [
-    (png(rectangle(0)), r"must have pixels inside of its object, .* has none$"),
-    (
-      png(rectangle().T),
-      r"as large as its picture, 48x40 pixels, and is 40x48",
-    ),
-    (b"", r"masks/train/cat/cat0.png: it is empty \(0 bytes\)"),
-    (png(BORDERED), r"must have two levels, .* has 0, 8 and 255"),
-  ],
-  "cat7.png": [
-    (png(rectangle()), r"one picture, called train/cat/cat7 .* 0: no")
-  ],
-  "same.png": [
-    (png(rectangle()), r"are 2: train/cat/same\.\w+, train/cat/same")
-  ],
-  "cat0.jpg": [(b"", r"cat0.jpg: a mask must be a PNG file; others blur")],
-}
+WHOLE = png(rectangle())
+BAD_MASKS = [
+  ("cat0.png", png(rectangle(0)), r"pixels inside of its object, .* none$"),
+  ("cat0.png", png(rectangle().T), r"as its picture, 48x40 .* and is 40x48"),
+  ("cat0.png", b"", r"masks/train/cat/cat0.png: it is empty \(0 bytes\)"),
+  ("cat0.png", png(BORDERED), r"must have two levels, .* has 0, 8 and 255"),
+  ("cat7.png", WHOLE, r"one picture, called train/cat/cat7 .* are 0: none"),
+  ("same.png", WHOLE, r"are 2: train/cat/same\.\w+, train/cat/same"),
+  ("cat0.jpg", b"", r"cat0.jpg: a mask must be a PNG file; others blur"),
+]
 BAD_XML = [
   ("<annotation>", r"cat0.xml: it must be XML that can be read.*: no element"),
-  ("", r"cat0.xml: it must be XML that can be read"),
-  ("<annotations/>", r"cat0.xml: it must be VOC's XML"),
   (xml(VOC_BOX, size=(40, 48)), r"of 40x48 pixels and .* stored with 48x40$"),
-  (xml(VOC_BOX, size=("a", 48)), r"<width>: 'a' must be a number"),
-  (
-    "<annotation><size/></annotation>",
-    r"<size> must have one <width>, and has",
-  ),
-  (
-    xml(VOC_BOX).replace("bndbox", "box"),
-    r"1: <object> must have one <bndbox>",
-  ),
   (xml((24, 5, 7, 20)), r"object 1: the box must have xmin < xmax"),
   (xml((7, 5, "", 20)), r"object 1: <xmax>: '' must be a number"),
   (xml(VOC_BOX, label="cats"), r"cat0.xml, object 1: Unknown class='cats'"),
-  (xml(VOC_BOX, label=""), r"object 1: its name must be that of a class"),
-  (
-    f'<!DOCTYPE a [<!ENTITY a "b">]>{xml(VOC_BOX)}',
-    r"must not define entities",
-  ),
 ]
 TWICE = [{"id": 7, "file_name": name} for name in ("a", "b")]
 BAD_JSON = [
-  ("{}", r"annotations.json must be COCO's .* its images a"),
-  ("[]", r"annotations\.json must be"),
   ("{", r"annotations.json must be .* Expecting property"),
   (coco().replace("[]", "[3]"), r"tions\[0\]: it must be an object, and is 3"),
   (coco({}, images=TWICE), r"every image id once, and 7 recurs.*'a' and 'b'"),
-  (
-    coco({}, width="4"),
-    r"images\[0\]: width must be .* above 0, and is the text",
-  ),
-  (coco({"image_id": "7"}), r"1: image_id must be a whole .* is the text '7'"),
 ]
 PROBLEMS = [
   *(("boxes.csv", csv(row), message) for row, message in BAD_ROWS),
   ("boxes.csv", "image,xmin\n", r"label, ymin, xmax, ymax is missing from"),
   ("boxes.csv", csv(f"{ROW},2", header=DIFFICULT), r"2: '2' must be true, yes"),
-  *(
-    (f"masks/train/cat/{name}", *bad)
-    for name, masks in BAD_MASKS.items()
-    for bad in masks
-  ),
+  *((f"masks/train/cat/{name}", *bad) for name, *bad in BAD_MASKS),
   *(("train/cat/cat0.xml", *bad) for bad in BAD_XML),
   *(("annotations.json", *bad) for bad in BAD_JSON),
 ]
@@ -298,10 +252,7 @@ def test_an_annotation_that_cannot_be_used_is_told_or_left_out(
   ("lines", "dropped"),
   [
     (['cat0.png,"cat,6,4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
-    (["cat1.png,cat,6,4,24,20", '"cat0.png,cat,6,4,24,20'], [3]),
-    (['cat0.png,"cat"s,6,4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
     (["cat0.png,cat,6,4,24", "cat1.png,cat,6,4,24,20", "x"], [2, 4]),
-    (['cat0.png,cat,"6,5",4,24,20', "cat1.png,cat,6,4,24,20"], [2]),
     ([",,,,,", "cat1.png,cat,6,4,24,20", "cat9.png,cat,1,2,3,4"], [4]),
   ],
 )
@@ -342,15 +293,9 @@ def test_difficult_is_read_however_it_is_written(root, difficult, written):
   "segmentation",
   [
     None,
-    [],
-    [[]],
     [[6, 4, 24, 20]],
     [[6, 4, 24, 4, 24]],
-    [[6, 4] * 4],
     [[600, 4, 624, 4, 624, 20]],
-    [[6, 4, 24, 4, float("nan"), 20]],
-    [["6", "4", "24", "4", "24", "20"]],
-    [[[6, 4], [24, 4], [24, 20]]],
     {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]},
   ],
 )
@@ -380,10 +325,7 @@ def test_polygons_without_a_pixel_are_told(root, caplog):
   ("segmentation", "message"),
   [
     (BAD_RUNS, r"must add up to 1920, all pixels of 48x40, and make 269"),
-    (RUNS | {"counts": [-1, 1921]}, r"must be from 0 to 1920"),
-    (RUNS | {"counts": "0é"}, r"from character 2 on"),
     ("labels.csv", r"polygons or run lengths, and is 'labels.csv'"),
-    (True, r"must be polygons or run lengths, and is True"),
   ],
 )
 def test_a_box_can_stand_for_a_segmentation_that_cannot_be_used(
@@ -400,19 +342,15 @@ def test_a_box_can_stand_for_a_segmentation_that_cannot_be_used(
   "annotation",
   [
     {"bbox": None},
-    {"bbox": [1, 2, None, 4]},
     {"bbox": None, "segmentation": [[1, 1, 2, 2]]},
     {"bbox": [6, 4, 0, 16]},
     {"bbox": [6, 4, -3, 16], "segmentation": "no"},
     {"bbox": [6, 4, 400, 16], "segmentation": [SQUARE]},
     {"bbox": [-9, 4, 9, 16]},
-    {"bbox": ["6", 4, 18, 16]},
     {"image_id": 9},
     {"category_id": 5},
-    {"category_id": None},
     # Run lengths of another picture.
     {"segmentation": RUNS | {"size": [WIDTH, HEIGHT]}},
-    {"segmentation": RUNS | {"size": None}},
   ],
 )
 def test_an_annotation_that_cannot_be_used_is_named_and_counted(
@@ -438,38 +376,13 @@ def test_a_size_of_the_upright_picture_is_told_as_such(root):
 # Fractions in place of pixels.
 
 FRACTION = (0.125, 0.1, 0.5, 0.5)
+FIRST = "with 0.125, 0.1, 0.5, 0.5"
+FRACTION_ROW = "cat0.png,cat,0.125,0.1,0.5,0.5"
+COCO_FRACTION = {"bbox": [0.125, 0.1, 0.5, 0.5]}
 FRACTIONS = [
-  (
-    "boxes.csv",
-    csv(*(f"cat{i}.png,cat,0.125,0.1,0.5,0.5" for i in range(3))),
-    3,
-    "the first line 2, with 0.125, 0.1, 0.5, 0.5",
-  ),
-  (
-    "boxes.csv",
-    csv("cat0.png,cat,0,0,1,1", "cat1.png,cat,0,0,1,1"),
-    2,
-    "all 2 boxes lie within 0 and 1",
-  ),
-  (
-    "boxes.csv",
-    csv("cat0.png,cat,5,7,6,8", "cat1.png,cat,9,7,9.5,7.5"),
-    2,
-    "all 2 boxes lie within one pixel",
-  ),
-  ("boxes.csv", csv("cat0.png,cat,-0.01,0.1,1.02,0.5"), 1, "the only box lies"),
-  (
-    "train/cat/cat0.xml",
-    xml(FRACTION, FRACTION),
-    2,
-    "the first object 1, with 0.125, 0.1, 0.5, 0.5",
-  ),
-  (
-    "annotations.json",
-    coco({"bbox": [0.1, 0.1, 0.5, 0.5]}, {"bbox": [0, 0, 1, 1]}),
-    2,
-    "the first annotation 1, with 0.1, 0.1, 0.5, 0.5",
-  ),
+  ("boxes.csv", csv(*[FRACTION_ROW] * 3), 3, f"the first line 2, {FIRST}"),
+  ("train/cat/cat0.xml", xml(FRACTION), 1, f"the first object 1, {FIRST}"),
+  ("annotations.json", coco(*[COCO_FRACTION] * 2), 2, f"annotation 1, {FIRST}"),
 ]
 
 
@@ -485,11 +398,6 @@ def test_boxes_in_fractions_are_told_and_all_counted(
   assert message.startswith(f"{count} annotations of {root} cannot be used")
   dataset = load(root, "skip")
   assert dataset.num_dropped == count and not boxes_of(dataset)
-
-
-def test_one_small_object_among_others_is_no_fraction(root):
-  write(root, "boxes.csv", csv("cat0.png,cat,0.2,0.2,0.9,0.9", ROW))
-  assert len(boxes_of(load(root))[CAT]) == 2
 
 
 # Several pictures, files and kinds.

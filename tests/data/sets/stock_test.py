@@ -81,6 +81,11 @@ def records_of(load, prepared, name, splits):
       yield dataset, record, truths.get(key)
 
 
+def refused(data_dir, name, message):
+  with pytest.raises(ValueError, match=message):
+    stock.load(name, "train", data_dir=data_dir)
+
+
 def decode(encoded):
   return np.asarray(PIL.Image.open(io.BytesIO(encoded)))
 
@@ -167,15 +172,9 @@ def test_defective_pets_are_recoded_as_rgb_jpeg(load, prepared):
   assert len(recoded) == 3
   assert all(image[:3] == b"\xff\xd8\xff" for image in recoded)
   for original in originals:
+    same_size = [k for k in map(decode, recoded) if k.shape == original.shape]
     # A few levels: JPEG at quality 95, with colours at half the resolution.
-    assert (
-      sum(
-        decode(image).shape == original.shape
-        and np.abs(decode(image) - original).mean() < 6
-        for image in recoded
-      )
-      == 1
-    )
+    assert min(np.abs(k - original).mean() for k in same_size) < 6
 
 
 def test_a_mask_without_a_pixel_leaves_the_box(load):
@@ -244,16 +243,11 @@ def test_our_three_splits_exist_wherever_there_is_something_to_train_on(
 @pytest.mark.parametrize(
   ("name", "split", "message"),
   [
-    (
-      "voc/2007",
-      "tset",
-      r"Unknown split of tfds:voc/2007/5.0.0='tset'. Known: .*test.*Did you "
-      r"mean 'test'\?",
-    ),
+    ("voc/2007", "tset", r"tfds:voc/2007/5.0.0='tset'. .* Did you mean 'test'"),
     (
       "imagenet_v2/matched-frequency",
       "train[:10]",
-      r"Known: test\. .*nothing to train on: evaluate a trained model",
+      r"Known: test\. .*to train",
     ),
     ("voc/2012", "trainval", r"own test split comes without labels"),
   ],
@@ -261,7 +255,7 @@ def test_our_three_splits_exist_wherever_there_is_something_to_train_on(
 def test_an_unknown_split_is_answered_with_those_there_are(
   load, name, split, message
 ):
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=rf"Unknown split of .*{message}"):
     load(name, split)
 
 
@@ -298,44 +292,27 @@ def test_that_nothing_can_be_localised_is_said_once(load, caplog):
   )
 
 
-@pytest.mark.parametrize(
-  ("name", "message"),
-  [
-    (
-      "oxford_pet",
-      r"Unknown --config.data.name='tfds:oxford_pet': tensorflow-datasets .* "
-      r"has no set 'oxford_pet'.*Did you mean 'tfds:oxford_iiit_pet'",
-    ),
-    (
-      "voc/2021",
-      r"Unknown --config.data.name='tfds:voc/2021'. Known: tfds:voc/2007, "
-      r"tfds:voc/2012",
-    ),
-    (
-      "oxford_iiit_pet/small",
-      r"'tfds:oxford_iiit_pet/small' must be without a config: .* has none",
-    ),
-    (
-      "ag_news_subset",
-      r"must have an image and a class label to classify; its features are "
-      r"description, label, title. Sets that are known to work: tfds:oxford",
-    ),
-    ("lvis", r"image and a class label.*features are image, image/id, neg_"),
-    (
-      "coco/2014",
-      r"tfds:coco/2014 needs TensorFlow to be prepared \(No module named "
-      r"'tensorflow'\)(.|\n)*pip install tensorflow tensorflow-datasets "
-      r"array_record\n  tfds-tools/bin/tfds build coco/2014 --data_dir=.* "
-      r"--file_format=array_record",
-    ),
-  ],
-)
+UNUSABLE = {
+  "oxford_pet": r"^Unknown --config.data.name='tfds:oxford_pet': tensorflow-dat"
+  r"asets .* has no set 'oxford_pet'.*Did you mean 'tfds:oxford_iiit_pet'",
+  "voc/2021": r"^Unknown --config.data.name='tfds:voc/2021'. Known: tfds:voc/2",
+  "oxford_iiit_pet/small": r"small' must be without a config: .* has none",
+  "ag_news_subset": r"must have an image and a class label to classify; its fea"
+  r"tures are description, label, title. .*known to work: tfds:oxford",
+  "lvis": r"image and a class label.*features are image, image/id, neg_",
+  "coco/2014": r"tfds:coco/2014 needs TensorFlow to be prepared \(No module nam"
+  r"ed 'tensorflow'\)(.|\n)*pip install tensorflow tensorflow-datasets "
+  r"array_record\n  tfds-tools/bin/tfds build coco/2014 --data_dir=.* "
+  r"--file_format=array_record",
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
 def test_what_cannot_be_used_is_told_before_anything_is_downloaded(
-  tmp_path, monkeypatch, name, message
+  tmp_path, monkeypatch, name
 ):
   monkeypatch.setattr(stock_prepare, "prepare", None)
-  with pytest.raises(ValueError, match=message):
-    stock.load(name, "train", data_dir=tmp_path)
+  refused(tmp_path, name, UNUSABLE[name])
   assert not list(tmp_path.iterdir())
 
 
@@ -345,8 +322,7 @@ def test_other_failures_are_passed_on(tmp_path, monkeypatch, name):
     raise ValueError("a version that cannot be read")
 
   monkeypatch.setattr(tfds, "builder", broken)
-  with pytest.raises(ValueError, match=r"^a version that cannot be read$"):
-    stock.load(name, "train", data_dir=tmp_path)
+  refused(tmp_path, name, r"^a version that cannot be read$")
 
 
 def test_a_failed_download_names_the_files_and_where_to_put_them(
@@ -356,14 +332,14 @@ def test_a_failed_download_names_the_files_and_where_to_put_them(
     raise requests.ConnectionError("Name or service not known")
 
   monkeypatch.setattr(requests.Session, "get", no_network)
-  with pytest.raises(
-    ValueError,
-    match=r"tfds:oxford_iiit_pet must be downloaded once, and that failed: "
+  refused(
+    tmp_path,
+    "oxford_iiit_pet",
+    r"tfds:oxford_iiit_pet must be downloaded once, and that failed: "
     r"Name or service not known.* bring these files to .*/downloads/manual:\n  "
     r"https://.*/annotations.tar.gz as annotations.tar.gz\n  https://.*/images.t"
     r"ar.gz as images.tar.gz\.",
-  ):
-    stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  )
   assert not (tmp_path / "oxford_iiit_pet" / "4.0.0").exists()
 
 
@@ -380,11 +356,11 @@ def test_files_brought_by_hand_are_enough(tmp_path, monkeypatch, capsys):
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
   stock_archives.write_flowers(tmp_path / "downloads" / "manual")
-  with pytest.raises(
-    ValueError,
-    match=r"tf_flowers: an archive must be what its publisher(.|\n)*",
-  ):
-    stock.load("tf_flowers", "train", data_dir=tmp_path)
+  refused(
+    tmp_path,
+    "tf_flowers",
+    r"tf_flowers: an archive must be what its publisher(.|\n)*",
+  )
 
 
 def test_more_of_tensorflow_than_there_is_gives_the_command(
@@ -401,13 +377,13 @@ def test_more_of_tensorflow_than_there_is_gives_the_command(
     yield
 
   monkeypatch.setattr(builder_class, "_generate_examples", generate)
-  with pytest.raises(
-    ValueError,
-    match=r"tfds:tf_flowers needs TensorFlow to be prepared "
+  refused(
+    tmp_path,
+    "tf_flowers",
+    r"tfds:tf_flowers needs TensorFlow to be prepared "
     r"\(tf.io.decode_webp\)(.|\n)*tfds build tf_flowers --data_dir=.* "
     r"--file_format=array_record",
-  ):
-    stock.load("tf_flowers", "train", data_dir=tmp_path)
+  )
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
@@ -415,20 +391,20 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
   sanction(monkeypatch)
   monkeypatch.setitem(sys.modules, "cv2", None)
   stock_archives.write_birds(tmp_path / "downloads" / "manual")
-  with pytest.raises(
-    ValueError,
-    match=r"tfds:caltech_birds2011 needs the Python package opencv-python-headl"
+  refused(
+    tmp_path,
+    "caltech_birds2011",
+    r"tfds:caltech_birds2011 needs the Python package opencv-python-headl"
     r"ess to be prepared, .*: pip install opencv-python-headless\.",
-  ):
-    stock.load("caltech_birds2011", "train", data_dir=tmp_path)
+  )
 
 
 def test_sets_that_only_a_person_may_download_say_so(tmp_path):
-  with pytest.raises(
-    ValueError,
-    match=r"tfds:imagenet2012: Manual directory .*(.|\n)*instructions",
-  ):
-    stock.load("imagenet2012", "train", data_dir=tmp_path)
+  refused(
+    tmp_path,
+    "imagenet2012",
+    r"tfds:imagenet2012: Manual directory .*(.|\n)*instructions",
+  )
 
 
 def test_tfrecord_files_are_told_with_the_command_that_converts_them(
@@ -440,13 +416,13 @@ def test_tfrecord_files_are_told_with_the_command_that_converts_them(
   info = json.loads(path.read_text())
   assert info["fileFormat"] == "array_record"
   path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-  with pytest.raises(
-    ValueError,
-    match=r"4\.0\.0 must hold array_record files .* was prepared as tfrecord.*"
+  refused(
+    tmp_path,
+    "oxford_iiit_pet",
+    r"4\.0\.0 must hold array_record files .* was prepared as tfrecord.*"
     r"(.|\n)*tfds convert_format --dataset_version_dir=.*oxford_iiit_pet/4.0.0 "
     r"--out_file_format=array_record",
-  ):
-    stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
+  )
   # What that command leaves behind: both formats, side by side.
   info["fileFormat"], info["alternativeFileFormats"] = (
     "tfrecord",
