@@ -127,12 +127,12 @@ def _handing_down(model, images, place: str, sign: int):
     return seen[last], logits
 
   shapes = jax.eval_shape(lambda: run(lambda path, x: x)[0])
-  probes = {path: jnp.zeros(x.shape) for path, x in shapes.items()}
+  probes = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.items()}
   (at_last, logits), pull = jax.vjp(_by_rules(forward, probes), probes)
   nothing = jnp.zeros_like(at_last), jnp.zeros_like(logits)
 
   def from_class(target):
-    start = jax.nn.one_hot(target, logits.shape[-1], dtype=jnp.float32)
+    start = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
     found = pull((nothing[0], start))[0]
     return found[place], found[last]
 

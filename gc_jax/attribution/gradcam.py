@@ -70,7 +70,7 @@ def _features_and_gradients(
   model, images, targets, layer
 ) -> tuple[Float[Array, "B h w D"], Float[Array, "B P h w D"]]:
   if layer is None or taps.input_path(model, layer) == FEATURES:
-    features = model.features(model.normalize(images)).astype(jnp.float32)
+    features = cams.at_least_float32(model.features(model.normalize(images)))
     return features, cams.class_gradients(pure_head(model), features, targets)
   return _inside(taps.in_float32(model), images, targets, layer)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gc_jax.attribution.taps import in_float32
+from gc_jax.attribution.taps import dtype_of, in_float32
 from gc_jax.models.network import RGB_MEAN, in_unit_range
 
 
@@ -20,7 +20,7 @@ def input_gradients(model, images, targets):
   Source: Simonyan et al. 2014, arXiv:1312.6034.
   Differs: they take the largest channel, not the sum.
   """
-  gradient = _gradient_of(model, targets)(in_unit_range(images))
+  gradient = _gradient_of(model, targets)(_pixels(model, images))
   return jnp.abs(gradient).sum(-1)
 
 
@@ -51,10 +51,10 @@ def attributions(
   Differs: midpoints, not right ends, which are nearer to the integral.
   """
   _check_at_least_one("steps", steps)
-  images = in_unit_range(images)
-  start = jnp.broadcast_to(jnp.array(RGB_MEAN), images.shape)
+  images = _pixels(model, images)
+  start = jnp.broadcast_to(jnp.array(RGB_MEAN, images.dtype), images.shape)
   gradient = _gradient_of(model, targets)
-  middles = (jnp.arange(steps) + 0.5) / steps
+  middles = (jnp.arange(steps, dtype=images.dtype) + 0.5) / steps
   way = images - start
   mean = _mean_over(lambda middle: gradient(start + middle * way), middles)
   return way[:, None] * mean
@@ -76,7 +76,7 @@ def smoothgrad(
   Differs: none.
   """
   _check_at_least_one("num_samples", num_samples)
-  images = in_unit_range(images)
+  images = _pixels(model, images)
   gradient = _gradient_of(model, targets)
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
   sigma = sigma_frac * spread[:, None, None, None]
@@ -84,11 +84,15 @@ def smoothgrad(
 
   def noisy(key):
     # The same for every picture, so that its neighbours do not change its map.
-    noise = jax.random.normal(key, images.shape[1:])
+    noise = jax.random.normal(key, images.shape[1:], jnp.float32)
     return gradient(images + sigma * noise[None])
 
   keys = jax.random.split(key, num_samples)
   return jnp.abs(_mean_over(noisy, keys)).sum(-1)
+
+
+def _pixels(model, images) -> Float[Array, "B H W 3"]:
+  return in_unit_range(images).astype(dtype_of(model))
 
 
 def _check_at_least_one(name: str, count: int) -> None:

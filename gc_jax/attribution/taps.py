@@ -56,10 +56,15 @@ def intercept(
   return nnx.recursive_map(replaced, model)
 
 
-def in_float32(model: nnx.Module) -> nnx.Module:
-  """Returns a copy that computes in float32 (float64 if its weights are)."""
+def dtype_of(model: nnx.Module) -> jnp.dtype:
+  """Returns float32, or float64 if the model's weights are."""
   parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
-  dtype = jnp.result_type(jnp.float32, *(p.dtype for p in parameters))
+  return jnp.result_type(jnp.float32, *(p.dtype for p in parameters))
+
+
+def in_float32(model: nnx.Module) -> nnx.Module:
+  """Returns a copy that computes in `dtype_of` it."""
+  dtype = dtype_of(model)
 
   def widened(path, node):
     del path

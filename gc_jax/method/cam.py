@@ -16,6 +16,11 @@ from jaxtyping import Array, Float, Int
 EPSILON = 1e-8
 
 
+def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+  """Returns x as float32; float64 stays."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def class_gradients(
   classify: Callable[[Float[Array, "B h w D"]], Float[Array, "B K"]],
   features: Float[Array, "B h w D"],
@@ -29,9 +34,9 @@ def class_gradients(
     target: P classes to explain in each example.
 
   Returns:
-    Gradients in logits per unit of activation, float32.
+    Gradients in logits per unit of activation, float32 or float64.
   """
-  features = features.astype(jnp.float32)
+  features = at_least_float32(features)
 
   def scores(features, target):
     logits = classify(features)
@@ -81,7 +86,7 @@ def elementwise_grad_cam(
   Source: Pillai & Pirsiavash 2021, eq. 3.
   Differs: none.
   """
-  cam = (gradients * features.astype(jnp.float32)).sum(-1)
+  cam = (gradients * at_least_float32(features)).sum(-1)
   return jax.nn.relu(cam)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gc_jax.method.cam import at_least_float32
 from gc_jax.models.convolution import Conv
 
 # Mean and standard deviation of ImageNet's RGB pixels in [0, 1], which every
@@ -184,11 +185,6 @@ def _channels(x: Float[Array, "G D"]) -> Float[Array, "G 1 1 1 D"]:
   return x[:, None, None, None]
 
 
-def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-  """Returns x as float32; float64 stays."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def dropout(
   x: Float[Array, "*B"], rate: float, key: PRNGKeyArray | None
 ) -> Float[Array, "*B"]:
@@ -315,15 +311,21 @@ class Network(nnx.Module):
 
 
 def in_unit_range(images: Array) -> Float[Array, "B H W 3"]:
-  """Returns RGB pixels, uint8 or float in [0, 1], as float32 in [0, 1]."""
-  images, is_uint8 = images.astype(jnp.float32), images.dtype == jnp.uint8
-  return images / 255 if is_uint8 else images
+  """Returns RGB pixels, uint8 or float in [0, 1], as float in [0, 1].
+
+  They are float32, unless they came as float64.
+  """
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  return at_least_float32(images)
 
 
 def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
   """Returns `(pixels - mean) / std` of RGB pixels, uint8 or float in [0, 1]."""
   images = in_unit_range(images)
-  mean, std = jnp.array(RGB_MEAN, ndmin=4), jnp.array(RGB_STD, ndmin=4)
+  mean, std = (
+    jnp.array(each, images.dtype, ndmin=4) for each in (RGB_MEAN, RGB_STD)
+  )
   return (images - mean) / std
 
 

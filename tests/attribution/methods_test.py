@@ -10,6 +10,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import CONTROLS, METHODS, grids
+from gc_jax.attribution.taps import in_float32
 from gc_jax.method import metrics
 
 TARGETS = jnp.array([[3, 0], [7, 7]])
@@ -142,3 +143,18 @@ def test_neither_control_knows_a_quadrant(name, cell):
   cam = metrics.as_distribution(control(name))
   score = metrics.negative_quadrants_heatmap(cam, jnp.full((2, 2), cell))
   np.testing.assert_allclose(score, 0.75, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_a_float64_model_is_explained_in_float64(model, name, settings):
+  narrow = METHODS[name](model, pixels(), TARGETS, **settings)
+  with jax.enable_x64(True):
+    wide = nnx.clone(model)
+    nnx.update(
+      wide,
+      jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), nnx.state(model)),
+    )
+    wide = in_float32(wide)
+    found = METHODS[name](wide, pixels(), TARGETS, **settings)
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, narrow, rtol=1e-3, atol=1e-4)
