@@ -334,15 +334,9 @@ def test_without_any_object_energy_is_nothing_and_finite(make_tiny):
     ("independent", "average", ("consistency",)),
   ],
 )
-def test_the_gradient_is_the_finite_difference(
-  make_tiny, monkeypatch, mode, pooling, terms
-):
-  """Of the whole loss, in float64, along three random directions.
-
-  Where the code says float32 it means "not bfloat16"; here it gets float64.
-  """
+def test_the_gradient_is_the_finite_difference(make_tiny, mode, pooling, terms):
+  """Of the whole loss, in float64, along three random directions."""
   with jax.enable_x64(True):
-    monkeypatch.setattr(jnp, "float32", jnp.float64)
     model = make_tiny(pooling, dtype=jnp.float64)
     nnx.update(
       model,
