@@ -93,22 +93,17 @@ class Source(NamedTuple):
 class ContextConfig(tfds.core.BuilderConfig):
   """One variant of a context set; its name is derived from all fields.
 
-  Attributes:
-    image_size: side of the square images, in pixels.
-    background_frac: how often the background is the photograph of the class
-      (of the first object, when there are several). Otherwise it is uniform
-      over all photographs, that one included.
-    multi_label: 2 or 3 objects in an image instead of one.
-    seed: of every random draw.
-    num_examples: images in train, validation and test.
+  `background_frac` is how often the background is the photograph of the class
+  (of the first object, when there are several). Otherwise it is uniform over
+  all photographs, that one included.
   """
 
   name: str = ""
-  image_size: int = 64
+  image_size: int = 64  # side of the square images, in pixels
   background_frac: float = 0.5
-  multi_label: bool = False
-  seed: int = 0
-  num_examples: tuple[int, int, int] = (4_000, 500, 1_000)
+  multi_label: bool = False  # 2 or 3 objects in an image instead of one
+  seed: int = 0  # of every random draw
+  num_examples: tuple[int, int, int] = (4_000, 500, 1_000)  # of each split
 
   def __post_init__(self):
     if not 32 <= self.image_size <= 1024:
@@ -120,11 +115,6 @@ class ContextConfig(tfds.core.BuilderConfig):
       raise ValueError(
         f"--config.data.background_frac={self.background_frac} must be "
         "between 0 (background says nothing) and 1 (always of the class)."
-      )
-    if self.seed < 0 or min(self.num_examples) < 1:
-      raise ValueError(
-        f"seed={self.seed} must be >= 0 and num_examples="
-        f"{self.num_examples} at least 1 each."
       )
     default = type(self)
     self.name = (
@@ -188,13 +178,9 @@ def draw_example(
     generator,
     MULTI_SIDE_FRAC if config.multi_label else SIDE_FRAC,
   )
+  crop = x, y, x + side, y + side
   return Example(
-    picture=picture,
-    background=background,
-    labels=tuple(labels),
-    numbers=tuple(numbers),
-    photograph=photograph,
-    crop=(x, y, x + side, y + side),
+    picture, background, tuple(labels), tuple(numbers), photograph, crop
   )
 
 
@@ -205,11 +191,7 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
   CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
 
   def source(self) -> Source:
-    """Returns the objects.
-
-    Raises:
-      ValueError: they are not installed; says how to install them.
-    """
+    """Returns the objects, or raises ValueError with how to install them."""
     raise NotImplementedError
 
   def _create_builder_config(self, builder_config, version):
@@ -285,10 +267,6 @@ def load(
     split: of `SPLITS`, or a part of one: "train[:100]".
     data_dir: "" = TFDS's own default.
     **config: fields of the set's config.
-
-  Raises:
-    ValueError: if the split is unknown, a field is out of range, or the data
-      is not yet drawn and its objects are not installed.
   """
   builder_config = builder_class.CONFIG(**config)
   if split.split("[")[0] not in SPLITS:

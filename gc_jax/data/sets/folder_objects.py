@@ -28,48 +28,30 @@ _SLACK_PX = 1.0  # by which a box may stick out; tools disagree on the last row
 
 @dataclasses.dataclass
 class Objects:
-  """What the annotations of a folder say. Every annotation is counted once.
-
-  Attributes:
-    of_picture: picture -> its objects, as plain values.
-    problems: what is wrong, each with its place.
-    num_left_out: annotations that are not used because of problems. A file
-      that cannot be read is one.
-    num_masked: boxes that are not used, as their picture has masks.
-    notes: what is used otherwise than written, and how often.
-  """
+  """What the annotations of a folder say. Every annotation is counted once."""
 
   of_picture: dict[str, dict[str, list]] = dataclasses.field(
     default_factory=dict
   )
-  problems: list[str] = dataclasses.field(default_factory=list)
-  num_left_out: int = 0
-  num_masked: int = 0
-  notes: list[str] = dataclasses.field(default_factory=list)
+  problems: list[str] = dataclasses.field(default_factory=list)  # with places
+  num_left_out: int = (
+    0  # because of problems; a file that cannot be read is one
+  )
+  num_masked: int = 0  # boxes that are not used, as their picture has masks
+  notes: list[str] = dataclasses.field(default_factory=list)  # on used ones
 
 
 class _Annotation(NamedTuple):
-  """One object, as its file says it.
+  """One object, as its file says it."""
 
-  Attributes:
-    where: the file and place, for messages.
-    picture: as written, with or without its ending.
-    label: name of the class; "" = the only one that the picture shows.
-    box: in pixels; None: that of the mask.
-    difficult: as VOC marks objects that are hard to see.
-    mask: path below the root; "" = none.
-    segmentation: COCO's; None: none.
-    size: (width, height) that the file gives the picture; None: it does not.
-  """
-
-  where: str
-  picture: str
-  label: str
-  box: boxes.Box | None
+  where: str  # file and place, for messages
+  picture: str  # as written, with or without its ending
+  label: str  # of the class; "" = the only one that the picture shows
+  box: boxes.Box | None  # None: that of the mask
   difficult: bool = False
-  mask: str = ""
-  segmentation: Any = None
-  size: tuple[float | int, float | int] | None = None
+  mask: str = ""  # path below the root
+  segmentation: Any = None  # COCO's
+  size: tuple[float | int, float | int] | None = None  # of the picture
 
 
 class _Problem(NamedTuple):
@@ -164,10 +146,9 @@ def _in_pixels(
 
 
 def _read_xml(layout: Layout, path: PurePosixPath) -> _Found:
-  """VOC, of the picture beside it or the one whose path it mirrors.
+  """Reads VOC's XML of the picture beside it, or whose path it mirrors.
 
-  The file's own name says which; its ending is what is written inside, where
-  there is such a picture.
+  The <filename> inside chooses between pictures that differ in their ending.
   """
   file = layout.root / path
   content = voc_xml.read(file.read_bytes())

@@ -14,25 +14,18 @@ PREFIX = "tfds:"
 class Layout:
   """The features that hold what a record needs. "" = there is none.
 
-  Attributes:
-    label: the class of the image. "": it shows the classes of its objects.
-    objects: sequence with `bbox` for each annotated object, `label` where the
-      objects differ in class, and `is_difficult` where the annotator said so.
-    box: box of the one object that the label names.
-    mask: image in which that object has the pixel values `mask_levels`.
-    label_name: text that names the class, where the set has only numbers.
-    unlabelled: splits without annotations, never read.
-    title: its name in reports; "" = the name itself.
+  `objects` is a sequence with `bbox` for each annotated object, `label` where
+  the objects differ in class, and `is_difficult` where the annotator said so.
   """
 
-  label: str = ""
+  label: str = ""  # the class of the image; "": the classes of its objects
   objects: str = ""
-  box: str = ""
-  mask: str = ""
+  box: str = ""  # of the one object that the label names
+  mask: str = ""  # image in which that object has the values `mask_levels`
   mask_levels: frozenset[int] = frozenset()
-  label_name: str = ""
-  unlabelled: tuple[str, ...] = ()
-  title: str = ""
+  label_name: str = ""  # names the class, where the set has only numbers
+  unlabelled: tuple[str, ...] = ()  # splits without annotations, never read
+  title: str = ""  # its name in reports; "" = the name itself
 
   @property
   def has_objects(self) -> bool:

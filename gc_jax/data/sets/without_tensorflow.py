@@ -6,7 +6,6 @@ prepared; PNG is lossless, and most pictures stay as the archive has them. A
 builder that needs more raises `NeedsTensorFlowError`.
 """
 
-import builtins
 import contextlib
 import glob
 import importlib.abc
@@ -53,8 +52,7 @@ class _File(io.FileIO):
 def _open(path: Any, mode: str = "r") -> Any:
   if mode == "rb":
     return _File(path)
-  text = {} if "b" in mode else {"encoding": "utf-8"}
-  return builtins.open(path, mode, **text)
+  return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
 def _decode_image(encoded: bytes) -> np.ndarray:
@@ -72,8 +70,7 @@ def _encode(pixels: np.ndarray, encoding: str) -> bytes:
 
 
 def _encode_jpeg(pixels: np.ndarray) -> Any:
-  encoded = _encode(pixels, "jpeg")
-  return types.SimpleNamespace(numpy=lambda: encoded)
+  return types.SimpleNamespace(numpy=lambda: _encode(pixels, "jpeg"))
 
 
 def _encode_image(self: Any, np_image: np.ndarray) -> bytes:
