@@ -21,6 +21,7 @@ import scipy.io
 import skimage.measure
 from pycocotools import mask as masks
 
+from gc_jax.data.sets import imagenet_files
 from gc_jax.data.sets.context import PHOTOGRAPHS, load_photograph
 
 
@@ -71,14 +72,12 @@ def refused(module, folder, tmp_path, split="train"):
 def photograph(generator):
   """Returns a random region of a random photograph, 60 to 220 pixels a side."""
   whole = load_photograph(int(generator.integers(len(PHOTOGRAPHS))))
-  height, width = (
-    int(generator.integers(60, 1 + min(220, side))) for side in whole.shape[:2]
-  )
+  size = [int(generator.integers(60, 1 + min(220, n))) for n in whole.shape[:2]]
   y, x = (
-    int(generator.integers(a - b + 1))
-    for a, b in zip(whole.shape, (height, width), strict=False)
+    int(generator.integers(whole.shape[i] - side + 1))
+    for i, side in enumerate(size)
   )
-  return PIL.Image.fromarray(whole[y : y + height, x : x + width])
+  return PIL.Image.fromarray(whole[y : y + size[0], x : x + size[1]])
 
 
 def encode(image, format="jpeg", **options):
@@ -180,63 +179,52 @@ def draw_boxes(generator, wnid, size):
 
 
 def build_imagenet(folder):
-  """Writes the archives of `SYNSETS`; returns what each picture must be.
+  """Writes the archives of `SYNSETS`; returns split -> file name -> Picture.
 
   Among the pictures are one CMYK and one grey JPEG and a PNG named JPEG; every
   third training picture and one of validation have no box.
-
-  Returns:
-    {"train": ..., "validation": ...}, each file name -> Picture.
   """
   generator = np.random.default_rng(0)
-  train, boxes, archives = {}, [], []
-  for wnid in CLASSES:
-    entries = []
-    for i in range(NUM_TRAIN[wnid]):
-      stem, image = f"{wnid}_{i * 37 + 5}", photograph(generator)
-      if (wnid, i) == ("n02105855", 4):
-        stem, data = "n02105855_2933", encode(image, "png")
-      elif (wnid, i) == ("n01440764", 2):
-        data = encode(image.convert("CMYK"), quality=90)
-      elif (wnid, i) == ("n03126707", 0):
-        data = encode(image.convert("L"), quality=90)
-      else:
-        data = encode(image, quality=int(generator.integers(40, 96)))
-      said, read = [], []
-      if i % 3:
+  odd = {
+    "n02105855_153": lambda image: encode(image, "png"),
+    "n01440764_79": lambda image: encode(image.convert("CMYK")),
+    "n03126707_5": lambda image: encode(image.convert("L")),
+  }
+  train = {
+    f"{wnid}_{i * 37 + 5}": (wnid, i % 3)
+    for wnid in CLASSES
+    for i in range(NUM_TRAIN[wnid])
+  }
+  validation = {
+    f"ILSVRC2012_val_{i:08d}": (CLASSES[int(generator.integers(4))], i != 8)
+    for i in range(1, NUM_VALIDATION + 1)
+  }
+  made = {"train": {}, "validation": {}}
+  for split, stems in (("train", train), ("validation", validation)):
+    boxes = []
+    for stem, (wnid, is_boxed) in stems.items():
+      image, said, read = photograph(generator), [], []
+      if is_boxed:
         said, read = draw_boxes(generator, wnid, image.size)
-        boxes.append((f"{wnid}/{stem}.xml", xml(stem, image.size, said)))
-      train[f"{stem}.JPEG"] = Picture(
-        data, CLASSES.index(wnid), image.size, read
-      )
-      entries.append((f"{stem}.JPEG", data))
-    archives.append((f"{wnid}.tar", tar_of(entries)))
-  folder.joinpath("ILSVRC2012_img_train.tar").write_bytes(tar_of(archives))
-  write_gzipped(folder / "ILSVRC2012_bbox_train_v2.tar.gz", boxes)
+        boxes.append((f"{split}/{stem}.xml", xml(stem, image.size, said)))
+      data = odd.get(stem, encode)(image)
+      picture = Picture(data, CLASSES.index(wnid), image.size, read)
+      made[split][f"{stem}.JPEG"] = picture
+    write_gzipped(folder / imagenet_files.BOXES[split], boxes)
 
-  validation, boxes, truth = {}, [], []
-  for i in range(NUM_VALIDATION):
-    stem, image = f"ILSVRC2012_val_{i + 1:08d}", photograph(generator)
-    wnid = CLASSES[int(generator.integers(4))]
-    data = encode(image, quality=80)
-    said, read = draw_boxes(generator, wnid, image.size)
-    if i == 7:
-      read = []
-    else:
-      boxes.append((f"val/{stem}.xml", xml(stem, image.size, said)))
-    truth.append(next(s.number for s in SYNSETS if s.wnid == wnid))
-    validation[f"{stem}.JPEG"] = Picture(
-      data, CLASSES.index(wnid), image.size, read
-    )
+  entries = [(name, p.image) for name, p in made["train"].items()]
+  archives = [
+    (f"{wnid}.tar", tar_of(e for e in entries if e[0].startswith(wnid)))
+    for wnid in CLASSES
+  ]
+  (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_of(archives))
   # In no order, as nothing promises one.
-  entries = [(name, picture.image) for name, picture in validation.items()]
-  generator.shuffle(entries)
-  folder.joinpath("ILSVRC2012_img_val.tar").write_bytes(
-    tar_of((name, bytes(data)) for name, data in entries)
-  )
-  write_gzipped(folder / "ILSVRC2012_bbox_val_v3.tgz", boxes)
-  write_devkit(folder, truth)
-  return {"train": train, "validation": validation}
+  entries = [(name, p.image) for name, p in made["validation"].items()]
+  mixed = [entries[i] for i in generator.permutation(len(entries))]
+  (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of(mixed))
+  numbers = {synset.wnid: synset.number for synset in SYNSETS}
+  write_devkit(folder, [numbers[wnid] for wnid, _ in validation.values()])
+  return made
 
 
 def write_devkit(folder, truth, meta=None):
