@@ -118,8 +118,12 @@ def meta_mat(synsets=SYNSETS):
   table = np.zeros((len(rows), 1), [(name, object) for name in rows[0]])
   for i, row in enumerate(rows):
     table[i, 0] = tuple(row.values())
+  return mat_of(synsets=table)
+
+
+def mat_of(**arrays):
   buffer = io.BytesIO()
-  scipy.io.savemat(buffer, {"synsets": table})
+  scipy.io.savemat(buffer, arrays)
   return buffer.getvalue()
 
 
