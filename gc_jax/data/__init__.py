@@ -61,10 +61,7 @@ class Entry(NamedTuple):
 def _reader(module: str, *fields: str, **settings):
   """Returns a call of `load` in a module of `sets`, imported only then.
 
-  Args:
-    module: its name.
-    *fields: of `config.data`, passed on under the same names.
-    **settings: passed on as they are.
+  Fields of `config.data` are passed on under their names, settings as they are.
   """
 
   def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
@@ -76,7 +73,6 @@ def _reader(module: str, *fields: str, **settings):
 
 
 def _context(name: str, source: str) -> dict[str, Entry]:
-  """Returns a context set's entries: single-label, multi-label."""
   terms = (
     f"Made on this machine from {source} and photographs as shipped with "
     "scikit-image (BSD-3-Clause; the terms of each photograph are in "
@@ -101,7 +97,7 @@ def _context(name: str, source: str) -> dict[str, Entry]:
 
 
 def _folder_classes(config_data: ml_collections.ConfigDict) -> Classes:
-  """Returns what the names in a folder say; single-label if it is not here."""
+  """Reads the names in a folder; single-label without one."""
   from gc_jax.data.sets.folder_layout import read_layout
 
   if not config_data.path:

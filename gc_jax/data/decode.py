@@ -37,27 +37,21 @@ from jaxtyping import UInt8
 from gc_jax.data import orientation, pixels
 from gc_jax.data.dataset import DecodeError
 
-# A closed list: some of Pillow's other readers start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# How files of these formats end, in lower case.
-SUFFIXES = (
-  ".bmp",
-  ".gif",
-  ".jfif",
-  ".jpe",
-  ".jpeg",
-  ".jpg",
-  ".pbm",
-  ".pgm",
-  ".png",
-  ".pnm",
-  ".ppm",
-  ".tif",
-  ".tiff",
-  ".webp",
-)
+# The formats that are read, and how their files end. A closed list: some of
+# Pillow's other readers start programs.
+_ENDINGS = {
+  "BMP": (".bmp",),
+  "GIF": (".gif",),
+  "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+  "PNG": (".png",),
+  "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
+  "TIFF": (".tif", ".tiff"),
+  "WEBP": (".webp",),
+}
+FORMATS = tuple(_ENDINGS)
+SUFFIXES = tuple(suffix for endings in _ENDINGS.values() for suffix in endings)
 
-# Formats that are not read: how their files start, and their names.
+# Formats that are not read: how their files start, some behind four bytes.
 _OTHERS = {
   b"%!PS": "PostScript",
   b"\xc5\xd0\xd3\xc6": "PostScript",
@@ -68,16 +62,11 @@ _OTHERS = {
   b"\xff\x4f\xff\x51": "JPEG 2000",
   b"\0\0\0\x0cJXL ": "JPEG XL",
   b"\xff\x0a": "JPEG XL",
-  b"version https://git-lfs": "a pointer of Git LFS to a file not fetched",
-}
-# The same, after four bytes.
-_OTHERS_AT_4 = {
-  b"ftypavif": "AVIF",
-  b"ftypavis": "AVIF",
-  b"ftypheic": "HEIC",
-  b"ftypheix": "HEIC",
+  b"ftypavi": "AVIF",
+  b"ftyphei": "HEIC",
   b"ftypmif1": "HEIF",
   b"ftypmsf1": "HEIF",
+  b"version https://git-lfs": "a pointer of Git LFS to a file not fetched",
 }
 
 # Pictures are decoded in memory: 4 bytes a pixel, 0.7 GB at this size. JPEGs
@@ -120,8 +109,7 @@ class Header:
     encoded: the bytes.
     stored_size: (width, height) as stored.
     turn: puts the stored frame upright; None where it already is.
-    is_plain_jpeg: whether it is a JPEG of colours or grey, which the fastest
-      decoder can read.
+    is_plain_jpeg: whether the fastest decoder can read it: of colours or grey.
   """
 
   encoded: bytes
@@ -140,8 +128,8 @@ def read_header(encoded: bytes) -> Header:
   """Returns size, orientation and kind, without decoding.
 
   Raises:
-    DecodeError: if this is no picture, or one of more than `MAX_PIXELS`. All
-      that decode it raise the same if it is truncated or otherwise broken.
+    DecodeError: if this is no picture, or one of more than `MAX_PIXELS`. So do
+      all that decode it, if it is truncated or otherwise broken.
   """
   if not encoded:
     raise DecodeError("it is empty (0 bytes)")
@@ -157,7 +145,7 @@ def read_header(encoded: bytes) -> Header:
 
 def _plain_jpeg_header(encoded: bytes) -> Header | None:
   """Reads a header ten times as fast as Pillow; None where Pillow must."""
-  if not orientation.is_jpeg(encoded):
+  if not encoded.startswith(orientation.JPEG_START):
     return None
   try:
     height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -172,9 +160,9 @@ def _pillow_header(encoded: bytes) -> Header:
   with pixels.broken_told():
     image = _opened(encoded)
     size = image.size
-    if orientation.is_jpeg(encoded):
+    if encoded.startswith(orientation.JPEG_START):
       turn = orientation.of_jpeg(encoded)
-    elif orientation.is_png(encoded):
+    elif encoded.startswith(orientation.PNG_START):
       turn = orientation.of_png(encoded)
     elif image.format == "TIFF":
       # Pillow turns a TIFF itself, by what it reads there.
@@ -188,7 +176,7 @@ def _pillow_header(encoded: bytes) -> Header:
 
 
 def _opened(encoded: bytes) -> PIL.Image.Image:
-  if orientation.is_jpeg(encoded):
+  if encoded.startswith(orientation.JPEG_START):
     encoded = orientation.bare_jpeg(encoded)
   try:
     return PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -202,15 +190,12 @@ def _opened(encoded: bytes) -> PIL.Image.Image:
 
 
 def _no_picture(encoded: bytes) -> str:
-  kind = _OTHERS_AT_4.get(encoded[4:12])
-  for start, name in _OTHERS.items():
-    if encoded.startswith(start):
-      kind = name
-  if kind:
-    return (
-      f"it is no picture of {', '.join(FORMATS)}: it is {kind}. Save it as PNG "
-      "or JPEG"
-    )
+  for start, kind in _OTHERS.items():
+    if encoded.startswith(start) or encoded.startswith(start, 4):
+      return (
+        f"it is no picture of {', '.join(FORMATS)}: it is {kind}. Save it as "
+        "PNG or JPEG"
+      )
   return (
     f"it is no picture: its {len(encoded):,} bytes start with "
     f"{bytes(encoded[:12])!r}"
@@ -228,9 +213,7 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
   Bilinear with antialias. A JPEG more than `EXACT_REDUCTION` times as large is
   decoded at a smaller scale first, which does not show.
 
-  Args:
-    header: from `read_header`.
-    size: (width, height), upright.
+  `size` is (width, height), upright.
   """
   share = max(
     EXACT_REDUCTION * side / own
@@ -273,14 +256,10 @@ def crop(
   box: tuple[int, int, int, int],
   out: UInt8[np.ndarray, "S S 3"],
 ) -> None:
-  """Writes a part of the picture into a square, quickly.
+  """Writes a part of the picture into a square, contiguous array, quickly.
 
-  The pixels are exact if the part is as large as the square.
-
-  Args:
-    header: from `read_header`.
-    box: (left, top, width, height) of the part, in pixels, upright.
-    out: the square, contiguous.
+  The part is (left, top, width, height), in pixels, upright. Its pixels are
+  exact if it is as large as the square.
   """
   left, top, width, height = box
   is_exact = width == height == len(out)

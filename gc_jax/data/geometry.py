@@ -129,9 +129,6 @@ def frame_size(
     round_px: round both sides to multiples of this, which changes the aspect a
       little; 0 = do not. The release: 0.
 
-  Raises:
-    DecodeError: if a strip would become larger than may be decoded.
-
   Source: the release's evaluation (METHOD A2): shortest side resized, batch
     of one, annotation in its own pixels.
   """
@@ -235,12 +232,8 @@ def on_grid(
   """Returns what maps of h x w cells need of an annotation.
 
   Maps are enlarged bilinearly, pixel centres aligned, as `metrics.upsample`
-  does; a map finer than the annotation is sampled, without smoothing.
-
-  Args:
-    object_mask: pixels of the object.
-    dilated: the same, from `dilate`.
-    grid: (h, w) of the maps.
+  does; a map finer than the annotation is sampled, without smoothing. `dilated`
+  is the mask from `dilate`.
   """
   height, width = object_mask.shape
   rows, columns = _axis(grid[0], height), _axis(grid[1], width)

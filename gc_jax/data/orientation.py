@@ -25,7 +25,7 @@ TAG = 0x0112
 _INTEGERS = {3: 2, 4: 4, 8: 2, 9: 4}  # types of TIFF, and their bytes
 _XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])\s*[\"'<]")
 
-_JPEG_START = b"\xff\xd8\xff"
+JPEG_START = b"\xff\xd8\xff"
 _JPEG_EXIF = b"Exif\0\0"
 _JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOS, _APP1 = 0xDA, 0xE1
@@ -33,7 +33,7 @@ _METADATA = {*range(0xE1, 0xF0)} - {0xEE}  # 0xE0 and 0xEE describe colours
 # Markers without a length behind them.
 _BARE = {0, 1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE), 0xFF}
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_XMP = b"XML:com.adobe.xmp"
 _PNG_PROFILE = b"Raw profile type "
 _MAX_TEXT_BYTES = 2**20  # unpacked: a small chunk can hold gigabytes
@@ -104,11 +104,6 @@ def bare_jpeg(encoded: bytes) -> bytes:
   return b"".join([encoded[:2], *kept, encoded[pixels:]])
 
 
-def is_jpeg(encoded: bytes) -> bool:
-  """Returns whether it starts as a JPEG."""
-  return encoded.startswith(_JPEG_START)
-
-
 def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
   """Yields (marker, start, end) of each segment before the pixels.
 
@@ -130,11 +125,6 @@ def _segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
     at = end
 
 
-def is_png(encoded: bytes) -> bool:
-  """Returns whether it starts as a PNG."""
-  return encoded.startswith(_PNG_START)
-
-
 def of_png(encoded: bytes) -> PIL.Image.Transpose | None:
   """Returns how to put a PNG upright; None if it is.
 
@@ -142,7 +132,7 @@ def of_png(encoded: bytes) -> PIL.Image.Transpose | None:
   as ImageMagick writes them.
   """
   exif = xmp = b""
-  at = len(_PNG_START)
+  at = len(PNG_START)
   # Each chunk: its length in four bytes, its name in four, itself, a checksum.
   while name := encoded[at + 4 : at + 8]:
     start, length = at + 8, int.from_bytes(encoded[at : at + 4], "big")

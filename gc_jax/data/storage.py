@@ -46,31 +46,23 @@ def features(
 ) -> tfds.features.FeaturesDict:
   """Returns the TFDS features of a builder that writes our records.
 
-  Args:
-    class_names: what the labels mean.
-    masks: whether each object has one, a PNG of the size of the image.
-    file_names: whether records name the file they come from.
-    encoding_format: of the image; None = as it comes.
+  With `masks` each object has one, a PNG of the size of the image; with
+  `file_names` records name the file they come from. `encoding_format` is that
+  of the image; None = as it comes.
   """
-  label = tfds.features.ClassLabel(names=class_names)
-  mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-  return tfds.features.FeaturesDict(
-    {
-      "image": tfds.features.Image(
-        shape=(None, None, 3), encoding_format=encoding_format
-      ),
-      "labels": tfds.features.Sequence(label),
-      "objects": tfds.features.Sequence(
-        {
-          "label": label,
-          "bbox": tfds.features.BBoxFeature(),
-          "difficult": np.bool_,
-        }
-        | ({"mask": mask} if masks else {})
-      ),
-    }
-    | ({"file_name": tfds.features.Text()} if file_names else {})
-  )
+  of = tfds.features
+  label = of.ClassLabel(names=class_names)
+  objects = {"label": label, "bbox": of.BBoxFeature(), "difficult": np.bool_}
+  if masks:
+    objects["mask"] = of.Image(shape=(None, None, 1), encoding_format="png")
+  record = {
+    "image": of.Image(shape=(None, None, 3), encoding_format=encoding_format),
+    "labels": of.Sequence(label),
+    "objects": of.Sequence(objects),
+  }
+  if file_names:
+    record["file_name"] = of.Text()
+  return of.FeaturesDict(record)
 
 
 def decoders(*, masks: bool) -> dict[str, Any]:
@@ -221,15 +213,10 @@ def prepare_shards(
 
 
 def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
-  """Checks that a prepared folder was made from the archives there are now.
+  """Raises ValueError if a prepared folder was made from other archives.
 
-  Args:
-    final: the folder.
-    sources: name -> size in bytes of the archives; those that are gone are not
-      missed.
-
-  Raises:
-    ValueError: it was made from others.
+  `sources` is name -> size in bytes of those there are now; those that are gone
+  are not missed.
   """
   facts = json.loads((final / FACTS).read_text())
   for name, size in sources.items():
@@ -250,11 +237,12 @@ def _prepare_parts(
   parts = final.parent / f"incomplete.{mark}_{final.name}"
   _open_parts(parts, builder.sources())
   ((split, shards),) = builder._shard_iterators_per_split(None).items()
-  names = [
-    f"{builder.name}-{split}.array_record-{i:05d}-of-{len(shards):05d}"
+  name, archives = f"{builder.name}/{split}", ", ".join(builder.sources())
+  paths = [
+    parts / f"{builder.name}-{split}.array_record-{i:05d}-of-{len(shards):05d}"
     for i in range(len(shards))
   ]
-  kept = sum(_finished(parts / name) is not None for name in names)
+  kept = sum(_finished(path) is not None for path in paths)
   if kept:
     _say(f"Continuing: {kept} of {len(shards)} parts of {split} are there")
 
@@ -262,23 +250,21 @@ def _prepare_parts(
   # disable=None: no bar where stderr is not a terminal.
   with tqdm.tqdm(
     total=builder.num_examples(),
-    desc=f"Preparing {builder.name}/{split}",
+    desc=f"Preparing {name}",
     unit=" images",
     leave=False,
     disable=None,
   ) as bar:
-    for i, (name, examples) in enumerate(zip(names, shards, strict=True)):
-      finished = _finished(parts / name)
+    for path, examples in zip(paths, shards, strict=True):
+      finished = _finished(path)
       if finished is None:
-        finished = _write(builder, parts / name, examples, bar)
+        finished = _write(builder, path, examples, bar)
       else:
         bar.update(finished["num_examples"])
       done.append(finished)
       if bar.disable and time.monotonic() - said > _SILENT_SECS:
         said = time.monotonic()
-        _say(
-          f"Preparing {builder.name}/{split}: {i + 1} of {len(shards)} parts"
-        )
+        _say(f"Preparing {name}: {len(done)} of {len(shards)} parts")
 
   counts = builder.archive_counts.copy()
   for finished in done:
@@ -287,16 +273,14 @@ def _prepare_parts(
   if not sum(lengths):
     shutil.rmtree(parts)
     raise ValueError(
-      f"{builder.name}/{split} must have images, and the archives have none "
-      f"({', '.join(builder.sources())}); see that they are those that "
-      "--config.data.path should hold."
+      f"{name} must have images, and the archives have none ({archives}); see "
+      "that they are those that --config.data.path should hold."
     )
   wanted = builder.num_examples()
   if wanted is not None and sum(lengths) != wanted:
     raise ValueError(
-      f"{builder.name}/{split} must have {wanted:,} images, and the archives "
-      f"have {sum(lengths):,} ({', '.join(builder.sources())}); fetch those "
-      "that are cut short again."
+      f"{name} must have {wanted:,} images, and the archives have "
+      f"{sum(lengths):,} ({archives}); fetch those that are cut short again."
     )
   info = tfds.core.SplitInfo(
     name=split,
@@ -319,7 +303,7 @@ def _prepare_parts(
   shutil.rmtree(final / "finished")
   odd = "".join(f"; {n:,} {what}" for what, n in facts["counts"].items())
   _say(
-    f"Prepared {sum(lengths):,} images of {builder.name}/{split} in {final}: "
+    f"Prepared {sum(lengths):,} images of {name} in {final}: "
     f"{time.monotonic() - start:.1f} s{odd}"
   )
 
@@ -386,15 +370,13 @@ def _say(line: str) -> None:
 def positions(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> Int[np.ndarray, "n"]:
-  """Returns the numbers, in its whole split, of the examples of a part.
+  """Returns the numbers, in the whole split, of the examples of a part.
 
-  Args:
-    builder: of the prepared data.
-    split: in the notation of TFDS, of one split: "train[99%:]+train[:10]".
+  A part is named in the notation of TFDS: "train[99%:]+train[:10]".
 
   Raises:
-    ValueError: if it is not understood, or names more than one split; or if
-      the split has no examples.
+    ValueError: if the part is not understood, or names more than one split; or
+      if the split has no examples.
   """
   if not any(info.num_examples for info in builder.info.splits.values()):
     raise ValueError(

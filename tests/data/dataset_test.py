@@ -13,13 +13,8 @@ def located(label, labels=(1,)):
 BARE = {"labels": [1]}
 
 
-def make(source):
-  return Dataset(
-    source=source,
-    class_names=("a", "b", "c"),
-    multi_label=True,
-    name="hand-made",
-  )
+def has_objects(source):
+  return Dataset(source, ("a", "b", "c"), True, "hand-made").has_objects()
 
 
 @pytest.mark.parametrize(
@@ -34,10 +29,10 @@ def make(source):
     ([located(2, labels=[1, 2])], True),
   ],
 )
-def test_a_split_has_objects_where_one_picture_tells_where_its_class_is(
+def test_a_split_has_objects_if_one_picture_says_where_its_class_is(
   source, has
 ):
-  assert make(source).has_objects() == has
+  assert has_objects(source) == has
 
 
 class Torn(list):
@@ -49,9 +44,9 @@ class Torn(list):
     return super().__getitem__(index)
 
 
-def test_a_record_that_cannot_be_read_tells_nothing():
-  assert make(Torn([BARE, located(1)])).has_objects()
-  assert not make(Torn([located(1), BARE])).has_objects()
+def test_a_record_that_cannot_be_read_is_passed_over():
+  assert has_objects(Torn([BARE, located(1)]))
+  assert not has_objects(Torn([located(1), BARE]))
 
 
 class Many:
@@ -69,10 +64,15 @@ class Many:
     return located(1) if self.tells and index % 3 == 2 else BARE
 
 
-def test_of_a_large_split_no_more_is_read_than_tells():
+def test_a_large_split_is_not_read_whole():
   some, none = Many(True), Many(False)
-  assert make(some).has_objects()
+  assert has_objects(some) and not has_objects(none)
   assert len(some.read) <= 3
-  assert not make(none).has_objects()
   assert len(none.read) == datasets._MOST_LOOKED_AT
   assert max(none.read) > 990_000
+
+
+def test_known_labels_are_not_read_again():
+  known = Dataset(None, ("a", "b"), False, "hand-made", labels=[[0], [1]])
+  assert known.all_labels() is known.labels
+  assert Dataset([BARE], ("a", "b"), False, "hand-made").all_labels() == [[1]]

@@ -207,21 +207,3 @@ def test_every_distractor_has_an_augmentation_of_its_own():
 def test_without_a_second_class_nothing_counts():
   (batch,) = batches(dataset_of([[1]] * 9), 1)
   assert not batch["distractor_mask"].any()
-
-
-def test_known_labels_are_not_read_again(monkeypatch):
-  labels = [[i % 4] for i in range(12)]
-  dataset = dataset_of(labels)
-  with pytest.raises(TypeError, match="must not be read"):
-    _ = Dataset(**{**vars(dataset), "source": Unread()}).all_labels()
-  known = Dataset(**{**vars(dataset), "source": Unread(), "labels": labels})
-  assert known.all_labels() is labels
-  assert list(dataset.all_labels()) == labels
-
-
-class Unread:
-  def __len__(self):
-    return 12
-
-  def __getitem__(self, index):
-    raise TypeError("must not be read")

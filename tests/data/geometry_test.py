@@ -25,10 +25,10 @@ def triangle_weights(in_px, out_px):
 def recomputed(pixels, resize_px, crop_px):
   """Resize(shorter side), CenterCrop: torchvision's rules, matrix by matrix."""
   height, width = pixels.shape[:2]
-  if width <= height:
-    new_width, new_height = resize_px, int(resize_px * height / width)
-  else:
-    new_width, new_height = int(resize_px * width / height), resize_px
+  shorter = min(height, width)
+  new_height, new_width = (
+    int(resize_px * n / shorter) for n in (height, width)
+  )
   rows = triangle_weights(height, new_height)
   columns = triangle_weights(width, new_width)
   # Pillow rounds once after each direction, columns first.
@@ -39,32 +39,22 @@ def recomputed(pixels, resize_px, crop_px):
   return resized[top : top + crop_px, left : left + crop_px]
 
 
-SIZES = [(500, 375), (375, 500), (257, 256), (640, 427), (300, 1000)]
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+  "size", [(500, 375), (375, 500), (257, 256), (640, 427), (300, 1000)]
+)
 def test_evaluation_is_resize_256_and_center_crop_224(size):
-  """Within one grey level of a computation without Pillow, and of Pillow."""
+  """Within one grey level of a computation without Pillow."""
   encoded = photos.encode(photos.load("motorcycle_left.png", size))
-  image = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
   ours = geometry.decode_image(encoded, 224, 256)
   assert ours.shape == (224, 224, 3) and ours.dtype == np.uint8
-  by_hand = recomputed(np.asarray(image), 256, 224)
-  assert np.abs(ours - by_hand).max() <= 1
-
-  scale = 256 / min(size)
-  resized = image.resize((int(scale * size[0]), int(scale * size[1])), 2)
-  left, top = (round((side - 224) / 2) for side in resized.size)
-  box = (left, top, left + 224, top + 224)
-  difference = ours - np.asarray(resized.crop(box)).astype(int)
-  assert np.abs(difference).max() <= 1
+  image = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
+  assert np.abs(ours - recomputed(np.asarray(image), 256, 224)).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["astronaut.png", "brick.png"])
 def test_decoding_at_a_smaller_scale_does_not_show_in_an_evaluation(name):
   """Pictures of 2,400 pixels are read at 1/2 or 1/4, and end up the same."""
-  large = photos.load(name, (3_000, 2_400))
-  encoded = photos.encode(large, quality=95)
+  encoded = photos.encode(photos.load(name, (3_000, 2_400)), quality=95)
   exact = geometry.resize_and_crop(PIL.Image.open(io.BytesIO(encoded)), 72, 64)
   ours = geometry.decode_image(encoded, 64, 72).astype(int)
   assert np.abs(ours - np.asarray(exact)).max() <= 1
@@ -75,6 +65,28 @@ def test_without_a_size_to_resize_to_the_shorter_side_fills_the_square():
   np.testing.assert_array_equal(
     geometry.decode_image(encoded, 64), geometry.decode_image(encoded, 64, 64)
   )
+
+
+def record_of(image, *masks, **objects):
+  """A record whose objects, of the classes 0, 1 and so on, have the masks."""
+  count = len(masks) or len(objects["bbox"])
+  encoded = [
+    mask if isinstance(mask, bytes) else files.save(mask, "png")
+    for mask in masks
+  ]
+  if not isinstance(image, bytes):
+    image = photos.encode(image, "png")
+  return {
+    "image": image,
+    "labels": list(range(count)),
+    "objects": {
+      "label": list(range(count)),
+      "bbox": [(0, 0, 1, 1)] * count,
+      "difficult": [False] * count,
+    }
+    | ({"mask": encoded} if masks else {})
+    | objects,
+  }
 
 
 def ellipse(shape):
@@ -88,25 +100,15 @@ def ellipse(shape):
 def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
   mask = ellipse((150, 200))
   rows, columns = (np.flatnonzero(mask.any(i)) for i in (1, 0))
-  box = (
-    rows[0] / 150,
-    columns[0] / 200,
-    (rows[-1] + 1) / 150,
-    (columns[-1] + 1) / 200,
+  top, bottom = rows[0] / 150, (rows[-1] + 1) / 150
+  left, right = columns[0] / 200, (columns[-1] + 1) / 200
+  picture = PIL.Image.fromarray(np.repeat(mask[..., None], 3, -1))
+  record = record_of(
+    photos.with_orientation(picture, orientation, "png"),
+    mask,
+    b"",
+    bbox=[(top, left, bottom, right)] * 2,
   )
-  picture = np.repeat(mask[..., None], 3, -1)
-  record = {
-    "image": photos.with_orientation(
-      PIL.Image.fromarray(picture), orientation, "png"
-    ),
-    "labels": [1, 2],
-    "objects": {
-      "label": [1, 2],
-      "bbox": [box, box],
-      "difficult": [False, False],
-      "mask": [photos.encode(mask, "png"), b""],
-    },
-  }
   seen = geometry.decode_image(record["image"], 96, 110)[..., 0] >= 128
   (_, of_mask), (_, of_box) = geometry.decode_object_masks(record, 96, 110)
   np.testing.assert_array_equal(of_mask, seen)
@@ -114,7 +116,7 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
   for axis in (0, 1):
     edges = [np.flatnonzero(m.any(axis))[[0, -1]] for m in (seen, of_box)]
     assert np.abs(edges[0] - edges[1]).max() <= 1
-  image, whole, _ = evaluated.frame(record, 1, 75)
+  image, whole, _ = evaluated.frame(record, 0, 75)
   shape = (75, 100) if orientation in (1, 3) else (100, 75)
   assert image.shape[:2] == shape
   box = PIL.Image.Resampling.BOX
@@ -123,27 +125,26 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
   assert (small != (image[..., 0] >= 128)).mean() < 0.01
 
 
-def test_the_full_frame_keeps_the_aspect_and_the_annotations_own_pixels():
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
+def test_a_picture_that_is_its_own_mask_is_still_so_as_a_square(shape):
+  mask = ellipse(shape)
+  record = record_of(np.repeat(mask[..., None], 3, -1), mask)
+  seen = geometry.decode_image(record["image"], 64)[..., 0] >= 128
+  ((_, found),) = geometry.decode_object_masks(record, 64)
+  np.testing.assert_array_equal(found, seen)
+
+
+def test_a_frame_keeps_the_aspect_and_the_annotations_own_pixels():
   """The release: shortest side 448, 15 pixels in those of the annotation."""
-  photo = photos.load("coffee.png", (300, 200))
   # VOC's corners count from 1, both included: rows 21..60, columns 31..90.
-  voc = {"ymin": 21, "xmin": 31, "ymax": 60, "xmax": 90}
-  box = (
-    (voc["ymin"] - 1) / 200,
-    (voc["xmin"] - 1) / 300,
-    voc["ymax"] / 200,
-    voc["xmax"] / 300,
-  )
+  box = (20 / 200, 30 / 300, 60 / 200, 90 / 300)
   other = (0.5, 0.5, 1.0, 1.0)
-  record = {
-    "image": photos.encode(photo),
-    "labels": [5, 2],
-    "objects": {
-      "label": [5, 2, 5, 7],
-      "bbox": [box, other, other, other],
-      "difficult": [True, True, False, False],
-    },
-  }
+  record = record_of(
+    photos.encode(photos.load("coffee.png", (300, 200))),
+    label=[5, 2, 5, 7],
+    bbox=[box, other, other, other],
+    difficult=[True, True, False, False],
+  )
   exact = PIL.Image.open(io.BytesIO(record["image"])).resize((672, 448), 2)
   expected = np.zeros((200, 300), bool)
   expected[100:, 150:] = True
@@ -157,23 +158,39 @@ def test_the_full_frame_keeps_the_aspect_and_the_annotations_own_pixels():
     assert difficult == is_difficult
 
 
-def test_a_mask_of_another_size_is_refused():
-  record = {
-    "image": photos.encode(photos.load("coffee.png", (30, 20))),
-    "labels": [0],
-    "objects": {
-      "label": [0],
-      "bbox": [(0, 0, 1, 1)],
-      "difficult": [False],
-      "mask": [photos.encode(np.zeros((30, 20), np.uint8), "png")],
-    },
-  }
-  with pytest.raises(
-    decode.DecodeError,
-    match=r"mask of object 0: .*30x20 pixels, and is 20x30",
-  ):
-    geometry.decode_object_masks(record, 16)
+@pytest.mark.parametrize("masks", [{}, {"mask": [b""]}])
+def test_an_object_without_a_mask_is_its_filled_box(masks):
+  # In the image rows 10..19, columns 40..59.
+  box = (0.25, 0.5, 0.5, 0.75)
+  record = record_of(np.zeros((40, 80, 3), np.uint8), bbox=[box], **masks)
+  ((_, mask),) = geometry.decode_object_masks(record, 40)
+  expected = np.zeros((40, 40), bool)
+  expected[10:20, 20:40] = True  # the centre square is columns 20..59
+  np.testing.assert_array_equal(mask, expected)
 
+
+def test_a_squashed_picture_is_whole_and_its_masks_go_along():
+  """The release's F1 on COCO. A box at the very right would be cropped off."""
+  photo = photos.load("coffee.png", (120, 80))
+  record = record_of(photo, bbox=[[0.25, 0.75, 1.0, 1.0]])
+  seen = geometry.decode_image(record["image"], 40, squash=True)
+  expected = photo.resize((40, 40), PIL.Image.Resampling.BILINEAR)
+  np.testing.assert_array_equal(seen, np.asarray(expected))
+  ((_, mask),) = geometry.decode_object_masks(record, 40, squash=True)
+  by_hand = np.zeros((40, 40), bool)
+  by_hand[10:, 30:] = True
+  np.testing.assert_array_equal(mask, by_hand)
+  ((_, cropped),) = geometry.decode_object_masks(record, 40)
+  assert cropped.sum() < 0.6 * by_hand.sum()
+
+
+def test_a_strip_that_would_fill_the_memory_is_refused_first():
+  encoded = photos.encode(PIL.Image.new("RGB", (1, 12_000)), "png")
+  with pytest.raises(decode.DecodeError, match=r"1x12000 pixels, a strip, and"):
+    geometry.decode_image(encoded, 224, 256)
+
+
+# Which frame a mask is in.
 
 ORIENTATIONS = range(1, 9)
 INSIDE = np.zeros((40, 48), bool)
@@ -199,14 +216,9 @@ def test_a_mask_of_the_stored_size_is_turned_along(orientation, encoding):
   stored = files.TO_STORED[orientation](INSIDE)
   found = geometry.stored_mask(mask_header(stored), picture)
   np.testing.assert_array_equal(found, stored)
-
-
-@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_mask_of_the_upright_size_alone_is_upright(orientation, encoding):
-  picture = picture_header(orientation, encoding)
-  found = geometry.stored_mask(mask_header(INSIDE), picture)
-  np.testing.assert_array_equal(found, files.TO_STORED[orientation](INSIDE))
+  if orientation > 4:  # the upright size is another
+    found = geometry.stored_mask(mask_header(INSIDE), picture)
+    np.testing.assert_array_equal(found, stored)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -231,7 +243,22 @@ def test_a_mask_with_an_orientation_of_its_own_is_put_upright_by_it(
   np.testing.assert_array_equal(found, files.TO_STORED[of_picture](INSIDE))
 
 
-def test_a_mask_of_neither_size_is_told_both():
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
+def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
+  if frame == "upright" and orientation < 5:
+    return  # it would fit both
+  mask = files.TO_STORED[orientation](INSIDE) if frame == "stored" else INSIDE
+  picture = picture_header(orientation, encoding).encoded
+  record = record_of(picture, np.zeros_like(mask), mask)
+  _, found, _ = evaluated.frame(record, 1, 40)
+  np.testing.assert_array_equal(found, INSIDE)
+  ((_, seen),) = geometry.decode_object_masks(record, 40, only=1)
+  np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
+
+
+def test_a_mask_of_neither_size_is_refused_with_both():
   picture = picture_header(6)
   with pytest.raises(
     decode.DecodeError,
@@ -247,123 +274,12 @@ def test_a_mask_of_neither_size_is_told_both():
     geometry.stored_mask(mask, picture)
 
 
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("frame", ["stored", "upright"])
-@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
-def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
-  if frame == "upright" and orientation < 5:
-    return  # it would fit both
-  picture = picture_header(orientation, encoding).encoded
-  mask = INSIDE
-  if frame == "stored":
-    mask = files.TO_STORED[orientation](INSIDE)
-  record = {
-    "image": picture,
-    "labels": [3],
-    "objects": {
-      "label": [3],
-      "bbox": [(0, 0, 1, 1)],
-      "difficult": [False],
-      "mask": [files.save(mask, "png")],
-    },
-  }
-  _, found, _ = evaluated.frame(record, 3, 40)
-  np.testing.assert_array_equal(found, INSIDE)
-  ((_, seen),) = geometry.decode_object_masks(record, 40)
-  np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
-
-
-def test_an_object_whose_mask_shows_several_is_named():
+def test_an_object_whose_mask_cannot_be_used_is_named():
   classes = np.kron(np.uint8([[0, 8], [255, 8]]), np.ones((20, 24), np.uint8))
-  record = {
-    "image": picture_header(1).encoded,
-    "objects": {
-      "label": [0, 1],
-      "bbox": [(0, 0, 1, 1)] * 2,
-      "mask": [b"", files.save(classes, "png")],
-    },
-  }
-  with pytest.raises(
-    decode.DecodeError, match=r"mask of object 1: .* it has 0, 8 and 255"
-  ):
-    geometry.decode_object_masks(record, 16)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_is_outside_of_the_object(mode):
-  inside = np.zeros((20, 30), np.uint8)
-  inside[5:12, 8:21] = 255
-  mask = PIL.Image.new(mode, (30, 20), "white")
-  mask.putalpha(PIL.Image.fromarray(inside))
-  encoded = io.BytesIO()
-  mask.save(encoded, format="png")
-  record = {
-    "image": photos.encode(photos.load("coffee.png", (30, 20))),
-    "objects": {
-      "label": [3],
-      "bbox": [(0, 0, 1, 1)],
-      "mask": [encoded.getvalue()],
-    },
-  }
-  header = decode.read_header(record["image"])
-  ((label, seen),) = geometry.object_masks(record, header)
-  assert label == 3
-  np.testing.assert_array_equal(np.asarray(seen), inside)
-
-
-def test_a_squashed_picture_is_whole_and_its_masks_go_along():
-  """The release's F1 on COCO. A box at the very right would be cropped off."""
-  photo = photos.load("coffee.png", (120, 80))
-  record = {
-    "image": photos.encode(photo, "png"),
-    "labels": [0],
-    "objects": {
-      "label": [0],
-      "bbox": [[0.25, 0.75, 1.0, 1.0]],
-      "difficult": [False],
-    },
-  }
-  seen = geometry.decode_image(record["image"], 40, squash=True)
-  expected = photo.resize((40, 40), PIL.Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(seen, np.asarray(expected))
-  ((_, mask),) = geometry.decode_object_masks(record, 40, squash=True)
-  by_hand = np.zeros((40, 40), bool)
-  by_hand[10:, 30:] = True
-  np.testing.assert_array_equal(mask, by_hand)
-  ((_, cropped),) = geometry.decode_object_masks(record, 40)
-  assert cropped.sum() < 0.6 * by_hand.sum()
-
-
-def test_a_strip_that_would_fill_the_memory_is_refused_first():
-  encoded = photos.encode(PIL.Image.new("RGB", (1, 12_000)), "png")
-  with pytest.raises(decode.DecodeError, match=r"1x12000 pixels, a strip, and"):
-    geometry.decode_image(encoded, 224, 256)
-
-
-@pytest.mark.parametrize("masks", [{}, {"mask": [b""]}])
-def test_an_object_without_a_mask_is_its_filled_box(masks):
-  record = {
-    "image": photos.encode(np.zeros((40, 80, 3), np.uint8), "png"),
-    # In the image rows 10..19, columns 40..59.
-    "objects": {"label": [2], "bbox": [(0.25, 0.5, 0.5, 0.75)], **masks},
-  }
-  ((_, mask),) = geometry.decode_object_masks(record, 40)
-  expected = np.zeros((40, 40), bool)
-  expected[10:20, 20:40] = True  # the centre square is columns 20..59
-  np.testing.assert_array_equal(mask, expected)
-
-
-@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
-def test_a_picture_that_is_its_own_mask_is_still_so_as_a_square(shape):
-  mask = ellipse(shape)
-  record = {
-    "image": photos.encode(np.repeat(mask[..., None], 3, -1), "png"),
-    "objects": {
-      "label": [0],
-      "bbox": [(0, 0, 1, 1)],
-      "mask": [photos.encode(mask, "png")],
-    },
-  }
-  seen = geometry.decode_image(record["image"], 64)[..., 0] >= 128
-  ((_, found),) = geometry.decode_object_masks(record, 64)
-  np.testing.assert_array_equal(found, seen)
+  for mask, found in ((classes, "it has 0, 8 and 255"), (INSIDE.T, "40x48")):
+    with pytest.raises(
+      decode.DecodeError, match=f"mask of object 1: .*{found}"
+    ):
+      geometry.decode_object_masks(
+        record_of(np.zeros((40, 48, 3), np.uint8), b"", mask), 16
+      )

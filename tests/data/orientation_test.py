@@ -164,18 +164,7 @@ def test_a_tiff_is_turned_once_by_a_tag_or_by_xmp():
     b"no TIFF at all",
     b"",
   ],
-  ids=[
-    "0",
-    "9",
-    "65535",
-    "two values",
-    "text",
-    "cut off early",
-    "cut off later",
-    "far away",
-    "no TIFF",
-    "empty",
-  ],
+  ids=lambda block: "",
 )
 def test_values_that_mean_nothing_are_upright(block):
   upright = files.save(UPRIGHT, "jpeg", quality=95, subsampling=0)
@@ -206,7 +195,7 @@ def test_values_that_mean_nothing_are_upright(block):
     png(files.chunk(b"tEXt", b"Raw profile type exif\0no digits")),
     png(files.chunk(b"zTXt", b"Raw profile type exif\0\0not packed")),
   ],
-  ids=["in the pixels", "in a comment", "other", "text", "digits", "packed"],
+  ids=lambda encoded: "",
 )
 def test_what_only_looks_like_an_orientation_is_none(encoded):
   assert decode.read_header(encoded).turn is None

@@ -128,12 +128,6 @@ def test_without_room_threads_decode_the_same_and_one_line_says_so(
       np.testing.assert_array_equal(array, other[name])
 
 
-def test_threads_ask_for_no_room(memory, caplog):
-  memory(0)
-  next(batches(dataset_of(), 0))
-  assert not caplog.messages
-
-
 @pytest.mark.parametrize(
   ("code", "words"),
   [
