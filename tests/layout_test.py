@@ -190,6 +190,19 @@ def drawers(root):
       yield f"{path.relative_to(root)}: a helper lives where its noun lives"
 
 
+def hidden_modules(root):
+  """`from gc_jax.room import x` must give the module x, if there is one."""
+  for path, parts, tree in sources(root):
+    if path.stem != "__init__" or len(parts) == 1:
+      continue
+    modules = {file.stem for file in (root / path.parent).glob("*.py")}
+    for node in ast.walk(tree):
+      if isinstance(node, ast.ImportFrom) and node.module != ".".join(parts):
+        for alias in node.names:
+          if (alias.asname or alias.name) in modules:
+            yield f"{path}:{node.lineno}: hides the module {alias.name}"
+
+
 def strangers(root):
   names = {path.name for path in root.iterdir()} - NOT_CHECKED_IN
   for name in sorted(names - TOP_LEVEL):
@@ -204,6 +217,7 @@ CHECKS = (
   process_questions,
   lookups_in_modules,
   drawers,
+  hidden_modules,
   strangers,
 )
 
@@ -244,6 +258,11 @@ PLANTED = [
     lookups_in_modules,
   ),
   ("gc_jax/models/utils.py", "", drawers),
+  (
+    "gc_jax/data/__init__.py",
+    "from gc_jax.data.reading import __init__",
+    hidden_modules,
+  ),
   ("scripts/run.py", "", strangers),
 ]
 

@@ -17,16 +17,16 @@ from gc_jax.attribution.excitation import (
   excitation_backprop,
 )
 from gc_jax.attribution.full_gradients import fullgrad
-from gc_jax.attribution.gradcam import (
-  gradcam,
-  gradcam_elementwise,
-  gradcam_plus_plus,
-  layercam,
-)
 from gc_jax.attribution.gradients import (
   input_gradients,
   integrated_gradients,
   smoothgrad,
+)
+from gc_jax.attribution.weighted_activations import (
+  gradcam,
+  gradcam_elementwise,
+  gradcam_plus_plus,
+  layercam,
 )
 
 _CELLS = 8  # side of the control maps, which metrics enlarge like any other
