@@ -8,16 +8,16 @@
 #     --accelerator=nvidia-h100-80gb --nodes=2 --gpus-per-node=8 \
 #     --config=... --workdir=gs://BUCKET/FOLDER
 #
-#     --on=tpu|gpu               what --accelerator, a label of GKE, is
+#     --on=tpu|gpu               the kind of --accelerator, a label of GKE
 #     --topology=4x4             of the TPU slice, as its node pool has it
-#     --chips-per-node=4         TPU chips of a node, likewise
-#     --nodes=1                  GPU nodes; those of a slice follow from above
+#     --chips-per-node=4         TPU chips of a node, as its node pool has it
+#     --nodes=1                  GPU nodes; a TPU slice has its own number
 #     --gpus-per-node=8
 #     --spot                     on Spot nodes
 #     --namespace=default
 #     --service-account=default  of Kubernetes; it must reach the bucket
 #     --max-restarts=10          after failures; preemptions do not count
-#     --grace=120                seconds to save in when a pod is stopped
+#     --grace=120                seconds to save when a pod is stopped
 #     --dry-run                  print the manifest instead of applying it
 #
 # The image: docker build -f launch/Dockerfile --build-arg JAX_BUILD=tpu (or

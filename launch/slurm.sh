@@ -4,9 +4,9 @@
 #   launch/slurm.sh --gpus-per-node=N --config=... --workdir=...
 #                          as gc_jax.main
 #     --nodes=1
-#     --time=24:00:00      of one job; what is not finished is queued again
+#     --time=24:00:00      of one job; an unfinished one is queued again
 #     --partition=NAME     the cluster's default unless given
-#     --account=NAME       likewise
+#     --account=NAME       the user's default unless given
 #     --cpus-per-task=8    for the decoding of pictures
 #     --name=gc_jax        of the job
 #     --max-restarts=100   how often it may be queued again
@@ -65,7 +65,7 @@ bash -euo pipefail -c 'source launch/arguments.sh; use_environment' || exit 1
 # A GPU that does not start is an error, not a CPU.
 export JAX_PLATFORMS=cuda,cpu
 
-# A task that has saved must not end those that are about to.
+# A task that has saved must not end those that still save.
 srun --cpus-per-task=$cpus_per_task --kill-on-bad-exit=0 \\
   $(show launch/worker.sh "${training[@]}")
 status=\$?

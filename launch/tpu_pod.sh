@@ -10,14 +10,14 @@
 #     --reserved           from a reservation of the project
 #     --max-restarts=100   after preemptions and lost connections
 #     --poll=30            seconds between looks at the TPU's state
-#     --keep               leave the TPU in the end, which costs on, and on
-#                          Ctrl-C the training on it
+#     --keep               leave the TPU running at the end, which goes on
+#                          costing, and on Ctrl-C the training on it, too
 #     --dry-run            print the commands instead
 #
 # Asks for a queued resource, waits for it, copies the source, installs, and
 # trains on all workers. A preempted TPU is deleted and asked for again, and
 # training goes on from its last checkpoint. When training fails on a sound TPU,
-# that is the end. In the end, and on Ctrl-C (after saving), the TPU is deleted,
+# the script ends. At its end, and on Ctrl-C (after saving), it deletes the TPU,
 # unless --keep. Run again, it takes over a TPU of that name.
 #
 # Needs gcloud, logged in. The workers' service account must be able to write to
@@ -39,7 +39,7 @@ require_number poll 1
 require_bucket
 require_shipped_config
 ((!(spot && reserved))) ||
-  fail "--spot and --reserved exclude one another; both came. Leave one out."
+  fail "--spot and --reserved exclude one another; leave one out."
 if [[ -z "$runtime" ]]; then
   case "$accelerator" in
     v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
@@ -77,7 +77,7 @@ delete() {
   run "${queue[@]}" delete "$name" "${where[@]}" --force --quiet
 }
 
-# Prints the state of the queued resource; nothing where there is none.
+# Prints the state of the queued resource; nothing if there is none.
 state() {
   run "${queue[@]}" describe "$name" "${where[@]}" \
     --format='value(state.state)'
@@ -108,7 +108,7 @@ worker_command() {
   echo "gc_jax/launch/tpu_worker.sh train $1 $(show "${training[@]}")"
 }
 
-# Waits until the queued resource is ACTIVE, asking for one where there is none.
+# Waits until the queued resource is ACTIVE, asking for one if there is none.
 acquire() {
   local now before="" unknown=0
   now=$(state 2>/dev/null) || now=""
@@ -178,14 +178,14 @@ finish() {
   trap '' INT TERM
   rm -rf "$folder"
   if ((keep)); then
-    say "Keeping $name, which costs on. Delete it:" \
+    say "Keeping $name, which goes on costing. Delete it:" \
       "$(dry_run=1 delete)"
   elif ((acquired)); then
     if ((training_runs)); then
       say "Saving and deleting $name ..."
       on_all_workers "gc_jax/launch/tpu_worker.sh stop" >&2 || true
     fi
-    delete >&2 || say "$name may be left, and cost: look at it."
+    delete >&2 || say "$name may still exist, and cost: check it."
   fi
   # What shows the training, which goes on by itself with --keep.
   # Without the printer, gcloud's own ssh ends at its next line.

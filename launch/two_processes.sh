@@ -3,7 +3,7 @@
 # CPU devices each, which train together over the loopback.
 #
 #   launch/two_processes.sh --config=... --workdir=...   as gc_jax.main
-#     --grace=90   seconds to end by itself for what is told to stop
+#     --grace=90   seconds that a process may take to stop before it is killed
 #     --dry-run    print the commands instead
 #
 # Lines are preceded by the number of their process. SIGTERM and Ctrl-C (SIGINT)
@@ -26,7 +26,7 @@ find_port() {
       return
     fi
   done
-  fail "A free port between 20000 and 32000 is needed; of 100 none was." \
+  fail "A port between 20000 and 32000 must be free; none of 100 tried was." \
     "End what listens on them."
 }
 

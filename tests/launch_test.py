@@ -264,60 +264,57 @@ def test_a_dry_run_prints_the_training_and_calls_nothing(fakes, script):
 
 
 @pytest.mark.parametrize("script", COMPLETE)
-@pytest.mark.parametrize(
-  ("without", "added", "message"),
-  [
+def test_every_script_needs_a_config_and_a_workdir_and_no_unknown_argument(
+  fakes, script
+):
+  for without, added, message in (
     ("--config=", (), "--config=FILE must say what to train"),
     ("--workdir=", (), "--workdir=DIR must say where to write"),
-    ("-", ("--multihost",), "--multihost is added where it belongs"),
-    ("-", ("--noeds=2",), r"Unknown argument '--noeds=2'. Known:.*--config"),
-    ("-", ("--config.seed",), r"Unknown argument '--config.seed'"),
-    ("-", ("configs/a.py",), r"Unknown argument 'configs/a.py'"),
-  ],
-)
-def test_arguments_that_no_script_takes(fakes, script, without, added, message):
-  arguments = [a for a in COMPLETE[script] if not a.startswith(without)]
-  if without == "-":
-    arguments = COMPLETE[script]
-  done = fakes.run(script, *arguments, *added, "--dry-run")
-  assert (done.returncode, done.stdout) == (2, "")
-  assert re.search(message, done.stderr)
-  assert done.stderr.startswith(f"{script}: ")
+    (None, ("--multihost",), "--multihost is added where it belongs"),
+    (None, ("--noeds=2",), r"Unknown argument '--noeds=2'. Known:.*--config"),
+    (None, ("--config.seed",), r"Unknown argument '--config.seed'"),
+    (None, ("configs/a.py",), r"Unknown argument 'configs/a.py'"),
+  ):
+    kept = [a for a in COMPLETE[script] if a.split("=")[0] + "=" != without]
+    done = fakes.run(script, *kept, *added, "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.match(rf"{script}: .*{message}", done.stderr, re.DOTALL)
 
 
 @pytest.mark.parametrize(
   ("script", "arguments", "message"),
   [
-    ("two_processes.sh", ("--grace=-1",), "--grace must be a whole number"),
-    ("two_processes.sh", ("--grace=",), "--grace needs a value"),
-    ("gpus.sh", ("--gpus=0",), "--gpus must be a whole number of at least 1"),
-    ("gpus.sh", ("--gpus=two",), "got 'two'"),
-    ("slurm.sh", ("--nodes=1.5",), "--nodes must be a whole number"),
-    ("slurm.sh", ("--nodes=08",), "--nodes must be a whole number"),
-    ("slurm.sh", ("--time=tomorrow",), "--time must be a time as SLURM"),
-    ("slurm.sh", ("--name=a b",), "--name must be letters"),
-    ("slurm.sh", ("--account=a\n#SBATCH -x",), "--account must be the name"),
-    ("tpu_pod.sh", ("--workdir=/data",), "--workdir must be a folder of a buc"),
-    ("tpu_pod.sh", ("--workdir=/data",), "lost when they are preempted"),
-    ("tpu_pod.sh", ("--zone=us-west4",), "--zone must be a zone"),
-    ("tpu_pod.sh", ("--accelerator=a100",), "--accelerator must be a gener"),
-    ("tpu_pod.sh", ("--accelerator=v9z-8",), "--runtime must be given"),
+    ("two_processes.sh", "--grace=-1", "--grace must be a whole number"),
+    ("two_processes.sh", "--grace=", "--grace needs a value"),
+    ("gpus.sh", "--gpus=0", "--gpus must be a whole number of at least 1"),
+    ("gpus.sh", "--gpus=two", "got 'two'"),
+    ("slurm.sh", "--nodes=08", "--nodes must be a whole number"),
+    ("slurm.sh", "--time=tomorrow", "--time must be a time as SLURM"),
+    ("slurm.sh", "--name=a b", "--name must be letters"),
+    ("slurm.sh", "--account=a\n#SBATCH -x", "--account must be the name"),
+    ("tpu_pod.sh", "--workdir=/data", "--workdir must be a folder of a bucket"),
+    ("tpu_pod.sh", "--workdir=/data", "lost when they are preempted"),
+    ("tpu_pod.sh", "--zone=us-west4", "--zone must be a zone"),
+    ("tpu_pod.sh", "--accelerator=a100", "--accelerator must be a gener"),
+    ("tpu_pod.sh", "--accelerator=v9z-8", "--runtime must be given"),
     ("tpu_pod.sh", ("--spot", "--reserved"), "exclude one another"),
-    ("tpu_pod.sh", ("--spot=yes",), "--spot is a switch"),
-    ("tpu_pod.sh", ("--name=A",), "--name must be small letters"),
-    ("tpu_pod.sh", ("--config=/tmp/mine.py",), "a file of configs/"),
-    ("tpu_pod.sh", ("--config=configs/none.py",), "got 'configs/none.py'"),
-    ("gke.sh", ("--on=cpu",), "--on must be tpu or gpu"),
-    ("gke.sh", ("--workdir=runs/gc",), "--workdir must be a folder of a buc"),
-    ("gke.sh", ("--topology=4",), "--topology must be a topology"),
-    ("gke.sh", ("--topology=2x3",), "must fill whole nodes"),
-    ("gke.sh", ("--nodes=2",), "--nodes and --gpus-per-node are for --on=gpu"),
-    ("gke.sh", ("--image=a b",), "--image must be the name of an image"),
-    ("gke.sh", ("--on=gpu",), "--topology is for --on=tpu"),
-    ("gke.sh", ("--config.data.path=a\nb",), "of one line"),
+    ("tpu_pod.sh", "--spot=yes", "--spot is a switch"),
+    ("tpu_pod.sh", "--name=A", "--name must be small letters"),
+    ("tpu_pod.sh", "--config=/tmp/mine.py", "a file of configs/"),
+    ("tpu_pod.sh", "--config=configs/none.py", "got 'configs/none.py'"),
+    ("gke.sh", "--on=cpu", "--on must be tpu or gpu"),
+    ("gke.sh", "--workdir=runs/gc", "--workdir must be a folder of a bucket"),
+    ("gke.sh", "--topology=4", "--topology must be a topology"),
+    ("gke.sh", "--topology=2x3", "must fill whole nodes"),
+    ("gke.sh", "--nodes=2", "--nodes and --gpus-per-node are for --on=gpu"),
+    ("gke.sh", "--image=a b", "--image must be the name of an image"),
+    ("gke.sh", "--on=gpu", "--topology is for --on=tpu"),
+    ("gke.sh", "--config.data.path=a\nb", "of one line"),
   ],
 )
 def test_bad_arguments_are_told(fakes, script, arguments, message):
+  if isinstance(arguments, str):
+    arguments = (arguments,)
   # Of an option given twice, the last counts.
   done = fakes.run(script, *COMPLETE[script], *arguments, "--dry-run")
   assert (done.returncode, done.stdout) == (2, "")
@@ -325,25 +322,21 @@ def test_bad_arguments_are_told(fakes, script, arguments, message):
 
 
 @pytest.mark.parametrize(
-  ("script", "option"),
+  ("script", "required", "program"),
   [
-    *(("tpu_pod.sh", o) for o in ("--name", "--zone", "--accelerator")),
-    *(("gke.sh", o) for o in ("--on", "--name", "--image", "--accelerator")),
-    ("slurm.sh", "--gpus-per-node"),
+    ("tpu_pod.sh", ("--name", "--zone", "--accelerator"), "gcloud"),
+    ("gke.sh", ("--on", "--name", "--image", "--accelerator"), "kubectl"),
+    ("slurm.sh", ("--gpus-per-node",), "sbatch"),
   ],
 )
-def test_required_options_are_asked_for(fakes, script, option):
-  arguments = [a for a in COMPLETE[script] if not a.startswith(f"{option}=")]
-  done = fakes.run(script, *arguments, "--dry-run")
-  assert done.returncode == 2
-  assert f"{option} must be given; it was not" in done.stderr
-
-
-@pytest.mark.parametrize(
-  ("script", "program"),
-  [("slurm.sh", "sbatch"), ("tpu_pod.sh", "gcloud"), ("gke.sh", "kubectl")],
-)
-def test_a_missing_program_is_told(fakes, script, program):
+def test_missing_options_and_programs_are_told(
+  fakes, script, required, program
+):
+  for option in required:
+    kept = [a for a in COMPLETE[script] if not a.startswith(f"{option}=")]
+    done = fakes.run(script, *kept, "--dry-run")
+    assert done.returncode == 2
+    assert f"{option} must be given; it was not" in done.stderr
   done = fakes.run(script, *COMPLETE[script])
   assert done.returncode == 2
   assert f"{program} must be on the PATH" in done.stderr
@@ -404,21 +397,23 @@ def test_two_processes_are_one_jax_of_eight_devices(fakes):
     assert result == "(8, 4) [0, 1]"
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_when_one_process_fails_the_other_is_stopped(fakes, failing):
+@pytest.mark.parametrize(
+  ("failing", "deaf", "said"),
+  [
+    (0, {}, "Process 0 failed with status 7"),
+    (1, {}, "Process 1 failed with status 7"),
+    (0, {"deaf1": "yes"}, "Process 1 did not end within 1 s; killing it"),
+  ],
+)
+def test_when_one_process_fails_the_other_is_stopped(
+  fakes, failing, deaf, said
+):
   fakes.add("python", PYTHON)
-  fakes.plays(**{f"status{failing}": "7", f"status{1 - failing}": "wait"})
-  done = fakes.run("two_processes.sh", *TRAINING)
-  assert done.returncode == 7
-  assert f"Process {failing} failed with status 7" in done.stderr
-
-
-def test_a_process_that_does_not_stop_is_killed(fakes):
-  fakes.add("python", PYTHON)
-  fakes.plays(status0="7", status1="wait", deaf1="yes")
+  statuses = {f"status{failing}": "7", f"status{1 - failing}": "wait"}
+  fakes.plays(**statuses, **deaf)
   done = fakes.run("two_processes.sh", *TRAINING, "--grace=1")
   assert done.returncode == 7
-  assert "Process 1 did not end within 1 s; killing it" in done.stderr
+  assert said in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -435,13 +430,6 @@ def test_two_processes_pass_a_signal_on(fakes, number):
 
 
 # One worker.
-
-
-@pytest.mark.parametrize("status", [0, 1, 75])
-def test_a_worker_exits_as_its_training(fakes, status):
-  fakes.add("python", PYTHON)
-  fakes.plays(status0=str(status))
-  assert fakes.run("worker.sh", *TRAINING).returncode == status
 
 
 @pytest.mark.parametrize(
@@ -467,20 +455,19 @@ def test_a_worker_keeps_what_it_compiled_beside_the_run(
   assert env["JAX_COMPILATION_CACHE_DIR"] == expected
 
 
-@pytest.mark.parametrize(
-  ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
-)
-def test_a_worker_that_was_stopped_is_told_from_one_that_ended(
-  fakes, number, status
-):
+def test_a_worker_that_was_stopped_is_told_from_one_that_ended(fakes):
   fakes.add("python", PYTHON)
-  fakes.plays(status0="wait")
-  process = fakes.start("worker.sh", *TRAINING)
-  fakes.wait_for("started0")
-  process.send_signal(number)
-  stdout, _ = process.communicate(timeout=20)
-  assert stdout == "training\nsaved\n"
-  assert process.returncode == status
+  fakes.plays(status0="0, 1, 75, wait")
+  for status in (0, 1, 75):
+    assert fakes.run("worker.sh", *TRAINING).returncode == status
+  for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+    (fakes.folder / "started0").unlink()
+    process = fakes.start("worker.sh", *TRAINING)
+    fakes.wait_for("started0")
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=20)
+    assert stdout == "training\nsaved\n"
+    assert process.returncode == status
 
 
 # GPUs of one node.
@@ -803,13 +790,6 @@ def test_a_pod_is_asked_for_used_and_deleted(cloud):
   assert words[3:] == [*CLOUD, field]
 
 
-def test_what_workers_say_counts_and_not_what_gcloud_does(cloud):
-  cloud.plays(verdict="0", trainings="0 75, lost lost, 0 0")
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
-  assert done.returncode == 0, done.stderr
-  assert verbs(cloud)[2:] == ["train", "train", "train", "delete"]
-
-
 def test_the_source_that_is_copied_is_all_a_worker_needs(cloud):
   root = cloud.folder / "source"
   shutil.copytree(ROOT / "launch", root / "launch")
@@ -830,38 +810,72 @@ def test_the_source_that_is_copied_is_all_a_worker_needs(cloud):
   }
 
 
-def test_a_preempted_pod_is_asked_for_again_until_training_ends(cloud):
-  cloud.plays(
-    states="-, ACTIVE, SUSPENDED, -, ACTIVE, ACTIVE, -, ACTIVE",
-    nodes="PREEMPTED, TERMINATED, READY",
-    trainings="75 lost, 134 lost, 0 0",
-    deletions="1, 0",
-  )
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--spot")
-  assert done.returncode == 0, done.stderr
-  once = ["create", "copy", "install", "train"]
-  assert verbs(cloud) == [
-    *(*once, "delete", "delete"),  # the first is refused
-    *(*once, "delete"),
-    *(*once, "delete"),
-  ]
-  assert len(set(attempts(cloud))) == 3
-  assert "Preempted (SUSPENDED, PREEMPTED)" in done.stderr
+ONCE = "create copy install train"
+# What is played; options; the status; what is done to the pod; how many
+# attempts workers are told of; what is said.
+PODS = [
+  # What workers say counts, and not the status of gcloud.
+  (
+    {"verdict": "0", "trainings": "0 75, lost lost, 0 0"},
+    (0, "copy install train train train delete", 2, ""),
+  ),
+  # Preempted twice; the first deletion is refused.
+  (
+    {
+      "states": "-, ACTIVE, SUSPENDED, -, ACTIVE, ACTIVE, -, ACTIVE",
+      "nodes": "PREEMPTED, TERMINATED, READY",
+      "trainings": "75 lost, 134 lost, 0 0",
+      "deletions": "1, 0",
+    },
+    (
+      0,
+      f"{ONCE} delete delete {ONCE} delete {ONCE} delete",
+      *(3, "Preempted (SUSPENDED, PREEMPTED)"),
+    ),
+  ),
+  # A pod that was had is asked for again when that fails.
+  (
+    {
+      "states": "-, ACTIVE, SUSPENDED, -, FAILED, PROVISIONING, ACTIVE",
+      "nodes": "PREEMPTED, READY",
+      "trainings": "lost lost, 0 0",
+    },
+    (0, f"{ONCE} delete create delete {ONCE} delete", 2, ""),
+  ),
+  (
+    {"states": "-, ACTIVE", "trainings": "0 1"},
+    (1, f"{ONCE} delete", 1, "failed with status 1 on a TPU that is sound"),
+  ),
+  # A lost connection is taken up in the same attempt.
+  (
+    {"states": "-, ACTIVE", "trainings": "lost 0, lost lost, 0 0"},
+    (0, f"{ONCE} train train delete", 1, ""),
+  ),
+  # A training that was stopped starts again in place.
+  (
+    {"states": "-, ACTIVE", "trainings": "75 0, 0 0"},
+    (0, f"{ONCE} train delete", 2, ""),
+  ),
+  ({"states": "-, CREATING, FAILED"}, (2, "create delete", 0, "cannot be had")),
+]
 
 
-def test_a_pod_that_was_had_is_asked_for_again_when_that_fails(cloud):
-  cloud.plays(
-    states="-, ACTIVE, SUSPENDED, -, FAILED, WAITING_FOR_RESOURCES, ACTIVE",
-    nodes="PREEMPTED, READY",
-    trainings="lost lost, 0 0",
-  )
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--max-restarts=2")
+@pytest.mark.parametrize(("plays", "expected"), PODS)
+def test_a_pod_is_used_until_training_ends_or_cannot(cloud, plays, expected):
+  cloud.plays(**plays)
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--spot", "--max-restarts=2")
+  status, done_to_it, num_attempts, said = expected
+  assert done.returncode == status, done.stderr
+  assert " ".join(verbs(cloud)) == done_to_it
+  assert len(set(attempts(cloud))) == num_attempts
+  assert said in done.stderr
+
+
+def test_a_pod_of_that_name_is_taken_over_and_kept(cloud):
+  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--keep")
   assert done.returncode == 0, done.stderr
-  assert verbs(cloud) == [
-    *("create", "copy", "install", "train", "delete"),
-    *("create", "delete"),
-    *("create", "copy", "install", "train", "delete"),
-  ]
+  assert verbs(cloud) == ["copy", "install", "train"]
+  assert "queued-resources delete gc --zone=us-west4-a" in done.stderr
 
 
 def test_restarts_end_at_the_maximum(cloud):
@@ -874,37 +888,6 @@ def test_restarts_end_at_the_maximum(cloud):
   assert "--max-restarts=2" in done.stderr
 
 
-def test_a_failure_on_a_sound_pod_is_the_end(cloud):
-  cloud.plays(states="-, ACTIVE", trainings="0 1")
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
-  assert done.returncode == 1
-  assert verbs(cloud) == ["create", "copy", "install", "train", "delete"]
-  assert "Training failed with status 1 on a TPU that is sound" in done.stderr
-
-
-def test_a_lost_connection_is_taken_up_in_the_same_attempt(cloud):
-  cloud.plays(states="-, ACTIVE", trainings="lost 0, lost lost, 0 0")
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
-  assert done.returncode == 0, done.stderr
-  assert verbs(cloud)[3:] == ["train", "train", "train", "delete"]
-  assert len(set(attempts(cloud))) == 1
-
-
-def test_a_training_that_was_stopped_starts_again_in_place(cloud):
-  cloud.plays(states="-, ACTIVE", trainings="75 0, 0 0")
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
-  assert done.returncode == 0, done.stderr
-  assert verbs(cloud)[3:] == ["train", "train", "delete"]
-  assert len(set(attempts(cloud))) == 2
-
-
-def test_a_pod_of_that_name_is_taken_over_and_kept(cloud):
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD, "--keep")
-  assert done.returncode == 0, done.stderr
-  assert verbs(cloud) == ["copy", "install", "train"]
-  assert "queued-resources delete gc --zone=us-west4-a" in done.stderr
-
-
 def test_workers_that_let_nobody_in_yet_are_tried_again(cloud):
   cloud.plays(installations="255, 255, 0")
   assert cloud.run("tpu_pod.sh", *POD, *CLOUD).returncode == 0
@@ -914,14 +897,6 @@ def test_workers_that_let_nobody_in_yet_are_tried_again(cloud):
   assert done.returncode == 2
   assert "failed 5 times" in done.stderr
   assert verbs(cloud).count("install") == 3 + 5
-
-
-def test_a_pod_that_cannot_be_had_is_told(cloud):
-  cloud.plays(states="-, CREATING, FAILED")
-  done = cloud.run("tpu_pod.sh", *POD, *CLOUD)
-  assert done.returncode == 2
-  assert "gc cannot be had" in done.stderr
-  assert verbs(cloud) == ["create", "delete"]
 
 
 @pytest.mark.parametrize("keep", [(), ("--keep",)])

@@ -66,16 +66,12 @@ def lower(
   platform = mesh.devices.flat[0].platform
   make_model = build.model_maker(config, classes.count, platform)
   everywhere = parallel.replicated(mesh)
-  graphdef = None
-
-  def create(key):
-    nonlocal graphdef
-    graphdef, state = build.create_state(make_model, tx, everywhere, key)
-    return state
-
+  graphdef, state = jax.eval_shape(
+    lambda key: build.create_state(make_model, tx, everywhere, key),
+    models.init_key(0),
+  )
   state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-    jax.eval_shape(create, models.init_key(0)),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state
   )
   batch = abstract_batch(config, classes, mesh)
   step = make_train_step(
@@ -144,16 +140,10 @@ def compile_step(
   compiled, refused = _compile(lowered, where.fast)
   memory, exchanges, flops = None, [], None
   if compiled is not None:
-    planned = program.memory(compiled.memory_analysis())
-    next_batch = sum(
-      math.prod(x.shape) * x.dtype.itemsize for x in batch.values()
-    )
-    next_batch //= mesh.size
-    memory = planned._asdict() | {
-      "total": planned.total,
-      "next_batch": next_batch,
-      "total_with_next_batch": planned.total + next_batch,
-    }
+    memory = program.memory(compiled.memory_analysis())
+    num_bytes = sum(x.size * x.dtype.itemsize for x in batch.values())
+    memory["next_batch"] = num_bytes // mesh.size
+    memory["total_with_next_batch"] = memory["total"] + memory["next_batch"]
     exchanges = program.exchanges(compiled.as_text())
     flops = (compiled.cost_analysis() or {}).get("flops")
   per_device = config.batch_size // mesh.size
@@ -162,11 +152,11 @@ def compile_step(
     3 * config.data.image_size**2,
     {leaf.size for leaf in jax.tree.leaves(state.params)},
   )
+  fits = memory and (limit is None or memory["total_with_next_batch"] <= limit)
   return {
     "batch_size": config.batch_size,
     "per_device": per_device,
-    "fits": memory is not None
-    and (limit is None or memory["total_with_next_batch"] <= limit),
+    "fits": bool(fits),
     "memory_bytes": memory,
     "refused": refused and refused._asdict(),
     "flops_per_device": flops,

@@ -28,30 +28,6 @@ _INSTRUCTION = re.compile(
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z\d]*)\[([\d,]*)\]")
 
 
-class Memory(NamedTuple):
-  """Bytes of a program on one device, as the compiler planned them.
-
-  Attributes:
-    arguments: what the program is given.
-    outputs: what it leaves, `aliased` included.
-    aliased: outputs that take the place of arguments.
-    temporaries: what lies beside both while it runs, at most.
-    code: the program itself.
-  """
-
-  arguments: int
-  outputs: int
-  aliased: int
-  temporaries: int
-  code: int
-
-  @property
-  def total(self) -> int:
-    """All that the program needs while it runs."""
-    kept = self.arguments + self.outputs - self.aliased
-    return kept + self.temporaries + self.code
-
-
 class Exchange(NamedTuple):
   """One collective of a program's text.
 
@@ -79,15 +55,23 @@ class OutOfMemory(NamedTuple):
   limit: int
 
 
-def memory(stats: Any) -> Memory:
-  """Returns the plan in `memory_analysis()` of a compiled program."""
-  return Memory(
-    arguments=stats.argument_size_in_bytes,
-    outputs=stats.output_size_in_bytes,
-    aliased=stats.alias_size_in_bytes,
-    temporaries=stats.temp_size_in_bytes,
-    code=stats.generated_code_size_in_bytes,
-  )
+def memory(stats: Any) -> dict[str, int]:
+  """Returns the bytes of a program on one device, as the compiler planned them.
+
+  Of the `outputs`, those `aliased` take the place of arguments; `temporaries`
+  lie beside both while the program runs; `code` is the program itself.
+
+  Args:
+    stats: `memory_analysis()` of a compiled program.
+  """
+  found = {
+    "arguments": stats.argument_size_in_bytes,
+    "outputs": stats.output_size_in_bytes,
+    "aliased": stats.alias_size_in_bytes,
+    "temporaries": stats.temp_size_in_bytes,
+    "code": stats.generated_code_size_in_bytes,
+  }
+  return found | {"total": sum(found.values()) - 2 * found["aliased"]}
 
 
 def exchanges(text: str) -> list[Exchange]:

@@ -207,10 +207,9 @@ def _train(
         run.flush(step)
       score = -math.inf  # a state that is not evaluated is not the best
       if evaluating:
-        run.pause()
-        found = evaluation.quick(eval_model(graphdef, state))
-        score = run.write(step, found)
-        run.resume()
+        with run.paused():
+          found = evaluation.quick(eval_model(graphdef, state))
+          score = run.write(step, found)
       if saving:
         meta["train_secs"] = time.perf_counter() - started
         meta["skipped"] = run.skipped

@@ -1,9 +1,11 @@
 """What a run leaves beside its state: metrics, progress, a profile."""
 
+import contextlib
 import logging
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +115,12 @@ class Run:
     """Has every line on the disk, or in the bucket."""
     self._writer.save()
 
-  def pause(self) -> None:
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
     """Stops the clock of the training speed."""
-    self._paused = time.perf_counter()
-
-  def resume(self) -> None:
-    """Lets the clock go on."""
-    self._clock += time.perf_counter() - self._paused
+    started = time.perf_counter()
+    yield
+    self._clock += time.perf_counter() - started
 
   def close(self) -> None:
     """Closes files and the progress bar."""

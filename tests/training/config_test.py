@@ -1,9 +1,8 @@
-"""What is refused before anything runs, and the words it is refused in."""
+"""Recipes are valid; bad values are refused, by name, before anything runs."""
 
 import pytest
 
 from configs import (
-  base,
   coco,
   context,
   folder,
@@ -16,98 +15,34 @@ from gc_jax.runtime import config as saved_config
 from gc_jax.training import config as configs
 from gc_jax.training import guidance
 
+RECIPES = (
+  (quickstart, quickstart.VARIANTS),
+  (quickstart_multi, quickstart.VARIANTS),
+  (folder, folder.VARIANTS),
+  (context, context.VARIANTS),
+  (imagenet, imagenet.VARIANTS),
+  (coco, imagenet.VARIANTS),
+)
 
-def make(**overrides):
-  config = quickstart.get_config()
-  with config.unlocked():
-    config.update_from_flattened_dict(overrides)
-  return config
 
-
+@pytest.mark.parametrize("smoke", ["", ",smoke"])
 @pytest.mark.parametrize(
   ("recipe", "variant"),
-  [
-    (recipe, variant)
-    for recipe, variants in (
-      (quickstart, quickstart.VARIANTS),
-      (quickstart_multi, quickstart.VARIANTS),
-      (folder, folder.VARIANTS),
-    )
-    for variant in variants
-  ],
+  [(recipe, variant) for recipe, names in RECIPES for variant in names],
 )
-@pytest.mark.parametrize("smoke", ["", ",smoke"])
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   config = recipe.get_config(variant + smoke)
   if config.data.name == "folder":
     config.data.path = "DIR"
-  configs.validate(config, num_devices=1)
+  for num_devices in (1, 4):
+    configs.validate(config, num_devices)
+  if smoke:  # needs no package, archive or folder
+    assert config.data.name.startswith("context_digits")
 
 
-@pytest.mark.parametrize("recipe", [imagenet, coco])
-@pytest.mark.parametrize("variant", imagenet.VARIANTS)
-@pytest.mark.parametrize("smoke", ["", ",smoke"])
-def test_every_variant_of_the_papers_recipes_is_valid(recipe, variant, smoke):
-  config = recipe.get_config(variant + smoke)
-  configs.validate(config, num_devices=1)
-  configs.validate(config, num_devices=4)
-
-
-def test_recipes_of_the_paper_have_the_values_of_the_release():
-  names = (
-    "model.name",
-    "num_epochs",
-    "batch_size",
-    "optim.lr_per_256",
-    "optim.momentum",
-    "optim.weight_decay",
-    "optim.step_epochs",
-    "loss.classification_weight",
-    "loss.consistency_weight",
-    "loss.target_draw",
-    "compose.mode",
-  )
-
-  def values(recipe, variant):
-    flat = saved_config.flatten(recipe.get_config(variant).to_dict())
-    return tuple(flat[name] for name in names)
-
-  steps = {imagenet: (90, 256, 0.1, 0.9, 1e-4, (30, 60), 1)}
-  steps[coco] = (36, 256, 0.01, 0.9, 5e-4, (24, 30), 80)
-  assert values(imagenet, "resnet18-gc") == (
-    "resnet18",
-    *steps[imagenet],
-    25,
-    "category",
-    "packed",
-  )
-  assert values(imagenet, "resnet50-gmp")[:1] == ("resnet50-gmp",)
-  assert values(imagenet, "resnet50-gmp")[-3] == 0
-  assert values(imagenet, "alexnet-ce")[3] == 0.01
-  assert values(coco, "resnet18-gmp_gc") == (
-    "resnet18-gmp",
-    *steps[coco],
-    1,
-    "instance",
-    "independent",
-  )
-  assert values(coco, "resnet18-ce")[-3] == 0
-  default = [recipe.get_config() for recipe in (imagenet, coco)]
-  assert [c.model.name for c in default] == 2 * ["resnet18"]
-  assert [c.data.name for c in default] == ["imagenet", "coco"]
-
-
-@pytest.mark.parametrize("variant", context.VARIANTS)
-def test_the_context_recipe_is_valid_and_its_smoke_needs_no_package(variant):
-  recipe, smoke = (
-    context.get_config(variant),
-    context.get_config(variant + ",smoke"),
-  )
-  configs.validate(recipe, num_devices=1)
-  configs.validate(smoke, num_devices=1)
-  assert recipe.data.name == f"context_{variant.partition('_')[0]}"
-  assert smoke.data.name == "context_digits"
-  assert smoke.model.name == recipe.model.name
+def test_an_unknown_variant_is_named_with_the_known_ones():
+  with pytest.raises(ValueError, match=r"'gap'\. Known: ce, gc, gmp, gmp_gc"):
+    quickstart.get_config("gap")
 
 
 def test_variants_are_the_four_rows_of_the_papers_tables_and_each_term():
@@ -127,138 +62,199 @@ def test_variants_are_the_four_rows_of_the_papers_tables_and_each_term():
   }
 
 
-def test_an_unknown_variant_is_named_with_the_known_ones():
-  with pytest.raises(ValueError, match=r"'gap'\. Known: ce, gc, gmp, gmp_gc"):
-    quickstart.get_config("gap")
+def test_recipes_of_the_paper_have_the_values_of_the_release():
+  sgd = {"batch_size": 256, "optim.momentum": 0.9}
+  of_imagenet = sgd | {
+    "data.name": "imagenet",
+    "num_epochs": 90,
+    "optim.lr_per_256": 0.1,
+    "optim.weight_decay": 1e-4,
+    "optim.step_epochs": (30, 60),
+    "loss.classification_weight": 1,
+    "loss.consistency_weight": 25,
+    "loss.target_draw": "category",
+    "compose.mode": "packed",
+    "compose.distractor_draw": "category",
+  }
+  of_coco = sgd | {
+    "data.name": "coco",
+    "num_epochs": 36,
+    "optim.lr_per_256": 0.01,
+    "optim.weight_decay": 5e-4,
+    "optim.step_epochs": (24, 30),
+    "loss.classification_weight": 80,
+    "loss.consistency_weight": 1,
+    "loss.target_draw": "instance",
+    "compose.mode": "independent",
+    "compose.distractor_draw": "picture",
+  }
+  plain = {"loss.consistency_weight": 0}
+  slow = plain | {"optim.lr_per_256": 0.01}
+  for config, expected in (
+    (imagenet.get_config(), of_imagenet | {"model.name": "resnet18"}),
+    (
+      imagenet.get_config("resnet50-gmp"),
+      plain | {"model.name": "resnet50-gmp"},
+    ),
+    (imagenet.get_config("alexnet-ce"), slow | {"model.name": "alexnet"}),
+    (coco.get_config(), of_coco | {"model.name": "resnet18"}),
+    (
+      coco.get_config("resnet18-gmp_gc"),
+      of_coco | {"model.name": "resnet18-gmp"},
+    ),
+    (coco.get_config("resnet18-ce"), plain),
+  ):
+    flat = saved_config.flatten(config.to_dict())
+    assert {name: flat[name] for name in expected} == expected
+
+
+def test_context_recipes_are_named_after_their_objects():
+  names = [
+    context.get_config(f"{n}_gc").data.name for n in ("fashion", "objects")
+  ]
+  assert names == ["context_fashion", "context_objects"]
+
+
+def test_every_field_has_a_default_that_may_be_overridden():
+  default = saved_config.get_config().to_dict()
+  for name, value in saved_config.flatten(default).items():
+    assert value is not None, name
+    assert not isinstance(value, list), name
+
+
+# Refused.
+
+
+def make(**overrides):
+  """The quickstart's config; `data__crop` is data.crop."""
+  config = quickstart.get_config()
+  for name, value in overrides.items():
+    config.update_from_flattened_dict({name.replace("__", "."): value})
+  return config
+
+
+def refused(message, num_devices=1, **overrides):
+  with pytest.raises(ValueError, match=message):
+    configs.validate(make(**overrides), num_devices)
+
+
+@pytest.mark.parametrize(
+  "field", [*configs.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
+)
+def test_an_unknown_word_is_refused_by_field_with_the_known_ones(field):
+  refused(
+    rf"Unknown --config\.{field}='nope'.*Known: ",
+    **{field.replace(".", "__"): "nope"},
+  )
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "bound"),
+  [
+    ("optim.lr_per_256", float("nan"), "above 0"),
+    ("num_epochs", 0.0, "above 0"),
+    ("seed", -1, "at least 0"),
+    ("loss.consistency_weight", -1.0, "at least 0"),
+    ("loss.energy_weight", float("inf"), "at least 0"),
+    ("loss.energy_ramp_epochs", -2.0, "at least 0"),
+  ],
+)
+def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
+  refused(
+    rf"--config\.{field}={value} must be a finite number {bound}",
+    **{field.replace(".", "__"): value},
+  )
 
 
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
+    ({"model__name": "resnet5"}, r"resnet50.* Did you mean 'resnet50'\?"),
     (
-      {"model.name": "resnet5"},
-      r"Unknown --config\.model\.name='resnet5'\. Known: .*resnet50.* "
-      r"Did you mean 'resnet50'\?",
-    ),
-    (
-      {"data.name": "context_digit"},
-      r"Unknown --config\.data\.name=.*Did you mean 'context_digits'\?",
-    ),
-    (
-      {"compose.mode": "pack"},
-      r"Unknown --config\.compose\.mode='pack'.*Did you mean 'packed'\?",
-    ),
-    (
-      {"optim.schedule": "cosin"},
-      r"Unknown --config\.optim\.schedule.*Did you mean 'cosine'\?",
-    ),
-    ({"eval.protocol": "papers"}, r"eval\.protocol.*Did you mean 'paper'\?"),
-    ({"loss.reduction": "avg"}, r"loss\.reduction='avg'\. Known: mean, sum"),
-    (
-      {"loss.consistency_weight": -1.0},
-      r"--config\.loss\.consistency_weight=-1\.0 must be a finite number at "
-      r"least 0",
-    ),
-    (
-      {"optim.lr_per_256": float("nan")},
-      r"--config\.optim\.lr_per_256=nan must be a finite number above 0",
-    ),
-    ({"data.crop": "randm"}, r"Unknown --config\.data\.crop='randm'\. Known"),
-    ({"data.on_error": "ignore"}, r"data\.on_error='ignore'\. Known: raise, s"),
-    (
-      {"compose.distractors": "data"},
-      r"compose\.distractors='data'\. Known: batch, dataset",
-    ),
-    (
-      {"compose.distractors": "dataset"},
+      {"compose__distractors": "dataset"},
       r"must go with --config\.compose\.mode='independent', and it is "
       r"'packed': .* no cell is left for any other",
     ),
     (
-      {"data.name": "folder"},
+      {"data__name": "folder"},
       r"--config\.data\.path must name a folder of pictures .* is empty",
     ),
     (
-      {"data.crop": "random_resized", "data.crop_padding_px": 4},
+      {"data__crop": "random_resized", "data__crop_padding_px": 4},
       r"crop_padding_px=4 shifts the centre crop and must be 0 with "
       r"--config\.data\.crop='random_resized'",
     ),
     (
-      {"data.eval_squash": True, "data.eval_resize_px": 72},
+      {"data__eval_squash": True, "data__eval_resize_px": 72},
       r"eval_resize_px=72 .* must be 0 with --config\.data\.eval_squash=True",
     ),
     (
-      {"data.eval_resize_px": 63},
+      {"data__eval_resize_px": 63},
       r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
     ),
     (
-      {"model.name": "alexnet", "data.image_size": 62},
+      {"model__name": "alexnet", "data__image_size": 62},
       r"image_size=62 must be at least 63 for --config\.model\.name='alexnet'",
     ),
-    (
-      {"loss.energy_weight": float("inf")},
-      r"--config\.loss\.energy_weight=inf must be a finite number at least 0",
+    *(
+      ({"profile_steps": steps}, "must be the first and the last step")
+      for steps in ((3, 2), (0, 1), (5,), (1, 2, 3))
     ),
-    (
-      {"loss.energy_ramp_epochs": -2.0},
-      r"--config\.loss\.energy_ramp_epochs=-2\.0 must be a finite number at",
-    ),
-    ({"seed": -1}, r"--config\.seed=-1 must be a finite number at least 0"),
-    ({"num_epochs": 0.0}, r"--config\.num_epochs=0\.0 must be .* above 0"),
   ],
 )
-def test_bad_values_are_refused_by_name(overrides, message):
-  with pytest.raises(ValueError, match=message):
-    configs.validate(make(**overrides), num_devices=1)
+def test_fields_that_contradict_each_other_are_refused(overrides, message):
+  refused(message, **overrides)
 
 
-def test_a_batch_must_divide_among_devices():
-  message = (
-    r"--config\.batch_size=100 must be divisible by 8 devices; use 96 or 104"
+INDEPENDENT = {"compose__mode": "independent"}
+
+
+def test_a_batch_must_divide_among_devices_and_into_composites():
+  refused(
+    r"--config\.batch_size=100 must be divisible by 8 devices; use 96 or 104",
+    num_devices=8,
+    batch_size=100,
   )
-  with pytest.raises(ValueError, match=message):
-    configs.validate(make(batch_size=100), num_devices=8)
-
-
-def test_a_packed_batch_must_divide_into_composites_of_four():
-  message = (
+  refused(
     r"--config\.batch_size=20 must be divisible by 2 groups by 4 images a "
-    r"composite under --config\.compose\.mode='packed'; use 16 or 24"
+    r"composite under --config\.compose\.mode='packed'; use 16 or 24",
+    num_devices=2,
+    batch_size=20,
   )
-  with pytest.raises(ValueError, match=message):
-    configs.validate(make(batch_size=20), num_devices=2)
   # Independent composites take any batch; plain training makes none.
-  configs.validate(
-    make(batch_size=20, **{"compose.mode": "independent"}), num_devices=2
+  for fields in (INDEPENDENT, {"loss__consistency_weight": 0.0}):
+    configs.validate(make(batch_size=20, **fields), num_devices=2)
+  refused(
+    r"--config\.compose\.groups=2 must be a multiple of 4 devices",
+    num_devices=4,
+    compose__groups=2,
   )
-  configs.validate(
-    make(batch_size=20, **{"loss.consistency_weight": 0.0}), num_devices=2
-  )
-
-
-@pytest.mark.parametrize("steps", [(3, 2), (0, 1), (5,), (1, 2, 3)])
-def test_steps_to_trace_are_a_first_and_a_last(steps):
-  with pytest.raises(ValueError, match="must be the first and the last step"):
-    configs.validate(make(profile_steps=steps), num_devices=1)
 
 
 def test_a_group_must_have_three_distractors_for_a_picture():
-  fields = {"compose.mode": "independent", "accumulate_steps": 2}
-  configs.validate(make(batch_size=16, **fields), num_devices=2)
-  with pytest.raises(
-    ValueError,
-    match=r"at least 4 images for each of 4 groups .*; it has 2\. "
+  fields = INDEPENDENT | {"batch_size": 16, "accumulate_steps": 2}
+  configs.validate(make(**fields), num_devices=2)
+  refused(
+    r"at least 4 images for each of 4 groups .*; it has 2\. "
     r"Use 32, or --config\.compose\.distractors=dataset",
-  ):
-    configs.validate(make(batch_size=16, **fields), num_devices=4)
-  fields["compose.distractors"] = "dataset"
-  configs.validate(make(batch_size=16, **fields), num_devices=4)
+    num_devices=4,
+    **fields,
+  )
+  fields["compose__distractors"] = "dataset"
+  configs.validate(make(**fields), num_devices=4)
 
 
-def test_groups_must_not_straddle_devices():
-  message = r"--config\.compose\.groups=2 must be a multiple of 4 devices"
-  with pytest.raises(ValueError, match=message):
-    configs.validate(make(**{"compose.groups": 2}), num_devices=4)
+def test_groups_of_batch_norm_must_fit_devices_and_composites():
+  fields = {"batch_size": 48, "num_devices": 2}
+  refused(
+    "bn_group=5 must divide the 48 .* use 4, or 0", **fields, model__bn_group=5
+  )
+  refused(
+    "bn_group=6 .* a multiple of 4, .* use 4,", **fields, model__bn_group=6
+  )
+  for size, mode in ((8, "packed"), (24, "packed"), (6, "independent")):
+    config = make(batch_size=48, model__bn_group=size, compose__mode=mode)
+    configs.validate(config, num_devices=2)
 
 
 def dataset(class_names, source):
@@ -270,35 +266,24 @@ def dataset(class_names, source):
   )
 
 
-def test_one_class_is_nothing_to_tell_apart():
+def test_data_must_have_two_classes_and_a_batch_of_examples():
   with pytest.raises(ValueError, match=r"at least two classes.*it has 1"):
     configs.validate_data(make(), dataset(["only"], [{}] * 1_000))
-
-
-def test_a_batch_larger_than_the_data_is_refused():
   with pytest.raises(ValueError, match="at most the 10 examples"):
     configs.validate_data(make(), dataset(["a", "b"], [{}] * 10))
 
 
-BARE = {"labels": [0]}
-LOCATED = BARE | {"objects": {"label": [0]}}
-
-
 def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
-  config = make(**{"loss.energy_weight": 0.5})
+  config = make(loss__energy_weight=0.5)
+  bare = {"labels": [0]}
+  located = bare | {"objects": {"label": [0]}}
   with pytest.raises(
     ValueError,
     match=r"^--config\.loss\.energy_weight=0\.5 must be told where objects "
     r"are, by masks or boxes .*; hand-made, split 'train', has none\. Add "
     r"them, or set --config\.loss\.energy_weight=0\.$",
   ):
-    configs.validate_data(config, dataset("ab", [BARE] * 32))
-  configs.validate_data(config, dataset("ab", [BARE] * 31 + [LOCATED]))
+    configs.validate_data(config, dataset("ab", [bare] * 32))
+  configs.validate_data(config, dataset("ab", [bare] * 31 + [located]))
   # Without the term nobody asks.
-  configs.validate_data(make(), dataset("ab", [BARE] * 32))
-
-
-def test_every_field_has_a_default_that_may_be_overridden():
-  for name, value in saved_config.flatten(base.get_config().to_dict()).items():
-    assert value is not None, name
-    assert not isinstance(value, list), name
+  configs.validate_data(make(), dataset("ab", [bare] * 32))

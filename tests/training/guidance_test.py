@@ -14,32 +14,17 @@ from gc_jax.training import composites, guidance
 from gc_jax.training import config as configs
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.term import Explained, NoSettings, Seen
+from tests.training.small import NUM_CLASSES, batch_of
 
-NUM_CLASSES = 10
 LABEL = np.array([0, 1, 2, 3, 4, 5, 6, 0])
-
-
-def single_label(label=LABEL):
-  return {
-    "image": jnp.zeros((len(label), 16, 16, 3), jnp.uint8),
-    "label": jnp.asarray(label, jnp.int32),
-    "mask": jnp.ones(len(label)),
-  }
-
-
-def multi_label(labels):
-  return {
-    "image": jnp.zeros((len(labels), 16, 16, 3), jnp.uint8),
-    "labels": jnp.asarray(labels, jnp.int32),
-    "mask": jnp.ones(len(labels)),
-  }
-
-
-def drawn(terms, batch, key, target_draw="category"):
-  return guidance.draw(terms, NUM_CLASSES, target_draw, batch, key)
-
-
 BOTH = {"consistency": composites.Settings(), "energy": NoSettings()}
+
+
+def drawn(terms, batch, key=0, target_draw="category"):
+  """All of the batch's pictures show an object, if it does not say."""
+  batch = {"object_mask": jnp.ones((8, 16, 16), bool)} | batch
+  key = jax.random.key(key)
+  return guidance.draw(terms, NUM_CLASSES, target_draw, batch, key)
 
 
 # The entries.
@@ -47,32 +32,33 @@ BOTH = {"consistency": composites.Settings(), "energy": NoSettings()}
 
 def test_weights_are_called_after_their_terms():
   """Pages name a term that is not the paper's so."""
-  fields = [term.fields.weight.name for term in guidance.TERMS.values()]
-  assert fields == [f"{name}_weight" for name in guidance.TERMS]
+  fields = [term.fields.weight.name for term in TERMS.values()]
+  assert fields == [f"{name}_weight" for name in TERMS]
 
 
 def test_names_of_fields_and_metrics_are_nobody_elses():
-  """Each is said once, so that no two terms share a weight or a curve."""
-  fields = [
-    field.name for term in TERMS.values() for field in term.fields.every()
-  ]
-  metrics = [term.masked for term in TERMS.values()]
-  for names in (fields, metrics, [term.title for term in TERMS.values()]):
+  """No two terms share a weight or a curve."""
+  fields = [field for term in TERMS.values() for field in term.fields.every()]
+  for names in (
+    [field.name for field in fields],
+    [term.masked for term in TERMS.values()],
+    [term.title for term in TERMS.values()],
+  ):
     assert len(names) == len(set(names))
-  loss = base.get_config().loss
-  assert {*fields} < {*loss.keys()}
-  for term in TERMS.values():
-    for field in term.fields.every():
-      assert loss[field.name] == field.default
+  for field in fields:
+    assert base.get_config().loss[field.name] == field.default
 
 
 def test_the_places_of_terms_stay():
   """Random numbers of runs follow from them: add at the end."""
   assert list(TERMS)[:2] == ["consistency", "energy"]
+  # And the first keys of a split do not depend on how many follow.
+  first = jax.random.split(jax.random.key(5), 3)
+  assert (first == jax.random.split(jax.random.key(5), 9)[:3]).all()
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_what_a_term_needs_the_pipeline_can_bring(name):
+def test_the_pipeline_can_bring_what_a_term_needs(name):
   config = quickstart.get_config("ce")
   for distractors in configs.CHOICES["compose.distractors"]:
     config.compose.distractors = distractors
@@ -86,9 +72,23 @@ def test_only_terms_with_weight_are_chosen_and_what_they_need():
   assert [*guidance.chosen(config)] == ["energy"]
   assert guidance.needs(config) == ("object_mask",)
   config.loss.consistency_weight = 1.0
+  assert guidance.needs(config) == ("object_mask",)
   config.compose.distractors = "dataset"
   assert [*guidance.chosen(config)] == ["consistency", "energy"]
   assert guidance.needs(config) == ("distractors", "object_mask")
+
+
+def test_settings_are_those_of_the_recipe():
+  config = quickstart.get_config("gc")
+  assert guidance.settings(config, 4) == {
+    "consistency": composites.Settings(groups=4)
+  }
+  config.loss.reduction = "sum"
+  config.loss.stop_gradient = True
+  config.compose.mode = "independent"
+  config.compose.groups = 8
+  expected = composites.Settings("sum", True, "independent", 8)
+  assert guidance.settings(config, 4) == {"consistency": expected}
 
 
 @pytest.mark.parametrize(
@@ -107,23 +107,19 @@ def test_a_weight_rises_linearly_over_its_ramp(ramp_epochs, expected):
 
 
 def test_composites_are_drawn_with_the_keys_they_always_had():
-  """Of runs that began before there were other terms."""
-  key = jax.random.key(3)
-  key_dropout, key_composites = jax.random.split(key)
+  """As in runs that began before there were other terms."""
+  key_dropout, key_composites = jax.random.split(jax.random.key(3))
   key_target, key_layout, key_losses = jax.random.split(key_composites, 3)
   labels = np.random.default_rng(0).integers(0, 2, (8, NUM_CLASSES))
   labels[:, 0] = 1
-  batch = multi_label(labels)
+  batch = batch_of(labels=labels)
   target = guidance.draw_target(key_target, batch, "category")
   (layout_key,) = jax.random.split(key_layout, 1)
   layout = compose.packed(
     layout_key, jnp.asarray(labels > 0), target, jnp.ones(8)
   )
-
   for terms in ({"consistency": composites.Settings()}, BOTH):
-    if "energy" in terms:
-      batch |= {"object_mask": jnp.ones((8, 16, 16), bool)}
-    found = drawn(terms, batch, key)
+    found = drawn(terms, batch, key=3)
     assert found.dropout == key_dropout
     assert found.keys["consistency"] == key_losses
     np.testing.assert_array_equal(found.explained.target, target)
@@ -133,27 +129,18 @@ def test_composites_are_drawn_with_the_keys_they_always_had():
     np.testing.assert_array_equal(found.terms["consistency"].mask, layout.mask)
 
 
-def test_the_keys_of_a_part_are_all_different():
-  batch = single_label() | {"object_mask": jnp.ones((8, 16, 16), bool)}
-  keys = []
-  for part in jax.random.split(jax.random.key(0), 2):
-    found = drawn(BOTH, batch, part)
-    keys += [found.dropout, *found.keys.values()]
+def test_the_keys_of_all_parts_and_terms_are_different():
+  found = [drawn(BOTH, batch_of(LABEL), key) for key in (0, 1)]
+  keys = [key for one in found for key in (one.dropout, *one.keys.values())]
   data = {tuple(np.asarray(jax.random.key_data(key))) for key in keys}
   assert len(data) == len(keys) == 6
-
-
-def test_terms_added_later_change_no_draw_of_those_before():
-  first = jax.random.split(jax.random.key(5), 3)
-  more = jax.random.split(jax.random.key(5), 9)[:3]
-  assert (first == more).all()
 
 
 @pytest.mark.parametrize("target_draw", configs.CHOICES["loss.target_draw"])
 def test_the_drawn_class_has_its_law(target_draw):
   """Uniform over present categories, or in proportion to their objects."""
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
-  batch = multi_label(counts)
+  batch = batch_of(labels=counts)
   draws = np.asarray(
     jax.vmap(lambda key: guidance.draw_target(key, batch, target_draw))(
       jax.random.split(jax.random.key(0), 5_000)
@@ -169,28 +156,16 @@ def test_the_drawn_class_has_its_law(target_draw):
     assert row.astype(bool).sum() == 1 or test.pvalue > 1e-3
 
 
-def test_of_a_single_label_that_label_is_explained():
-  batch = single_label()
-  key = jax.random.key(0)
-  np.testing.assert_array_equal(
-    guidance.draw_target(key, batch, "category"), LABEL
-  )
-  np.testing.assert_array_equal(
-    guidance.classes_present(batch, NUM_CLASSES), np.eye(10, dtype=bool)[LABEL]
-  )
-
-
-def test_the_class_that_the_pipeline_drew_is_explained_by_every_term():
+def test_the_explained_class_is_the_label_or_the_one_the_pipeline_drew():
+  found = drawn(BOTH, batch_of(LABEL)).explained
+  np.testing.assert_array_equal(found.target, LABEL)
+  np.testing.assert_array_equal(found.contains, np.eye(10, dtype=bool)[LABEL])
   target = jnp.array([3, 1, 4, 1, 5, 9, 2, 6], jnp.int32)
-  batch = multi_label(np.ones((8, NUM_CLASSES), int)) | {
-    "target": target,
-    "object_mask": jnp.ones((8, 16, 16), bool),
-  }
-  found = drawn(BOTH, batch, jax.random.key(0))
-  np.testing.assert_array_equal(found.explained.target, target)
+  batch = batch_of(labels=np.ones((8, NUM_CLASSES))) | {"target": target}
+  np.testing.assert_array_equal(drawn(BOTH, batch).explained.target, target)
 
 
-# energy
+# Maps and objects.
 
 
 def test_pictures_without_the_object_padding_and_no_class_do_not_count():
@@ -198,12 +173,12 @@ def test_pictures_without_the_object_padding_and_no_class_do_not_count():
   labels[5] = 0
   object_mask = np.zeros((8, 16, 16), bool)
   object_mask[[0, 1, 4, 5, 6], 3, 3] = True  # a pixel is enough
-  batch = multi_label(labels) | {
+  batch = batch_of(labels=labels) | {
     "object_mask": jnp.asarray(object_mask),
     "target": jnp.asarray(LABEL, jnp.int32),
   }
   batch["mask"] = batch["mask"].at[6].set(0)
-  found = drawn({"energy": NoSettings()}, batch, jax.random.key(0))
+  found = drawn({"energy": NoSettings()}, batch)
   assert found.terms["energy"].mask.tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
 
 
@@ -228,3 +203,17 @@ def test_the_mask_is_brought_to_the_cells_by_area(side, cells):
     for j, (left, right) in enumerate(edges):
       share = mask[:, top:bottom, left:right].mean((1, 2))
       np.testing.assert_allclose(found[:, i, j], share, atol=1e-6)
+
+
+def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():
+  """Uniform ones of 6x6 and 13x13 then sum to 1393.8 and 1187.6 (release)."""
+  cam = jnp.full((2, 6, 6), 1 / 36)
+  composite_cam = jnp.full((2, 1, 13, 13), 1 / 169)
+  cam, composite_cam = composites.at_one_scale(cam, composite_cam, 224, 224)
+  assert cam.shape == (2, 224, 224)
+  assert composite_cam.shape == (2, 1, 448, 448)
+  np.testing.assert_allclose(cam.sum((1, 2)), 1393.8, atol=0.05)
+  np.testing.assert_allclose(composite_cam.sum((2, 3)), 1187.6, atol=0.05)
+  equal = jnp.ones((2, 7, 7)), jnp.ones((2, 1, 14, 14))
+  same = composites.at_one_scale(*equal, 224, 224)
+  assert same[0] is equal[0] and same[1] is equal[1]

@@ -383,9 +383,7 @@ def test_a_second_run_in_a_workdir_is_refused_by_the_name_of_the_first(
     pass  # an error let go of it
 
 
-def test_data_that_does_not_allow_a_run_is_refused_before_anything_is_written(
-  tmp_path, data_has
-):
+def test_unfit_data_is_refused_before_anything_is_written(tmp_path, data_has):
   data_has(class_names=("only",))
   with pytest.raises(ValueError, match="at least two classes"):
     loop.train_and_evaluate(quickstart.get_config("smoke"), tmp_path / "run")

@@ -115,15 +115,22 @@ def step_with(mode, pooling, make_tiny, stop_gradient=False):
 def case(request, make_tiny):
   """One step with a fixed layout, and the features it should have seen."""
   mode, pooling = request.param
-  layout = LAYOUTS[mode]
   after, metrics = step_with(mode, pooling, make_tiny)
   model = make_tiny(pooling)
   model.train()
   images = model.normalize(jnp.asarray(pixels()))
-  composites = jnp.asarray(composites_by_hand(np.asarray(images), layout))
+  composites = composites_by_hand(np.asarray(images), LAYOUTS[mode])
+  composites = jnp.asarray(composites)
   return types.SimpleNamespace(
     pooling=pooling,
-    layout=layout,
+    masked_frac=1 - LAYOUTS[mode].mask.mean(),
+    by_hand=functools.partial(
+      consistency_by_hand,
+      composite_features=model.features(composites),
+      kernel=model.fc.kernel[...],
+      pooling=pooling,
+      layout=LAYOUTS[mode],
+    ),
     after=after,
     metrics=metrics,
     model=model,
@@ -131,25 +138,18 @@ def case(request, make_tiny):
     images=images,
     composites=composites,
     features=model.features(images),
-    composite_features=model.features(composites),
   )
 
 
 def test_the_consistency_loss_is_the_one_computed_by_hand(case):
-  by_hand = consistency_by_hand(
-    case.features,
-    case.composite_features,
-    case.kernel,
-    case.pooling,
-    case.layout,
-  )
+  by_hand = case.by_hand(case.features)
   assert by_hand > 1e-3
   # Batch statistics and sums in another order of float32 operations.
   assert mean(case.metrics, "consistency_loss") == pytest.approx(
     float(by_hand), rel=1e-4
   )
-  frac = 1 - case.layout.mask.mean()
-  assert mean(case.metrics, "masked_pairs_frac") == pytest.approx(frac)
+  masked_frac = mean(case.metrics, "masked_pairs_frac")
+  assert masked_frac == pytest.approx(case.masked_frac)
 
 
 def log_softmax(logits):
@@ -178,14 +178,7 @@ def test_the_logged_gradients_are_those_of_each_term_alone(case):
   logged = mean(case.metrics, "grad_norm_features/classification")
   assert logged == pytest.approx(norm, rel=1e-4)
 
-  grad = jax.grad(consistency_by_hand)(
-    case.features,
-    case.composite_features,
-    case.kernel,
-    case.pooling,
-    case.layout,
-  )
-  norm = WEIGHT * np.linalg.norm(grad)
+  norm = WEIGHT * np.linalg.norm(jax.grad(case.by_hand)(case.features))
   logged = mean(case.metrics, "grad_norm_features/consistency")
   # Signs of differences near zero may fall either way in float32.
   assert logged == pytest.approx(norm, rel=1e-3)
