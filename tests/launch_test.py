@@ -367,36 +367,6 @@ def test_both_processes_train_and_their_lines_are_numbered(fakes):
   assert not addresses
 
 
-# What gc_jax.main does with what the script tells it, and a sum over both.
-JAX = """
-import os, pathlib, sys
-import jax
-from jax.experimental import multihost_utils
-jax.distributed.initialize(
-  coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
-  num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-  process_id=int(os.environ["JAX_PROCESS_ID"]),
-)
-ranks = multihost_utils.process_allgather(jax.numpy.array(jax.process_index()))
-counts = jax.device_count(), jax.local_device_count()
-# Not printed: Gloo prints too, in the middle of a line.
-result = pathlib.Path(sys.argv[1], f"result{jax.process_index()}")
-result.write_text(f"{counts} {ranks.tolist()}")
-"""
-
-
-def test_two_processes_are_one_jax_of_eight_devices(fakes):
-  script = fakes.folder / "script.py"
-  script.write_text(JAX)
-  words = [sys.executable, str(script), str(fakes.folder)]
-  fakes.add("python", f"os.execv({words[0]!r}, {words!r})")
-  done = fakes.run("two_processes.sh", *TRAINING)
-  assert done.returncode == 0, done.stdout + done.stderr
-  for rank in "01":
-    result = (fakes.folder / f"result{rank}").read_text()
-    assert result == "(8, 4) [0, 1]"
-
-
 @pytest.mark.parametrize(
   ("failing", "deaf", "said"),
   [
@@ -625,22 +595,6 @@ def parts(filled):
   job = replicated["template"]["spec"]
   pod = job["template"]["spec"]
   return job, pod, pod["containers"][0]
-
-
-def test_the_schema_is_one_and_strict():
-  jsonschema.Draft202012Validator.check_schema(SCHEMA)
-
-  def objects(node):
-    if isinstance(node, dict):
-      if node.get("type") == "object":
-        yield node
-      for child in node.values():
-        yield from objects(child)
-    elif isinstance(node, list):
-      for child in node:
-        yield from objects(child)
-
-  assert all(o["additionalProperties"] is False for o in objects(SCHEMA))
 
 
 @pytest.mark.parametrize(

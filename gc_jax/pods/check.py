@@ -53,11 +53,6 @@ def lower(
 ) -> tuple[jax.stages.Lowered, TrainState, Batch]:
   """Returns the train step of a recipe, and the shapes of its arguments.
 
-  Args:
-    config: resolved.
-    mesh: its devices need not be here.
-    classes: of the data.
-
   Raises:
     ValueError: the config does not allow the run.
   """
@@ -119,11 +114,6 @@ def compile_step(
 
   The step, the state and where they lie are those of a run; the batch is
   shaped as `data.pipeline.train_batches` makes it.
-
-  Args:
-    config: resolved.
-    where: the devices.
-    classes: of the data.
 
   Returns:
     Plain values, in bytes of one device: the program fits if there is room for
@@ -250,11 +240,8 @@ def search(
 ) -> dict[str, Any]:
   """Returns `asked`, `largest` and `tried` of `preflight`.
 
-  Args:
-    config: the search begins at its batch. That is `asked`, or None if it
-      cannot be divided over these devices.
-    where: the devices; their limit is known.
-    classes: of the data.
+  The search begins at the config's batch. That is `asked`, or None if it cannot
+  be divided over these devices, whose limit is known.
   """
   unit = images_unit(config, where.mesh.size)
   findings = {}

@@ -59,10 +59,8 @@ def memory(stats: Any) -> dict[str, int]:
   """Returns the bytes of a program on one device, as the compiler planned them.
 
   Of the `outputs`, those `aliased` take the place of arguments; `temporaries`
-  lie beside both while the program runs; `code` is the program itself.
-
-  Args:
-    stats: `memory_analysis()` of a compiled program.
+  lie beside both while it runs; `code` is the program itself. `stats` is the
+  `memory_analysis()` of a compiled program.
   """
   found = {
     "arguments": stats.argument_size_in_bytes,
@@ -78,10 +76,7 @@ def exchanges(text: str) -> list[Exchange]:
   """Returns every collective of a program, in the order of its text.
 
   A collective inside a loop is listed once, however often the loop goes round;
-  an asynchronous one by its start alone.
-
-  Args:
-    text: `as_text()` of a compiled program: HLO.
+  an asynchronous one by its start alone. The text is the HLO of `as_text()`.
   """
   found = []
   for produced, kind, start in _INSTRUCTION.findall(text):
@@ -121,12 +116,8 @@ def picture_sized(
   """Returns the collectives of arrays that may hold pictures or their features.
 
   Those are the arrays with at least as many elements as a picture, except
-  gradients: arrays with as many elements as some variable of the model.
-
-  Args:
-    exchanges: from `exchanges`.
-    picture: elements of one picture.
-    variables: elements of each variable of the model.
+  gradients: arrays with as many elements as some variable of the model. Both
+  `picture` and `variables` are numbers of elements.
   """
   return [
     each

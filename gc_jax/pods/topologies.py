@@ -98,13 +98,7 @@ def memory_limit(name: str, devices: Sequence[jax.Device]) -> int | None:
   """Returns the bytes that programs may use on each of the devices.
 
   For a pod, the compiler says so in its error on a program that fits nowhere.
-
-  Args:
-    name: of `TOPOLOGIES`, or `LOCAL`.
-    devices: of that name.
-
-  Returns:
-    None if the limit is not known: on a CPU.
+  None: the limit is not known, as on a CPU.
   """
   if name == LOCAL:
     return (devices[0].memory_stats() or {}).get("bytes_limit")

@@ -36,10 +36,7 @@ def model_maker(
 ) -> Callable[[PRNGKeyArray], nnx.Module]:
   """Returns the function from a key to the config's model, initialised.
 
-  Args:
-    config: resolved.
-    num_classes: K.
-    platform: "cpu", "gpu" or "tpu", which the model will run on.
+  The model will run on the platform "cpu", "gpu" or "tpu".
   """
   dtype = compute_dtype(config.compute_dtype, platform)
   return lambda key: models.create(
@@ -101,13 +98,7 @@ def create_state(
   """Returns the model's structure and the state of step 0.
 
   The state is made in place on the devices of `sharding`: no host ever holds
-  a second copy.
-
-  Args:
-    make_model: builds the model, initialised from a key.
-    tx: the optimizer.
-    sharding: of every leaf.
-    key: from `models.init_key`.
+  a second copy. The key is from `models.init_key`.
   """
   graphdef, _, _ = nnx.split(nnx.eval_shape(make_model, key), nnx.Param, ...)
 

@@ -143,7 +143,7 @@ def draw(
   """Draws all that a part of a batch needs: every key is made here.
 
   Args:
-    settings: of the chosen terms, by name.
+    settings: from `settings`.
     num_classes: K.
     target_draw: see `draw_target`.
     batch: the part.
@@ -187,11 +187,8 @@ def draw_target(
 ) -> Int[Array, "B"]:
   """Returns the class to explain in each image, one that is present.
 
-  Args:
-    key: the draw is a function of it.
-    batch: single-label (the label itself) or multi-label.
-    target_draw: "category" draws uniformly over the present classes (paper),
-      "instance" in proportion to their objects (release).
+  If there are several, "category" draws uniformly over the present classes
+  (paper), "instance" in proportion to their objects (release).
   """
   if "labels" not in batch:
     return batch["label"]

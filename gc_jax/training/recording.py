@@ -31,14 +31,8 @@ class Run:
   """Everything beside the steps: metrics, progress, time, the watch on NaN.
 
   Metrics are fetched one step late, so that the device never waits for the
-  host: while step n is computed, the numbers up to n - 1 are read.
-
-  Args:
-    config: of the run, resolved.
-    workdir: where metrics are written.
-    steps_per_epoch: steps of one pass over the data.
-    total_steps: after which the run ends.
-    start_step: completed before; above 0 if a run goes on.
+  host: while step n is computed, the numbers up to n - 1 are read. A run that
+  goes on has completed `start_step` steps before.
   """
 
   def __init__(
@@ -131,10 +125,8 @@ class Run:
 class Profile:
   """A trace of some steps, on the devices of the main process and its host.
 
-  Args:
-    steps: the first and the last; (0, 0) for none.
-    workdir: the trace goes into its folder `profile`, where TensorBoard and
-      Perfetto find it.
+  From the first to the last of `steps`; (0, 0) for none. It goes into the
+  workdir's folder `profile`, where TensorBoard and Perfetto find it.
   """
 
   def __init__(self, steps: tuple[int, ...], workdir: files.AnyPath):

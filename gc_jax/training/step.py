@@ -79,13 +79,8 @@ def make_train_step(
   sees no others, and the running statistics are updated once for each part, in
   turn.
 
-  Args:
-    config: resolved. Everything random is a function of its seed and the step.
-    graphdef: structure of the model.
-    tx: the optimizer.
-    num_classes: K.
-    num_devices: over which a batch is divided.
-    steps_per_epoch: for the schedules of the terms' weights.
+  Everything random is a function of `config.seed` and the step. The weights of
+  terms follow `steps_per_epoch`; a batch is divided over `num_devices`.
   """
   key = jax.random.key(config.seed)
   weights = guidance.weights(config, steps_per_epoch)
