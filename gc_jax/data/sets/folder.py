@@ -65,6 +65,10 @@ from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.runtime.messages import listed, unknown_name_message
 
 _VERSION = 4  # of the index; raise it when what is written changes
+_OR_SKIP = (
+  "\nMend them, or set --config.data.on_error=skip to leave them out, and have "
+  "them counted."
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -102,13 +106,9 @@ def load(
   bare = [name for name in pictures if name not in found]
   if found and bare:
     _logger.warning(
-      "%d of %d pictures of %s, split %s, have neither mask nor box, %r first: "
-      "they do not count in the metrics of maps.",
-      len(bare),
-      len(pictures),
-      layout.root,
-      split,
-      bare[0],
+      f"{len(bare)} of {len(pictures)} pictures of {layout.root}, split {split}"
+      f", have neither mask nor box, {bare[0]!r} first: they do not count in "
+      "the metrics of maps."
     )
   labels = [layout.labels[name] for name in pictures]
   return Dataset(
@@ -136,7 +136,7 @@ class FolderSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     name = self.pictures[index]
     record = {
-      "image": _read_bytes(self.root, name),
+      "image": Path(self.root, name).read_bytes(),
       "labels": self.labels[index],
       "name": name,
     }
@@ -163,17 +163,12 @@ class _Masks(Sequence):
     if not mask:
       return b""
     if isinstance(mask, str):
-      return _read_bytes(self.root, mask)
+      return Path(self.root, mask).read_bytes()
     size = read_header(self.image).stored_size
     try:
       return segmentation.encode(segmentation.draw(mask, size))
     except ValueError as error:  # the picture is another than it was
       raise DecodeError(str(error)) from error
-
-
-def _read_bytes(root: str, name: str) -> bytes:
-  with open(os.path.join(root, name), "rb") as file:
-    return file.read()
 
 
 def _part(split: str, layout: Layout) -> list[str]:
@@ -233,8 +228,7 @@ def _check_links(pictures: Sequence[str], layout: Layout) -> None:
       f"A link must lead to a picture, and {len(lost):,} of "
       f"{len(pictures):,} pictures are links that lead nowhere:\n  "
       + listed(links, between="\n  ")
-      + "\nMend them, or set --config.data.on_error=skip to leave them out, "
-      "and have them counted."
+      + _OR_SKIP
     )
 
 
@@ -252,8 +246,5 @@ def _report(
     + listed(objects.problems, between="\n  ")
   )
   if on_error == "raise":
-    raise ValueError(
-      f"{message}\nMend them, or set --config.data.on_error=skip to leave them "
-      "out, and have them counted."
-    )
-  _logger.warning("%s", message)
+    raise ValueError(message + _OR_SKIP)
+  _logger.warning(message)

@@ -128,7 +128,7 @@ def read_layout(path: str) -> Layout:
 @functools.cache
 def warn_once(message: str) -> None:
   """Warns; not again when another split of the folder is loaded."""
-  _logger.warning("%s", message)
+  _logger.warning(message)
 
 
 def _counted(names: list[str]) -> str:

@@ -34,9 +34,7 @@ class Objects:
     default_factory=dict
   )
   problems: list[str] = dataclasses.field(default_factory=list)  # with places
-  num_left_out: int = (
-    0  # because of problems; a file that cannot be read is one
-  )
+  num_left_out: int = 0  # for problems; a file that cannot be read is one
   num_masked: int = 0  # boxes that are not used, as their picture has masks
   notes: list[str] = dataclasses.field(default_factory=list)  # on used ones
 

@@ -140,8 +140,8 @@ def _ranges(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
 @functools.cache
 def _say_that_nothing_is_localised(name: str) -> None:
   _logger.warning(
-    "%s does not say where its objects are: localisation metrics stay empty.",
-    name,
+    f"{name} does not say where its objects are: localisation metrics stay "
+    "empty."
   )
 
 

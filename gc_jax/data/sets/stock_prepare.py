@@ -172,10 +172,8 @@ def _prepare(
   name: str, data_dir: str, builder: tfds.core.DatasetBuilder
 ) -> tfds.core.DatasetBuilder:
   _logger.info(
-    "Preparing %s%s in %s, once; archives are kept in its folder downloads.",
-    PREFIX,
-    builder.info.full_name,
-    builder.data_dir_root,
+    f"Preparing {PREFIX}{builder.info.full_name} in {builder.data_dir_root}, "
+    "once; archives are kept in its folder downloads."
   )
   try:
     with without_tensorflow(builder):

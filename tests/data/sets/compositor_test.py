@@ -19,12 +19,8 @@ def noise(seed, side=64):
 
 
 def draw(background, cutouts, seed=0, low=0.25, high=0.42):
-  return compositor.draw(
-    background,
-    cutouts,
-    np.random.default_rng(seed),
-    (low, high),
-  )
+  generator = np.random.default_rng(seed)
+  return compositor.draw(background, cutouts, generator, (low, high))
 
 
 def test_the_mask_is_where_at_least_half_of_the_pixel_is_the_objects():
