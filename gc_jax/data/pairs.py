@@ -49,17 +49,11 @@ def all_pairs(labels: Sequence[Any]) -> Pairs:
   Args:
     labels: of every record, from `Dataset.all_labels`.
   """
-  index, target, first = [], [], []
-  for position, own in enumerate(labels):
-    classes = np.unique(np.asarray(own, np.int64)) if len(own) else [-1]
-    index += [position] * len(classes)
-    target += [int(k) for k in classes]
-    first += [True] + [False] * (len(classes) - 1)
-  return Pairs(
-    np.asarray(index, np.int64),
-    np.asarray(target, np.int64),
-    np.asarray(first, bool),
-  )
+  classes = [np.unique(own) if len(own) else [-1] for own in labels]
+  counts = np.array([len(own) for own in classes], np.int64)
+  index = np.repeat(np.arange(len(labels)), counts)
+  target = np.concatenate([np.zeros(0, np.int64), *classes]).astype(np.int64)
+  return Pairs(index, target, np.diff(index, prepend=-1) > 0)
 
 
 def frame_sizes(

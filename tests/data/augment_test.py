@@ -69,20 +69,6 @@ def test_area_and_aspect_of_crops_follow_the_law(size):
   assert p_value(np.log(w / h), log_aspect) > SIGNIFICANCE
 
 
-def test_where_everything_fits_the_law_is_plainly_uniform():
-  """Of the smaller half of areas every aspect fits: no conditioning."""
-  _, _, w, h = draws(2_000, 2_000).T
-  area = w * h / 4e6
-  small = area < 0.5
-  for values, low, high in (
-    (area[small], 0.08, 0.5),
-    (np.log(w / h)[small], -math.log(4 / 3), math.log(4 / 3)),
-  ):
-    assert (
-      stats.kstest(values, "uniform", (low, high - low)).pvalue > SIGNIFICANCE
-    )
-
-
 def test_places_of_crops_are_uniform():
   left, top, w, h = draws(500, 375).T
   generator = np.random.default_rng(2)

@@ -143,19 +143,6 @@ def test_empty_maps_count_as_uniform(value):
     assert empty[2] == pytest.approx(mask.mean(), abs=1e-6)
 
 
-def test_the_expected_game_is_the_mean_of_many_points():
-  rng = np.random.default_rng(3)
-  mask = objects(rng, 61, 83)["blob"]
-  near = geometry.dilate(mask, 5.0)
-  cam = (rng.random((9, 7)) ** 4).astype(np.float32)
-  _, expected, _ = ours(cam, mask, near)
-  enlarged = cv2.resize(cam.astype(np.float64), mask.shape[::-1])
-  points = rng.choice(mask.size, 200_000, p=(enlarged / enlarged.sum()).ravel())
-  hits = near.ravel()[points]
-  error = hits.std() / np.sqrt(len(hits))
-  assert abs(hits.mean() - expected) < 4 * error
-
-
 def test_many_pairs_at_once_are_each_alone():
   rng = np.random.default_rng(4)
   masks = list(objects(rng, 30, 44).values())
