@@ -48,16 +48,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit status."""
-  flags = _parser().parse_intermixed_args(argv)  # pictures among the flags
-
-  def work() -> None:
-    for line in pictures.explain_files(flags):
-      print(line, flush=True)
-
-  return cli.exit_status(work)
-
-
-def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m gc_jax.explain",
     description=_DESCRIPTION,
@@ -135,7 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     action="store_true",
     help="replace explanations of the same name",
   )
-  return parser
+  flags = parser.parse_intermixed_args(argv)  # pictures among the flags
+
+  def work() -> None:
+    for line in pictures.explain_files(flags):
+      print(line, flush=True)
+
+  return cli.exit_status(work)
 
 
 if __name__ == "__main__":

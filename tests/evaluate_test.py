@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,112 +17,101 @@ from gc_jax.attribution import CONTROLS
 from gc_jax.evaluation import plan as passes
 from gc_jax.evaluation import run as evaluating
 from gc_jax.inference import trained
-from gc_jax.method.metrics import EPSILONS
-from gc_jax.report import artefact as files
+from gc_jax.method.metrics import ATTACKS, EPSILONS, METRICS
+from gc_jax.report import artefact
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime import files as report_files
+from gc_jax.runtime import files
 from tests import smoke
 
 # Whole evaluations.
 pytestmark = pytest.mark.slow
 
-CHEAP = ("gradcam_elementwise", "gradcam")
 # A map of cells and one of pixels. All methods pass through the same lines, and
-# each has its own tests; those of many passes are tests/passes_test.py's.
-KINDS = ("gradcam", "input_gradients")
+# each has its own tests; costly ones are in evaluation/plan_test.py.
+METHODS = ("gradcam", "input_gradients")
 
 
 def settings(workdir, **fields):
   """The run's configuration, shrunk to few rows."""
   c = saved_config.completed(saved_config.read(workdir))
-  c.eval.costly_rows = 2
-  c.eval.sanity_rows = 2
-  c.eval.faithfulness_steps = 2
-  c.eval.epsilons = (8,)
-  c.eval.num_resamples = 50
-  for name, value in fields.items():
-    c.update_from_flattened_dict({name.replace("__", "."): value})
+  few = {"costly_rows": 2, "sanity_rows": 2, "faithfulness_steps": 2}
+  few |= {"epsilons": (8,), "num_resamples": 50}
+  for name, value in (few | fields).items():
+    c.update_from_flattened_dict({f"eval.{name}": value})
   return c
 
 
-def evaluate(workdir, out, methods=CHEAP, config=None, arch=None):
-  config = settings(workdir) if config is None else config
-  return list(
-    evaluating.evaluate(
-      config, source=workdir, arch=arch, methods=methods, out=out
-    )
+def evaluate(source, out, methods=METHODS, config=None):
+  config = config or settings(source)
+  return evaluating.evaluate(
+    config, source=source, arch=None, methods=methods, out=out
   )
 
 
 @pytest.fixture(scope="module")
 def finished(smoke_run, tmp_path_factory):
-  """An evaluation by methods of every kind."""
+  """An evaluation by methods of every kind, and what it said."""
   out = tmp_path_factory.mktemp("evaluated") / "out"
-  lines = evaluate(smoke_run, out, KINDS)
-  return out, lines
+  return out, list(evaluate(smoke_run, out))
+
+
+@pytest.fixture
+def interrupted(smoke_run, monkeypatch):
+  """Leaves an evaluation after some batches."""
+
+  def interrupted(out, batches):
+    def run(*args):
+      yield from itertools.islice(whole(*args), batches)
+      raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      whole = passes.run
+      patch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
+      patch.setattr(passes, "run", run)
+      with pytest.raises(KeyboardInterrupt):
+        list(evaluate(smoke_run, out))
+    assert {path.name for path in out.iterdir()} == {"partial.npz"}
+
+  return interrupted
 
 
 def test_every_metric_is_there(finished):
   out, lines = finished
-  found = files.load(out)
+  found = artefact.load(out)
   results = found.results
-  for method in (*KINDS, *CONTROLS):
-    metrics = [
-      "pointing_game",
-      "stochastic_pointing_game",
-      "stochastic_pointing_game_std",
-      "stochastic_pointing_game_exact",
-      "content_heatmap",
-      "negative_quadrants_heatmap",
-      "zero_map_frac",
-      "insertion_auc",
-      "deletion_auc",
-      "max_box_acc_50",
-    ]
-    for metric in metrics:
+  maps = [key for key, metric in METRICS.items() if metric.is_of_maps]
+  for method in (*METHODS, *CONTROLS):
+    for metric in (*maps, "stochastic_pointing_game_std"):
       assert np.isfinite(results[f"val/{method}/{metric}"])
-  for attack in ("fgsm", "fgsm-within", "fgsm-few", "pgd"):
+  assert found.curves.robustness.keys() == ATTACKS.keys()
+  for attack in ATTACKS:
     assert 0 <= results[f"val/{attack}_8/top1"] <= 100
   assert results["val/fgsm-within_8/top1"] <= results["val/top1"]
-  assert found.curves.robustness.keys() == {
-    "fgsm",
-    "fgsm-within",
-    "fgsm-few",
-    "pgd",
-  }
   assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
   assert results["val/num_examples"] == 40
-  for key in (
-    "val/top1",
-    "val/fgsm_8/top1",
-    "val/pgd_8/top1",
-    "val/input_gradients/content_heatmap",
-  ):
+  content = "val/input_gradients/content_heatmap"
+  for key in ("val/top1", "val/fgsm_8/top1", "val/pgd_8/top1", content):
     assert results[f"{key}_low"] <= results[key] <= results[f"{key}_high"]
   assert found.about.costly_methods == ()
   assert found.about.num_costly_images == 2
   compiled = int(re.match(r"(\d+) programs", lines[0])[1])
   assert compiled == found.about.num_compilations == 5
-  for method in KINDS:
+  for method in METHODS:
     assert len(found.curves.randomization[method]) == 4
     assert len(found.curves.deletion[method]) == 3
   assert sum(bool(example.randomized) for example in found.examples) == 2
-  assert all(set(example.maps) == set(KINDS) for example in found.examples)
+  assert all(set(example.maps) == set(METHODS) for example in found.examples)
   for by_class in found.per_class.values():
     assert "gradcam/content_heatmap" in by_class
 
 
 def test_its_numbers_are_the_training_runs(finished, smoke_run):
   """The same rows, composites and methods, so the same results."""
-  out, _ = finished
   there = json.loads((smoke_run / "results.json").read_text())
-  here = files.load(out).results
+  here = artefact.load(finished[0]).results
+  metrics = "pointing_game", "content_heatmap", "negative_quadrants_heatmap"
   for method in ("gradcam", "uniform"):
-    for metric in (
-      "pointing_game",
-      "content_heatmap",
-      "negative_quadrants_heatmap",
-    ):
+    for metric in metrics:
       key = f"val/{method}/{metric}"
       assert here[key] == pytest.approx(there[key], abs=1e-3)
   assert here["val/top1"] == pytest.approx(there["val/top1"])
@@ -131,62 +119,36 @@ def test_its_numbers_are_the_training_runs(finished, smoke_run):
 
 def test_a_finished_evaluation_is_kept(finished, smoke_run):
   out, _ = finished
-  before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-  lines = evaluate(smoke_run, out, KINDS)
-  assert len(lines) == 1 and "finished; nothing to do" in lines[0]
-  assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+  tell = lambda: {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+  before = tell()
+  (line,) = evaluate(smoke_run, out)
+  assert "finished; nothing to do" in line
   with pytest.raises(ValueError, match=r"something else.*methods"):
-    evaluate(smoke_run, out)
-  assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    list(evaluate(smoke_run, out, ("gradcam",)))
+  assert tell() == before
 
 
-def test_interrupted_it_goes_on_to_the_same_numbers(
-  finished, smoke_run, tmp_path, monkeypatch
+def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
+  finished, interrupted, smoke_run, tmp_path
 ):
-  out, _ = finished
-  run, done = passes.run, []
-
-  def interrupted(*args):
-    for one in run(*args):
-      done.append(one.name)
-      yield one
-      if len(done) == 5:
-        raise KeyboardInterrupt
-
-  monkeypatch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
-  monkeypatch.setattr(passes, "run", interrupted)
-  again = tmp_path / "again"
-  with pytest.raises(KeyboardInterrupt):
-    evaluate(smoke_run, again, KINDS)
-  assert {path.name for path in again.iterdir()} == {"partial.npz"}
-  monkeypatch.setattr(passes, "run", run)
-  lines = evaluate(smoke_run, again, KINDS)
+  interrupted(tmp_path, 5)
+  lines = list(evaluate(smoke_run, tmp_path))
   (going_on,) = [line for line in lines if "going on from" in line]
   # Squares and the first composites: what was saved is not measured again.
   count, total = re.search(r": (\d+) of (\d+) are measured", going_on).groups()
   assert 0 < int(count) < int(total)
-  theirs, ours = files.load(out).results, files.load(again).results
-  assert ours == theirs
-  assert not (again / "partial.npz").exists()
+  assert artefact.load(tmp_path).results == artefact.load(finished[0]).results
+  assert not (tmp_path / "partial.npz").exists()
 
 
-def test_an_unfinished_one_of_something_else_is_refused(
-  smoke_run, tmp_path, monkeypatch
+def test_an_unfinished_evaluation_of_something_else_is_refused(
+  interrupted, smoke_run, tmp_path
 ):
-  run = passes.run
-
-  def interrupted(*args):
-    yield next(run(*args))
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
-  monkeypatch.setattr(passes, "run", interrupted)
-  with pytest.raises(KeyboardInterrupt):
-    evaluate(smoke_run, tmp_path)
+  interrupted(tmp_path, 1)
   before = (tmp_path / "partial.npz").read_bytes()
-  other = settings(smoke_run, eval__tolerance_px=10.0)
+  other = settings(smoke_run, tolerance_px=10.0)
   with pytest.raises(ValueError, match=r"eval\.tolerance_px: 15\.0 there, 10"):
-    evaluate(smoke_run, tmp_path, config=other)
+    list(evaluate(smoke_run, tmp_path, config=other))
   assert (tmp_path / "partial.npz").read_bytes() == before
 
 
@@ -194,56 +156,42 @@ def command(*flags):
   return [sys.executable, "-m", "gc_jax.evaluate", *flags]
 
 
-FEW = (
-  "--config.eval.costly_rows=2",
-  "--config.eval.sanity_rows=1",
-  "--config.eval.faithfulness_steps=2",
-  "--config.eval.epsilons=(8,)",
-)
+def run_command(arguments, env):
+  return subprocess.run(
+    arguments, capture_output=True, text=True, cwd=smoke.ROOT, env=env
+  )
 
 
-# Its parts are above, and in passes_test.py.
+# Its parts are above, and in evaluation/plan_test.py.
 @pytest.mark.large
-def test_killed_the_command_continues_under_the_release_protocol(
+def test_a_killed_command_continues_under_the_release_protocol(
   smoke_run, tmp_path, compilation_cache
 ):
   """SIGKILL once something was saved; the same command then finishes."""
-  flags = (
-    f"--workdir={smoke_run}",
-    f"--out={tmp_path / 'out'}",
-    "--methods=gradcam",
+  out = tmp_path / "out"
+  few = {"costly_rows": 2, "sanity_rows": 1, "faithfulness_steps": 2}
+  few |= {"epsilons": "(8,)", "shorter_side_px": 64}
+  arguments = command(
+    *[f"--workdir={smoke_run}", f"--out={out}", "--methods=gradcam"],
     "--protocol=release",
-    "--config.eval.shorter_side_px=64",
-    *FEW,
+    *[f"--config.eval.{name}={value}" for name, value in few.items()],
   )
-  process = subprocess.Popen(
-    command(*flags), cwd=smoke.ROOT, env=compilation_cache
-  )
+  process = subprocess.Popen(arguments, cwd=smoke.ROOT, env=compilation_cache)
   deadline = time.monotonic() + 120
-  while not (tmp_path / "out" / "partial.npz").exists():
-    assert process.poll() is None or time.monotonic() < deadline
-    if process.poll() is not None:
-      break
+  while not (out / "partial.npz").exists() and process.poll() is None:
+    assert time.monotonic() < deadline
     time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
+  process.kill()
   process.wait()
-  done = subprocess.run(
-    command(*flags),
-    capture_output=True,
-    text=True,
-    cwd=smoke.ROOT,
-    env=compilation_cache,
-  )
+  done = run_command(arguments, compilation_cache)
   assert done.returncode == 0, done.stderr
-  found = files.load(tmp_path / "out")
-  assert found.about.protocol == "release"
-  assert found.about.methods == ("gradcam",)
-  assert found.about.consistency is True
-  written = {path.name for path in (tmp_path / "out").iterdir()}
+  about = artefact.load(out).about
+  assert about.protocol == "release"
+  assert about.methods == ("gradcam",)
+  assert about.consistency is True
+  written = {path.name for path in out.iterdir()}
   assert {"report.html", "tables.md", "tables.csv", "tables.tex"} <= written
-  for name in written:
-    if name != "partial.npz":
-      assert f"wrote {tmp_path / 'out' / name}" in done.stdout
+  assert all(f"wrote {out / name}" in done.stdout for name in written)
 
 
 # Two whole commands, minutes of training.
@@ -261,11 +209,9 @@ def test_the_quickstarts_accuracy_falls_under_attack(tmp_path):
   # The tests' flags compile soon, and what they compile is slow.
   env = {**os.environ, "XLA_FLAGS": ""}
   for arguments in (training, evaluation):
-    done = subprocess.run(
-      arguments, capture_output=True, text=True, cwd=smoke.ROOT, env=env
-    )
+    done = run_command(arguments, env)
     assert done.returncode == 0, done.stderr
-  found = files.load(out).results
+  found = artefact.load(out).results
 
   def curve(attack):
     return [found[f"val/{attack}_{epsilon}/top1"] for epsilon in EPSILONS]
@@ -281,24 +227,21 @@ def test_the_quickstarts_accuracy_falls_under_attack(tmp_path):
     assert stronger <= weaker
 
 
-WRONG = [
-  (["--workdir=RUN", "--checkpoint=x.pth"], "one of the two"),
-  (["--checkpoint=x.pth", "--arch=resnet18"], "needs a --config"),
-  (["--workdir=RUN", "--methods=gradcam,cmvp"], "Did you mean 'cmwp'"),
-  (["--workdir=RUN", "--config.evil.spg_runs=1"], "Unknown field"),
-]
-
-
-@pytest.mark.parametrize("flags, message", WRONG)
-def test_what_cannot_be_is_said_in_a_line(smoke_run, tmp_path, flags, message):
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    (["--workdir=RUN", "--checkpoint=x.pth"], "one of the two"),
+    (["--checkpoint=x.pth", "--arch=resnet18"], "needs a --config"),
+    (["--workdir=RUN", "--methods=gradcam,cmvp"], "Did you mean 'cmwp'"),
+    (["--workdir=RUN", "--config.evil.spg_runs=1"], "Unknown field"),
+  ],
+)
+def test_an_invalid_command_line_ends_with_a_line(
+  smoke_run, tmp_path, flags, message
+):
   flags = [flag.replace("RUN", str(smoke_run)) for flag in flags]
-  done = subprocess.run(
-    command(*flags, f"--out={tmp_path / 'out'}"),
-    capture_output=True,
-    text=True,
-    cwd=smoke.ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-  )
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  done = run_command(command(*flags, f"--out={tmp_path / 'out'}"), env)
   assert done.returncode == 2
   assert message in done.stderr and "Traceback" not in done.stderr
   assert not (tmp_path / "out").exists()
@@ -310,21 +253,22 @@ def test_what_cannot_be_is_said_in_a_line(smoke_run, tmp_path, flags, message):
     ("spg_runs", 0, r"spg_runs=0 must be"),
     ("epsilons", (300,), r"at most 255"),
     ("costly_rows", 0, r"costly_rows=0 must be"),
+    ("methods", ("gradcam", "gradcam"), r"eval\.methods must name .* once"),
   ],
 )
-def test_a_setting_that_cannot_be_is_refused_before_work(
+def test_an_invalid_setting_is_refused_before_work(
   smoke_run, tmp_path, field, value, message
 ):
-  config = settings(smoke_run, **{f"eval__{field}": value})
+  config = settings(smoke_run, **{field: value})
   with pytest.raises(ValueError, match=message):
-    evaluate(smoke_run, tmp_path / "out", config=config)
+    list(evaluate(smoke_run, tmp_path / "out", config=config))
   assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(smoke_run, tmp_path):
   (tmp_path / "thesis.txt").write_text("all of it")
   with pytest.raises(ValueError, match=r"holds thesis\.txt"):
-    evaluate(smoke_run, tmp_path)
+    list(evaluate(smoke_run, tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -369,21 +313,17 @@ def test_a_model_for_other_outputs_than_the_datas_is_told_first(
   path = tmp_path / "a.safetensors"
   metadata = torch_io.Metadata(model.name, multi_label=stated)
   torch_io.save_model(path, model.model, metadata)
-  lines = evaluating.evaluate(
-    settings(smoke_run), source=path, arch=None, methods=CHEAP,
-    out=tmp_path / "out",
-  )  # fmt: skip
+  lines = evaluate(path, tmp_path / "out", config=settings(smoke_run))
   assert re.match(rf"note: .*a\.safetensors {told}", next(lines))
 
 
-def test_of_two_evaluations_in_one_folder_the_second_is_refused(
+def test_a_second_evaluation_in_a_folder_that_is_written_to_is_refused(
   smoke_run, tmp_path
 ):
+  message = rf"--out=.* written to by process {os.getpid()} on"
   with (
-    report_files.held(tmp_path, "--out"),
-    pytest.raises(
-      ValueError, match=rf"--out=.* written to by process {os.getpid()} on"
-    ),
+    files.held(tmp_path, "--out"),
+    pytest.raises(ValueError, match=message),
   ):
-    evaluate(smoke_run, tmp_path)
+    list(evaluate(smoke_run, tmp_path))
   assert not list(tmp_path.iterdir())

@@ -16,6 +16,8 @@ from gc_jax.models.network import Network
 from gc_jax.torch_io import card, names
 from tests.torch_io import torch_models
 
+COMPARED = {"logits", "gradcam", "gradcam_elementwise"}
+
 
 @pytest.fixture
 def command(capsys):
@@ -43,16 +45,22 @@ def torchvision(monkeypatch):
   )
 
 
-def loaded_by(code, folder, monkeypatch):
-  monkeypatch.chdir(folder)
-  scope = {}
-  exec(code, scope)
-  return scope["model"]
+@pytest.fixture
+def load_by(torchvision, tmp_path, monkeypatch):
+  """Returns the model that a card's code loads."""
+
+  def load(code):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(code, scope)
+    return scope["model"]
+
+  return load
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
-  command, smoke_run, tmp_path, torchvision, monkeypatch, photographs, suffix
+  command, smoke_run, tmp_path, load_by, suffix
 ):
   out = tmp_path / f"model.{suffix}"
   status, printed, errors = command(
@@ -60,21 +68,19 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
   )
   assert status == 0, errors
   found = re.findall(r"of (\S+) in PyTorch, over 8 images: (\S+)", printed)
-  assert [name for name, _ in found] == [
-    "logits",
-    "gradcam",
-    "gradcam_elementwise",
-  ]
+  assert {name for name, _ in found} == COMPARED
   assert all(float(value) < 1e-4 for _, value in found)
   assert all(f"wrote {path}" in printed for path in tmp_path.iterdir())
 
   text = (tmp_path / f"model.{suffix}.md").read_text()
   assert "0. 0\n1. 1\n" in text and "global max pooling" in text
-  code = text.split("```python\n")[1].split("```")[0]
-  theirs = loaded_by(code, tmp_path, monkeypatch)
+  loading, use = (
+    part.split("```")[0] for part in text.split("```python\n")[1:3]
+  )
   pixels = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
-  scope = {"torch": torch, "model": theirs, "pictures": torch.tensor(pixels)}
-  exec(text.split("```python\n")[2].split("```")[0], scope)
+  scope = {"torch": torch, "pictures": torch.tensor(pixels)}
+  scope["model"] = load_by(loading)
+  exec(use, scope)
   np.testing.assert_allclose(
     scope["logits"].detach(),
     gc_jax.predict(gc_jax.load(out), pixels.transpose(0, 2, 3, 1)),
@@ -92,39 +98,17 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
   "name",
   torch_models.deepest_apart(sorted(set(models.MODELS) - {"vgg16"})),
 )
-def test_a_cards_code_makes_the_architecture(
-  name, tmp_path, torchvision, monkeypatch, small_weights
-):
-  code = card.loading_code("weights.safetensors", name, 3)
-  small_weights(name, tmp_path / "weights.safetensors")
-  theirs = loaded_by(code, tmp_path, monkeypatch)
+def test_a_cards_code_makes_the_architecture(name, tmp_path, load_by):
+  weights = {
+    key: torch.zeros(shape, dtype=int if key.endswith("tracked") else None)
+    for key, shape in names.torch_shapes(name, 3).items()
+  }
+  safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+  theirs = load_by(card.loading_code("weights.safetensors", name, 3))
   assert not theirs.training
-  pools = [
-    module
-    for module in theirs.modules()
-    if isinstance(module, torch.nn.AdaptiveMaxPool2d)
-  ]
-  assert len(pools) == name.endswith("-gmp")
-
-
-@pytest.fixture
-def small_weights():
-  """Writes zeros of the architecture's shapes; an expand costs no memory."""
-
-  def write(name, path):
-    shapes = names.torch_shapes(name, 3)
-    zero = torch.zeros(())
-    safetensors.torch.save_file(
-      {
-        key: zero.expand(shape).contiguous()
-        if not key.endswith("tracked")
-        else torch.tensor(0)
-        for key, shape in shapes.items()
-      },
-      path,
-    )
-
-  return write
+  pools = torch.nn.AdaptiveMaxPool2d
+  count = sum(isinstance(module, pools) for module in theirs.modules())
+  assert count == name.endswith("-gmp")
 
 
 def test_nothing_is_overwritten_unasked(command, smoke_run, tmp_path):
@@ -148,9 +132,8 @@ def test_the_metadata_of_a_pth_is_not_overwritten_either(
 ):
   mine = tmp_path / "model.pth.json"
   mine.write_text("mine")
-  status, _, errors = command(
-    f"--workdir={smoke_run}", f"--out={tmp_path / 'model.pth'}"
-  )
+  out = tmp_path / "model.pth"
+  status, _, errors = command(f"--workdir={smoke_run}", f"--out={out}")
   assert status == 2 and f"{mine} exists" in errors
   assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
 
@@ -162,19 +145,25 @@ def test_a_name_without_suffix_becomes_safetensors(
   assert torch_io.load_model(tmp_path / "gc.safetensors")
 
 
-def test_what_cannot_be_exported_says_why(
-  command, smoke_run, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+  "workdir, name, message",
+  [
+    ("RUN", "model.onnx", "must end in .safetensors, .pth"),
+    (".", "a.pth", "no config.json"),
+    ("RUN", "a.safetensors", "pip install torch=="),
+  ],
+)
+def test_an_export_that_cannot_be_made_says_why(
+  command, smoke_run, tmp_path, monkeypatch, workdir, name, message
 ):
-  to = lambda name: f"--out={tmp_path / name}"
-  status, _, errors = command(f"--workdir={smoke_run}", to("model.onnx"))
-  assert status == 2 and "must end in .safetensors, .pth" in errors
-  status, _, errors = command(f"--workdir={tmp_path}", to("a.pth"))
-  assert status == 2 and "no config.json" in errors
-  monkeypatch.setitem(sys.modules, "torch", None)
+  if name == "a.safetensors":
+    monkeypatch.setitem(sys.modules, "torch", None)
+  workdir = smoke_run if workdir == "RUN" else tmp_path / workdir
+  out = tmp_path / name
   status, _, errors = command(
-    f"--workdir={smoke_run}", to("a.safetensors"), "--verify"
+    f"--workdir={workdir}", f"--out={out}", "--verify"
   )
-  assert status == 2 and "pip install torch==" in errors
+  assert status == 2 and message in errors
   assert not list(tmp_path.iterdir())
 
 
@@ -191,9 +180,8 @@ def test_a_wrong_file_is_found_out(command, smoke_run, tmp_path, monkeypatch):
     f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
   )
   assert status == 1
-  assert (
-    "PyTorch must compute what" in errors and "in logits, gradcam" in errors
-  )
+  assert "PyTorch must compute what" in errors
+  assert "in logits, gradcam" in errors
 
 
 @pytest.mark.parametrize(
@@ -205,11 +193,10 @@ def test_every_family_is_compared(name, tmp_path, small_perceptrons):
   path = tmp_path / "a.safetensors"
   torch_io.save_model(path, model, torch_io.Metadata(name))
   size = 64 if name != "alexnet" else 96
-  images = np.random.default_rng(0).integers(
-    0, 256, (2, size, size, 3), np.uint8
-  )
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
   differences = card.largest_differences(path, model, images)
-  assert set(differences) == {"logits", "gradcam", "gradcam_elementwise"}
+  assert set(differences) == COMPARED
   assert max(differences.values()) < 1e-4
 
 

@@ -1,10 +1,10 @@
 """Is the class still right when the picture is attacked? FGSM and PGD.
 
 Both are untargeted: they raise the loss of the ground-truth label. No pixel
-moves further than epsilon / 255 (the L-infinity ball), and every pixel stays in
-[0, 1]; the model's own normalisation comes after. A pixel without a gradient
-stays as it is, and under global max pooling those are many: a flat accuracy
-under FGSM alone may be hidden gradients, hence PGD beside it.
+moves further than epsilon / 255 (the L-infinity ball) or leaves [0, 1]; the
+model's own normalisation comes after. A pixel without a gradient stays, and
+under global max pooling those are many: a flat accuracy under FGSM alone may be
+hidden gradients, hence PGD beside it.
 
 FGSM takes one step of the whole epsilon, which may lead past every picture that
 misleads: accuracy then rises with epsilon. `WITHIN` is the accuracy against
@@ -53,18 +53,16 @@ def attacked_logits(
   epsilons: tuple[float | int, ...],
   on_few: bool = False,
 ) -> dict[tuple[str, float | int], Float[Array, "B K"]]:
-  """Returns what the model says of attacked pictures.
+  """Returns (attack, epsilon) -> logits of attacked pictures.
+
+  Of "fgsm" and `WITHIN`; on the few pictures that PGD is measured on, of
+  `ON_FEW` and "pgd".
 
   Args:
     model: as for `loss_gradient`.
     batch: as for `loss_gradient`.
-    epsilons: in any order. A loop takes one after the other: each attack is
-      compiled once.
-    on_few: whether these are the few pictures that PGD is measured on.
-
-  Returns:
-    (attack, epsilon) -> logits. Of "fgsm" and `WITHIN`; on few pictures of
-    `ON_FEW` and "pgd".
+    epsilons: in any order; in a loop, so that each attack is compiled once.
+    on_few: whether these are the few pictures.
   """
   ascending = sorted(epsilons)
 
@@ -179,11 +177,9 @@ def pgd(
 def _worst_so_far(
   logits: Float[Array, "E B K"], batch: Batch | PairBatch
 ) -> Float[Array, "E B K"]:
-  """Returns logits that are wrong if any smaller or equal epsilon fooled it.
-
-  With one label, each class is as far above the label's as it ever was; with
-  several, each label is as far on its wrong side.
-  """
+  """Returns logits that are wrong if any smaller or equal epsilon fooled it."""
+  # Each label is as far on its wrong side, each class as far above the label's,
+  # as it ever was.
   if "labels" in batch:
     sign = jnp.where(batch["labels"] > 0, 1, -1)[None]
     return sign * jax.lax.cummin(sign * logits)

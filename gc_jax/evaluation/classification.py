@@ -58,11 +58,7 @@ def sums(logits: Float[Array, "B K"], batch: Batch | PairBatch) -> Metrics:
 def by_example(
   logits: Float[Array, "B K"], batch: Batch | PairBatch
 ) -> dict[str, Float[Array, "B"]]:
-  """Returns what each picture adds to the headline number.
-
-  With one label: whether it is right, as `top1`. With several: how many of each
-  of `CASES` it has.
-  """
+  """Returns each picture's `top1`, or with several labels its `CASES`."""
   if "labels" not in batch:
     right = _rank(logits, batch["label"]) < 1
     return {"top1": right.astype(jnp.float32)}

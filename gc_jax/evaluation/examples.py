@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float
 
 from gc_jax.attribution import randomization
 from gc_jax.data.pairs import Maker
@@ -39,15 +38,9 @@ def gallery(
   with_composites: bool = False,
   strips: Strips | None = None,
 ) -> list[Example]:
-  """Returns the chosen examples with their maps.
+  """Returns the chosen examples, kind -> rows, with their maps.
 
-  Args:
-    planner: of the model and the split.
-    ledger: what was measured.
-    chosen: kind of example -> rows.
-    methods: keys of `METHODS`.
-    with_composites: whether each comes with its composite as well.
-    strips: from `sanity`.
+  Each may come with its composite, and with its `strips` from `sanity`.
   """
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
@@ -72,24 +65,19 @@ def gallery(
       predicted=look.predicted,
       maps=look.cams,
       randomized=(strips or {}).get(row, {}),
-      scores=_scores(ledger, row, methods),
+      scores={
+        metric: {
+          method: float(100 * column[row])
+          for method in methods
+          if (column := ledger.columns.get(Key(metric, method))) is not None
+          and not np.isnan(column[row])
+        }
+        for metric in ("content_heatmap", "negative_quadrants_heatmap")
+      },
       **more,
     )
     for (kind, row), look, more in zip(kinds, alone, beside, strict=True)
   ]
-
-
-def _scores(ledger, row, methods) -> dict[str, dict[str, float]]:
-  """Returns metric -> method -> percent of one row, where it was measured."""
-  return {
-    metric: {
-      method: float(100 * column[row])
-      for method in methods
-      if (column := ledger.columns.get(Key(metric, method))) is not None
-      and not np.isnan(column[row])
-    }
-    for metric in ("content_heatmap", "negative_quadrants_heatmap")
-  }
 
 
 class _Look(NamedTuple):
@@ -132,26 +120,15 @@ def spread(planner: plan.Planner, count: int) -> list[int]:
 def telling(
   planner: plan.Planner, ledger: Ledger, method: str
 ) -> dict[str, list[int]]:
-  """Returns the best, typical and worst rows by a method, and fixed ones."""
+  """Returns rows of different pictures that have a composite, by kind.
+
+  `best`, `typical` and `worst` by a method's content heatmap, and `fixed`: rows
+  spread evenly over the split, the same for every model. A row without an
+  annotation is neither good nor bad; if none has one, all may be shown.
+  """
+  content = ledger.columns[Key("content_heatmap", method)]
   outside = ledger.columns[Key("negative_quadrants_heatmap", method)]
   candidates = planner.pairs.first & ~np.isnan(outside)
-  return chosen_rows(candidates, ledger.columns[Key("content_heatmap", method)])
-
-
-def chosen_rows(
-  candidates: Bool[np.ndarray, "N"], content: Float[np.ndarray, "N"]
-) -> dict[str, list[int]]:
-  """Returns which rows to show, by kind.
-
-  Args:
-    candidates: which may be shown.
-    content: content heatmap; NaN where nothing is annotated: such a row is
-      neither good nor bad. If none is annotated, all are shown.
-
-  Returns:
-    `best`, `typical` and `worst` by content heatmap, and `fixed`: rows spread
-    evenly over the split, the same for every model.
-  """
   annotated = candidates & ~np.isnan(content)
   rows = np.flatnonzero(annotated if annotated.any() else candidates)
   order = rows[np.argsort(content[rows], kind="stable")]
@@ -170,11 +147,6 @@ def sanity(
   planner: plan.Planner, methods: tuple[str, ...], num_rows: int
 ) -> tuple[list[str], dict[str, list[float]], Strips]:
   """Returns how maps change as weights are randomised.
-
-  Args:
-    planner: of the trained model and a split.
-    methods: keys of `METHODS`.
-    num_rows: pairs, spread over the split.
 
   Returns:
     The stages, from the head down; method -> mean over pictures of the rank

@@ -147,34 +147,22 @@ def enlarged(
 def _pictures(
   num_maps: int, counts: Int[np.ndarray, "S1"]
 ) -> tuple[Int[np.ndarray, "N 3"], Int[np.ndarray, "2 P S1"]]:
-  """Returns the pictures to score, and the place of each curve's points.
+  """Returns (stage, map, count) of each picture; then its place in each curve.
 
   Where no pixel has changed, and where all have, the maps show the same
-  picture: it is scored once.
-
-  Args:
-    num_maps: P.
-    counts: of changed pixels, from none to all.
-
-  Returns:
-    (stage that the picture starts from, map, count) of each picture, then the
-    places of insertion's points, and of deletion's.
+  picture, and insertion ends where deletion starts: it is scored once.
   """
-  everything = counts[-1]
-  found: dict[tuple[int, int, int], int] = {}
-
-  def place(stage, number, count):
-    if stage == 0 and count == everything:
-      stage, count = 1, 0
-    if count in (0, everything):
-      number = 0
-    return found.setdefault((stage, number, count), len(found))
-
-  places = [
-    [[place(stage, p, count) for count in counts] for p in range(num_maps)]
-    for stage in (0, 1)
-  ]
-  return np.array(list(found), np.int32), np.array(places)
+  stage, number, count = np.meshgrid(
+    (0, 1), np.arange(num_maps), counts, indexing="ij"
+  )
+  is_clean = (stage == 0) & (count == counts[-1])
+  stage, count = np.where(is_clean, 1, stage), np.where(is_clean, 0, count)
+  number = np.where(np.isin(count, (0, counts[-1])), 0, number)
+  points = np.stack([stage, number, count], -1, dtype=np.int32)
+  pictures, places = np.unique(
+    points.reshape(-1, 3), axis=0, return_inverse=True
+  )
+  return pictures, places.reshape(stage.shape)
 
 
 def _ranks(

@@ -27,8 +27,7 @@ from gc_jax.evaluation import localisation
 from gc_jax.evaluation.attacks import attacked
 from gc_jax.evaluation.classification import predictions
 from gc_jax.evaluation.faithfulness import faithful
-from gc_jax.evaluation.ledger import Ledger, Measured
-from gc_jax.method.metrics import Key
+from gc_jax.evaluation.ledger import Ledger, Measured, Totals
 from gc_jax.method.types import PairBatch
 from gc_jax.runtime import parallel
 
@@ -43,24 +42,15 @@ Call = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass:
-  """One sweep over some rows, all of one shape: one program.
+  """One sweep over some rows, all of one shape."""
 
-  Attributes:
-    name: unique, for the ledger.
-    rows: which pairs, in order.
-    maker: makes them.
-    batch_size: rows of all processes.
-    step: measures a batch, by programs that it hands to a `Call` one after the
-      other.
-    on_host: `(maps, boxes) -> totals` of a batch, or None.
-  """
-
-  name: str
+  name: str  # unique, for the ledger
   rows: Int[np.ndarray, "N"]
   maker: Maker
-  batch_size: int
+  batch_size: int  # of all processes
+  # Measures a batch, by programs that it hands to the `Call`.
   step: Callable[[Call, PairBatch], Measured]
-  on_host: Callable[..., dict[Key, tuple]] | None = None
+  on_host: Callable[..., Totals] | None = None  # of a batch's maps and boxes
 
   @property
   def num_batches(self) -> int:
@@ -71,13 +61,8 @@ class Pass:
 class Planner:
   """Makes the passes of one model over one split.
 
-  Attributes:
-    model: as given, as are dataset, config and mesh.
-    graph: (structure, variables) of the model.
-    pairs: the rows of the split.
-    square: makes plain pictures.
-    with_objects: makes the same, with their objects.
-    composite: makes composites.
+  It holds what it was given, the `pairs` of the split, the model in two parts
+  (`graph`), and what makes rows: `square`, `with_objects`, `composite`.
 
   Args:
     model: in evaluation mode, on every device of the mesh.
@@ -159,14 +144,9 @@ class Planner:
     self, prefix, rows, methods, predicts: bool = False
   ) -> list[Pass]:
     """Returns the passes over rows: of pictures, and of composites."""
-    composites = self._pass(
-      f"{prefix}composites",
-      rows,
-      self.composite,
-      localisation.negative_quadrants,
-      methods,
-      area=4,
-    )
+    program = localisation.negative_quadrants
+    name = f"{prefix}composites"
+    composites = self._pass(name, rows, self.composite, program, methods)
     if self._settings.protocol == "release":
       before = [self._predictions()] if predicts else []
       frames = self._frames(f"{prefix}frames", rows, methods)
@@ -211,7 +191,6 @@ class Planner:
         localisation.localization,
         methods,
         False,
-        area=height * width / self.square.image_size**2,
       )
       for height, width in shapes.tolist()
     ]
@@ -231,7 +210,7 @@ class Planner:
       "insertion, deletion and boxes",
       rows,
       maker,
-      self._batch_size(rows[:MAPS_AT_ONCE]),
+      self._batch_size(rows[:MAPS_AT_ONCE], maker),
       step,
       functools.partial(localisation.boxes_correct, maker.image_size),
     )
@@ -252,19 +231,16 @@ class Planner:
     wanted = [localisation.ALL_METHODS[name] for name in methods]
     return tuple(sorted(attribution.grids(wanted, self.model, height, width)))
 
-  def _pass(
-    self, name, rows, maker, program, *settings, area: int | float = 1
-  ) -> Pass:
-    """Returns a pass of one program; area: of an image, in squares."""
+  def _pass(self, name, rows, maker, program, *settings) -> Pass:
     step = lambda call, batch: call(program, *self.graph, batch, *settings)
-    return Pass(name, rows, maker, self._batch_size(rows, area), step)
+    return Pass(name, rows, maker, self._batch_size(rows, maker), step)
 
-  def _batch_size(
-    self, rows: Int[np.ndarray, "N"], area: int | float = 1
-  ) -> int:
+  def _batch_size(self, rows: Int[np.ndarray, "N"], maker: Maker) -> int:
+    """Returns fewer rows than configured if images are larger than squares."""
+    height, width, _ = maker.blank()["image"].shape
+    area = height * width / self.square.image_size**2
     size = max(1, int(self._settings.batch_size / area))
-    size = min(size, max(1, len(rows)))
-    return parallel.divisible(size, self.mesh)
+    return parallel.divisible(min(size, max(1, len(rows))), self.mesh)
 
 
 def evenly(rows: Int[np.ndarray, "N"], count: int) -> Int[np.ndarray, "n"]:

@@ -58,7 +58,7 @@ def evaluate(
     arch: of a checkpoint that gc_jax did not export.
     methods: keys of `METHODS`.
     out: folder to write to. An unfinished evaluation in it goes on; a finished
-      one of the same is kept as it is.
+      one is kept.
 
   Raises:
     ValueError: an argument is invalid; raised before anything is compiled.
@@ -131,11 +131,8 @@ class Evaluation:
   """The evaluations of a training run: quick ones meanwhile, one at its end.
 
   Composites and random points are the same for every run and state, so that
-  two results differ by their models alone.
-
-  Args:
-    config: resolved.
-    mesh: the batch is divided along it.
+  two results differ by their models alone. Models are given in evaluation mode,
+  on every device of the mesh.
   """
 
   def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
@@ -145,11 +142,7 @@ class Evaluation:
     self._test = data.load(config.data, config.data.eval_split)
 
   def quick(self, model: nnx.Module) -> dict[str, float]:
-    """Returns classification on the validation split.
-
-    Args:
-      model: in evaluation mode, on every device of the mesh.
-    """
+    """Returns classification on the validation split."""
     planner = plans.Planner(
       model, self._val, self._config, self._mesh, explains=False
     )
@@ -167,10 +160,7 @@ class Evaluation:
   ) -> Evaluated:
     """Returns classification and localisation on the evaluation split.
 
-    Args:
-      model: in evaluation mode, on every device of the mesh.
-      workdir: of the run.
-      after_batch: called after every batch, on every process; it may raise.
+    `after_batch` is called on every process, and may raise.
     """
     planner = plans.Planner(model, self._test, self._config, self._mesh)
     ledger = Ledger(len(planner.pairs.index))

@@ -16,45 +16,20 @@ from gc_jax.data.pairs import Pairs
 from gc_jax.evaluation import classification
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import BOXES, DIFFICULT, max_box_acc
-from gc_jax.method.metrics import (
-  ATTACKS,
-  METRICS,
-  POINTING_GAMES,
-  Key,
-  accuracy,
-)
+from gc_jax.method import metrics
+from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
 from gc_jax.report.artefact import Curves
 
+Columns = Mapping[Key, Float[np.ndarray, "N"]]
 _BLOCK = 16  # resamples at a time
 
 
 class Estimate(NamedTuple):
-  """A result.
-
-  Attributes:
-    value: in percent, unless its metric has another unit.
-    std: its spread over draws, if it is drawn.
-    interval: both ends of its 95% interval, if there is one.
-  """
+  """A result, in percent unless its metric has another unit."""
 
   value: float | int
-  std: float | None = None
-  interval: tuple[float, float] | None = None
-
-
-class Rows(NamedTuple):
-  """What the rows of the columns are.
-
-  Attributes:
-    index: of the picture.
-    target: the class explained.
-    difficult: whether the pointing games pass over the pair, under the protocol
-      "release".
-  """
-
-  index: Int[np.ndarray, "N"]
-  target: Int[np.ndarray, "N"]
-  difficult: Bool[np.ndarray, "N"]
+  std: float | None = None  # over draws, if it is drawn
+  interval: tuple[float, float] | None = None  # of 95%, if there is one
 
 
 class _Sample(NamedTuple):
@@ -81,8 +56,9 @@ def results(
     class_names: of the data set.
   """
   columns = dict(ledger.columns)
-  difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows))
-  rows = Rows(pairs.index, pairs.target, difficult > 0)
+  difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows)) > 0
+  if settings.protocol == "release":
+    columns = passed_over(columns, difficult)
   # The counts that F1 is made of say nothing alone.
   pooled = {
     key._replace(metric="f1_overall"): np.stack(
@@ -102,7 +78,7 @@ def results(
     for name, column in counted.items()
   }
   found |= accuracies(ledger)
-  for key, estimate in summarize(columns, rows, settings).items():
+  for key, estimate in summarize(columns, pairs, settings).items():
     if key.attack:  # the interval is new, the number is known from its sums
       estimate = estimate._replace(value=found[key].value)
     found[key] = estimate
@@ -117,7 +93,7 @@ def results(
     if key.metric == BOXES:
       for metric, value in max_box_acc(correct, float(count)).items():
         found[key._replace(metric=metric)] = Estimate(value)
-  return found, by_class(columns, rows, settings, class_names)
+  return found, by_class(columns, pairs.target, class_names)
 
 
 def flat(found: Mapping[Key, Estimate]) -> dict[str, float | int]:
@@ -144,13 +120,15 @@ def curves(
   **sanity: Any,
 ) -> Curves:
   """Returns accuracy by epsilon, insertion and deletion, beside the sanity."""
-  metric = accuracy(Key("f1_overall") in found)
+  metric = metrics.accuracy(Key("f1_overall") in found)
   robustness: dict[str, dict[str, float]] = {}
   for key, estimate in found.items():
     if key.attack and key.metric == metric:
       # Those on few pictures have a clean row of their own.
       start = (
-        {} if ATTACKS[key.attack].on_few else {"0": found[Key(metric)].value}
+        {}
+        if metrics.ATTACKS[key.attack].on_few
+        else {"0": found[Key(metric)].value}
       )
       curve = robustness.setdefault(key.attack, start)
       curve[f"{key.epsilon:g}"] = estimate.value
@@ -179,37 +157,43 @@ def accuracies(ledger: Ledger) -> dict[Key, Estimate]:
   }
 
 
+def passed_over(columns: Columns, difficult: Bool[np.ndarray, "N"]) -> Columns:
+  """Returns the columns without the pairs that are difficult to point at."""
+  return {
+    key: np.where(difficult, np.nan, values)
+    if key.metric in POINTING_GAMES
+    else values
+    for key, values in columns.items()
+  }
+
+
 def summarize(
-  columns: Mapping[Key, Float[np.ndarray, "N"]],
-  rows: Rows,
-  settings: ConfigDict,
+  columns: Columns, pairs: Pairs, settings: ConfigDict
 ) -> dict[Key, Estimate]:
   """Returns the mean of every column, with its interval.
 
-  Args:
-    columns: number of each row, in [0, 1]; NaN where none counts.
-    rows: what they belong to.
-    settings: protocol, spg_samples, spg_runs, num_resamples.
+  A column in which no row counts is left out. Beside a stochastic pointing
+  game's expectation stands the game: the mean over runs, and their sample
+  standard deviation.
 
-  Returns:
-    For each stochastic pointing game's expectation also the game: the mean over
-    runs, and their sample standard deviation. Nothing for a column in which no
-    row counts.
+  Args:
+    columns: number of each pair, in [0, 1]; NaN where none counts.
+    pairs: of the rows.
+    settings: protocol, spg_samples, spg_runs, num_resamples.
   """
   found: dict[Key, Estimate] = {}
   samples = {}
   for key, values in columns.items():
-    values = _counting(key, values, rows, settings)
     real = ~np.isnan(values)
     if not real.any():
       continue
     sample = values[real].astype(np.float64)
     groups = None
     if settings.protocol == "release" and key.metric == "pointing_game":
-      groups = rows.target[real]
+      groups = pairs.target[real]
     ones = np.ones_like(sample)
     if _scale(key) != 1.0:
-      samples[key] = _Sample(rows.index[real], sample, ones, groups)
+      samples[key] = _Sample(pairs.index[real], sample, ones, groups)
     mean = (
       float(sample.mean()) if groups is None else _mean(groups, sample, ones)
     )
@@ -220,7 +204,7 @@ def summarize(
       game = key._replace(metric="stochastic_pointing_game")
       found[game] = Estimate(float(runs.mean()), float(spread))
   if settings.num_resamples and samples:
-    intervals = _intervals(samples, rows.index, settings.num_resamples)
+    intervals = _intervals(samples, pairs.index, settings.num_resamples)
     for key, (low, high) in intervals.items():
       ends = _scale(key) * low, _scale(key) * high
       found[key] = found[key]._replace(interval=ends)
@@ -228,18 +212,14 @@ def summarize(
 
 
 def by_class(
-  columns: Mapping[Key, Float[np.ndarray, "N"]],
-  rows: Rows,
-  settings: ConfigDict,
-  class_names: Sequence[str],
+  columns: Columns, target: Int[np.ndarray, "N"], class_names: Sequence[str]
 ) -> dict[str, dict[Key, float]]:
   """Returns the mean of every column for each class that was explained."""
   found: dict[str, dict[Key, float]] = {}
   for key, values in columns.items():
-    values = _counting(key, values, rows, settings)
-    real = ~np.isnan(values) & (rows.target >= 0)
-    sums = np.bincount(rows.target[real], values[real], len(class_names))
-    counts = np.bincount(rows.target[real], minlength=len(class_names))
+    real = ~np.isnan(values) & (target >= 0)
+    sums = np.bincount(target[real], values[real], len(class_names))
+    counts = np.bincount(target[real], minlength=len(class_names))
     for k in np.flatnonzero(counts):
       mean = float(_scale(key) * sums[k] / counts[k])
       found.setdefault(class_names[k], {})[key] = mean
@@ -254,10 +234,6 @@ def stochastic_runs(
   Points are drawn independently, with replacement, and hit with the chance
   that is the game's expectation: how many hit is binomial, and no point need
   be drawn. Every method gets the same seed.
-
-  Args:
-    expected: of each pair, in [0, 1].
-    settings: spg_samples points in each of spg_runs runs.
   """
   generator = np.random.default_rng(0)
   chance = np.clip(expected.astype(np.float64), 0, 1)
@@ -268,13 +244,6 @@ def stochastic_runs(
       for _ in range(settings.spg_runs)
     ]
   )
-
-
-def _counting(key: Key, values, rows: Rows, settings: ConfigDict):
-  """Returns a column with NaN where the protocol passes over the pair."""
-  if settings.protocol == "release" and key.metric in POINTING_GAMES:
-    return np.where(rows.difficult, np.nan, values)
-  return values
 
 
 def _scale(key: Key) -> float:

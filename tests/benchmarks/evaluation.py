@@ -103,13 +103,8 @@ def _overhead(planner, rows, mesh, rounds):
     for _ in plans.run([which], planner, ledger):
       pass
     if which is one:
-      index = planner.pairs.index
-      none = np.zeros(len(index), bool)
-      summary.summarize(
-        ledger.columns,
-        summary.Rows(index, planner.pairs.target, none),
-        _settings(num_resamples=1_000),
-      )
+      settings = _settings(num_resamples=1_000)
+      summary.summarize(ledger.columns, planner.pairs, settings)
 
   return _compare(
     {"maps": lambda: run(bare), "maps_and_metrics": lambda: run(one)}, rounds

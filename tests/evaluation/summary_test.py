@@ -8,7 +8,8 @@ from gc_jax.data.pairs import Pairs
 from gc_jax.evaluation import summary
 from gc_jax.evaluation.classification import CASES
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.evaluation.summary import Estimate, Rows
+from gc_jax.evaluation.localisation import DIFFICULT
+from gc_jax.evaluation.summary import Estimate
 from gc_jax.method.metrics import Key
 
 PG = Key("pointing_game", "a")
@@ -25,11 +26,16 @@ def settings(protocol="paper", spg_samples=100, spg_runs=5, num_resamples=0):
   return chosen
 
 
+def pairs_of(index, target=None):
+  target = np.zeros(len(index), int) if target is None else target
+  return Pairs(index, target, np.ones(len(index), bool))
+
+
 def made(count=60, seed=0):
   """Columns of pairs, one to three a picture; some of them not measured."""
   rng = np.random.default_rng(seed)
   index = np.sort(rng.integers(0, count // 2, count))
-  rows = Rows(index, rng.integers(0, 4, count), rng.random(count) < 0.2)
+  pairs = pairs_of(index, rng.integers(0, 4, count))
   columns = {
     PG: (rng.random(count) < 0.6).astype(np.float32),
     EXACT: rng.random(count).astype(np.float32),
@@ -38,12 +44,12 @@ def made(count=60, seed=0):
   }
   for values in columns.values():
     values[rng.random(count) < 0.1] = np.nan
-  return columns, rows
+  return columns, pairs
 
 
 def test_the_paper_weighs_pairs_equally():
-  columns, rows = made()
-  results = summary.summarize(columns, rows, settings("paper"))
+  columns, pairs = made()
+  results = summary.summarize(columns, pairs, settings("paper"))
   for key in (PG, EXACT, CH):
     assert results[key].value == pytest.approx(100 * np.nanmean(columns[key]))
   assert results[EMPTY].value == pytest.approx(np.nanmean(columns[EMPTY]))
@@ -51,16 +57,29 @@ def test_the_paper_weighs_pairs_equally():
 
 
 def test_the_release_takes_means_over_classes_and_passes_over_difficult_pairs():
-  columns, rows = made()
-  results = summary.summarize(columns, rows, settings("release"))
-  easy = ~rows.difficult
-  means = [np.nanmean(columns[PG][easy & (rows.target == k)]) for k in range(4)]
-  assert results[PG].value == pytest.approx(100 * np.mean(means))
-  assert results[EXACT].value == pytest.approx(
-    100 * np.nanmean(columns[EXACT][easy])
-  )
-  # The content heatmap counts all.
-  assert results[CH].value == pytest.approx(100 * np.nanmean(columns[CH]))
+  columns, pairs = made()
+  ledger = Ledger(len(pairs.index))
+  difficult = np.random.default_rng(1).random(len(pairs.index)) < 0.2
+  ledger.columns = columns | {DIFFICULT: difficult.astype(np.float32)}
+  names = list("abcde")
+  for protocol, counts in (
+    ("paper", np.ones_like(difficult)),
+    ("release", ~difficult),
+  ):
+    chosen = settings(protocol)
+    found, by_class = summary.results(ledger, pairs, chosen, names)
+    assert set(by_class) == set("abcd")  # none shows an e
+    means = [
+      100 * np.nanmean(columns[PG][counts & (pairs.target == k)])
+      for k in range(4)
+    ]
+    assert [by_class[k][PG] for k in "abcd"] == pytest.approx(means)
+    exact = 100 * np.nanmean(columns[EXACT][counts])
+    assert found[EXACT].value == pytest.approx(exact)
+    if protocol == "release":
+      assert found[PG].value == pytest.approx(np.mean(means))
+    # The content heatmap counts all.
+    assert found[CH].value == pytest.approx(100 * np.nanmean(columns[CH]))
 
 
 def test_the_stochastic_game_has_the_law_of_drawn_points():
@@ -75,14 +94,14 @@ def test_the_stochastic_game_has_the_law_of_drawn_points():
 
 
 def test_the_game_is_given_as_mean_and_deviation_over_runs():
-  columns, rows = made()
+  columns, pairs = made()
   chosen = settings(spg_samples=10, spg_runs=5)
-  results = summary.summarize(columns, rows, chosen)
+  results = summary.summarize(columns, pairs, chosen)
   expected = columns[EXACT][~np.isnan(columns[EXACT])]
   runs = 100 * summary.stochastic_runs(expected, chosen)
   assert results[SPG].value == pytest.approx(runs.mean())
   assert results[SPG].std == pytest.approx(runs.std(ddof=1))
-  once = summary.summarize(columns, rows, settings(spg_runs=1))
+  once = summary.summarize(columns, pairs, settings(spg_runs=1))
   assert once[SPG].std == 0
 
 
@@ -105,17 +124,17 @@ def test_results_have_their_names_in_results_json():
 @pytest.mark.parametrize("name", ["paper", "release"])
 def test_intervals_are_those_of_resampled_pictures(name):
   """Pictures drawn one by one, with all their pairs."""
-  columns, rows = made(200)
+  columns, pairs = made(200)
   chosen = settings(name, num_resamples=2_000)
-  results = summary.summarize(columns, rows, chosen)
+  results = summary.summarize(columns, pairs, chosen)
   rng = np.random.default_rng(7)
-  pictures = np.unique(rows.index)
-  of = {p: np.flatnonzero(rows.index == p) for p in pictures}
+  pictures = np.unique(pairs.index)
+  of = {p: np.flatnonzero(pairs.index == p) for p in pictures}
   for key in (PG, CH):
     means = []
     for _ in range(2_000):
       drawn = np.concatenate([of[p] for p in rng.choice(pictures, len(of))])
-      some = Rows(rows.index[drawn], rows.target[drawn], rows.difficult[drawn])
+      some = pairs_of(pairs.index[drawn], pairs.target[drawn])
       again = summary.summarize(
         {key: columns[key][drawn]}, some, settings(name)
       )
@@ -135,8 +154,7 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   chosen = settings(num_resamples=1_000)
 
   def width(index, values):
-    rows = Rows(index, np.zeros(len(index), int), np.zeros(len(index), bool))
-    results = summary.summarize({CH: values}, rows, chosen)
+    results = summary.summarize({CH: values}, pairs_of(index), chosen)
     low, high = results[CH].interval
     return high - low
 
@@ -147,31 +165,21 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   assert more == pytest.approx(alone / 2, rel=0.15)
 
 
-def test_every_class_that_was_explained_has_its_own_mean():
-  columns, rows = made()
-  rows.target[:3] = -1
-  found = summary.by_class(columns, rows, settings("release"), list("abcde"))
-  assert set(found) == set("abcd")  # none shows an e
-  for k, name in enumerate("abcd"):
-    own = rows.target == k
-    assert found[name][CH] == pytest.approx(100 * np.nanmean(columns[CH][own]))
-    easy = own & ~rows.difficult
-    assert found[name][PG] == pytest.approx(100 * np.nanmean(columns[PG][easy]))
-
-
-def test_a_column_without_a_measurement_is_left_out():
-  rows = Rows(np.arange(3), np.zeros(3, int), np.zeros(3, bool))
-  nothing = np.full(3, np.nan, np.float32)
+def test_a_column_or_class_without_a_measurement_is_left_out():
+  columns, pairs = made()
+  nothing = np.full(60, np.nan, np.float32)
   chosen = settings(num_resamples=10)
-  assert summary.summarize({CH: nothing}, rows, chosen) == {}
-  assert summary.by_class({CH: nothing}, rows, chosen, ["a"]) == {}
+  assert summary.summarize({CH: nothing}, pairs, chosen) == {}
+  assert summary.by_class({CH: nothing}, pairs.target, list("abcd")) == {}
+  pairs.target[pairs.target == 2] = -1  # pictures without a class
+  found = summary.by_class(columns, pairs.target, list("abcd"))
+  assert set(found) == set("abd")
 
 
 @pytest.mark.parametrize("attack", [{}, {"attack": "fgsm", "epsilon": 8}])
 def test_f1_has_the_interval_of_resampled_pictures(attack):
   rng = np.random.default_rng(0)
   counts = rng.integers(0, 3, (100, 3)).astype(np.float32)
-  pairs = Pairs(np.arange(100), np.zeros(100, int), np.ones(100, bool))
   ledger = Ledger(100)
   for name, column in zip(CASES, counts.T, strict=True):
     total = column.sum(keepdims=True), np.float64(100)
@@ -179,7 +187,7 @@ def test_f1_has_the_interval_of_resampled_pictures(attack):
     ledger.totals[Key(name, **attack)] = total
   ledger.totals[Key("loss", **attack)] = (np.float64(1), np.float64(100))
   found, by_class = summary.results(
-    ledger, pairs, settings(num_resamples=500), ["only"]
+    ledger, pairs_of(np.arange(100)), settings(num_resamples=500), ["only"]
   )
 
   def f1(rows):
