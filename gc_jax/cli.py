@@ -76,12 +76,7 @@ def start(argv: list[str]) -> None:
 
 
 def run(main: Callable[[list[str]], int], config: flags.FlagHolder) -> NoReturn:
-  """Runs `main` with the arguments that are no flags, and exits.
-
-  Args:
-    main: returns the exit status.
-    config: from `define_config`.
-  """
+  """Runs `main` on what is left of the command line, and exits."""
 
   def parse(argv: list[str]) -> list[str]:
     try:

@@ -45,12 +45,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-  """The checkpoints of one run.
-
-  Args:
-    workdir: of the run, with the folder `checkpoints` in it.
-    keep: how many of the last to keep, besides the best.
-  """
+  """The checkpoints of one run: the `keep` last ones, and the best."""
 
   def __init__(self, workdir: files.AnyPath, keep: int):
     self._folder = _folder(workdir)
@@ -116,16 +111,13 @@ class Checkpoints:
       raise self._save_error(error) from error
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Returns the last readable checkpoint, or `like` itself if there is none.
+    """Returns the last readable checkpoint and its `meta`.
 
-    Unreadable ones are moved aside with an error in the log, once an older one
-    is read. A save in progress is ignored.
+    Without checkpoints, returns `like` itself and {}. Unreadable ones are moved
+    aside, with an error in the log, once an older one is read.
 
     Args:
       like: a state of the same shapes, on the devices to restore to.
-
-    Returns:
-      The state, and what was saved as `meta` (empty without a checkpoint).
 
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
@@ -226,9 +218,6 @@ def read_variables(workdir: files.AnyPath) -> Variables:
   replace one that training deletes meanwhile. An unreadable one stays in place,
   with a warning, and the one before it is read.
 
-  Args:
-    workdir: of the run.
-
   Raises:
     CheckpointError: there is no checkpoint, or none can be read.
   """
@@ -258,12 +247,7 @@ def read_variables(workdir: files.AnyPath) -> Variables:
 
 def _read_variables(folder: files.AnyPath, step: int) -> Variables:
   path = folder / str(step)
-  handler = ocp.CompositeCheckpointHandler(
-    state=ocp.PyTreeCheckpointHandler(),
-    meta=ocp.JsonCheckpointHandler(),
-    metrics=ocp.JsonCheckpointHandler(filename="metrics"),  # or Orbax warns
-  )
-  with ocp.Checkpointer(handler) as checkpointer:
+  with _checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     saved = checkpointer.metadata(path).item_metadata["state"].tree
     wanted = {
       name: leaf
@@ -302,14 +286,9 @@ def _restore(
       barrier_sync_key_prefix=str(index),
     )
   }
-  handler = ocp.CompositeCheckpointHandler(
-    composite_options=ocp.CompositeOptions(**alone),
-    state=ocp.StandardCheckpointHandler(**alone),
-    meta=ocp.JsonCheckpointHandler(**alone),
-    metrics=ocp.JsonCheckpointHandler(filename="metrics", **alone),
-  )
   leaves = named_leaves(like)
-  with ocp.Checkpointer(handler, **alone) as checkpointer:
+  handler = ocp.StandardCheckpointHandler(**alone)
+  with _checkpointer(handler, **alone) as checkpointer:
     restored = checkpointer.restore(
       folder / str(step),
       args=ocp.args.Composite(
@@ -324,6 +303,17 @@ def _restore(
   ordered = [restored["state"][name] for name in leaves]
   state = jax.tree.unflatten(jax.tree.structure(like), ordered)
   return state, restored["meta"]
+
+
+def _checkpointer(state: ocp.CheckpointHandler, **options: Any):
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(**options),
+    state=state,
+    meta=ocp.JsonCheckpointHandler(**options),
+    # Orbax warns where nothing is said about them.
+    metrics=ocp.JsonCheckpointHandler(filename="metrics", **options),
+  )
+  return ocp.Checkpointer(handler, **options)
 
 
 def _folder(workdir: files.AnyPath) -> files.AnyPath:

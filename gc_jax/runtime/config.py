@@ -172,14 +172,7 @@ def one_of(field: str, value: str, known: Iterable[str]) -> None:
 def at_least(
   config: ConfigDict, field: str, bound: int, exclusive: bool = False
 ) -> None:
-  """Raises ValueError unless a field is a finite number of at least a bound.
-
-  Args:
-    config: resolved.
-    field: "optim.momentum".
-    bound: the least it may be.
-    exclusive: whether the bound itself is too small.
-  """
+  """Raises ValueError unless a field is a finite number from a bound on."""
   value = config[field]
   ok = value > bound if exclusive else value >= bound
   if not ok or not math.isfinite(value):
@@ -195,11 +188,7 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def read(workdir: files.AnyPath) -> dict[str, Any]:
-  """Returns the resolved configuration of a run, nested plain values.
-
-  Raises:
-    ValueError: the folder has no configuration, or a broken one.
-  """
+  """Returns the resolved configuration of a run, nested plain values."""
   path = workdir / FILENAME
   must = f"{path} must be the configuration of a run"
   try:
@@ -226,9 +215,8 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
 def completed(saved: Mapping[str, Any]) -> ConfigDict:
   """Returns the configuration of a run with every field of today.
 
-  Args:
-    saved: from `read`. A missing field, of an older run, has its default; one
-      that no longer exists is left out.
+  A missing field, of an older run, has its default; one that no longer exists
+  is left out.
   """
   completed = get_config().copy_and_resolve_references()
   known = flatten(completed.to_dict())
@@ -259,10 +247,8 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the flat fields that decide what a run computes.
 
   They decide whether a run may be continued, averaged with others, compared.
-
-  Args:
-    config: nested. A missing field has its default, with which runs go as they
-      went before the field existed.
+  A missing field has its default, with which runs go as they went before the
+  field existed.
   """
   flat = flatten(to_dict(get_config())) | flatten(config)
   left_out = set(_NOT_THE_RUN)
@@ -284,9 +270,6 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
   Runs that agree in them are repetitions of one experiment. Fields of guidance
   losses without weight have no effect, and are left out.
-
-  Args:
-    config: nested, that the model was trained with.
   """
   flat = computed(config)
   off = [

@@ -116,7 +116,6 @@ def held(folder: AnyPath, flag: str) -> Iterator[None]:
 
   Raises:
     ValueError: another process has it; says which.
-    OSError: the folder cannot be written to.
   """
   if is_in_bucket(folder):
     yield

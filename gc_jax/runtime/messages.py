@@ -73,11 +73,7 @@ def class_differences(there: Sequence[str], here: Sequence[str]) -> str:
   """Says in a few lines how two lists of classes differ; "" if they do not.
 
   Their order counts, as an id means a class by its place. Unicode forms do not,
-  as file systems change them.
-
-  Args:
-    there: classes of a model, in the order of its outputs.
-    here: classes of the data.
+  as file systems change them. `there` is of a model, `here` of the data.
   """
   theirs, ours = (
     [unicodedata.normalize("NFC", name) for name in names]

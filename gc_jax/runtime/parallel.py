@@ -44,12 +44,8 @@ def initialize(multihost: bool) -> None:
 
   Their places come from JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
   JAX_NUM_PROCESSES and JAX_PROCESS_ID if these are set, and otherwise from what
-  jax knows about TPU pods, SLURM and MPI.
-
-  From here on SIGTERM and Ctrl-C ask to end, see `stop_requested`.
-
-  Args:
-    multihost: False where this process trains alone.
+  jax knows about TPU pods, SLURM and MPI. From here on SIGTERM and Ctrl-C ask
+  to end, see `stop_requested`. Without `multihost` a process trains alone.
 
   Raises:
     ValueError: the place of this process is unknown.
@@ -231,8 +227,7 @@ def any_process(here: bool) -> bool:
 def main_does(action: Callable[[], None]) -> None:
   """Runs an action on the main process, and waits for it on all.
 
-  Raises:
-    ValueError: on every process, if the main one raised it.
+  A ValueError is raised on every process.
   """
   message = b""
   if is_main():
@@ -250,13 +245,10 @@ def main_does(action: Callable[[], None]) -> None:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns all devices on one axis; a batch is divided along it.
+  """Returns all devices, by default those here, on one axis.
 
-  The axis is `Auto` (the compiler propagates shardings): optax's losses do
-  not accept explicit ones.
-
-  Args:
-    devices: those of another machine, to compile for; None: those here.
+  A batch is divided along it. The axis is `Auto` (the compiler propagates
+  shardings): optax's losses do not accept explicit ones.
   """
   devices = jax.devices() if devices is None else devices
   return jax.make_mesh(
@@ -295,11 +287,9 @@ def to_devices_ahead(batches: Iterator[Any], mesh: Mesh) -> Iterator[Any]:
 def one_ahead(items: Iterator[_T]) -> Iterator[_T]:
   """Yields the items; a thread makes the next one while one is used.
 
-  Close it when it is not read to the end: the thread waits for the next item.
-
-  Args:
-    items: made on request. None may start a program on devices: programs start
-      in the same order on all devices, and in every process.
+  No item may start a program on devices: programs start in the same order on
+  all devices, and in every process. Close it when it is not read to the end:
+  the thread waits for the next item.
   """
   end = object()
   with ThreadPoolExecutor(1, "one_ahead") as thread:

@@ -42,13 +42,7 @@ _CAMS = ("gradcam", "gradcam_elementwise")
 
 
 def loading_code(filename: str, architecture: str, num_classes: int) -> str:
-  """Returns PyTorch code that makes the model and loads the weights.
-
-  Args:
-    filename: of the weights, `.safetensors` or `.pth`.
-    architecture: a key of `models.MODELS`.
-    num_classes: K.
-  """
+  """Returns PyTorch code that makes the model and loads the weights."""
   known = MODELS[architecture]
   lines = ["import torch"]
   if filename.endswith(SAFETENSORS):
@@ -122,11 +116,7 @@ Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
 
 
 def check_verifiable(model: Network) -> None:
-  """Checks that the network states its forward pass in PyTorch.
-
-  Raises:
-    ValueError: it does not.
-  """
+  """Raises ValueError if a network states no forward pass in PyTorch."""
   if type(model).torch_features is Network.torch_features:
     raise ValueError(
       "--verify must know the network's forward pass in PyTorch; "
@@ -150,15 +140,12 @@ def largest_differences(
   Returns:
     `logits`, `gradcam` and `gradcam_elementwise`: the largest absolute
     difference over all images, divided by the largest absolute value.
-
-  Raises:
-    ValueError: PyTorch is not installed, or the file cannot be read.
   """
   torch = pickles.import_torch(f"To verify {path}")
-  arrays, _ = files.read(path)
+  content, _ = files.read(path)
   ours = _ours(model, images)
   target = ours["logits"].argmax(-1)
-  theirs = _theirs(Operations(torch, arrays), model, images, target)
+  theirs = _theirs(Operations(torch, content.arrays), model, images, target)
   return {
     name: float(np.abs(ours[name] - their).max() / (np.abs(their).max() or 1.0))
     for name, their in theirs.items()
@@ -207,9 +194,7 @@ def _theirs(
 class Operations:
   """PyTorch's layers over a state dict, in evaluation mode.
 
-  Args:
-    torch: the module.
-    arrays: the state dict; layers are named by its keys.
+  Layers are named by the keys of the state dict.
   """
 
   def __init__(self, torch: Any, arrays: Mapping[str, np.ndarray]):

@@ -28,17 +28,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """What a file says about its weights.
+  """What a file says about its weights; the defaults where it does not.
 
   Attributes:
-    architecture: a key of `models.MODELS`; "" where the file does not say.
-    class_names: of the logits, in order; () where the file does not say.
+    architecture: a key of `models.MODELS`.
+    class_names: of the logits, in order.
     multi_label: whether a picture may show several classes: then each logit
-      has a sigmoid, else all have one softmax. None where the file does not
-      say.
-    image_size: pixels of the side it was trained on; torchvision's where the
-      file does not say.
-    config_digest: SHA-256 of the run's configuration; "" without a run.
+      has a sigmoid, else all have one softmax.
+    image_size: pixels of the side it was trained on.
+    config_digest: SHA-256 of the run's configuration.
   """
 
   architecture: str = ""
@@ -67,14 +65,10 @@ class Metadata:
   def from_strings(
     cls, strings: Mapping[str, Any], source: str = "a file"
   ) -> "Metadata":
-    """Returns what was written; a missing field keeps its default.
-
-    Args:
-      strings: by field; unknown fields are ignored.
-      source: where they come from, for messages.
+    """Returns what `to_strings` gave; ignores other fields.
 
     Raises:
-      ValueError: names a field that `to_strings` would not write so.
+      ValueError: names a field that is not as `to_strings` writes it.
     """
     found = {}
     for field in dataclasses.fields(cls):
@@ -126,12 +120,9 @@ def load_model(
     path: a torchvision state dict, a training checkpoint that holds one (the
       release's, Lightning's), an index of several files or the folder of one,
       or a file of `save_model`; `.safetensors` needs no PyTorch.
-    arch: a key of `models.MODELS`. A file of `save_model` knows it; for others
-      it must be given, as their keys do not say how the model pools.
+    arch: a key of `models.MODELS`. A file of `save_model` knows it; the keys of
+      others do not say how the model pools.
     num_classes: K that the weights must have; None = any.
-
-  Returns:
-    The model, and what is known about it, its architecture at least.
 
   Raises:
     ValueError: the file cannot be read or is not safe to read; or its weights
@@ -140,7 +131,7 @@ def load_model(
   path = on_disk(path)
   if arch is not None and arch not in MODELS:
     raise ValueError(unknown_name_message("--arch", arch, MODELS))
-  content, metadata = _read(path)
+  content, metadata = read(path)
   name = _architecture(path, content.arrays, metadata.architecture, arch)
   model, found = _model(path, content, name)
   if found == 1:
@@ -170,16 +161,10 @@ def load_initial(
 ) -> tuple[nnx.Module, Metadata]:
   """Returns weights to start training from, whatever pooling they had.
 
-  Args:
-    path: as for `load_model`; one output is fine.
-    name: a key of `models.MODELS`.
-
-  Raises:
-    ValueError: the file cannot be read, or its weights are not those of the
-      architecture.
+  As `load_model` for the architecture `name`, but one output is fine.
   """
   path = on_disk(path)
-  content, metadata = _read(path)
+  content, metadata = read(path)
   return _model(path, content, name)[0], metadata
 
 
@@ -238,9 +223,6 @@ def save_model(
 
   Returns:
     The files written.
-
-  Raises:
-    ValueError: the suffix is neither, or `.pth` needs PyTorch.
   """
   path = on_disk(path)
   check_suffix(path)
@@ -282,21 +264,11 @@ def on_disk(path: files.AnyPath | str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
-def read(
-  path: files.AnyPath | str,
-) -> tuple[dict[str, np.ndarray], Metadata]:
-  """Returns the arrays of a file by its own keys, and its metadata.
+def read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
+  """Returns what is in a file, and its metadata as fields.
 
-  Floating arrays come as float32. A warning counts numbers that are not finite.
-
-  Raises:
-    ValueError: the file cannot be read, or is not safe to read.
+  A warning counts numbers that are not finite.
   """
-  content, metadata = _read(on_disk(path))
-  return content.arrays, metadata
-
-
-def _read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
   content = reading.read(path)
   metadata = Metadata.from_strings(content.said, str(path))
   if not content.arrays:

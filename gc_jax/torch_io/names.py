@@ -55,12 +55,8 @@ def torch_key(network: type[Network], path: Iterable[str | int]) -> str:
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
   """Returns the state dict that the same model has in torchvision.
 
-  Args:
-    model: any of `models.MODELS`.
-
-  Returns:
-    Contiguous arrays by key: convolutions `[out in h w]`, dense layers
-    `[out in]`, counts int64, everything else float32.
+  Contiguous arrays by key: convolutions `[out in h w]`, dense layers
+  `[out in]`, counts int64, everything else float32.
   """
   # Copies: jax lends arrays that cannot be written to.
   return {
@@ -80,8 +76,8 @@ def from_torch(name: str, tensors: _Arrays, source: str) -> nnx.Module:
     source: where they come from, for messages.
 
   Raises:
-    ValueError: keys or shapes are not those of the architecture; lists them,
-      and says which architecture they look like.
+    ValueError: lists the keys and shapes that are not the architecture's, and
+      says which architecture they look like.
   """
   architecture = models.MODELS[name]
   problems = _problems(torch_shapes(name, num_classes(name, tensors)), tensors)
@@ -118,11 +114,6 @@ def of_one_model(
   Wrappers are taken off, and so is the prefix of a complete model ("model.",
   "module.backbone."). Known bookkeeping is left out; any other key must begin
   with the prefix.
-
-  Args:
-    name: a key of `models.MODELS`, the expected architecture.
-    tensors: PyTorch's arrays by key, as in a file.
-    source: where they come from, for messages.
 
   Returns:
     The arrays, which need not fit; what to call the source from now on; and
@@ -179,10 +170,7 @@ def is_average(key: str) -> bool:
 
 
 def architectures(tensors: _Arrays) -> list[str]:
-  """Returns the models, -gmp aside, that have exactly these weights.
-
-  Under a prefix, too, which `of_one_model` takes off.
-  """
+  """Returns the models, -gmp aside, that have exactly these weights."""
   arrays, _, _ = _unwrapped(tensors, "")
   return [
     name
@@ -271,12 +259,7 @@ def num_classes(name: str, tensors: _Arrays) -> int | None:
 
 
 def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
-  """Returns PyTorch's shapes by key.
-
-  Args:
-    name: a key of `models.MODELS`.
-    count: K; None where it is unknown, which fits no weights.
-  """
+  """Returns PyTorch's shapes by key; K = None fits no weights."""
   architecture = models.MODELS[name]
   _, state = _traced(architecture, count)
   empty = lambda variable: np.empty(variable.shape, np.bool_)

@@ -25,15 +25,8 @@ INSTALL_TORCH = "pip install torch==2.13.0"
 
 # Names under which training scripts save the weights they would load again.
 _USUAL = (
-  "state_dict",
-  "model_state_dict",
-  "model_state",
-  "model",
-  "net",
-  "network",
-  "module",
-  "params",
-  "weights",
+  *("state_dict", "model_state_dict", "model_state", "model", "net"),
+  *("network", "module", "params", "weights"),
 )
 
 # An array as a file has it: its dtype by name, and what reads it.
@@ -188,10 +181,7 @@ def _check_writer(path: pathlib.Path) -> None:
 def _content(torch: Any, path: pathlib.Path) -> Any:
   """Returns what torch.save was given."""
   serialization = torch.serialization
-  with (
-    warnings.catch_warnings(),
-    serialization.safe_globals(_STAND_INS),
-  ):
+  with warnings.catch_warnings(), serialization.safe_globals(_STAND_INS):
     # About pickles of another writer, quantised tensors, old storage classes:
     # what is read is checked below.
     warnings.simplefilter("ignore")
@@ -251,7 +241,7 @@ def _state_dict(
       f"name such as {', '.join(map(repr, _USUAL[:3]))}; it holds a {kind}. "
       "Save model.state_dict()."
     )
-  averaged = [where for where in found if any(map(_is_average, where))]
+  averaged = [w for w in found if any(names.is_average(str(key)) for key in w)]
   left = [where for where in found if where not in averaged] or averaged
   left = [w for w in left if not w or w[-1] in _USUAL] or left
   if len(left) > 1:
@@ -283,10 +273,6 @@ def _mappings_of_weights(content: Any, torch: Any):
     ):
       yield where, value
     left += [((*where, key), v) for key, v in reversed(value.items())]
-
-
-def _is_average(key: Any) -> bool:
-  return isinstance(key, str) and names.is_average(key)
 
 
 def _written(where: tuple[Any, ...]) -> str:

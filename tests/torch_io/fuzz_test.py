@@ -56,7 +56,7 @@ def test_a_broken_file_of_weights_is_refused_by_name(
     mutate(content[:reach]) + (content[reach:] if reach else b"")
   )
   found = outcome(path, lambda: torch_io.read(path))
-  for array in found[0].values() if found else ():
+  for array in found[0].arrays.values() if found else ():
     assert isinstance(array, np.ndarray)
     assert array.dtype == np.float32 or array.ndim == 0
 

@@ -11,7 +11,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from gc_jax.torch_io import load_model, names
@@ -177,38 +176,24 @@ def test_packed_weights_are_refused_without_pytorch(tmp_path, dtype):
   assert "fc.weight is" in refused(tmp_path / "a.safetensors")
 
 
-def test_many_arrays_are_counted_and_five_named(tmp_path, tensors):
-  half = {k: v.to(torch.float8_e5m2) for k, v in tensors.items() if v.ndim}
-  safetensors.torch.save_file(half, tmp_path / "a.safetensors")
-  message = refused(tmp_path / "a.safetensors")
-  assert f"{len(half)} of its {len(half)} arrays" in message
-  assert message.count("F8_E5M2") == 5 and f"{len(half) - 5} more" in message
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32"])
-def test_counts_of_batches_may_be_of_any_number(
-  tmp_path, tensors, weights, kind, dtype
-):
-  """Averaged weights have them as floats."""
-  given = {
-    k: torch.tensor(7, dtype=getattr(torch, dtype)) if "tracked" in k else v
-    for k, v in tensors.items()
-  }
-  save(given, tmp_path / "a.pth", kind)
-  back = names.to_torch(load_model(tmp_path / "a.pth", NAME)[0])
-  assert back["bn1.num_batches_tracked"] == 7
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 @pytest.mark.parametrize(
-  "count, read",
-  [(float("nan"), 0), (-1.0, 0), (1e30, 2**31 - 1), (2**40, 2**31 - 1)],
+  ("count", "dtype", "read"),
+  [
+    (7, "int32", 7),
+    (7, "uint8", 7),
+    (7, "float32", 7),  # of averaged weights
+    (float("nan"), "float32", 0),
+    (-1, "float32", 0),
+    (1e30, "float32", 2**31 - 1),
+    (2**40, "int64", 2**31 - 1),
+  ],
 )
-def test_an_impossible_count_is_clipped_without_a_word(
-  tmp_path, tensors, kind, count, read, caplog
+def test_a_count_of_batches_may_be_any_number(
+  tmp_path, tensors, kind, count, dtype, read, caplog
 ):
-  tensors["bn1.num_batches_tracked"] = torch.tensor(count)
+  of_dtype = torch.tensor(count, dtype=getattr(torch, dtype))
+  tensors["bn1.num_batches_tracked"] = of_dtype
   save(tensors, tmp_path / "a.pth", kind)
   back = names.to_torch(load_model(tmp_path / "a.pth", NAME)[0])
   assert back["bn1.num_batches_tracked"] == read and not caplog.messages
@@ -338,20 +323,14 @@ META = "__metadata__"
   ("header", "size", "told"),
   [
     ({"a": ONE}, 3, WHOLE),
-    ({"a": ONE}, 8, WHOLE),
     ({"a": ONE, "b": {**ONE, "data_offsets": [2, 6]}}, 6, WHOLE),
     ({"a": {**ONE, "dtype": "F99"}}, 4, "F99"),
     ({"a": {**ONE, "shape": [2**62, 8]}}, 4, WHOLE),
     ([ONE], 4, "must be a whole"),
     (
-      {META: {"image_size": 64, "format": "pt"}, "a": ONE},
+      {META: {"class_names": ["a", "b"], "image_size": 64}, "a": ONE},
       4,
-      "Its metadata must be strings; image_size is 64.",
-    ),
-    (
-      {META: {"class_names": ["a", "b"]}, "a": ONE},
-      4,
-      "must be strings; class_names is ['a', 'b'].",
+      "Its metadata must be strings; class_names is ['a', 'b']; image_size is",
     ),
     ({META: ["pt"], "a": ONE}, 4, WHOLE),
     ({META: {"format": "pt"}}, 0, "there is no array in it"),
@@ -359,7 +338,8 @@ META = "__metadata__"
 )
 def test_a_lying_header_is_refused(tmp_path, header, size, told):
   write_raw(tmp_path / "a.safetensors", header, bytes(size))
-  assert told in refused(tmp_path / "a.safetensors")
+  message = refused(tmp_path / "a.safetensors")
+  assert all(part in message for part in told.split("; "))
 
 
 @pytest.mark.parametrize("length", [12, 10**6, 2**62])
