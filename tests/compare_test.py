@@ -227,10 +227,10 @@ def test_folders_of_before_still_compare(tmp_path, runs, evaluated):
   """A run without evaluation.json, an evaluation with examples.npz."""
   out = tmp_path / "out"
   before = [
-    evaluations.write_run_of_before(
+    evaluations.write_old_run(
       tmp_path / "run", ch=19.0, model__name="alexnet"
     ),
-    evaluations.write_of_before(tmp_path / "evaluation", ch=22.0),
+    evaluations.write_old(tmp_path / "evaluation", ch=22.0),
   ]
   folders = [*map(str, before), str(runs[0]), str(evaluated[0])]
   assert compare.main([*folders, f"--out={out}"]) == 0

@@ -69,18 +69,18 @@ def test_an_evaluation_of_accuracy_alone_is_loaded(tmp_path):
 
 def test_an_evaluation_of_before_is_read_whole(tmp_path):
   now = artefact.load(evaluations.write(tmp_path / "now"))
-  before = artefact.load(evaluations.write_of_before(tmp_path / "before"))
+  before = artefact.load(evaluations.write_old(tmp_path / "before"))
   check_examples(before.examples, now.examples)
   assert before.about.trained == dict(before.about.config)
   assert before.about.questions == artefact.QUESTIONS
   other = artefact.load(
-    evaluations.write_of_before(tmp_path / "file", consistency=None)
+    evaluations.write_old(tmp_path / "file", consistency=None)
   )
   assert other.about.trained == {}  # its configuration is not the model's
 
 
 def test_a_run_of_before_is_read_whole(tmp_path):
-  run = artefact.load_finished(evaluations.write_run_of_before(tmp_path / "x"))
+  run = artefact.load_finished(evaluations.write_old_run(tmp_path / "x"))
   assert run.about.methods == evaluations.GRADCAMS
   assert run.about.num_images == 1000 and not run.about.multi_label
   assert run.about.questions == ("classification", "localisation")

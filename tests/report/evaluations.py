@@ -334,7 +334,7 @@ def write_unfinished(folder: pathlib.Path, tree, training=()):
   return folder
 
 
-def write_run_of_before(folder: pathlib.Path, ch=15.0, **changes):
+def write_old_run(folder: pathlib.Path, ch=15.0, **changes):
   """Writes a finished run as it was left before evaluation.json was."""
   write_unfinished(folder, config(**changes), metrics())
   (folder / "results.json").write_text(json.dumps(run_results(ch)))
@@ -362,7 +362,7 @@ def write_run_of_before(folder: pathlib.Path, ch=15.0, **changes):
   return folder
 
 
-def write_of_before(folder: pathlib.Path, **changes):
+def write_old(folder: pathlib.Path, **changes):
   """Writes an evaluation as it was left before runs were alike."""
   made = make(folder, **changes)
   artefact.save(made)
