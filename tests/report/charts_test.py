@@ -1,15 +1,13 @@
 """An evaluation's pictures: curves, all methods side by side, sanity."""
 
 import dataclasses
-import io
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gc_jax.attribution import METHODS
-from gc_jax.report import charts, pictures, plots, tables
+from gc_jax.report import charts, plots, tables
 from tests.report import evaluations
 
 
@@ -18,19 +16,24 @@ def made(tmp_path):
   return evaluations.make(tmp_path / "e")
 
 
-def _open(png):
-  return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+def _with_example(made, **changes):
+  """Returns the evaluation with its first example alone, changed."""
+  example = dataclasses.replace(made.examples[0], **changes)
+  return dataclasses.replace(made, examples=[example])
+
+
+def _strip_size(columns, rows, letters):
+  """Returns height and width of a figure, in pixels."""
+  width = (1.7 * columns + 0.065 * letters) * 160
+  return pytest.approx((160 * (1.62 * rows + 0.35), width), abs=2)
 
 
 def test_every_curve_becomes_a_chart_for_page_and_file(made):
   drawn = charts.charts(made)
-  assert list(drawn) == [
-    "robustness",
-    "insertion",
-    "deletion",
-    "randomization",
-  ]
-  assert all(_open(chart.png).shape[1] > 700 for chart in drawn.values())
+  names = ["robustness", "insertion", "deletion", "randomization"]
+  assert list(drawn) == names
+  widths = [plots.read_png(chart.png).shape[1] for chart in drawn.values()]
+  assert min(widths) > 700
   ids = []
   training = charts.training_charts(evaluations.metrics())
   for chart in (*drawn.values(), *training):
@@ -43,25 +46,23 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
 
 def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
   drawn = list(charts.charts(made).values())
-  stacked = _open(plots.stack(drawn))
-  shapes = [_open(chart.png).shape for chart in drawn]
+  stacked = plots.read_png(plots.stack(drawn))
+  pictures = [plots.read_png(chart.png) for chart in drawn]
   gap_px = 90  # a title and what is left free, of each
-  assert stacked.shape[0] == pytest.approx(
-    sum(shape[0] + gap_px for shape in shapes), abs=2
-  )
-  assert stacked.shape[1] == pytest.approx(max(s[1] for s in shapes), abs=1)
+  height = sum(len(picture) + gap_px for picture in pictures)
+  width = max(picture.shape[1] for picture in pictures)
+  assert stacked.shape[:2] == pytest.approx((height, width), abs=2)
   top = 0
-  for chart, (height, width, _) in zip(drawn, shapes, strict=True):
-    title = stacked[top : top + 50]
-    assert title.min() < 128 and title.shape[0] == 50
-    own = stacked[top + 50 : top + 50 + height, :width]
+  for picture in pictures:
+    assert stacked[top : top + 50].min() < 128  # the title
+    own = stacked[top + 50 :][: len(picture), : picture.shape[1]]
     # Within a pixel: a figure is as high as floats of inches say.
     errors = [
-      np.abs(np.roll(own, shift, 0).astype(int) - _open(chart.png)).mean()
+      np.abs(np.roll(own, shift, 0).astype(int) - picture).mean()
       for shift in (-1, 0, 1)
     ]
     assert min(errors) < 1.0
-    top += height + gap_px
+    top += len(picture) + gap_px
 
 
 def test_curves_say_their_numbers(made):
@@ -70,10 +71,7 @@ def test_curves_say_their_numbers(made):
   assert "FGSM from 86.5 to 35 at ε in 1/255 64" in robustness
   assert "FGSM, any step up to ε from 86.5 to 5 at" in robustness
   assert "PGD from 86.5 to 0 at ε in 1/255 64" in robustness
-  for chart in ("insertion", "deletion", "randomization"):
-    for word in ("Grad-CAM, element-wise", "cMWP", "SmoothGrad"):
-      assert f">{word}<" in drawn[chart].svg  # the legend, as real text
-  assert ">Uniform map<" in drawn["insertion"].svg
+  assert ">Uniform map<" in drawn["insertion"].svg  # the legend, as real text
   assert "var(--muted)" in drawn["insertion"].svg
   assert "cMWP from 1 to -0.02" in drawn["randomization"].svg
   assert ">layer3/1<" in drawn["randomization"].svg
@@ -91,11 +89,21 @@ def test_a_method_has_the_same_place_in_every_chart(made):
     assert [word for word in words if word in titles] == titles
 
 
+def test_the_controls_stand_last_and_unknown_methods_before_them():
+  found = ["uniform", "new", "gradcam"]
+  assert tables.in_order(found) == ["gradcam", "new", "uniform"]
+
+
 def test_lines_of_many_methods_look_different():
   x = np.array([0.0, 1.0])
-  lines = [plots.Line(str(n), x, x) for n in range(12)]
-  looks = plots._looks(lines, plots._PAPER)
-  assert len(set(looks)) == 12
+  lines = [plots.Line(str(n), x, x * n) for n in range(12)]
+  svg = plots.line_chart("title", "unit", lines, "x", legend="none").svg
+  looks = re.findall(
+    r'style="fill: none; (stroke-dasharray: [^;]*; )?[^"]*'
+    r"(?:stroke: (var\(--series-\d\)))",
+    svg,
+  )
+  assert len(looks) == 12 and len(set(looks)) == 12
 
 
 def test_without_curves_there_are_no_charts(tmp_path):
@@ -117,69 +125,54 @@ def test_numbers_that_are_not_finite_break_a_line(made):
 
 def test_methods_that_ignore_the_weights_are_flagged(made):
   found = charts.sanity(made)
-  assert [s.title for s in found if s.verdict == "stays high"] == ["SmoothGrad"]
-  assert found[0].title == "SmoothGrad"  # the worst first
+  assert [one.title for one in found if one.verdict == "stays high"] == [
+    found[0].title  # the worst first
+  ]
+  assert found[0].title == "SmoothGrad"
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
-  assert charts.sanity(made)[1].verdict == "stays high"
   made.curves.randomization["gradcam"][-1] = float("nan")
-  last = charts.sanity(made)[-1]
+  _, second, *_, last = charts.sanity(made)
+  assert (second.title, second.verdict) == ("cMWP", "stays high")
   assert (last.title, last.verdict) == ("Grad-CAM", "not measured")
 
 
 def test_the_figure_has_a_row_an_image_and_a_column_a_method(made):
-  small = dataclasses.replace(made, examples=made.examples[:1])
-  one = _open(charts.methods_figure(small))
-  all_rows = _open(charts.methods_figure(made))
   columns = 1 + len(evaluations.METHODS) + len(evaluations.CONTROLS)
-  assert one.shape[1] == all_rows.shape[1]
+  one = plots.read_png(charts.methods_figure(_with_example(made)))
+  three = plots.read_png(charts.methods_figure(made))
+  assert one.shape[1] == three.shape[1]
   assert one.shape[1] == pytest.approx(1.7 * columns * 160, rel=0.03)
-  assert all_rows.shape[0] - one.shape[0] == pytest.approx(
-    2 * 1.62 * 160, abs=2
-  )
-
-
-def test_the_controls_stand_last_and_unknown_methods_before_them(made):
-  example = made.examples[0]
-  maps = {"uniform": example.maps["uniform"], "new": example.maps["gradcam"]}
-  maps |= {"gradcam": example.maps["gradcam"]}
-  assert tables.in_order(maps) == ["gradcam", "new", "uniform"]
+  assert len(three) - len(one) == pytest.approx(2 * 1.62 * 160, abs=2)
 
 
 def test_the_sanity_strip_has_the_trained_map_and_every_stage(made):
-  strip = _open(charts.sanity_figure(made))
-  assert strip.shape[1] == pytest.approx(
-    (1.7 * (1 + len(evaluations.STAGES)) + 0.065 * 22) * 160, abs=2
-  )
-  assert strip.shape[0] == pytest.approx((3 * 1.62 + 0.35) * 160, abs=2)
+  strip = plots.read_png(charts.sanity_figure(made))
+  columns = 1 + len(evaluations.STAGES)
+  assert strip.shape[:2] == _strip_size(columns, 3, letters=22)
 
 
-def test_stages_without_a_map_leave_gaps(made):
-  example = made.examples[0]
-  randomized = {"gradcam": {"layer4": example.randomized["gradcam"]["layer4"]}}
-  randomized["cmwp"] = {"stem": example.maps["cmwp"]}
-  only = dataclasses.replace(
-    made, examples=[dataclasses.replace(example, randomized=randomized)]
-  )
-  strip = _open(charts.sanity_figure(only))
-  assert strip.shape[1] == pytest.approx(
-    (1.7 * 3 + 0.065 * 8) * 160, abs=2
-  )  # trained, layer4, stem
+def test_stages_without_a_map_leave_gaps_in_the_strip(made):
+  cam = made.examples[0].maps["cmwp"]
+  randomized = {"gradcam": {"layer4": cam}, "cmwp": {"stem": cam}}
+  only = _with_example(made, randomized=randomized)
+  strip = plots.read_png(charts.sanity_figure(only))
+  # trained, layer4, stem
+  assert strip.shape[:2] == _strip_size(3, 2, letters=8)
 
 
 def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
   stages = [f"trunk.{n}" for n in range(17, 0, -1)]
   cam = made.examples[0].maps["gradcam"]
-  example = dataclasses.replace(
-    made.examples[0], randomized={"gradcam": dict.fromkeys(stages, cam)}
+  many = dataclasses.replace(
+    _with_example(made, randomized={"gradcam": dict.fromkeys(stages, cam)}),
+    curves=dataclasses.replace(
+      made.curves,
+      stages=stages,
+      randomization={"gradcam": [n / 20 for n in range(17, 0, -1)]},
+    ),
   )
-  curves = dataclasses.replace(
-    made.curves,
-    stages=stages,
-    randomization={"gradcam": [n / 20 for n in range(17, 0, -1)]},
-  )
-  many = dataclasses.replace(made, curves=curves, examples=[example])
-  strip = _open(charts.sanity_figure(many))
-  assert strip.shape[1] == pytest.approx((1.7 * 9 + 0.065 * 8) * 160, abs=2)
+  strip = plots.read_png(charts.sanity_figure(many))
+  assert strip.shape[:2] == _strip_size(9, 1, letters=8)
   svg = charts.charts(many)["randomization"].svg
   for stage in stages:
     turned = rf"<text[^>]*rotate\(-90[^>]*>{re.escape(stage)}</text>"
@@ -187,44 +180,44 @@ def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
   assert "rotate(-90" not in charts.charts(made)["randomization"].svg
 
 
-def test_photographs_are_embedded_small_and_pixel_art_crisp():
-  rng = np.random.default_rng(0)
-  photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-  assert pictures.compact_uri(photograph).startswith("data:image/jpeg;base64,")
-  enlarged = pictures.enlarge_image(photograph[:16, :16], 16)
-  assert pictures.compact_uri(enlarged) == pictures.as_data_uri(
-    pictures.png_bytes(enlarged)
-  )
-
-
 # Of training.
 
 
-def test_a_run_with_the_consistency_loss_has_its_curves():
+def _titles(lines):
+  return [chart.title for chart in charts.training_charts(lines)]
+
+
+def test_a_run_has_the_curves_of_what_it_logged():
   lines = evaluations.metrics()
+  titles = ["Loss", "Parts of the training loss", "Top-1"]
+  assert _titles(evaluations.metrics(consistency=False)) == titles
+  assert _titles([]) == []
+  # A constant weight needs no chart.
+  assert _titles(lines) == [*titles, "Gradient at the features"]
   lines[0]["train/consistency_weight"] = 5.0  # the ramp
-  titles = [chart.title for chart in charts.training_charts(lines)]
-  assert titles == [
-    "Loss",
-    "Parts of the training loss",
-    "Top-1",
+  assert _titles(lines) == [
+    *titles,
     "Weight of the consistency loss",
     "Gradient at the features",
   ]
 
 
-def test_charts_without_numbers_are_left_out():
-  lines = evaluations.metrics(consistency=False)
-  titles = [chart.title for chart in charts.training_charts(lines)]
-  assert titles == ["Loss", "Parts of the training loss", "Top-1"]
-  assert charts.training_charts([]) == []
-
-
-def test_a_constant_weight_needs_no_chart():
-  titles = [
-    chart.title for chart in charts.training_charts(evaluations.metrics())
+def test_any_guidance_term_has_its_curves():
+  lines = [
+    {
+      "step": step,
+      "train/classification_loss": 1.0,
+      "train/energy_loss": 0.5 / step,
+      "train/energy_weight": 2.0 * step,
+      "train/grad_norm_features/energy": 0.25,
+    }
+    for step in (1, 2)
   ]
-  assert "Weight of the consistency loss" not in titles
+  parts, weight, norms = charts.training_charts(lines)
+  assert "λ × energy from 1 to 1 at step 2" in parts.svg
+  assert weight.title == "Weight of the energy loss"
+  assert "λ from 2 to 4" in weight.svg
+  assert "energy from 0.25 to 0.25" in norms.svg
 
 
 def test_a_chart_says_its_numbers_to_those_who_do_not_see_it():
@@ -235,9 +228,8 @@ def test_a_chart_says_its_numbers_to_those_who_do_not_see_it():
   )
 
 
-def test_numbers_that_are_not_finite_break_the_line_and_are_counted():
+def test_numbers_of_training_that_are_not_finite_are_counted():
   lines = evaluations.metrics()
-  lines[4]["train/loss"] = None
-  lines[4]["train/consistency_loss"] = None
+  lines[4]["train/loss"] = lines[4]["train/consistency_loss"] = None
   assert charts.count_not_finite(lines) == 1
   assert "nan" not in charts.training_charts(lines)[0].svg.lower()

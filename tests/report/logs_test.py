@@ -1,5 +1,6 @@
-"""Metric lines: appended, resumed, torn, not finite."""
+"""Metric lines: appended, resumed, torn, not finite; progress: lines, a bar."""
 
+import io
 import json
 import time
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import tensorboardX
 
-from gc_jax.report.logs import MetricsWriter, read_metrics
+from gc_jax.report import logs
+from gc_jax.report.logs import MetricsWriter, Progress, read_metrics
 
 
 def _write(workdir, steps, start_step=0):
@@ -30,14 +32,10 @@ def test_each_write_is_one_json_line_readable_at_once(tmp_path):
   assert text.endswith("\n")
 
 
-def test_resuming_removes_the_lines_of_replayed_steps(tmp_path):
+def test_resuming_removes_replayed_lines_and_beginning_anew_all(tmp_path):
   _write(tmp_path, [1, 2, 3, 4])
   _write(tmp_path, [3, 4, 5], start_step=2)
   assert _steps(tmp_path) == [1, 2, 3, 4, 5]
-
-
-def test_beginning_anew_leaves_no_line_of_an_earlier_run(tmp_path):
-  _write(tmp_path, [1, 2])
   _write(tmp_path, [1], start_step=0)
   assert _steps(tmp_path) == [1]
 
@@ -58,14 +56,14 @@ def test_a_broken_line_in_the_middle_is_an_error_naming_the_line(tmp_path):
     read_metrics(path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf])
-def test_a_number_that_is_not_finite_is_null(tmp_path, value):
+def test_a_number_that_is_not_finite_is_null(tmp_path):
+  values = {"a": float("nan"), "b": float("inf"), "c": -np.inf}
   writer = MetricsWriter(tmp_path)
-  writer.write(1, {"train/loss": value, "train/lr": 0.1})
+  writer.write(1, {**values, "train/lr": 0.1})
   writer.close()
   text = (tmp_path / "metrics.jsonl").read_text()
-  assert json.loads(text, parse_constant=pytest.fail)["train/loss"] is None
-  assert read_metrics(tmp_path / "metrics.jsonl")[0]["train/lr"] == 0.1
+  line = json.loads(text, parse_constant=pytest.fail)
+  assert line == {"step": 1, "train/lr": 0.1} | dict.fromkeys("abc")
 
 
 def test_tensorboard_events_lie_in_the_workdir(tmp_path):
@@ -143,3 +141,75 @@ def test_a_bucket_is_brought_up_to_date_every_minute(bucket, monkeypatch):
     writer.write(1, {"train/loss": 1.0})
   assert (bucket / "metrics.jsonl").exists()
   writer.close()
+
+
+# Progress.
+
+
+class _Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds on the clock, in a list to be changed."""
+  secs = [0.0]
+  monkeypatch.setattr(time, "monotonic", lambda: secs[0])
+  return secs
+
+
+def test_elsewhere_than_a_terminal_lines_come_at_intervals(clock):
+  stream = io.StringIO()
+  bar = Progress(100, stream=stream)
+  for step in range(1, 101):
+    clock[0] += 1.0
+    bar.update(step, {"train/loss": 0.5, "unknown": "text"})
+  bar.close()
+  lines = stream.getvalue().splitlines()
+  assert len(lines) == 8  # steps 1, 16, 31, ..., 91 and the last
+  assert lines[1] == " 16%  step 16/100  1 steps/s  1m 24s left  loss 0.5"
+  assert lines[-1].startswith("100%  step 100/100")
+  assert "left" not in lines[-1]
+
+
+def test_a_resumed_run_counts_from_where_it_began(clock):
+  stream = io.StringIO()
+  bar = Progress(100, start_step=90, stream=stream)
+  clock[0] = 2.0
+  bar.update(91)
+  assert " 91%  step 91/100  0.5 steps/s  18s left" in stream.getvalue()
+
+
+def test_every_guidance_term_is_shown():
+  stream = io.StringIO()
+  terms = {"train/energy_loss": 2.0, "train/consistency_loss": 3.0}
+  weights = {"train/energy_weight": 1.0, "train/consistency_weight": 25.0}
+  Progress(1, stream=stream).update(1, {"train/loss": 1.0} | terms | weights)
+  assert "loss 1  energy 2  consistency 3\n" in stream.getvalue()
+
+
+def test_on_a_terminal_messages_stand_on_their_own_lines():
+  stream = _Terminal()
+  bar = Progress(10, stream=stream)
+  bar.update(4, {"train/loss": 0.25})
+  bar.message("saved checkpoint 4")
+  bar.update(10)
+  bar.close()
+  assert "\rsaved checkpoint 4\n" in stream.getvalue()
+  assert "10/10" in stream.getvalue()
+  assert "loss=0.25" in stream.getvalue()
+
+
+def test_disabled_shows_nothing():
+  stream = io.StringIO()
+  bar = Progress(10, enabled=False, stream=stream)
+  bar.update(10)
+  bar.message("text")
+  bar.close()
+  assert stream.getvalue() == ""
+
+
+def test_durations_read_at_a_glance():
+  words = [logs.format_secs(secs) for secs in (48.2, 725, 12000)]
+  assert words == ["48s", "12m 05s", "3h 20m"]
