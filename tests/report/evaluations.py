@@ -15,6 +15,7 @@ METHODS = tuple(ALL_METHODS)
 STAGES = ("head", "layer4", "layer3/1", "stem")
 EPSILONS = (1, 2, 8, 16, 32, 64)
 GRADCAMS = ("gradcam_elementwise", "gradcam")
+CLASSES = ["zero", "one", "two <&>"]
 
 
 def config(**changes):
@@ -48,16 +49,14 @@ def config(**changes):
 
 
 def metrics(consistency=True):
-  """Returns training and evaluation lines."""
+  """Returns the lines of metrics.jsonl."""
   lines = []
   for step in range(20, 321, 20):
     decay = float(np.exp(-step / 100))
-    line = {
-      "step": step,
-      "epoch": step / 32,
+    line = {"step": step, "epoch": step / 32, "train/lr": 0.05}
+    line |= {
       "train/loss": 2.2 * decay + 0.2,
       "train/classification_loss": 2.1 * decay,
-      "train/lr": 0.05,
     }
     if consistency:
       line |= {
@@ -68,14 +67,8 @@ def metrics(consistency=True):
       }
     lines.append(line)
     if step % 80 == 0:
-      lines.append(
-        {
-          "step": step,
-          "epoch": step / 32,
-          "val/loss": 2.4 * decay + 0.2,
-          "val/top1": 90 - 70 * decay,
-        }
-      )
+      val = {"val/loss": 2.4 * decay + 0.2, "val/top1": 90 - 70 * decay}
+      lines.append({"step": step, "epoch": step / 32, **val})
   return lines
 
 
@@ -91,15 +84,14 @@ def about(**changes):
     "protocol": "paper",
     "methods": METHODS,
     "settings": {},
-    "config": config(model__name="resnet18"),
-    "trained": config(model__name="resnet18"),
+    "config": config(),
+    "trained": config(),
     "num_images": 1000,
     "costly_methods": ("integrated_gradients", "smoothgrad"),
     "num_costly_images": 100,
     "num_compilations": 14,
     "secs": 321.0,
-  }
-  values |= changes
+  } | changes
   if values["consistency"] is None:  # nobody knows how it was trained
     values["trained"] = {}
   return artefact.About(**values)
@@ -107,50 +99,49 @@ def about(**changes):
 
 def results(methods=METHODS, ch=30.0, multi_label=False, accuracy=86.5):
   """Returns results.json; `ch` is the element-wise content heatmap."""
-  values = {"val/num_examples": 1000, "val/num_pairs": 1200}
   if multi_label:
-    values |= {"val/f1_per_class": accuracy - 5, "val/f1_overall": accuracy}
+    metric = "f1_overall"
+    values = {"f1_per_class": accuracy - 5, "f1_overall": accuracy}
   else:
-    values |= {"val/top1": accuracy, "val/top5": 99.0}
-    values |= {
-      "val/top1_low": accuracy - 2.1,
-      "val/top1_high": accuracy + 1.9,
-    }
-  metric = "f1_overall" if multi_label else "top1"
+    metric = "top1"
+    ends = {"top1_low": accuracy - 2.1, "top1_high": accuracy + 1.9}
+    values = {"top1": accuracy, "top5": 99.0, **ends}
   for epsilon in EPSILONS:
-    values[f"val/fgsm_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 4)
-    values[f"val/fgsm-within_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 2)
-    attacked = f"val/pgd_{epsilon}/{metric}"
-    values[attacked] = accuracy / (1 + epsilon)
-    values[f"{attacked}_low"] = 0.0
-    values[f"{attacked}_high"] = values[attacked] + 6.5
+    values[f"fgsm_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 4)
+    values[f"fgsm-within_{epsilon}/{metric}"] = accuracy / (1 + epsilon / 2)
+    pgd = accuracy / (1 + epsilon)
+    values[f"pgd_{epsilon}/{metric}"] = pgd
+    values[f"pgd_{epsilon}/{metric}_low"] = 0.0
+    values[f"pgd_{epsilon}/{metric}_high"] = pgd + 6.5
   for position, method in enumerate((*methods, *CONTROLS)):
-    low = 8.0 if method in CONTROLS else ch - position
-    start = f"val/{method}"
-    values |= {
-      f"{start}/pointing_game": low + 40.25,
-      f"{start}/stochastic_pointing_game": low + 20.5,
-      f"{start}/stochastic_pointing_game_std": 0.125,
-      f"{start}/stochastic_pointing_game_exact": low + 20.75,
-      f"{start}/content_heatmap": low,
-      f"{start}/content_heatmap_low": low - 1.5,
-      f"{start}/content_heatmap_high": low + 1.5,
-      f"{start}/negative_quadrants_heatmap": (
-        75.0 if method in CONTROLS else 40.0 + position
-      ),
-      f"{start}/zero_map_frac": 0.0325 if method == "cmwp" else 0.0,
-      f"{start}/insertion_auc": 40.0 + position,
-      f"{start}/deletion_auc": 20.0 + position,
-      f"{start}/max_box_acc_50": 55.0,
-      f"{start}/max_box_acc_v2": 44.0,
+    is_control = method in CONTROLS
+    low = 8.0 if is_control else ch - position
+    own = {
+      "pointing_game": low + 40.25,
+      "stochastic_pointing_game": low + 20.5,
+      "stochastic_pointing_game_std": 0.125,
+      "stochastic_pointing_game_exact": low + 20.75,
+      "content_heatmap": low,
+      "content_heatmap_low": low - 1.5,
+      "content_heatmap_high": low + 1.5,
+      "negative_quadrants_heatmap": 75.0 if is_control else 40.0 + position,
+      "zero_map_frac": 0.0325 if method == "cmwp" else 0.0,
+      "insertion_auc": 40.0 + position,
+      "deletion_auc": 20.0 + position,
+      "max_box_acc_50": 55.0,
+      "max_box_acc_v2": 44.0,
     }
-  return values
+    values |= {f"{method}/{name}": value for name, value in own.items()}
+  counts = {"num_examples": 1000, "num_pairs": 1200}
+  return {f"val/{name}": value for name, value in (counts | values).items()}
 
 
 def curves(methods=METHODS):
   """Returns curves; the last method's maps ignore the weights."""
   fractions = [i / 8 for i in range(9)]
   shown = (*methods, *CONTROLS)
+  randomization = {method: [0.6, 0.3, 0.1, -0.02] for method in methods}
+  randomization |= {method: [0.97, 0.96, 0.95, 0.94] for method in methods[-1:]}
   return artefact.Curves(
     robustness={
       "fgsm": {"0": 86.5, "1": 70.0, "2": 60.0, "8": 30.0, "64": 35.0},
@@ -161,62 +152,53 @@ def curves(methods=METHODS):
     insertion={m: [0.1 + 0.8 * f for f in fractions] for m in shown},
     deletion={m: [0.9 - 0.8 * f for f in fractions] for m in shown},
     stages=list(STAGES),
-    randomization={
-      method: [0.97, 0.96, 0.95, 0.94]
-      if method == methods[-1]
-      else [0.6, 0.3, 0.1, -0.02]
-      for method in methods
-    },
+    randomization=randomization,
   )
 
 
-def example(index=7, methods=METHODS, randomized=True, size=16):
+def example(index=7, methods=METHODS, randomized=True):
   """Returns a picture with an object in its top left, and its maps."""
   rng = np.random.default_rng(index)
-  object_mask = np.zeros((size, size), bool)
+  object_mask = np.zeros((16, 16), bool)
   object_mask[2:7, 3:8] = True
 
-  def cam(cells):
-    values = rng.random((cells, cells)).astype(np.float32)
+  def cam(*_):
+    values = rng.random((4, 4)).astype(np.float32)
     return values / values.sum()
 
   return artefact.Example(
     index=index,
-    image=rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+    image=rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
     object_mask=object_mask,
     target=1,
     predicted=1 if index % 2 else 2,
-    maps={method: cam(4) for method in (*methods, *CONTROLS)},
+    maps={method: cam() for method in (*methods, *CONTROLS)},
     randomized={
-      method: {stage: cam(4) for stage in STAGES} for method in methods[:3]
-    }
-    if randomized
-    else {},
+      method: {stage: cam() for stage in STAGES}
+      for method in methods[: 3 * randomized]
+    },
   )
 
 
 def make(folder: pathlib.Path, ch=30.0, accuracy=86.5, **changes):
   """Returns an evaluation; `changes` are fields of `about`."""
   what = about(**changes)
-  names = ["zero", "one", "two <&>"]
   scores = results(what.methods, ch, what.multi_label, accuracy)
+  own = {
+    key.removeprefix("val/"): float(value)
+    for key, value in scores.items()
+    if "fgsm" not in key and "pgd" not in key
+  }
   return artefact.Evaluated(
     folder=folder,
     about=what,
     results=scores,
-    per_class={
-      name: {
-        key.removeprefix("val/"): float(value)
-        for key, value in scores.items()
-        if "fgsm" not in key and "pgd" not in key
-      }
-      for name in names
-    },
+    per_class={name: dict(own) for name in CLASSES},
     curves=curves(what.methods),
     examples=[
       example(index, what.methods, randomized=index < 2) for index in range(3)
     ],
-    class_names=names,
+    class_names=CLASSES,
   )
 
 
@@ -228,13 +210,9 @@ def write(folder: pathlib.Path, **changes):
 
 def bare(folder: pathlib.Path, **changes):
   """Returns an evaluation of accuracy alone."""
-  return dataclasses.replace(
-    make(folder, methods=(), costly_methods=(), **changes),
-    results={"val/top1": 80.0, "val/num_examples": 1000},
-    per_class={},
-    curves=artefact.Curves(),
-    examples=[],
-    class_names=[],
+  what = about(methods=(), costly_methods=(), **changes)
+  return artefact.Evaluated(
+    folder, what, {"val/top1": 80.0, "val/num_examples": 1000}
   )
 
 
@@ -257,28 +235,20 @@ def run_results(ch=15.0, top1=86.5, **changes):
   return values | changes
 
 
-def run_example(index=7, kind="fixed", content_heatmap=34.25, cell=2):
+def run_example(index=7, kind="fixed", content_heatmap=34.25):
   """Returns a picture as a run shows it: one map, and the composite's."""
-  rng = np.random.default_rng(index)
-  image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-  object_mask = np.zeros((16, 16), bool)
-  object_mask[2:7, 3:8] = True
-  cam, composite_cam = (
-    np.zeros((4, 4), np.float32),
-    np.zeros((8, 8), np.float32),
-  )
+  plain = example(index, ())
+  cam = np.zeros((4, 4), np.float32)
+  composite_cam = np.zeros((8, 8), np.float32)
   cam[0, 1] = composite_cam[4, 1] = 1.0
   method = GRADCAMS[0]
-  return artefact.Example(
-    index=index,
+  return dataclasses.replace(
+    plain,
     kind=kind,
-    image=image,
-    object_mask=object_mask,
-    target=1,
     predicted=2 if kind == "worst" else 1,
     maps={method: cam},
-    composite=np.tile(image, (2, 2, 1)),
-    cell=cell,
+    composite=np.tile(plain.image, (2, 2, 1)),
+    cell=2,
     composite_maps={method: composite_cam},
     scores={
       "content_heatmap": {method: content_heatmap},
@@ -310,17 +280,11 @@ def write_run(
       run_example(index, kind, content_heatmap=ch + index)
       for index, kind in enumerate(kinds)
     ],
-    "class_names": ["zero", "one", "two <&>"],
+    "class_names": CLASSES,
   } | parts
-  run = artefact.Evaluated(
-    folder=folder,
-    about=artefact.make_about(tree, str(folder), values["results"]),
-    is_run=True,
-    **values,
-  )
-  folder.mkdir(parents=True, exist_ok=True)
-  write_unfinished(folder, tree, run.training)
-  artefact.save(run)
+  what = artefact.make_about(tree, str(folder), values["results"])
+  write_unfinished(folder, tree, values["training"])
+  artefact.save(artefact.Evaluated(folder, what, is_run=True, **values))
   return folder
 
 
@@ -339,26 +303,19 @@ def write_old_run(folder: pathlib.Path, ch=15.0, **changes):
   write_unfinished(folder, config(**changes), metrics())
   (folder / "results.json").write_text(json.dumps(run_results(ch)))
   arrays = {"version": np.array(1), "num_examples": np.array(2)}
-  arrays["class_names"] = np.array(["zero", "one", "two <&>"], np.str_)
+  arrays["class_names"] = np.array(CLASSES, np.str_)
+  names = ("index", "kind", "image", "object_mask", "target", "predicted")
   for number, kind in enumerate(("best", "fixed")):
     own = run_example(number, kind)
-    method = GRADCAMS[0]
     fields = {
-      name: getattr(own, name)
-      for name in ("index", "kind", "image", "object_mask", "target")
+      name: getattr(own, name) for name in (*names, "composite", "cell")
     }
-    fields |= {
-      "predicted": own.predicted,
-      "cam": own.maps[method],
-      "content_heatmap": own.scores["content_heatmap"][method],
-      "composite": own.composite,
-      "composite_cam": own.composite_maps[method],
-      "cell": own.cell,
-      "negative_quadrants_heatmap": 12.5,
-    }
+    (fields["cam"],) = own.maps.values()
+    (fields["composite_cam"],) = own.composite_maps.values()
+    fields |= {name: one[GRADCAMS[0]] for name, one in own.scores.items()}
     for name, value in fields.items():
       arrays[f"{number:03d}/{name}"] = np.asarray(value)
-  np.savez_compressed(folder / "gallery.npz", **arrays)
+  np.savez_compressed(folder / artefact.GALLERY, **arrays)
   return folder
 
 
@@ -366,19 +323,17 @@ def write_old(folder: pathlib.Path, **changes):
   """Writes an evaluation as it was left before runs were alike."""
   made = make(folder, **changes)
   artefact.save(made)
-  about = json.loads((folder / artefact.ABOUT).read_text())
-  del about["trained"], about["questions"]
-  (folder / artefact.ABOUT).write_text(json.dumps(about))
-  names = ("index", "image", "object_mask", "target", "predicted")
-  arrays = {"class_names": np.array(made.class_names, np.str_)}
-  for number, own in enumerate(made.examples):
-    for name in names:
-      arrays[f"{number:03d}/{name}"] = np.asarray(getattr(own, name))
-    for method, cam in own.maps.items():
-      arrays[f"{number:03d}/maps/{method}"] = cam
-    for method, by_stage in own.randomized.items():
-      for stage, cam in by_stage.items():
-        arrays[f"{number:03d}/randomized/{method}/{stage}"] = cam
+  what = json.loads((folder / artefact.ABOUT).read_text())
+  del what["trained"], what["questions"]
+  (folder / artefact.ABOUT).write_text(json.dumps(what))
+  names = ("class_names", "index", "image", "object_mask", "target")
+  names += ("predicted", "maps", "randomized")
+  with np.load(folder / artefact.GALLERY) as now:
+    arrays = {
+      key: value
+      for key, value in now.items()
+      if (key.split("/")[1:] or [key])[0] in names
+    }
   np.savez_compressed(folder / "examples.npz", **arrays)
   (folder / artefact.GALLERY).unlink()
   return folder

@@ -37,46 +37,38 @@ def explanation(name="cat", **changes):
   return dataclasses.replace(plain, **changes)
 
 
-def stems(*names):
-  paths = [pathlib.Path(name) for name in names]
-  named = explanations.output_names(paths, ["gradcam"])
-  return [
-    by_method["gradcam"][0].removesuffix(".gradcam.png") for by_method in named
+@pytest.mark.parametrize(
+  "pictures, stems",
+  [
+    (["a/cat.jpg", "b/cat.png", "cat.gif"], ["cat", "cat-2", "cat-3"]),
+    (["CAT.jpg", "cat.jpg"], ["CAT", "cat-2"]),
+    (["a/x.jpg", "b/x.jpg", "x-2.jpg"], ["x", "x-3", "x-2"]),
+  ],
+)
+def test_names_tell_the_picture_and_the_method(pictures, stems):
+  paths = list(map(pathlib.Path, pictures))
+  assert explanations.output_names(paths, ["x", "y"]) == [
+    {
+      method: (f"{stem}.{method}.png", f"{stem}.{method}.npy")
+      for method in "xy"
+    }
+    for stem in stems
   ]
 
 
-def test_names_tell_the_picture_and_the_method():
-  (named,) = explanations.output_names([pathlib.Path("a/cat.jpg")], ["x", "y"])
-  assert named == {
-    "x": ("cat.x.png", "cat.x.npy"),
-    "y": ("cat.y.png", "cat.y.npy"),
-  }
-
-
-def test_pictures_of_one_name_get_numbers():
-  assert stems("a/cat.jpg", "b/cat.png", "cat.gif") == ["cat", "cat-2", "cat-3"]
-  assert stems("CAT.jpg", "cat.jpg") == ["CAT", "cat-2"]
-  assert stems("a/x.jpg", "b/x.jpg", "x-2.jpg") == ["x", "x-3", "x-2"]
-
-
-def test_overlay_and_map_are_written_as_they_are(tmp_path):
-  explanations.write(tmp_path / "new", explanation(), IMAGE, CAM)
-  with Image.open(tmp_path / "new" / "cat.gradcam.png") as image:
-    np.testing.assert_array_equal(
-      np.asarray(image), pictures.heat_overlay(IMAGE, CAM)
-    )
-  cam = np.load(tmp_path / "new" / "cat.gradcam.npy")
-  assert cam.dtype == np.float32
-  np.testing.assert_array_equal(cam, CAM)
-
-
-def test_a_map_of_nans_is_kept_and_shown_as_the_bare_picture(tmp_path):
-  empty = explanation(map_is_empty=True)
-  cam = np.full((2, 3), np.nan, np.float32)
-  explanations.write(tmp_path, empty, IMAGE, cam)
-  with Image.open(tmp_path / "cat.gradcam.png") as image:
-    np.testing.assert_array_equal(np.asarray(image), IMAGE)
-  np.testing.assert_array_equal(np.load(tmp_path / "cat.gradcam.npy"), cam)
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_map_is_written_raw_and_an_empty_one_shows_the_bare_picture(
+  tmp_path, is_empty
+):
+  cam = np.full_like(CAM, np.nan) if is_empty else CAM
+  out = tmp_path / "new"
+  explanations.write(out, explanation(map_is_empty=is_empty), IMAGE, cam)
+  with Image.open(out / "cat.gradcam.png") as image:
+    wanted = IMAGE if is_empty else pictures.heat_overlay(IMAGE, CAM)
+    np.testing.assert_array_equal(np.asarray(image), wanted)
+  written = np.load(out / "cat.gradcam.npy")
+  assert written.dtype == np.float32
+  np.testing.assert_array_equal(written, cam)
 
 
 def test_the_index_grows_and_replaces_what_was_written_again(tmp_path):
@@ -107,12 +99,9 @@ def test_existing_names_are_refused_unless_they_may_be_replaced(tmp_path):
 def test_no_explanation_replaces_a_picture_it_explains(tmp_path):
   picture = tmp_path / "a.gradcam.png"
   picture.write_bytes(b"precious")
-  with pytest.raises(
-    ValueError, match="must not replace a picture it explains"
-  ):
-    explanations.open_folder(
-      tmp_path / ".." / tmp_path.name, [picture.name], [picture], True
-    )
+  out = tmp_path / ".." / tmp_path.name
+  with pytest.raises(ValueError, match="must not replace a picture it expl"):
+    explanations.open_folder(out, [picture.name], [picture], True)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

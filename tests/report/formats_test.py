@@ -1,4 +1,4 @@
-"""The table of a compilation, from the plain values that are written too."""
+"""What a compilation found, as text."""
 
 import pytest
 
