@@ -90,14 +90,14 @@ def read_idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
   if len(data) < 4 or data[:3] != b"\0\0\x08":
     raise ValueError(
       f"{path} must be a gzipped IDX file of bytes; it starts with "
-      f"{data[:4].hex()!r}. Install dataset-fashion-mnist anew."
+      f"{data[:4].hex()!r}. Install dataset-fashion-mnist again."
     )
   start = 4 + 4 * data[3]
   shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
   if len(data) - start != np.prod(shape):
     raise ValueError(
       f"{path} must hold {'x'.join(map(str, shape))} bytes after its header; "
-      f"it holds {len(data) - start}. Install dataset-fashion-mnist anew."
+      f"it holds {len(data) - start}. Install dataset-fashion-mnist again."
     )
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

@@ -66,7 +66,7 @@ from gc_jax.runtime.messages import listed, unknown_name_message
 
 _VERSION = 4  # of the index; raise it when what is written changes
 _OR_SKIP = (
-  "\nMend them, or set --config.data.on_error=skip to leave them out, and have "
+  "\nFix them, or set --config.data.on_error=skip to leave them out, and have "
   "them counted."
 )
 

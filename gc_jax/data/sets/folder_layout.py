@@ -121,7 +121,7 @@ def read_layout(path: str) -> Layout:
   if tree.special:
     ignored.append(f"{len(tree.special):,} pipes or devices")
   if ignored:
-    warn_once(f"Passed over in {root}: {', '.join(ignored)}.")
+    warn_once(f"Ignored in {root}: {', '.join(ignored)}.")
   return layout
 
 
@@ -201,9 +201,9 @@ def _check_class_folders(
     held = [f"{root / k} holds {_held(tree, k)}" for k in empty[:5]]
     raise ValueError(
       f"The folder of a class must hold pictures ({_ENDINGS}). "
-      f"{len(empty):,} without:\n  "
+      f"{len(empty):,} folders hold none:\n  "
       + listed([*held, *empty[5:]], between="\n  ")
-      + "\nConvert what is there or put pictures in; or take the folder out of "
+      + "\nConvert the files, add pictures, or move the folder out of "
       "--config.data.path."
     )
 

@@ -309,11 +309,13 @@ class _Reader:
     except ValueError as error:
       if not has_extent or isinstance(error, segmentation.OtherSizeError):
         raise
-      message = f"{annotation.where}: {error}; its box can stand"
+      message = f"{annotation.where}: {error}; its box can be used"
       self.take(_Problem(message, num_left_out=0))
       return None, box
     if num_left_out and cleaned is None:
-      self._note("segmentations cover no pixel; their boxes stand", annotation)
+      self._note(
+        "segmentations cover no pixel; their boxes are used", annotation
+      )
     elif num_left_out:
       self._note(
         "polygons that cover no pixel are left out of their masks",

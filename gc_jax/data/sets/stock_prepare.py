@@ -160,7 +160,7 @@ def _cannot_download(
     urls.setdefault(known.filename or url.rpartition("/")[2], url)
   files = "".join(f"\n  {url} as {file}" for file, url in urls.items())
   if len(builder.builder_configs) > 1:
-    files += f"\nas far as {name} is made of them"
+    files += f"\n(those that {name} is made of)"
   return (
     f"{PREFIX}{name} must be downloaded once, and that failed: "
     f"{cause}. Run this again where there is a network, or bring these files "
@@ -190,8 +190,8 @@ def _prepare(
     raise ValueError(_cannot_download(name, builder, error)) from error
   except download_manager.NonMatchingChecksumError as error:
     raise ValueError(
-      f"{PREFIX}{name}: an archive must be what its publisher gave "
-      f"out, and is not; download it anew. {error}"
+      f"{PREFIX}{name}: an archive must be its publisher's, "
+      f"and differs; download it again. {error}"
     ) from error
   except AssertionError as error:  # files that only a person may download
     raise ValueError(f"{PREFIX}{name}: {error}") from error

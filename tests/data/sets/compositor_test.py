@@ -53,7 +53,7 @@ def test_the_picture_is_the_mixture_that_the_equation_says():
   assert np.abs(picture.image - expected).max() <= 0.5
 
 
-def test_own_colors_do_not_take_in_what_is_transparent():
+def test_transparent_pixels_do_not_bleed_into_own_colors():
   colors = np.full((28, 28, 3), (0, 255, 0), np.uint8)
   cutout = disc(colors=colors)
   colors[cutout.alpha == 0] = (255, 0, 0)

@@ -240,7 +240,7 @@ def test_products_are_those_of_the_files_class_by_class(products):
         assert (source.cutout(label, number).alpha >= 128).sum() >= 25
 
 
-def test_what_a_product_encloses_is_its_own_and_specks_are_not():
+def test_enclosed_pixels_belong_to_the_product_and_specks_do_not():
   negative = np.zeros((28, 28), np.uint8)
   negative[4:24, 6:20] = 200
   negative[10:14, 10:14] = 0  # a white print on the chest
@@ -252,7 +252,7 @@ def test_what_a_product_encloses_is_its_own_and_specks_are_not():
   assert (cutout.colors[10:14, 10:14] == 255).all(), "the print is white again"
 
 
-def test_the_outline_lets_through_what_was_white_around_it():
+def test_the_outline_is_more_transparent_the_whiter_it_is():
   negative = np.zeros((9, 9), np.uint8)
   negative[2:7, 2:7] = 40
   negative[3:6, 3:6] = 200
@@ -322,7 +322,7 @@ def test_grey_and_palette_stamps_are_read_as_they_look(tmp_path):
   np.testing.assert_array_equal(stamp.alpha == 0, np.asarray(palette) == 7)
 
 
-def test_a_folder_of_something_else_is_told_by_the_class_it_lacks(tmp_path):
+def test_a_folder_without_the_stamps_of_a_class_is_refused(tmp_path):
   with pytest.raises(
     ValueError,
     match=r"at least 5 photographed stamps of class 'bird' in animals/birds; "

@@ -73,7 +73,7 @@ def test_masks_and_annotations_mirror_the_pictures(name, place):
 # Trees.
 
 
-def test_what_systems_leave_is_left_out(tmp_path):
+def test_files_that_systems_leave_are_ignored(tmp_path):
   touch(tmp_path, "cat/a.jpg", "cat/Thumbs.db", "cat/.DS_Store", "cat/._a.jpg")
   touch(tmp_path, "desktop.ini", "__MACOSX/cat/a.jpg", "cat/@eaDir/a.jpg")
   touch(tmp_path, ".git/a.jpg", "cat/Icon\r")
@@ -113,7 +113,7 @@ def test_links_are_followed_and_those_to_nothing_are_known(tmp_path):
     ("other/back", "../mine/train"),  # by way of another link
   ],
 )
-def test_a_link_to_a_folder_that_holds_it_is_told(tmp_path, link, target):
+def test_a_link_to_a_folder_that_holds_it_is_refused(tmp_path, link, target):
   touch(tmp_path, "mine/train/cat/a.jpg", "other/b.jpg")
   (tmp_path / "mine/train/dog").symlink_to("../../other")
   (tmp_path / link).symlink_to(target)
@@ -127,7 +127,9 @@ def test_a_link_to_a_folder_that_holds_it_is_told(tmp_path, link, target):
 @pytest.mark.parametrize(
   "name", [b"train/caf\xe9/a.jpg", b"train/caf\xe9.jpg", b"\x8c\xa2/a.jpg"]
 )
-def test_a_name_that_is_no_utf8_is_told_with_the_byte_shown(tmp_path, name):
+def test_a_name_that_is_not_utf8_is_refused_and_its_bytes_are_shown(
+  tmp_path, name
+):
   touch(tmp_path, os.fsdecode(name), "train/cat/a.jpg")
   with pytest.raises(
     ValueError, match=r"must be UTF-8, and 1 are not:"
@@ -140,7 +142,7 @@ def test_a_name_that_is_no_utf8_is_told_with_the_byte_shown(tmp_path, name):
   assert "convmv" in message
 
 
-def test_a_root_that_is_no_utf8_is_told(tmp_path):
+def test_a_root_that_is_not_utf8_is_refused(tmp_path):
   root = tmp_path / os.fsdecode(b"caf\xe9")
   root.mkdir()
   with pytest.raises(ValueError, match=r"caf\\xe9 must be UTF-8") as told:
@@ -148,7 +150,7 @@ def test_a_root_that_is_no_utf8_is_told(tmp_path):
   str(told.value).encode()
 
 
-def test_two_files_that_look_the_same_are_told(tmp_path):
+def test_two_files_that_look_the_same_are_refused(tmp_path):
   touch(tmp_path, f"cat/{COMPOSED}.jpg", f"cat/{DECOMPOSED}.jpg")
   with pytest.raises(
     ValueError, match=r"look the same, 'cat/cafe\\u0301.jpg' and 'cat/caf\\xe9"
@@ -236,7 +238,9 @@ def test_an_absolute_path_is_found_by_every_name_of_the_folder(tmp_path):
     ("x" * 9_999, r"there is no picture 'x{77}\.\.\.'$"),
   ],
 )
-def test_a_picture_that_is_none_or_several_is_told(find, written, message):
+def test_text_that_names_no_picture_or_several_is_refused(
+  find, written, message
+):
   with pytest.raises(ValueError, match=message):
     find(written)
 
@@ -259,7 +263,7 @@ def test_a_backslash_may_be_part_of_a_name(tmp_path):
     | st.text(max_size=3)
   )
 )
-def test_whatever_is_written_is_a_picture_or_a_valueerror(parts):
+def test_any_text_names_a_picture_or_raises_valueerror(parts):
   find = Finder(PICTURES, pathlib.Path("mine"))
   written = "".join(parts)
   try:

@@ -51,35 +51,32 @@ def test_a_class_need_not_be_in_every_split(tmp_path):
 @pytest.mark.parametrize(
   ("names", "message"),
   [
-    ([], r"must hold pictures .*; none is among its 0 files"),
-    (["a/x.txt"], r"none is among its 1 file "),
-    (["a/1.jpg", "a/2.jpg"], r"at least two classes, and shows 1 \(a\)"),
-    (["1.jpg", "a/2.jpg"], r"mine/1.jpg must lie in the folder of its class"),
+    ("", r"must hold pictures .*; none is among its 0 files"),
+    ("a/x.txt", r"none is among its 1 file "),
+    ("a/1.jpg a/2.jpg", r"at least two classes, and shows 1 \(a\)"),
+    ("1.jpg a/2.jpg", r"mine/1.jpg must lie in the folder of its class"),
+    ("train/a/1.jpg train/2.jpg", r"class, as .*mine/train/CLASS/2.jpg"),
     (
-      ["train/a/1.jpg", "train/2.jpg"],
-      r"must lie in the folder of its class, as .*mine/train/CLASS/2.jpg",
-    ),
-    (
-      ["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg"],
+      "train/a/1.jpg train/b/1.jpg extra/a/1.jpg",
       r"mine/extra stands beside .*mine/train and must be called val, validat",
     ),
     (
-      ["train/cat/1.jpg", "train/b/1.jpg", "val/cats/1.jpg"],
+      "train/cat/1.jpg train/b/1.jpg val/cats/1.jpg",
       r"mine/val/cats/1.jpg shows a class that no training picture shows. "
       r"Unknown class='cats'. Known: b, cat. Did you mean 'cat'\?",
     ),
-    (
-      ["Val/a/1.jpg", "Val/b/1.jpg", "test/a/1.jpg"],
-      r"must hold `train`; there are pictures only in Val, test",
-    ),
+    ("Val/a/1.jpg Val/b/1.jpg test/a/1.jpg", r"hold `train`; .* in Val, test"),
   ],
 )
-def test_a_folder_arranged_otherwise_is_told_where(tmp_path, names, message):
+def test_a_wrong_arrangement_is_refused_with_its_place(
+  tmp_path, names, message
+):
   (tmp_path / "mine").mkdir()
-  assert re.search(message, problem(touch(tmp_path / "mine", *names)))
+  told = problem(touch(tmp_path / "mine", *names.split()))
+  assert re.search(message, told), told
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
   assert "must be a folder, and does not exist" in problem(tmp_path / "none")
   touch(tmp_path, "file")
   assert "must be a folder, and is a file" in problem(tmp_path / "file")
@@ -88,37 +85,28 @@ def test_a_folder_that_is_not_there_is_told(tmp_path):
 @pytest.mark.parametrize(
   ("names", "message"),
   [
-    (
-      ["train/fox/a.heic", "train/fox/b.HEIC"],
-      r"train/fox holds 2 files \(.hei",
-    ),
+    (["train/fox/a.heic", "train/fox/b.HEIC"], r"2 files \(.heic 2\)$"),
     (["train/ant/"], r"train/ant holds 0 files$"),
-    (["train/ant/deep/deeper/"], r"train/ant holds 0 files$"),
-    (["train/ant/.gitkeep"], r"train/ant holds 0 files$"),
-    (["train/ant/Thumbs.db"], r"train/ant holds 0 files$"),
+    (["train/ant/deep/.gitkeep"], r"train/ant holds 0 files$"),
     (["val/fox/a.npy", "train/fox/a.jpg"], r"val/fox holds 1 file \(.npy 1\)$"),
     (["train/fox/deep/a.txt"], r"train/fox holds 1 file \(.txt 1\)$"),
     (["train/masks/a.txt"], r"train/masks holds 1 file \(.txt 1\)$"),
   ],
 )
-def test_a_class_that_would_vanish_is_told(tmp_path, names, message):
+def test_a_class_folder_without_pictures_is_refused(tmp_path, names, message):
   told = problem(touch(tmp_path, *BASE, *names))
   assert re.search(message, told, re.MULTILINE), told
-  assert "1 without:" in told and ".jfif" in told
+  assert "1 folders hold none:" in told and ".jfif" in told
 
 
-def test_a_class_that_would_vanish_at_the_top_is_told(tmp_path):
-  touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "fox/1.heic", "ant/")
+def test_class_folders_without_pictures_at_the_top_are_refused(tmp_path):
+  touch(tmp_path, "cat/1.jpg", "dog/1.jpg", "ant/1.heic")
   touch(tmp_path, "masks/readme.txt", "Annotations/readme.txt", ".git/x")
+  touch(tmp_path, *(f"x{i}/" for i in range(1500)))
   told = problem(tmp_path)
-  assert "2 without:" in told
-  assert re.findall(r"/(\w+) holds (\d)", told) == [("ant", "0"), ("fox", "1")]
-
-
-def test_of_many_empty_classes_five_are_told(tmp_path):
-  touch(tmp_path, *BASE, *(f"train/{i:04}/" for i in range(1500)))
-  told = problem(tmp_path)
-  assert "1,500 without:" in told and "and 1,495 more" in told
+  assert "1,501 folders hold none:" in told and "and 1,496 more" in told
+  held = re.findall(r"/(\w+) holds (\d)", told)
+  assert held[:2] == [("ant", "1"), ("x0", "0")]
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -140,7 +128,7 @@ def test_the_name_of_a_class_is_one_line(tmp_path, name):
   assert repr(name) in told
 
 
-def test_many_classes_are_told_briefly_and_once(tmp_path, caplog):
+def test_messages_about_many_classes_are_short_and_come_once(tmp_path, caplog):
   names = [f"class_number_{i:04}" for i in range(1500)]
   touch(tmp_path, *(f"{s}/{n}/a.jpg" for s in ("train", "val") for n in names))
   for _ in range(3):  # as for three splits
@@ -177,7 +165,7 @@ def test_folders_of_splits_are_known_in_any_case(tmp_path, train, val):
 
 
 @pytest.mark.parametrize("top", ["", "train/"])
-def test_what_is_held_out_is_told_by_a_hash_of_the_path(tmp_path, top):
+def test_a_hash_of_the_path_chooses_what_is_held_out(tmp_path, top):
   def splits_of(root, forms, count=60):
     letters = [unicodedata.normalize(form, "é") for form in forms]
     for i, letter in enumerate(letters * (count // len(letters))):
@@ -212,7 +200,7 @@ def test_a_class_with_one_picture_trains_on_it_however_its_hash_falls(
   assert "1 class has one training picture, 'fox' first" in caplog.text
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_refused(tmp_path, monkeypatch):
   """The user of a test may be root, who reads everything."""
   scandir = os.scandir
 
@@ -231,14 +219,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
   [
     (["Train/cat/9.jpg"], r"one folder for the train split.*Train and train"),
     (["training/cat/9.jpg"], r"holds train and training"),
-    (
-      ["valid/cat/9.jpg"],
-      r"one folder for the validation split.*val and valid",
-    ),
-    (
-      ["Test/cat/9.jpg", "test/cat/9.jpg"],
-      r"for the test split.*Test and test",
-    ),
+    (["valid/cat/9.jpg"], r"for the validation split, .*val and valid"),
     (["Train/"], r"holds Train and train"),
     (["test/"], r"/test must hold pictures .*holds 0 files"),
     (["test/cat/a.heic"], r"/test must hold pictures .*1 file \(.heic 1\)"),
@@ -249,14 +230,16 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     (["annotations.json", "Annotations.JSON"], r"one annotations.json, and"),
   ],
 )
-def test_what_is_there_twice_or_empty_is_told(tmp_path, names, message):
+def test_two_folders_or_tables_of_a_kind_and_empty_splits_are_refused(
+  tmp_path, names, message
+):
   assert re.search(message, problem(touch(tmp_path, *BASE, *names)))
 
 
-# What is passed over.
+# Files that are ignored.
 
 
-def test_what_is_passed_over_is_counted_by_ending_once(tmp_path, caplog):
+def test_ignored_files_are_counted_by_ending_once(tmp_path, caplog):
   touch(tmp_path, *BASE, "train/cat/a.heic", "train/cat/B.HEIC", "readme.txt")
   touch(tmp_path, "docs/a.txt", "val/dog/x", "masks/train/cat/0.npy")
   touch(tmp_path, "train/cat/Thumbs.db", "train/.DS_Store", "__MACOSX/a.jpg")
@@ -267,7 +250,7 @@ def test_what_is_passed_over_is_counted_by_ending_once(tmp_path, caplog):
   assert len(layout.labels) == len(BASE)
   (record,) = caplog.records
   assert record.getMessage() == (
-    f"Passed over in {tmp_path}: 6 files (.heic 2, .txt 2, .npy 1, no ending "
+    f"Ignored in {tmp_path}: 6 files (.heic 2, .txt 2, .npy 1, no ending "
     "1), 1 pipes or devices."
   )
 
@@ -301,59 +284,32 @@ def test_labels_are_read_however_the_table_is_saved(tmp_path, table):
   assert list(layout.labels.values()) == [[0, 1], [1], []]
 
 
+TOP = "image,labels\n"
+
+
 @pytest.mark.parametrize(
-  ("table", "messages"),
+  ("table", "message"),
   [
+    ("image,label\na.jpg,a\n", r"labels is missing from 'image,label'"),
+    (TOP + "a.jpg,a,b\nb.jpg,a\nc.jpg\n", r"2 lines of .*\n.*line 2: a row mu"),
+    # Well-formed, and a line is swallowed.
+    (TOP + 'a.jpg,"a\nb.jpg,b"\n', r"a class must be one line.*'a.nb.jpg,b'"),
     (
-      "image,labels\na.jpg,cat,dog\nb.jpg,cat\nc.jpg\n",
-      [
-        "2 lines of",
-        "line 2: a row must have 2 cells",
-        "line 4: a row must ha",
-      ],
+      TOP + "0.jpg,a\n" * 99,
+      r"99 lines .*\n.*no picture '0.jpg'(.|\n)*94 more",
     ),
-    (
-      'image,labels\na.jpg,"cat\nb.jpg,dog\n',
-      ["1 lines of", "line 2: a quotat"],
-    ),
-    ("image,label\na.jpg,a\n", ["labels is missing from 'image,label'"]),
-    ("", ["image, labels is missing from 'an empty file'"]),
-    (
-      # Well-formed, and a line is swallowed.
-      'image,labels\na.jpg,"cat\nb.jpg,dog"\nc.jpg,dog\n',
-      ["line 2: the name of a class must be one line", r"'cat\nb.jpg,dog'"],
-    ),
-    (
-      "image,labels\na.jpg,fête\n".encode("latin-1"),
-      ["labels.csv, line 2 must"],
-    ),
-    ("image,labels\na.jpg,a\n".encode("utf-16-le"), ["line 1 must be text in"]),
-    (
-      "image,labels\n" + "".join(f"{i}.jpg,cat\n" for i in range(99)),
-      ["99 lines of", "line 2: there is no picture '0.jpg'", "and 94 more"],
-    ),
-    ("image,labels\na.jpg,cat\n", ["has none for 2 of 3, 'train/b.jpg' first"]),
-    (
-      "image,labels,\na.jpg,cat,dog\n",
-      ["line 2: 'dog' stands in a column that"],
-    ),
+    (TOP + "a.jpg,a\n", r"has none for 2 of 3, 'train/b.jpg' first"),
+    (TOP + "a.jpg,a\nb.jpg,a\nc.jpg,\n", r"two classes, and shows 1 \(a\)"),
   ],
 )
-def test_lines_of_labels_that_cannot_be_used_are_told(
-  tmp_path, table, messages
-):
+def test_unusable_lines_of_labels_are_refused(tmp_path, table, message):
   told = problem(labels(tmp_path, table))
-  assert all(message in told for message in messages), told
+  assert re.search(message, told), told
 
 
 def test_labels_name_pictures_and_classes_in_either_form(tmp_path):
-  table = (
-    f"image,labels\n{COMPOSED}.jpg,{DECOMPOSED}\nb.jpg,{COMPOSED}\n"
-    f"{COMPOSED}2.jpg,dog\n"
-  )
-  root = labels(
-    tmp_path, table, f"{DECOMPOSED}.jpg", "b.jpg", f"{COMPOSED}2.jpg"
-  )
+  table = f"a,{DECOMPOSED}\n{COMPOSED}.jpg,{COMPOSED}\nb.jpg,dog\n"
+  root = labels(tmp_path, TOP + table, "a.jpg", "b.jpg", f"{DECOMPOSED}.jpg")
   layout = read_layout(str(root))
   assert layout.class_names == (COMPOSED, "dog")
   assert sorted(layout.labels.values()) == [[0], [0], [1]]

@@ -236,7 +236,7 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), PROBLEMS)
-def test_an_annotation_that_cannot_be_used_is_told_or_left_out(
+def test_an_unusable_annotation_is_refused_or_left_out(
   root, caplog, name, content, message
 ):
   write(root, name, content)
@@ -267,7 +267,7 @@ def test_a_row_that_is_skipped_is_counted_and_costs_no_other(
   assert list(map(int, told)) == dropped
 
 
-def test_of_many_problems_five_are_told(root):
+def test_the_first_five_of_many_problems_are_listed(root):
   write(root, "boxes.csv", csv(*(f"x{i}.png,cat,0,0,9,9" for i in range(20))))
   assert re.search(r"20 annotations[\s\S]*and 15 more", refused(root))
 
@@ -299,7 +299,7 @@ def test_difficult_is_read_however_it_is_written(root, difficult, written):
     {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]},
   ],
 )
-def test_a_good_box_stands_whatever_its_polygons_are(root, segmentation):
+def test_a_good_box_is_used_whatever_its_polygons_are(root, segmentation):
   write(root, "annotations.json", coco({"segmentation": segmentation}))
   dataset = load(root)
   assert boxes_of(dataset) == ONE_BOX
@@ -307,13 +307,13 @@ def test_a_good_box_stands_whatever_its_polygons_are(root, segmentation):
   assert dataset.num_dropped == 0
 
 
-def test_polygons_without_a_pixel_are_told(root, caplog):
+def test_polygons_without_a_pixel_are_reported(root, caplog):
   bad = [[6, 4, 24, 20]]
   annotations = ({"segmentation": bad}, {"segmentation": [*bad, SQUARE, *bad]})
   write(root, "annotations.json", coco(*annotations, {}))
   masks = load(root).source[0]["objects"]["mask"]
   assert re.search(
-    r"1 segmentations cover no pixel; their boxes stand \(the first: "
+    r"1 segmentations cover no pixel; their boxes are used \(the first: "
     r".*annotations.json, annotation 1\)",
     caplog.text,
   )
@@ -328,7 +328,7 @@ def test_polygons_without_a_pixel_are_told(root, caplog):
     ("labels.csv", r"polygons or run lengths, and is 'labels.csv'"),
   ],
 )
-def test_a_box_can_stand_for_a_segmentation_that_cannot_be_used(
+def test_a_box_can_be_used_in_place_of_a_wrong_segmentation(
   root, segmentation, message
 ):
   write(root, "annotations.json", coco({"segmentation": segmentation}, {}))
@@ -353,7 +353,7 @@ def test_a_box_can_stand_for_a_segmentation_that_cannot_be_used(
     {"segmentation": RUNS | {"size": [WIDTH, HEIGHT]}},
   ],
 )
-def test_an_annotation_that_cannot_be_used_is_named_and_counted(
+def test_an_unusable_annotation_among_others_is_named_and_counted(
   root, annotation
 ):
   write(root, "annotations.json", coco({}, annotation, {}))
@@ -362,7 +362,7 @@ def test_an_annotation_that_cannot_be_used_is_named_and_counted(
   assert dataset.num_dropped == 1 and len(boxes_of(dataset)[CAT]) == 2
 
 
-def test_a_size_of_the_upright_picture_is_told_as_such(root):
+def test_the_size_of_an_upright_picture_is_recognised(root):
   image = photos.load("coffee.png", (WIDTH, HEIGHT))
   write(root, CAT, photos.with_orientation(image, 6, "png"))
   write(root, "annotations.json", coco({}, width=HEIGHT, height=WIDTH))
@@ -387,7 +387,7 @@ FRACTIONS = [
 
 
 @pytest.mark.parametrize(("name", "content", "count", "first"), FRACTIONS)
-def test_boxes_in_fractions_are_told_and_all_counted(
+def test_boxes_in_fractions_are_refused_and_all_counted(
   root, name, content, count, first
 ):
   write(root, name, content)
@@ -403,14 +403,14 @@ def test_boxes_in_fractions_are_told_and_all_counted(
 # Several pictures, files and kinds.
 
 
-def test_of_pictures_of_one_stem_the_file_name_says_which(root):
+def test_the_file_name_inside_chooses_between_pictures_of_one_stem(root):
   write(root, "train/cat/same.xml", xml(VOC_BOX, filename="same.JPG"))
   assert list(boxes_of(load(root))) == ["train/cat/same.jpg"]
   write(root, "train/cat/same.xml", xml(VOC_BOX, filename="same"))
   assert "names 2 pictures" in refused(root)
 
 
-def test_one_object_that_cannot_be_used_leaves_the_others(root):
+def test_one_unusable_object_leaves_the_others(root):
   write(root, "train/cat/cat0.xml", xml(VOC_BOX, (7, 5, "?", 20)))
   assert "cat0.xml, object 2: <xmax>: '?' must be a number" in refused(root)
   dataset = load(root, "skip")
@@ -444,7 +444,7 @@ def test_a_mask_takes_the_place_of_boxes_which_are_counted(root, caplog):
   assert "2 boxes are not used, as their pictures have masks" in caplog.text
 
 
-def test_a_mask_that_cannot_be_used_does_not_cost_a_box(root):
+def test_an_unusable_mask_does_not_cost_a_box(root):
   write(root, "masks/train/cat/cat0.png", png(rectangle(0)))
   write(root, "boxes.csv", csv(ROW))
   assert "pixels inside of its object" in refused(root)
@@ -452,7 +452,7 @@ def test_a_mask_that_cannot_be_used_does_not_cost_a_box(root):
   assert dataset.num_dropped == 1 and boxes_of(dataset) == ONE_BOX
 
 
-def test_a_mask_that_cannot_be_opened_is_told(root):
+def test_a_mask_that_cannot_be_opened_is_named(root):
   mask = write(root, "masks/train/cat/cat0.png", b"")
   mask.unlink()
   mask.symlink_to("nowhere.png")
@@ -466,7 +466,7 @@ def test_transparent_pixels_are_outside_of_a_mask(root):
   assert boxes_of(load(root)) == ONE_BOX
 
 
-def test_pictures_without_annotation_are_counted_aloud(root, caplog):
+def test_a_warning_counts_pictures_without_annotation(root, caplog):
   write(root, "boxes.csv", csv(ROW))
   load(root)
   assert re.search(
@@ -492,7 +492,7 @@ def test_names_are_one_however_an_accent_is_stored(root, stored, written):
 # The index.
 
 
-def test_what_annotations_say_is_kept_until_a_file_changes(root):
+def test_the_index_is_used_until_a_file_changes(root):
   write(root, "annotations.json", coco({"segmentation": [SQUARE]}, {"bbox": 3}))
   first = load(root, "skip")
   (index,) = (root.parent / "tfds").rglob("*.json")

@@ -107,7 +107,7 @@ def test_nothing_is_written_into_the_folder_and_no_picture_is_copied(root):
 # Folders that are not what they should be.
 
 
-def test_links_that_lead_nowhere_are_told_before_training(root, tmp_path):
+def test_links_to_nothing_are_refused_before_training(root, tmp_path):
   for i in range(9):
     (root / f"train/cat/link{i}.jpg").symlink_to(tmp_path / "unmounted/a.jpg")
   (root / "val/cat/000.jpg").unlink()
@@ -122,7 +122,7 @@ def test_links_that_lead_nowhere_are_told_before_training(root, tmp_path):
   assert len(load(root, on_error="skip").source) == 15
 
 
-def test_a_split_without_pictures_is_told(tmp_path):
+def test_a_split_without_pictures_is_refused(tmp_path):
   for name in ("a/1.jpg", "b/2.jpg"):
     write(tmp_path / "mine", name, b"")
   with pytest.raises(ValueError, match=r"'validation' of .* none of the 2"):
@@ -170,12 +170,12 @@ def test_turned_pictures_are_trained_on_upright(root):
   assert np.abs(upright.astype(int) - plain).mean() < 4
 
 
-def test_an_unknown_split_is_told_before_the_folder_is_looked_at():
+def test_an_unknown_split_is_refused_before_the_folder_is_read():
   with pytest.raises(ValueError, match=r"Unknown split='val'. Known: train"):
     folder.load("val", path="nowhere")
 
 
-def test_what_is_logged_is_no_error(root, caplog):
+def test_a_good_folder_logs_nothing(root, caplog):
   with caplog.at_level(logging.WARNING):
     load(root)
   assert not caplog.records

@@ -231,9 +231,7 @@ def test_parts_of_our_splits_are_parts_of_theirs(load, prepared, split, theirs):
     ("train", "train[:80%] train[80%:90%] train[90%:]"),
   ],
 )
-def test_our_three_splits_exist_wherever_there_is_something_to_train_on(
-  available, mapped
-):
+def test_a_set_with_a_training_split_gets_our_three_splits(available, mapped):
   splits = stock_sets.map_splits([*available.split(), "extra"])
   assert [splits[name] for name in OURS] == mapped.split()
   assert splits["extra"] == "extra"
@@ -260,7 +258,7 @@ def test_an_unknown_split_is_answered_with_those_there_are(
 
 
 @pytest.mark.parametrize("name", [*stock_sets.EXAMPLES, *stock_sets.STOCK_SETS])
-def test_what_the_table_says_is_in_the_sets_of_this_tfds(name, tmp_path):
+def test_the_features_of_the_table_are_those_of_this_tfds(name, tmp_path):
   builder = tfds.builder(name, data_dir=tmp_path)
   layout, features = stock._layout(builder), builder.info.features
   assert (layout is stock_sets.PLAIN) == (
@@ -279,7 +277,7 @@ def test_what_the_table_says_is_in_the_sets_of_this_tfds(name, tmp_path):
     assert isinstance(features[layout.label_name], tfds.features.Text)
 
 
-def test_that_nothing_can_be_localised_is_said_once(load, caplog):
+def test_a_set_without_objects_warns_once(load, caplog):
   stock._say_that_nothing_is_localised.cache_clear()
   with caplog.at_level(logging.WARNING, "gc_jax"):
     for split in OURS:
@@ -308,7 +306,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_what_cannot_be_used_is_told_before_anything_is_downloaded(
+def test_unusable_sets_are_refused_before_any_download(
   tmp_path, monkeypatch, name
 ):
   monkeypatch.setattr(stock_prepare, "prepare", None)
@@ -359,11 +357,11 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
   refused(
     tmp_path,
     "tf_flowers",
-    r"tf_flowers: an archive must be what its publisher(.|\n)*",
+    r"tf_flowers: an archive must be its publisher's, and differs(.|\n)*",
   )
 
 
-def test_more_of_tensorflow_than_there_is_gives_the_command(
+def test_a_builder_that_needs_tensorflow_is_answered_with_the_command(
   tmp_path, monkeypatch
 ):
   sanction(monkeypatch)
@@ -407,7 +405,7 @@ def test_sets_that_only_a_person_may_download_say_so(tmp_path):
   )
 
 
-def test_tfrecord_files_are_told_with_the_command_that_converts_them(
+def test_tfrecord_files_are_answered_with_the_command_that_converts_them(
   prepared, tmp_path
 ):
   folder = tmp_path / "oxford_iiit_pet" / "4.0.0"
@@ -433,7 +431,7 @@ def test_tfrecord_files_are_told_with_the_command_that_converts_them(
   assert len(dataset.source) == 36
 
 
-def test_files_of_a_set_whose_code_is_elsewhere_are_read(prepared, tmp_path):
+def test_files_of_a_set_are_read_without_its_code(prepared, tmp_path):
   folder = tmp_path / "my_flowers" / "1.0.0"
   shutil.copytree(prepared[0] / "tf_flowers" / "3.0.1", folder)
   for path in folder.iterdir():
