@@ -153,10 +153,7 @@ _tap.defvjp(lambda x, probe: (x, None), lambda _, p: (p, p))
 
 
 def _excited(module: nnx.Module, x: Array, sign: int) -> Array:
-  """Returns module(x), with the excitation rule for a gradient.
-
-  The rule keeps the weights of that sign.
-  """
+  """Returns module(x), with the rule of its weights of a sign as gradient."""
 
   def positive(x):
     copy = nnx.clone(module)
@@ -186,7 +183,7 @@ def _with_rule(
 
 
 def _passed_through(module: nnx.Module, x: Array) -> Array:
-  """Returns module(x), with the identity for a gradient."""
+  """Returns module(x), with the identity as gradient."""
   function = jax.custom_vjp(lambda x: module(x))
   function.defvjp(lambda x: (module(x), None), lambda _, p: (p,))
   return function(x)
@@ -209,21 +206,15 @@ _shared.defvjp(lambda a, b: (a + b, (a, b)), _shares)
 
 # Between modules, sums of two branches, poolings and averages have rules. All
 # else moves numbers, or is a ReLU: there the gradient is the rule.
-_AVERAGES = {
-  "reduce_sum",
-  "reduce_window_sum",
-  "reduce_window_max",
-  "dot_general",
-  "div",
-  "mul",
-}
+_AVERAGES = {"reduce_sum", "reduce_window_sum", "reduce_window_max"}
+_AVERAGES |= {"dot_general", "div", "mul"}
 _INLINED = {"jit", "pjit", "closed_call"}
 
 
 def _by_rules(function: Callable, argument) -> Callable:
-  """Returns the function with excitation rules wherever there is no module.
+  """Returns the function with excitation rules between modules.
 
-  Both take a tree of arrays shaped like `argument`, and return a tree.
+  It takes trees of arrays shaped like `argument`.
   """
   traced, out = jax.make_jaxpr(function, return_shape=True)(argument)
   structure = jax.tree.structure(out)

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.network import TORCH_INIT, BatchNorm, Init, Network
+from gc_jax.models.network import TORCH_INIT, BatchNorm, Network
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 
@@ -21,7 +21,7 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
   "layer1", "conv1" of a ResNet. The parts of any other model are its attributes
   that hold layers, the last one that was set first.
   """
-  found = dict.fromkeys(part for part, _, _ in _layers(model))
+  found = dict.fromkeys(part for part, _ in _layers(model))
   return tuple(reversed(found))
 
 
@@ -48,22 +48,20 @@ def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   anew = names[: names.index(stage) + 1]
   copy = nnx.clone(model)
   copy.eval()
-  for number, (part, path, module) in enumerate(_layers(copy)):
+  for number, (part, module) in enumerate(_layers(copy)):
     if part in anew:
-      init = TORCH_INIT
-      if isinstance(model, Network):
-        init = model.initializer(path, module)
-      _initialize(module, init, jax.random.fold_in(key, number))
+      _initialize(module, jax.random.fold_in(key, number))
   return copy
 
 
-def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
+def _initialize(module: nnx.Module, key: PRNGKeyArray) -> None:
   if isinstance(module, BatchNorm):
-    module.scale[...] = jnp.ones_like(module.scale[...])
-    module.bias[...] = jnp.zeros_like(module.bias[...])
-    module.mean[...] = jnp.zeros_like(module.mean[...])
-    module.var[...] = jnp.ones_like(module.var[...])
+    for variable in (module.scale, module.var):
+      variable[...] = jnp.ones_like(variable[...])
+    for variable in (module.bias, module.mean):
+      variable[...] = jnp.zeros_like(variable[...])
     return
+  init = getattr(module, "init", TORCH_INIT)
   key_kernel, key_bias = jax.random.split(key)
   shape = module.kernel[...].shape
   module.kernel[...] = init.kernel(key_kernel, shape, jnp.float32)
@@ -72,8 +70,8 @@ def _initialize(module: nnx.Module, init: Init, key: PRNGKeyArray) -> None:
     module.bias[...] = draw(key_bias, shape[-1:])
 
 
-def _layers(model: nnx.Module) -> list[tuple[str, str, nnx.Module]]:
-  """Returns (part, path, layer) of all layers with weights, picture first."""
+def _layers(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
+  """Returns (part, layer) of all layers with weights, from the picture up."""
   if isinstance(model, Network):
     parts = model.parts()
   else:
@@ -87,9 +85,9 @@ def _layers(model: nnx.Module) -> list[tuple[str, str, nnx.Module]]:
       depth = next(i for i in (1, 2) if ".".join(names[:i]) in part_of)
       part = part_of[".".join(names[:depth])]
       block = [int(n) for n in names[depth : depth + 1] if n.isdecimal()]
-      found.append(((place[part], block), part, ".".join(names), module))
+      found.append(((place[part], block), part, module))
   found.sort(key=lambda layer: layer[0])
-  return [layer[1:] for layer in found]
+  return [(part, module) for _, part, module in found]
 
 
 def rank_correlation(

@@ -352,8 +352,7 @@ METRICS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Attack:
+class Attack(NamedTuple):
   """The facts of an attack; `on_few` if only few pictures are attacked."""
 
   title: str

@@ -63,7 +63,7 @@ class NumberedNetwork(network.Network):
     return numbered
 
   def layer_inputs(self) -> dict[str, str]:
-    """Returns the inputs of the trunk's layers; see the base class."""
+    """Returns the inputs of the trunk's layers."""
     inputs = {f"features.{int(n) - 1}": f"trunk.{n}" for n in self.trunk}
     inputs.pop("features.-1")  # the picture
     last, _ = self.numbered()[-1]
@@ -126,8 +126,6 @@ class Chain(NumberedNetwork):
     self.grid = grid
     self.drops_features = drops_features
     self.dropout_rate = dropout_rate
-    self.conv_init = conv_init
-    self.linear_init = linear_init
     make_conv = partial(network.conv, init=conv_init, dtype=dtype, rngs=rngs)
     trunk, channels = {}, 3
     for number, layer in self.numbered():
@@ -178,7 +176,7 @@ class Chain(NumberedNetwork):
     return last(x)
 
   def torch_features(self, ops: Any, x: Any) -> Any:
-    """Computes `features` by PyTorch; see the base class."""
+    """Computes `features` by PyTorch."""
     for number, layer in self.numbered():
       if layer == POOL:
         x = ops.max_pool(x, self.pool_window, 2)
@@ -187,16 +185,12 @@ class Chain(NumberedNetwork):
     return x
 
   def torch_classify(self, ops: Any, features: Any) -> Any:
-    """Computes `classify` by PyTorch; see the base class."""
+    """Computes `classify` by PyTorch."""
     x = ops.average_to_grid(features, self.grid)
     first, second, last = sorted(self.head)
     x = ops.linear(x, f"classifier.{first}").relu()
     x = ops.linear(x, f"classifier.{second}").relu()
     return ops.linear(x, f"classifier.{last}")
-
-  def initializer(self, path: str, module: nnx.Module) -> network.Init:
-    """Returns what the constructor was given."""
-    return self.conv_init if isinstance(module, nnx.Conv) else self.linear_init
 
 
 def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:

@@ -54,10 +54,6 @@ def _convolve(x, kernel, stride, pads, spread=1):
   )
 
 
-def _convolve_forward(stride, padding, x, kernel):
-  return convolve(stride, padding, x, kernel), (x, kernel)
-
-
 def _convolve_backward(stride, padding, kept, gradient):
   def of_xla(x, kernel, gradient):
     pads = [(padding, padding)] * 2
@@ -73,7 +69,7 @@ def _convolve_backward(stride, padding, kept, gradient):
   return jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(lambda *args: (convolve(*args), args[2:]), _convolve_backward)
 
 
 def _input_gradient(stride, padding, x, kernel, gradient):

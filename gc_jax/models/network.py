@@ -70,7 +70,7 @@ def conv(
   "SAME" pads asymmetrically under a stride, and would move every cell by half a
   pixel against PyTorch.
   """
-  return Conv(
+  layer = Conv(
     in_channels,
     out_channels,
     (kernel_size, kernel_size),
@@ -82,6 +82,8 @@ def conv(
     bias_init=init.bias(in_channels * kernel_size**2),
     rngs=rngs,
   )
+  layer.init = init  # the sanity check draws it anew
+  return layer
 
 
 def linear(
@@ -92,13 +94,15 @@ def linear(
   rngs: nnx.Rngs,
 ) -> nnx.Linear:
   """Returns a float32 dense layer, by default initialised as PyTorch's."""
-  return nnx.Linear(
+  layer = nnx.Linear(
     in_features,
     out_features,
     kernel_init=init.kernel,
     bias_init=init.bias(in_features),
     rngs=rngs,
   )
+  layer.init = init
+  return layer
 
 
 class Origin(nnx.Variable):
@@ -239,14 +243,25 @@ FEATURES = ""
 
 
 class Network(nnx.Module):
-  """The base class of all architectures.
+  """The base class of all architectures, which state what others must know.
 
-  A network has `features(images)`, from pixels as `normalize` returns them to
-  the explained activations, and `classify(features, key=None)`, from these, of
-  any h and w, to logits, float32 whatever the compute dtype; dropout masks are
-  a function of the key, and without one nothing is dropped. Beside them it
-  states what explanation methods, the sanity check and PyTorch's files must
-  know of it.
+  A subclass has
+
+    features(images): the explained activations, of pixels as `normalize`
+      returns them;
+    classify(features, key=None): the logits, float32 whatever the compute
+      dtype, of features of any h and w. Dropout masks are a function of the
+      key; without one nothing is dropped;
+    torch_features(ops, x), torch_classify(ops, features): both by PyTorch, if
+      `gc_jax.export --verify` is to know them. `ops` are
+      `torch_io.card.Operations`, with the weights of a file; x are normalised
+      pixels, a tensor `[B 3 H W]`;
+    layer_inputs(): the layers that maps can be taken at, from the picture up:
+      torchvision's name -> dotted path of the module whose input is the layer's
+      output, after the nonlinearity; `FEATURES` for the last layer;
+    excitation_layer: the input of the last stage, for excitation maps;
+    parts(): what the sanity check randomises together, from the picture up:
+      torchvision's name -> dotted paths of modules that hold the layers.
 
   Attributes:
     dtype: of the activations that `features` returns.
@@ -262,48 +277,11 @@ class Network(nnx.Module):
   torch_names: Mapping[str, str] = MappingProxyType({})
   remat: bool = False
 
-  def layer_inputs(self) -> dict[str, str]:
-    """Returns the layers that maps can be taken at, from the picture up.
-
-    Torchvision's name -> dotted path of the module whose input is the layer's
-    output, after the nonlinearity; `FEATURES` for the last layer.
-    """
-    raise NotImplementedError
-
-  @property
-  def excitation_layer(self) -> str:
-    """Input of the last stage: the layer where excitation maps are taken."""
-    raise NotImplementedError
-
-  def parts(self) -> dict[str, tuple[str, ...]]:
-    """Returns the parts that the sanity check randomises, picture first.
-
-    Torchvision's name -> dotted paths of modules, which hold the part's layers.
-    """
-    raise NotImplementedError
-
-  def initializer(self, path: str, module: nnx.Module) -> Init:
-    """Returns how the constructor initialised the layer at a dotted path."""
-    raise NotImplementedError
-
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x
   ) -> Array:
     """Returns `call(module, x)`; under `remat` only x is kept of it."""
     return (nnx.remat(call) if self.remat else call)(module, x)
-
-  def torch_features(self, ops: Any, x: Any) -> Any:
-    """Computes `features` by PyTorch, for `gc_jax.export --verify`.
-
-    Args:
-      ops: `torch_io.card.Operations`, which hold the weights of a file.
-      x: normalised pixels, a tensor `[B 3 H W]`.
-    """
-    raise NotImplementedError
-
-  def torch_classify(self, ops: Any, features: Any) -> Any:
-    """Computes `classify` by PyTorch; see `torch_features`."""
-    raise NotImplementedError
 
   def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
     """Returns RGB pixels as `features` takes them; see `normalize_pixels`."""

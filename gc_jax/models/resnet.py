@@ -162,7 +162,7 @@ class ResNet(network.Network):
     return self.fc(network.pool_globally(features, self.pooling))
 
   def torch_features(self, ops: Any, x: Any) -> Any:
-    """Computes `features` by PyTorch; see the base class."""
+    """Computes `features` by PyTorch."""
     x = ops.norm(ops.conv(x, "conv1", 2), "bn1").relu()
     x = ops.max_pool(x, 3, 2, 1)
     for stage in self._stages:
@@ -171,7 +171,7 @@ class ResNet(network.Network):
     return x
 
   def torch_classify(self, ops: Any, features: Any) -> Any:
-    """Computes `classify` by PyTorch; see the base class."""
+    """Computes `classify` by PyTorch."""
     return ops.linear(ops.pool_globally(features, self.pooling), "fc")
 
   @property
@@ -179,7 +179,7 @@ class ResNet(network.Network):
     return [f"layer{stage + 1}" for stage in range(self.num_stages)]
 
   def layer_inputs(self) -> dict[str, str]:
-    """Returns "maxpool" and the stages; see the base class."""
+    """Returns "maxpool" and the stages."""
     names = ["maxpool", *self._stages]
     paths = [*(f"{stage}.0" for stage in self._stages), network.FEATURES]
     return dict(zip(names, paths, strict=True))
@@ -193,11 +193,6 @@ class ResNet(network.Network):
     """Returns the stem with its norm, the stages, the head."""
     stages = {stage: (stage,) for stage in self._stages}
     return {"conv1": ("conv1", "bn1"), **stages, "fc": ("fc",)}
-
-  def initializer(self, path: str, module: nnx.Module) -> network.Init:
-    """Returns He's rule for convolutions, PyTorch's own for the head."""
-    is_conv = isinstance(module, nnx.Conv)
-    return network.HE_INIT if is_conv else network.TORCH_INIT
 
 
 def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: type):

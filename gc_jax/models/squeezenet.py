@@ -123,7 +123,7 @@ class SqueezeNet(NumberedNetwork):
     return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
 
   def torch_features(self, ops: Any, x: Any) -> Any:
-    """Computes `features` by PyTorch; see the base class."""
+    """Computes `features` by PyTorch."""
     x = ops.conv(x, "features.0", 2, padding=0).relu()
     for number, layer in self.numbered()[1:]:
       if layer == POOL:
@@ -136,14 +136,9 @@ class SqueezeNet(NumberedNetwork):
     return x
 
   def torch_classify(self, ops: Any, features: Any) -> Any:
-    """Computes `classify` by PyTorch; see the base class."""
+    """Computes `classify` by PyTorch."""
     maps = ops.conv(features, "classifier.1").relu()
     return ops.pool_globally(maps, self.pooling)
-
-  def initializer(self, path: str, module: nnx.Module) -> network.Init:
-    """Returns He's uniform rule, and a small normal one for the head."""
-    is_last = path == ".".join(self.last_layer)
-    return _HEAD_INIT if is_last else network.HE_UNIFORM_INIT
 
 
 SQUEEZENET1_1 = network.Architecture(

@@ -117,7 +117,7 @@ Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
 
 def check_verifiable(model: Network) -> None:
   """Raises ValueError if a network states no forward pass in PyTorch."""
-  if type(model).torch_features is Network.torch_features:
+  if not hasattr(model, "torch_features"):
     raise ValueError(
       "--verify must know the network's forward pass in PyTorch; "
       f"{type(model).__name__} has no torch_features and torch_classify. Leave "
