@@ -180,11 +180,11 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
 def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   """Returns the classes of the data set `config_data.name`, without its data.
 
-  Only the names in a folder are read.
+  Of a folder, it reads the names.
 
   Args:
     config_data: `config.data` of runtime/config.py.
-    count: of the classes, where only the user knows; 0 = look it up.
+    count: number of classes, if only the user knows it; 0 = look it up.
 
   Raises:
     ValueError: it cannot be known without data, and `count` is not given.

@@ -1,4 +1,4 @@
-"""Training augmentation: what is drawn, and what it does to a picture."""
+"""Training augmentation: draws a crop, a shift and a flip, and applies them."""
 
 import dataclasses
 import math
@@ -51,10 +51,10 @@ class View:
   """What a training example shows of a picture, and of its objects' masks.
 
   Attributes:
-    size: side of the square that is made of it.
-    box: the part that is shown, scaled: left, top, width, height; None: the
-      centre square.
-    shift: of the centre square, down and right; the border is repeated.
+    size: side of the square it becomes.
+    box: left, top, width, height of the part that fills the square; None: the
+      centre square does.
+    shift: moves the centre square down and right; its border is repeated.
     flip: whether it is mirrored.
   """
 
@@ -110,8 +110,8 @@ class Augmentation:
   Attributes:
     image_size: side of the square, in pixels.
     crop: "center", the centre square, or "random_resized", see `draw_crop`.
-    crop_padding_px: of the centre square: random shift by up to this many
-      pixels either way; the border is repeated outwards.
+    crop_padding_px: shift the centre square at random by up to this many pixels
+      either way; the border is repeated outwards.
     flip: whether to mirror every second picture, at random.
   """
 

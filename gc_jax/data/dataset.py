@@ -105,7 +105,7 @@ def _is_located(source: Any, index: int) -> bool:
   try:
     record = source[index]
   except OSError:
-    return False  # whoever needs the record names it in an error
+    return False  # reading it for a batch names it in an error
   objects = record.get("objects")
   labels = () if objects is None else objects["label"]
   return bool({int(k) for k in labels} & {int(k) for k in record["labels"]})

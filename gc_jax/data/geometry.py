@@ -53,24 +53,24 @@ def decode_image(
 
 def decode_object_masks(
   record: Mapping[str, Any],
+  target: int,
   image_size: int,
   resize_px: int = 0,
   squash: bool = False,
-  only: int | None = None,
-) -> list[tuple[int, Bool[np.ndarray, "S S"]]]:
-  """Returns (class, pixels) of objects, fitted as `decode_image` does.
+) -> list[Bool[np.ndarray, "S S"]]:
+  """Returns pixels of each object of a class, fitted as `decode_image` does.
 
-  Those of the class `only` are decoded; None = all. Raises as `object_masks`.
+  Raises as `object_masks`.
   """
   header = decode.read_header(record["image"])
   found = []
-  for label, mask in object_masks(record, header, only):
+  for mask in object_masks(record, header, target):
     if squash:
       square = (image_size, image_size)
       mask = mask.resize(square, PIL.Image.Resampling.BILINEAR)
     else:
       mask = resize_and_crop(mask, resize_px or image_size, image_size)
-    found.append((label, np.asarray(mask) >= 128))
+    found.append(np.asarray(mask) >= 128)
   return found
 
 
@@ -140,13 +140,12 @@ def frame_size(
 
 
 def object_masks(
-  record: Mapping[str, Any], header: decode.Header, only: int | None = None
-) -> list[tuple[int, PIL.Image.Image]]:
-  """Returns (class, mask) of each object of a record, upright: 0 and 255.
+  record: Mapping[str, Any], header: decode.Header, target: int
+) -> list[PIL.Image.Image]:
+  """Returns the mask of each object of a class, upright, of 0 and 255.
 
-  Those of the class `only` are decoded; None = all. An object without a mask is
-  its filled box: the pixels that a box of whole pixels was normalised from, so
-  that VOC's inclusive corners are exact.
+  An object without a mask is its filled box: the pixels that a box of whole
+  pixels was normalised from, so that VOC's inclusive corners are exact.
 
   Raises:
     DecodeError: if a mask cannot be read, or does not fit the picture.
@@ -157,7 +156,7 @@ def object_masks(
   encoded_masks = objects.get("mask")
   found = []
   for i, label in enumerate(objects["label"]):
-    if only is not None and int(label) != only:
+    if int(label) != target:
       continue
     encoded = b"" if encoded_masks is None else encoded_masks[i]
     if len(encoded):
@@ -168,7 +167,7 @@ def object_masks(
     else:
       inside = _filled_box(objects["bbox"][i], *header.stored_size)
     mask = PIL.Image.fromarray(inside * np.uint8(255))
-    found.append((int(label), decode.turned(mask, header.turn)))
+    found.append(decode.turned(mask, header.turn))
   return found
 
 

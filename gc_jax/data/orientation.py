@@ -155,7 +155,7 @@ def _text(name: bytes, chunk: bytes) -> bytes:
   keyword, _, rest = chunk.partition(b"\0")
   packed = name == b"zTXt"
   if name == b"zTXt":
-    rest = rest[1:]  # the method, of which there is one
+    rest = rest[1:]  # a byte for the method, which is always the same
   elif name == b"iTXt":
     packed = rest[:1] == b"\1"
     rest = rest[2:].split(b"\0", 2)[-1]  # behind two names of languages

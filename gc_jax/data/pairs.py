@@ -81,9 +81,9 @@ class Row(NamedTuple):
   """A pair as a maker gives it.
 
   Attributes:
-    entries: of a `PairBatch`.
-    boxes: of each object of the class, in pixels of the image: ymin xmin ymax
-      xmax, half-open. They stay on the host: their number differs by picture.
+    entries: its part of a `PairBatch`.
+    boxes: one for each object of the class, in pixels of the image: ymin xmin
+      ymax xmax, half-open. They stay on the host: their number differs by row.
   """
 
   entries: dict[str, Any]
@@ -95,12 +95,12 @@ class Square:
   """Makes rows by the protocol "paper": pictures and annotations as squares.
 
   Attributes:
-    reader: of the split.
+    reader: reads the split.
     image_size: side of the square, in pixels.
     resize_px: see `geometry.decode_image`.
     squash: see `geometry.decode_image`.
-    tolerance_px: of the pointing games, in pixels of the square.
-    grids: of the maps that are measured against the annotation.
+    tolerance_px: how near to the object a point still hits, in the square.
+    grids: sizes of the maps that are measured against the annotation.
     with_objects: whether rows have `object_mask` and boxes.
   """
 
@@ -125,8 +125,7 @@ class Square:
       image = geometry.decode_image(record["image"], *self._how)
       masks = []
       if target >= 0 and (self.grids or self.with_objects):
-        found = geometry.decode_object_masks(record, *self._how, only=target)
-        masks = [mask for _, mask in found]
+        masks = geometry.decode_object_masks(record, target, *self._how)
       object_mask = np.zeros(image.shape[:2], bool)
       for mask in masks:
         object_mask |= mask
@@ -162,12 +161,13 @@ class Frame:
   not.
 
   Attributes:
-    reader: of the split.
+    reader: reads the split.
     size: (height, width) of the images.
     shorter_side_px: see `geometry.frame_size`.
     round_px: see `geometry.frame_size`.
-    tolerance_px: of the pointing games, in the annotation's own pixels.
-    grids: of the maps that are measured against the annotation.
+    tolerance_px: how near to the object a point still hits, in the annotation's
+      own pixels.
+    grids: sizes of the maps that are measured against the annotation.
   """
 
   reader: Reader
@@ -186,7 +186,7 @@ class Frame:
         header.size, self.shorter_side_px, self.round_px
       )
       object_mask = np.zeros(header.size[::-1], bool)
-      for _, mask in geometry.object_masks(record, header, only=target):
+      for mask in geometry.object_masks(record, header, target):
         object_mask |= np.asarray(mask) > 127
       image = np.asarray(decode.scaled(header, size))
       entries = _entries(self, record["labels"], image, object_mask)
@@ -210,7 +210,7 @@ class Composite:
 
   Attributes:
     square: makes the four pictures.
-    class_index: of the split.
+    class_index: says which pictures of the split show which class.
   """
 
   square: Square
@@ -290,7 +290,7 @@ class Share(NamedTuple):
 
   Attributes:
     batch: for the devices.
-    boxes: of each row, for the host; None where a maker gives none.
+    boxes: for the host; None for rows without.
   """
 
   batch: PairBatch
@@ -313,13 +313,13 @@ def batches(
   skipped keeps its row, with `mask` 0.
 
   Args:
-    pairs: of the split.
-    rows: which of them, in this order.
+    pairs: all pairs of the split.
+    rows: numbers of the wanted ones, in their order.
     maker: makes the rows.
     batch_size: rows of all processes; divisible by their number.
     start: leave out this many of the first rows.
-    process_index: which share.
-    process_count: of how many.
+    process_index: number of this process.
+    process_count: number of processes.
   """
   local = batch_size // process_count
   begin = process_index * local

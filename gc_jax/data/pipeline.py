@@ -107,8 +107,8 @@ def train_batches(
     num_workers: processes that decode; 0, or too little shared memory for them
       = threads of this one. They are spawned, so a script needs
       `if __name__ == "__main__"`.
-    process_index: which share.
-    process_count: of how many.
+    process_index: number of this process.
+    process_count: number of processes.
     processes_here: how many of them share this machine's memory.
 
   Raises:
@@ -206,8 +206,8 @@ class _MakeExample:
   def _generator(
     self, position: int, purpose: int, count: int = 0, attempt: int = 0
   ) -> np.random.Generator:
-    # Philox is a function of key and counter, whose lowest word counts what is
-    # drawn. It mixes nothing first, which takes `default_rng` 70 us.
+    # Philox is a function of key and counter; the counter's lowest word counts
+    # the numbers drawn. `default_rng` takes 70 us to mix its seed first.
     key = np.array([self.seed, position], np.uint64)
     counter = np.array([0, purpose, count, attempt], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -287,7 +287,7 @@ def _object_mask(
   inside = np.zeros((view.size, view.size), np.bool_)
   if target is not None and record.get("objects") is not None:
     header = decode.read_header(record["image"])
-    for _, mask in geometry.object_masks(record, header, only=target):
+    for mask in geometry.object_masks(record, header, target):
       inside |= view.of_mask(mask)
   return inside
 

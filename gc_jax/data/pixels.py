@@ -1,8 +1,8 @@
-"""What pixels mean: of a picture as RGB, of a mask as inside and outside.
+"""The meaning of pixels: a picture's RGB, a mask's inside and outside.
 
 A mask shows one object. One bit: white is inside. Otherwise there are two
 levels: 0 is outside and the other inside, be it 1 or 255. Edges may be soft:
-then what is above half of white is inside.
+then levels above half of white are inside.
 
 Brightness does not decide what a level means. A palette of grey colours holds
 levels; in any other palette the numbers count, and 0 is outside. Among colours,

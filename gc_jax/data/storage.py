@@ -316,7 +316,7 @@ def _open_parts(parts: pathlib.Path, sources: dict[str, int]) -> None:
     if was:
       other = sorted(dict(was.items() ^ sources.items()))
       _say(
-        f"Starting anew in {parts}: what is there was made from other archives "
+        f"Starting anew in {parts}: its parts were made from other archives "
         f"({', '.join(other)} came, went or changed)"
       )
     shutil.rmtree(parts, ignore_errors=True)

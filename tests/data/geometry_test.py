@@ -110,7 +110,8 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
     bbox=[(top, left, bottom, right)] * 2,
   )
   seen = geometry.decode_image(record["image"], 96, 110)[..., 0] >= 128
-  (_, of_mask), (_, of_box) = geometry.decode_object_masks(record, 96, 110)
+  (of_mask,) = geometry.decode_object_masks(record, 0, 96, 110)
+  (of_box,) = geometry.decode_object_masks(record, 1, 96, 110)
   np.testing.assert_array_equal(of_mask, seen)
   # The box is tight around what is seen, to a pixel.
   for axis in (0, 1):
@@ -130,7 +131,7 @@ def test_a_picture_that_is_its_own_mask_is_still_so_as_a_square(shape):
   mask = ellipse(shape)
   record = record_of(np.repeat(mask[..., None], 3, -1), mask)
   seen = geometry.decode_image(record["image"], 64)[..., 0] >= 128
-  ((_, found),) = geometry.decode_object_masks(record, 64)
+  (found,) = geometry.decode_object_masks(record, 0, 64)
   np.testing.assert_array_equal(found, seen)
 
 
@@ -163,7 +164,7 @@ def test_an_object_without_a_mask_is_its_filled_box(masks):
   # In the image rows 10..19, columns 40..59.
   box = (0.25, 0.5, 0.5, 0.75)
   record = record_of(np.zeros((40, 80, 3), np.uint8), bbox=[box], **masks)
-  ((_, mask),) = geometry.decode_object_masks(record, 40)
+  (mask,) = geometry.decode_object_masks(record, 0, 40)
   expected = np.zeros((40, 40), bool)
   expected[10:20, 20:40] = True  # the centre square is columns 20..59
   np.testing.assert_array_equal(mask, expected)
@@ -176,11 +177,11 @@ def test_a_squashed_picture_is_whole_and_its_masks_go_along():
   seen = geometry.decode_image(record["image"], 40, squash=True)
   expected = photo.resize((40, 40), PIL.Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(seen, np.asarray(expected))
-  ((_, mask),) = geometry.decode_object_masks(record, 40, squash=True)
+  (mask,) = geometry.decode_object_masks(record, 0, 40, squash=True)
   by_hand = np.zeros((40, 40), bool)
   by_hand[10:, 30:] = True
   np.testing.assert_array_equal(mask, by_hand)
-  ((_, cropped),) = geometry.decode_object_masks(record, 40)
+  (cropped,) = geometry.decode_object_masks(record, 0, 40)
   assert cropped.sum() < 0.6 * by_hand.sum()
 
 
@@ -254,7 +255,7 @@ def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
   record = record_of(picture, np.zeros_like(mask), mask)
   _, found, _ = evaluated.frame(record, 1, 40)
   np.testing.assert_array_equal(found, INSIDE)
-  ((_, seen),) = geometry.decode_object_masks(record, 40, only=1)
+  (seen,) = geometry.decode_object_masks(record, 1, 40)
   np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
 
 
@@ -281,5 +282,5 @@ def test_an_object_whose_mask_cannot_be_used_is_named():
       decode.DecodeError, match=f"mask of object 1: .*{found}"
     ):
       geometry.decode_object_masks(
-        record_of(np.zeros((40, 48, 3), np.uint8), b"", mask), 16
+        record_of(np.zeros((40, 48, 3), np.uint8), b"", mask), 1, 16
       )

@@ -169,6 +169,8 @@ def test_every_entry_states_its_title_terms_and_classes(name):
   entry = data.DATASETS[name]
   assert entry.title == data.title(name)
   assert entry.license.endswith(".") and len(entry.license) > 40
+  # As runtime/saved_config tells the sets that the field shapes.
+  assert entry.background_frac == name.startswith("context_")
   assert classes_of(name, count=7).count == 7
   if name != "folder":
     assert classes_of(name).count > 1

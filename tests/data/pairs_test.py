@@ -106,11 +106,7 @@ def test_a_row_holds_what_the_picture_and_its_class_say(several, rows):
     np.testing.assert_array_equal(
       batch["image"][i], geometry.decode_image(record["image"], 32)
     )
-    masks = [
-      mask
-      for label, mask in geometry.decode_object_masks(record, 32)
-      if label == rows.target[i]
-    ]
+    masks = geometry.decode_object_masks(record, int(rows.target[i]), 32)
     object_mask = np.logical_or.reduce(masks)
     np.testing.assert_array_equal(batch["object_mask"][i], object_mask)
     near = geometry.dilate(object_mask, 3.0)
@@ -207,8 +203,8 @@ def test_frames_keep_the_annotation_in_its_own_pixels(several, rows):
   for i, row in enumerate([0, 1, 8]):
     record = several.source[rows.index[row]]
     header = decode.read_header(record["image"])
-    objects = geometry.object_masks(record, header, only=int(rows.target[row]))
-    object_mask = np.any([np.asarray(one) > 127 for _, one in objects], axis=0)
+    objects = geometry.object_masks(record, header, int(rows.target[row]))
+    object_mask = np.any([np.asarray(one) > 127 for one in objects], axis=0)
     assert object_mask.shape == (40, 60)
     expected = geometry.on_grid(
       object_mask, geometry.dilate(object_mask, 15.0), grid

@@ -103,8 +103,8 @@ def frame_metrics(model, record, target, size):
   """PG, SPG exact and CH of one pair alone, in the annotation's own pixels."""
   header = decode.read_header(record["image"])
   image = np.asarray(decode.scaled(header, size[::-1]))
-  objects = geometry.object_masks(record, header, only=int(target))
-  mask = np.any([np.asarray(one) > 127 for _, one in objects], axis=0)
+  objects = geometry.object_masks(record, header, int(target))
+  mask = np.any([np.asarray(one) > 127 for one in objects], axis=0)
   near = geometry.dilate(mask, 15.0)
   cam = localisation.ALL_METHODS["gradcam_elementwise"](
     model, jnp.asarray(image)[None], jnp.array([[target]])

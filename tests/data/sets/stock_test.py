@@ -186,8 +186,9 @@ def test_a_mask_without_a_pixel_leaves_the_box(load):
   )
   objects = emptied[0]["objects"]
   assert objects["mask"][0] == b"" and objects["bbox"][0].max() < 1
-  found = geometry.decode_object_masks(emptied[0], 32)
-  assert found[0][1].any() and not found[0][1].all()
+  (label,) = objects["label"]
+  (found,) = geometry.decode_object_masks(emptied[0], int(label), 32)
+  assert found.any() and not found.all()
 
 
 @pytest.mark.parametrize("name", ["oxford_iiit_pet", "voc/2007"])
