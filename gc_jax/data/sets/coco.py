@@ -37,19 +37,17 @@ JSON = {
 }
 ANNOTATIONS = "annotations_trainval2014.zip"
 RELEASE = official.Release(
-  name="coco2014",
   entry="coco",
+  name="coco2014",
   version="1.0.0",
   files={
     split: (f"{name}.zip", ANNOTATIONS, JSON[split])
     for split, name in PICTURES.items()
   },
   folder=f"train2014.zip, val2014.zip and {ANNOTATIONS}, or of what they hold",
-  where=(
-    "The files come from https://cocodataset.org/#download (2014 Train images, "
-    "2014 Val images, 2014 Train/Val annotations); set --config.data.path to "
-    "the folder that holds them, zipped or unpacked."
-  ),
+  where="The files come from https://cocodataset.org/#download (2014 Train "
+  "images, 2014 Val images, 2014 Train/Val annotations); set "
+  "--config.data.path to the folder that holds them, zipped or unpacked.",
   masks=True,
 )
 _SHARD_IMAGES = 2_000  # about 0.3 GB: what a kill costs at most
@@ -68,11 +66,7 @@ class Annotations(NamedTuple):
 
 
 def read_annotations(path: pathlib.Path, split: str) -> Annotations:
-  """Reads and checks the annotations of a split; takes about 3 GB for a while.
-
-  Raises:
-    ValueError: the file is missing or damaged; or names unusable entries.
-  """
+  """Reads and checks what a split's annotations say; takes 3 GB for a while."""
   name, archive_path = JSON[split], path / ANNOTATIONS
   if (path / name).is_file():
     file, data = str(path / name), (path / name).read_bytes()
@@ -86,13 +80,8 @@ def read_annotations(path: pathlib.Path, split: str) -> Annotations:
     raise RELEASE.missing(path, f"{ANNOTATIONS} or {name}")
   content = coco_json.read(data, file)
   problems = [*content.problems, *_wrong_segmentations(content)]
-  for what, found in (
-    ("image", content.images),
-    ("category", content.categories),
-    ("annotation", content.annotations),
-  ):
-    if not (found or problems):
-      problems.append(f"{file} must have one {what} or more, and has none")
+  if not (content.annotations or problems):
+    problems = [f"{file} must have one annotation or more, and has none"]
   if problems:
     raise ValueError(
       f"The annotations must be whole and agree; {len(problems):,} entries do "
@@ -121,11 +110,10 @@ class Coco2014(official.Builder, skip_registration=True):
   """COCO 2014, one split of it, in COCO's order.
 
   `labels` has an entry for each annotation, crowds included. Images without
-  annotations are in validation, where they count for F1; not in train, where
-  there is nothing to learn from them.
+  annotations are in validation, where they count for F1; not in train.
 
-  Source: METHOD "release": crowds count, validation keeps unlabelled images.
-  Differs: the release trains on the next image in place of an unlabelled one.
+  Source: METHOD "release". Differs: the release trains on the next image in
+  place of an unlabelled one.
   """
 
   RELEASE = RELEASE

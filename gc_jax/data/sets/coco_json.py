@@ -80,17 +80,16 @@ def read(data: bytes, file: str) -> Content:
         f"{file} must be COCO's JSON, an object with the lists images, "
         f"categories and annotations; {what}."
       )
-  problems: list[str] = []
-  images = _sound(file, "images", content, _image, problems)
-  categories = _sound(file, "categories", content, _category, problems)
+  entries = _Entries(file, content)
+  images = entries.sound("images", _image)
+  categories = entries.sound("categories", _category)
   named = [(image.id, _normal(image.file_name), image) for image in images]
-  image_of = _index(file, "image", "file name", named, problems)
+  image_of = entries.by_id("image", "file name", named)
   named = [(number, name, name) for number, name in categories]
-  name_of = _index(file, "category", "name", named, problems)
-  entries = content["annotations"]
-  annotations = _annotations(file, entries, image_of, name_of, problems)
-  num_left_out = len(entries) - len(annotations)
-  return Content(file, images, name_of, annotations, problems, num_left_out)
+  name_of = entries.by_id("category", "name", named)
+  found = entries.annotations(image_of, name_of)
+  num_left_out = len(content["annotations"]) - len(found)
+  return Content(file, images, name_of, found, entries.problems, num_left_out)
 
 
 def _parse(data: bytes, file: str) -> Any:
@@ -127,21 +126,78 @@ def _said(value: Any) -> str:
   return f"the text {short(value)}" if isinstance(value, str) else short(value)
 
 
-def _sound(
-  file: str,
-  name: str,
-  content: dict[str, Any],
-  parse: Callable[[dict[str, Any]], _T],
-  problems: list[str],
-) -> list[_T]:
-  """Returns the entries that can be used; adds the others to `problems`."""
-  found = []
-  for i, entry in enumerate(content[name]):
-    try:
-      found.append(parse(_checked_object(entry)))
-    except ValueError as error:
-      problems.append(f"{file}, {name}[{i}]: {error}")
-  return found
+class _Entries:
+  """The lists of a file; what is wrong with them is added to `problems`."""
+
+  def __init__(self, file: str, content: dict[str, Any]):
+    self._file, self._content = file, content
+    self.problems: list[str] = []
+
+  def sound(self, name: str, parse: Callable[[dict[str, Any]], _T]) -> list[_T]:
+    """Returns the entries that can be used."""
+    found = []
+    for i, entry in enumerate(self._content[name]):
+      try:
+        found.append(parse(_checked_object(entry)))
+      except ValueError as error:
+        self.problems.append(f"{self._file}, {name}[{i}]: {error}")
+    return found
+
+  def by_id(
+    self, what: str, field: str, entries: list[tuple[int, str, _T]]
+  ) -> dict[int, _T]:
+    """Returns id -> value of (id, name, value), where the id stands once."""
+    of_id, ids_of = collections.defaultdict(list), collections.defaultdict(dict)
+    for number, name, value in entries:
+      of_id[number].append((name, value))
+      ids_of[name][f"id {short(number)}"] = None
+    owners = [
+      ("id", short(number), [_clipped(name) for name, _ in same])
+      for number, same in of_id.items()
+    ]
+    owners += [(field, _clipped(name), list(ids_of[name])) for name in ids_of]
+    self.problems += [
+      f"{self._file} must name every {what} {key} once, and {value} recurs: it "
+      f"is that of {of[0]} and {of[1]}"
+      for key, value, of in owners
+      if len(of) > 1
+    ]
+    return {i: same[0][1] for i, same in of_id.items() if len(same) == 1}
+
+  def annotations(
+    self, image_of: Mapping[int, Image], name_of: Mapping[int, str]
+  ) -> list[Annotation]:
+    """Returns those that can be used."""
+    found, wrong = [], []
+    place_of: dict[int, int] = {}
+    fractions = Fractions()
+    for i, entry in enumerate(self._content["annotations"]):
+      where = f"annotations[{i}]"
+      try:
+        entry = _checked_object(entry)
+        if entry.get("id") is not None:
+          number = _id(entry, "id")
+          where = f"annotation {short(number)}"
+          first = place_of.setdefault(number, i)
+          if first != i:
+            raise ValueError(
+              "the file must name every annotation id once, and this recurs: "
+              f"it is that of annotations[{first}] and annotations[{i}]"
+            )
+        box = _box(entry.get("bbox"))
+        image = _referred(entry, "image_id", image_of, "image")
+        label = _referred(entry, "category_id", name_of, "category")
+      except ValueError as error:
+        wrong.append(f"{self._file}, {where}: {error}")
+        continue
+      if box is not None:
+        fractions.add(where, entry["bbox"], box)
+      segmentation = entry.get("segmentation")
+      found.append(Annotation(where, image, label, box, segmentation))
+    if all_wrong := str(fractions):
+      found, wrong = [], [f"{self._file}: {all_wrong}", *wrong]
+    self.problems += wrong
+    return found
 
 
 def _checked_object(entry: Any) -> dict[str, Any]:
@@ -202,77 +258,8 @@ def _normal(file_name: str) -> str:
   return PurePosixPath(file_name.replace("\\", "/")).as_posix()
 
 
-def _index(
-  file: str,
-  what: str,
-  field: str,
-  entries: list[tuple[int, str, _T]],
-  problems: list[str],
-) -> dict[int, _T]:
-  """Returns id -> value of (id, name, value), where the id stands once.
-
-  Adds ids and names that stand twice to `problems`.
-  """
-  of_id, ids_of = collections.defaultdict(list), collections.defaultdict(dict)
-  for number, name, value in entries:
-    of_id[number].append((name, value))
-    ids_of[name][f"id {short(number)}"] = None
-  owners = [
-    ("id", short(number), [_clipped(name) for name, _ in same])
-    for number, same in of_id.items()
-  ]
-  owners += [(field, _clipped(name), list(ids)) for name, ids in ids_of.items()]
-  problems += [
-    f"{file} must name every {what} {key} once, and {value} recurs: it is that "
-    f"of {of[0]} and {of[1]}"
-    for key, value, of in owners
-    if len(of) > 1
-  ]
-  return {i: same[0][1] for i, same in of_id.items() if len(same) == 1}
-
-
 def _clipped(text: str) -> str:
   return repr(text if len(text) <= 80 else f"{text[:38]}...{text[-38:]}")
-
-
-def _annotations(
-  file: str,
-  entries: list[Any],
-  image_of: Mapping[int, Image],
-  name_of: Mapping[int, str],
-  problems: list[str],
-) -> list[Annotation]:
-  """Returns those that can be used; adds the others to `problems`."""
-  found, wrong = [], []
-  place_of: dict[int, int] = {}
-  fractions = Fractions()
-  for i, entry in enumerate(entries):
-    where = f"annotations[{i}]"
-    try:
-      entry = _checked_object(entry)
-      if entry.get("id") is not None:
-        number = _id(entry, "id")
-        where = f"annotation {short(number)}"
-        first = place_of.setdefault(number, i)
-        if first != i:
-          raise ValueError(
-            "the file must name every annotation id once, and this recurs: it "
-            f"is that of annotations[{first}] and annotations[{i}]"
-          )
-      box = _box(entry.get("bbox"))
-      image = _referred(entry, "image_id", image_of, "image")
-      label = _referred(entry, "category_id", name_of, "category")
-    except ValueError as error:
-      wrong.append(f"{file}, {where}: {error}")
-      continue
-    if box is not None:
-      fractions.add(where, entry["bbox"], box)
-    segmentation = entry.get("segmentation")
-    found.append(Annotation(where, image, label, box, segmentation))
-  if all_wrong := str(fractions):
-    found, wrong = [], [f"{file}: {all_wrong}", *wrong]
-  problems += wrong
-  return found
 
 
 def _box(value: Any) -> Box | None:

@@ -21,7 +21,6 @@ import os
 import pathlib
 import re
 import shlex
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,7 +63,7 @@ class Imagenet(official.Builder, skip_registration=True):
     self.synsets = files.load_synsets(path)
     self._ids = {wnid: i for i, wnid in enumerate(self.synsets.wnids)}
     super().__init__(path, split, self.synsets.names, **kwargs)
-    self._boxes = self._read_boxes()
+    self._boxes = files.read_boxes(path, split, self.archive_counts)
 
   def num_examples(self) -> int | None:
     """Returns what the kit counts, or the whole of a thousand classes."""
@@ -74,16 +73,6 @@ class Imagenet(official.Builder, skip_registration=True):
     if not known and len(self._ids) == files.NUM_CLASSES:
       known = files.NUM_EXAMPLES[self.split]
     return known or None
-
-  def _read_boxes(self) -> _Boxes:
-    path = self.path / files.BOXES[self.split]
-    if path.exists():
-      return files.read_boxes(path, self.archive_counts)
-    _say(
-      f"No {path.name} in {self.path}: {self.split} will know no boxes, and "
-      "explanations cannot be scored on it"
-    )
-    return {}
 
   def parts(self) -> list[list[Any]]:
     """Returns the wnids of training, the pictures of validation."""
@@ -270,12 +259,9 @@ def _load_tfds(
 
 def _known_boxes(path: pathlib.Path, wnids: tuple[str, ...]) -> _Boxes:
   """Returns the boxes of known classes in validation."""
-  archive = path / files.BOXES["validation"]
-  if not archive.exists():
-    _say(f"No {archive.name} in {path}: explanations cannot be scored")
-    return {}
   counts: collections.Counter[str] = collections.Counter()
-  every, known = files.read_boxes(archive, counts), set(wnids)
+  every = files.read_boxes(path, "validation", counts)
+  known = set(wnids)
   boxes = {
     stem: [box for box in found if box.wnid in known]
     for stem, found in every.items()
@@ -284,12 +270,9 @@ def _known_boxes(path: pathlib.Path, wnids: tuple[str, ...]) -> _Boxes:
   if unknown:
     counts["boxes left out: unknown class"] = unknown
   odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
-  _say(f"Read the boxes of {len(boxes):,} pictures{odd}")
+  if boxes:
+    files.say(f"Read the boxes of {len(boxes):,} pictures{odd}")
   return boxes
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr)
 
 
 class _WithBoxes:

@@ -6,11 +6,10 @@ import io
 import pathlib
 import posixpath
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from gc_jax.data.decode import SUFFIXES
 from gc_jax.data.sets import boxes, folder_files, tables, voc_xml
@@ -36,20 +35,16 @@ NUM_CLASSES = 1_000
 NUM_EXAMPLES = {"train": 1_281_167, "validation": 50_000}
 
 RELEASE = Release(
-  name="imagenet",
   entry="imagenet",
+  name="imagenet",
   version="1.0.0",
   files={
     split: (ARCHIVES[split], BOXES[split], *CLASS_FILES) for split in ARCHIVES
   },
-  folder=(
-    f"{ARCHIVES['train']}, {ARCHIVES['validation']} and {DEVKIT}, or one with "
-    "an imagenet2012 that TFDS prepared"
-  ),
-  where=(
-    "The files come from https://image-net.org/download-images (with an "
-    "account); set --config.data.path to the folder that holds them."
-  ),
+  folder=f"{', '.join(ARCHIVES.values())} and {DEVKIT}, or one with an "
+  "imagenet2012 that TFDS prepared",
+  where="The files come from https://image-net.org/download-images (with an "
+  "account); set --config.data.path to the folder that holds them.",
   masks=False,
 )
 
@@ -71,6 +66,11 @@ class Box(NamedTuple):
   difficult: bool
 
 
+def say(line: str) -> None:
+  """Prints to where progress is printed."""
+  print(line, file=sys.stderr)
+
+
 def load_synsets(folder: pathlib.Path) -> Synsets:
   """Reads the classes from the development kit, or else a synset list."""
   if (folder / DEVKIT).exists():
@@ -85,14 +85,18 @@ def load_synsets(folder: pathlib.Path) -> Synsets:
 def _read_devkit(path: pathlib.Path) -> Synsets:
   files = {}
   with RELEASE.opened(path) as tar:
-    for member in tar:
-      if member.isfile() and name_of(member) in (_META, _TRUTH):
-        files[name_of(member)] = tar.extractfile(member).read()
+    for name, member in _files(tar):
+      if name in (_META, _TRUTH):
+        files[name] = tar.extractfile(member).read()
   for name in (_META, _TRUTH):
     if name not in files:
       raise RELEASE.damaged(path, f"it has no data/{name}")
+  import scipy.io
+
   try:
-    rows = _leaves(files[_META])
+    meta = scipy.io.loadmat(io.BytesIO(files[_META]), squeeze_me=True)
+    # The others are inner nodes of WordNet.
+    rows = [row for row in meta["synsets"] if not row["num_children"]]
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
     words = {str(row["WNID"]): str(row["words"]) for row in rows}
     num_train = {str(r["WNID"]): int(r["num_train_images"]) for r in rows}
@@ -117,17 +121,6 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
       raise RELEASE.damaged(path, f"no class has ILSVRC2012_ID {int(number)}")
     validation.append(wnid_of[int(number)])
   return _synsets(path, words, num_train, validation)
-
-
-def _leaves(meta: bytes) -> list[np.void]:
-  """Returns the rows of the kit's table that are classes.
-
-  The rows behind them are inner nodes of WordNet, which have children.
-  """
-  import scipy.io
-
-  table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-  return [row for row in np.atleast_1d(table) if not row["num_children"]]
 
 
 def _read_list(path: pathlib.Path) -> Synsets:
@@ -229,10 +222,7 @@ def _members(
   """Returns the members that have one of some suffixes; see `pictures`."""
   found, others = {}, []
   with _opened(path, inside) as tar:
-    for member in tar:
-      name = name_of(member)
-      if not member.isfile() or name.startswith("."):  # macOS adds some
-        continue
+    for name, member in _files(tar):
       if posixpath.splitext(name)[1].lower() not in suffixes:
         others.append(name)
       elif name in found:
@@ -258,6 +248,14 @@ def _members(
   return list(found.values())
 
 
+def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+  """Yields name and member of each file, but for those that macOS adds."""
+  for member in tar:
+    tar.members = []  # tarfile remembers every member otherwise
+    if member.isfile() and not name_of(member).startswith("."):
+      yield name_of(member), member
+
+
 def name_of(member: tarfile.TarInfo) -> str:
   """Returns the file name of a member, without its folders."""
   return member.name.rsplit("/", 1)[-1]
@@ -272,11 +270,12 @@ def check_count(path: pathlib.Path, what: str, found: int, wanted: int) -> None:
 
 
 def read_boxes(
-  path: pathlib.Path, counts: collections.Counter[str]
+  folder: pathlib.Path, split: str, counts: collections.Counter[str]
 ) -> dict[str, list[Box]]:
-  """Reads an archive of VOC XML, one file for each picture, in any folders.
+  """Reads the archive of a split: VOC XML, a file for each picture.
 
-  Adds the boxes that are read, clipped or left out to `counts`.
+  Adds the boxes that are read, clipped or left out to `counts`. Without the
+  archive there are none, and that is said.
 
   Returns:
     Stem of the picture ("ILSVRC2012_val_00000001") -> its objects. Training
@@ -286,16 +285,19 @@ def read_boxes(
     ValueError: a file cannot be understood, there is none, or all boxes are
       fractions.
   """
+  path = folder / BOXES[split]
+  if not path.exists():
+    say(
+      f"No {path.name} in {folder}: {split} will know no boxes, and "
+      "explanations cannot be scored on it"
+    )
+    return {}
   found: dict[str, list[Box]] = {}
   others = []
   fractions = boxes.Fractions()
   with RELEASE.opened(path) as tar:
-    for member in tar:
-      tar.members = []  # tarfile remembers every member otherwise
-      name = name_of(member)
+    for name, member in _files(tar):
       stem, ending = posixpath.splitext(name)
-      if not member.isfile() or name.startswith("."):
-        continue
       if ending.lower() != ".xml":
         others.append(name)
         continue

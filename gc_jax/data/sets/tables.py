@@ -30,6 +30,7 @@ _ENCODINGS = (
   (codecs.BOM_UTF8, "UTF-8"),
   (codecs.BOM_UTF16_LE, "UTF-16-LE"),
   (codecs.BOM_UTF16_BE, "UTF-16-BE"),
+  (b"", "UTF-8"),
 )
 _SAVE_AS = 'Save it as UTF-8 (in a spreadsheet: "CSV UTF-8").'
 _OPEN = "a quotation mark is opened and never closed"
@@ -59,10 +60,8 @@ def read_text(path: str | os.PathLike) -> str:
     raise ValueError(
       f"{path} must be a file that can be read: {error.strerror or error}."
     ) from error
-  mark, encoding = next(
-    (known for known in _ENCODINGS if content.startswith(known[0])),
-    (b"", "UTF-8"),
-  )
+  known = [each for each in _ENCODINGS if content.startswith(each[0])]
+  mark, encoding = known[0]
   try:
     text = content[len(mark) :].decode(encoding)
   except UnicodeDecodeError as error:
@@ -127,30 +126,26 @@ def _header(
   path: str | os.PathLike, lines: Sequence[str], columns: Sequence[str]
 ) -> tuple[str, int, list[str]]:
   """Returns the separator, and the header's line and cells."""
-  headers: dict[str, list[str]] = {}
+  headers, missing = {}, {}
   first, broken = 1, ""
   for separator in SEPARATORS:
-    filled = (r for r in _records(lines, separator) if _is_filled(r[1]))
-    first, cells = next(filled, (1, []))
+    first, cells = next(_records(lines, separator), (1, []))
     if isinstance(cells, str):
       broken, cells = cells, []
+    present = {name.casefold() for name in cells}
     headers[separator] = cells
-
-  def missing(separator: str) -> list[str]:
-    present = {name.casefold() for name in headers[separator]}
-    return [name for name in columns if name.casefold() not in present]
-
-  best = min(headers, key=lambda s: (len(missing(s)), -len(headers[s])))
+    missing[separator] = [c for c in columns if c.casefold() not in present]
+  best = min(headers, key=lambda s: (len(missing[s]), -len(headers[s])))
   header = headers[best]
-  if missing(best):
+  if missing[best]:
     if broken and not any(headers.values()):
       raise ValueError(f"{path}, line {first}: {broken}.")
     raise ValueError(
       f"{path} must start with a line that names its columns, "
-      f"{','.join(columns)}; {', '.join(missing(best))} is missing from "
+      f"{','.join(columns)}; {', '.join(missing[best])} is missing from "
       f"{clipped(','.join(header)) or 'an empty file'!r}."
     )
-  fit = [s for s in headers if not missing(s) and len(headers[s]) > 1]
+  fit = [s for s in headers if not missing[s] and len(headers[s]) > 1]
   if len(fit) > 1:
     raise ValueError(
       f"{path}, line {first} names {','.join(columns)} with "
@@ -172,7 +167,7 @@ def _rows(
   # there is none; the first without a name is the index of pandas.
   nameless = [i for i, name in enumerate(names) if i and not name]
   for line, cells in _records(lines, separator, len(names)):
-    if line <= header_line or not _is_filled(cells):
+    if line <= header_line:
       continue
     if isinstance(cells, str):
       wrong = cells
@@ -185,10 +180,9 @@ def _rows(
         f"a row must have {len(names)} cells, as the header has, and this has "
         f"{len(cells)}: {clipped(separator.join(cells))!r}. {advice}"
       )
-    elif any(cells[i] for i in nameless):
-      lost = next(cells[i] for i in nameless if cells[i])
+    elif lost := [cells[i] for i in nameless if cells[i]]:
       wrong = (
-        f"{clipped(lost)!r} stands in a column that has no name in line "
+        f"{clipped(lost[0])!r} stands in a column that has no name in line "
         f"{header_line}. Name the column, or move what stands there"
       )
     else:
@@ -201,7 +195,7 @@ def _rows(
 def _records(
   lines: Sequence[str], separator: str, width: int = 0
 ) -> Iterator[tuple[int, list[str] | str]]:
-  """Yields (line, cells) of every record, or what is wrong with its line.
+  """Yields (line, cells) of each filled record, or what is wrong with its line.
 
   A line with an odd number of quotation marks opens a cell that the next such
   line closes. If the record cannot be read, only its first line is wrong. The
@@ -217,20 +211,17 @@ def _records(
     swallows = last > number and width and len(cells) != width
     if last > number and (swallows or isinstance(cells, str)):
       cells = f"{_OPEN}: the next one, in line {last + 1}, ends no cell"
-    yield number + 1, cells
+    if isinstance(cells, str) or any(cells):
+      yield number + 1, cells
     number = number + 1 if isinstance(cells, str) else last + 1
 
 
 def _cells(lines: Sequence[str], separator: str) -> list[str] | str:
   """Returns the cells of the one record that lines hold, or what is wrong."""
-  reader = csv.reader(
-    [f"{line}\n" for line in lines],
-    delimiter=separator,
-    skipinitialspace=True,
-    strict=True,
-  )
+  ended = [f"{line}\n" for line in lines]
+  settings = {"delimiter": separator, "skipinitialspace": True, "strict": True}
   try:
-    records = list(reader)
+    records = list(csv.reader(ended, **settings))
   except csv.Error as error:
     if sum(map(len, lines)) > csv.field_size_limit():
       return f"a cell must have at most {csv.field_size_limit():,} characters"
@@ -243,16 +234,8 @@ def _cells(lines: Sequence[str], separator: str) -> list[str] | str:
   return [cell.strip() for cell in records[0]]
 
 
-def _is_filled(cells: list[str] | str) -> bool:
-  return isinstance(cells, str) or any(cells)
-
-
 def boolean(text: str) -> bool:
-  """Returns yes or no, as programs, spreadsheets and people write them.
-
-  Raises:
-    ValueError: it is neither; says what is allowed.
-  """
+  """Returns yes or no, as programs, spreadsheets and people write them."""
   word = text.strip().casefold()
   if word in (*_TRUE, *_FALSE):
     return word in _TRUE
@@ -265,11 +248,7 @@ def boolean(text: str) -> bool:
 
 
 def number(text: str) -> float:
-  """Returns a finite number, written in digits with a decimal point.
-
-  Raises:
-    ValueError: it is not; says why.
-  """
+  """Returns a finite number, written in digits with a decimal point."""
   word = text.strip()
   if _NUMBER.fullmatch(word) and math.isfinite(float(word)):
     return float(word)

@@ -40,11 +40,7 @@ class Content(NamedTuple):
 
 
 def read(data: bytes) -> Content:
-  """Returns what a file says.
-
-  Raises:
-    ValueError: it is no XML, or not VOC's. Does not name the file.
-  """
+  """Returns what a file says; a ValueError does not name the file."""
   root = _parse(_decoded(data))
   if root.tag != "annotation":
     raise ValueError(
@@ -81,11 +77,8 @@ def _refuse_entities(name: str, *_) -> None:
 
 
 def _decoded(data: bytes) -> str:
-  """Returns the text, by its byte order mark, or by what it declares.
-
-  A declaration is often wrong where there is a mark; and a file whose
-  declaration reads as ASCII is not UTF-16, whatever it declares.
-  """
+  # A declaration is often wrong where there is a byte order mark; and a file
+  # whose declaration reads as ASCII is not UTF-16, whatever it declares.
   encoding = "utf-8-sig"
   if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
     encoding = "utf-16"
