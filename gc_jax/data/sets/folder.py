@@ -62,7 +62,7 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.sets import folder_layout, folder_objects, segmentation
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
-from gc_jax.runtime.messages import listed, unknown_name_message
+from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
 _VERSION = 4  # of the index; raise it when what is written changes
 _OR_SKIP = (
@@ -242,7 +242,7 @@ def _report(
     return
   count = objects.num_left_out or len(objects.problems)
   message = (
-    f"{count:,} annotations of {layout.root} cannot be used as they are:\n  "
+    f"{number_of(count, 'annotation')} of {layout.root} cannot be used:\n  "
     + listed(objects.problems, between="\n  ")
   )
   if on_error == "raise":

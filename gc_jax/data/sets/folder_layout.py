@@ -12,7 +12,12 @@ from pathlib import Path
 from gc_jax.data.decode import SUFFIXES
 from gc_jax.data.sets import folder_files, tables
 from gc_jax.data.sets.folder_files import LABELS_FILE, Finder, Tree, normalized
-from gc_jax.runtime.messages import clipped, listed, unknown_name_message
+from gc_jax.runtime.messages import (
+  clipped,
+  listed,
+  number_of,
+  unknown_name_message,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -134,7 +139,7 @@ def warn_once(message: str) -> None:
 def _counted(names: list[str]) -> str:
   """Returns "12 files (.txt 9, .heic 3)"."""
   brackets = f" ({folder_files.endings(names)})" if names else ""
-  return f"{len(names):,} file{'s'[: len(names) != 1]}{brackets}"
+  return number_of(len(names), "file") + brackets
 
 
 def _held(tree: Tree, folder: str) -> str:
@@ -201,7 +206,7 @@ def _check_class_folders(
     held = [f"{root / k} holds {_held(tree, k)}" for k in empty[:5]]
     raise ValueError(
       f"The folder of a class must hold pictures ({_ENDINGS}). "
-      f"{len(empty):,} folders hold none:\n  "
+      f"{number_of(len(empty), 'folder')} without:\n  "
       + listed([*held, *empty[5:]], between="\n  ")
       + "\nConvert the files, add pictures, or move the folder out of "
       "--config.data.path."

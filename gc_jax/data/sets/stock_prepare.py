@@ -3,7 +3,6 @@
 Every failure is reported with what to do about it.
 """
 
-import difflib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -81,7 +80,13 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
     with no_tensorflow():
       return tfds.builder(name, data_dir=data_dir or None, **options)
   except tfds.core.DatasetNotFoundError as error:
-    raise ValueError(_unknown_name(name)) from error
+    known = tfds.list_builders(with_community_datasets=False)
+    raise ValueError(
+      unknown_name_message(
+        "--config.data.name", PREFIX + name, [PREFIX + each for each in known]
+      )
+      + f" These are the sets of tensorflow-datasets {tfds.__version__}."
+    ) from error
   except ModuleNotFoundError as error:
     try:
       # Files that were prepared elsewhere can be read without its code.
@@ -104,22 +109,6 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
       known = [f"{PREFIX}{base}/{config}" for config in configs]
       message = unknown_name_message("--config.data.name", PREFIX + name, known)
     raise ValueError(message) from error
-
-
-def _unknown_name(name: str) -> str:
-  """Says that there is no such set, and names the nearest."""
-  known = tfds.list_builders(with_community_datasets=False)
-  base = name.partition("/")[0]
-  nearest = difflib.get_close_matches(base, known, n=3, cutoff=0.5)
-  message = (
-    f"Unknown --config.data.name='{PREFIX}{name}': "
-    f"tensorflow-datasets {tfds.__version__} has no set {base!r} among its "
-    f"{len(known)}."
-  )
-  if nearest:
-    hints = " or ".join(f"'{PREFIX}{each}'" for each in nearest)
-    message += f" Did you mean {hints}?"
-  return message
 
 
 def _cannot_prepare(name: str, data_dir: str, error: Exception) -> str:

@@ -96,7 +96,7 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path):
 def test_a_class_folder_without_pictures_is_refused(tmp_path, names, message):
   told = problem(touch(tmp_path, *BASE, *names))
   assert re.search(message, told, re.MULTILINE), told
-  assert "1 folders hold none:" in told and ".jfif" in told
+  assert "1 folder without:" in told and ".jfif" in told
 
 
 def test_class_folders_without_pictures_at_the_top_are_refused(tmp_path):
@@ -104,7 +104,7 @@ def test_class_folders_without_pictures_at_the_top_are_refused(tmp_path):
   touch(tmp_path, "masks/readme.txt", "Annotations/readme.txt", ".git/x")
   touch(tmp_path, *(f"x{i}/" for i in range(1500)))
   told = problem(tmp_path)
-  assert "1,501 folders hold none:" in told and "and 1,496 more" in told
+  assert "1,501 folders without:" in told and "and 1,496 more" in told
   held = re.findall(r"/(\w+) holds (\d)", told)
   assert held[:2] == [("ant", "1"), ("x0", "0")]
 
