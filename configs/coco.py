@@ -14,8 +14,8 @@ Values are those of the authors' release: the classification loss is a mean over
 are evaluated squashed to 224 by 224. The release
 starts from the ImageNet model of the same variant:
 `--config.init_from=runs/imagenet_resnet18_gc`. Composites are `independent`
-as in the paper: half of all pictures show a person, so that of a `packed`
-composite few pairs would be without one among their distractors. Those come
+as in the paper: half of all pictures show a person, so that few pairs of a
+`packed` composite would have no person among their distractors. Those come
 from the whole training set, `--config.compose.distractors=dataset`: as in the
 release three distinct pictures, uniform over all that lack the class, not
 balanced by class as on ImageNet (`--config.compose.distractor_draw=category`).

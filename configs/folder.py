@@ -5,7 +5,7 @@ r"""Your own pictures: a folder for each class.
 
 DIR holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `CLASS/*.jpg` alone;
 masks, boxes, and several classes a picture, as gc_jax/data/sets/folder.py says.
-Without masks or boxes the metrics of maps are of 0 pairs, NQH aside.
+Without masks or boxes, every metric of maps but NQH counts 0 pairs.
 
 Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM
 consistency loss), `gmp` (global max pooling), `gmp_gc` (both). A second word,

@@ -35,27 +35,17 @@ _MOST = 2**16  # images a device: beyond it the search gives up
 
 
 class Target(NamedTuple):
-  """What is compiled for.
-
-  Attributes:
-    mesh: its devices.
-    memory_limit: bytes of one device; None: not known.
-    fast: whether the compiler leaves out most optimizations.
-  """
+  """What is compiled for."""
 
   mesh: Mesh
-  memory_limit: int | None
-  fast: bool = False
+  memory_limit: int | None  # bytes of one device; None: not known
+  fast: bool = False  # whether the compiler leaves out most optimizations
 
 
 def lower(
   config: ConfigDict, mesh: Mesh, classes: data.Classes
 ) -> tuple[jax.stages.Lowered, TrainState, Batch]:
-  """Returns the train step of a recipe, and the shapes of its arguments.
-
-  Raises:
-    ValueError: the config does not allow the run.
-  """
+  """Returns the train step of a recipe, and the shapes of its arguments."""
   configs.validate(config, mesh.size)
   tx = build.optimizer(config, _STEPS_PER_EPOCH)
   platform = mesh.devices.flat[0].platform
@@ -199,12 +189,7 @@ def largest_that_fits(
   Sizes are multiples of `unit`, and whatever is smaller than one that fits is
   taken to fit. Near the limit a compilation may take minutes, so there are few
   trials: by doubling or halving, then by bisection over multiples of eight,
-  begun at the guess.
-
-  Args:
-    fits: whether a size does.
-    guess: the likely answer, from what is known when it is called.
-    unit: the smallest size.
+  begun at `guess`, the likely answer by all that is known when it is called.
   """
   doubled = lambda size: unit * 2 ** math.floor(math.log2(max(1, size / unit)))
   size = doubled(guess())

@@ -29,29 +29,17 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z\d]*)\[([\d,]*)\]")
 
 
 class Exchange(NamedTuple):
-  """One collective of a program's text.
+  """One collective of a program's text."""
 
-  Attributes:
-    kind: of `KINDS`.
-    shapes: of the arrays that it produces on one device.
-    num_bytes: of them together.
-  """
-
-  kind: str
-  shapes: tuple[tuple[int, ...], ...]
-  num_bytes: int
+  kind: str  # of `KINDS`
+  shapes: tuple[tuple[int, ...], ...]  # of the arrays it makes on one device
+  num_bytes: int  # of them together
 
 
 class OutOfMemory(NamedTuple):
-  """Why the compiler refused, in bytes of one device.
+  """Why the compiler refused, in bytes of one device."""
 
-  Attributes:
-    needed: by the program, after all that it tried to save; None if it does
-      not say.
-    limit: what there is.
-  """
-
-  needed: int | None
+  needed: int | None  # after all that it tried to save; None: it does not say
   limit: int
 
 

@@ -20,21 +20,15 @@ from gc_jax.training.term import Draw, Explained, Seen, elementwise_cam
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How composites are made and compared.
+  """How composites are made and compared."""
 
-  Attributes:
-    reduction: of the loss over cells, "mean" or "sum".
-    stop_gradient: whether the original's map is a fixed target.
-    mode: a key of `compose.MODES`. If a batch brings distractors along, there
-      is one composite for each image whatever the mode.
-    groups: composites mix images within one of these equal, contiguous shares
-      of a part. With a multiple of the number of devices no image crosses from
-      one to another.
-  """
-
-  reduction: str = "mean"
-  stop_gradient: bool = False
+  reduction: str = "mean"  # of the loss over cells, "mean" or "sum"
+  stop_gradient: bool = False  # whether the original's map is a fixed target
+  # A key of `compose.MODES`. If a batch brings distractors along, there is one
+  # composite for each image whatever the mode.
   mode: str = "packed"
+  # Composites mix images within one of these equal, contiguous shares of a
+  # part. With a multiple of the number of devices no image leaves its device.
   groups: int = 1
 
   def grouped(self, x: Array) -> Array:
@@ -146,11 +140,7 @@ def images_in_one(config: ConfigDict) -> int:
 
 
 def check(config: ConfigDict, num_devices: int) -> None:
-  """Checks that a batch divides into composites.
-
-  Raises:
-    ValueError: it does not.
-  """
+  """Checks that a batch divides into composites."""
   batch_size, num_parts = config.batch_size, config.accumulate_steps
   parts = f" by --config.accumulate_steps={num_parts}" * (num_parts > 1)
   groups = _num_groups(config, num_devices)

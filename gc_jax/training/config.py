@@ -9,7 +9,7 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation.run import validate_evaluation
 from gc_jax.method import compose
 from gc_jax.models import MODELS
-from gc_jax.runtime.config import at_least, one_of
+from gc_jax.runtime.config import at_least, flatten, one_of
 from gc_jax.training import build, guidance
 from gc_jax.training.composites import neighbours
 
@@ -25,6 +25,7 @@ CHOICES = {
   "loss.target_draw": ("category", "instance"),
   "optim.schedule": build.SCHEDULES,
 }
+# Numbers that must be above 0; all others may be 0.
 _ABOVE_ZERO = (
   "num_epochs",
   "batch_size",
@@ -36,27 +37,10 @@ _ABOVE_ZERO = (
   "checkpoint.keep",
   "log.every_steps",
 )
-_FROM_ZERO = (
-  "seed",
-  "loss.classification_weight",
-  "optim.momentum",
-  "optim.weight_decay",
-  "optim.warmup_epochs",
-  "optim.clip_norm",
-  "compose.groups",
-  "model.bn_group",
-  "data.crop_padding_px",
-  "data.eval_resize_px",
-  "data.num_workers",
-)
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
   """Checks what can be known before any data is read or code compiled.
-
-  Args:
-    config: resolved, overrides included.
-    num_devices: over which a batch is divided.
 
   Raises:
     ValueError: names the field, what it must be, what it is, what to do.
@@ -65,16 +49,13 @@ def validate(config: ConfigDict, num_devices: int) -> None:
   for field, known in CHOICES.items():
     part, _, name = field.rpartition(".")
     one_of(field, (config[part] if part else config)[name], known)
-  for field in _ABOVE_ZERO:
-    at_least(config, field, 0, exclusive=True)
-  for field in _FROM_ZERO:
-    at_least(config, field, 0)
   for term in guidance.TERMS.values():
     for field in term.fields.every():
       if field.choices:
         one_of(f"loss.{field.name}", config.loss[field.name], field.choices)
-      elif not isinstance(field.default, bool):
-        at_least(config, f"loss.{field.name}", 0)
+  for field, value in flatten(config.to_dict()).items():
+    if type(value) in (int, float):
+      at_least(config, field, 0, exclusive=field in _ABOVE_ZERO)
   _validate_profile(tuple(config.profile_steps))
   _validate_pictures(config)
   _validate_batch(config, num_devices)
@@ -172,11 +153,7 @@ def _validate_batch(config: ConfigDict, num_devices: int) -> None:
 
 
 def validate_data(config: ConfigDict, train_set: Dataset) -> None:
-  """Checks the config against the training split that was found.
-
-  Raises:
-    ValueError: names what must hold, what came, what to do.
-  """
+  """Checks the config against the training split that was found."""
   num_classes = len(train_set.class_names)
   if num_classes < 2:
     raise ValueError(

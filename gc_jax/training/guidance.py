@@ -118,19 +118,12 @@ def needs(config: ConfigDict) -> tuple[str, ...]:
 
 
 class Drawn(NamedTuple):
-  """All random draws for a part of a batch, made before the model is asked.
+  """All random draws for a part of a batch, made before the model is asked."""
 
-  Attributes:
-    dropout: key of the originals' dropout masks.
-    explained: the class that is explained in each image.
-    terms: name -> what the term drew.
-    keys: name -> key of what is random in the term's losses.
-  """
-
-  dropout: PRNGKeyArray
+  dropout: PRNGKeyArray  # of the originals
   explained: Explained
   terms: dict[str, Draw]
-  keys: dict[str, PRNGKeyArray]
+  keys: dict[str, PRNGKeyArray]  # of what is random in the terms' losses
 
 
 def draw(
@@ -140,15 +133,7 @@ def draw(
   batch: Batch,
   key: PRNGKeyArray,
 ) -> Drawn:
-  """Draws all that a part of a batch needs: every key is made here.
-
-  Args:
-    settings: from `settings`.
-    num_classes: K.
-    target_draw: see `draw_target`.
-    batch: the part.
-    key: of the part.
-  """
+  """Draws all that a part of a batch needs: every key is made here."""
   key_dropout, key_guidance = jax.random.split(key)
   # One for the targets, then two for each term: its draw and its losses. The
   # first keys of a split do not depend on how many follow.

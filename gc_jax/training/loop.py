@@ -269,14 +269,10 @@ def _saved_whatever_happens(checkpoints: Checkpoints) -> Iterator[None]:
 def _check_initial_classes(
   initial: Initial, config: ConfigDict, class_names: Sequence[str]
 ) -> None:
-  """Checks that the classes to start from were not just renamed or reordered.
+  """Refuses to start from classes that were only renamed or reordered.
 
   Entirely different classes, or another number of them, are allowed: their
   outputs start anew.
-
-  Raises:
-    ValueError: there are as many classes, some of them the same, and others
-      have other names or places.
   """
   theirs = initial.class_names
   if (
@@ -310,11 +306,8 @@ def _opened(
 ) -> Iterator[None]:
   """Makes the workdir and locks it for this run, on behalf of all processes.
 
-  Writes the resolved config into it.
-
-  Raises:
-    ValueError: it cannot be written to, another process writes to it, or it
-      holds a run of other classes; nothing in it was touched.
+  Writes the resolved config into it. A workdir that is refused, as another
+  process writes to it or its run has learned other classes, stays untouched.
   """
   with contextlib.ExitStack() as stack:
 
@@ -338,11 +331,7 @@ def _opened(
 def _check_same_classes(
   workdir: files.AnyPath, train_set: data.Dataset
 ) -> None:
-  """Checks that a run that goes on has learned the classes of the data.
-
-  Raises:
-    ValueError: names, order, number or kind of the classes differ.
-  """
+  """Refuses to go on with a run that has learned other classes."""
   meta = checkpoint.read_meta(workdir)
   names = trained.class_names(workdir, meta)
   if names and (differences := class_differences(names, train_set.class_names)):

@@ -27,18 +27,11 @@ _CLASSIFICATION = "classification"
 
 @struct.dataclass
 class TrainState:
-  """Everything a checkpoint must hold to go on exactly.
+  """Everything a checkpoint must hold to go on exactly."""
 
-  Attributes:
-    step: completed updates.
-    params: trainable parameters, float32.
-    batch_stats: all other model state: BatchNorm's running statistics.
-    opt_state: the optimizer's.
-  """
-
-  step: Any  # a jax.Array, or a stand-in for it while jax lowers a step
-  params: nnx.State
-  batch_stats: nnx.State
+  step: Any  # completed updates: an array, or its stand-in while jax lowers
+  params: nnx.State  # trainable, float32
+  batch_stats: nnx.State  # all other model state: running statistics
   opt_state: optax.OptState
 
 

@@ -21,53 +21,35 @@ from gc_jax.method.types import Batch
 
 
 class Explained(NamedTuple):
-  """The class of each image that all terms of a step explain.
+  """The class of each image that all terms of a step explain."""
 
-  Attributes:
-    target: the class; of several present ones, drawn.
-    mask: 1 where there is one: 0 for padding, and where no class is present.
-    contains: which classes the image holds.
-  """
-
-  target: Int[Array, "B"]
-  mask: Float[Array, "B"]
-  contains: Bool[Array, "B K"]
+  target: Int[Array, "B"]  # if several are present, one is drawn
+  mask: Float[Array, "B"]  # 0 for padding, and if no class is present
+  contains: Bool[Array, "B K"]  # the classes that the image holds
 
 
 class Draw(NamedTuple):
-  """What a term settles about a part of a batch before the model is asked.
+  """What a term settles about a part of a batch before the model is asked."""
 
-  Attributes:
-    mask: 1 for losses that count in the mean, 0 for the others; of the shape of
-      the term's losses. It is known this early so that a batch computed in
-      parts weighs every example alike.
-    how: whatever else `losses` needs; a tree of arrays.
-  """
-
+  # 1 for losses that count in the mean, 0 for the others; of their shape. It is
+  # known this early so that a batch in parts weighs every example alike.
   mask: Array
-  how: Any = ()
+  how: Any = ()  # whatever else `losses` needs; a tree of arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-  """What the model made of the originals of a part of a batch.
+  """What the model made of the originals of a part of a batch."""
 
-  Attributes:
-    model: in training mode. A term may send pictures of its own through
-      `model.features`; its running statistics follow, in the order of `TERMS`.
-    classify: the head as it was for the originals' logits, dropout included,
-      as a pure function of features.
-    images: the originals, normalised.
-    features: theirs.
-    batch: all that the pipeline brought.
-    explained: the class that is explained in each.
-  """
-
+  # In training mode. A term may send pictures of its own through its features;
+  # the running statistics follow, in the order of `TERMS`.
   model: nnx.Module
+  # The head as it was for the originals' logits, dropout included, as a pure
+  # function of features.
   classify: Callable[[Array], Array]
-  images: Float[Array, "B H W 3"]
+  images: Float[Array, "B H W 3"]  # normalised
   features: Float[Array, "B h w D"]
-  batch: Batch
+  batch: Batch  # all that the pipeline brought
   explained: Explained
 
   def cam(self) -> Float[Array, "B h w"]:
@@ -85,13 +67,7 @@ def elementwise_cam(
   features: Float[Array, "B h w D"],
   target: Int[Array, "B P"],
 ) -> Float[Array, "B P h w"]:
-  """Returns the element-wise Grad-CAM of every target, not normalised.
-
-  Args:
-    classify: the head, as a pure function of features.
-    features: of the explained layer.
-    target: P classes to explain in each image.
-  """
+  """Returns the element-wise Grad-CAM of every target, not normalised."""
   gradients = cams.class_gradients(classify, features, target)
   return cams.elementwise_grad_cam(features[:, None], gradients)
 

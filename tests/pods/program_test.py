@@ -1,7 +1,5 @@
 """The reading of a compiler's text, on lines as it writes them."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -86,17 +84,6 @@ def test_a_sum_in_place_needs_its_arguments_and_no_more():
   assert memory["arguments"] == 8_000
   assert memory["aliased"] == 4_000
   assert memory["total"] == pytest.approx(8_000, abs=100)  # pointers
-
-
-def test_memory_that_lies_in_place_is_counted_once():
-  stats = types.SimpleNamespace(
-    argument_size_in_bytes=100,
-    output_size_in_bytes=70,
-    alias_size_in_bytes=60,
-    temp_size_in_bytes=1_000,
-    generated_code_size_in_bytes=5,
-  )
-  assert programs.memory(stats)["total"] == 100 + 10 + 1_000 + 5
 
 
 GIB = 2**30
