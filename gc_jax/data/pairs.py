@@ -19,8 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from gc_jax.data import decode, geometry, pipeline
-from gc_jax.data.dataset import Reader
-from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.dataset import ClassIndex, Reader
 from gc_jax.data.geometry import Grid
 from gc_jax.method.types import PairBatch
 

@@ -18,8 +18,13 @@ from jaxtyping import Bool, Int, UInt8
 
 from gc_jax.data import decode, geometry, workers
 from gc_jax.data.augment import Augmentation, View
-from gc_jax.data.dataset import Dataset, DecodeError, Reader
-from gc_jax.data.distractors import ClassIndex, draw_target
+from gc_jax.data.dataset import (
+  ClassIndex,
+  Dataset,
+  DecodeError,
+  Reader,
+  draw_target,
+)
 from gc_jax.method.types import Batch
 
 NUM_DISTRACTORS = 3

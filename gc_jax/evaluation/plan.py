@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from gc_jax import attribution
 from gc_jax.attribution import CONTROLS
 from gc_jax.data import pairs as pair_rows
-from gc_jax.data.dataset import Dataset, Reader
-from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.dataset import ClassIndex, Dataset, Reader
 from gc_jax.data.pairs import Composite, Frame, Maker, Pairs, Share, Square
 from gc_jax.evaluation import localisation
 from gc_jax.evaluation.attacks import attacked

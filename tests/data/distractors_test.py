@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gc_jax.data import Dataset, pipeline
-from gc_jax.data.distractors import ClassIndex, draw_target
+from gc_jax.data.dataset import ClassIndex, draw_target
 from tests.data import photos
 
 # For statistical tests, of fixed seed: 1 in 1,000 such seeds would fail.

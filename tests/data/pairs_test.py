@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from gc_jax.data import decode, geometry, pairs
-from gc_jax.data.dataset import Dataset, Reader
-from gc_jax.data.distractors import ClassIndex
+from gc_jax.data.dataset import ClassIndex, Dataset, Reader
 from gc_jax.data.pairs import Composite, Frame, Square
 from tests.data import photos
 

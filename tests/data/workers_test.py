@@ -68,10 +68,7 @@ def test_room_for_four_batches_of_each_worker_and_two_is_asked_for(memory):
   assert workers.lack_of_room(2, batch, 1) == ""
   # Of several processes on one machine each takes as much.
   assert "2 processes of each of 3 need" in workers.lack_of_room(2, batch, 3)
-
-
-def test_small_batches_take_whole_pages(memory):
-  """37 semaphores of a worker, and each array."""
+  # A small batch takes whole pages, as do the 37 semaphores of a worker.
   memory(64 * 1024)
   assert "/dev/shm has 0.1 MiB left" in workers.lack_of_room(2, 200, 1)
 
@@ -145,9 +142,6 @@ def test_a_worker_that_is_lost_is_told_with_what_to_do(code, words):
       )
   assert "the same command goes on" in str(told.value)
   assert "--config.data.num_workers=0" in str(told.value)
-
-
-def test_other_errors_stay_what_they_are():
   with pytest.raises(RuntimeError, match="of another kind"):  # noqa: SIM117
     with workers._losses_told():
       raise RuntimeError("of another kind")
