@@ -5,8 +5,12 @@ import re
 
 import pytest
 
-from gc_jax.report import describe
+from gc_jax.report import artefact, describe
 from tests.report import evaluations
+
+OFF = {"loss__consistency_weight": 0.0}
+GMP = {"model__name": "resnet18-gmp"}
+FOLDER = {"data__name": "folder"}
 
 
 @pytest.fixture
@@ -14,19 +18,18 @@ def make(tmp_path):
   """Makes an evaluation at the end of a run: of a name, with other settings."""
 
   def made(name, **changes):
+    results = evaluations.run_results()
     tree = evaluations.config(**changes)
-    about = evaluations.artefact.make_about(
-      tree, f"runs/{name}", evaluations.run_results()
-    )
-    return evaluations.artefact.Evaluated(
-      tmp_path / name, about, evaluations.run_results(), is_run=True
-    )
+    about = artefact.make_about(tree, f"runs/{name}", results)
+    return artefact.Evaluated(tmp_path / name, about, results, is_run=True)
 
   return made
 
 
-OFF = {"loss__consistency_weight": 0.0}
-GMP = {"model__name": "resnet18-gmp"}
+def _about(evaluated, **changes):
+  """Returns an evaluation, with other fields of what was evaluated."""
+  about = dataclasses.replace(evaluated.about, **changes)
+  return dataclasses.replace(evaluated, about=about)
 
 
 def test_the_sentence_says_what_was_trained_and_evaluated(make):
@@ -36,15 +39,12 @@ def test_the_sentence_says_what_was_trained_and_evaluated(make):
     "Grad-CAM consistency loss, λ = 25, packed composites, seed 0. Evaluated "
     "on 1,000 images of context digits, split test."
   )
-
-
-def test_a_baseline_is_said_to_train_without_the_loss(make):
   text = describe.training(make("base", **OFF, num_epochs=1).about)
   assert "for 1 epoch on" in text
   assert text.endswith("without the consistency loss, seed 0.")
 
 
-def test_a_file_that_does_not_say_its_loss_is_not_given_one(tmp_path):
+def test_a_file_that_does_not_say_its_loss_is_not_given_one():
   about = evaluations.about(consistency=None, source="x/best.pth")
   text = describe.sentence(about)
   assert "whether with the consistency loss, its file does not say." in text
@@ -61,94 +61,76 @@ def test_a_loss_that_is_not_the_papers_is_said(make):
 
 
 def test_names_are_the_papers(make):
-  made = [
-    make("a", **OFF),
-    make("b"),
-    make("c", **OFF, **GMP),
-    make("d", **GMP),
-    make("e", model__name="alexnet"),
-  ]
+  alexnet = {"model__name": "alexnet"}
+  changes = [OFF, {}, OFF | GMP, GMP, alexnet]
+  made = [make(str(n), **own) for n, own in enumerate(changes)]
   assert list(describe.group(made)) == [
-    "ResNet18 Baseline",
-    "ResNet18 GC",
-    "ResNet18 GMP",
-    "ResNet18 GMP+GC",
+    *("ResNet18 Baseline", "ResNet18 GC", "ResNet18 GMP", "ResNet18 GMP+GC"),
     "AlexNet GC",
   ]
 
 
 # By seed, and by what says where and how a run happens: the same experiment.
 @pytest.mark.parametrize(
-  "changes",
+  "first, changes",
   [
-    {},
-    {"data__path": "/disk/archives"},
-    {"data__dir": "/tfds", "data__name": "folder", "data__path": "pets/"},
-    {"checkpoint__keep": 7},
-    {"model__remat": True},
-    {"profile_steps": [3, 5]},
-    {"eval__batch_size": 7, "data__num_workers": 2, "log__every_steps": 1},
-    {"eval__max_shapes": 99},
-    {"eval__methods": ["cmwp"]},
-    {"loss__consistency_weight": 25},
-    {**OFF, "compose__mode": "independent"},
+    ({}, {}),
+    ({}, {"data__path": "/disk/archives"}),
+    (
+      FOLDER | {"data__path": "pets"},
+      FOLDER | {"data__path": "pets/", "data__dir": "/tfds"},
+    ),
+    ({}, {"checkpoint__keep": 7}),
+    ({}, {"model__remat": True}),
+    ({}, {"profile_steps": [3, 5]}),
+    (
+      {},
+      {"eval__batch_size": 7, "data__num_workers": 2, "log__every_steps": 1},
+    ),
+    ({}, {"eval__max_shapes": 99}),
+    ({}, {"eval__methods": ["cmwp"]}),
+    ({}, {"loss__consistency_weight": 25}),
+    (OFF, OFF | {"compose__mode": "independent"}),
   ],
   ids=str,
 )
-def test_runs_that_differ_by_seed_only_are_one_group(make, changes):
-  first = {}
-  if changes.get("data__name") == "folder":
-    first = {"data__name": "folder", "data__path": "pets"}
-  if OFF.items() <= changes.items():
-    first = OFF
+def test_runs_that_differ_by_seed_only_are_one_group(make, first, changes):
   one, other = make("a", **first), make("b", seed=1, **changes)
   describe.check_comparable([one, other])
   ((label, members),) = describe.group([one, other]).items()
   assert members == [one, other]
-  assert describe.training(one.about, [one.about, other.about]).endswith(
-    "seeds 0 and 1."
-  )
+  text = describe.training(one.about, [one.about, other.about])
+  assert text.endswith("seeds 0 and 1.")
   assert "," not in label
 
 
 @pytest.mark.parametrize(
-  ("changes", "labels"),
+  "changes, own, other",
   [
-    (
-      {"loss__consistency_weight": 5.0},
-      ["ResNet18 GC, λ=25", "ResNet18 GC, λ=5"],
-    ),
+    ({"loss__consistency_weight": 5.0}, "λ=25", "λ=5"),
     (
       {"compose__mode": "independent", "optim__momentum": 0.5},
-      [
-        "ResNet18 GC, compose.mode=packed, optim.momentum=0.9",
-        "ResNet18 GC, compose.mode=independent, optim.momentum=0.5",
-      ],
+      "compose.mode=packed, optim.momentum=0.9",
+      "compose.mode=independent, optim.momentum=0.5",
     ),
     (
       {"data__train_split": "train[:9]"},
-      [
-        "ResNet18 GC, data.train_split=train",
-        "ResNet18 GC, data.train_split=train[:9]",
-      ],
+      "data.train_split=train",
+      "data.train_split=train[:9]",
     ),
   ],
 )
-def test_what_else_makes_the_model_makes_another_row(make, changes, labels):
+def test_what_else_makes_the_model_makes_another_row(make, changes, own, other):
   groups = describe.group([make("a"), make("b", seed=1, **changes)])
-  assert list(groups) == labels
+  assert list(groups) == [f"ResNet18 GC, {words}" for words in (own, other)]
 
 
 def test_a_run_and_its_evaluation_are_one_model(make, tmp_path):
   run = make("gc")
-  evaluated = dataclasses.replace(
-    run,
-    folder=tmp_path / "eval",
-    about=dataclasses.replace(
-      run.about,
-      config=evaluations.config(eval__costly_rows=3),
-      questions=evaluations.artefact.QUESTIONS,
-    ),
+  evaluated = _about(
+    dataclasses.replace(run, folder=tmp_path / "eval"),
+    config=evaluations.config(eval__costly_rows=3),
+    questions=artefact.QUESTIONS,
   )
   describe.check_comparable([run, evaluated])
   assert len(describe.group([run, evaluated])) == 1
@@ -156,23 +138,21 @@ def test_a_run_and_its_evaluation_are_one_model(make, tmp_path):
   assert "ResNet18 GC share a seed" in remark
 
 
-def test_namesakes_of_files_are_told_apart_by_their_source(tmp_path):
+@pytest.mark.parametrize(
+  "sources, labels",
+  [
+    (["x/a.pth", "x/b.pth"], ["(a.pth)", "(b.pth)"]),
+    (["x.pth", "x.pth"], ["(x.pth), 0", "(x.pth), 1"]),
+  ],
+)
+def test_namesakes_of_files_are_told_apart_by_their_source(
+  tmp_path, sources, labels
+):
   made = [
-    evaluations.make(tmp_path / name, consistency=None, source=f"x/{name}")
-    for name in ("a.pth", "b.pth")
+    evaluations.make(tmp_path / str(n), consistency=None, source=source)
+    for n, source in enumerate(sources)
   ]
-  assert list(describe.group(made)) == [
-    "ResNet18 (a.pth)",
-    "ResNet18 (b.pth)",
-  ]
-  made = [
-    evaluations.make(tmp_path / name, consistency=None, source="x.pth")
-    for name in "ab"
-  ]
-  assert list(describe.group(made)) == [
-    "ResNet18 (x.pth), a",
-    "ResNet18 (x.pth), b",
-  ]
+  assert list(describe.group(made)) == [f"ResNet18 {one}" for one in labels]
 
 
 # What moves the numbers of an evaluation: none is compared without a word.
@@ -190,47 +170,34 @@ def test_namesakes_of_files_are_told_apart_by_their_source(tmp_path):
     ({"eval__spg_samples": 5}, "--config.eval.spg_samples"),
   ],
 )
-@pytest.mark.parametrize("is_run", [True, False])
-def test_what_was_measured_otherwise_is_refused(
-  make, tmp_path, changes, words, is_run
-):
+def test_what_was_measured_otherwise_is_refused(make, changes, words):
   one, other = make("a"), make("b", **changes)
-  if not is_run:
-    other = dataclasses.replace(other, is_run=False)
-  with pytest.raises(ValueError, match=f"must share {re.escape(words)} for"):
-    describe.check_comparable([one, other])
+  for is_run in (True, False):
+    other = dataclasses.replace(other, is_run=is_run)
+    with pytest.raises(ValueError, match=f"must share {re.escape(words)} for"):
+      describe.check_comparable([one, other])
 
 
 def test_two_folders_of_pictures_are_two_data_sets(make):
-  folder = {"data__name": "folder"}
-  one = make("a", **folder, data__path="pets")
-  describe.check_comparable([one, make("b", **folder, data__path="./pets/")])
+  one, same, other = (
+    make(path[0], **FOLDER, data__path=path)
+    for path in ("pets", "./pets/", "birds")
+  )
+  describe.check_comparable([one, same])
   with pytest.raises(ValueError, match=r"--config\.data\.path"):
-    describe.check_comparable([one, make("b", **folder, data__path="birds")])
+    describe.check_comparable([one, other])
 
 
 def test_settings_of_questions_that_one_did_not_ask_do_not_matter(make):
-  run = make("a")
-  other = make("b", eval__epsilons=[3], eval__sanity_rows=1)
-  describe.check_comparable([run, other])
-  asked = [
-    dataclasses.replace(
-      one,
-      about=dataclasses.replace(
-        one.about, questions=evaluations.artefact.QUESTIONS
-      ),
-    )
-    for one in (run, other)
-  ]
+  runs = [make("a"), make("b", eval__epsilons=[3], eval__sanity_rows=1)]
+  describe.check_comparable(runs)
+  asked = [_about(one, questions=artefact.QUESTIONS) for one in runs]
   with pytest.raises(ValueError, match=r"--config\.eval\.epsilons"):
     describe.check_comparable(asked)
 
 
 def test_other_numbers_of_images_are_refused_in_a_few_words(make):
   made = [make(str(n)) for n in range(9)]
-  about = dataclasses.replace(made[0].about, num_images=10)
-  made.append(
-    dataclasses.replace(made[0], about=about, folder=made[0].folder / "x")
-  )
+  made.append(_about(make("x"), num_images=10))
   with pytest.raises(ValueError, match=r"number of eval.* and 5 more\."):
     describe.check_comparable(made)

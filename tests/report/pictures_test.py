@@ -27,15 +27,12 @@ def test_a_map_with_its_mass_in_one_cell_colours_that_place_only():
   assert changed[:, :16].max() == 0
 
 
-def test_the_hottest_place_takes_the_top_colour_whatever_the_unit():
+def test_colours_do_not_depend_on_a_maps_unit_and_an_empty_one_has_none():
   one = pictures.heat_overlay(GREY, _one_cell(1, 1))
   thousandth = pictures.heat_overlay(GREY, _one_cell(1, 1) / 1000)
   np.testing.assert_array_equal(one, thousandth)
-
-
-def test_an_empty_map_leaves_the_image_as_it_is():
-  picture = pictures.heat_overlay(GREY, np.zeros((4, 4), np.float32))
-  np.testing.assert_array_equal(picture, GREY)
+  empty = pictures.heat_overlay(GREY, np.zeros((4, 4), np.float32))
+  np.testing.assert_array_equal(empty, GREY)
 
 
 def test_enlarging_is_bilinear_with_clamped_edges():
@@ -55,6 +52,8 @@ def test_the_outline_lies_just_outside_the_mask():
   expected[16 - px : 32 + px, 20 - px : 36 + px] = True
   expected[16:32, 20:36] = False
   np.testing.assert_array_equal(drawn, expected)
+  full = pictures.draw_outline(GREY, np.ones((16, 16), bool))
+  np.testing.assert_array_equal(full, GREY)
 
 
 def test_the_frame_stays_within_its_cell():
@@ -66,11 +65,15 @@ def test_the_frame_stays_within_its_cell():
     assert drawn.sum() == 16 * 16 - 8 * 8
 
 
-def test_a_data_uri_is_the_picture():
-  kind, content = pictures.compact_uri(GREY).split(",")
+def test_photographs_are_embedded_small_and_pixel_art_as_it_is():
+  rng = np.random.default_rng(0)
+  photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+  assert pictures.compact_uri(photograph).startswith("data:image/jpeg;base64,")
+  enlarged = pictures.enlarge_image(photograph[:16, :16], 16)
+  kind, content = pictures.compact_uri(enlarged).split(",")
   assert kind == "data:image/png;base64"
   image = Image.open(io.BytesIO(base64.b64decode(content)))
-  np.testing.assert_array_equal(np.asarray(image), GREY)
+  np.testing.assert_array_equal(np.asarray(image), enlarged)
 
 
 def test_small_images_are_enlarged_and_large_ones_left():
