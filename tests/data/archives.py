@@ -127,32 +127,24 @@ def mat_of(**arrays):
   return buffer.getvalue()
 
 
+def node(name, *inside):
+  return f"<{name}>{''.join(map(str, inside))}</{name}>\n"
+
+
 def xml(stem, size, objects):
   """Returns VOC XML as ImageNet's archives hold it."""
-  rows = "".join(
-    f"""
-	<object>
-		<name>{wnid}</name>
-		<difficult>{difficult}</difficult>
-		<bndbox>
-			<xmin>{xmin}</xmin>
-			<ymin>{ymin}</ymin>
-			<xmax>{xmax}</xmax>
-			<ymax>{ymax}</ymax>
-		</bndbox>
-	</object>"""
-    for wnid, (xmin, ymin, xmax, ymax), difficult in objects
-  )
-  return f"""<annotation>
-	<folder>val</folder>
-	<filename>{stem}</filename>
-	<size>
-		<width>{size[0]}</width>
-		<height>{size[1]}</height>
-		<depth>3</depth>
-	</size>{rows}
-</annotation>
-""".encode()
+  sides = zip(("width", "height", "depth"), (*size, 3), strict=True)
+  found = [
+    node(
+      "object",
+      node("name", wnid),
+      node("difficult", difficult),
+      node("bndbox", *map(node, ("xmin", "ymin", "xmax", "ymax"), corners)),
+    )
+    for wnid, corners, difficult in objects
+  ]
+  size = node("size", *(node(*side) for side in sides))
+  return node("annotation", node("filename", stem), size, *found).encode()
 
 
 class Picture(NamedTuple):

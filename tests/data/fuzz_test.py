@@ -31,13 +31,8 @@ from gc_jax.data.sets import (
 from gc_jax.data.sets.folder_layout import read_layout
 from tests.data.archives import tar_of
 
-BUDGET = settings(
-  max_examples=150,
-  suppress_health_check=[
-    HealthCheck.function_scoped_fixture,
-    HealthCheck.too_slow,
-  ],
-)
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+BUDGET = settings(max_examples=150, suppress_health_check=SLOW)
 MAX_SECS = 20  # of one file, on a busy machine: a hang, not a slow reader
 
 # What breaks parsers: quotes, separators, line ends, byte order marks, numbers
@@ -191,20 +186,12 @@ def test_of_a_table_every_row_is_read_or_counted(tmp_path, written):
 
 def load_folder(root, data_dir):
   """Returns the training split under both policies, where it can be read."""
-  loaded = [
-    outcome(
-      root,
-      functools.partial(
-        folder.load,
-        "train",
-        path=str(root),
-        data_dir=data_dir,
-        on_error=on_error,
-      ),
-    )
+  given = {"path": str(root), "data_dir": data_dir}
+  loads = [
+    functools.partial(folder.load, "train", **given, on_error=on_error)
     for on_error in ("raise", "skip")
   ]
-  return [dataset for dataset in loaded if dataset]
+  return [dataset for load in loads if (dataset := outcome(root, load))]
 
 
 def check_masks(dataset):

@@ -254,14 +254,6 @@ def test_the_first_five_of_many_entries_are_named(folder, tmp_path):
   assert re.search(r"and \d+ more\n", message)
 
 
-def _without(field):
-  def change(document):
-    for annotation in document["annotations"]:
-      del annotation[field]
-
-  return change
-
-
 def _without_sizes(document):
   for image in document["images"]:
     del image["width"], image["height"]
@@ -272,38 +264,6 @@ def test_without_sizes_those_of_the_pictures_count(tfds_dir, folder):
   dataset = coco.load("train", path=folder, data_dir=folder / "tfds")
   whole = coco.load("train", path="", data_dir=tfds_dir)
   assert digest(dataset) == digest(whole)
-
-
-def test_without_segmentations_the_boxes_are_the_masks(
-  built, folder, tmp_path, capsys
-):
-  rewrite(folder, _without("segmentation"))
-  dataset = coco.load("train", path=folder, data_dir=tmp_path)
-  wanted = [p for p in built[1]["train"].values() if p.objects]
-  number = sum(len(p.objects) for p in wanted)
-  said = capsys.readouterr().err
-  assert f"{number} empty masks, replaced by their box" in said
-  for record, picture in zip(dataset.source, wanted, strict=True):
-    for encoded, (_, (x, y, w, h), *_) in zip(
-      record["objects"]["mask"], picture.objects, strict=True
-    ):
-      mask = decode(encoded)
-      assert boxes.of_mask(mask) == (x, y, x + w, y + h)
-      assert mask.sum() == w * h
-
-
-def test_without_boxes_those_of_the_masks_count(folder, tmp_path, capsys):
-  rewrite(folder, _without("bbox"))
-  dataset = coco.load("train", path=folder, data_dir=tmp_path)
-  assert "empty boxes, replaced by that of the mask" in capsys.readouterr().err
-  for record in dataset.source:
-    masks = [decode(encoded) for encoded in record["objects"]["mask"]]
-    np.testing.assert_allclose(
-      in_pixels(record["objects"], masks[0].shape[::-1]),
-      [boxes.of_mask(mask) for mask in masks],
-      atol=1e-4,
-    )
-    assert len(masks) == len(record["labels"])
 
 
 def test_every_annotation_is_an_object_or_is_counted(folder, tmp_path):
