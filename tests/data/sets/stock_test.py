@@ -293,7 +293,7 @@ def test_a_set_without_objects_warns_once(load, caplog):
 
 UNUSABLE = {
   "oxford_pet": r"^Unknown --config.data.name='tfds:oxford_pet'. Known: .* Did "
-  r"you mean 'tfds:oxford_iiit_pet'\? These are the sets of tensorflow-datasets",
+  r"you mean 'tfds:oxford_iiit_pet'\? These are the sets of tensorflow-data",
   "voc/2021": r"^Unknown --config.data.name='tfds:voc/2021'. Known: tfds:voc/2",
   "oxford_iiit_pet/small": r"small' must be without a config: .* has none",
   "ag_news_subset": r"must have an image and a class label to classify; its fea"
