@@ -331,14 +331,12 @@ def test_a_failed_download_names_the_files_and_where_to_put_them(
     raise requests.ConnectionError("Name or service not known")
 
   monkeypatch.setattr(requests.Session, "get", no_network)
-  refused(
-    tmp_path,
-    "oxford_iiit_pet",
-    r"tfds:oxford_iiit_pet must be downloaded once, and that failed: "
-    r"Name or service not known.* bring these files to .*/downloads/manual:\n  "
-    r"https://.*/annotations.tar.gz as annotations.tar.gz\n  https://.*/images.t"
-    r"ar.gz as images.tar.gz\.",
+  message = (
+    r"oxford_iiit_pet must be downloaded once, and that failed: Name or service "
+    r"not known.* bring these files to .*/downloads/manual:\n  https://.*/annota"
+    r"tions.tar.gz as annotations.tar.gz\n  https://.*/images.tar.gz as images"
   )
+  refused(tmp_path, "oxford_iiit_pet", message)
   assert not (tmp_path / "oxford_iiit_pet" / "4.0.0").exists()
 
 
@@ -355,11 +353,7 @@ def test_files_brought_by_hand_are_enough(tmp_path, monkeypatch, capsys):
 
 def test_an_archive_of_something_else_is_refused(tmp_path):
   stock_archives.write_flowers(tmp_path / "downloads" / "manual")
-  refused(
-    tmp_path,
-    "tf_flowers",
-    r"tf_flowers: an archive must be its publisher's, and differs(.|\n)*",
-  )
+  refused(tmp_path, "tf_flowers", r"an archive must be its publisher's, and d")
 
 
 def test_a_builder_that_needs_tensorflow_is_answered_with_the_command(
@@ -376,13 +370,11 @@ def test_a_builder_that_needs_tensorflow_is_answered_with_the_command(
     yield
 
   monkeypatch.setattr(builder_class, "_generate_examples", generate)
-  refused(
-    tmp_path,
-    "tf_flowers",
-    r"tfds:tf_flowers needs TensorFlow to be prepared "
-    r"\(tf.io.decode_webp\)(.|\n)*tfds build tf_flowers --data_dir=.* "
-    r"--file_format=array_record",
+  message = (
+    r"tfds:tf_flowers needs TensorFlow to be prepared \(tf.io.decode_webp\)(.|"
+    r"\n)*tfds build tf_flowers --data_dir=.* --file_format=array_record"
   )
+  refused(tmp_path, "tf_flowers", message)
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
@@ -390,20 +382,14 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
   sanction(monkeypatch)
   monkeypatch.setitem(sys.modules, "cv2", None)
   stock_archives.write_birds(tmp_path / "downloads" / "manual")
-  refused(
-    tmp_path,
-    "caltech_birds2011",
-    r"tfds:caltech_birds2011 needs the Python package opencv-python-headl"
-    r"ess to be prepared, .*: pip install opencv-python-headless\.",
+  message = (
+    r"needs the Python package opencv-python-headless .*: pip install op"
   )
+  refused(tmp_path, "caltech_birds2011", message)
 
 
 def test_sets_that_only_a_person_may_download_say_so(tmp_path):
-  refused(
-    tmp_path,
-    "imagenet2012",
-    r"tfds:imagenet2012: Manual directory .*(.|\n)*instructions",
-  )
+  refused(tmp_path, "imagenet2012", r"Manual directory .*(.|\n)*instructions")
 
 
 def test_tfrecord_files_are_answered_with_the_command_that_converts_them(
@@ -415,18 +401,13 @@ def test_tfrecord_files_are_answered_with_the_command_that_converts_them(
   info = json.loads(path.read_text())
   assert info["fileFormat"] == "array_record"
   path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-  refused(
-    tmp_path,
-    "oxford_iiit_pet",
-    r"4\.0\.0 must hold array_record files .* was prepared as tfrecord.*"
-    r"(.|\n)*tfds convert_format --dataset_version_dir=.*oxford_iiit_pet/4.0.0 "
-    r"--out_file_format=array_record",
+  message = (
+    r"4\.0\.0 must hold array_record files .* was prepared as tfrecord(.|\n)*tf"
+    r"ds convert_format --dataset_version_dir=.*/4.0.0 --out_file_format=array"
   )
-  # What that command leaves behind: both formats, side by side.
-  info["fileFormat"], info["alternativeFileFormats"] = (
-    "tfrecord",
-    ["array_record"],
-  )
+  refused(tmp_path, "oxford_iiit_pet", message)
+  # That command leaves both formats behind, side by side.
+  info |= {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
   path.write_text(json.dumps(info))
   dataset = stock.load("oxford_iiit_pet", "train", data_dir=tmp_path)
   assert len(dataset.source) == 36
@@ -462,9 +443,7 @@ def test_names_are_known_with_their_prefix(prepared):
   config_data.name = "tfds:voc/2007"
   assert data.load(config_data, "test").name == "tfds:voc/2007/5.0.0"
   config_data.name = "oxford_iiit_pet"
-  with pytest.raises(
-    ValueError, match=r"Did you mean 'tfds:oxford_iiit_pet'\?"
-  ):
+  with pytest.raises(ValueError, match="Did you mean 'tfds:oxford_iiit_pet'"):
     data.load(config_data, "test")
 
 
