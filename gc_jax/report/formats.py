@@ -194,6 +194,8 @@ def for_page(groups: Sequence[Sequence[Table]]) -> list[list[TableText]]:
   for made in groups:
     found.append([])
     for table in made:
+      if not table.columns:
+        continue
       words = in_words(table, explained)
       notes = [note for note in words.notes if note not in seen]
       found[-1].append(words._replace(notes=notes))

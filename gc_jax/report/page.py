@@ -62,13 +62,10 @@ def write_report(
 
 
 def write_evaluation(evaluated: Evaluated) -> list[files.AnyPath]:
-  """Writes tables, figures and the page beside the evaluation's own files.
+  """Writes the page, tables and figures beside the evaluation's own files.
 
   A figure without numbers is left out, and removed where an earlier evaluation
-  left it.
-
-  Returns:
-    The paths written, the page first.
+  left it. Returns the paths written, the page first.
   """
   models = describe.group([evaluated])
   drawn, strip = charts.charts(evaluated), charts.sanity_figure(evaluated)
@@ -80,9 +77,7 @@ def write_evaluation(evaluated: Evaluated) -> list[files.AnyPath]:
     **{f"{name}.png": chart.png for name, chart in drawn.items()},
     "sanity.png": strip,
   }
-  contents = {
-    k: content for k, content in contents.items() if content is not None
-  }
+  contents = {k: v for k, v in contents.items() if v is not None}
   contents[FILENAME] = _page(evaluated, None, drawn, strip, list(contents))
   return write_files(evaluated.folder, contents, FILENAMES)
 
@@ -134,12 +129,6 @@ def _page(
   method = _method(evaluated)
   pairs = [] if other is None else pictures.pairs(evaluated, other)
   headings, rows = _by_class(evaluated, method)
-  settings = {
-    name: ", ".join(map(str, value))
-    if isinstance(value, list | tuple)
-    else value
-    for name, value in about.settings.items()
-  }
   html = formats.render(
     "report.html",
     evaluated=evaluated,
@@ -182,7 +171,7 @@ def _page(
     },
     fewer_pairs=describe.fewer_pairs(evaluated),
     facts=_facts(evaluated),
-    settings=settings,
+    settings=about.settings,
     config=saved_config.flatten(about.config),
     written=[*written, *artefact.FILENAMES],
   )

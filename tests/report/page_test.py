@@ -311,9 +311,10 @@ def test_an_evaluation_of_accuracy_alone_leaves_the_rest_out(tmp_path, made):
   assert sorted(path.name for path in made.folder.iterdir()) == [
     *("report.html", "tables.csv", "tables.md", "tables.tex")
   ]
-  _holds(
-    _write(dataclasses.replace(bare, results={})), "No number was measured"
-  )
+  for results in ({}, {"val/unknown": 1.0}):
+    found = _write(dataclasses.replace(bare, results=results))
+    _holds(found, "No number was measured")
+    assert "Measured" not in found.text.partition("The paper's tables")[0]
 
 
 def test_the_page_knows_several_classes_a_picture_and_the_release_protocol(
