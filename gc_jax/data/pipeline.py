@@ -105,13 +105,14 @@ def train_batches(
     flip: see `Augmentation`.
     on_error: at a record that cannot be read, "raise"; or "skip": another takes
       its place and the batch counts it.
-    bring: names of `EXTRAS`: "distractors", three for every image, from the
-      whole split; "object_mask", the pixels of the explained class.
+    bring: names of `EXTRAS`, which are not read otherwise: "distractors", three
+      for every image, from the whole split; "object_mask", the pixels of the
+      explained class.
     target_draw: see `draw_target`, for either.
     distractor_draw: see `ClassIndex.draw`.
-    num_workers: processes that decode; 0, or too little shared memory for them
-      = threads of this one. They are spawned, so a script needs
-      `if __name__ == "__main__"`.
+    num_workers: processes that decode. If it is 0, or shared memory is too
+      small for them, threads of this process do. Processes are spawned, so a
+      script needs `if __name__ == "__main__"`.
     process_index: number of this process.
     process_count: number of processes.
     processes_here: how many of them share this machine's memory.

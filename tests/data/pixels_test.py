@@ -14,6 +14,10 @@ INSIDE[10:24, 12:25] = True
 BORDER = cv2.dilate(INSIDE.astype(np.uint8), np.ones((5, 5))) > INSIDE
 
 
+def save(image, encoding="png", **options):
+  return files.save(image, encoding, **options)
+
+
 def inside(encoded):
   return pixels.inside(decode.stored(decode.read_header(encoded)))
 
@@ -38,37 +42,31 @@ def levels(*values, dtype=np.uint8):
 MAROON, CREAM = (128, 0, 0), (224, 224, 192)
 ALPHA = INSIDE * np.uint8(255)
 TWO_LEVELS = {
-  "one bit": files.save(INSIDE, "png"),
-  "one bit of TIFF": files.save(INSIDE, "tiff"),
-  "0 and 255": files.save(levels(0, 255), "png"),
-  "0 and 1": files.save(levels(0, 1), "png"),
-  "0 and 8": files.save(levels(0, 8), "png"),
+  "one bit": save(INSIDE),
+  "one bit of TIFF": save(INSIDE, "tiff"),
+  "0 and 255": save(levels(0, 255)),
+  "0 and 1": save(levels(0, 1)),
+  "0 and 8": save(levels(0, 8)),
   "2 bits": files.png(2, 0, files.packed(levels(0, 85), 2), 48),
-  "16 bits, 65535": files.save(levels(0, 65_535, dtype=np.uint16), "png"),
-  "16 bits, 1": files.save(levels(0, 1, dtype=np.uint16), "png"),
-  "32 bits, 1": files.save(levels(0, 1, dtype=np.int32), "tiff"),
-  "32 bits, 70000": files.save(levels(0, 70_000, dtype=np.int32), "tiff"),
-  "floats": files.save(levels(0, 1, dtype=np.float32), "tiff"),
-  "grey and alpha": files.save(np.dstack([levels(0, 255), ALPHA]), "png"),
-  "grey, all opaque": files.save(
-    np.dstack([levels(0, 1), np.full_like(ALPHA, 255)]), "png"
-  ),
-  "a transparent level": files.save(levels(7, 9), "png", transparency=7),
-  "RGB, white": files.save(np.repeat(levels(0, 255)[..., None], 3, 2), "png"),
-  "RGB, 1": files.save(np.repeat(levels(0, 1)[..., None], 3, 2), "bmp"),
-  "RGB, red": files.save(
-    levels(0, 255)[..., None] * np.uint8([1, 0, 0]), "png"
-  ),
-  "CMYK": files.save(
+  "16 bits, 65535": save(levels(0, 65_535, dtype=np.uint16)),
+  "16 bits, 1": save(levels(0, 1, dtype=np.uint16)),
+  "32 bits, 1": save(levels(0, 1, dtype=np.int32), "tiff"),
+  "32 bits, 70000": save(levels(0, 70_000, dtype=np.int32), "tiff"),
+  "floats": save(levels(0, 1, dtype=np.float32), "tiff"),
+  "grey and alpha": save(np.dstack([levels(0, 255), ALPHA])),
+  "grey, all opaque": save(np.dstack([levels(0, 1), np.full_like(ALPHA, 255)])),
+  "a transparent level": save(levels(7, 9), transparency=7),
+  "RGB, white": save(np.repeat(levels(0, 255)[..., None], 3, 2)),
+  "RGB, 1": save(np.repeat(levels(0, 1)[..., None], 3, 2), "bmp"),
+  "RGB, red": save(levels(0, 255)[..., None] * np.uint8([1, 0, 0])),
+  "CMYK": save(
     PIL.Image.fromarray(INSIDE).convert("RGB").convert("CMYK"), "tiff"
   ),
-  "RGBA, white": files.save(
-    np.dstack([np.full((40, 48, 3), 255, np.uint8), ALPHA]), "png"
+  "RGBA, white": save(np.dstack([np.full((40, 48, 3), 255, np.uint8), ALPHA])),
+  "RGBA, a black silhouette": save(
+    np.dstack([np.zeros((40, 48, 3), np.uint8), ALPHA])
   ),
-  "RGBA, a black silhouette": files.save(
-    np.dstack([np.zeros((40, 48, 3), np.uint8), ALPHA]), "png"
-  ),
-  "RGBA, red on green that is transparent": files.save(
+  "RGBA, red on green that is transparent": save(
     np.dstack(
       [np.where(INSIDE[..., None], *np.uint8([files.RED, files.GREEN])), ALPHA]
     ),
@@ -76,19 +74,19 @@ TWO_LEVELS = {
     lossless=True,
     exact=True,
   ),
-  "palette of VOC": files.save(palette(levels(0, 15), {15: CREAM}), "png"),
-  "palette of VOC, dark": files.save(palette(levels(0, 1), {1: MAROON}), "png"),
-  "palette of GIF": files.save(palette(levels(0, 1), {1: MAROON}), "gif"),
-  "palette without black": files.save(
-    palette(levels(0, 1), {0: files.BLUE, 1: files.GREEN}), "png"
+  "palette of VOC": save(palette(levels(0, 15), {15: CREAM})),
+  "palette of VOC, dark": save(palette(levels(0, 1), {1: MAROON})),
+  "palette of GIF": save(palette(levels(0, 1), {1: MAROON}), "gif"),
+  "palette without black": save(
+    palette(levels(0, 1), {0: files.BLUE, 1: files.GREEN})
   ),
-  "black elsewhere in the palette": files.save(
-    palette(levels(1, 2), {0: CREAM, 2: MAROON}), "png"
+  "black elsewhere in the palette": save(
+    palette(levels(1, 2), {0: CREAM, 2: MAROON})
   ),
-  "palette, all black": files.save(palette(levels(0, 5), {}), "png"),
-  "palette of greys": files.save(palette(levels(3, 0), {0: (9, 9, 9)}), "png"),
-  "palette, transparent": files.save(
-    palette(levels(1, 0), {0: MAROON, 1: CREAM}), "png", transparency=1
+  "palette, all black": save(palette(levels(0, 5), {})),
+  "palette of greys": save(palette(levels(3, 0), {0: (9, 9, 9)})),
+  "palette, transparent": save(
+    palette(levels(1, 0), {0: MAROON, 1: CREAM}), transparency=1
   ),
 }
 
@@ -101,7 +99,7 @@ def test_of_two_levels_one_is_inside(name):
 
 
 def several(image, what):
-  return files.save(image, "png" if image.dtype != np.int32 else "tiff"), what
+  return save(image, "png" if image.dtype != np.int32 else "tiff"), what
 
 
 SEVERAL = {
@@ -120,21 +118,19 @@ SEVERAL = {
   ),
   "below 0": several(levels(-1, 1, dtype=np.int32), "-1 and 1"),
   "palette of VOC": (
-    files.save(palette(levels(0, 8, 255), {8: MAROON, 255: CREAM}), "png"),
+    save(palette(levels(0, 8, 255), {8: MAROON, 255: CREAM})),
     "0, 8 and 255",
   ),
   "palette of greys": (
-    files.save(
-      palette(levels(0, 1, 2), {1: (90, 90, 90), 2: (200, 200, 200)}), "png"
-    ),
+    save(palette(levels(0, 1, 2), {1: (90, 90, 90), 2: (200, 200, 200)})),
     "0, 90 and 200",
   ),
   "palette, all black": (
-    files.save(palette(levels(0, 1, 2), {}), "png"),
+    save(palette(levels(0, 1, 2), {})),
     "0, 1 and 2",
   ),
   "palette, two classes": (
-    files.save(palette(levels(0, 1, 2), {1: MAROON, 2: CREAM}), "gif"),
+    save(palette(levels(0, 1, 2), {1: MAROON, 2: CREAM}), "gif"),
     "0, 1 and 2",
   ),
   "colours": several(
@@ -176,13 +172,13 @@ def test_a_border_around_a_thin_object_is_no_soft_edge():
   thin[5:12, 5:35] = 255
   thin[8:9, 7:33] = 8
   with pytest.raises(decode.DecodeError, match="it has 0, 8 and 255"):
-    inside(files.save(thin, "png"))
+    inside(save(thin))
 
 
 def test_black_that_is_not_the_first_of_a_palette_may_mean_either():
   swapped = palette(levels(0, 1), {0: MAROON, 1: (0, 0, 0)})
   with pytest.raises(decode.DecodeError, match="black is number 1, and 0 is"):
-    inside(files.save(swapped, "png"))
+    inside(save(swapped))
 
 
 DISC = cv2.circle(np.zeros((320, 320), np.uint8), (150, 170), 100, 255, -1)
@@ -204,48 +200,46 @@ def test_soft_edges_are_halved_whatever_the_mode(soft):
   assert len(np.unique(soft)) > 3
   white = np.full((*soft.shape, 3), 255, np.uint8)
   for encoded in (
-    files.save(soft, "png"),
-    files.save(soft.astype(np.uint16) * 257, "png"),
-    files.save(soft.astype(np.float32) / 255, "tiff"),
-    files.save(PIL.Image.fromarray(soft).convert("RGB"), "png"),
-    files.save(PIL.Image.fromarray(soft).convert("P"), "png"),
-    files.save(np.dstack([white, soft]), "png"),
-    files.save(np.dstack([white[..., 0], soft]), "png"),
+    save(soft),
+    save(soft.astype(np.uint16) * 257),
+    save(soft.astype(np.float32) / 255, "tiff"),
+    save(PIL.Image.fromarray(soft).convert("RGB")),
+    save(PIL.Image.fromarray(soft).convert("P")),
+    save(np.dstack([white, soft])),
+    save(np.dstack([white[..., 0], soft])),
   ):
     np.testing.assert_array_equal(inside(encoded), soft > 127)
 
 
 def test_noise_of_jpeg_around_an_object_is_soft():
-  noisy = decode.stored(
-    decode.read_header(files.save(DISC, "jpeg", quality=80))
-  )
+  noisy = decode.stored(decode.read_header(save(DISC, "jpeg", quality=80)))
   assert len(np.unique(noisy)) > 20
-  np.testing.assert_array_equal(inside(files.save(noisy, "png")), DISC > 127)
+  np.testing.assert_array_equal(inside(save(noisy)), DISC > 127)
 
 
 @pytest.mark.parametrize("level", [0, 1, 37, 255])
 def test_a_mask_of_one_level_is_all_or_nothing(level):
-  encoded = files.save(np.full((5, 7), level, np.uint8), "png")
+  encoded = save(np.full((5, 7), level, np.uint8))
   assert (inside(encoded) == (level > 0)).all()
-  encoded = files.save(np.full((5, 7, 3), level, np.uint8), "png")
+  encoded = save(np.full((5, 7, 3), level, np.uint8))
   assert (inside(encoded) == (level > 0)).all()
 
 
 def test_a_mask_that_is_all_transparent_has_nothing_inside():
-  encoded = files.save(np.zeros((5, 7, 4), np.uint8), "png")
+  encoded = save(np.zeros((5, 7, 4), np.uint8))
   assert not inside(encoded).any()
 
 
 def test_a_broken_mask_is_told():
-  encoded = files.save(np.repeat(levels(0, 255), 9, 0), "png")
+  encoded = save(np.repeat(levels(0, 255), 9, 0))
   with pytest.raises(decode.DecodeError, match=r"broken: .*truncated"):
     inside(encoded[: len(encoded) // 2])
 
 
 def test_of_vocs_palette_what_is_to_be_ignored_is_no_object():
   """Of an object that is nothing but border, say."""
-  encoded = files.save(palette(levels(0, 255), {255: CREAM}), "png")
+  encoded = save(palette(levels(0, 255), {255: CREAM}))
   with pytest.raises(decode.DecodeError, match="255 are pixels to be ignored"):
     inside(encoded)
-  other = files.save(palette(levels(0, 255), {255: MAROON}), "png")
+  other = save(palette(levels(0, 255), {255: MAROON}))
   np.testing.assert_array_equal(inside(other), INSIDE)
