@@ -22,7 +22,6 @@ from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
 from gc_jax.inference import trained
 from gc_jax.report import pictures
-from gc_jax.runtime.checkpoint import FOLDER
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -234,20 +233,6 @@ def test_a_class_is_chosen_by_name_or_id(
     assert (note in printed) == (target == "9")
 
 
-def test_pictures_of_one_name_and_shape_keep_apart(
-  explained, smoke_run, folder, tmp_path
-):
-  other = tmp_path / "other"
-  other.mkdir()
-  shutil.copy(folder / "gravel.png", other / "camera.png")
-  twice = [folder / "camera.png", other, folder / "camera.png"]
-  _, (first, second) = explained(*twice, f"--workdir={smoke_run}", "--size=16")
-  assert first["overlay"] == "camera.gradcam_elementwise.png"
-  assert second["overlay"] == "camera-2.gradcam_elementwise.png"
-  maps = [np.load(tmp_path / "out" / e["map"]) for e in (first, second)]
-  assert (maps[0] != maps[1]).any()
-
-
 def test_explanations_are_replaced_only_if_asked(
   explain, explained, smoke_run, folder, tmp_path
 ):
@@ -418,30 +403,6 @@ def test_every_unreadable_picture_is_named_before_anything_happens(
   assert "camera.png must be a picture" in told
   assert "gravel" not in told and "nowhere" not in told
   assert not out.exists()
-
-
-def test_a_place_without_a_run_is_refused(refused, smoke_run, folder, tmp_path):
-  flags = [folder, f"--out={tmp_path / 'out'}"]
-  assert "no config.json" in refused(*flags, f"--workdir={folder}")
-  assert "nowhere does not exist" in refused(*flags, "--workdir=nowhere")
-  begun = tmp_path / "begun"
-  begun.mkdir()
-  shutil.copy(smoke_run / "config.json", begun)
-  assert "it has none yet" in refused(*flags, f"--workdir={begun}")
-
-
-def test_a_corrupt_checkpoint_is_told_and_the_one_before_it_explained(
-  explained, smoke_run, photographs, tmp_path, caplog
-):
-  workdir = tmp_path / "run"
-  shutil.copytree(smoke_run, workdir)
-  for path in (workdir / FOLDER / "8").rglob("*"):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  picture = photographs / "rocket.jpg"
-  _, (e,) = explained(picture, f"--workdir={workdir}", "--size=16")
-  assert "The checkpoint of step 8 in" in caplog.text
-  assert e["model"] == f"{workdir}, step 6"
 
 
 def test_help_says_what_is_written(explain):

@@ -12,7 +12,6 @@ from gc_jax.evaluation import attacks, classification
 from gc_jax.evaluation.attacks import WITHIN
 from gc_jax.method import losses
 from gc_jax.method.metrics import EPSILONS
-from gc_jax.models.network import normalize_pixels
 
 ULP = 1e-6  # of pixels: float32 near 1, added and clipped
 both_attacks = pytest.mark.parametrize("attack", ["fgsm", "pgd"])
@@ -20,7 +19,10 @@ both_kinds = pytest.mark.parametrize("kind", ["label", "labels"])
 
 
 class Net(nnx.Module):
-  """Sees pixels as they are; `classify` is given the mean of each channel."""
+  """Gives the mean of each channel to a function."""
+
+  def __init__(self, logits):
+    self.logits = logits
 
   def normalize(self, images):
     return images
@@ -32,53 +34,36 @@ class Net(nnx.Module):
     return self.logits(features.mean((1, 2)))
 
 
-class Linear(Net):
-  """Logits are sums of weighted, normalised channels."""
-
-  def __init__(self, weights):
-    self.weights = nnx.Param(jnp.asarray(weights, jnp.float32))  # [3 K]
-
-  def normalize(self, images):
-    return normalize_pixels(images)
-
-  def logits(self, channels):
-    return channels @ self.weights[...]
+def linear(weights):
+  """Logits are sums of weighted channels, [3 K]."""
+  return Net(lambda channels: channels @ jnp.asarray(weights, jnp.float32))
 
 
-class Peak(Net):
-  """The second class is likeliest where the red channel is `at`."""
-
-  def __init__(self, at):
-    self.at = at
-
-  def logits(self, channels):
-    far = 100 * (channels[:, 0] - self.at) ** 2
-    return jnp.stack([far, jnp.zeros_like(far)], 1)
+def by_red(*scores):
+  """Logits are functions of the red channel."""
+  return Net(lambda channels: jnp.stack([f(channels[:, 0]) for f in scores], 1))
 
 
-class Bumps(Peak):
+def peak(at):
+  """The second class is likeliest where red is `at`."""
+  return by_red(lambda red: 100 * (red - at) ** 2, jnp.zeros_like)
+
+
+def bumps(at):
   """A low bump at a fifth of the way to `at`, a valley, and a summit there."""
 
-  def logits(self, channels):
-    way = (channels[:, 0] - 0.5) / (self.at - 0.5)
-    height = way + jnp.sin(2 * jnp.pi * way / 0.8)
-    return jnp.stack([-height, height], 1)
+  def height(red):
+    way = (red - 0.5) / (at - 0.5)
+    return way + jnp.sin(2 * jnp.pi * way / 0.8)
+
+  return by_red(lambda red: -height(red), height)
 
 
-class Red(Net):
-  """Class 0 where the red channel is above a half, else class 1."""
-
-  def logits(self, channels):
-    red = channels[:, 0] - 0.5
-    return jnp.stack([red, -red], 1)
-
-
-class Band(Net):
-  """Class 1 where the red channel is in a narrow band around 0.4."""
-
-  def logits(self, channels):
-    away = jnp.abs(channels[:, 0] - 0.4) - 0.03
-    return jnp.stack([away, -away], 1)
+# Class 0 where red is above a half; class 1 in a narrow band around 0.4.
+RED = by_red(lambda red: red - 0.5, lambda red: 0.5 - red)
+BAND = by_red(
+  lambda red: jnp.abs(red - 0.4) - 0.03, lambda red: 0.03 - jnp.abs(red - 0.4)
+)
 
 
 def pixel(*channels, dtype=jnp.float32, **labels):
@@ -158,7 +143,7 @@ def batch_of(kind):
 @both_attacks
 def test_each_channel_moves_away_from_the_label(attack):
   """Red down, green up, and blue does not matter; for class 1 the opposite."""
-  net, step = Linear([[1, -1], [-2, 2], [0, 0]]), 8 / 255
+  net, step = linear([[1, -1], [-2, 2], [0, 0]]), 8 / 255
   for label, sign in ((0, 1), (1, -1)):
     batch = pixel(0.5, 0.5, 0.5, label=[label])
     expected = 0.5 + sign * np.array([-step, step, 0])
@@ -169,7 +154,7 @@ def test_each_channel_moves_away_from_the_label(attack):
 @both_attacks
 def test_epsilon_is_in_bytes_and_pixels_stay_in_range(attack):
   """Bytes 3, 250 and 100 under epsilon 8 go to 0, 255 and 92."""
-  net = Linear([[1, -1], [-2, 2], [3, -3]])
+  net = linear([[1, -1], [-2, 2], [3, -3]])
   found = attacked(attack, net, pixel(3, 250, 100, dtype=jnp.uint8), 8)
   np.testing.assert_allclose(found[0, 0, 0] * 255, [0, 255, 92], 1e-5)
   assert found.min() == 0 and found.max() == 1
@@ -182,7 +167,7 @@ def test_epsilon_is_in_bytes_and_pixels_stay_in_range(attack):
 @both_attacks
 def test_with_several_labels_each_is_attacked(attack):
   """Class 0 is present and falls, class 1 is absent and rises."""
-  net = Linear([[1, 0], [0, 1], [0, 0]])
+  net = linear([[1, 0], [0, 1], [0, 0]])
   batch = pixel(0.5, 0.5, 0.5, labels=[[2, 0]])
   found = attacked(attack, net, batch, 2)[0, 0, 0]
   expected = [0.5 - 2 / 255, 0.5 + 2 / 255, 0.5]
@@ -191,20 +176,21 @@ def test_with_several_labels_each_is_attacked(attack):
 
 def test_pgd_finds_the_peak_that_fgsm_steps_over():
   """The loss is highest a quarter of epsilon away, a multiple of the step."""
-  net, batch = Peak(0.5 + 40 / 255 / 4), pixel(0.5, 0.5, 0.5)
+  at = 0.5 + 40 / 255 / 4
+  net, batch = peak(at), pixel(0.5, 0.5, 0.5)
   by_fgsm, by_pgd = (attacked(a, net, batch, 40) for a in ("fgsm", "pgd"))
   loss = lambda images: float(losses_of(net, images, batch)[0])
   assert by_fgsm[0, 0, 0, 0] == pytest.approx(0.5 + 40 / 255)
   assert loss(by_fgsm) < loss(batch["image"]) - 0.1
-  assert by_pgd[0, 0, 0, 0] == pytest.approx(net.at)
+  assert by_pgd[0, 0, 0, 0] == pytest.approx(at)
   assert loss(by_pgd) == pytest.approx(np.log(2))
 
 
 def test_pgd_begins_with_fgsms_own_step():
   """It finds a summit that small steps alone would miss."""
-  net = Bumps(0.5 + 40 / 255)
-  found = attacked("pgd", net, pixel(0.5, 0.5, 0.5), 40)
-  assert found[0, 0, 0, 0] == pytest.approx(net.at)
+  at = 0.5 + 40 / 255
+  found = attacked("pgd", bumps(at), pixel(0.5, 0.5, 0.5), 40)
+  assert found[0, 0, 0, 0] == pytest.approx(at)
 
 
 def test_pgd_counts_its_last_step_too(model):
@@ -220,7 +206,7 @@ def test_pgd_keeps_the_clean_picture_if_nothing_is_worse():
   """Each example for itself: the first stays, the second moves."""
   pictures = [pixel(0.5, 0.2, 0.2), pixel(0.4, 0.2, 0.2)]
   batch = jax.tree.map(lambda *rows: jnp.concatenate(rows), *pictures)
-  found = attacked("pgd", Peak(0.5), batch, 8)
+  found = attacked("pgd", peak(0.5), batch, 8)
   np.testing.assert_array_equal(found[0], batch["image"][0])
   assert found[1, 0, 0, 0] == pytest.approx(0.4 + 8 / 255)
 
@@ -279,7 +265,7 @@ def test_half_precision_is_attacked_in_full(make_tiny, attack):
 
 @both_attacks
 def test_a_gradient_of_nan_is_no_defence(attack):
-  net = Linear(np.full((3, 2), np.nan))
+  net = linear(np.full((3, 2), np.nan))
   assert jnp.isnan(attacked(attack, net, pixel(0.5, 0.5, 0.5), 8)).any()
 
 
@@ -310,7 +296,7 @@ def results(*args):
 )
 def test_a_picture_falls_once_epsilon_is_over_its_distance(on_few, names):
   """Distances 1.5, 5, 20 and 100; the fifth picture was wrong all along."""
-  found = results(Red(), reds([1.5, 5, 20, 100, -5]), EPSILONS, on_few)
+  found = results(RED, reds([1.5, 5, 20, 100, -5]), EPSILONS, on_few)
   expected = {1: 80, 2: 60, 8: 40, 16: 40, 32: 20, 64: 20}
   assert expected.keys() == set(EPSILONS)
   for name in names:
@@ -321,7 +307,7 @@ def test_a_picture_falls_once_epsilon_is_over_its_distance(on_few, names):
 def test_a_step_too_long_is_no_defence_within_epsilon():
   """Red 0.5 is in the band at 32 alone; 0.41 is in it, and out of it at 32."""
   # In any order of epsilons.
-  found = results(Band(), reds([0, -0.09 * 255]), (64, 8, 32))
+  found = results(BAND, reds([0, -0.09 * 255]), (64, 8, 32))
   expected = {8: (50, 50), 32: (50, 0), 64: (100, 0)}
   for epsilon, (by_whole, within) in expected.items():
     assert found["fgsm", epsilon]["top1"] == by_whole
@@ -330,7 +316,7 @@ def test_a_step_too_long_is_no_defence_within_epsilon():
 
 def test_a_label_once_wrong_stays_wrong_within_epsilon():
   batch = reds([0], labels=np.array([[1, 0]], np.int32))
-  totals = sums(Band(), batch, (32, 64))
+  totals = sums(BAND, batch, (32, 64))
 
   def counts(*key):
     return [totals[key][case][0].tolist() for case in classification.CASES]
@@ -342,17 +328,14 @@ def test_a_label_once_wrong_stays_wrong_within_epsilon():
 
 
 def test_logits_of_nan_withstand_nothing():
-  class Broken(Net):
-    def logits(self, channels):
-      return jnp.full((len(channels), 2), jnp.nan)
-
-  found = results(Broken(), reds([5]), (1, 8))
+  broken = by_red(*[lambda red: red * jnp.nan] * 2)
+  found = results(broken, reds([5]), (1, 8))
   assert {one["top1"] for one in found.values()} == {0}
 
 
 def test_f1_falls_under_attack_with_several_labels():
   labels = np.array([[1, 0], [1, 0], [0, 1]], np.int32)
-  found = results(Red(), reds([1.5, 20, -20], labels=labels), (0, 8))
+  found = results(RED, reds([1.5, 20, -20], labels=labels), (0, 8))
   assert found["fgsm", 0]["f1_overall"] == pytest.approx(100)
   # One of three pictures falls: both of its decisions are wrong.
   assert found["fgsm", 8]["f1_overall"] == pytest.approx(100 * 4 / 6)
