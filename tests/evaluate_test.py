@@ -276,24 +276,19 @@ def test_a_model_of_other_classes_is_refused(smoke_run):
   config = settings(smoke_run)
   loaded = trained.load_model(smoke_run)
   digits = data.load(config.data, config.data.eval_split)
-  evaluating.check_fits(loaded, digits, config)
-  names = (*digits.class_names[:9], "ten")
-  for now, words in {
-    names: r"(?s)10 there: 0, .*10 now: 0, .*class 9: '9' there, 'ten' now",
-    names[:9]: "class 9: '9' there, none now",
-    (*names[:9], "9", "x"): "class 10: none there, 'x' now",
-    digits.class_names[::-1]: "the same names in another order",
-  }.items():
-    other = dataclasses.replace(digits, class_names=now)
-    with pytest.raises(ValueError, match=words):
-      evaluating.check_fits(loaded, other, config)
-  # A file that names no classes is known by their number.
   nameless = dataclasses.replace(loaded, class_names=())
-  renamed = dataclasses.replace(digits, class_names=names)
+  nine = digits.class_names[:9]
+  renamed = dataclasses.replace(digits, class_names=(*nine, "ten"))
+  fewer = dataclasses.replace(digits, class_names=nine)
+  evaluating.check_fits(loaded, digits, config)
+  # A file that names no classes is known by their number.
   evaluating.check_fits(nameless, renamed, config)
-  fewer = dataclasses.replace(digits, class_names=names[:9])
-  with pytest.raises(ValueError, match=r"'context_digits', 9; it has 10"):
-    evaluating.check_fits(nameless, fewer, config)
+  for model, dataset, words in (
+    (loaded, renamed, "class 9: '9' there, 'ten' now"),
+    (nameless, fewer, r"'context_digits', 9; it has 10"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      evaluating.check_fits(model, dataset, config)
 
 
 @pytest.mark.parametrize(

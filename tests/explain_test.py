@@ -309,28 +309,25 @@ def test_a_training_checkpoint_is_explained_with_the_outputs_asked_for(
   model = models.create("resnet8-small", 10)
   weights = torch_io.names.to_torch(model)
   state_dict = {f"model.{k}": torch.from_numpy(v) for k, v in weights.items()}
-  content = {"state_dict": state_dict, "best": np.float64(91.5), "epoch": 3}
-  torch.save(content, tmp_path / "last.ckpt")
+  torch.save({"state_dict": state_dict, "epoch": 3}, tmp_path / "last.ckpt")
   picture = photographs / "microaneurysms.png"
-  flags = [
-    *[picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16"],
-    *["--arch=resnet8-small", "--target=4"],
-  ]
+  flags = [picture, f"--checkpoint={tmp_path / 'last.ckpt'}", "--size=16"]
+  flags += ["--arch=resnet8-small", "--target=4"]
   pixels = image_files.read(picture, (16, 16))
   (logits,) = np.asarray(gc_jax.predict(model, pixels[None]), np.float64)
-  softmax = np.exp(logits[4]) / np.exp(logits).sum()
-  sigmoid = 1 / (1 + np.exp(-logits[4]))
+  probabilities = {
+    "softmax": np.exp(logits[4]) / np.exp(logits).sum(),
+    "sigmoid": 1 / (1 + np.exp(-logits[4])),
+  }
   note = "last.ckpt does not say whether its classes exclude each other; taken"
-  for asked, outputs, probability in [
-    ((), "softmax", softmax),
-    (("--outputs=softmax",), "softmax", softmax),
-    (("--outputs=sigmoid",), "sigmoid", sigmoid),
-  ]:
-    out = tmp_path / f"out{len(asked)}{outputs}"
-    printed, (e,) = explained(*flags, *asked, out=out)
+  for asked in (None, "softmax", "sigmoid"):
+    outputs = asked or "softmax"
+    more = [f"--outputs={asked}"] if asked else []
+    printed, (e,) = explained(*flags, *more, out=tmp_path / f"out{asked}")
     assert e["outputs"] == outputs
-    assert e["target_probability"] == pytest.approx(probability, rel=1e-4)
-    assert (note in printed) == (not asked)
+    expected = pytest.approx(probabilities[outputs], rel=1e-4)
+    assert e["target_probability"] == expected
+    assert (note in printed) == (asked is None)
   assert "last.ckpt: 'model.' taken off its keys." in caplog.text
 
 

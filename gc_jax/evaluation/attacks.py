@@ -7,9 +7,8 @@ under global max pooling those are many: a flat accuracy under FGSM alone may be
 hidden gradients, hence PGD beside it.
 
 FGSM takes one step of the whole epsilon, which may lead past every picture that
-misleads: accuracy then rises with epsilon. `WITHIN` is the accuracy against
-whoever may choose among the clean picture and the steps of every measured
-epsilon up to this one. It cannot rise.
+misleads: accuracy then rises with epsilon. `WITHIN` cannot rise: the attacker
+may choose the clean picture, or the step of any measured epsilon up to this.
 """
 
 import functools
@@ -122,7 +121,7 @@ def loss_gradient(
   """Returns the gradient of each picture's loss by its pixels in [0, 1].
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
+    model: in evaluation mode.
     batch: `image` (RGB, uint8 or float in [0, 1]) and `label`, whose loss is
       the cross-entropy, or `labels`, whose loss is the binary one.
   """
@@ -144,15 +143,13 @@ def pgd(
   steps. Each example keeps the one of x_0 ... x_steps with the highest loss:
   never a lower one than under FGSM, nor than that of the clean picture.
 
+  A loss of NaN counts as the highest.
+
   Args:
     model: as for `loss_gradient`.
     batch: as for `loss_gradient`.
     epsilon: as for `fgsm`.
-    steps: gradients taken, one after the other in a loop: memory is that of
-      one.
-
-  Returns:
-    Pixels in [0, 1], float32. A loss of NaN counts as the highest.
+    steps: gradients taken, in a loop: memory is that of one.
 
   Source: Madry et al. 2018, arXiv:1706.06083.
   Differs: the first step, in place of a random start; the best iterate is

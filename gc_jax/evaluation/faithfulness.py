@@ -69,17 +69,15 @@ def curves(
 ) -> tuple[Float[Array, "S1"], Float[Array, "B P S1"], Float[Array, "B P S1"]]:
   """Returns the target's score while pixels come, and while they go.
 
-  The pixels are ranked by the bilinearly enlarged map; of equal ones the first
-  in row-major order goes first. A constant map, and one that is empty
-  (`metrics.is_empty`) and so counts as constant, go row by row.
+  The pixels are ranked by the bilinearly enlarged map; equal ones, and all of a
+  constant or empty map (`metrics.is_empty`), go row by row.
 
   Args:
-    model: in evaluation mode, with `normalize`, `features` and `classify`.
+    model: in evaluation mode.
     images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
     targets: classes that were explained.
     cams: their raw maps.
-    multi_label: whether the score is the sigmoid of the target's logit, not
-      its softmax.
+    multi_label: whether the score is a sigmoid, not the softmax.
     num_steps: S, equal up to rounding. There are (S - 1) * 2 P + 3 forward
       passes of B pictures, one after the other: memory is that of one, and of
       P numbers a pixel. RISE changes 224 pixels a step.

@@ -16,22 +16,17 @@ from gc_jax.method.metrics import Key
 from gc_jax.method.types import Array
 from gc_jax.runtime import files
 
+# (sum, weight) of each number.
 Totals = dict[Key, tuple[Array | np.number, Array | np.number]]
 _FORMAT = 2  # of the file
 
 
 class Measured(NamedTuple):
-  """The numbers of one batch.
+  """The numbers of one batch."""
 
-  Attributes:
-    columns: one number a row; NaN where the row does not count.
-    totals: (sum, weight) over the rows that count.
-    cams: method -> raw map of each row; empty unless asked for.
-  """
-
-  columns: dict[Key, Float[Array, "B"]]
-  totals: Totals
-  cams: dict[str, Float[Array, "B _ _"]]
+  columns: dict[Key, Float[Array, "B"]]  # NaN where a row does not count
+  totals: Totals  # over the rows that count
+  cams: dict[str, Float[Array, "B _ _"]]  # by method; empty unless asked for
 
 
 def counted(counts: Array, values: Array) -> Array:
@@ -40,25 +35,17 @@ def counted(counts: Array, values: Array) -> Array:
 
 
 class Ledger:
-  """Numbers of N rows, and sums over them.
-
-  Attributes:
-    num_rows: N.
-    identity: what is being measured; a file belongs to one identity.
-    columns: `[N]` each, NaN where nothing was measured or nothing counts.
-    totals: (sum, weight), in float64: a sum over 50,000 examples outgrows
-      float32.
-    done: pass -> how many of its rows, from the first on, are in here.
-    secs: time taken, over all sittings.
-  """
+  """Numbers of N rows, and sums over them, of what `identity` says."""
 
   def __init__(self, num_rows: int, identity: dict[str, Any] | None = None):
     self.num_rows = num_rows
     self.identity = identity or {}
+    # NaN where nothing was measured or nothing counts.
     self.columns: dict[Key, Float32[np.ndarray, "N"]] = {}
+    # In float64: a sum over 50,000 examples outgrows float32.
     self.totals: Totals = {}
-    self.done: dict[str, int] = {}
-    self.secs = 0.0
+    self.done: dict[str, int] = {}  # how many of a pass's rows are in here
+    self.secs = 0.0  # over all sittings
 
   def add(
     self,

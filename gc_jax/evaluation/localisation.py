@@ -114,16 +114,12 @@ def boxes_correct(
   cams: Mapping[str, Float[np.ndarray, "B _ _"]],
   boxes: Sequence[Int[np.ndarray, "_ 4"] | None],
 ) -> dict[Key, tuple[np.ndarray, np.float64]]:
-  """Returns how often the box around a map is right, at each threshold.
+  """Returns `BOXES` of each method: sums `[I T]`, and how many rows count.
 
   Args:
     size: side of the pictures.
     cams: method -> raw map of each row.
     boxes: the object's boxes of each row; a row without any does not count.
-
-  Returns:
-    `BOXES` of each method: `[I T]` sums over the rows that count, and how many
-    they are.
   """
   totals = {}
   for name, maps_of_method in cams.items():
@@ -141,12 +137,7 @@ def boxes_correct(
 def box_correct(
   cam_px: Float[np.ndarray, "H W"], boxes: Real[np.ndarray, "N 4"]
 ) -> Bool[np.ndarray, "I T"]:
-  """Returns whether the map's box fits one of the object's, to each of `IOUS`.
-
-  Args:
-    cam_px: a map >= 0, enlarged to pixels.
-    boxes: all boxes of the class in the picture, at least one.
-  """
+  """Returns whether a map's box fits one of the object's, to each of `IOUS`."""
   best = box_iou(boxes_of_map(cam_px), boxes).max(1)
   return best[None] >= np.asarray(IOUS)[:, None]
 
@@ -156,8 +147,7 @@ def box_iou(
 ) -> Float[np.ndarray, "N M"]:
   """Returns intersection over union of every two boxes, float64.
 
-  A box without area (ymax <= ymin or xmax <= xmin) overlaps nothing, not even
-  itself: 0.
+  A box without area overlaps nothing, not even itself: 0.
   """
   a, b = a.astype(np.float64), b.astype(np.float64)
   low = np.maximum(a[:, None, :2], b[None, :, :2])
@@ -179,8 +169,7 @@ def boxes_of_map(cam_px: Float[np.ndarray, "H W"]) -> Int[np.ndarray, "T 4"]:
     cam_px >= threshold * max(cam_px)
 
   and of equally large ones the one whose box starts highest, then furthest
-  left. A constant map, and one that is empty (no mass, or not finite,
-  `metrics.is_empty`) and so counts as constant, have the whole picture.
+  left. A constant or empty map (`metrics.is_empty`) has the whole picture.
 
   Args:
     cam_px: a map >= 0, enlarged to pixels (`metrics.upsample`).
@@ -233,14 +222,12 @@ def max_box_acc(
   """Returns percent of pairs with a good box, at the best threshold of all.
 
   max_box_acc_50 = max over thresholds of the mean over pairs, at IoU 0.5;
-  max_box_acc_v2 is the mean of such numbers, each at its own threshold.
+  max_box_acc_v2 is the mean of such numbers, each at its own threshold. Without
+  a pair there is none.
 
   Args:
     correct: sum of `box_correct` over the (image, class) pairs of the split.
     num_pairs: how many they are.
-
-  Returns:
-    A number for each of `IOUS`, and their mean; nothing without a pair.
 
   Source: Choe et al. 2020, arXiv:2001.07437 (MaxBoxAcc, at 0.5); the mean over
     0.3, 0.5 and 0.7 is of their MaxBoxAccV2, arXiv:2007.04178.

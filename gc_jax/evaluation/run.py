@@ -222,11 +222,7 @@ def _evaluated(
 
 
 def validate_evaluation(config: ConfigDict) -> None:
-  """Checks the fields of a config that an evaluation reads.
-
-  Raises:
-    ValueError: names the field, what it must be, what it is, what to do.
-  """
+  """Checks the fields of a config that an evaluation reads."""
   data.check_name(config.data.name)
   one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
   _check_methods("--config.eval.methods", tuple(config.eval.methods))
@@ -267,11 +263,7 @@ def _check_methods(flag: str, methods: tuple[str, ...]) -> None:
 def check_fits(
   loaded: LoadedModel, dataset: Dataset, config: ConfigDict
 ) -> None:
-  """Checks that a model can be evaluated on a data set.
-
-  Raises:
-    ValueError: their classes differ, in names, order or number.
-  """
+  """Checks that a model and a data set agree in their classes."""
   name = f"--config.data.name={config.data.name!r}"
   todo = "Evaluate it on the data it was trained on."
   if loaded.class_names and (
@@ -306,11 +298,7 @@ def _outputs_note(loaded: LoadedModel, dataset: Dataset) -> str:
 
 
 def _open(out: Path, identity: dict[str, Any]) -> None:
-  """Makes the folder; refuses one with anything but this evaluation.
-
-  Raises:
-    ValueError: `out` cannot be written to, or holds something else.
-  """
+  """Makes the folder; refuses one with anything but this evaluation."""
   if artefact.is_evaluation(out):
     there = artefact.load(out).about.identity
     # Older evaluations also name fields that move no number.

@@ -20,6 +20,7 @@ from gc_jax.method import metrics
 from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
 from gc_jax.report.artefact import Curves
 
+# The number of each pair, in [0, 1]; NaN where it does not count.
 Columns = Mapping[Key, Float[np.ndarray, "N"]]
 _BLOCK = 16  # resamples at a time
 
@@ -97,11 +98,7 @@ def results(
 
 
 def flat(found: Mapping[Key, Estimate]) -> dict[str, float | int]:
-  """Returns results as results.json holds them, "val/top1" and so on.
-
-  The ends of an interval are called `NAME_low` and `NAME_high`, a spread
-  `NAME_std`.
-  """
+  """Returns results by their names in results.json, "val/top1" and so on."""
   named = {}
   for key, estimate in found.items():
     name = f"val/{key.name}"
@@ -175,11 +172,6 @@ def summarize(
   A column in which no row counts is left out. Beside a stochastic pointing
   game's expectation stands the game: the mean over runs, and their sample
   standard deviation.
-
-  Args:
-    columns: number of each pair, in [0, 1]; NaN where none counts.
-    pairs: of the rows.
-    settings: protocol, spg_samples, spg_runs, num_resamples.
   """
   found: dict[Key, Estimate] = {}
   samples = {}

@@ -121,11 +121,7 @@ def _check_flags(flags: argparse.Namespace, methods: Sequence[str]) -> None:
 
 
 def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
-  """Returns (height, width) of every picture, each decoded to its end.
-
-  Raises:
-    ValueError: some cannot be decoded; names them.
-  """
+  """Returns (height, width) of pictures; names those that cannot be decoded."""
   sizes, errors = [], []
   for path in paths:
     try:
@@ -141,16 +137,13 @@ def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
 def _target(
   asked: str, class_names: Sequence[str], num_classes: int
 ) -> tuple[int, str]:
-  """Returns the class to explain (or `PREDICTED`), and a remark or "".
-
-  A name wins over an id.
-  """
+  """Returns the class to explain (or `PREDICTED`), and a remark or ""."""
   if asked == _PREDICTED:
     return arrays.PREDICTED, ""
   class_names = [normalized(name) for name in class_names]
   asked = normalized(asked)
   number = int(asked) if asked.isdecimal() else None
-  if asked in class_names:
+  if asked in class_names:  # a name wins over an id
     named = class_names.index(asked)
     remark = (
       f"--target={asked} is taken for the class of that name, which has the id "
@@ -194,11 +187,7 @@ def _explained(
   target: int,
   methods: tuple[str, ...],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Returns logits `[B K]` and each method's raw maps `[B h w]`, B images.
-
-  Raises:
-    ValueError: a logit is not finite.
-  """
+  """Returns logits `[B K]` and each method's raw maps `[B h w]`, B images."""
   count = len(images)
   batch = np.zeros((rows, *images[0].shape), np.uint8)
   batch[:count] = images
@@ -214,11 +203,7 @@ def _explained(
 
 
 def _outputs(loaded: LoadedModel, asked: str | None) -> tuple[str, str]:
-  """Returns a key of `_OUTPUTS`, and a remark or "".
-
-  Raises:
-    ValueError: the model's file says another than the user.
-  """
+  """Returns a key of `_OUTPUTS`, and a remark or ""."""
   if loaded.multi_label is None:
     return asked or "softmax", "" if asked else (
       f"{loaded.source} does not say whether its classes exclude each other; "

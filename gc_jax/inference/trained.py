@@ -22,27 +22,17 @@ from gc_jax.runtime.messages import unknown_name_message
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel:
-  """A trained model, and what its file says about it.
+  """A trained model, and what its file says about it."""
 
-  Attributes:
-    model: in evaluation mode, float32.
-    name: of the architecture, a key of `MODELS`.
-    class_names: in the order of the outputs; empty if unknown.
-    multi_label: whether a picture may show several classes: a sigmoid for
-      each then, not one softmax. None if the file does not say.
-    image_size: pixels of the shorter side it was trained on.
-    source: where it is from, for people.
-    consistency: whether it was trained with the consistency loss; None if
-      unknown.
-  """
-
-  model: nnx.Module
-  name: str
-  class_names: tuple[str, ...]
+  model: nnx.Module  # in evaluation mode, float32
+  name: str  # of the architecture, a key of `MODELS`
+  class_names: tuple[str, ...]  # in the order of the outputs; empty if unknown
+  # Whether a picture may show several classes: a sigmoid for each then, not one
+  # softmax. None if the file does not say.
   multi_label: bool | None
-  image_size: int
-  source: str
-  consistency: bool | None = None
+  image_size: int  # pixels of the shorter side it was trained on
+  source: str  # where it is from, for people
+  consistency: bool | None = None  # trained with that loss; None if unknown
 
 
 def load(path: str | Path, arch: str | None = None) -> nnx.Module:
