@@ -5,11 +5,12 @@ the data is the step itself: batches are a function of (seed, step). Training
 owns them through `Checkpoints`; everyone else only reads, by `read_variables`.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
-    try:
+    with self._saving():
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -100,15 +101,24 @@ class Checkpoints:
         ),
         metrics={_BEST: float(best)},
       )
-    except Exception as error:
-      raise self._save_error(error) from error
 
   def wait(self) -> None:
     """Waits for the disk; raises CheckpointError if a save failed."""
-    try:
+    with self._saving():
       self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      yield
     except Exception as error:
-      raise self._save_error(error) from error
+      steps = sorted(self._manager.all_steps())
+      last = f"step {steps[-1]}" if steps else "none"
+      raise CheckpointError(
+        f"Could not save a checkpoint to {self._folder}: {error}. The last good "
+        f"one: {last}. Make room or mend the cause, then run the same command "
+        "again to go on from there."
+      ) from error
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Returns the last readable checkpoint and its `meta`.
@@ -158,15 +168,6 @@ class Checkpoints:
     if parallel.is_main():
       (self._folder / str(step)).rename(aside)
     parallel.wait_for_all(f"after {aside.name}")
-
-  def _save_error(self, error: Exception) -> CheckpointError:
-    steps = sorted(self._manager.all_steps())
-    last = f"step {steps[-1]}" if steps else "none"
-    return CheckpointError(
-      f"Could not save a checkpoint to {self._folder}: {error}. The last good "
-      f"one: {last}. Make room or mend the cause, then run the same command "
-      "again to go on from there."
-    )
 
   def close(self) -> None:
     """Waits for the disk, as `wait` does, and lets go of it."""

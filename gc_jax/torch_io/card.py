@@ -17,26 +17,13 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from gc_jax.attribution import METHODS
+from gc_jax.method.metrics import METRICS, Key
 from gc_jax.method.types import Array
 from gc_jax.models import MODELS, is_gmp
 from gc_jax.models.network import RGB_MEAN, RGB_STD, Network
 from gc_jax.torch_io import files, pickles
 from gc_jax.torch_io.reading import SAFETENSORS
 
-# Results worth a line, where the run has them.
-_RESULTS = {
-  "val/top1": "top-1",
-  "val/f1_per_class": "F1 per class",
-  "val/f1_overall": "F1 overall",
-  "val/gradcam_elementwise/pointing_game": "pointing game",
-  "val/gradcam_elementwise/stochastic_pointing_game_exact": (
-    "stochastic pointing game (exact)"
-  ),
-  "val/gradcam_elementwise/content_heatmap": "content heatmap",
-  "val/gradcam_elementwise/negative_quadrants_heatmap": (
-    "negative quadrants heatmap (lower is better)"
-  ),
-}
 # Both Grad-CAM variants, which differ by what averages the gradient.
 _CAMS = ("gradcam", "gradcam_elementwise")
 
@@ -78,11 +65,15 @@ def model_card(
   """
   names = metadata.class_names
   classes = "\n".join(f"{i}. {name}" for i, name in enumerate(names))
-  measured = "\n".join(
-    f"- {label}: {results[key]:.1f}"
-    for key, label in _RESULTS.items()
-    if results.get(key) is not None
-  )
+  measured = []
+  for name, metric in METRICS.items():
+    method = "gradcam_elementwise" if metric.is_of_maps else ""
+    value = results.get(f"val/{Key(name, method).name}")
+    if value is not None and metric.unit == "percent":
+      worse = "" if metric.higher_is_better else "; lower is better"
+      measured.append(
+        f"- {metric.title}: {value:.1f} ({metric.meaning}{worse})\n"
+      )
   mean, std = (json.dumps(values) for values in (RGB_MEAN, RGB_STD))
   return f"""\
 # {path.name}
@@ -107,7 +98,7 @@ logits = model((pictures - mean[:, None, None]) / std[:, None, None])
 
 Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
 
-{measured or "None yet."}
+{"".join(measured) or "None yet."}
 
 ## Classes
 

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM, in small processes of their own.
 
-What training does about them: parallel_test.py and train_test.py.
+How training handles them: parallel_test.py and training/loop_test.py.
 """
 
 import logging
@@ -30,12 +30,12 @@ spec.loader.exec_module(signals)
 
 @pytest.fixture
 def start(tmp_path):
-  """Starts a script, and returns it once it says that it is on."""
+  """Starts a script, and returns its process once it prints "on"."""
   started = []
 
   def start(script, ignoring=False):
     path = tmp_path / "script.py"
-    # Whoever runs these tests in the background ignores Ctrl-C itself.
+    # A background process, which these tests may be, ignores Ctrl-C.
     handler = "SIG_IGN" if ignoring else "default_int_handler"
     begin = f"signal.signal(signal.SIGINT, signal.{handler})\n"
     path.write_text(IMPORT + begin + textwrap.dedent(script))
@@ -72,7 +72,7 @@ def test_a_command_ends_at_ctrl_c_with_a_line_and_130(start):
 
 
 def test_a_command_that_ends_otherwise_leaves_no_trace():
-  """It may be called by a program: the tests of commands are one."""
+  """A program may call it: the tests of commands do."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     for error in (KeyError, SystemExit):
@@ -89,7 +89,7 @@ def test_a_command_that_ends_otherwise_leaves_no_trace():
     signal.signal(signal.SIGINT, before)
 
 
-# As a compilation: long, without the lock of Python, and deaf to signals.
+# Like a compilation: long, and deaf to signals, without Python's lock.
 COMPILING = """
 signals._PATIENCE_SECS = 0.1
 with signals.ending_at_ctrl_c("Nothing is lost."):
@@ -99,38 +99,36 @@ with signals.ending_at_ctrl_c("Nothing is lost."):
 """
 
 
-def test_a_second_ctrl_c_ends_at_once_what_hears_no_signals(start):
-  process = start(COMPILING)
+WAY_OUT = """
+import atexit
+atexit.register(time.sleep, 60)
+with signals.ending_at_ctrl_c("Nothing is lost."):
+  print("on", flush=True)
+  while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(
+  ("script", "line"),
+  [
+    (COMPILING, "Ctrl-C came, and waits for what is being computed or comp"),
+    (WAY_OUT, "Ended by Ctrl-C. Nothing is lost.\n"),
+  ],
+  ids=["compiling", "a slow way out"],
+)
+def test_a_second_ctrl_c_ends_the_process_at_once(start, script, line):
+  process = start(script)
   process.send_signal(signal.SIGINT)
   assert process.stderr.readline() == "\n"
-  assert process.stderr.readline().startswith("Ctrl-C came, and waits for what")
+  assert process.stderr.readline().startswith(line)
   process.send_signal(signal.SIGINT)
   _, said = process.communicate(timeout=20)
   assert process.returncode == 130
   assert said.strip() == "Ended at once, by a second Ctrl-C."
 
 
-def test_a_second_ctrl_c_ends_also_a_slow_way_out(start):
-  process = start(
-    """
-    import atexit
-    atexit.register(time.sleep, 60)
-    with signals.ending_at_ctrl_c("Nothing is lost."):
-      print("on", flush=True)
-      while True:
-        time.sleep(0.05)
-    """,
-  )
-  process.send_signal(signal.SIGINT)
-  assert process.stderr.readline() == "\n"
-  assert process.stderr.readline() == "Ended by Ctrl-C. Nothing is lost.\n"
-  process.send_signal(signal.SIGINT)
-  _, said = process.communicate(timeout=20)
-  assert process.returncode == 130
-  assert said.strip() == "Ended at once, by a second Ctrl-C."
-
-
-def test_what_runs_in_the_background_of_a_script_hears_no_ctrl_c(start):
+def test_a_background_process_of_a_script_ignores_ctrl_c(start):
   process = start(
     """
     with signals.ending_at_ctrl_c("Nothing is lost."):
@@ -160,7 +158,7 @@ def blocked_in_a_child(results):
   results.append(done.stdout.strip())
 
 
-def test_signals_are_kept_from_children_and_those_of_threads():
+def test_signals_are_kept_from_children_also_of_threads():
   wanted = str(sorted([int(signal.SIGINT), int(signal.SIGTERM)]))
   within, threads, after = [], [], []
   before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -215,7 +213,7 @@ def is_running(pid):
   ("number", "by", "status"),
   [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C (SIGINT)", 130)],
 )
-def test_what_becomes_of_the_work_is_told_once_by_who_knows_most(
+def test_only_the_first_line_about_the_work_is_logged(
   number, by, status, caplog, monkeypatch
 ):
   monkeypatch.setattr(signals, "_told", threading.Event())

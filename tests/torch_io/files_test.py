@@ -21,7 +21,7 @@ from gc_jax.torch_io import (
   names,
   save_model,
 )
-from tests.torch_io.conftest import NAME, is_loaded, same, save
+from tests.torch_io.conftest import NAME, same, save
 
 METADATA = Metadata(
   architecture=NAME,
@@ -151,25 +151,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, model, monkeypatch):
     save_model(path, model, METADATA)
   assert path.read_bytes() == before
   assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
-def test_one_line_of_the_log_tells_what_was_taken_off(
-  tmp_path, tensors, weights, kind, caplog
-):
-  wrapped = {f"_orig_mod.module.{key}": v for key, v in tensors.items()}
-  wrapped["n_averaged"] = torch.tensor(3)
-  content, where = wrapped, ""
-  if kind == "pickle":
-    content = {"ema": tensors, "net": wrapped}
-    where = "read from ['net']; ['ema'] not read; "
-  path = tmp_path / "a.pth"
-  save(content, path, kind)
-  assert is_loaded(path, weights)
-  assert caplog.messages == [
-    f"{path}: {where}'_orig_mod.' and 'module.' taken off its keys; no "
-    "weights, and left out: n_averaged."
-  ]
 
 
 def test_the_log_is_silent_about_usual_files(tmp_path, model, tensors, caplog):

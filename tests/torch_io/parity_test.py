@@ -37,10 +37,10 @@ LAYOUT = compose.Layout(
   mask=np.ones((4, 1), np.float32),
 )
 
-# Sides at which AlexNet's grids are 2x2 and 5x5: not one the double of the
-# other, so that both maps are enlarged.
+# At this side AlexNet's grids are 2x2 and 5x5: as one is not double the other,
+# both maps are enlarged.
 SIZES = {"alexnet": 96}
-# Small: where the loss leaps about, rounding errors grow from step to step.
+# Small: rounding errors grow with the steps.
 LR = {
   "alexnet": 1e-3,
   "resnet18": 1e-4,
@@ -257,7 +257,7 @@ def test_statistics_and_parameters_stay_pytorchs(case):
     assert ours.state.keys() == theirs.state.keys()
     for key, values in theirs.state.items():
       assert distance(ours.state[key], values) < 1e-4, key
-  # Steps that go nowhere would agree, too.
+  # Steps without effect would agree, too.
   ours, theirs = all_ours[-1].state, all_theirs[-1].state
   moved = [distance(theirs[key], start[key]) for key in all_theirs[0].gradients]
   assert max(moved) > 1e-3
@@ -267,9 +267,9 @@ def test_statistics_and_parameters_stay_pytorchs(case):
 
 
 def test_the_gradient_of_every_parameter_is_pytorchs(case):
-  """Among a million units, float32 rounding may switch one ReLU or one maximum
-  on one side alone, which moves gradients by a thousandth: in one draw of
-  weights and pictures, but not in all three. What is wrong is so in each.
+  """Float32 rounding may switch one ReLU or maximum among a million on one side
+  alone, which moves gradients by a thousandth: in one draw of weights and
+  pictures, but not in all three, as an error would.
   """
   worst = []
   for seed in range(3):

@@ -139,8 +139,8 @@ def test_trained_weights_come_before_their_averages(
     caplog.clear()
     save({name: averaged, "model": tensors}, path)
     assert is_loaded(path, weights)
-    told = f"a.pth: read from ['model']; ['{name}'] not read."
-    assert told in caplog.text
+    told = f"{path}: read from ['model']; ['{name}'] not read."
+    assert caplog.messages == [told]
   save({"model_ema": averaged, "epoch": 3}, path)
   assert is_loaded(path, {key: value * 0 for key, value in weights.items()})
 
@@ -239,16 +239,6 @@ def test_code_in_a_checkpoint_is_named_and_never_runs(tmp_path, tensors, kind):
   assert not trace.exists()
 
 
-def test_of_many_refused_names_five_are_listed(tmp_path, tensors):
-  kinds = [type(f"Kind{i}", (), {"__module__": __name__}) for i in range(9)]
-  for kind in kinds:
-    globals()[kind.__name__] = kind
-  content = {"state_dict": tensors, "all": [kind() for kind in kinds]}
-  save(content, tmp_path / "a.pth")
-  with pytest.raises(ValueError, match=r"Kind0, .*Kind4, and 4 more: reading"):
-    load_model(tmp_path / "a.pth", NAME)
-
-
 @pytest.mark.parametrize(
   ("content", "told"),
   [
@@ -280,9 +270,3 @@ def test_a_pickle_of_another_writer_is_refused_and_never_runs(
   message = refused(tmp_path / "a.pkl")
   assert "a pickle that something else wrote, and nothing of it was" in message
   assert not (tmp_path / "trace").exists()
-
-
-def test_a_broken_archive_is_refused(tmp_path, tensors):
-  save(tensors, tmp_path / "a.pth")
-  rename(tmp_path / "a.pth", collections="colle")
-  assert "asks for colle.OrderedDict" in refused(tmp_path / "a.pth")
