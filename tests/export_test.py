@@ -1,5 +1,6 @@
 """python -m gc_jax.export: a run, its file, its card, and the proof."""
 
+import pathlib
 import re
 import sys
 import types
@@ -206,3 +207,21 @@ def test_a_network_that_states_no_pass_in_pytorch_is_refused_by_name():
 
   with pytest.raises(ValueError, match="Mine has no torch_features and torch_"):
     card.check_verifiable(Mine())
+
+
+def test_a_card_lists_the_results_of_its_model():
+  results = {
+    "val/top1": 91.25,
+    "val/top5": None,
+    "val/gradcam_elementwise/negative_quadrants_heatmap": 7.0,
+    "val/gradcam/content_heatmap": 50.0,
+  }
+  text = card.model_card(
+    pathlib.Path("a.pth"), torch_io.Metadata("resnet18"), 3, "A run.", results
+  )
+  listed = text.split("## Results")[1].split("## Classes")[0].splitlines()
+  assert [line for line in listed if line.startswith("-")] == [
+    "- Top-1: 91.2 (images classified correctly)",
+    "- NQH: 7.0 (negative quadrants heatmap: map of a composite on its "
+    "distractors; lower is better)",
+  ]

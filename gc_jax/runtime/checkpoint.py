@@ -115,9 +115,9 @@ class Checkpoints:
       steps = sorted(self._manager.all_steps())
       last = f"step {steps[-1]}" if steps else "none"
       raise CheckpointError(
-        f"Could not save a checkpoint to {self._folder}: {error}. The last good "
-        f"one: {last}. Make room or mend the cause, then run the same command "
-        "again to go on from there."
+        f"Could not save a checkpoint to {self._folder}: {error}. The last "
+        f"good one: {last}. Make room or mend the cause, then run the same "
+        "command again to go on from there."
       ) from error
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:

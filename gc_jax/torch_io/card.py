@@ -65,15 +65,15 @@ def model_card(
   """
   names = metadata.class_names
   classes = "\n".join(f"{i}. {name}" for i, name in enumerate(names))
-  measured = []
+  lines = []
   for name, metric in METRICS.items():
     method = "gradcam_elementwise" if metric.is_of_maps else ""
     value = results.get(f"val/{Key(name, method).name}")
     if value is not None and metric.unit == "percent":
       worse = "" if metric.higher_is_better else "; lower is better"
-      measured.append(
-        f"- {metric.title}: {value:.1f} ({metric.meaning}{worse})\n"
-      )
+      line = f"- {metric.title}: {value:.1f} ({metric.meaning}{worse})"
+      lines.append(line)
+  measured = "\n".join(lines)
   mean, std = (json.dumps(values) for values in (RGB_MEAN, RGB_STD))
   return f"""\
 # {path.name}
@@ -98,7 +98,7 @@ logits = model((pictures - mean[:, None, None]) / std[:, None, None])
 
 Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
 
-{"".join(measured) or "None yet."}
+{measured or "None yet."}
 
 ## Classes
 
