@@ -21,7 +21,7 @@ import os
 import pathlib
 import re
 import shlex
-import tarfile
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -77,8 +77,10 @@ class Imagenet(official.Builder, skip_registration=True):
   def parts(self) -> list[list[Any]]:
     """Returns the wnids of training, the pictures of validation."""
     if self.split == "train":
-      self._class_archives = self._find_classes()
       wnids = self.synsets.wnids
+      self._class_archives = files.class_archives(
+        self.archive, wnids, self.archive_counts
+      )
       groups = np.array_split(wnids, min(_NUM_SHARDS["train"], len(wnids)))
       return [group.tolist() for group in groups]
     members = files.pictures(self.archive, self.archive_counts)
@@ -87,21 +89,6 @@ class Imagenet(official.Builder, skip_registration=True):
       files.check_count(self.archive, "it", len(members), wanted)
     size = -(-len(members) // _NUM_SHARDS["validation"])
     return [members[i : i + size] for i in range(0, len(members), size)]
-
-  def _find_classes(self) -> dict[str, tarfile.TarInfo]:
-    archives = files.class_archives(self.archive, self.archive_counts)
-    unknown = sorted(archives.keys() - self._ids.keys())
-    missing = sorted(self._ids.keys() - archives.keys())
-    if unknown or missing:
-      what = "has" if unknown else "lacks"
-      names = ", ".join((unknown or missing)[:5])
-      raise ValueError(
-        f"{self.archive} must hold one archive for each of the "
-        f"{len(self._ids):,} classes of the development kit or synset list; it "
-        f"{what} {names}. Take both from the same release, or fetch the "
-        "archive again if it is cut short."
-      )
-    return archives
 
   def examples(self, part: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """See the base class."""
@@ -150,17 +137,18 @@ class Imagenet(official.Builder, skip_registration=True):
     if self._boxes and not objects:
       self.counts["pictures without a box"] += 1
     # Some training boxes name their class in words: the picture's own.
-    wnids = [
-      box.wnid if re.fullmatch(r"n\d{8}", box.wnid) else wnid for box in objects
+    boxes = [
+      box if re.fullmatch(r"n\d{8}", box.wnid) else box._replace(wnid=wnid)
+      for box in objects
     ]
     known = [
       {
-        "label": self._ids[k],
+        "label": self._ids[box.wnid],
         "bbox": tfds.features.BBox(*box.bbox),
         "difficult": box.difficult,
       }
-      for k, box in zip(wnids, objects, strict=True)
-      if k in self._ids
+      for box in boxes
+      if box.wnid in self._ids
     ]
     if len(known) < len(objects):
       self.counts["boxes left out: unknown class"] += len(objects) - len(known)
@@ -271,7 +259,8 @@ def _known_boxes(path: pathlib.Path, wnids: tuple[str, ...]) -> _Boxes:
     counts["boxes left out: unknown class"] = unknown
   odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
   if boxes:
-    files.say(f"Read the boxes of {len(boxes):,} pictures{odd}")
+    line = f"Read the boxes of {len(boxes):,} pictures{odd}"
+    print(line, file=sys.stderr)
   return boxes
 
 

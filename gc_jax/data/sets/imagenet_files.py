@@ -66,11 +66,6 @@ class Box(NamedTuple):
   difficult: bool
 
 
-def say(line: str) -> None:
-  """Prints to where progress is printed."""
-  print(line, file=sys.stderr)
-
-
 def load_synsets(folder: pathlib.Path) -> Synsets:
   """Reads the classes from the development kit, or else a synset list."""
   if (folder / DEVKIT).exists():
@@ -165,12 +160,27 @@ def readable_names(
 
 
 def class_archives(
-  path: pathlib.Path, counts: collections.Counter[str]
+  path: pathlib.Path, wnids: Sequence[str], counts: collections.Counter[str]
 ) -> dict[str, tarfile.TarInfo]:
-  """Returns wnid -> where its archive is in the training archive."""
+  """Returns wnid -> where its archive is in the training archive.
+
+  Adds the other files to `counts`.
+
+  Raises:
+    ValueError: the archive is damaged, or holds other classes than `wnids`.
+  """
   wanted = "an archive for each class, such as n01440764.tar"
-  found = _members(path, None, wanted, (".tar",), counts)
-  return {posixpath.splitext(name_of(member))[0]: member for member in found}
+  members = _members(path, None, wanted, (".tar",), counts)
+  found = {posixpath.splitext(name_of(member))[0]: member for member in members}
+  unknown = sorted(found.keys() - set(wnids))
+  if odd := unknown or sorted(set(wnids) - found.keys()):
+    raise ValueError(
+      f"{path} must hold one archive for each of the {len(wnids):,} classes of "
+      f"the development kit or synset list; it {'has' if unknown else 'lacks'} "
+      f"{', '.join(odd[:5])}. Take both from the same release, or fetch the "
+      "archive again if it is cut short."
+    )
+  return found
 
 
 def pictures(
@@ -287,9 +297,10 @@ def read_boxes(
   """
   path = folder / BOXES[split]
   if not path.exists():
-    say(
+    print(
       f"No {path.name} in {folder}: {split} will know no boxes, and "
-      "explanations cannot be scored on it"
+      "explanations cannot be scored on it",
+      file=sys.stderr,
     )
     return {}
   found: dict[str, list[Box]] = {}
