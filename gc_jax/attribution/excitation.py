@@ -88,11 +88,11 @@ def propagated(
 
 
 def _handing_down(model, images, place: str, sign: int):
-  """Runs the model once; returns functions that hand probabilities down.
+  """Runs the model once; returns two functions that hand probabilities down.
 
-  The first tells what arrives at the place (the input of the module with that
-  path) and at the last layer from a class; the second, what arrives at the
-  place from the last layer, whose weights are taken with the sign.
+  class -> what arrives at a place, the input of the module with that path, and
+    at the last layer, whose weights are multiplied by the sign;
+  what is at the last layer -> what arrives at the place.
   """
   last = ".".join(model.last_layer)
   block = [
@@ -153,7 +153,7 @@ _tap.defvjp(lambda x, probe: (x, None), lambda _, p: (p, p))
 
 
 def _excited(module: nnx.Module, x: Array, sign: int) -> Array:
-  """Returns module(x), with the rule of its weights of a sign as gradient."""
+  """Returns module(x); its gradient is the rule for weights of one sign."""
 
   def positive(x):
     copy = nnx.clone(module)
@@ -183,7 +183,7 @@ def _with_rule(
 
 
 def _passed_through(module: nnx.Module, x: Array) -> Array:
-  """Returns module(x), with the identity as gradient."""
+  """Returns module(x); its gradient is the identity."""
   function = jax.custom_vjp(lambda x: module(x))
   function.defvjp(lambda x: (module(x), None), lambda _, p: (p,))
   return function(x)

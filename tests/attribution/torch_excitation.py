@@ -40,11 +40,9 @@ def share(term, total, p):
 
 def block(module, x, p):
   """What arrives at a residual block's input."""
-  if isinstance(module, BasicBlock):
-    convs, norms = [module.conv1, module.conv2], [module.bn1, module.bn2]
-  else:
-    convs = [module.conv1, module.conv2, module.conv3]
-    norms = [module.bn1, module.bn2, module.bn3]
+  numbers = (1, 2) if isinstance(module, BasicBlock) else (1, 2, 3)
+  convs = [getattr(module, f"conv{i}") for i in numbers]
+  norms = [getattr(module, f"bn{i}") for i in numbers]
   inputs, before = [], []
   out = x
   for layer, norm in zip(convs, norms, strict=True):

@@ -67,21 +67,18 @@ def test_pointing_and_mass_against_brute_force(size):
   dilated = np.stack([brute_dilate(mask, 2.5) for mask in masks])
   assert 0 < dilated[2:].mean() < 0.9
   cam = metrics.as_distribution(jnp.asarray(maps))
-  pointing, exact, content = [], [], []
+  pointing, content = [], []
   for values, mask, near in zip(maps, masks, dilated, strict=True):
     (best,) = np.argwhere(values == values.max())
     pointing.append(float(near[tuple(best)]))
     share = values.astype(np.float64) / values.sum(dtype=np.float64)
-    exact.append(sum(share[p] for p in np.ndindex(*size) if near[p]))
     content.append(sum(share[p] for p in np.ndindex(*size) if mask[p]))
-  near, inside = jnp.asarray(dilated), jnp.asarray(masks)
-  np.testing.assert_array_equal(metrics.pointing_game(cam, near), pointing)
+  np.testing.assert_array_equal(
+    metrics.pointing_game(cam, jnp.asarray(dilated)), pointing
+  )
   # Float32 sums of some 400 cells.
   np.testing.assert_allclose(
-    metrics.content_heatmap(cam, near), exact, atol=2e-6
-  )
-  np.testing.assert_allclose(
-    metrics.content_heatmap(cam, inside), content, atol=2e-6
+    metrics.content_heatmap(cam, jnp.asarray(masks)), content, atol=2e-6
   )
 
 
@@ -130,11 +127,11 @@ def test_an_empty_map_counts_and_scores_as_the_uniform_one(name):
   )
 
 
-@pytest.mark.parametrize("value", [1e-30, 1.0, 1e30])
-def test_a_constant_map_is_uniform_but_not_empty(value):
-  cam = jnp.full((7, 9), value)
-  assert not metrics.is_empty(cam)
-  np.testing.assert_allclose(metrics.as_distribution(cam), 1 / 63, rtol=1e-6)
+def test_a_constant_map_is_uniform_but_not_empty():
+  for value in (1e-30, 1.0, 1e30):
+    cam = jnp.full((7, 9), value)
+    assert not metrics.is_empty(cam)
+    np.testing.assert_allclose(metrics.as_distribution(cam), 1 / 63, rtol=1e-6)
 
 
 @pytest.mark.parametrize("full", [False, True])
