@@ -37,6 +37,7 @@ from gc_jax.runtime.messages import (
 )
 
 PROTOCOLS = ("paper", "release")
+_MAY_BE_ZERO = ("round_px", "num_resamples")  # all other numbers may not
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
 _NUM_EXAMPLES = 8
@@ -226,21 +227,10 @@ def validate_evaluation(config: ConfigDict) -> None:
   data.check_name(config.data.name)
   one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
   _check_methods("--config.eval.methods", tuple(config.eval.methods))
-  for field in (
-    "data.image_size",
-    "eval.batch_size",
-    "eval.tolerance_px",
-    "eval.shorter_side_px",
-    "eval.max_shapes",
-    "eval.spg_samples",
-    "eval.spg_runs",
-    "eval.costly_rows",
-    "eval.faithfulness_steps",
-    "eval.sanity_rows",
-  ):
-    at_least(config, field, 0, exclusive=True)
-  for field in ("eval.round_px", "eval.num_resamples"):
-    at_least(config, field, 0)
+  at_least(config, "data.image_size", 0, exclusive=True)
+  for name, value in config.eval.items():
+    if type(value) in (int, float):
+      at_least(config, f"eval.{name}", 0, exclusive=name not in _MAY_BE_ZERO)
   for epsilon in config.eval.epsilons:
     if not 0 < epsilon <= 255:
       raise ValueError(
