@@ -10,6 +10,7 @@ import dataclasses
 import faulthandler
 import hashlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -87,25 +88,23 @@ def _place() -> dict[str, Any]:
       f"finds the processes itself; {', '.join(missing)} is missing, and there "
       f"is {', '.join(f'{k}={v!r}' for k, v in given.items())}. Set the rest."
     )
-  address, *numbers = (given[name] for name in _PLACE)
-  host, _, port = address.rpartition(":")
-  if not host or not port.isdecimal():
+  address, count, index = (given[name] for name in _PLACE)
+  if not re.fullmatch(r".+:\d+", address):
     raise ValueError(
       f"JAX_COORDINATOR_ADDRESS={address!r} must be HOST:PORT, where process 0 "
       "runs and a port that is free there, like 10.0.0.2:8476."
     )
-  if not all(number.isdecimal() for number in numbers) or not (
-    int(numbers[1]) < int(numbers[0])
-  ):
+  are_numbers = count.isdecimal() and index.isdecimal()
+  if not are_numbers or int(index) >= int(count):
     raise ValueError(
-      f"JAX_NUM_PROCESSES={numbers[0]!r} must be a number of processes, and "
-      f"JAX_PROCESS_ID={numbers[1]!r} one of 0 .. JAX_NUM_PROCESSES - 1. "
-      "Correct them."
+      f"JAX_NUM_PROCESSES={count!r} must be a number of processes, and "
+      f"JAX_PROCESS_ID={index!r} one of 0 .. JAX_NUM_PROCESSES - 1. Correct "
+      "them."
     )
   return {
     "coordinator_address": address,
-    "num_processes": int(numbers[0]),
-    "process_id": int(numbers[1]),
+    "num_processes": int(count),
+    "process_id": int(index),
   }
 
 
