@@ -160,19 +160,14 @@ def _exif_of(orientation):
   return block
 
 
-def _pillow(encoding, mode, **options):
+def _pillow(encoding, mode=None, **options):
   def write(pixels, orientation):
     image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     image = image if mode is None else image.convert(mode)
-    return save(image, encoding, exif=_exif_of(orientation), **options)
-
-  return write
-
-
-def _tiff(mode, **options):
-  def write(pixels, orientation):
-    image = PIL.Image.fromarray(np.ascontiguousarray(pixels)).convert(mode)
-    return save(image, "tiff", tiffinfo={TAG: orientation}, **options)
+    said = {"exif": _exif_of(orientation)}
+    if encoding == "tiff":
+      said = {"tiffinfo": {TAG: orientation}}
+    return save(image, encoding, **said, **options)
 
   return write
 
@@ -183,7 +178,7 @@ def _alpha(encoding, **options):
   def write(pixels, orientation):
     clear = (pixels == 255).all(-1, keepdims=True)
     pixels = np.dstack([np.where(clear, 0, pixels), ~clear * np.uint8(255)])
-    return _pillow(encoding, None, **options)(pixels, orientation)
+    return _pillow(encoding, **options)(pixels, orientation)
 
   return write
 
@@ -228,27 +223,20 @@ def _deep_colors(pixels, orientation):
   return png(16, 2, rows, pixels.shape[1], before)
 
 
-def _deep_png(pixels, orientation):
-  deep = pixels.astype(np.uint16) * 257
-  return save(deep, "png", exif=_exif_of(orientation))
-
-
-def _deep_tiff(dtype, scale, order="<", photometric=1):
+def _inverted_tiff(dtype, scale):
   def write(pixels, orientation):
-    deep = (pixels / 255 * scale).astype(np.dtype(dtype).newbyteorder(order))
-    if photometric == 0:
-      deep = (scale - deep).astype(deep.dtype)
+    deep = (scale - pixels / 255 * scale).astype(dtype)
     height, width = pixels.shape
     bits = 8 * deep.itemsize
-    return tiff(deep.tobytes(), bits, width, height, photometric, orientation)
+    return tiff(deep.tobytes(), bits, width, height, 0, orientation)
 
   return write
 
 
-def _pillow_tiff(dtype, scale):
+def _deep(encoding, dtype, scale):
   def write(pixels, orientation):
     deep = (pixels / 255 * scale).astype(dtype)
-    return save(deep, "tiff", tiffinfo={TAG: orientation})
+    return _pillow(encoding)(deep, orientation)
 
   return write
 
@@ -272,13 +260,13 @@ COLOR_FILES = {
   "png clear colour": _clear_color,
   "png clear number": _clear_number("png"),
   "png 16 bits": _deep_colors,
-  "tiff": _tiff("RGB"),
-  "tiff lzw": _tiff("RGB", compression="tiff_lzw"),
-  "tiff jpeg": _tiff("RGB", compression="jpeg"),
-  "tiff P": _tiff("P"),
-  "tiff CMYK": _tiff("CMYK"),
-  "tiff YCbCr": _tiff("YCbCr"),
-  "tiff LAB": _tiff("LAB"),
+  "tiff": _pillow("tiff", "RGB"),
+  "tiff lzw": _pillow("tiff", "RGB", compression="tiff_lzw"),
+  "tiff jpeg": _pillow("tiff", "RGB", compression="jpeg"),
+  "tiff P": _pillow("tiff", "P"),
+  "tiff CMYK": _pillow("tiff", "CMYK"),
+  "tiff YCbCr": _pillow("tiff", "YCbCr"),
+  "tiff LAB": _pillow("tiff", "LAB"),
   "webp": _pillow("webp", "RGB", lossless=True),
   "webp lossy": _pillow("webp", "RGB", quality=95),
   "webp RGBA": _alpha("webp", lossless=True, exact=True),
@@ -290,15 +278,15 @@ GREY_FILES = {
   "png 2 bits": _few_bits(2),
   "png 4 bits": _few_bits(4),
   "png 2 bits, clear": _few_bits(2, 3),
-  "png 16 bits of grey": _deep_png,
-  "tiff L": _tiff("L"),
-  "tiff LA": _tiff("LA"),
+  "png 16 bits of grey": _deep("png", np.uint16, 65535),
+  "tiff L": _pillow("tiff", "L"),
+  "tiff LA": _pillow("tiff", "LA"),
   "tiff 12 bits": _twelve_bits,
-  "tiff 16 bits": _pillow_tiff(np.uint16, 65535),
-  "tiff 16 bits, 0 white": _deep_tiff(np.uint16, 65535, photometric=0),
-  "tiff I": _pillow_tiff(np.int32, 65535),
-  "tiff F": _pillow_tiff(np.float32, 1),
-  "tiff F, 0 white": _deep_tiff(np.float32, 1, photometric=0),
+  "tiff 16 bits": _deep("tiff", np.uint16, 65535),
+  "tiff 16 bits, 0 white": _inverted_tiff(np.uint16, 65535),
+  "tiff I": _deep("tiff", np.int32, 65535),
+  "tiff F": _deep("tiff", np.float32, 1),
+  "tiff F, 0 white": _inverted_tiff(np.float32, 1),
 }
 # Formats that say no orientation.
 FLAT_FILES = {
