@@ -332,9 +332,9 @@ def test_a_failed_download_names_the_files_and_where_to_put_them(
 
   monkeypatch.setattr(requests.Session, "get", no_network)
   message = (
-    r"oxford_iiit_pet must be downloaded once, and that failed: Name or service "
-    r"not known.* bring these files to .*/downloads/manual:\n  https://.*/anno"
-    r"tations.tar.gz as annotations.tar.gz\n  https://.*/images.tar.gz as images"
+    r"oxford_iiit_pet must be downloaded once, and that failed: Name.* bring "
+    r"these files to .*/downloads/manual:\n  https://.*/annotations.tar.gz as "
+    r"annotations.tar.gz\n  https://.*/images.tar.gz as images.tar.gz\."
   )
   refused(tmp_path, "oxford_iiit_pet", message)
   assert not (tmp_path / "oxford_iiit_pet" / "4.0.0").exists()
