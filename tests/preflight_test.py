@@ -52,21 +52,6 @@ def test_the_devices_that_are_here_are_compiled_for(
     assert value in done.stdout
 
 
-def test_an_unknown_topology_names_those_that_there_are():
-  done = preflight(*SMALL, "--topology=v5e:16x15")
-  assert done.returncode == 2
-  assert "Known: local, v3:2x2," in done.stderr
-  assert "Did you mean 'v5e:16x16'?" in done.stderr
-  assert "Traceback" not in done.stderr
-
-
-def test_an_unknown_number_of_classes_is_asked_for_and_taken(tmp_path):
-  unknown = ("--config.data.name=tfds:voc/2007", "--topology=local")
-  done = preflight(*SMALL, *unknown)
-  assert done.returncode == 2
-  assert "--num_classes=K" in done.stderr and "Traceback" not in done.stderr
-
-
 def test_help_says_what_can_be_compiled_for():
   done = preflight("--helpshort")
   for word in ("v5e:16x16", "--per_chip_batch", "--[no]fast", "--num_classes"):

@@ -290,6 +290,11 @@ def test_a_batch_that_cannot_be_divided_is_refused_as_in_training():
     check.preflight(make_config(batch_size=12), "local")
 
 
+def test_an_unknown_number_of_classes_is_asked_for():
+  with pytest.raises(ValueError, match="--num_classes=K"):
+    check.preflight(make_config(data__name="tfds:voc/2007"), "local")
+
+
 def test_a_search_needs_a_limit():
   with pytest.raises(ValueError, match="has none that is known; give a number"):
     check.preflight(make_config(), "local", per_device="auto")

@@ -36,8 +36,8 @@ def test_weights_are_called_after_their_terms():
   assert fields == [f"{name}_weight" for name in TERMS]
 
 
-def test_names_of_fields_and_metrics_are_nobody_elses():
-  """No two terms share a weight or a curve."""
+def test_no_two_terms_share_a_field_a_metric_or_a_title():
+  """Each has a weight and a curve of its own."""
   fields = [field for term in TERMS.values() for field in term.fields.every()]
   for names in (
     [field.name for field in fields],
@@ -49,7 +49,7 @@ def test_names_of_fields_and_metrics_are_nobody_elses():
     assert base.get_config().loss[field.name] == field.default
 
 
-def test_the_places_of_terms_stay():
+def test_terms_keep_their_order():
   """Random numbers of runs follow from them: add at the end."""
   assert list(TERMS)[:2] == ["consistency", "energy"]
   # And the first keys of a split do not depend on how many follow.
@@ -168,7 +168,7 @@ def test_the_explained_class_is_the_label_or_the_one_the_pipeline_drew():
 # Maps and objects.
 
 
-def test_pictures_without_the_object_padding_and_no_class_do_not_count():
+def test_energy_counts_only_pictures_in_which_the_object_is_located():
   labels = np.eye(NUM_CLASSES, dtype=int)[LABEL]
   labels[5] = 0
   object_mask = np.zeros((8, 16, 16), bool)
