@@ -181,7 +181,7 @@ def test_help_ends_with_0(ended, line):
     (ImportError("mend it"), 2),
   ],
 )
-def test_what_came_of_the_work_decides_the_status(result, status, capsys):
+def test_the_result_of_the_work_decides_the_status(result, status, capsys):
   def work():
     if isinstance(result, Exception):
       raise result

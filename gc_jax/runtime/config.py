@@ -42,7 +42,7 @@ _EVALUATED_DATA = (
   "data.eval_resize_px",
   "data.eval_squash",
 )
-# Fields of an evaluation that move none of the numbers that two have in common.
+# Fields of an evaluation that move no number which two of them share.
 _NOT_MEASURED = ("eval.methods", "eval.every_epochs")
 
 

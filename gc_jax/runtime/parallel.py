@@ -84,8 +84,8 @@ def _place() -> dict[str, Any]:
     return {}
   if missing := [name for name in _PLACE if name not in given]:
     raise ValueError(
-      f"{', '.join(_PLACE)} must be set all three, or none of them where jax "
-      f"finds the processes itself; {', '.join(missing)} is missing, and there "
+      f"{', '.join(_PLACE)} must be set all three, or none if jax finds the "
+      f"processes itself; {', '.join(missing)} is missing, and there "
       f"is {', '.join(f'{k}={v!r}' for k, v in given.items())}. Set the rest."
     )
   address, count, index = (given[name] for name in _PLACE)

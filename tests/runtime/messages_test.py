@@ -25,7 +25,7 @@ def test_a_list_ends_with_how_many_more_there_are():
     ("dog", "class_number_0000"),
   ],
 )
-def test_of_many_names_ten_are_listed_the_nearest_first(name, first):
+def test_ten_of_many_names_are_listed_the_nearest_first(name, first):
   message = unknown_name_message("class", name, CLASSES)
   assert message.startswith(f"Unknown class={name!r}. Known: {first}, ")
   assert "and 1,490 more." in message and message.count("class_number") <= 12

@@ -131,7 +131,7 @@ VALUES = st.recursive(
 
 @BUDGET
 @given(VALUES)
-def test_whatever_was_saved_is_weights_or_refused_by_name(tmp_path, value):
+def test_any_saved_value_is_loaded_or_refused_by_name(tmp_path, value):
   path = tmp_path / "weights.pth"
   torch.save(value, path)
   outcome(path, lambda: torch_io.load_model(path, NAME))
