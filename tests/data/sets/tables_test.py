@@ -187,6 +187,13 @@ def test_a_wrong_row_is_told_and_costs_no_other(tmp_path, row, message):
   assert names == ["0.png", "1.png", "2.png", "3.png", "x\ny.png"]
 
 
+def test_two_marks_around_good_rows_are_two_mistakes(tmp_path):
+  content = 'image,labels\n"a.png\nb.png,cat\nc.png"\nd.png,dog\n'
+  rows = dict(read(tmp_path, content))
+  assert OPEN in rows[2] and OPEN in rows[4]
+  assert (rows[3]["image"], rows[5]["image"]) == ("b.png", "d.png")
+
+
 def test_a_cell_under_no_name_is_not_lost(tmp_path):
   content = "image,labels,,\na.png,cat,,\nb.png,cat,animal,\n"
   (_, good), (line, problem) = read(tmp_path, content)
