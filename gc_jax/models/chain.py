@@ -89,7 +89,6 @@ class Chain(NumberedNetwork):
 
   Args:
     chain: convolutions and poolings.
-    num_classes: K, logits of the head.
     pool_window: side of the max-pool windows; their stride is 2.
     grid: side of the grid that the features are averaged to: the perceptron
       sees `grid * grid * D` numbers.
@@ -97,10 +96,7 @@ class Chain(NumberedNetwork):
     drops_features: whether dropout falls on the averaged features and the
       first hidden layer (AlexNet), or on both hidden layers (VGG).
     dropout_rate: fraction of activations that are dropped.
-    conv_init: of the convolutions.
-    linear_init: of the perceptron.
     dtype: of the trunk's activations. Parameters and the head are float32.
-    rngs: initialises the parameters.
   """
 
   last_layer = ("head", "6")  # its outputs are the logits

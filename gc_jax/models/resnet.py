@@ -100,13 +100,11 @@ class ResNet(network.Network):
     stage_sizes: blocks in each stage; every stage after the first halves the
       resolution and doubles the channels.
     block: `BasicBlock` or `Bottleneck`.
-    num_classes: K, logits of the head.
     width: channels of the first stage (before the block's expansion).
     stem_kernel: side of the first convolution: 7, or 3 for pictures of 32 to
       96 pixels. A max-pool follows; the stem's stride is 4 in all.
     pooling: "average" or "max", over all cells. The paper's GMP is "max".
     dtype: of activations. Parameters and BatchNorm statistics are float32.
-    rngs: initialises the parameters.
   """
 
   last_layer = ("fc",)  # its outputs are the logits

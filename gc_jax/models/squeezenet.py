@@ -65,12 +65,10 @@ class SqueezeNet(NumberedNetwork):
   """SqueezeNet 1.1 split where Grad-CAM looks.
 
   Args:
-    num_classes: K, logits of the head.
     chain: a convolution, then fire modules and poolings.
     pooling: of the class maps, "average" or "max", over all cells.
     dropout_rate: fraction of the features that are dropped before the head.
     dtype: of the trunk's activations. Parameters and the head are float32.
-    rngs: initialises the parameters.
   """
 
   last_layer = ("head", "1")  # its outputs, pooled, are the logits
