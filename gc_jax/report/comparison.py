@@ -33,8 +33,7 @@ def compare(
   """Writes the tables of some models, and their figures.
 
   Args:
-    folders: finished runs and evaluations, on the same data. Those that differ
-      by seed only become one row, mean ± sample standard deviation.
+    folders: finished runs and evaluations, on the same data.
     out: a folder: new, empty, or with an earlier comparison.
 
   Returns:

@@ -188,7 +188,7 @@ class Progress:
     total_steps: updates of the whole training.
     start_step: updates already done when this run began.
     enabled: False on every process but the first: nothing is shown.
-    stream: where to; standard error unless given.
+    stream: standard error unless given.
     unit: what is counted.
   """
 
