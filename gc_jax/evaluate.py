@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from gc_jax import cli
 from gc_jax.attribution import METHODS
 from gc_jax.evaluation import run
+from gc_jax.method.metrics import PROTOCOLS
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files, signals
 
@@ -48,8 +49,10 @@ _METHODS = flags.DEFINE_list(
 _PROTOCOL = flags.DEFINE_enum(
   "protocol",
   None,
-  run.PROTOCOLS,
-  "paper: squares; release: whole pictures. Default: the configuration's.",
+  PROTOCOLS,
+  "paper: squares; release: whole pictures, to the letter of the authors' "
+  "programs; corrected: the same, with boxes clipped to the picture. Default: "
+  "the configuration's.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 

@@ -34,7 +34,9 @@ class Dataset:
       where known `objects`, a dict of equally long sequences: `label`, `bbox`
       (ymin xmin ymax xmax in 0..1), `difficult`, and optionally `mask`
       (encoded, of the size of the image, > 127 inside the object; empty: its
-      filled box). Boxes and masks are in the stored frame, before EXIF's
+      filled box) and `sliced` (the corners in an XML file as the release slices
+      them: as if they counted from 1, in sides of the picture, not clipped;
+      empty: none). Boxes and masks are in the stored frame, before EXIF's
       orientation is applied. `name` or `file_name`, where known, is the file a
       record came from, for messages. `image` may be read from disk on access.
     class_names: what the ids mean, in order; K = len(class_names).

@@ -5,9 +5,9 @@ Which evaluation uses which (METHOD: protocols):
 | evaluation | geometry |
 |---|---|
 | top-1 of ImageNet, both protocols | `resize_and_crop`, 256 then 224 |
-| F1 of COCO, `release` | `squash`, to 224 |
+| F1 of COCO, in the release | `squash`, to 224 |
 | maps, `paper` | `resize_and_crop`: image and annotation alike |
-| maps, `release` | `frame_size`: image scaled, annotation as it is |
+| maps, `release`, `corrected` | `frame_size`: image scaled, annotation as is |
 
 `resize_and_crop` is torchvision's Resize (shorter side, bilinear with
 antialias) and CenterCrop, to the pixel.
@@ -140,12 +140,18 @@ def frame_size(
 
 
 def object_masks(
-  record: Mapping[str, Any], header: decode.Header, target: int
+  record: Mapping[str, Any],
+  header: decode.Header,
+  target: int,
+  border: str = "clipped",
 ) -> list[PIL.Image.Image]:
   """Returns the mask of each object of a class, upright, of 0 and 255.
 
   An object without a mask is its filled box: the pixels that a box of whole
-  pixels was normalised from, so that VOC's inclusive corners are exact.
+  pixels was normalised from, so that VOC's inclusive corners are exact. At
+  border "release" it is what the release's programs make of the corners of an
+  XML file: `mask[ymin - 1 : ymax, xmin - 1 : xmax]`, so that a corner of 0
+  slices from the last pixel on, and nothing is left of most such boxes.
 
   Raises:
     DecodeError: if a mask cannot be read, or does not fit the picture.
@@ -153,7 +159,7 @@ def object_masks(
   objects = record.get("objects")
   if objects is None:
     return []
-  encoded_masks = objects.get("mask")
+  encoded_masks, sliced = objects.get("mask"), objects.get("sliced")
   found = []
   for i, label in enumerate(objects["label"]):
     if int(label) != target:
@@ -164,8 +170,10 @@ def object_masks(
         inside = stored_mask(decode.read_header(encoded), header)
       except decode.DecodeError as error:
         raise decode.DecodeError(f"the mask of object {i}: {error}") from error
+    elif border == "release" and sliced is not None and len(sliced[i]):
+      inside = _box_pixels(sliced[i], *header.stored_size, literal=True)
     else:
-      inside = _filled_box(objects["bbox"][i], *header.stored_size)
+      inside = _box_pixels(objects["bbox"][i], *header.stored_size)
     mask = PIL.Image.fromarray(inside * np.uint8(255))
     found.append(decode.turned(mask, header.turn))
   return found
@@ -209,12 +217,15 @@ def _sizes(header: decode.Header) -> str:
   return f"{words} upright and {width}x{height} as stored"
 
 
-def _filled_box(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
+def _box_pixels(
+  box: Any, width: int, height: int, literal: bool = False
+) -> Bool[np.ndarray, "H W"]:
   scale = np.array([height, width, height, width])
   ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
+  if not literal:  # a box thinner than a pixel still covers one
+    ymax, xmax = max(ymax, ymin + 1), max(xmax, xmin + 1)
   inside = np.zeros((height, width), bool)
-  # A box thinner than a pixel still covers one.
-  inside[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
+  inside[ymin:ymax, xmin:xmax] = True
   return inside
 
 

@@ -91,7 +91,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-  """Makes rows by the protocol "paper": pictures and annotations as squares.
+  """Makes rows of squares, pictures and annotations alike.
 
   Attributes:
     reader: reads the split.
@@ -152,7 +152,7 @@ class Square:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """Makes rows by the protocol "release": pictures whole.
+  """Makes rows of whole pictures.
 
   Annotations keep their own pixels. All pictures of one `Frame` have the same
   size when the model gets them. A pair is difficult if all objects of its class
@@ -167,6 +167,8 @@ class Frame:
     tolerance_px: how near to the object a point still hits, in the annotation's
       own pixels.
     grids: sizes of the maps that are measured against the annotation.
+    border: see `geometry.object_masks`. At "release", a pair whose boxes are
+      all empty is annotated: no map can point at it.
   """
 
   reader: Reader
@@ -175,6 +177,7 @@ class Frame:
   round_px: int
   tolerance_px: float
   grids: tuple[Grid, ...]
+  border: str = "clipped"
 
   def row(self, index: int, target: int) -> Row | None:
     """Returns a pair; None if its picture is skipped."""
@@ -185,10 +188,13 @@ class Frame:
         header.size, self.shorter_side_px, self.round_px
       )
       object_mask = np.zeros(header.size[::-1], bool)
-      for mask in geometry.object_masks(record, header, target):
+      masks = geometry.object_masks(record, header, target, self.border)
+      for mask in masks:
         object_mask |= np.asarray(mask) > 127
       image = np.asarray(decode.scaled(header, size))
       entries = _entries(self, record["labels"], image, object_mask)
+      if self.border == "release":
+        entries["annotated"] = np.float32(len(masks) > 0)
       difficult = np.float32(_is_difficult(record, target))
       return Row(entries | {"difficult": difficult})
 

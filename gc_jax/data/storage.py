@@ -41,12 +41,14 @@ def features(
   class_names: Sequence[str],
   *,
   masks: bool,
+  sliced: bool = False,
   file_names: bool = False,
   encoding_format: str | None = None,
 ) -> tfds.features.FeaturesDict:
   """Returns the TFDS features of a builder that writes our records.
 
   With `masks` each object has one, a PNG of the size of the image; with
+  `sliced` its box also as the release slices it, see `Dataset`; with
   `file_names` records name the file they come from. `encoding_format` is that
   of the image; None = as it comes.
   """
@@ -55,6 +57,8 @@ def features(
   objects = {"label": label, "bbox": of.BBoxFeature(), "difficult": np.bool_}
   if masks:
     objects["mask"] = of.Image(shape=(None, None, 1), encoding_format="png")
+  if sliced:
+    objects["sliced"] = of.Tensor(shape=(4,), dtype=np.float32)
   record = {
     "image": of.Image(shape=(None, None, 3), encoding_format=encoding_format),
     "labels": of.Sequence(label),

@@ -27,6 +27,7 @@ from gc_jax.evaluation.attacks import attacked
 from gc_jax.evaluation.classification import predictions
 from gc_jax.evaluation.faithfulness import faithful
 from gc_jax.evaluation.ledger import Ledger, Measured, Totals
+from gc_jax.method.metrics import PROTOCOLS
 from gc_jax.method.types import PairBatch
 from gc_jax.runtime import parallel
 
@@ -146,7 +147,7 @@ class Planner:
     program = localisation.negative_quadrants
     name = f"{prefix}composites"
     composites = self._pass(name, rows, self.composite, program, methods)
-    if self._settings.protocol == "release":
+    if PROTOCOLS[self._settings.protocol].whole:
       before = [self._predictions()] if predicts else []
       frames = self._frames(f"{prefix}frames", rows, methods)
       return [*before, *frames, composites]
@@ -186,6 +187,7 @@ class Planner:
           *scaling,
           settings.tolerance_px,
           self._grids(methods, height, width),
+          settings.border or PROTOCOLS[settings.protocol].border,
         ),
         localisation.localization,
         methods,

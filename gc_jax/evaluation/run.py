@@ -24,6 +24,7 @@ from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
+from gc_jax.method.metrics import PROTOCOLS
 from gc_jax.report import artefact, logs, page
 from gc_jax.report.artefact import Evaluated, Example
 from gc_jax.runtime import checkpoint, files, parallel
@@ -36,7 +37,6 @@ from gc_jax.runtime.messages import (
   unknown_name_message,
 )
 
-PROTOCOLS = ("paper", "release")
 _MAY_BE_ZERO = ("round_px", "num_resamples")  # all other numbers may not
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
@@ -226,6 +226,7 @@ def validate_evaluation(config: ConfigDict) -> None:
   """Checks the fields of a config that an evaluation reads."""
   data.check_name(config.data.name)
   one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
+  one_of("eval.border", config.eval.border, ("", "clipped", "release"))
   _check_methods("--config.eval.methods", tuple(config.eval.methods))
   at_least(config, "data.image_size", 0, exclusive=True)
   for name, value in config.eval.items():

@@ -2,7 +2,7 @@
 
 A picture is the unit of chance: the bootstrap draws its pairs together. Means
 weigh pairs equally (the paper), except the pointing game under the protocol
-"release", which is a mean over classes of each one's mean.
+"release" and "corrected", a mean over classes of each one's mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from gc_jax.evaluation import classification
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import BOXES, DIFFICULT, max_box_acc
 from gc_jax.method import metrics
-from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
+from gc_jax.method.metrics import METRICS, POINTING_GAMES, PROTOCOLS, Key
 from gc_jax.report.artefact import Curves
 
 # The number of each pair, in [0, 1]; NaN where it does not count.
@@ -40,6 +40,7 @@ class _Sample(NamedTuple):
   above: np.ndarray
   below: np.ndarray
   groups: np.ndarray | None = None  # the mean is over groups of each one's mean
+  num_groups: int = 0  # those without a value count 0; 0: they do not count
 
 
 def results(
@@ -58,7 +59,7 @@ def results(
   """
   columns = dict(ledger.columns)
   difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows)) > 0
-  if settings.protocol == "release":
+  if PROTOCOLS[settings.protocol].skips_difficult:
     columns = passed_over(columns, difficult)
   # The counts that F1 is made of say nothing alone.
   pooled = {
@@ -79,7 +80,8 @@ def results(
     for name, column in counted.items()
   }
   found |= accuracies(ledger)
-  for key, estimate in summarize(columns, pairs, settings).items():
+  num_classes = len(class_names)
+  for key, estimate in summarize(columns, pairs, settings, num_classes).items():
     if key.attack:  # the interval is new, the number is known from its sums
       estimate = estimate._replace(value=found[key].value)
     found[key] = estimate
@@ -165,7 +167,7 @@ def passed_over(columns: Columns, difficult: Bool[np.ndarray, "N"]) -> Columns:
 
 
 def summarize(
-  columns: Columns, pairs: Pairs, settings: ConfigDict
+  columns: Columns, pairs: Pairs, settings: ConfigDict, num_classes: int
 ) -> dict[Key, Estimate]:
   """Returns the mean of every column, with its interval.
 
@@ -173,6 +175,7 @@ def summarize(
   game's expectation stands the game: the mean over runs, and their sample
   standard deviation.
   """
+  protocol = PROTOCOLS[settings.protocol]
   found: dict[Key, Estimate] = {}
   samples = {}
   for key, values in columns.items():
@@ -180,15 +183,15 @@ def summarize(
     if not real.any():
       continue
     sample = values[real].astype(np.float64)
-    groups = None
-    if settings.protocol == "release" and key.metric == "pointing_game":
-      groups = pairs.target[real]
     ones = np.ones_like(sample)
+    one = _Sample(pairs.index[real], sample, ones)
+    mean = float(sample.mean())
+    if protocol.by_class and key.metric == "pointing_game":
+      num_groups = protocol.counts_unseen * num_classes
+      one = one._replace(groups=pairs.target[real], num_groups=num_groups)
+      mean = _mean(one, ones)
     if _scale(key) != 1.0:
-      samples[key] = _Sample(pairs.index[real], sample, ones, groups)
-    mean = (
-      float(sample.mean()) if groups is None else _mean(groups, sample, ones)
-    )
+      samples[key] = one
     found[key] = Estimate(_scale(key) * mean)
     if key.metric == "stochastic_pointing_game_exact":
       runs = 100 * stochastic_runs(sample, settings)
@@ -243,10 +246,12 @@ def _scale(key: Key) -> float:
   return 1.0 if metric and metric.unit == "fraction" else 100.0
 
 
-def _mean(groups, values, times) -> float:
+def _mean(sample: _Sample, times: np.ndarray) -> float:
   """Returns the mean over groups of their means, each value so many times."""
-  sums, counts = np.bincount(groups, values * times), np.bincount(groups, times)
-  return float((sums[counts > 0] / counts[counts > 0]).mean())
+  sums = np.bincount(sample.groups, sample.above * times)
+  counts = np.bincount(sample.groups, times)
+  means = sums[counts > 0] / counts[counts > 0]
+  return float(means.sum() / (sample.num_groups or len(means)))
 
 
 def _intervals(
@@ -274,10 +279,7 @@ def _intervals(
         means[key].append(above[below > 0] / below[below > 0])
       else:
         means[key].append(
-          [
-            _mean(sample.groups, sample.above, row)
-            for row in weights[:, places[key]]
-          ]
+          [_mean(sample, row) for row in weights[:, places[key]]]
         )
   ends = {
     key: np.quantile(np.concatenate(found), (0.025, 0.975))

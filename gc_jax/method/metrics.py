@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gc_jax.method import types
+from gc_jax.method.types import GridAnnotation
 
 
 def upsample(
@@ -140,31 +140,6 @@ def content_heatmap(
   return (cam * object_mask).sum((-2, -1))
 
 
-class GridAnnotation(NamedTuple):
-  """An annotation of H x W pixels, in the form that maps of h x w cells need.
-
-  `data.geometry.on_grid` makes them, of numpy's arrays.
-
-  Attributes:
-    inside: for each cell, the sum over the mask of the cell's weights in the
-      bilinear enlargement (the mask under the transposed interpolation).
-    near: the same sum over the mask dilated by the tolerance.
-    everywhere: the same sum over all pixels.
-    rows: where the enlarged map can peak, ascending, in units of cells: the
-      first and last pixel rows between two rows of cells, as the map is linear
-      in between. Padded with the last one.
-    columns: the same for columns.
-    near_peak: whether the dilated mask holds the pixel at that row and column.
-  """
-
-  inside: Float[types.Array, "*P h w"]
-  near: Float[types.Array, "*P h w"]
-  everywhere: Float[types.Array, "*P h w"]
-  rows: Float[types.Array, "*P r"]
-  columns: Float[types.Array, "*P c"]
-  near_peak: Bool[types.Array, "*P r c"]
-
-
 def grid_content_heatmap(
   cam: Float[Array, "*P h w"],
   inside: Float[Array, "*P h w"],
@@ -278,6 +253,59 @@ class Metric:
   def is_costly(self) -> bool:
     """Returns whether few pairs are measured, as for costly methods."""
     return self.needs in ("pixels", "boxes")
+
+
+class Protocol(NamedTuple):
+  """How maps are held against annotations.
+
+  Attributes:
+    meaning: for pages; {hits} stands for when a point hits.
+    whole: pictures and annotations keep their pixels; else both are squares.
+    border: which pixels a box covers: "clipped" to the picture, or "release",
+      see `geometry.object_masks`.
+    by_class: the pointing game is a mean over classes, not over pairs.
+    counts_unseen: in it, a class that no pair shows counts 0.
+    skips_difficult: the pointing games leave out pairs of difficult objects.
+  """
+
+  meaning: str
+  whole: bool = False
+  border: str = "clipped"
+  by_class: bool = False
+  counts_unseen: bool = False
+  skips_difficult: bool = False
+
+
+PROTOCOLS = {
+  "paper": Protocol(
+    "as its text says: pictures and annotations as squares of one size; a "
+    "point hits the object if it {hits}; the pointing game counts hits over "
+    "hits and misses."
+  ),
+  "release": Protocol(
+    "as the authors' programs measure, to the letter: pictures whole with "
+    "their aspect kept, maps resized to the annotation's own pixels; a box "
+    "that touches the left or the top border is empty, and no map can point "
+    "at it; a point hits the object if it {hits}; the pointing game is "
+    "averaged over all classes, of which those without a picture count 0; "
+    "objects marked difficult count in CH only.",
+    whole=True,
+    border="release",
+    by_class=True,
+    counts_unseen=True,
+    skips_difficult=True,
+  ),
+  "corrected": Protocol(
+    "as the authors' programs measure, but with boxes clipped to the picture "
+    "and the pointing game averaged over the classes that are shown: pictures "
+    "whole with their aspect kept, maps resized to the annotation's own "
+    "pixels; a point hits the object if it {hits}; objects marked difficult "
+    "count in CH only.",
+    whole=True,
+    by_class=True,
+    skips_difficult=True,
+  ),
+}
 
 
 POINTING_GAMES = ("pointing_game", "stochastic_pointing_game_exact")

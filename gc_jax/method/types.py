@@ -6,10 +6,11 @@ Axes, in jaxtyping strings everywhere:
   M composites             C colour channels
 """
 
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 Array = jax.Array | np.ndarray
 
@@ -50,6 +51,31 @@ class Batch(TypedDict):
   skipped: NotRequired[Array]
 
 
+class GridAnnotation(NamedTuple):
+  """An annotation of H x W pixels, in the form that maps of h x w cells need.
+
+  `data.geometry.on_grid` makes them, of numpy's arrays.
+
+  Attributes:
+    inside: for each cell, the sum over the mask of the cell's weights in the
+      bilinear enlargement (the mask under the transposed interpolation).
+    near: the same sum over the mask dilated by the tolerance.
+    everywhere: the same sum over all pixels.
+    rows: where the enlarged map can peak, ascending, in units of cells: the
+      first and last pixel rows between two rows of cells, as the map is linear
+      in between. Padded with the last one.
+    columns: the same for columns.
+    near_peak: whether the dilated mask holds the pixel at that row and column.
+  """
+
+  inside: Float[Array, "*P h w"]
+  near: Float[Array, "*P h w"]
+  everywhere: Float[Array, "*P h w"]
+  rows: Float[Array, "*P r"]
+  columns: Float[Array, "*P c"]
+  near_peak: Bool[Array, "*P r c"]
+
+
 class PairBatch(TypedDict):
   """A batch of (picture, class) pairs, for evaluation (`data.pairs`).
 
@@ -67,7 +93,7 @@ class PairBatch(TypedDict):
     difficult: float32 `[B]`, whether all its objects are marked so.
     object_mask: bool `[B H W]`, pixels of any object of the class; where asked
       for.
-    annotations: name of a grid -> `metrics.GridAnnotation` `[B ...]`.
+    annotations: name of a grid -> `GridAnnotation` `[B ...]`.
     cell: int32 `[B]`, where the picture sits in its composite.
 
   Those of the annotation are missing from composites, and `cell` elsewhere.

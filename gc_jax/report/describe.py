@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gc_jax import data
-from gc_jax.method.metrics import Key
+from gc_jax.method.metrics import PROTOCOLS, Key
 from gc_jax.models import MODELS, is_gmp, without_gmp
 from gc_jax.report.artefact import About, Evaluated
 from gc_jax.runtime import config as saved_config
@@ -18,7 +18,7 @@ _OF_QUESTIONS = {
   "eval.faithfulness_steps": ("faithfulness",),
   "eval.sanity_rows": ("sanity",),
 }
-_OF_RELEASE = ("eval.shorter_side_px", "eval.round_px")
+_OF_WHOLE = ("eval.border", "eval.shorter_side_px", "eval.round_px")
 
 
 # Names.
@@ -137,24 +137,17 @@ def tolerance(about: About) -> str:
   """Returns how near to the object a point still hits it."""
   tolerance_px = setting(about, "tolerance_px")
   pixels = 15.0 if tolerance_px is None else tolerance_px
-  at_size = "" if about.protocol == "release" else " (at 224×224)"
+  at_size = "" if PROTOCOLS[about.protocol].whole else " (at 224×224)"
   return f"comes within {pixels:g} pixels of it{at_size}"
 
 
 def protocol(about: About) -> str:
   """Returns how maps were held against annotations, in a sentence."""
-  if about.protocol == "release":
-    return (
-      "Protocol “release”, as the authors' programs measure: pictures whole "
-      "with their aspect kept, maps resized to the annotation's own pixels; a "
-      f"point hits the object if it {tolerance(about)}; the pointing game is "
-      "averaged over classes; objects marked difficult count in CH only."
-    )
-  return (
-    "Protocol “paper”, as its text says: pictures and annotations as "
-    f"squares of one size; a point hits the object if it {tolerance(about)}; "
-    "the pointing game counts hits over hits and misses."
-  )
+  meaning = PROTOCOLS[about.protocol].meaning.format(hits=tolerance(about))
+  border = setting(about, "border")
+  if border and border != PROTOCOLS[about.protocol].border:
+    meaning += f" Boxes at the border differ from that: {border}."
+  return f"Protocol “{about.protocol}”, {meaning}"
 
 
 def setting(about: About, name: str) -> Any:
@@ -212,7 +205,7 @@ def check_comparable(evaluations: Sequence[Evaluated]) -> None:
         one
         for one in evaluations
         if (asked is None or set(asked) & set(one.about.questions))
-        and (name not in _OF_RELEASE or one.about.protocol == "release")
+        and (name not in _OF_WHOLE or PROTOCOLS[one.about.protocol].whole)
       ],
     )
   check(

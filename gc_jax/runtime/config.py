@@ -131,13 +131,18 @@ def get_config() -> ConfigDict:
   #   gc_jax.METHODS, explained after training; the first on the gallery.
   #   `gc_jax.evaluate` has its own --methods
   c.eval.protocol = "paper"  # paper: pictures and annotations as squares of
-  #   data.image_size | release: pictures whole, annotations as they are
+  #   data.image_size | release: pictures whole, annotations as they are, to the
+  #   letter of the authors' programs | corrected: release, without its empty
+  #   boxes and classes; for new work. See metrics.PROTOCOLS
+  c.eval.border = ""  # pixels of boxes: clipped | release (empty where they
+  #   touch the left or top border); "" = as the protocol says. Whole pictures
   c.eval.tolerance_px = 15.0  # of the pointing games. paper: at 224 pixels,
-  #   scaled to data.image_size; release: of the annotation's own pixels
-  c.eval.shorter_side_px = 448  # release: of pictures as the model gets them
-  c.eval.round_px = 0  # release: their sides to a multiple of this; 0 = not
-  c.eval.max_shapes = 64  # release: a program is compiled for each; more than
-  #   this is an error
+  #   scaled to data.image_size; whole pictures: of the annotation's own pixels
+  c.eval.shorter_side_px = 448  # whole pictures: as the model gets them
+  c.eval.round_px = 0  # whole pictures: their sides to a multiple of this; 0 =
+  #   as they are
+  c.eval.max_shapes = 64  # whole pictures: a program is compiled for each
+  #   shape; more than this is an error
   c.eval.spg_samples = 100  # stochastic pointing game: points per run
   c.eval.spg_runs = 5
   c.eval.num_resamples = 1_000  # bootstrap over pictures for 95% intervals; 0

@@ -160,21 +160,26 @@ class Picture(NamedTuple):
   boxes: list
 
 
-def draw_boxes(generator, wnid, size):
-  """Returns what the XML says and what must be read from it."""
+def draw_boxes(generator, wnid, size, first_px, border_frac):
+  """Returns what the XML says and what must be read from it.
+
+  Corners count pixels from `first_px`; so many boxes are at the left border.
+  """
   said, read = [], []
   for _ in range(int(generator.integers(1, 4))):
     x = np.sort(generator.choice(np.arange(1, size[0] + 1), 2, replace=False))
     y = np.sort(generator.choice(np.arange(1, size[1] + 1), 2, replace=False))
+    if border_frac and generator.random() < border_frac:
+      x[0] = 1
     difficult = int(generator.random() < 0.3)
     corners = [int(v) for v in (x[0], y[0], x[1], y[1])]
-    said.append((wnid, corners, difficult))
+    said.append((wnid, [v + first_px - 1 for v in corners], difficult))
     exclusive = (corners[0] - 1, corners[1] - 1, corners[2], corners[3])
     read.append((CLASSES.index(wnid), exclusive, bool(difficult)))
   return said, read
 
 
-def build_imagenet(folder):
+def build_imagenet(folder, num_validation=NUM_VALIDATION, border_frac=0.0):
   """Writes the archives of `SYNSETS`; returns split -> file name -> Picture.
 
   Among the pictures are one CMYK and one grey JPEG and a PNG named JPEG; every
@@ -193,7 +198,7 @@ def build_imagenet(folder):
   }
   validation = {
     f"ILSVRC2012_val_{i:08d}": (CLASSES[int(generator.integers(4))], i != 8)
-    for i in range(1, NUM_VALIDATION + 1)
+    for i in range(1, num_validation + 1)
   }
   made = {"train": {}, "validation": {}}
   for split, stems in (("train", train), ("validation", validation)):
@@ -201,7 +206,13 @@ def build_imagenet(folder):
     for stem, (wnid, is_boxed) in stems.items():
       image, said, read = photograph(generator), [], []
       if is_boxed:
-        said, read = draw_boxes(generator, wnid, image.size)
+        said, read = draw_boxes(
+          generator,
+          wnid,
+          image.size,
+          1 if split == "train" else 0,
+          border_frac,
+        )
         boxes.append((f"{split}/{stem}.xml", xml(stem, image.size, said)))
       data = odd.get(stem, encode)(image)
       picture = Picture(data, CLASSES.index(wnid), image.size, read)

@@ -159,6 +159,44 @@ def test_a_frame_keeps_the_aspect_and_the_annotations_own_pixels():
     assert difficult == is_difficult
 
 
+def corners():
+  """Corners of boxes in 500x375 pixels as XML files have them, some of 0."""
+  rng = np.random.default_rng(0)
+  drawn = np.sort(rng.integers(0, (500, 375), (200, 2, 2)), axis=1)
+  drawn[::3, 0, 0] = 0
+  drawn[::5, 0, 1] = 0
+  ends = [[[0, 35], [487, 346]], [[1, 1], [500, 375]], [[0, 0], [500, 375]]]
+  return np.concatenate([ends, drawn]).reshape(-1, 4).tolist()
+
+
+def test_a_box_at_the_border_is_what_the_release_slices_or_clipped():
+  """The release slices rows ymin - 1 up to ymax; a start of -1 is the last."""
+  header = decode.read_header(photos.encode(np.zeros((375, 500, 3), np.uint8)))
+  scale = np.array([375, 500, 375, 500])
+  counted = []
+  for xmin, ymin, xmax, ymax in corners():
+    sliced = np.array([ymin - 1, xmin - 1, ymax, xmax]) / scale
+    record = {
+      "objects": {
+        "label": [0],
+        "bbox": [np.maximum(sliced, 0)],
+        "sliced": [sliced.astype(np.float32)],
+      }
+    }
+    found = {}
+    for border in ("release", "clipped"):
+      (mask,) = geometry.object_masks(record, header, 0, border)
+      found[border] = np.asarray(mask) > 0
+    literal = np.zeros((375, 500), bool)
+    literal[ymin - 1 : ymax, xmin - 1 : xmax] = True
+    np.testing.assert_array_equal(found["release"], literal)
+    if min(xmin, ymin) > 0 and xmin < xmax and ymin < ymax:
+      np.testing.assert_array_equal(found["clipped"], literal)
+    counted.append((found["release"].sum(), found["clipped"].sum()))
+  assert counted[0] == (0, 151_944)
+  assert counted[2] == (1, 500 * 375)
+
+
 @pytest.mark.parametrize("masks", [{}, {"mask": [b""]}])
 def test_an_object_without_a_mask_is_its_filled_box(masks):
   # In the image rows 10..19, columns 40..59.

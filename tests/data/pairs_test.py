@@ -38,6 +38,19 @@ def record(index, size, labels, objects=True):
   return made
 
 
+def test_a_pair_of_empty_boxes_counts_in_the_release_alone():
+  made = record(0, (60, 40), [1])
+  made["objects"]["sliced"] = [(-1 / 40, 0.1, 0.5, 0.5)]
+  dataset = Dataset([made], CLASSES, True, "one picture")
+  grid = (4, 6)
+  for border, pixels in (("release", 0), ("clipped", 1)):
+    maker = Frame(Reader(dataset), (40, 60), 40, 0, 3.0, (grid,), border)
+    entries = maker.row(0, 1).entries
+    assert entries["annotated"] == 1
+    inside = entries["annotations"][geometry.grid_name(grid)].inside
+    assert (inside.sum() > 0) == pixels
+
+
 @pytest.fixture(scope="module")
 def several():
   """Pictures of many sizes with one, two or no classes."""

@@ -166,3 +166,16 @@ def test_fields_that_are_missing_or_unknown_are_named(folder):
   path.write_text(json.dumps(fields))
   with pytest.raises(ValueError, match="protocol; it has unknown fields: col"):
     artefact.load(folder)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_the_release_of_before_is_what_is_called_corrected_now(
+  tmp_path, is_old
+):
+  """It clipped boxes, and left classes without a picture out."""
+  border = {} if is_old else {"eval.border": ""}
+  folder = evaluations.write(
+    tmp_path / "x", protocol="release", settings=border
+  )
+  expected = "corrected" if is_old else "release"
+  assert artefact.load(folder).about.protocol == expected

@@ -64,7 +64,7 @@ from gc_jax.data.sets import folder_layout, folder_objects, segmentation
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
-_VERSION = 4  # of the index; raise it when what is written changes
+_VERSION = 5  # of the index; raise it when what is written changes
 _OR_SKIP = (
   "\nFix them, or set --config.data.on_error=skip to leave them out, and have "
   "them counted."

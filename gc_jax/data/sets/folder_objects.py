@@ -50,6 +50,7 @@ class _Annotation(NamedTuple):
   mask: str = ""  # path below the root
   segmentation: Any = None  # COCO's
   size: tuple[float | int, float | int] | None = None  # of the picture
+  sliced: boxes.Box | None = None  # the box of an XML file, see `Dataset`
 
 
 class _Problem(NamedTuple):
@@ -173,6 +174,7 @@ def _read_xml(layout: Layout, path: PurePosixPath) -> _Found:
         item.box,
         item.difficult,
         size=content.size,
+        sliced=item.box,
       )
     )
   return _in_pixels(found, fractions, str(file))
@@ -255,12 +257,15 @@ class _Reader:
     if annotation.mask:
       self._masked.add(picture)
     found = self._objects.of_picture.setdefault(
-      picture, {"label": [], "bbox": [], "difficult": [], "mask": []}
+      picture,
+      {"label": [], "bbox": [], "sliced": [], "difficult": [], "mask": []},
     )
     found["label"].append(label)
     found["bbox"].append(
       [float(min(max(side, 0), 1)) for side in boxes.scaled(box, size)]
     )
+    sliced = annotation.sliced
+    found["sliced"].append(boxes.scaled(sliced, size) if sliced else ())
     found["difficult"].append(annotation.difficult)
     found["mask"].append(mask or "")
 

@@ -145,6 +145,7 @@ class Imagenet(official.Builder, skip_registration=True):
       {
         "label": self._ids[box.wnid],
         "bbox": tfds.features.BBox(*box.bbox),
+        "sliced": np.array(box.sliced, np.float32),
         "difficult": box.difficult,
       }
       for box in boxes
@@ -285,6 +286,7 @@ class _WithBoxes:
       "objects": {
         "label": np.array([self._ids[b.wnid] for b in boxes], np.int64),
         "bbox": np.array([b.bbox for b in boxes], np.float32).reshape(-1, 4),
+        "sliced": [b.sliced for b in boxes],
         "difficult": np.array([b.difficult for b in boxes], np.bool_),
       },
     }

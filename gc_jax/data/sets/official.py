@@ -33,6 +33,7 @@ class Release(NamedTuple):
   folder: str  # what --config.data.path must be the folder of, for messages
   where: str  # the sentence that says where the files come from
   masks: bool  # whether objects have masks
+  sliced: bool = False  # whether boxes are also kept as the release slices them
 
   def sizes(self, folder: pathlib.Path, split: str) -> dict[str, int]:
     """Returns name and size in bytes of the files of a split in a folder."""
@@ -106,7 +107,10 @@ class Builder(storage.ShardedBuilder, skip_registration=True):
       builder=self,
       description=self.__doc__,
       features=storage.features(
-        self.class_names, masks=self.RELEASE.masks, file_names=True
+        self.class_names,
+        masks=self.RELEASE.masks,
+        sliced=self.RELEASE.sliced,
+        file_names=True,
       ),
       license=DATASETS[self.RELEASE.entry].license,
       disable_shuffling=True,
