@@ -59,7 +59,7 @@ def results(
   """
   columns = dict(ledger.columns)
   difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows)) > 0
-  if PROTOCOLS[settings.protocol].skips_difficult:
+  if PROTOCOLS[settings.protocol].whole:
     columns = passed_over(columns, difficult)
   # The counts that F1 is made of say nothing alone.
   pooled = {
@@ -186,7 +186,7 @@ def summarize(
     ones = np.ones_like(sample)
     one = _Sample(pairs.index[real], sample, ones)
     mean = float(sample.mean())
-    if protocol.by_class and key.metric == "pointing_game":
+    if protocol.whole and key.metric == "pointing_game":
       num_groups = protocol.counts_unseen * num_classes
       one = one._replace(groups=pairs.target[real], num_groups=num_groups)
       mean = _mean(one, ones)

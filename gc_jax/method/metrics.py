@@ -222,27 +222,19 @@ def _flat(planes: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """The facts of a metric.
+  """The facts of a metric."""
 
-  Attributes:
-    title: heading of its column.
-    meaning: a few words.
-    needs: what it is measured on. For pictures: "label", one class, or
-      "labels", several. For maps: "objects", the annotation; "composite", four
-      pictures in one; "pixels", the model's answers while pixels come and go;
-      "boxes", around the objects.
-    measure: `(raw maps, GridAnnotation)` for "objects", `(raw maps, cells)` for
-      "composite"; None if another program measures it.
-    higher_is_better: None if neither direction is.
-    unit: in results: "percent", or "fraction", which tables turn to percent.
-  """
-
-  title: str
-  meaning: str
+  title: str  # heading of its column
+  meaning: str  # a few words
+  # What it is measured on. For pictures: "label", one class, or "labels",
+  # several. For maps: "objects", the annotation; "composite", four pictures in
+  # one; "pixels", the model's answers while pixels come and go; "boxes".
   needs: str
+  # `(raw maps, GridAnnotation)` for "objects", `(raw maps, cells)` for
+  # "composite"; None if another program measures it.
   measure: Callable[..., Array] | None = None
-  higher_is_better: bool | None = True
-  unit: str = "percent"
+  higher_is_better: bool | None = True  # None if neither direction is
+  unit: str = "percent"  # or "fraction", which tables turn to percent
 
   @property
   def is_of_maps(self) -> bool:
@@ -256,24 +248,14 @@ class Metric:
 
 
 class Protocol(NamedTuple):
-  """How maps are held against annotations.
+  """How maps are held against annotations."""
 
-  Attributes:
-    meaning: for pages; {hits} stands for when a point hits.
-    whole: pictures and annotations keep their pixels; else both are squares.
-    border: which pixels a box covers: "clipped" to the picture, or "release",
-      see `geometry.object_masks`.
-    by_class: the pointing game is a mean over classes, not over pairs.
-    counts_unseen: in it, a class that no pair shows counts 0.
-    skips_difficult: the pointing games leave out pairs of difficult objects.
-  """
-
-  meaning: str
+  meaning: str  # for pages; {hits} stands for when a point hits
+  # Pictures and annotations keep their pixels, the pointing game is a mean over
+  # classes, and both games pass over difficult objects; else all are squares.
   whole: bool = False
-  border: str = "clipped"
-  by_class: bool = False
-  counts_unseen: bool = False
-  skips_difficult: bool = False
+  border: str = "clipped"  # | "release", see geometry.object_masks
+  counts_unseen: bool = False  # in that mean, classes without a pair count 0
 
 
 PROTOCOLS = {
@@ -283,27 +265,21 @@ PROTOCOLS = {
     "hits and misses."
   ),
   "release": Protocol(
-    "as the authors' programs measure, to the letter: pictures whole with "
-    "their aspect kept, maps resized to the annotation's own pixels; a box "
-    "that touches the left or the top border is empty, and no map can point "
-    "at it; a point hits the object if it {hits}; the pointing game is "
-    "averaged over all classes, of which those without a picture count 0; "
-    "objects marked difficult count in CH only.",
+    "as the authors' programs measure, to the letter: pictures whole, maps "
+    "resized to the annotation's own pixels; a box at the left or the top "
+    "border is empty; a point hits the object if it {hits}; the pointing game "
+    "is averaged over all classes, those without a picture counting 0; objects "
+    "marked difficult count in CH only.",
     whole=True,
     border="release",
-    by_class=True,
     counts_unseen=True,
-    skips_difficult=True,
   ),
   "corrected": Protocol(
-    "as the authors' programs measure, but with boxes clipped to the picture "
-    "and the pointing game averaged over the classes that are shown: pictures "
-    "whole with their aspect kept, maps resized to the annotation's own "
-    "pixels; a point hits the object if it {hits}; objects marked difficult "
-    "count in CH only.",
+    "as the authors' programs measure, but with boxes clipped to the picture: "
+    "pictures whole, maps resized to the annotation's own pixels; a point hits "
+    "the object if it {hits}; the pointing game is averaged over the classes "
+    "that are shown; objects marked difficult count in CH only.",
     whole=True,
-    by_class=True,
-    skips_difficult=True,
   ),
 }
 
@@ -404,19 +380,12 @@ def accuracy(multi_label: bool) -> str:
 
 
 class Key(NamedTuple):
-  """The address of a number in an evaluation.
+  """The address of a number in an evaluation; "" for what it is not of."""
 
-  Attributes:
-    metric: of `METRICS`, or what one is made of.
-    method: whose maps are measured; "" for none.
-    attack: on the pictures, of `ATTACKS`; "" for none.
-    epsilon: of the attack, in 1/255.
-  """
-
-  metric: str
-  method: str = ""
-  attack: str = ""
-  epsilon: float | int = 0
+  metric: str  # of `METRICS`, or what one is made of
+  method: str = ""  # whose maps are measured
+  attack: str = ""  # on the pictures, of `ATTACKS`
+  epsilon: float | int = 0  # of the attack, in 1/255
 
   @property
   def name(self) -> str:
