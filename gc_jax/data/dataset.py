@@ -199,9 +199,11 @@ class ClassIndex:
   ) -> Int[np.ndarray, "_"]:
     """Returns those of the examples that do not hold a class."""
     looked_up = target * self._num_examples + examples
-    at = np.searchsorted(self._pairs, looked_up)
-    at = np.minimum(at, len(self._pairs) - 1)
-    return examples[self._pairs[at] != looked_up]
+    before, after = (
+      np.searchsorted(self._pairs, looked_up, side)
+      for side in ("left", "right")
+    )
+    return examples[before == after]
 
   def draw(
     self,
