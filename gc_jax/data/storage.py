@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,24 +216,6 @@ def prepare_shards(
       _prepare_parts(make_builder(), final, mark)
 
 
-def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
-  """Raises ValueError if a prepared folder was made from other archives.
-
-  `sources` is name -> size in bytes of those there are now; those that are gone
-  are not missed.
-  """
-  facts = json.loads((final / FACTS).read_text())
-  for name, size in sources.items():
-    was = facts["sources"].get(name)
-    if was != size:
-      known = "did not know it" if was is None else f"saw {was:,} bytes"
-      raise ValueError(
-        f"{final} must come from the archives in --config.data.path, and "
-        f"{name} has {size:,} bytes now where the preparation {known}; set "
-        "--config.data.dir to another folder, or remove that one."
-      )
-
-
 def _prepare_parts(
   builder: ShardedBuilder, final: pathlib.Path, mark: str
 ) -> None:
@@ -371,6 +353,19 @@ def _say(line: str) -> None:
   print(line, file=sys.stderr)
 
 
+def parts_of(
+  spec: str, shard_lengths: Mapping[str, Sequence[int]]
+) -> list[tuple[str, range]]:
+  """Returns the split and the examples of each part of "a[:10%]+b"."""
+  splits = {
+    name: tfds.core.SplitInfo(name, list(lengths), num_bytes=0)
+    for name, lengths in shard_lengths.items()
+  }
+  every = {name: range(info.num_examples) for name, info in splits.items()}
+  parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
+  return [(p.splitname, every[p.splitname][p.from_ : p.to]) for p in parts]
+
+
 def positions(
   builder: tfds.core.DatasetBuilder, split: str
 ) -> Int[np.ndarray, "n"]:
@@ -388,13 +383,13 @@ def positions(
       "it, so that it is made anew."
     )
   try:
-    spec = tfds.core.ReadInstruction.from_spec(split)
-    parts = spec.to_absolute(builder.info.splits)
-    if len(names := sorted({part.splitname for part in parts})) > 1:
+    splits = builder.info.splits.items()
+    parts = parts_of(split, {k: info.shard_lengths for k, info in splits})
+    if len(names := sorted({name for name, _ in parts})) > 1:
       raise ValueError(f"its parts are of {' and '.join(names)}")
-    total = builder.info.splits[names[0]].num_examples
-    every = np.arange(total, dtype=np.int32)
-    return np.concatenate([every[part.from_ : part.to] for part in parts])
+    return np.concatenate(
+      [np.arange(p.start, p.stop, dtype=np.int32) for _, p in parts]
+    )
   except (AssertionError, KeyError, ValueError) as error:
     raise ValueError(
       f"split={split!r} must be a split or a part of one, such as "

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gc_jax.data import storage
+from gc_jax.data.sets import official
 
 
 class Numbers(storage.ShardedBuilder, skip_registration=True):
@@ -71,7 +72,7 @@ def counts(final):
 def test_what_is_written_is_an_ordinary_folder_of_tfds(final, capsys):
   assert prepare(final) == [0, 3, 6]
   assert read(final) == list(range(9))
-  storage.check_sources(final, {"numbers.txt": 9})
+  official.check_sources(final, {"numbers.txt": 9})
   assert counts(final) == {"even numbers": 5}
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("Prepared 9 images of numbers/train in")
@@ -195,6 +196,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     ("train[-2:]", [7, 8]),
     ("train[:2]+train[8:]", [0, 1, 8]),
     ("train[4:5]", [4]),
+    ("train[1shard]", [3, 4, 5]),
   ],
 )
 def test_parts_of_a_split_are_named_as_tfds_names_them(final, split, expected):
@@ -206,6 +208,6 @@ def test_data_of_other_archives_is_refused(final):
   prepare(final)
   assert json.loads((final / storage.FACTS).read_text())["sources"]
   with pytest.raises(ValueError, match=r"numbers.txt has 8 bytes now where"):
-    storage.check_sources(final, {"numbers.txt": 8})
+    official.check_sources(final, {"numbers.txt": 8})
   with pytest.raises(ValueError, match=r"the preparation did not know it"):
-    storage.check_sources(final, {"more.txt": 8})
+    official.check_sources(final, {"more.txt": 8})

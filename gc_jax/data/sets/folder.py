@@ -51,7 +51,6 @@ import hashlib
 import json
 import logging
 import os
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,7 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.sets import folder_layout, folder_objects, segmentation
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
+from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
 _VERSION = 5  # of the index; raise it when what is written changes
@@ -173,15 +173,11 @@ class _Masks(Sequence):
 
 def _part(split: str, layout: Layout) -> list[str]:
   """Returns the pictures of a split in the notation of TFDS."""
-  sizes = {
-    name: types.SimpleNamespace(num_examples=len(pictures))
-    for name, pictures in layout.splits.items()
-  }
-  parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+  lengths = {name: [len(own)] for name, own in layout.splits.items()}
   pictures = [
-    name
-    for part in parts
-    for name in layout.splits[part.splitname][part.from_ : part.to]
+    layout.splits[name][index]
+    for name, examples in parts_of(split, lengths)
+    for index in examples
   ]
   if not pictures:
     count = sum(map(len, layout.splits.values()))

@@ -7,6 +7,7 @@ longer needed.
 
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import tarfile
@@ -172,7 +173,7 @@ def load(
   storage.prepare_shards(
     lambda: builder_class(folder, base, data_dir=data_dir), final
   )
-  storage.check_sources(final, release.sizes(folder, base) if folder else {})
+  check_sources(final, release.sizes(folder, base) if folder else {})
   builder = tfds.builder_from_directory(final)
   part = storage.positions(builder, split)
   decoders = storage.decoders(masks=release.masks)
@@ -191,3 +192,21 @@ class _Records(Reordered):
   def __getitem__(self, index: int) -> dict[str, Any]:
     record = super().__getitem__(index)
     return {**record, "labels": np.asarray(record["labels"], np.int64)}
+
+
+def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
+  """Raises ValueError if a prepared folder was made from other archives.
+
+  `sources` is name -> size in bytes of those there are now; those that are gone
+  are not missed.
+  """
+  facts = json.loads((final / storage.FACTS).read_text())
+  for name, size in sources.items():
+    was = facts["sources"].get(name)
+    if was != size:
+      known = "did not know it" if was is None else f"saw {was:,} bytes"
+      raise ValueError(
+        f"{final} must come from the archives in --config.data.path, and "
+        f"{name} has {size:,} bytes now where the preparation {known}; set "
+        "--config.data.dir to another folder, or remove that one."
+      )

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import logging
 import os
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import boxes, segmentation, stock_prepare, stock_sets
 from gc_jax.data.sets.stock_sets import PREFIX, Layout
+from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import unknown_name_message
 
 _logger = logging.getLogger(__name__)
@@ -117,24 +117,15 @@ def _resolve_split(
         unlabelled = ", ".join(layout.unlabelled)
         message += f" Its own {unlabelled} split comes without labels."
       raise ValueError(message)
-  sizes = {each: info.num_examples for each, info in own.items()}
-  ours = {each: _ranges(theirs, sizes)[0] for each, theirs in mapped.items()}
-  sizes = {each: len(examples) for each, (_, examples) in ours.items()}
+  lengths = {each: info.shard_lengths for each, info in own.items()}
+  ours = {k: parts_of(theirs, lengths)[0] for k, theirs in mapped.items()}
+  lengths = {each: [len(examples)] for each, (_, examples) in ours.items()}
   parts = []
-  for each, part in _ranges(split, sizes):
+  for each, part in parts_of(split, lengths):
     theirs, examples = ours[each]
     part = examples[part.start : part.stop]
     parts.append(f"{theirs}[{part.start}:{part.stop}]")
   return "+".join(parts)
-
-
-def _ranges(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
-  """Returns the split and the examples of each part of "a[:10%]+b"."""
-  splits = {k: types.SimpleNamespace(num_examples=n) for k, n in sizes.items()}
-  return [
-    (part.splitname, range(sizes[part.splitname])[part.from_ : part.to])
-    for part in tfds.core.ReadInstruction.from_spec(spec).to_absolute(splits)
-  ]
 
 
 @functools.cache
