@@ -91,16 +91,21 @@ def measure(name: str, folder: pathlib.Path) -> dict:
 
 
 def _markdown(found: dict) -> str:
+  """Returns a row for each map, in each cell what the protocols say."""
+  metrics = [name for name in METRICS if name in found["coco"]["uniform"]]
+  titles = [METRICS[name].title for name in metrics]
   lines = [
-    f"| set | map | metric | {' | '.join(PROTOCOLS)} |",
-    f"|---|---|---|{'--:|' * len(PROTOCOLS)}",
+    f"| {' / '.join(PROTOCOLS)} | {' | '.join(titles)} |",
+    f"|---|{'--:|' * len(metrics)}",
   ]
   for name, maps in found.items():
-    for method, by_metric in maps.items():
-      for metric, values in by_metric.items():
-        shown = " | ".join(f"{values[p]:.1f}" for p in PROTOCOLS)
-        title = METRICS[metric].title
-        lines.append(f"| {name} | {title_of(method)} | {title} | {shown} |")
+    for method, numbers in maps.items():
+      cells = [
+        " / ".join(f"{numbers[metric][p]:.1f}" for p in PROTOCOLS)
+        for metric in metrics
+      ]
+      row = f"{data.DATASETS[name].title}, {title_of(method)}"
+      lines.append(f"| {row} | {' | '.join(cells)} |")
   return "\n".join(lines)
 
 
