@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 
 from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import boxes, coco_json, official, segmentation
+from gc_jax.data.sets import coco_json, official, shapes
 from gc_jax.runtime.messages import listed
 
 PICTURES = {"train": "train2014", "validation": "val2014"}
@@ -101,7 +101,7 @@ def _wrong_segmentations(content: coco_json.Content) -> Iterator[str]:
   for annotation in content.annotations:
     if annotation.image.size is not None:
       try:
-        segmentation.clean(annotation.segmentation, annotation.image.size)
+        shapes.clean(annotation.segmentation, annotation.image.size)
       except ValueError as error:
         yield f"{content.file}, {annotation.where}: {error}"
 
@@ -238,11 +238,11 @@ class Coco2014(official.Builder, skip_registration=True):
     self, annotation: coco_json.Annotation, size: tuple[int, int]
   ) -> dict[str, Any] | None:
     """Returns an object with box and mask; None if it has neither."""
-    cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
+    cleaned, num_left_out = shapes.clean(annotation.segmentation, size)
     if num_left_out:
       parts = "polygons and run lengths left out: they cover no pixel"
       self.counts[parts] += num_left_out
-    mask = segmentation.draw(cleaned, size)
+    mask = shapes.draw(cleaned, size)
     box = annotation.box and self._clipped(annotation.box, size)
     if not mask.any():
       if box is None:
@@ -254,16 +254,18 @@ class Coco2014(official.Builder, skip_registration=True):
       mask[int(ymin) : -int(-ymax // 1), int(xmin) : -int(-xmax // 1)] = True
     elif box is None:
       self.counts["empty boxes, replaced by that of the mask"] += 1
-      box = boxes.of_mask(mask)
+      box = shapes.box_of_mask(mask)
     return {
       "label": self._class_ids[annotation.label],
-      "bbox": tfds.features.BBox(*boxes.scaled(box, size)),
+      "bbox": tfds.features.BBox(*shapes.scaled_box(box, size)),
       "difficult": False,
-      "mask": segmentation.encode(mask),
+      "mask": shapes.encode(mask),
     }
 
-  def _clipped(self, box: boxes.Box, size: tuple[int, int]) -> boxes.Box | None:
-    clipped = boxes.clipped(box, size)
+  def _clipped(
+    self, box: shapes.Box, size: tuple[int, int]
+  ) -> shapes.Box | None:
+    clipped = shapes.clipped_box(box, size)
     # The official file rounds to hundredths.
     if clipped and np.abs(np.subtract(box, clipped)).max() > 0.011:
       self.counts["boxes clipped to the picture"] += 1

@@ -13,7 +13,7 @@ silently keep the last.
 | `width`, `height` | whole numbers above 0 | not known; nor if both are 0 |
 | `image_id`, `category_id` | `id` of an entry | an error |
 | `bbox` | four numbers, x y width height | there is none |
-| `segmentation` | see `segmentation.clean` | there is none |
+| `segmentation` | see `shapes.clean` | there is none |
 
 `iscrowd`, `area` and other fields are ignored.
 """
@@ -27,8 +27,7 @@ from reprlib import repr as short
 from typing import Any, NamedTuple, TypeVar
 
 from gc_jax.data.decode import MAX_PIXELS
-from gc_jax.data.sets.boxes import Box, Fractions
-from gc_jax.data.sets.segmentation import is_number, is_whole
+from gc_jax.data.sets.shapes import Box, Fractions, is_number, is_whole
 
 _T = TypeVar("_T")
 

@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 
 from gc_jax.data import DATASETS, storage
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import boxes, compositor
+from gc_jax.data.sets import compositor, shapes
 from gc_jax.runtime.messages import unknown_name_message
 
 # The first ten belong to the classes 0..9, the others to none.
@@ -235,7 +235,7 @@ class ContextBuilder(tfds.core.GeneratorBasedBuilder):
             {
               "label": label,
               "bbox": tfds.features.BBox(
-                *boxes.scaled(boxes.of_mask(mask), mask.shape[::-1])
+                *shapes.scaled_box(shapes.box_of_mask(mask), mask.shape[::-1])
               ),
               "difficult": False,
               "mask": _png(mask.astype(np.uint8) * 255),

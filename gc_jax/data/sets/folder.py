@@ -59,7 +59,7 @@ import tensorflow_datasets as tfds
 
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.decode import DecodeError, read_header
-from gc_jax.data.sets import folder_layout, folder_objects, segmentation
+from gc_jax.data.sets import folder_layout, folder_objects, shapes
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
@@ -166,7 +166,7 @@ class _Masks(Sequence):
       return Path(self.root, mask).read_bytes()
     size = read_header(self.image).stored_size
     try:
-      return segmentation.encode(segmentation.draw(mask, size))
+      return shapes.encode(shapes.draw(mask, size))
     except ValueError as error:  # the picture is another than it was
       raise DecodeError(str(error)) from error
 

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 from gc_jax.data import decode, geometry
 from gc_jax.data.sets import (
-  boxes,
   coco_json,
   folder_files,
-  segmentation,
+  shapes,
   tables,
   voc_xml,
 )
@@ -45,12 +44,12 @@ class _Annotation(NamedTuple):
   where: str  # file and place, for messages
   picture: str  # as written, with or without its ending
   label: str  # of the class; "" = the only one that the picture shows
-  box: boxes.Box | None  # None: that of the mask
+  box: shapes.Box | None  # None: that of the mask
   difficult: bool = False
   mask: str = ""  # path below the root
   segmentation: Any = None  # COCO's
   size: tuple[float | int, float | int] | None = None  # of the picture
-  sliced: boxes.Box | None = None  # the box of an XML file, see `Dataset`
+  sliced: shapes.Box | None = None  # the box of an XML file, see `Dataset`
 
 
 class _Problem(NamedTuple):
@@ -114,8 +113,8 @@ def _read_mask(layout: Layout, path: PurePosixPath) -> _Found:
 
 def _read_csv(layout: Layout, path: PurePosixPath) -> _Found:
   file = layout.root / path
-  columns = ("image", "label", *boxes.CORNERS)
-  fractions = boxes.Fractions()
+  columns = ("image", "label", *shapes.CORNERS)
+  fractions = shapes.Fractions()
   found: list[_Annotation | _Problem] = []
   for line, row in tables.read(file, columns, ("difficult",)):
     where = f"{file}, line {line}"
@@ -123,7 +122,7 @@ def _read_csv(layout: Layout, path: PurePosixPath) -> _Found:
       found.append(_Problem(str(row)))
       continue
     try:
-      box = tuple(tables.number(row[corner]) for corner in boxes.CORNERS)
+      box = tuple(tables.number(row[corner]) for corner in shapes.CORNERS)
       difficult = tables.boolean(row["difficult"])
     except ValueError as error:
       found.append(_Problem(f"{where}: {error}"))
@@ -134,7 +133,7 @@ def _read_csv(layout: Layout, path: PurePosixPath) -> _Found:
 
 
 def _in_pixels(
-  found: list[_Annotation | _Problem], fractions: boxes.Fractions, file: str
+  found: list[_Annotation | _Problem], fractions: shapes.Fractions, file: str
 ) -> _Found:
   """Returns what was found, but no boxes of a file that has fractions."""
   if wrong := str(fractions):
@@ -160,7 +159,7 @@ def _read_xml(layout: Layout, path: PurePosixPath) -> _Found:
   ]
   if len(fitting) == 1:
     picture = fitting[0]
-  fractions = boxes.Fractions()
+  fractions = shapes.Fractions()
   found: list[_Annotation | _Problem] = [
     _Problem(f"{file}, {problem}") for problem in content.problems
   ]
@@ -262,10 +261,10 @@ class _Reader:
     )
     found["label"].append(label)
     found["bbox"].append(
-      [float(min(max(side, 0), 1)) for side in boxes.scaled(box, size)]
+      [float(min(max(side, 0), 1)) for side in shapes.scaled_box(box, size)]
     )
     sliced = annotation.sliced
-    found["sliced"].append(boxes.scaled(sliced, size) if sliced else ())
+    found["sliced"].append(shapes.scaled_box(sliced, size) if sliced else ())
     found["difficult"].append(annotation.difficult)
     found["mask"].append(mask or "")
 
@@ -292,10 +291,10 @@ class _Reader:
       raise ValueError(f"{picture} cannot be read: {error}") from error
     return dataclasses.replace(header, encoded=b"")  # many are kept
 
-  def _box_of_mask(self, mask: str, header: decode.Header) -> boxes.Box:
+  def _box_of_mask(self, mask: str, header: decode.Header) -> shapes.Box:
     encoded = (self._layout.root / mask).read_bytes()
     inside = geometry.stored_mask(decode.read_header(encoded), header)
-    box = boxes.of_mask(inside)
+    box = shapes.box_of_mask(inside)
     if box is None:
       raise ValueError(
         "a mask must have pixels inside of its object, white ones or of one "
@@ -305,14 +304,14 @@ class _Reader:
 
   def _segmentation(
     self, annotation: _Annotation, size: tuple[int, int]
-  ) -> tuple[list | dict | None, boxes.Box]:
+  ) -> tuple[list | dict | None, shapes.Box]:
     """Returns the parts that cover pixels of the picture, and the box."""
     box = annotation.box
-    has_extent = box is not None and boxes.has_extent(box)
+    has_extent = box is not None and shapes.has_extent(box)
     try:
-      cleaned, num_left_out = segmentation.clean(annotation.segmentation, size)
+      cleaned, num_left_out = shapes.clean(annotation.segmentation, size)
     except ValueError as error:
-      if not has_extent or isinstance(error, segmentation.OtherSizeError):
+      if not has_extent or isinstance(error, shapes.OtherSizeError):
         raise
       message = f"{annotation.where}: {error}; its box can be used"
       self.take(_Problem(message, num_left_out=0))
@@ -334,7 +333,7 @@ class _Reader:
       )
     if cleaned is not None and not has_extent:
       self._note("boxes without extent are taken from their masks", annotation)
-      box = boxes.of_mask(segmentation.draw(cleaned, size))
+      box = shapes.box_of_mask(shapes.draw(cleaned, size))
     return cleaned, box
 
 
@@ -351,13 +350,13 @@ def _check_size(annotation: _Annotation, header: decode.Header) -> None:
   )
 
 
-def _check_box(box: boxes.Box, picture: str, size: tuple[int, int]) -> None:
+def _check_box(box: shapes.Box, picture: str, size: tuple[int, int]) -> None:
   width, height = size
   xmin, ymin, xmax, ymax = box
-  if not boxes.has_extent(box):
+  if not shapes.has_extent(box):
     raise ValueError(
       "the box must have xmin < xmax and ymin < ymax, and is "
-      f"{boxes.words(box)}"
+      f"{shapes.box_words(box)}"
     )
   if (
     min(xmin, ymin) < -_SLACK_PX
@@ -368,5 +367,5 @@ def _check_box(box: boxes.Box, picture: str, size: tuple[int, int]) -> None:
   ):
     raise ValueError(
       f"the box must lie within the {width}x{height} pixels of {picture}, and "
-      f"is {boxes.words(box)}"
+      f"is {shapes.box_words(box)}"
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gc_jax.data.decode import SUFFIXES
-from gc_jax.data.sets import boxes, folder_files, tables, voc_xml
+from gc_jax.data.sets import folder_files, shapes, tables, voc_xml
 from gc_jax.data.sets.official import Release
 from gc_jax.runtime.messages import clipped
 
@@ -310,7 +310,7 @@ def read_boxes(
     return {}
   found: dict[str, list[Box]] = {}
   others = []
-  fractions = boxes.Fractions()
+  fractions = shapes.Fractions()
   with RELEASE.opened(path) as tar:
     for name, member in _files(tar):
       stem, ending = posixpath.splitext(name)
@@ -362,7 +362,7 @@ def scaled_boxes(
   found = []
   for item in content.objects:
     xmin, ymin, xmax, ymax = (side + 1 - first_px for side in item.corners)
-    clipped = boxes.clipped((xmin - 1, ymin - 1, xmax, ymax), content.size)
+    clipped = shapes.clipped_box((xmin - 1, ymin - 1, xmax, ymax), content.size)
     if xmin > xmax or ymin > ymax:
       counts["boxes left out: inverted"] += 1
     elif clipped is None:
@@ -371,7 +371,7 @@ def scaled_boxes(
       if min(xmin, ymin) < 0 or xmax > width or ymax > height:
         counts["boxes clipped to the picture"] += 1
       bbox, sliced = (
-        boxes.scaled(box, content.size) for box in (clipped, item.box)
+        shapes.scaled_box(box, content.size) for box in (clipped, item.box)
       )
       found.append(Box(item.name, bbox, sliced, item.difficult))
   return found

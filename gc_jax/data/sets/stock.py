@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset
-from gc_jax.data.sets import boxes, segmentation, stock_prepare, stock_sets
+from gc_jax.data.sets import shapes, stock_prepare, stock_sets
 from gc_jax.data.sets.stock_sets import PREFIX, Layout
 from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import unknown_name_message
@@ -234,12 +234,12 @@ def _inside(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
 
 def _encoded_mask(encoded: bytes, levels: frozenset[int]) -> bytes:
   inside = _inside(encoded, levels)
-  return segmentation.encode(inside) if inside.any() else b""  # the box stands
+  return shapes.encode(inside) if inside.any() else b""  # the box stands
 
 
 def _box_of_mask(encoded: bytes, levels: frozenset[int]) -> np.ndarray:
   """Returns ymin xmin ymax xmax in 0..1; the whole image without a pixel."""
   inside = _inside(encoded, levels)
-  box = boxes.of_mask(inside)
-  scaled = boxes.scaled(box, inside.shape[::-1]) if box else (0, 0, 1, 1)
+  box = shapes.box_of_mask(inside)
+  scaled = shapes.scaled_box(box, inside.shape[::-1]) if box else (0, 0, 1, 1)
   return np.array(scaled, np.float32)

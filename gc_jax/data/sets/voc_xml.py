@@ -10,7 +10,7 @@ import xml.parsers.expat
 from typing import NamedTuple
 
 from gc_jax.data.sets import tables
-from gc_jax.data.sets.boxes import CORNERS, Box
+from gc_jax.data.sets.shapes import CORNERS, Box
 
 _DECLARED = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)""")
 

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 import scipy.ndimage
 
-from gc_jax.data.sets import boxes, coco
+from gc_jax.data.sets import coco, shapes
 from gc_jax.evaluation import classification
 from tests.data import archives, evaluated
 from tests.data.archives import digest
@@ -371,9 +371,11 @@ def test_odd_objects_are_mended_or_left_out_and_counted(
   objects = record["objects"]
   assert len(record["labels"]) == len(objects["label"]) + 1
   first, second = (decode(encoded) for encoded in objects["mask"][:2])
-  assert boxes.of_mask(first) == (10, 20, 41, 60) and first.sum() == 40 * 31
+  assert (
+    shapes.box_of_mask(first) == (10, 20, 41, 60) and first.sum() == 40 * 31
+  )
   np.testing.assert_allclose(
     in_pixels(objects, sizes[0])[:3],
-    [(10.5, 20, 40.5, 60), boxes.of_mask(second), (0, 0, sizes[0][0], 30)],
+    [(10.5, 20, 40.5, 60), shapes.box_of_mask(second), (0, 0, sizes[0][0], 30)],
     atol=1e-4,
   )

@@ -21,7 +21,6 @@ from configs import base
 from gc_jax import data
 from gc_jax.data import geometry, pipeline
 from gc_jax.data.sets import stock, stock_prepare, stock_sets
-from gc_jax.data.sets.without_tensorflow import without_tensorflow
 from tests.data import evaluated, stock_archives
 from tests.data.real_things import tight_box
 
@@ -429,7 +428,7 @@ def test_preparing_leaves_tfds_as_it_was(tmp_path):
   builder = tfds.builder("voc/2007", data_dir=tmp_path)
   module = sys.modules[type(builder).__module__]
   before = module.tf, downloader.MAX_RETRIES, list(sys.meta_path)
-  with without_tensorflow(builder):
+  with stock_prepare.without_tensorflow(builder):
     assert module.tf is not before[0]
     with pytest.raises(ModuleNotFoundError, match="tensorflow"):
       import tensorflow  # noqa: F401

@@ -1,4 +1,4 @@
-"""Polygons and run lengths: what is drawn, left out, and refused."""
+"""Boxes, polygons and run lengths: what is read, left out, and refused."""
 
 import io
 
@@ -9,8 +9,73 @@ import pytest
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from gc_jax.data.sets import segmentation
+from gc_jax.data.sets import shapes
 from tests.data.archives import compressed, uncompressed
+
+# Boxes.
+
+
+def fractions(*corners):
+  watch = shapes.Fractions()
+  for i, box in enumerate(corners, 1):
+    box = tuple(map(float, box))
+    watch.add(f"line {i}", box, box)
+  return str(watch)
+
+
+def test_the_box_of_a_mask_holds_its_pixels_and_nothing_more():
+  mask = np.zeros((7, 9), bool)
+  assert shapes.box_of_mask(mask) is None
+  mask[2, 3] = True
+  assert shapes.box_of_mask(mask) == (3.0, 2.0, 4.0, 3.0)
+  mask[6, 0] = True
+  assert shapes.box_of_mask(mask) == (0.0, 2.0, 4.0, 7.0)
+
+
+@pytest.mark.parametrize(
+  "corners",
+  [
+    [(0.1, 0.1, 0.5, 0.5)] * 3,
+    [(0, 0, 1, 1), (0.2, 0.2, 1, 0.9)],  # of the whole picture
+    [(-0.02, 0.1, 1.01, 0.5)],  # not clipped
+  ],
+)
+def test_boxes_within_0_and_1_are_found_out(corners):
+  said = fractions(*corners)
+  assert said.startswith("boxes must be in pixels")
+  assert "lie within 0 and 1" in said or "lies within 0 and 1" in said
+  assert f"the first line 1, with {corners[0][0]:g}, " in said
+  assert "Are they fractions of the picture?" in said
+
+
+def test_boxes_that_lie_within_a_pixel_each_are_found_out():
+  said = fractions((7.1, 3.2, 7.9, 3.3), (40, 2, 41, 3))
+  assert "all 2 boxes lie within one pixel" in said
+
+
+@pytest.mark.parametrize(
+  "corners",
+  [
+    [],
+    [(6, 4, 24, 20)],
+    [(0.1, 0.1, 0.5, 0.5), (6, 4, 24, 20)],  # an object of less than a pixel
+    [(6, 4, 24, 20), (0.1, 0.1, 0.5, 0.5)],
+    [(0, 0, 2, 2)],
+    [(0, 0, 1, 40)],
+    [(50, 40, 51, 41)],  # one star
+    [(0, 0, 0, 0)] * 4,  # not boxes at all
+    [(float("nan"),) * 4],
+  ],
+)
+def test_boxes_in_pixels_are_not_suspected(corners):
+  assert not fractions(*corners)
+
+
+def test_a_box_is_said_in_words():
+  assert shapes.box_words((1, 2.5, 3, 4)) == "xmin=1 ymin=2.5 xmax=3 ymax=4"
+
+
+# Masks.
 
 WIDTH, HEIGHT = SIZE = (12, 10)
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]
@@ -37,8 +102,8 @@ SCRAPS = {
 
 def read(given):
   """Returns the pixels of a segmentation, and how many parts are left out."""
-  cleaned, num_left_out = segmentation.clean(given, SIZE)
-  return segmentation.draw(cleaned, SIZE), num_left_out
+  cleaned, num_left_out = shapes.clean(given, SIZE)
+  return shapes.draw(cleaned, SIZE), num_left_out
 
 
 def test_polygons_of_one_object_are_joined():
@@ -48,7 +113,7 @@ def test_polygons_of_one_object_are_joined():
 
 
 def test_a_polygon_outside_of_a_list_is_one():
-  assert segmentation.clean(SQUARE, SIZE) == ([SQUARE], 0)
+  assert shapes.clean(SQUARE, SIZE) == ([SQUARE], 0)
 
 
 def test_a_polygon_that_sticks_out_is_cut_off_at_the_edge():
@@ -59,8 +124,8 @@ def test_a_polygon_that_sticks_out_is_cut_off_at_the_edge():
 @pytest.mark.parametrize("name", SCRAPS)
 def test_a_polygon_that_covers_no_pixel_is_left_out(name):
   scrap = SCRAPS[name]
-  assert segmentation.clean([scrap], SIZE) == (None, 1)
-  kept = segmentation.clean([SQUARE, scrap, OTHER], SIZE)
+  assert shapes.clean([scrap], SIZE) == (None, 1)
+  kept = shapes.clean([SQUARE, scrap, OTHER], SIZE)
   assert kept == ([SQUARE, OTHER], 1)
 
 
@@ -77,7 +142,7 @@ def test_run_lengths_are_drawn_as_a_list_and_compressed(write, share):
   pixels = np.random.default_rng(0).random((HEIGHT, WIDTH)) < share
   given = write(pixels)
   kept = (given, 0) if share else (None, 1)
-  assert segmentation.clean(given, SIZE) == kept
+  assert shapes.clean(given, SIZE) == kept
   np.testing.assert_array_equal(read(given)[0], pixels)
 
 
@@ -110,15 +175,15 @@ def test_whole_floats_are_run_lengths():
 )
 def test_run_lengths_that_make_no_picture_are_refused(counts, message):
   with pytest.raises(ValueError, match=message):
-    segmentation.clean({"size": [10, 12], "counts": counts}, SIZE)
+    shapes.clean({"size": [10, 12], "counts": counts}, SIZE)
 
 
 @pytest.mark.parametrize("size", [[12, 10], ["10", "12"], None, []])
 def test_run_lengths_of_another_picture_are_refused(size):
   given = {"size": size, "counts": [0, 120]}
-  for refuse in segmentation.clean, segmentation.draw:
+  for refuse in shapes.clean, shapes.draw:
     with pytest.raises(
-      segmentation.OtherSizeError, match=r"of size \[10, 12\], and are of size"
+      shapes.OtherSizeError, match=r"of size \[10, 12\], and are of size"
     ):
       refuse(given, SIZE)
 
@@ -126,7 +191,7 @@ def test_run_lengths_of_another_picture_are_refused(size):
 @pytest.mark.parametrize("other", ["mask.png", 7, True, 1.5])
 def test_neither_polygons_nor_run_lengths_are_refused(other):
   with pytest.raises(ValueError, match="must be polygons or run lengths, and"):
-    segmentation.clean(other, SIZE)
+    shapes.clean(other, SIZE)
 
 
 def test_polygons_are_drawn_as_pycocotools_draws_them():
@@ -144,7 +209,7 @@ def test_polygons_are_drawn_as_pycocotools_draws_them():
 
 def test_masks_are_encoded_with_one_bit_a_pixel():
   mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5
-  with PIL.Image.open(io.BytesIO(segmentation.encode(mask))) as image:
+  with PIL.Image.open(io.BytesIO(shapes.encode(mask))) as image:
     assert image.mode == "1"
     np.testing.assert_array_equal(np.asarray(image), mask)
 
@@ -179,9 +244,9 @@ SEGMENTATIONS = st.one_of(
 @hypothesis.given(SEGMENTATIONS)
 def test_any_json_is_drawn_or_refused_by_a_value_error(given):
   try:
-    kept, _ = segmentation.clean(given, SIZE)
+    kept, _ = shapes.clean(given, SIZE)
   except ValueError:
     return
-  mask = segmentation.draw(kept, SIZE)
+  mask = shapes.draw(kept, SIZE)
   assert mask.shape == (HEIGHT, WIDTH)
   assert mask.any() == (kept is not None)
