@@ -17,7 +17,7 @@ import json
 from absl import flags
 
 from gc_jax import cli
-from gc_jax.pods import check, topologies
+from gc_jax.pods import check, compiler
 from gc_jax.report import formats
 from gc_jax.runtime import files, signals
 
@@ -27,8 +27,8 @@ _CONFIG = cli.define_config(
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
   None,
-  f"What to compile for: {topologies.LOCAL}, or a TPU slice, "
-  f"{', '.join(topologies.TOPOLOGIES)}.",
+  f"What to compile for: {compiler.LOCAL}, or a TPU slice, "
+  f"{', '.join(compiler.TOPOLOGIES)}.",
 )
 _PER_CHIP_BATCH = flags.DEFINE_string(
   "per_chip_batch",

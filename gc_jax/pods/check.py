@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from gc_jax import data, models
 from gc_jax.data import pipeline
 from gc_jax.method.types import Batch
-from gc_jax.pods import program, topologies
+from gc_jax.pods import compiler
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
 from gc_jax.training import config as configs
@@ -120,14 +120,14 @@ def compile_step(
   compiled, refused = _compile(lowered, where.fast)
   memory, exchanges, flops = None, [], None
   if compiled is not None:
-    memory = program.memory(compiled.memory_analysis())
+    memory = compiler.memory(compiled.memory_analysis())
     num_bytes = sum(x.size * x.dtype.itemsize for x in batch.values())
     memory["next_batch"] = num_bytes // mesh.size
     memory["total_with_next_batch"] = memory["total"] + memory["next_batch"]
-    exchanges = program.exchanges(compiled.as_text())
+    exchanges = compiler.exchanges(compiled.as_text())
     flops = (compiled.cost_analysis() or {}).get("flops")
   per_device = config.batch_size // mesh.size
-  pictures = program.picture_sized(
+  pictures = compiler.picture_sized(
     exchanges,
     3 * config.data.image_size**2,
     {leaf.size for leaf in jax.tree.leaves(state.params)},
@@ -142,7 +142,7 @@ def compile_step(
     "flops_per_device": flops,
     "flops_per_image": flops and flops / per_device,
     "flops_per_step": flops and flops * config.batch_size / per_device,
-    "collectives": program.by_kind(exchanges),
+    "collectives": compiler.by_kind(exchanges),
     "picture_sized": [
       {"kind": each.kind, "shapes": each.shapes, "bytes": each.num_bytes}
       for each in pictures
@@ -153,7 +153,7 @@ def compile_step(
 
 def _compile(
   lowered: jax.stages.Lowered, fast: bool
-) -> tuple[jax.stages.Compiled | None, program.OutOfMemory | None]:
+) -> tuple[jax.stages.Compiled | None, compiler.OutOfMemory | None]:
   """Returns the program, or why there is none."""
   level = jax.config.jax_optimization_level
   if fast:
@@ -161,7 +161,7 @@ def _compile(
   try:
     return lowered.compile(), None
   except jax.errors.JaxRuntimeError as error:
-    refused = program.read_out_of_memory(str(error))
+    refused = compiler.read_out_of_memory(str(error))
     if refused is None:
       raise
     return None, refused
@@ -317,7 +317,7 @@ def preflight(
 
   Args:
     config: resolved.
-    topology: of `topologies.TOPOLOGIES`, or `topologies.LOCAL`.
+    topology: of `compiler.TOPOLOGIES`, or `compiler.LOCAL`.
     per_device: images on one device; 0 = the config's batch, divided; "auto":
       that, and the largest that fits.
     num_classes: K; 0 = that of the data set.
@@ -331,10 +331,10 @@ def preflight(
     ValueError: the config or an argument does not allow it.
     ModuleNotFoundError: the devices' compiler is not installed.
   """
-  devices = topologies.devices(topology)
+  devices = compiler.devices(topology)
   classes = data.classes(config.data, num_classes)
   mesh = parallel.make_mesh(devices)
-  limit = topologies.memory_limit(topology, devices)
+  limit = compiler.memory_limit(topology, devices)
   where = Target(mesh, limit, fast)
   config = config.copy_and_resolve_references()
   searching = per_device == "auto"
@@ -362,7 +362,7 @@ def preflight(
     "num_devices": mesh.size,
     "memory_limit_bytes": limit,
     "fast": fast,
-    "compiler": topologies.compiler(topology),
+    "compiler": compiler.versions(topology),
     "batch_size": config.batch_size,
   }
   if searching:

@@ -23,7 +23,7 @@ import jax
 
 from gc_jax import models
 from gc_jax.method import compose
-from gc_jax.pods.program import by_kind, exchanges
+from gc_jax.pods.compiler import by_kind, exchanges
 from gc_jax.runtime import parallel
 from gc_jax.training.build import num_params
 from tests.benchmarks import measuring

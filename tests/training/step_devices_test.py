@@ -12,7 +12,7 @@ from flax import nnx
 from configs import quickstart
 from gc_jax import models
 from gc_jax.method import compose
-from gc_jax.pods.program import KINDS, exchanges
+from gc_jax.pods.compiler import KINDS, exchanges
 from gc_jax.runtime import parallel
 from gc_jax.training import build
 from gc_jax.training.step import TrainState

@@ -1,11 +1,14 @@
-"""The reading of a compiler's text, on lines as it writes them."""
+"""Topologies by name; the reading of a compiler's text, as it writes it."""
+
+import importlib.metadata
+import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from gc_jax.pods import program as programs
-from gc_jax.pods.program import Exchange, OutOfMemory
+from gc_jax.pods import compiler
+from gc_jax.pods.compiler import Exchange, OutOfMemory
 from gc_jax.runtime import parallel
 
 # One of each form, as libtpu 0.0.42 writes layouts, tiles, memory spaces and
@@ -33,7 +36,7 @@ collective-permute-start(%e), source_target_pairs={{0,1}}
 
 
 def test_every_collective_is_found_once_with_its_bytes():
-  assert programs.exchanges(HLO) == [
+  assert compiler.exchanges(HLO) == [
     Exchange("all-reduce", ((),), 4),
     Exchange("all-reduce", ((32,), (4, 8)), 32 * 4 + 32 * 2),
     Exchange("all-reduce", ((100,),), 400),
@@ -42,7 +45,7 @@ def test_every_collective_is_found_once_with_its_bytes():
     Exchange("all-to-all", ((2, 3), (2, 3)), 48),
     Exchange("reduce-scatter", ((5,),), 3),  # 20 bits
   ]
-  assert programs.exchanges("%add.1 = f32[2]{0} add(%a, %b)") == []
+  assert compiler.exchanges("%add.1 = f32[2]{0} add(%a, %b)") == []
 
 
 def test_a_compiled_program_has_the_collectives_that_it_must_have():
@@ -55,7 +58,7 @@ def test_a_compiled_program_has_the_collectives_that_it_must_have():
   def program(x):
     return x.sum(0), jax.lax.with_sharding_constraint(x * 2, everywhere)
 
-  found = programs.exchanges(program.lower(x).compile().as_text())
+  found = compiler.exchanges(program.lower(x).compile().as_text())
   assert sorted((each.kind, each.num_bytes) for each in found) == [
     ("all-gather", 8 * 6 * 4),
     ("all-reduce", 6 * 4),
@@ -68,7 +71,7 @@ def test_pictures_are_told_from_gradients_by_their_size():
   pictures = Exchange("all-gather", ((4, 64, 64, 3),), 0)
   masked = Exchange("all-reduce", ((64,), (1, 64, 64, 3)), 0)
   small = Exchange("all-to-all", ((64, 64, 2),), 0)
-  found = programs.picture_sized(
+  found = compiler.picture_sized(
     [gradient, pictures, masked, small], picture, {3 * 3 * 64 * 128, 64}
   )
   assert found == [pictures, masked]
@@ -80,7 +83,7 @@ def test_a_sum_in_place_needs_its_arguments_and_no_more():
     (1_000,), jnp.float32, sharding=parallel.replicated(mesh)
   )
   program = jax.jit(jnp.add, donate_argnums=0).lower(x, x).compile()
-  memory = programs.memory(program.memory_analysis())
+  memory = compiler.memory(program.memory_analysis())
   assert memory["arguments"] == 8_000
   assert memory["aliased"] == 4_000
   assert memory["total"] == pytest.approx(8_000, abs=100)  # pointers
@@ -108,4 +111,40 @@ GIB = 2**30
   ],
 )
 def test_an_error_of_memory_is_told_from_others(message, expected):
-  assert programs.read_out_of_memory(message) == expected
+  assert compiler.read_out_of_memory(message) == expected
+
+
+# Devices.
+
+
+def test_local_devices_are_those_here_and_a_cpu_has_no_known_limit():
+  assert list(compiler.devices("local")) == jax.devices()
+  assert compiler.memory_limit("local", jax.devices()) is None
+
+
+@pytest.mark.parametrize("name", ["v5e:3x3", "v5e", "v9:2x2", "", "v5e:32x32"])
+def test_an_unknown_topology_lists_the_known_ones(name):
+  with pytest.raises(ValueError, match="Unknown --topology=") as raised:
+    compiler.devices(name)
+  message = str(raised.value)
+  assert all(known in message for known in ("local", *compiler.TOPOLOGIES))
+
+
+def test_slices_grow_and_each_is_named_once():
+  assert len(set(compiler.TOPOLOGIES)) == len(compiler.TOPOLOGIES)
+  for sizes in compiler.SLICES.values():
+    chips = [math.prod(map(int, size.split("x"))) for size in sizes]
+    assert chips == sorted(set(chips))
+
+
+def test_without_libtpu_the_message_names_the_version_to_install(monkeypatch):
+  monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ModuleNotFoundError) as raised:
+    compiler.devices("v5e:2x2")
+  (named,) = (
+    line.split(";")[0].strip()
+    for line in importlib.metadata.requires("jax")
+    if line.startswith("libtpu")
+  )
+  assert named.startswith("libtpu==")
+  assert f"pip install '{named}'" in str(raised.value)

@@ -1,12 +1,119 @@
-"""What the compiler says of a program: memory, collectives, why it refused.
+"""The compiler of devices that are not here, and what it says of a program.
 
-Text and numbers in; nothing is compiled or run here.
+TPU slices are compiled for by libtpu alone. Of a program it tells the memory,
+the collectives, or why it refused.
 """
 
+import importlib.metadata
+import importlib.util
 import math
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from gc_jax.runtime.messages import unknown_name_message
+
+LOCAL = "local"
+_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+
+# Generation -> slices. libtpu ends the process at one it does not have.
+SLICES = {
+  "v3": ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "v4": _CUBES,
+  "v5e": _FLAT,
+  "v5p": (*_CUBES, "8x8x8"),
+  "v6e": _FLAT,
+  "tpu7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
+}
+TOPOLOGIES = tuple(
+  f"{generation}:{size}" for generation in SLICES for size in SLICES[generation]
+)
+
+# Unless these are set, libtpu asks the machine's metadata server for them and
+# waits for an answer. Their values do not matter to what is compiled.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  # Nothing is run: two processes may compile at once.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def devices(name: str) -> Sequence[jax.Device]:
+  """Returns the devices of a topology; nothing can be put on those of a pod.
+
+  Call it before anything asks jax for a device: for a pod, this process itself
+  keeps only its CPU.
+
+  Args:
+    name: of `TOPOLOGIES`, or `LOCAL` for the devices that are here.
+
+  Raises:
+    ValueError: there is no such topology; names the known ones.
+    ModuleNotFoundError: libtpu is not installed; says how to.
+  """
+  if name == LOCAL:
+    return jax.devices()
+  if name not in TOPOLOGIES:
+    raise ValueError(
+      unknown_name_message("--topology", name, [LOCAL, *TOPOLOGIES], most=50)
+    )
+  spec = importlib.util.find_spec("libtpu")
+  if spec is None or spec.origin is None:  # a folder of that name has no origin
+    # As jax's extra "tpu" asks for it: "libtpu==0.0.42.*; extra == ...".
+    required = importlib.metadata.requires("jax") or ()
+    named = [each for each in required if re.match(r"libtpu\b", each)]
+    raise ModuleNotFoundError(
+      "Compiling for a TPU needs its compiler, libtpu, and it is not installed "
+      f"(no TPU is needed): pip install '{named[0].split(';')[0].strip()}'"
+    )
+  for variable, value in _ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+  jax.config.update("jax_platforms", "cpu")
+  # Both cores of a v4 chip are one device, as jax has them there.
+  options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+  return topologies.get_topology_desc(
+    platform="tpu", topology_name=name, **options
+  ).devices
+
+
+def versions(name: str) -> str:
+  """Returns the compiler for a topology, with its versions."""
+  if name == LOCAL:
+    return f"jax {jax.__version__}"
+  libtpu = importlib.metadata.version("libtpu")
+  return f"jax {jax.__version__}, libtpu {libtpu}"
+
+
+def memory_limit(name: str, devices: Sequence[jax.Device]) -> int | None:
+  """Returns the bytes that programs may use on each of the devices.
+
+  For a pod, the compiler says so in its error on a program that fits nowhere.
+  None: the limit is not known, as on a CPU.
+  """
+  if name == LOCAL:
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
+  huge = jax.ShapeDtypeStruct(
+    (2**44,), jnp.int8, sharding=SingleDeviceSharding(devices[0])
+  )
+  try:
+    jax.jit(lambda x: x + 1).lower(huge).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if found := read_out_of_memory(str(error)):
+      return found.limit
+  return None
+
+
+# What it says, as text and numbers.
 
 KINDS = (
   "all-gather",
