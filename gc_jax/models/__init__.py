@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray
 
-from gc_jax.models import chain, resnet, squeezenet
+from gc_jax.models import chain, resnet
 from gc_jax.models.network import Architecture
 
 _GMP = "-gmp"
@@ -19,7 +19,7 @@ _POOLED = {
   "resnet34": resnet.RESNET34,
   "resnet50": resnet.RESNET50,
   "resnet101": resnet.RESNET101,
-  "squeezenet1_1": squeezenet.SQUEEZENET1_1,
+  "squeezenet1_1": chain.SQUEEZENET1_1,
 }
 # Those that pool globally come with either pooling.
 MODELS: dict[str, Architecture] = _PERCEPTRONS | {

@@ -1,12 +1,10 @@
-"""AlexNet and VGG16: convolutions in a chain, then a perceptron.
+"""AlexNet, VGG16 and SqueezeNet: chains of layers with torchvision's numbers.
+
+So a checkpoint is exchanged by renaming leaves.
 
 Source: Krizhevsky 2014, arXiv:1404.5997 (torchvision's AlexNet); Simonyan and
-Zisserman 2015, arXiv:1409.1556. Layers carry torchvision's numbers, so that a
-checkpoint is exchanged by renaming leaves.
-
-The explained activations are the output of the last max-pool, as in the
-authors' release. Neither has a global pooling, hence no `-gmp` (the paper's
-"AlexNet doesn't have any pooling layer").
+Zisserman 2015, arXiv:1409.1556; Iandola et al. 2016, arXiv:1602.07360, in the
+authors' version 1.1.
 """
 
 from collections.abc import Sequence
@@ -22,8 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import convolution, network
 
-# A layer of a chain is POOL or, of a convolution with a ReLU behind it,
-# (channels, kernel, stride, padding).
+# A layer of a chain is POOL; of a convolution with a ReLU behind it, (channels,
+# kernel, stride, padding); of a fire module, (squeezed, expanded) channels.
 POOL = ()
 Layer = tuple[int, ...]
 
@@ -42,17 +40,28 @@ VGG16_LAYERS = tuple(
   for count, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
   for layer in (*[(channels, 3, 1, 1)] * count, POOL)
 )
+SQUEEZENET_LAYERS = (
+  (64, 3, 2, 0),
+  POOL,
+  (16, 64),
+  (16, 64),
+  POOL,
+  (32, 128),
+  (32, 128),
+  POOL,
+  (48, 192),
+  (48, 192),
+  (64, 256),
+  (64, 256),
+)
+SMALL_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 
 class NumberedNetwork(network.Network):
-  """A network whose `trunk` and `head` hold layers by torchvision's numbers.
-
-  Attributes:
-    chain: the layers of the trunk.
-  """
+  """A network whose `trunk` and `head` hold layers by torchvision's numbers."""
 
   torch_names = MappingProxyType({"trunk": "features", "head": "classifier"})
-  chain: Sequence[Layer]
+  chain: Sequence[Layer]  # of the trunk
 
   def numbered(self) -> list[tuple[str, Layer]]:
     """Returns the chain with torchvision's numbers."""
@@ -85,7 +94,11 @@ class NumberedNetwork(network.Network):
 
 
 class Chain(NumberedNetwork):
-  """A chain of convolutions split where Grad-CAM looks.
+  """A chain of convolutions, then a perceptron: AlexNet, VGG16.
+
+  The explained activations are the output of the last max-pool, as in the
+  authors' release. There is no global pooling, hence no `-gmp` (the paper's
+  "AlexNet doesn't have any pooling layer").
 
   Args:
     chain: convolutions and poolings.
@@ -221,8 +234,115 @@ VGG16 = network.Architecture(
     "grid": 7,
     "drops_features": False,
     "conv_init": network.HE_INIT,
-    "linear_init": network.Init(nnx.initializers.normal(0.01), zero_bias=True),
+    "linear_init": SMALL_INIT,
   },
   min_px=32,
   torch_code=network.from_torchvision("vgg16"),
+)
+
+
+class Fire(nnx.Module):
+  """A 1x1 convolution to few channels, then 1x1 and 3x3 ones side by side."""
+
+  def __init__(self, in_channels: int, squeezed: int, expanded: int, make_conv):
+    self.squeeze = make_conv(in_channels, squeezed, 1)
+    self.expand1x1 = make_conv(squeezed, expanded, 1)
+    self.expand3x3 = make_conv(squeezed, expanded, 3)
+
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
+    """Returns both expansions, after their ReLU, stacked in channels."""
+    x = nnx.relu(self.squeeze(x))
+    wide = [self.expand1x1(x), self.expand3x3(x)]
+    return nnx.relu(jnp.concatenate(wide, axis=-1))
+
+
+class SqueezeNet(NumberedNetwork):
+  """SqueezeNet 1.1 split where Grad-CAM looks.
+
+  Args:
+    chain: a convolution, then fire modules and poolings.
+    pooling: of the class maps, "average" or "max", over all cells.
+    dropout_rate: fraction of the features that are dropped before the head.
+    dtype: of the trunk's activations. Parameters and the head are float32.
+  """
+
+  last_layer = ("head", "1")  # its outputs, pooled, are the logits
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    chain: Sequence[Layer] = SQUEEZENET_LAYERS,
+    pooling: str = "average",
+    dropout_rate: float = 0.5,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.chain = tuple(chain)
+    self.pooling = pooling
+    self.dropout_rate = dropout_rate
+    self.dtype = dtype
+    make_conv = partial(
+      network.conv, init=network.HE_UNIFORM_INIT, dtype=dtype, rngs=rngs
+    )
+    trunk, channels = {}, 3
+    for number, layer in self.numbered():
+      if len(layer) == 4:
+        trunk[number] = make_conv(3, *layer[:3], padding=layer[3])
+        channels = layer[0]
+      elif layer != POOL:
+        trunk[number] = Fire(channels, *layer, make_conv)
+        channels = 2 * layer[1]
+    self.trunk = nnx.Dict(trunk)
+    last = network.conv(
+      channels, num_classes, 1, init=SMALL_INIT, dtype=jnp.float32, rngs=rngs
+    )
+    self.head = nnx.Dict({"1": last})
+
+  def features(
+    self, images: Float[Array, "B H W 3"]
+  ) -> Float[Array, "B h w D"]:
+    """Returns the output of the last fire module."""
+    x = nnx.relu(self.trunk["0"](images))
+    for number, layer in self.numbered()[1:]:
+      if layer == POOL:
+        x = convolution.max_pool(x, 3, 2, partial_windows=True)
+      else:
+        x = self.segment(lambda fire, x: fire(x), self.trunk[number], x)
+    return x
+
+  def classify(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B K"]:
+    """Returns the logits, all >= 0."""
+    features = network.at_least_float32(features)
+    x = network.dropout(features, self.dropout_rate, key)
+    return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+
+  def torch_features(self, ops: Any, x: Any) -> Any:
+    """Computes `features` by PyTorch."""
+    x = ops.conv(x, "features.0", 2, padding=0).relu()
+    for number, layer in self.numbered()[1:]:
+      if layer == POOL:
+        x = ops.max_pool(x, 3, 2, partial_windows=True)
+      else:
+        fire = f"features.{number}"
+        x = ops.conv(x, f"{fire}.squeeze").relu()
+        wide = [ops.conv(x, f"{fire}.expand{k}") for k in ("1x1", "3x3")]
+        x = ops.concatenate(wide).relu()
+    return x
+
+  def torch_classify(self, ops: Any, features: Any) -> Any:
+    """Computes `classify` by PyTorch."""
+    maps = ops.conv(features, "classifier.1").relu()
+    return ops.pool_globally(maps, self.pooling)
+
+
+SQUEEZENET1_1 = network.Architecture(
+  title="SqueezeNet 1.1",
+  network=SqueezeNet,
+  fields={},
+  min_px=17,
+  torch_code=network.from_torchvision("squeezenet1_1"),
+  torch_pooling="classifier[3]",
 )

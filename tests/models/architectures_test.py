@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models import chain, network, squeezenet
+from gc_jax.models import chain, network
 
 # torchvision's own numbers of parameters at 1,000 classes; the grid of features
 # of 224 and 448 pixels.
@@ -174,7 +174,7 @@ def test_dropout_is_a_function_of_the_key_and_without_one_nothing_is_dropped():
 
 
 def tiny_squeezenet():
-  return squeezenet.SqueezeNet(
+  return chain.SqueezeNet(
     5,
     chain=((64, 3, 2, 0), (4, 4), chain.POOL, (4, 8)),
     rngs=nnx.Rngs(models.init_key(0)),
