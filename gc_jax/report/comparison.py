@@ -59,7 +59,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   """Returns name to content of the files, and what could not be shown."""
   firsts = {label: members[0] for label, members in models.items()}
   about = first(models).about
-  protocol = describe.protocol(about)
+  protocol = describe.protocols([one.about for one in firsts.values()])
   glance, made = overview(models), page.make_tables(models)
   points = pareto_points(models)
   chart = pareto_chart(points)

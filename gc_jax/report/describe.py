@@ -18,7 +18,9 @@ _OF_QUESTIONS = {
   "eval.faithfulness_steps": ("faithfulness",),
   "eval.sanity_rows": ("sanity",),
 }
-_OF_WHOLE = ("eval.border", "eval.shorter_side_px", "eval.round_px")
+_OF_WHOLE = ("eval.shorter_side_px", "eval.round_px")
+# In these two evaluations may differ: each row then says its own.
+_OF_PROTOCOL = ("eval.protocol", "eval.border")
 
 
 # Names.
@@ -141,6 +143,14 @@ def tolerance(about: About) -> str:
   return f"comes within {pixels:g} pixels of it{at_size}"
 
 
+def protocols(abouts: Sequence[About]) -> str:
+  """Returns how each of some evaluations held maps against annotations."""
+  sentences = list(dict.fromkeys(map(protocol, abouts)))
+  if len(sentences) > 1:
+    sentences.append("Numbers of different protocols cannot be compared.")
+  return " ".join(sentences)
+
+
 def protocol(about: About) -> str:
   """Returns how maps were held against annotations, in a sentence."""
   meaning = PROTOCOLS[about.protocol].meaning.format(hits=tolerance(about))
@@ -191,12 +201,16 @@ def check_comparable(evaluations: Sequence[Evaluated]) -> None:
       )
 
   check("the data set, --config.data.name", lambda one: one.about.data_name)
-  check("the protocol, --config.eval.protocol", lambda one: one.about.protocol)
+  check(
+    "whether pictures are whole, --config.eval.protocol",
+    lambda one: PROTOCOLS[one.about.protocol].whole,
+  )
   measured = {
     str(one.folder): saved_config.evaluation_settings(one.about.config)
     for one in evaluations
   }
-  for name in dict.fromkeys(k for own in measured.values() for k in own):
+  names = dict.fromkeys(k for own in measured.values() for k in own)
+  for name in [name for name in names if name not in _OF_PROTOCOL]:
     asked = _OF_QUESTIONS.get(name)
     check(
       f"--config.{name}",
@@ -240,7 +254,10 @@ def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
     # Without a seed, nothing says that it is a repetition.
     is_known = about.trained_with("seed") is not None
     own = saved_config.model_settings(about.trained) if is_known else None
-    key = about.architecture, about.consistency, own or str(evaluated.folder)
+    key = (
+      *(about.architecture, about.consistency, own or str(evaluated.folder)),
+      *(about.protocol, setting(about, "border")),
+    )
     groups.setdefault(json.dumps(key, default=str), []).append(evaluated)
   members = list(groups.values())
   return dict(zip(_labels(members), members, strict=True))
@@ -249,7 +266,10 @@ def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
 def _labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
   """Returns a label each, with what differs where they clash."""
   abouts = [members[0].about for members in groups]
-  labels = [label(about) for about in abouts]
+  several = len({about.protocol for about in abouts}) > 1
+  labels = [
+    label(about) + several * f" by “{about.protocol}”" for about in abouts
+  ]
   details = [
     _differing(abouts, labels),
     [_source(about) for about in abouts],

@@ -160,7 +160,10 @@ def test_namesakes_of_files_are_told_apart_by_their_source(
   ("changes", "words"),
   [
     ({"data__name": "imagenet"}, "the data set, --config.data.name"),
-    ({"eval__protocol": "release"}, "the protocol, --config.eval.protocol"),
+    (
+      {"eval__protocol": "release"},
+      "whether pictures are whole, --config.eval.protocol",
+    ),
     ({"data__eval_squash": True}, "--config.data.eval_squash"),
     ({"data__eval_resize_px": 18}, "--config.data.eval_resize_px"),
     ({"eval__tolerance_px": 9.0}, "--config.eval.tolerance_px"),
@@ -176,6 +179,21 @@ def test_what_was_measured_otherwise_is_refused(make, changes, words):
     other = dataclasses.replace(other, is_run=is_run)
     with pytest.raises(ValueError, match=f"must share {re.escape(words)} for"):
       describe.check_comparable([one, other])
+
+
+def test_the_release_and_its_correction_stand_side_by_side(make):
+  both = [
+    make(name, eval__protocol=name, seed=seed)
+    for name in ("release", "corrected")
+    for seed in (0, 1)
+  ]
+  describe.check_comparable(both)
+  groups = describe.group(both)
+  assert [len(members) for members in groups.values()] == [2, 2]
+  first, second = groups
+  assert first.endswith(" by “release”") and second.endswith("“corrected”")
+  said = describe.protocols([one.about for one in both])
+  assert said.count("Protocol “") == 2 and said.endswith("cannot be compared.")
 
 
 def test_two_folders_of_pictures_are_two_data_sets(make):
