@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gc_jax.data import geometry
+from gc_jax.data import decode, geometry
 from gc_jax.data.sets import folder, folder_layout, folder_objects
 from tests.data import photos
 
@@ -566,3 +566,17 @@ def test_every_annotation_is_used_or_counted(
   assert bool(objects.num_left_out) <= bool(objects.problems)
   for problem in objects.problems:
     assert problem.startswith(str(root))
+
+
+def test_a_corner_of_0_empties_a_box_of_xml_in_the_release_alone(root):
+  write(root, "train/cat/cat0.xml", xml((0, 5, 24, 20), (1, 5, 24, 20)))
+  (record,) = (r for r in load(root).source if r["name"] == CAT)
+  header = decode.read_header(record["image"])
+  counts = {
+    border: [
+      int((np.asarray(mask) > 0).sum())
+      for mask in geometry.object_masks(record, header, 0, border)
+    ]
+    for border in ("release", "clipped")
+  }
+  assert counts == {"release": [0, 24 * 16], "clipped": [24 * 16, 24 * 16]}
