@@ -156,7 +156,7 @@ def test_a_run_guided_and_measured_by_what_the_readme_adds(extended, tmp_path):
   results = train_and_evaluate(config, tmp_path / "run")
   assert 0 < results["val/activation/peak"] <= 100
   report = (tmp_path / "run" / "report.html").read_text()
-  for title in ("Mean activation", "Peak", "entropy"):
+  for title in ("Mean activation", "Peak", "entropy of the map"):
     assert title in report
 
 

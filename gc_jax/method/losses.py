@@ -33,15 +33,17 @@ class Field(NamedTuple):
 
 
 class Fields(NamedTuple):
-  """What a recipe sets of a guidance loss.
+  """What a guidance loss is called, and what a recipe sets of it.
 
   Attributes:
+    title: as people write it, after "a loss on the".
     weight: the factor of the mean loss; 0 = off.
     ramp: the epochs over which the weight rises from 0; 0 = at once.
     others: whatever else it has.
     section: a section of the config that only this loss reads, "compose".
   """
 
+  title: str
   weight: Field
   ramp: Field
   others: tuple[Field, ...] = ()
@@ -55,6 +57,7 @@ class Fields(NamedTuple):
 # By the name of the guidance term, see training.guidance.TERMS.
 FIELDS = {
   "consistency": Fields(
+    title="Grad-CAM consistency",
     # With reduction "mean" on 14x14 cells, 25 (the release on ImageNet) equals
     # 25 / 196 = 0.1276 with "sum".
     weight=Field("consistency_weight", 25.0),
@@ -67,7 +70,9 @@ FIELDS = {
     section="compose",
   ),
   "energy": Fields(
-    weight=Field("energy_weight", 0.0), ramp=Field("energy_ramp_epochs", 0.0)
+    title="energy in the object",
+    weight=Field("energy_weight", 0.0),
+    ramp=Field("energy_ramp_epochs", 0.0),
   ),
 }
 

@@ -354,7 +354,7 @@ def preflight(
       config.compute_dtype, devices[0].platform
     ).name,
     "guidance": {
-      guidance.TERMS[name].title: dataclasses.asdict(settings)
+      guidance.TERMS[name].fields.title: dataclasses.asdict(settings)
       for name, settings in guidance.settings(config, mesh.size).items()
     },
     "topology": topology,

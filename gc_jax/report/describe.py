@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gc_jax import data
+from gc_jax.method.losses import FIELDS
 from gc_jax.method.metrics import PROTOCOLS, Key
 from gc_jax.models import MODELS, is_gmp, without_gmp
 from gc_jax.report.artefact import About, Evaluated
@@ -43,14 +44,12 @@ def paper_names(about: About) -> list[str]:
 
 def _other_guidance(about: About) -> dict[str, float]:
   """Returns name to weight of the guidance terms that are not the paper's."""
-  weights = about.trained.get("loss", {})
-  return {
-    field.removesuffix("_weight"): weight
-    for field, weight in weights.items()
-    if field.endswith("_weight")
-    and field not in ("classification_weight", "consistency_weight")
-    and weight > 0
+  weights = {
+    name: about.trained_with(f"loss.{fields.weight.name}") or 0.0
+    for name, fields in FIELDS.items()
+    if name != "consistency"
   }
+  return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 def label(about: About) -> str:
@@ -98,7 +97,8 @@ def training(about: About, others: Sequence[About] = ()) -> str:
   else:
     parts.append("without the consistency loss,")
   for name, weight in _other_guidance(about).items():
-    parts.append(f"with the {name} loss, weight {weight:g},")
+    title = FIELDS[name].title
+    parts.append(f"with a loss on the {title}, weight {weight:g},")
   *first, last = sorted({str(a.trained_with("seed")) for a in [about, *others]})
   seeds = f"seeds {', '.join(first)} and {last}." if first else f"seed {last}."
   return " ".join([*parts, seeds])

@@ -50,7 +50,6 @@ def on_cells(seen: Seen) -> Float[Array, "B h w"]:
 # follow from its place.
 TERMS = {
   "consistency": Term(
-    title="Grad-CAM consistency",
     fields=losses.FIELDS["consistency"],
     settings=composites.settings,
     needs=composites.needs,
@@ -62,7 +61,6 @@ TERMS = {
     images_in_one=composites.images_in_one,
   ),
   "energy": Term(
-    title="energy in the object",
     fields=losses.FIELDS["energy"],
     needs=lambda config: ("object_mask",),
     draw=_located,

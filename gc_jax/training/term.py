@@ -90,8 +90,7 @@ class Term:
   """All that is known of a guidance term.
 
   Attributes:
-    title: as people write it.
-    fields: of `config.loss`: its weight, the weight's ramp, and others.
+    fields: its title, and what it has in `config.loss`.
     losses: (settings, seen, draw, key) -> the losses, one for each entry of
       `draw.mask`. The key is for randomness within, dropout in a forward pass.
     masked: the metric with the share of masked losses.
@@ -107,7 +106,6 @@ class Term:
       forward pass holds, if it makes fewer pictures than there are originals.
   """
 
-  title: str
   fields: Fields
   losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
   masked: str

@@ -42,7 +42,7 @@ def test_no_two_terms_share_a_field_a_metric_or_a_title():
   for names in (
     [field.name for field in fields],
     [term.masked for term in TERMS.values()],
-    [term.title for term in TERMS.values()],
+    [term.fields.title for term in TERMS.values()],
   ):
     assert len(names) == len(set(names))
   for field in fields:

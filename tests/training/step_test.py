@@ -285,9 +285,10 @@ def test_a_term_that_the_step_never_heard_of_is_minimised(
   make_tiny, monkeypatch
 ):
   """The shortest entry there is: every image counts, nothing is drawn."""
-  fields = Fields(Field("toy_weight", 0.0), Field("toy_ramp_epochs", 0.0))
+  fields = Fields(
+    "mass of the map", Field("toy_weight", 0.0), Field("toy_ramp_epochs", 0.0)
+  )
   toy = Term(
-    title="the mass of the map",
     fields=fields,
     losses=lambda settings, seen, drawn, key: seen.cam().sum((1, 2)),
     masked="toy_masked_frac",
