@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -91,18 +92,19 @@ class Dataset:
     return {"label": np.asarray(labels[0], np.int32)}
 
 
-class Reordered:
-  """Records of a source by other numbers: some of them, in another order."""
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Some records of a source, in another order, each converted."""
 
-  def __init__(self, source: Any, indices: np.ndarray):
-    self._source = source
-    self._indices = indices
+  source: Any
+  indices: np.ndarray
+  convert: Callable[[dict[str, Any]], dict[str, Any]]
 
   def __len__(self) -> int:
-    return len(self._indices)
+    return len(self.indices)
 
-  def __getitem__(self, index: int) -> Any:
-    return self._source[int(self._indices[index])]
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.convert(self.source[int(self.indices[index])])
 
 
 def _is_located(source: Any, index: int) -> bool:
@@ -117,15 +119,10 @@ def _is_located(source: Any, index: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """Reads records of a split; broken ones it may skip. Pickled to workers.
-
-  Attributes:
-    dataset: the split.
-    on_error: "raise" or "skip", as `--config.data.on_error`.
-  """
+  """Reads records of a split; broken ones it may skip. Pickled to workers."""
 
   dataset: Dataset
-  on_error: str = "raise"
+  on_error: str = "raise"  # or "skip", as `--config.data.on_error`
 
   def read(
     self, index: int, decode: Callable[[Mapping[str, Any]], _T]
@@ -160,6 +157,12 @@ class Reader:
       count = _num_skipped[self.dataset.name]
     if count % 10 ** (len(str(count)) - 1) == 0:
       _logger.warning("%s. Skipped (number %d).", message, count)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+  """Warns; not again when another split of the same data is loaded."""
+  _logger.warning(message)
 
 
 def _name(record: Mapping[str, Any]) -> str:
@@ -261,11 +264,8 @@ def draw_target(
 ) -> int | None:
   """Draws the class to explain in an image; None if it shows none.
 
-  Args:
-    labels: class of each of its objects.
-    target_draw: "category", uniform over the classes (paper), or "instance",
-      over the objects (release).
-    generator: of the random numbers.
+  `labels` are those of its objects. `target_draw` is "category", uniform over
+  the classes (paper), or "instance", over the objects (release).
   """
   choices = np.unique(labels) if target_draw == "category" else labels
   return int(generator.choice(choices)) if len(choices) else None

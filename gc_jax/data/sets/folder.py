@@ -57,7 +57,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from gc_jax.data.dataset import Dataset
+from gc_jax.data.dataset import Dataset, warn_once
 from gc_jax.data.decode import DecodeError, read_header
 from gc_jax.data.sets import folder_layout, folder_objects, shapes
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
@@ -80,14 +80,10 @@ def load(
   data_dir: str | os.PathLike = "",
   on_error: str = "raise",
 ) -> Dataset:
-  """Returns a split of a folder.
+  """Returns a split of a folder; nothing is written into it.
 
-  Args:
-    split: of `SPLITS`, or a part of one: "train[:100]".
-    path: the folder. Nothing is written into it.
-    data_dir: what annotations say is kept there, until a file of the folder
-      changes. "" = TFDS's own default.
-    on_error: "raise"; "skip" leaves out wrong annotations, and counts them.
+  What annotations say is kept in `data_dir` until a file of the folder changes.
+  `on_error="skip"` leaves out wrong annotations, and counts them.
 
   Raises:
     ValueError: if the split is unknown, or the folder or an annotation is not
@@ -233,7 +229,7 @@ def _report(
 ) -> None:
   """Raises or logs what is wrong with annotations, as the policy says."""
   for note in objects.notes:
-    folder_layout.warn_once(f"In the annotations of {layout.root}, {note}.")
+    warn_once(f"In the annotations of {layout.root}, {note}.")
   if not objects.problems:
     return
   count = objects.num_left_out or len(objects.problems)

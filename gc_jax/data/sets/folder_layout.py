@@ -4,11 +4,11 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import logging
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from gc_jax.data.dataset import warn_once
 from gc_jax.data.decode import SUFFIXES
 from gc_jax.data.sets import folder_files, tables
 from gc_jax.data.sets.folder_files import LABELS_FILE, Finder, Tree, normalized
@@ -28,8 +28,6 @@ _SPLIT_FOLDERS = {
   **dict.fromkeys(("test", "testing"), "test"),
 }
 _ENDINGS = ", ".join(SUFFIXES)
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +128,6 @@ def read_layout(path: str) -> Layout:
   return layout
 
 
-@functools.cache
-def warn_once(message: str) -> None:
-  """Warns; not again when another split of the folder is loaded."""
-  _logger.warning(message)
-
-
 def _counted(names: list[str]) -> str:
   """Returns "12 files (.txt 9, .heic 3)"."""
   brackets = f" ({folder_files.endings(names)})" if names else ""
@@ -143,9 +135,7 @@ def _counted(names: list[str]) -> str:
 
 
 def _held(tree: Tree, folder: str) -> str:
-  return _counted(
-    [name for name in tree.files if name.startswith(f"{folder}/")]
-  )
+  return _counted([k for k in tree.files if k.startswith(f"{folder}/")])
 
 
 def _split_folders(

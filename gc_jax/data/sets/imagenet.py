@@ -6,9 +6,9 @@ used), ILSVRC2012_devkit_t12.tar.gz or a list of synsets, and, for the metrics
 of explanations, ILSVRC2012_bbox_val_v3.tgz (and _train_v2.tar.gz). Preparing a
 split takes the size of its archive once more on disk.
 
-Pictures are known by their ending, in any case: .JPEG, .jpg, .png and others.
-Other files in the archives are passed over and counted. A subset has archives
-of its own under these names, and a list of synsets in place of the kit.
+Pictures are known by their ending, in any case; other files in the archives are
+passed over and counted. A subset has archives of its own under these names, and
+a list of synsets in place of the kit.
 
 Or it is a folder with an `imagenet2012` that TFDS prepared as array_record.
 TFDS knows no boxes: they are looked up by file name in the official archive
@@ -16,6 +16,7 @@ when the data is opened (20 s for the 50,000 of validation).
 """
 
 import collections
+import functools
 import io
 import os
 import pathlib
@@ -30,7 +31,7 @@ import PIL.Image
 import tensorflow_datasets as tfds
 
 from gc_jax.data import storage
-from gc_jax.data.dataset import Dataset, Reordered
+from gc_jax.data.dataset import Dataset, Records
 from gc_jax.data.decode import FORMATS
 from gc_jax.data.sets import imagenet_files as files
 from gc_jax.data.sets import official
@@ -39,7 +40,6 @@ from gc_jax.data.sets.imagenet_files import RELEASE, Box
 # A killed run loses at most one shard: about 1.1 GB of training pictures. More
 # shards would exceed the usual limit of 1,024 open files.
 _NUM_SHARDS = {"train": 128, "validation": 16}
-_ORDER_SEED = 0
 _TFDS_INFO = "dataset_info.json"
 
 _Boxes = Mapping[str, list[Box]]  # by the stem of their picture
@@ -190,14 +190,8 @@ def load(
   folder, final = official.locate(RELEASE, split, path, data_dir)
   if not final.exists() and (prepared := find_tfds(folder)):
     return _load_tfds(split, prepared, folder)
-  if split.startswith("train"):
-    return official.load(Imagenet, split, folder, final, _mixed)
-  return official.load(Imagenet, split, folder, final)
-
-
-def _mixed(count: int) -> np.ndarray:
-  order = np.arange(count, dtype=np.int32)
-  return np.random.default_rng(_ORDER_SEED).permutation(order)
+  is_mixed = split.startswith("train")
+  return official.load(Imagenet, split, folder, final, is_mixed=is_mixed)
 
 
 def find_tfds(path: pathlib.Path) -> pathlib.Path | None:
@@ -231,15 +225,16 @@ def _load_tfds(
   source = builder.as_data_source(
     split.split("[")[0], decoders={"image": tfds.decode.SkipDecoding()}
   )
-  source = Reordered(source, storage.positions(builder, split))
   wnids = tuple(builder.info.features["label"].names)
   boxes = _known_boxes(path, wnids) if split.startswith("validation") else {}
+  ids = {wnid: i for i, wnid in enumerate(wnids)}
+  convert = functools.partial(_with_boxes, boxes, ids)
   names = {wnid: wnid for wnid in wnids}
   if any((path / name).exists() for name in files.CLASS_FILES):
     synsets = files.load_synsets(path)
     names |= zip(synsets.wnids, synsets.names, strict=True)
   return Dataset(
-    source=_WithBoxes(source, boxes, wnids),
+    source=Records(source, storage.positions(builder, split), convert),
     class_names=tuple(names[wnid] for wnid in wnids),
     multi_label=False,
     name=f"tfds/imagenet2012/{builder.version}",
@@ -251,42 +246,29 @@ def _known_boxes(path: pathlib.Path, wnids: tuple[str, ...]) -> _Boxes:
   counts: collections.Counter[str] = collections.Counter()
   every = files.read_boxes(path, "validation", counts)
   known = set(wnids)
-  boxes = {
-    stem: [box for box in found if box.wnid in known]
-    for stem, found in every.items()
-  }
-  unknown = sum(map(len, every.values())) - sum(map(len, boxes.values()))
-  if unknown:
+  boxes = {k: [b for b in bs if b.wnid in known] for k, bs in every.items()}
+  if unknown := sum(len(every[stem]) - len(boxes[stem]) for stem in every):
     counts["boxes left out: unknown class"] = unknown
   odd = "".join(f"; {n:,} {what}" for what, n in sorted(counts.items()))
   if boxes:
-    line = f"Read the boxes of {len(boxes):,} pictures{odd}"
-    print(line, file=sys.stderr)
+    print(f"Read the boxes of {len(boxes):,} pictures{odd}", file=sys.stderr)
   return boxes
 
 
-class _WithBoxes:
-  """Records of TFDS in the form of `Dataset`."""
-
-  def __init__(self, source: Any, boxes: _Boxes, wnids: tuple[str, ...]):
-    self._source, self._boxes = source, boxes
-    self._ids = {wnid: i for i, wnid in enumerate(wnids)}
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self._source[index]
-    name = record["file_name"].decode()
-    boxes = self._boxes.get(name.rpartition(".")[0], [])
-    return {
-      "image": record["image"],
-      "file_name": record["file_name"],
-      "labels": np.array([record["label"]]),
-      "objects": {
-        "label": np.array([self._ids[b.wnid] for b in boxes], np.int64),
-        "bbox": np.array([b.bbox for b in boxes], np.float32).reshape(-1, 4),
-        "sliced": [b.sliced for b in boxes],
-        "difficult": np.array([b.difficult for b in boxes], np.bool_),
-      },
-    }
+def _with_boxes(
+  boxes_of: _Boxes, ids: Mapping[str, int], record: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns a record of TFDS in the form of `Dataset`."""
+  name = record["file_name"].decode()
+  boxes = boxes_of.get(name.rpartition(".")[0], [])
+  return {
+    "image": record["image"],
+    "file_name": record["file_name"],
+    "labels": np.array([record["label"]]),
+    "objects": {
+      "label": np.array([ids[b.wnid] for b in boxes], np.int64),
+      "bbox": np.array([b.bbox for b in boxes], np.float32).reshape(-1, 4),
+      "sliced": [b.sliced for b in boxes],
+      "difficult": np.array([b.difficult for b in boxes], np.bool_),
+    },
+  }

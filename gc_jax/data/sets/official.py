@@ -13,15 +13,17 @@ import pathlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gc_jax.data import DATASETS, storage
-from gc_jax.data.dataset import Dataset, Reordered
+from gc_jax.data.dataset import Dataset, Records
 from gc_jax.runtime.messages import unknown_name_message
+
+_ORDER_SEED = 0
 
 
 class Release(NamedTuple):
@@ -134,11 +136,7 @@ def locate(
 ) -> tuple[pathlib.Path | None, pathlib.Path]:
   """Returns the folder of the files, None if not given, and the prepared one.
 
-  Args:
-    release: of a data set.
-    split: one of its splits, or a part of one: "train[:95%]".
-    path: folder of the official files; "" is enough once it is prepared.
-    data_dir: TFDS directory; "" = TFDS's own default.
+  A `path` of "" is enough once the split is prepared.
 
   Raises:
     ValueError: the split is unknown, or it is not prepared and `path` is no
@@ -162,11 +160,11 @@ def load(
   split: str,
   folder: pathlib.Path | None,
   final: pathlib.Path,
-  order: Callable[[int], np.ndarray] = np.arange,
+  is_mixed: bool = False,
 ) -> Dataset:
   """Returns a split of what `locate` found, prepared first if need be.
 
-  `order` takes the number of records, and gives the order they are numbered in.
+  `is_mixed` numbers the records in a random order, always the same.
   """
   base, release = final.parent.name, builder_class.RELEASE
   data_dir = final.parents[2]
@@ -178,27 +176,26 @@ def load(
   part = storage.positions(builder, split)
   decoders = storage.decoders(masks=release.masks)
   source = builder.as_data_source(base, decoders=decoders)
+  order = np.arange(len(source), dtype=np.int32)
+  if is_mixed:
+    order = np.random.default_rng(_ORDER_SEED).permutation(order)
   return Dataset(
-    source=_Records(source, order(len(source))[part]),
+    source=Records(source, order[part], _with_whole_labels),
     class_names=tuple(builder.info.features["labels"].feature.names),
     multi_label=DATASETS[release.entry].classes.multi_label,
     name=release.name,
   )
 
 
-class _Records(Reordered):
-  """TFDS reads no labels as an empty list, which numpy takes for floats."""
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = super().__getitem__(index)
-    return {**record, "labels": np.asarray(record["labels"], np.int64)}
+def _with_whole_labels(record: dict[str, Any]) -> dict[str, Any]:
+  # TFDS reads no labels as an empty list, which numpy takes for floats.
+  return {**record, "labels": np.asarray(record["labels"], np.int64)}
 
 
 def check_sources(final: pathlib.Path, sources: dict[str, int]) -> None:
   """Raises ValueError if a prepared folder was made from other archives.
 
-  `sources` is name -> size in bytes of those there are now; those that are gone
-  are not missed.
+  `sources` is name -> size in bytes of those there are now; others may be gone.
   """
   facts = json.loads((final / storage.FACTS).read_text())
   for name, size in sources.items():

@@ -5,24 +5,20 @@ is; otherwise the set is downloaded and prepared on first use. Which features
 hold what is a table, `gc_jax.data.sets.stock_sets`.
 """
 
-import dataclasses
 import functools
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gc_jax.data import decode
-from gc_jax.data.dataset import Dataset
+from gc_jax.data.dataset import Dataset, Records, warn_once
 from gc_jax.data.sets import shapes, stock_prepare, stock_sets
 from gc_jax.data.sets.stock_sets import PREFIX, Layout
 from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import unknown_name_message
-
-_logger = logging.getLogger(__name__)
 
 
 def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
@@ -48,9 +44,13 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike = "") -> Dataset:
     decoders=_decoders(builder),
   )
   if not layout.has_objects:
-    _say_that_nothing_is_localised(full_name)
+    warn_once(
+      f"{full_name} does not say where its objects are: localisation metrics "
+      "stay empty."
+    )
+  convert = functools.partial(record_of, layout)
   return Dataset(
-    source=Records(source, layout),
+    source=Records(source, np.arange(len(source)), convert),
     class_names=_class_names(builder, layout),
     multi_label=not layout.label,
     name=full_name,
@@ -128,14 +128,6 @@ def _resolve_split(
   return "+".join(parts)
 
 
-@functools.cache
-def _say_that_nothing_is_localised(name: str) -> None:
-  _logger.warning(
-    f"{name} does not say where its objects are: localisation metrics stay "
-    "empty."
-  )
-
-
 def _class_names(
   builder: tfds.core.DatasetBuilder, layout: Layout
 ) -> tuple[str, ...]:
@@ -154,61 +146,47 @@ def _class_names(
   return tuple(named.get(k, name) for k, name in enumerate(names))
 
 
-@dataclasses.dataclass(frozen=True)
-class Records(Sequence):
-  """Records of a `Dataset`, made of those of TFDS, images and masks encoded."""
+def record_of(layout: Layout, record: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a record of TFDS in the form of `Dataset`, pictures encoded."""
+  objects = _objects(layout, record)
+  # Of difficult ones as well: they are there, and a picture that holds one must
+  # not be a distractor for its class. Pointing games may skip them.
+  labels = [record[layout.label]] if layout.label else objects["label"]
+  converted = {"image": record["image"], "labels": [int(k) for k in labels]}
+  for feature in stock_sets.FILE_NAMES:
+    if isinstance(record.get(feature), bytes):
+      converted["name"] = record[feature].decode(errors="replace")
+      break
+  if objects is not None:
+    converted["objects"] = objects
+  return converted
 
-  source: Sequence[Mapping[str, Any]]
-  layout: Layout
 
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    record = self.source[index]
-    objects = self._objects(record)
-    if self.layout.label:
-      labels = [int(record[self.layout.label])]
-    else:
-      # Difficult ones as well: they are there, and a picture that holds one
-      # must not be a distractor for its class. Pointing games may skip them.
-      labels = [int(label) for label in objects["label"]]
-    converted = {"image": record["image"], "labels": labels}
-    for feature in stock_sets.FILE_NAMES:
-      if isinstance(record.get(feature), bytes):
-        converted["name"] = record[feature].decode(errors="replace")
-        break
-    if objects is not None:
-      converted["objects"] = objects
-    return converted
-
-  def __iter__(self) -> Iterator[dict[str, Any]]:
-    return (self[index] for index in range(len(self)))
-
-  def _objects(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    layout = self.layout
-    if layout.objects:
-      found = record[layout.objects]
-      count = len(found["bbox"])
-      label = record[layout.label] if layout.label else None
-      return {
-        "label": found.get("label", np.full(count, label)),
-        "bbox": found["bbox"],
-        "difficult": found.get("is_difficult", np.zeros(count, bool)),
-      }
-    if not layout.has_objects:
-      return None
-    objects = {
-      "label": np.array([record[layout.label]]),
-      "difficult": np.zeros(1, bool),
+def _objects(
+  layout: Layout, record: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  if layout.objects:
+    found = record[layout.objects]
+    count = len(found["bbox"])
+    label = record[layout.label] if layout.label else None
+    return {
+      "label": found.get("label", np.full(count, label)),
+      "bbox": found["bbox"],
+      "difficult": found.get("is_difficult", np.zeros(count, bool)),
     }
-    if layout.mask:
-      mask = record[layout.mask], layout.mask_levels
-      objects["mask"] = _Lazy(_encoded_mask, *mask)
-      objects["bbox"] = _Lazy(_box_of_mask, *mask)
-    if layout.box:
-      objects["bbox"] = np.asarray(record[layout.box])[None]
-    return objects
+  if not layout.has_objects:
+    return None
+  objects = {
+    "label": np.array([record[layout.label]]),
+    "difficult": np.zeros(1, bool),
+  }
+  if layout.mask:
+    mask = record[layout.mask], layout.mask_levels
+    objects["mask"] = _Lazy(_encoded_mask, *mask)
+    objects["bbox"] = _Lazy(_box_of_mask, *mask)
+  if layout.box:
+    objects["bbox"] = np.asarray(record[layout.box])[None]
+  return objects
 
 
 class _Lazy(Sequence):

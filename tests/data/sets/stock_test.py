@@ -19,6 +19,7 @@ from tensorflow_datasets.core.download import checksums, downloader
 
 from configs import base
 from gc_jax import data
+from gc_jax.data import dataset as datasets
 from gc_jax.data import geometry, pipeline
 from gc_jax.data.sets import stock, stock_prepare, stock_sets
 from tests.data import evaluated, stock_archives
@@ -180,13 +181,12 @@ def test_a_mask_without_a_pixel_leaves_the_box(load):
   source = load("caltech_birds2011", "test").source
   record = dict(source.source[0])
   empty = stock_archives.encoded(np.full((40, 30), 102, np.uint8), "png")
-  emptied = stock.Records(
-    [record | {"segmentation_mask": empty}], source.layout
-  )
-  objects = emptied[0]["objects"]
+  (layout,) = source.convert.args
+  emptied = stock.record_of(layout, record | {"segmentation_mask": empty})
+  objects = emptied["objects"]
   assert objects["mask"][0] == b"" and objects["bbox"][0].max() < 1
   (label,) = objects["label"]
-  (found,) = geometry.decode_object_masks(emptied[0], int(label), 32)
+  (found,) = geometry.decode_object_masks(emptied, int(label), 32)
   assert found.any() and not found.all()
 
 
@@ -278,7 +278,7 @@ def test_the_features_of_the_table_are_those_of_this_tfds(name, tmp_path):
 
 
 def test_a_set_without_objects_warns_once(load, caplog):
-  stock._say_that_nothing_is_localised.cache_clear()
+  datasets.warn_once.cache_clear()
   with caplog.at_level(logging.WARNING, "gc_jax"):
     for split in OURS:
       load("tf_flowers", split)
