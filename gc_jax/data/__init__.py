@@ -29,33 +29,21 @@ __all__ = [
 
 
 class Classes(NamedTuple):
-  """What a classifier must know of a data set.
+  """What a classifier must know of a data set."""
 
-  Attributes:
-    count: K; 0 where only the data tells.
-    multi_label: whether an image may show several.
-  """
-
-  count: int
-  multi_label: bool
+  count: int  # K; 0 where only the data tells
+  multi_label: bool  # whether an image may show several
 
 
 class Entry(NamedTuple):
-  """What is known of a data set before its data is read.
+  """What is known of a data set before its data is read."""
 
-  Attributes:
-    title: its name in reports.
-    license: where the data comes from and under which terms, a sentence.
-    load: (`config.data`, split) -> `Dataset`.
-    classes: `Classes`, or a function of `config.data` that looks them up.
-    background_frac: whether `config.data.background_frac` shapes the pictures.
-  """
-
-  title: str
-  license: str
-  load: Callable[[ml_collections.ConfigDict, str], Dataset]
+  title: str  # its name in reports
+  license: str  # a sentence: where the data comes from, under which terms
+  load: Callable[[ml_collections.ConfigDict, str], Dataset]  # of a split
+  # Or a function of `config.data` that looks them up.
   classes: Classes | Callable[[ml_collections.ConfigDict], Classes]
-  background_frac: bool = False
+  background_frac: bool = False  # whether this field shapes the pictures
 
 
 def _reader(module: str, *fields: str, **settings):
@@ -73,27 +61,20 @@ def _reader(module: str, *fields: str, **settings):
 
 
 def _context(name: str, source: str) -> dict[str, Entry]:
-  terms = (
-    f"Made on this machine from {source} and photographs as shipped with "
-    "scikit-image (BSD-3-Clause; the terms of each photograph are in "
-    "skimage.data)."
-  )
-  return {
-    key: Entry(
+  """Returns the entries of a context set with one object and with several."""
+  made = {}
+  for key, multi_label in ((name, False), (f"{name}_multi", True)):
+    settings = {"name": name, "multi_label": multi_label}
+    made[key] = Entry(
       title=key.replace("_", " "),
-      license=terms,
-      load=_reader(
-        "context_sets",
-        "image_size",
-        "background_frac",
-        name=name,
-        multi_label=multi_label,
-      ),
+      license=f"Made on this machine from {source} and photographs as shipped "
+      "with scikit-image (BSD-3-Clause; the terms of each photograph are in "
+      "skimage.data).",
+      load=_reader("context_sets", "image_size", "background_frac", **settings),
       classes=Classes(10, multi_label),
       background_frac=True,
     )
-    for key, multi_label in ((name, False), (f"{name}_multi", True))
-  }
+  return made
 
 
 def _folder_classes(config_data: ml_collections.ConfigDict) -> Classes:
@@ -159,10 +140,7 @@ def check_name(name: str) -> None:
 def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   """Returns a split of the data set `config_data.name`, prepared if need be.
 
-  Args:
-    config_data: `config.data` of runtime/config.py.
-    split: a split's name, or a part of one in the notation of TFDS:
-      "train[:100]", "train[:10%]".
+  `split` may be a part of one in the notation of TFDS: "train[:10%]".
 
   Raises:
     ValueError: if there is no such data set or split, or a field of
@@ -178,13 +156,9 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
 
 
 def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
-  """Returns the classes of the data set `config_data.name`, without its data.
+  """Returns the classes of a data set without its data; reads folders' names.
 
-  Of a folder, it reads the names.
-
-  Args:
-    config_data: `config.data` of runtime/config.py.
-    count: number of classes, if only the user knows it; 0 = look it up.
+  `count` is their number, if only the user knows it; 0 = look it up.
 
   Raises:
     ValueError: it cannot be known without data, and `count` is not given.
@@ -216,11 +190,7 @@ def title(name: str) -> str:
 def _with_paths(
   config_data: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Returns the fields with a home folder in place of each ~.
-
-  Raises:
-    ValueError: a path cannot be one; names the field.
-  """
+  """Returns the fields with ~ resolved; ValueError names one that cannot be."""
   found = config_data.copy_and_resolve_references()
   for field in ("path", "dir"):
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -46,21 +47,13 @@ def draw_crop(
   return (width - w) // 2, (height - h) // 2, w, h
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-  """What a training example shows of a picture, and of its objects' masks.
+class View(NamedTuple):
+  """What a training example shows of a picture, and of its objects' masks."""
 
-  Attributes:
-    size: side of the square it becomes.
-    box: left, top, width, height of the part that fills the square; None: the
-      centre square does.
-    shift: moves the centre square down and right; its border is repeated.
-    flip: whether it is mirrored.
-  """
-
-  size: int
+  size: int  # side of the square it becomes
+  # Left, top, width, height of what fills the square; None: its centre square.
   box: tuple[int, int, int, int] | None
-  shift: tuple[int, int]
+  shift: tuple[int, int]  # of the centre square, down and right; border repeats
   flip: bool
 
   def show(
@@ -105,20 +98,14 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Encoded picture -> a square for training.
+  """Encoded picture -> a square for training."""
 
-  Attributes:
-    image_size: side of the square, in pixels.
-    crop: "center", the centre square, or "random_resized", see `draw_crop`.
-    crop_padding_px: shift the centre square at random by up to this many pixels
-      either way; the border is repeated outwards.
-    flip: whether to mirror every second picture, at random.
-  """
-
-  image_size: int
-  crop: str = "center"
+  image_size: int  # side of the square, in pixels
+  crop: str = "center"  # the centre square; "random_resized": see `draw_crop`
+  # Shift the centre square at random by up to this many pixels either way; the
+  # border is repeated outwards.
   crop_padding_px: int = 0
-  flip: bool = False
+  flip: bool = False  # whether to mirror every second picture, at random
 
   def __call__(
     self,
@@ -132,18 +119,13 @@ class Augmentation:
     afterwards took a twelfth of the time.)
     """
     header = decode.read_header(encoded)
-    view = self._draw(header.size, generator)
-    view.show(header, out)
-    return view
-
-  def _draw(
-    self, size: tuple[int, int], generator: np.random.Generator
-  ) -> View:
     box, shift, pad = None, (0, 0), self.crop_padding_px
     if self.crop == "random_resized":
-      box = draw_crop(*size, generator)
+      box = draw_crop(*header.size, generator)
     elif pad:
       y, x = generator.integers(2 * pad + 1, size=2)
       shift = int(y) - pad, int(x) - pad
     flip = self.flip and bool(generator.random() < 0.5)
-    return View(self.image_size, box, shift, flip)
+    view = View(self.image_size, box, shift, flip)
+    view.show(header, out)
+    return view

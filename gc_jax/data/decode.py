@@ -23,10 +23,10 @@ Boxes of a record are in the stored frame, before that, and are turned along
 (`turned`); for masks see `geometry.stored_mask`.
 """
 
-import dataclasses
 import io
 import math
 import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -101,21 +101,13 @@ PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
-  """What is known of an encoded picture before its pixels are decoded.
-
-  Attributes:
-    encoded: the bytes.
-    stored_size: (width, height) as stored.
-    turn: puts the stored frame upright; None where it already is.
-    is_plain_jpeg: whether the fastest decoder can read it: of colours or grey.
-  """
+class Header(NamedTuple):
+  """What is known of an encoded picture before its pixels are decoded."""
 
   encoded: bytes
-  stored_size: tuple[int, int]
-  turn: PIL.Image.Transpose | None
-  is_plain_jpeg: bool
+  stored_size: tuple[int, int]  # (width, height)
+  turn: PIL.Image.Transpose | None  # puts it upright; None: it is
+  is_plain_jpeg: bool  # of colours or grey: the fastest decoder can read it
 
   @property
   def size(self) -> tuple[int, int]:
@@ -208,12 +200,11 @@ def whole(header: Header) -> PIL.Image.Image:
 
 
 def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
-  """Returns the whole picture at a size, as evaluation and `explain` see it.
+  """Returns the whole picture at (width, height), upright.
 
-  Bilinear with antialias. A JPEG more than `EXACT_REDUCTION` times as large is
-  decoded at a smaller scale first, which does not show.
-
-  `size` is (width, height), upright.
+  Bilinear with antialias, as evaluation and `explain` see it. A JPEG more than
+  `EXACT_REDUCTION` times as large is decoded at a smaller scale first, which
+  does not show.
   """
   share = max(
     EXACT_REDUCTION * side / own

@@ -43,9 +43,6 @@ def decode_image(
     resize_px: shorter side of the picture before its centre is cropped; 0 =
       `image_size`.
     squash: instead, the whole picture is scaled to the square.
-
-  Raises:
-    DecodeError: if it cannot be read.
   """
   header = decode.read_header(encoded)
   return np.asarray(picture(header, image_size, resize_px, squash))
@@ -58,10 +55,7 @@ def decode_object_masks(
   resize_px: int = 0,
   squash: bool = False,
 ) -> list[Bool[np.ndarray, "S S"]]:
-  """Returns pixels of each object of a class, fitted as `decode_image` does.
-
-  Raises as `object_masks`.
-  """
+  """Returns pixels of each object of a class, fitted as `decode_image` does."""
   header = decode.read_header(record["image"])
   found = []
   for mask in object_masks(record, header, target):
@@ -184,12 +178,10 @@ def stored_mask(
 ) -> Bool[np.ndarray, "H W"]:
   """Returns the pixels of the object, in the picture's stored frame.
 
-  The size of a mask tells its frame. One of the stored size is turned along
-  with the picture; one of only the upright size is upright already. Where both
-  fit (a square, a half turn, a mirror), it is in the stored frame.
-
-  A mask with an orientation of its own is put upright by it, and is then in
-  the frame of the upright picture.
+  A mask with an orientation of its own is put upright by it, into the frame of
+  the upright picture. Of others the size tells the frame: one of the stored
+  size is turned along with the picture, one of only the upright size is upright
+  already. Where both fit (a square, a half turn, a mirror), it is stored.
 
   Raises:
     DecodeError: if the mask cannot be read, shows more than one object, or
@@ -209,12 +201,10 @@ def stored_mask(
 
 
 def _sizes(header: decode.Header) -> str:
-  width, height = header.size
-  words = f"{width}x{height} pixels"
+  words = "{}x{} pixels".format(*header.size)
   if header.turn is None:
     return words
-  width, height = header.stored_size
-  return f"{words} upright and {width}x{height} as stored"
+  return "{} upright and {}x{} as stored".format(words, *header.stored_size)
 
 
 def _box_pixels(
@@ -277,17 +267,11 @@ def dilate(
 
 
 class _Axis(NamedTuple):
-  """One axis of the enlargement of n cells to N pixels.
+  """One axis of the enlargement of n cells to N pixels."""
 
-  Attributes:
-    weights: `[n N]`, of each cell in each pixel, sparse.
-    peaks: `[2n]`, coordinates between which an enlarged map is linear.
-    peak_pixels: the pixels there.
-  """
-
-  weights: scipy.sparse.csr_array
-  peaks: Float32[np.ndarray, "r"]
-  peak_pixels: Int[np.ndarray, "r"]
+  weights: scipy.sparse.csr_array  # [n N], of each cell in each pixel
+  peaks: Float32[np.ndarray, "r"]  # [2n]: an enlarged map is linear between
+  peak_pixels: Int[np.ndarray, "r"]  # the pixels there
 
 
 @functools.lru_cache(maxsize=1024)

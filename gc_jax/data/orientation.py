@@ -40,12 +40,7 @@ _MAX_TEXT_BYTES = 2**20  # unpacked: a small chunk can hold gigabytes
 
 
 def turn(exif: bytes, xmp: bytes) -> PIL.Image.Transpose | None:
-  """Returns how to put a picture upright; None if it is.
-
-  Args:
-    exif: a block of EXIF, which goes before XMP; b"" = there is none.
-    xmp: a packet of XMP; b"" = there is none.
-  """
+  """Returns how to put a picture upright; None if it is. EXIF goes first."""
   value = _of_exif(exif)
   if value is None:
     match = _XMP.search(xmp)
@@ -74,10 +69,7 @@ def _of_exif(block: bytes) -> int | None:
 
 
 def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
-  """Returns how to put a JPEG upright; None if it is.
-
-  Reads every segment before the pixels.
-  """
+  """Returns how to put a JPEG upright; None if it is."""
   exif, xmp = [], []
   for marker, start, end in _segments(encoded):
     if marker == _APP1 and encoded.startswith(_JPEG_EXIF, start + 4):
@@ -88,16 +80,12 @@ def of_jpeg(encoded: bytes) -> PIL.Image.Transpose | None:
 
 
 def bare_jpeg(encoded: bytes) -> bytes:
-  """Returns a JPEG without its metadata: EXIF, XMP, further pictures and so on.
+  """Returns a JPEG without EXIF, XMP, further pictures and so on.
 
   Pillow would read all of it, and warn of defects in it.
   """
   segments = list(_segments(encoded))
-  kept = [
-    encoded[start:end]
-    for marker, start, end in segments
-    if marker not in _METADATA
-  ]
+  kept = [encoded[a:b] for marker, a, b in segments if marker not in _METADATA]
   if len(kept) == len(segments):
     return encoded
   pixels = segments[-1][-1]

@@ -29,24 +29,17 @@ _HEADERS_AT_ONCE = 8
 
 
 class Pairs(NamedTuple):
-  """The rows of an evaluation, in the order of the split.
+  """The rows of an evaluation, in the order of the split."""
 
-  Attributes:
-    index: position of the picture in the split.
-    target: the class explained; -1 where the picture shows none.
-    first: whether it is the first row of its picture.
-  """
-
-  index: Int[np.ndarray, "N"]
-  target: Int[np.ndarray, "N"]
-  first: Bool[np.ndarray, "N"]
+  index: Int[np.ndarray, "N"]  # position of the picture in the split
+  target: Int[np.ndarray, "N"]  # class explained; -1: the picture shows none
+  first: Bool[np.ndarray, "N"]  # whether it is the first row of its picture
 
 
 def all_pairs(labels: Sequence[Any]) -> Pairs:
   """Returns every picture with every class it shows, classes ascending.
 
-  Args:
-    labels: of every record, from `Dataset.all_labels`.
+  `labels` are those of every record, from `Dataset.all_labels`.
   """
   classes = [np.unique(own) if len(own) else [-1] for own in labels]
   counts = np.array([len(own) for own in classes], np.int64)
@@ -62,11 +55,10 @@ def frame_sizes(
   round_px: int,
 ) -> Int[np.ndarray, "N 2"]:
   """Returns (height, width) of pictures as `Frame` makes them; 0 if skipped."""
+  own_size = lambda record: decode.read_header(record["image"]).size
 
   def size(index):
-    found = reader.read(
-      int(index), lambda record: decode.read_header(record["image"]).size
-    )
+    found = reader.read(int(index), own_size)
     if found is None:
       return 0, 0
     return geometry.frame_size(found, shorter_side_px, round_px)[::-1]
@@ -77,45 +69,30 @@ def frame_sizes(
 
 
 class Row(NamedTuple):
-  """A pair as a maker gives it.
+  """A pair as a maker gives it."""
 
-  Attributes:
-    entries: its part of a `PairBatch`.
-    boxes: one for each object of the class, in pixels of the image: ymin xmin
-      ymax xmax, half-open. They stay on the host: their number differs by row.
-  """
-
-  entries: dict[str, Any]
+  entries: dict[str, Any]  # its part of a `PairBatch`
+  # One for each object of the class, in pixels of the image: ymin xmin ymax
+  # xmax, half-open. They stay on the host: their number differs by row.
   boxes: Int[np.ndarray, "N 4"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Square:
-  """Makes rows of squares, pictures and annotations alike.
-
-  Attributes:
-    reader: reads the split.
-    image_size: side of the square, in pixels.
-    resize_px: see `geometry.decode_image`.
-    squash: see `geometry.decode_image`.
-    tolerance_px: how near to the object a point still hits, in the square.
-    grids: sizes of the maps that are measured against the annotation.
-    with_objects: whether rows have `object_mask` and boxes.
-  """
+  """Makes rows of squares, pictures and annotations alike."""
 
   reader: Reader
-  image_size: int
-  resize_px: int = 0
-  squash: bool = False
-  tolerance_px: float = 1.0
-  grids: tuple[Grid, ...] = ()
-  with_objects: bool = False
+  image_size: int  # side of the square, in pixels
+  resize_px: int = 0  # see `geometry.decode_image`
+  squash: bool = False  # see `geometry.decode_image`
+  tolerance_px: float = 1.0  # how near to the object a point still hits
+  grids: tuple[Grid, ...] = ()  # of the maps measured against the annotation
+  with_objects: bool = False  # whether rows have `object_mask` and boxes
 
   def image(self, index: int) -> UInt8[np.ndarray, "S S 3"] | None:
     """Returns a picture alone; None if it is skipped."""
-    return self.reader.read(
-      index, lambda record: geometry.decode_image(record["image"], *self._how)
-    )
+    decoded = lambda record: geometry.decode_image(record["image"], *self._how)
+    return self.reader.read(index, decoded)
 
   def row(self, index: int, target: int) -> Row | None:
     """Returns a pair; None if its picture is skipped."""
@@ -158,25 +135,16 @@ class Frame:
   size when the model gets them. A pair is difficult if all objects of its class
   are marked so: the pointing games then leave it out, the content heatmap does
   not.
-
-  Attributes:
-    reader: reads the split.
-    size: (height, width) of the images.
-    shorter_side_px: see `geometry.frame_size`.
-    round_px: see `geometry.frame_size`.
-    tolerance_px: how near to the object a point still hits, in the annotation's
-      own pixels.
-    grids: sizes of the maps that are measured against the annotation.
-    border: see `geometry.object_masks`. At "release", a pair whose boxes are
-      all empty is annotated: no map can point at it.
   """
 
   reader: Reader
-  size: tuple[int, int]
-  shorter_side_px: int
-  round_px: int
-  tolerance_px: float
-  grids: tuple[Grid, ...]
+  size: tuple[int, int]  # (height, width) of the images
+  shorter_side_px: int  # see `geometry.frame_size`
+  round_px: int  # see `geometry.frame_size`
+  tolerance_px: float  # as of `Square`, in the annotation's own pixels
+  grids: tuple[Grid, ...]  # of the maps measured against the annotation
+  # See `geometry.object_masks`. At "release", a pair whose boxes are all empty
+  # is annotated: no map can point at it.
   border: str = "clipped"
 
   def row(self, index: int, target: int) -> Row | None:
@@ -184,9 +152,8 @@ class Frame:
 
     def read(record):
       header = decode.read_header(record["image"])
-      size = geometry.frame_size(
-        header.size, self.shorter_side_px, self.round_px
-      )
+      how = self.shorter_side_px, self.round_px
+      size = geometry.frame_size(header.size, *how)
       object_mask = np.zeros(header.size[::-1], bool)
       masks = geometry.object_masks(record, header, target, self.border)
       for mask in masks:
@@ -212,13 +179,9 @@ class Composite:
   Distractors and the picture's cell follow from the pair: three categories are
   drawn with replacement, and a picture of each, for every data set: the release
   has no program for NQH.
-
-  Attributes:
-    square: makes the four pictures.
-    class_index: says which pictures of the split show which class.
   """
 
-  square: Square
+  square: Square  # makes the four pictures
   class_index: ClassIndex
 
   def row(self, index: int, target: int) -> Row | None:
@@ -291,15 +254,10 @@ def _box(mask: Bool[np.ndarray, "H W"]) -> Int[np.ndarray, "4"]:
 
 
 class Share(NamedTuple):
-  """One process's part of a batch.
+  """One process's part of a batch."""
 
-  Attributes:
-    batch: for the devices.
-    boxes: for the host; None for rows without.
-  """
-
-  batch: PairBatch
-  boxes: list[Int[np.ndarray, "N 4"] | None]
+  batch: PairBatch  # for the devices
+  boxes: list[Int[np.ndarray, "N 4"] | None]  # of each row, for the host
 
 
 def batches(
@@ -317,14 +275,9 @@ def batches(
   Every row comes once; the last batch is filled up. A pair whose picture is
   skipped keeps its row, with `mask` 0.
 
-  Args:
-    pairs: all pairs of the split.
-    rows: numbers of the wanted ones, in their order.
-    maker: makes the rows.
-    batch_size: rows of all processes; divisible by their number.
-    start: leave out this many of the first rows.
-    process_index: number of this process.
-    process_count: number of processes.
+  `rows` are numbers of `pairs`, those of the whole split, in the wanted order;
+  `start` leaves out this many of the first. `batch_size` is that of all
+  processes, divisible by their number.
   """
   local = batch_size // process_count
   begin = process_index * local

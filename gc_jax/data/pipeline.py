@@ -267,11 +267,9 @@ class _MakeExample:
       drawn = self.class_index.draw(target, choice, self.distractor_draw, taken)
       if drawn is None:
         break
-      of_picture = self._generator(
-        position, _DISTRACTOR_PICTURE, count, skipped
-      )
+      own = self._generator(position, _DISTRACTOR_PICTURE, count, skipped)
 
-      def read(record, generator=of_picture, out=pictures[count]):
+      def read(record, generator=own, out=pictures[count]):
         return self.augment(record["image"], generator, out)
 
       if self.reader.read(drawn, read) is None:

@@ -90,11 +90,7 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
   """Returns a builder whose data is on disk.
 
-  Args:
-    make_builder: called again once the data is there, as a builder reads its
-      splits from disk when it is made.
-    download_config: of a builder that downloads.
-    show_progress: whether TFDS draws its own bars, on a terminal.
+  `show_progress` has TFDS draw its own bars, on a terminal.
 
   Raises:
     ValueError: if the TFDS directory cannot be written to.
@@ -108,10 +104,9 @@ def prepare(
       if locked:  # then the processes that made these are dead
         for stale in final.parent.glob(f"incomplete.*_{final.name}"):
           shutil.rmtree(stale)
-      _prepare(
-        builder, final, download_config, show_progress and sys.stderr.isatty()
-      )
-  return make_builder()
+      with_bars = show_progress and sys.stderr.isatty()
+      _prepare(builder, final, download_config, with_bars)
+  return make_builder()  # a builder reads its splits from disk when it is made
 
 
 @contextlib.contextmanager
@@ -137,14 +132,9 @@ def _claim(final: pathlib.Path, name: str) -> Iterator[bool]:
     yield locked
 
 
-def _prepare(
-  builder: tfds.core.DatasetBuilder,
-  final: pathlib.Path,
-  download_config: tfds.download.DownloadConfig | None,
-  show_progress: bool,
-) -> None:
+def _prepare(builder, final: pathlib.Path, download_config, with_bars) -> None:
   start = time.monotonic()
-  if not show_progress:
+  if not with_bars:
     tfds.disable_progress_bar()
   try:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -168,15 +158,12 @@ class ShardedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
   `_shard_iterators_per_split` gives one split, the one the builder's config is
   named after: an evaluation needs the archive of its own split only.
-
-  Attributes:
-    counts: oddities of the records and how often they occurred; the iterators
-      count them.
-    archive_counts: oddities of archives that every run reads whole.
   """
 
   def __init__(self, **kwargs: Any):
     super().__init__(**kwargs, file_format="array_record")
+    # Oddities and how often they occurred: of records, which the iterators
+    # count; of archives that every run reads whole.
     self.counts: collections.Counter[str] = collections.Counter()
     self.archive_counts: collections.Counter[str] = collections.Counter()
 
@@ -234,13 +221,8 @@ def _prepare_parts(
 
   done, said = [], start
   # disable=None: no bar where stderr is not a terminal.
-  with tqdm.tqdm(
-    total=builder.num_examples(),
-    desc=f"Preparing {name}",
-    unit=" images",
-    leave=False,
-    disable=None,
-  ) as bar:
+  shown = {"desc": f"Preparing {name}", "unit": " images", "leave": False}
+  with tqdm.tqdm(total=builder.num_examples(), disable=None, **shown) as bar:
     for path, examples in zip(paths, shards, strict=True):
       finished = _finished(path)
       if finished is None:

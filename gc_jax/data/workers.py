@@ -45,10 +45,7 @@ def lack_of_room(
 ) -> str:
   """Returns why there is no room for workers, a sentence; "" if there is.
 
-  Args:
-    num_workers: of this process.
-    batch_bytes: size of one batch of this process.
-    processes_here: how many such processes share the memory.
+  `processes_here` is how many such processes share the memory.
   """
   try:
     # Only trying shows what a system allows.
@@ -113,11 +110,8 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns a copy outside shared memory.
-
-  A batch would stay there until a device has computed on it, and those of many
-  steps are under way at once.
-  """
+  # In shared memory a batch would stay until a device has computed on it, and
+  # those of many steps are under way at once.
   return {name: np.array(array) for name, array in batch.items()}
 
 

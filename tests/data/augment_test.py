@@ -79,10 +79,11 @@ def test_places_of_crops_are_uniform():
 
 
 def test_every_second_picture_is_flipped():
-  generator = np.random.default_rng(0)
+  generator, square = np.random.default_rng(0), np.zeros((8, 8, 3), np.uint8)
+  encoded = photos.encode(square, "png")
   mirror = Augmentation(8, flip=True)
-  flips = sum(mirror._draw((8, 8), generator).flip for _ in range(NUM_DRAWS))
-  assert stats.binomtest(flips, NUM_DRAWS, 0.5).pvalue > SIGNIFICANCE
+  flips = sum(mirror(encoded, generator, square).flip for _ in range(2_000))
+  assert stats.binomtest(flips, 2_000, 0.5).pvalue > SIGNIFICANCE
 
 
 @pytest.mark.parametrize(

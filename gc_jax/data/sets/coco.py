@@ -4,11 +4,10 @@
 that split is used) and annotations_trainval2014.zip, or with what they unpack
 to.
 
-A mask is kept for each annotation, not for each class: the record then still
-tells how many objects a class has, which draws the explained class by
-instances, and where each of them is. As one-bit PNG they take 0.6 KB each
-(measured on VOC masks at 640x480), a fortieth of what the pictures take, and
-3 ms to draw and encode: under an hour for all of COCO.
+Each annotation keeps its own mask: the record then tells how many objects a
+class has, which draws the explained class by instances, and where each is. As
+one-bit PNG they take 0.6 KB each (measured on VOC masks at 640x480), a fortieth
+of what the pictures take, and 3 ms to draw: under an hour for all of COCO.
 
 An annotation without a segmentation, or whose polygons cover no pixel, gets its
 filled box as its mask; one without a box gets that of its mask. These are

@@ -104,9 +104,6 @@ def place(
   """Draws top left corners, uniform given that the boxes do not overlap.
 
   Sizes are (height, width) in pixels.
-
-  Raises:
-    ValueError: if the boxes do not fit.
   """
   for height, width in sizes:
     if height > canvas[0] or width > canvas[1]:

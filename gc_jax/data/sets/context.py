@@ -262,11 +262,7 @@ def load(
 ) -> Dataset:
   """Returns a split, drawn and written first where that was not yet done.
 
-  Args:
-    builder_class: the set.
-    split: of `SPLITS`, or a part of one: "train[:100]".
-    data_dir: "" = TFDS's own default.
-    **config: fields of the set's config.
+  `config` are fields of the set's config.
   """
   builder_config = builder_class.CONFIG(**config)
   if split.split("[")[0] not in SPLITS:

@@ -289,7 +289,7 @@ class _Reader:
       header = decode.read_header(encoded)
     except (OSError, decode.DecodeError) as error:
       raise ValueError(f"{picture} cannot be read: {error}") from error
-    return dataclasses.replace(header, encoded=b"")  # many are kept
+    return header._replace(encoded=b"")  # many are kept
 
   def _box_of_mask(self, mask: str, header: decode.Header) -> shapes.Box:
     encoded = (self._layout.root / mask).read_bytes()

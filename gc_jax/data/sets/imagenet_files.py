@@ -101,10 +101,9 @@ def _read_devkit(path: pathlib.Path) -> Synsets:
     words = {str(row["WNID"]): str(row["words"]) for row in rows}
     num_train = {str(r["WNID"]): int(r["num_train_images"]) for r in rows}
   except Exception as error:  # scipy raises whatever it meets
-    raise RELEASE.damaged(
-      path,
-      f"its data/{_META} cannot be read ({type(error).__name__}: {error})",
-    ) from error
+    reason = f"{type(error).__name__}: {error}"
+    what = f"its data/{_META} cannot be read ({reason})"
+    raise RELEASE.damaged(path, what) from error
   validation = []
   truth = files[_TRUTH].decode("utf-8-sig", "backslashreplace")
   for line, text in enumerate(truth.splitlines(), 1):
@@ -170,9 +169,6 @@ def class_archives(
   """Returns wnid -> where its archive is in the training archive.
 
   Adds the other files to `counts`.
-
-  Raises:
-    ValueError: the archive is damaged, or holds other classes than `wnids`.
   """
   wanted = "an archive for each class, such as n01440764.tar"
   members = _members(path, None, wanted, (".tar",), counts)
@@ -196,9 +192,6 @@ def pictures(
   """Returns the pictures of an archive, or of one `inside`, in its order.
 
   Adds the other files to `counts`.
-
-  Raises:
-    ValueError: it is damaged or holds no picture, or a name occurs twice.
   """
   wanted = f"pictures ({', '.join(SUFFIXES)})"
   return _members(path, inside, wanted, SUFFIXES, counts)
@@ -295,10 +288,6 @@ def read_boxes(
   Returns:
     Stem of the picture ("ILSVRC2012_val_00000001") -> its objects. Training
     boxes take about 0.3 GB.
-
-  Raises:
-    ValueError: a file cannot be understood, there is none, or all boxes are
-      fractions.
   """
   path = folder / BOXES[split]
   if not path.exists():
@@ -350,9 +339,6 @@ def scaled_boxes(
   Some corners that count from 1 are 0, which is no error. They relate to the
   size that the file states, which need not be the picture's. Boxes clipped or
   left out are added to `counts`.
-
-  Raises:
-    ValueError: an object cannot be used, or the size is not known.
   """
   if content.problems:
     raise ValueError(content.problems[0])
