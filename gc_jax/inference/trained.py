@@ -1,4 +1,4 @@
-"""Trained models from disk: a run's workdir, or a file of PyTorch's.
+"""Trained models: a run's workdir, a file of PyTorch's, or a state dict.
 
 The public `load`; `load_model` tells what else the file says.
 """
@@ -35,29 +35,37 @@ class LoadedModel:
   consistency: bool | None = None  # trained with that loss; None if unknown
 
 
-def load(path: str | Path, arch: str | None = None) -> nnx.Module:
+def load(
+  source: str | Path | Mapping[str, Any], arch: str | None = None
+) -> nnx.Module:
   """Returns a trained model in evaluation mode, with float32 activations.
 
   Args:
-    path: the workdir of a run, finished or not (its last checkpoint is read,
+    source: the workdir of a run, finished or not (its last checkpoint is read,
       and nothing is changed there); or a PyTorch checkpoint: `.safetensors`,
       what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
-      one in several files, or the folder it was downloaded to.
-    arch: the architecture in a PyTorch checkpoint, a key of `MODELS`. A run
+      one in several files, or the folder it was downloaded to; or a state dict
+      in memory: torchvision's names to arrays of NumPy, JAX or PyTorch, in
+      PyTorch's layout, which are copied.
+    arch: the architecture of PyTorch's weights, a key of `MODELS`. A run
       knows its own, and so does a file that gc_jax exported.
 
   Raises:
     ValueError: there is no such file or run, or it holds something else.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  return load_model(path, arch).model
+  return load_model(source, arch).model
 
 
-def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
+def load_model(
+  source: str | Path | Mapping[str, Any], arch: str | None = None
+) -> LoadedModel:
   """Returns what `load` does, with what its file says about it."""
-  path = files.as_path(path)
   if arch is not None and arch not in models.MODELS:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
+  if isinstance(source, Mapping):
+    return _load_torch(source, arch, "a state dict")
+  path = files.as_path(source)
   if _is_workdir(path):
     return _load_run(path, arch)
   if not path.exists() and path.suffix.lower() not in torch_io.SUFFIXES:
@@ -66,14 +74,20 @@ def load_model(path: str | Path, arch: str | None = None) -> LoadedModel:
       f"({', '.join(torch_io.SUFFIXES)}); {path} does not exist. Check the "
       "path."
     )
-  model, metadata = torch_io.load_model(path, arch)
+  return _load_torch(path, arch, str(path))
+
+
+def _load_torch(
+  weights: files.AnyPath | Mapping[str, Any], arch: str | None, source: str
+) -> LoadedModel:
+  model, metadata = torch_io.load_model(weights, arch)
   return LoadedModel(
     model=model,
     name=metadata.architecture,
     class_names=metadata.class_names,
     multi_label=metadata.multi_label,
     image_size=metadata.image_size,
-    source=str(path),
+    source=source,
   )
 
 

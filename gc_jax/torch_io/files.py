@@ -21,6 +21,9 @@ from gc_jax.torch_io.reading import SAFETENSORS
 
 WRITTEN = (*SAFETENSORS, ".pth")
 
+# A file, or the mapping of names to arrays that it would hold.
+Source = files.AnyPath | str | Mapping[str, Any]
+
 _MAX_SIDE = 65_535  # pixels, as of a JPEG
 
 _logger = logging.getLogger(__name__)
@@ -107,7 +110,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def load_model(
-  path: files.AnyPath | str,
+  source: Source,
   arch: str | None = None,
   num_classes: int | None = None,
 ) -> tuple[nnx.Module, Metadata]:
@@ -117,26 +120,26 @@ def load_model(
   weights was not read.
 
   Args:
-    path: a torchvision state dict, a training checkpoint that holds one (the
+    source: a torchvision state dict, a training checkpoint that holds one (the
       release's, Lightning's), an index of several files or the folder of one,
-      or a file of `save_model`; `.safetensors` needs no PyTorch.
+      or a file of `save_model`; `.safetensors` needs no PyTorch. Or either of
+      the first two in memory, with arrays of any library.
     arch: a key of `models.MODELS`. A file of `save_model` knows it; the keys of
       others do not say how the model pools.
     num_classes: K that the weights must have; None = any.
 
   Raises:
-    ValueError: the file cannot be read or is not safe to read; or its weights
+    ValueError: the source cannot be read or is not safe to read; or its weights
       are not those of `arch`, or have a single output.
   """
-  path = on_disk(path)
   if arch is not None and arch not in MODELS:
     raise ValueError(unknown_name_message("--arch", arch, MODELS))
-  content, metadata = read(path)
-  name = _architecture(path, content.arrays, metadata.architecture, arch)
-  model, found = _model(path, content, name)
+  where, content, metadata = _opened(source)
+  name = _architecture(where, content.arrays, metadata.architecture, arch)
+  model, found = _model(where, content, name)
   if found == 1:
     raise ValueError(
-      f"{path} must have an output for each class, two at least; it has one, "
+      f"{where} must have an output for each class, two at least; it has one, "
       "a sigmoid that has no class to compare with. Give it a second that is "
       "always zero: the softmax of (0, x) is the sigmoid of x. In PyTorch, put "
       "a row of zeros before the last layer's weight and a 0 before its bias, "
@@ -144,43 +147,40 @@ def load_model(
     )
   if num_classes is not None and found != num_classes:
     raise ValueError(
-      f"{path} must have {num_classes} classes, as the data has; it has "
+      f"{where} must have {num_classes} classes, as the data has; it has "
       f"{found}. Use the data it was trained on, or train from it with "
       "--config.init_from, which starts a head of the right size."
     )
   if metadata.class_names and len(metadata.class_names) != found:
     raise ValueError(
-      f"{path} must name each of its {found} classes; it names "
+      f"{where} must name each of its {found} classes; it names "
       f"{len(metadata.class_names)}. Export it again."
     )
   return model, dataclasses.replace(metadata, architecture=name)
 
 
-def load_initial(
-  path: files.AnyPath | str, name: str
-) -> tuple[nnx.Module, Metadata]:
+def load_initial(source: Source, name: str) -> tuple[nnx.Module, Metadata]:
   """Returns weights to start training from, whatever pooling they had.
 
   As `load_model` for the architecture `name`, but one output is fine.
   """
-  path = on_disk(path)
-  content, metadata = read(path)
-  return _model(path, content, name)[0], metadata
+  where, content, metadata = _opened(source)
+  return _model(where, content, name)[0], metadata
 
 
 def _model(
-  path: pathlib.Path, content: reading.Content, name: str
+  where: str, content: reading.Content, name: str
 ) -> tuple[nnx.Module, int | None]:
   """Returns the model and its K, and logs what of the file was not used."""
-  arrays, source, remarks = names.of_one_model(name, content.arrays, str(path))
+  arrays, source, remarks = names.of_one_model(name, content.arrays, where)
   model = names.from_torch(name, arrays, source)
   if content.remarks or remarks:
-    _logger.warning("%s: %s.", path, "; ".join([*content.remarks, *remarks]))
+    _logger.warning("%s: %s.", where, "; ".join([*content.remarks, *remarks]))
   return model, names.num_classes(name, arrays)
 
 
 def _architecture(
-  path: pathlib.Path,
+  where: str,
   tensors: Mapping[str, np.ndarray],
   stated: str,
   asked: str | None,
@@ -188,11 +188,11 @@ def _architecture(
   """Returns the architecture that the file states or the user asks for."""
   if stated and stated not in MODELS:
     raise ValueError(
-      unknown_name_message(f"architecture in {path}", stated, MODELS)
+      unknown_name_message(f"architecture in {where}", stated, MODELS)
     )
   if asked and stated and asked != stated:
     raise ValueError(
-      f"{path} says that it holds {stated!r}, and --arch={asked} was asked "
+      f"{where} says that it holds {stated!r}, and --arch={asked} was asked "
       "for. Leave --arch out, or name the file's."
     )
   if asked or stated:
@@ -205,7 +205,7 @@ def _architecture(
       advice += f", or {looks[0]}-gmp if it pools by the maximum"
     advice += "."
   raise ValueError(
-    f"{path} does not say which architecture it holds, and weights alone do "
+    f"{where} does not say which architecture it holds, and weights alone do "
     f"not tell how a model pools: --arch must. {advice}"
   )
 
@@ -264,15 +264,24 @@ def on_disk(path: files.AnyPath | str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
-def read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
-  """Returns what is in a file, and its metadata as fields.
+def _opened(source: Source) -> tuple[str, reading.Content, Metadata]:
+  """Returns what to call a source, and what `read` does."""
+  if not isinstance(source, Mapping):
+    source = on_disk(source)
+  return reading.name_of(source), *read(source)
+
+
+def read(
+  source: pathlib.Path | Mapping[str, Any],
+) -> tuple[reading.Content, Metadata]:
+  """Returns what is in a file or a state dict, and its metadata as fields.
 
   A warning counts numbers that are not finite.
   """
-  content = reading.read(path)
-  metadata = Metadata.from_strings(content.said, str(path))
+  content, where = reading.read(source), reading.name_of(source)
+  metadata = Metadata.from_strings(content.said, where)
   if not content.arrays:
-    raise ValueError(f"{path} must hold weights; there is no array in it.")
+    raise ValueError(f"{where} must hold weights; there is no array in it.")
   counts = {
     key: int((~np.isfinite(array)).sum())
     for key, array in content.arrays.items()
@@ -282,7 +291,7 @@ def read(path: pathlib.Path) -> tuple[reading.Content, Metadata]:
   if broken:
     _logger.warning(
       "%s: %d weights are NaN or infinite, in %s. Its logits will be, too.",
-      path,
+      where,
       sum(counts.values()),
       names.listed(broken),
     )

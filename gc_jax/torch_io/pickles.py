@@ -1,5 +1,6 @@
 """Reads files of torch.save without running any code of theirs.
 
+The weights are then looked for as in a state dict that is in memory already.
 PyTorch's `weights_only` builds tensors and containers; stand-ins take the place
 of plain values beside them. A file that asks for anything else is refused
 before it is built.
@@ -8,6 +9,7 @@ before it is built.
 import pathlib
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -136,11 +138,22 @@ def read(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
   """
   torch = import_torch(f"To read {path}")
   _check_writer(path)
-  state_dict, remarks = _state_dict(path, _content(torch, path), torch)
+  return find_weights(str(path), _content(torch, path))
+
+
+def find_weights(
+  source: str, content: Any
+) -> tuple[dict[str, Stored], list[str]]:
+  """Returns the arrays of the one state dict in a value, and remarks.
+
+  They may be PyTorch's, NumPy's, or any that NumPy converts. `source` is what
+  messages call the value.
+  """
+  state_dict, remarks = _state_dict(source, content)
   arrays = {
-    key: _stored(value, torch)
+    key: _stored(value)
     for key, value in state_dict.items()
-    if isinstance(key, str) and _is_array(value, torch)
+    if isinstance(key, str) and _is_array(value)
   }
   left = [repr(key) for key in state_dict if key not in arrays]
   if left:
@@ -219,25 +232,23 @@ def _why_not(path: pathlib.Path, error: Exception, refused: list[str]) -> str:
 
 
 def _state_dict(
-  path: pathlib.Path, content: Any, torch: Any
+  source: str, content: Any
 ) -> tuple[Mapping[Any, Any], list[str]]:
   """Returns the weights in a training checkpoint, and remarks.
 
   Trained weights come before averages of them, and those under a usual name
   before others: the remarks say what was passed over.
   """
-  found = dict(_mappings_of_weights(content, torch))
+  found = dict(_mappings_of_weights(content))
   if not found:
     is_mapping = isinstance(content, Mapping)
-    if is_mapping and all(
-      _is_array(value, torch) for value in content.values()
-    ):
+    if is_mapping and all(map(_is_array, content.values())):
       return content, []
     kind = "value" if isinstance(content, _Beside) else type(content).__name__
     if is_mapping:
       kind += f" with {names.listed(map(repr, content)) or 'nothing'} in it"
     raise ValueError(
-      f"{path} must hold a state dict (names to tensors), alone or under a "
+      f"{source} must hold a state dict (names to tensors), alone or under a "
       f"name such as {', '.join(map(repr, _USUAL[:3]))}; it holds a {kind}. "
       "Save model.state_dict()."
     )
@@ -246,7 +257,7 @@ def _state_dict(
   left = [w for w in left if not w or w[-1] in _USUAL] or left
   if len(left) > 1:
     raise ValueError(
-      f"{path} must hold the weights of one model; it holds "
+      f"{source} must hold the weights of one model; it holds "
       f"{names.listed(map(_written, left))}. Save one of them alone: "
       f"torch.save(torch.load(FILE){_written(left[0])}, NEW_FILE)."
     )
@@ -258,7 +269,7 @@ def _state_dict(
   return found[where], remarks
 
 
-def _mappings_of_weights(content: Any, torch: Any):
+def _mappings_of_weights(content: Any):
   """Yields (keys to it, mapping) for what holds arrays named "*.weight"."""
   seen: set[int] = set()
   left = [((), content)]
@@ -268,7 +279,7 @@ def _mappings_of_weights(content: Any, torch: Any):
       continue
     seen.add(id(value))
     if any(
-      isinstance(key, str) and key.endswith(".weight") and _is_array(v, torch)
+      isinstance(key, str) and key.endswith(".weight") and _is_array(v)
       for key, v in value.items()
     ):
       yield where, value
@@ -280,13 +291,17 @@ def _written(where: tuple[Any, ...]) -> str:
   return "".join(f"[{key!r}]" for key in where)
 
 
-def _is_array(value: Any, torch: Any) -> bool:
-  return isinstance(value, torch.Tensor | _Array)
+def _is_array(value: Any) -> bool:
+  return hasattr(value, "dtype") and not isinstance(value, np.generic)
 
 
-def _stored(value: Any, torch: Any) -> Stored:
+def _stored(value: Any) -> Stored:
   if isinstance(value, _Array):
     return value.dtype.name, value.read
+  torch = sys.modules.get("torch")  # who has a tensor has imported it
+  if torch is None or not isinstance(value, torch.Tensor):
+    dtype = getattr(value.dtype, "name", str(value.dtype))
+    return dtype, lambda: np.asarray(value)
   dtype = str(value.dtype).removeprefix("torch.")
   if value.is_nested:
     dtype = f"nested {dtype}"
@@ -296,7 +311,7 @@ def _stored(value: Any, torch: Any) -> Stored:
     dtype = f"{dtype} without numbers, on the meta device"
 
   def read() -> np.ndarray:
-    tensor = value.detach().resolve_neg()
+    tensor = value.detach().cpu().resolve_neg()
     is_bfloat16 = tensor.dtype is torch.bfloat16
     return (tensor.float() if is_bfloat16 else tensor).numpy()
 

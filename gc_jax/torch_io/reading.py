@@ -1,4 +1,4 @@
-"""Reads files of weights, whatever they are called.
+"""Reads files of weights, whatever they are called, and state dicts in memory.
 
 The first bytes of a file tell its kind: names lie, as after a download. The
 dtypes of all arrays are checked before one is read.
@@ -67,7 +67,7 @@ _NO_WEIGHTS = (
 
 
 class Content(NamedTuple):
-  """What is in a file of weights.
+  """What is in a file of weights, or in a state dict.
 
   Attributes:
     arrays: by PyTorch's keys, float32 but for counters.
@@ -86,12 +86,24 @@ def in_folder(folder: Any) -> Any | None:
   return next((path for path in there if path.is_file()), None)
 
 
-def read(path: pathlib.Path) -> Content:
-  """Returns what is in a file, or in all files that an index names.
+def name_of(source: pathlib.Path | Mapping[str, Any]) -> str:
+  """Returns what messages call a file, or a state dict in memory."""
+  return "The mapping" if isinstance(source, Mapping) else str(source)
+
+
+def read(source: pathlib.Path | Mapping[str, Any]) -> Content:
+  """Returns what is in a file, in all files of an index, or in a state dict.
 
   Raises:
     ValueError: it cannot be read, is not safe to read, or holds no weights.
   """
+  if isinstance(source, Mapping):
+    name = name_of(source)
+    stored, remarks = pickles.find_weights(name, source)
+    # Copies: a model must not change with what its weights came from.
+    arrays = {k: np.array(v) for k, v in _arrays(name, stored).items()}
+    return Content(arrays, {}, remarks)
+  path = source
   if path.is_dir():
     inside = in_folder(path)
     if inside is None:
@@ -155,9 +167,9 @@ def _kind(path: pathlib.Path) -> str:
 def _read_one(path: pathlib.Path, kind: str) -> Content:
   if kind == "safetensors":
     stored, said = _safetensors(path)
-    return Content(_arrays(path, stored), said, [])
+    return Content(_arrays(str(path), stored), said, [])
   stored, remarks = pickles.read(path)
-  arrays = _arrays(path, stored)
+  arrays = _arrays(str(path), stored)
   beside = metadata_path(path)
   said = _json(beside) if beside.is_file() else {}
   if not isinstance(said, dict):
@@ -266,9 +278,7 @@ def _wrong_metadata(path: pathlib.Path) -> str:
   return f"Its metadata must be strings; {listed}." if wrong else ""
 
 
-def _arrays(
-  path: pathlib.Path, stored: Mapping[str, Stored]
-) -> dict[str, np.ndarray]:
+def _arrays(source: str, stored: Mapping[str, Stored]) -> dict[str, np.ndarray]:
   """Returns the arrays: float32, but for counters that are integers."""
   refused = [
     f"{key} is {dtype}"
@@ -278,22 +288,22 @@ def _arrays(
   ]
   if refused:
     raise ValueError(
-      f"{path} must hold weights of {', '.join(_FLOATS)}; {len(refused)} of "
+      f"{source} must hold weights of {', '.join(_FLOATS)}; {len(refused)} of "
       f"its {len(stored)} arrays are of another dtype: {names.listed(refused)}."
       " Save the weights before they are converted, or turn them into floats "
       "(dequantize(), to_dense(), float())."
     )
-  return {key: _float32(path, key, load) for key, (_, load) in stored.items()}
+  return {key: _float32(source, key, load) for key, (_, load) in stored.items()}
 
 
 def _float32(
-  path: pathlib.Path, key: str, load: Callable[[], np.ndarray]
+  source: str, key: str, load: Callable[[], np.ndarray]
 ) -> np.ndarray:
   try:
     array = load()
   except Exception as error:  # of a tensor like no other, or a broken array
     raise ValueError(
-      f"{path} must hold whole arrays; {key} cannot be read: "
+      f"{source} must hold whole arrays; {key} cannot be read: "
       f"{type(error).__name__}. Save model.state_dict() again."
     ) from error
   if np.issubdtype(array.dtype, np.integer):

@@ -150,6 +150,56 @@ def test_an_architecture_is_the_runs_own_or_known(smoke_run):
     gc_jax.load(smoke_run, "resnet81")
 
 
+@pytest.mark.parametrize(
+  "convert",
+  [
+    lambda array: array,
+    jnp.asarray,
+    torch.tensor,
+    lambda array: torch.nn.Parameter(torch.tensor(array), array.dtype != int),
+  ],
+)
+def test_a_state_dict_in_memory_is_copied_into_a_model(convert):
+  weights = to_torch(models.create("resnet8-small", 3))
+  given = {key: convert(array.copy()) for key, array in weights.items()}
+  model = gc_jax.load({"state_dict": given, "epoch": 3}, "resnet8-small")
+  assert model.bn1.use_running_average
+  if convert is not jnp.asarray:  # JAX's arrays never change
+    with torch.no_grad():
+      for array in given.values():
+        array[...] = 0
+  assert_same_weights(model, weights)
+  assert trained.load_model(given, "resnet8-small").source == "a state dict"
+
+
+def test_half_floats_in_memory_are_widened():
+  weights = to_torch(models.create("resnet8-small", 3))
+  halves = {k: jnp.asarray(v, jnp.bfloat16) for k, v in weights.items()}
+  counts = {k: v for k, v in weights.items() if k.endswith("tracked")}
+  model = gc_jax.load(halves | counts, "resnet8-small")
+  wide = {k: np.asarray(v, np.float32) for k, v in halves.items()}
+  assert_same_weights(model, wide | counts)
+
+
+@pytest.mark.parametrize(
+  ("change", "arch", "message"),
+  [
+    ({}, None, r"^The mapping does not say .* like --arch=resnet8-small"),
+    ({}, "resnet81", r"^Unknown arch='resnet81'"),
+    ({}, "resnet18", r"^The mapping must hold the weights of 'resnet18'"),
+    ({"fc.bias": np.zeros(3, int)}, "resnet8-small", r"fc\.bias is int64\. S"),
+    ({"fc.bias": "none"}, "resnet8-small", r"do not fit: 1 missing: fc\.bias"),
+    ({"fc.weight": np.zeros((2, 2))}, "resnet8-small", r"of another shape: fc"),
+  ],
+)
+def test_a_state_dict_in_memory_is_checked_as_a_file_is(change, arch, message):
+  weights = to_torch(models.create("resnet8-small", 3))
+  with pytest.raises(ValueError, match=message):
+    gc_jax.load(weights | change, arch)
+  with pytest.raises(ValueError, match=r"^The mapping must hold a state dict"):
+    gc_jax.load({"weights": {}}, "resnet18")
+
+
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 def test_an_exported_file_is_read_with_all_that_it_says(tmp_path, name):
   metadata = torch_io.Metadata(

@@ -123,11 +123,13 @@ def test_counts_of_batches_may_be_missing():
 # Files that hold more than a bare model.
 
 
-@pytest.fixture(params=["safetensors", "pickle"])
+@pytest.fixture(params=["safetensors", "pickle", "memory"])
 def loaded(request, tmp_path):
-  """Loads arrays by way of a file of either kind, as a named model."""
+  """Loads arrays, by way of a file of either kind or of none, as a model."""
 
   def loaded(arrays, name=NAME, load=load_model):
+    if request.param == "memory":
+      return load(arrays, name)[0]
     tensors = {
       k: torch.from_numpy(np.array(v, order="C")) for k, v in arrays.items()
     }
