@@ -23,6 +23,7 @@ from pycocotools import mask as masks
 
 from gc_jax.data.sets import imagenet_files
 from gc_jax.data.sets.context import PHOTOGRAPHS, load_photograph
+from tests.data.photos import encode
 
 
 class Synset(NamedTuple):
@@ -78,12 +79,6 @@ def photograph(generator):
     for i, side in enumerate(size)
   )
   return PIL.Image.fromarray(whole[y : y + size[0], x : x + size[1]])
-
-
-def encode(image, format="jpeg", **options):
-  buffer = io.BytesIO()
-  image.save(buffer, format=format, **options)
-  return buffer.getvalue()
 
 
 def add(tar, name, data):

@@ -74,14 +74,14 @@ def test_stray_bytes_between_segments_are_passed_over(photo):
 )
 def test_32_bits_of_unknown_scale_are_refused(levels, span):
   with pytest.raises(decode.DecodeError, match=f"32 bits {span}"):
-    whole(files.save(levels, "tiff"))
+    whole(photos.encode(levels, "tiff"))
 
 
 @pytest.mark.parametrize("encoding", ["gif", "png", "tiff", "webp", "mpo"])
 def test_of_several_frames_the_first_is_read(encoding):
   frames = [PIL.Image.new("RGB", (16, 16), name) for name in ("white", "black")]
   options = {"lossless": True} if encoding == "webp" else {}
-  encoded = files.save(
+  encoded = photos.encode(
     frames[0], encoding, save_all=True, append_images=frames[1:], **options
   )
   with PIL.Image.open(io.BytesIO(encoded)) as image:
@@ -91,11 +91,11 @@ def test_of_several_frames_the_first_is_read(encoding):
 
 def test_one_bit_is_black_and_white_and_either_byte_order_is_read():
   bits = np.arange(256)[None] >= 128
-  decoded = whole(files.save(bits, "png"))
+  decoded = whole(photos.encode(bits, "png"))
   np.testing.assert_array_equal(decoded[..., 0], 255 * bits)
   deep = (np.arange(256) * 257).astype(">u2")
   image = PIL.Image.frombytes("I;16B", (256, 1), deep.tobytes())
-  decoded = whole(files.save(image, "tiff"))
+  decoded = whole(photos.encode(image, "tiff"))
   assert decoded[0, :, 0].tolist() == list(range(256))
 
 
@@ -212,7 +212,7 @@ def test_alpha_of_a_palette_is_put_on_white():
 def test_grey_with_alpha_multiplied_into_it_is_put_on_white():
   """Pillow's mode La, which it converts to nothing but LA."""
   # The tag of the second channel: 2 is alpha, 1 is alpha multiplied into it.
-  encoded = files.save(np.uint8([[[200, 255], [0, 0]]]), "tiff").replace(
+  encoded = photos.encode(np.uint8([[[200, 255], [0, 0]]]), "tiff").replace(
     struct.pack("<HHLL", 338, 3, 1, 2), struct.pack("<HHLL", 338, 3, 1, 1)
   )
   assert PIL.Image.open(io.BytesIO(encoded)).mode == "La"
@@ -310,7 +310,7 @@ OTHERS = {
 
 
 def mask_inside(encoded):
-  picture = decode.read_header(files.save(np.zeros((9, 9), np.uint8), "png"))
+  picture = decode.read_header(photos.encode(np.zeros((9, 9), np.uint8), "png"))
   geometry.stored_mask(decode.read_header(encoded), picture)
 
 
@@ -341,7 +341,7 @@ def test_what_pillow_could_read_is_refused_by_every_reader(
 ):
   if encoding == "avif" and not PIL.features.check("avif"):
     pytest.skip("this Pillow writes no AVIF")
-  encoded = files.save(photo.resize((64, 64)), encoding)
+  encoded = photos.encode(photo.resize((64, 64)), encoding)
   path = tmp_path / "photo.jpg"
   path.write_bytes(encoded)
   for read in READERS.values():
@@ -401,4 +401,4 @@ def test_too_many_pixels_are_an_error_and_no_warning(monkeypatch, photo):
   # A little above the limit, where Pillow warns, and far above it.
   for side in (12, 40):
     with pytest.raises(decode.DecodeError, match="make it smaller"):
-      whole(files.save(np.zeros((side, side), np.uint8), "png"))
+      whole(photos.encode(np.zeros((side, side), np.uint8), "png"))

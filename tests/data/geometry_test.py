@@ -71,7 +71,7 @@ def record_of(image, *masks, **objects):
   """A record whose objects, of the classes 0, 1 and so on, have the masks."""
   count = len(masks) or len(objects["bbox"])
   encoded = [
-    mask if isinstance(mask, bytes) else files.save(mask, "png")
+    mask if isinstance(mask, bytes) else photos.encode(mask, "png")
     for mask in masks
   ]
   if not isinstance(image, bytes):
@@ -241,11 +241,11 @@ def picture_header(orientation, encoding="jpeg", upright=INSIDE):
   said = {"exif": b"Exif\0\0" + files.exif(orientation)}
   if encoding == "tiff":
     said = {"tiffinfo": {files.TAG: orientation}}
-  return decode.read_header(files.save(stored, encoding, **said))
+  return decode.read_header(photos.encode(stored, encoding, **said))
 
 
 def mask_header(inside, encoding="png", **said):
-  return decode.read_header(files.save(inside, encoding, **said))
+  return decode.read_header(photos.encode(inside, encoding, **said))
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png", "tiff", "webp"])

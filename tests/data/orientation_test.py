@@ -10,6 +10,7 @@ import PIL.ImageOps
 import pytest
 
 from gc_jax.data import decode, orientation
+from tests.data import photos
 from tests.data import picture_files as files
 
 UPRIGHT = files.quarters(files.COLORS, 32, 48)
@@ -18,7 +19,7 @@ STORED = files.TO_STORED[6](UPRIGHT)
 
 def jpeg(*segments, behind="SOI"):
   """A JPEG to be turned, with segments behind another."""
-  encoded = files.save(STORED, "jpeg", quality=95, subsampling=0)
+  encoded = photos.encode(STORED, "jpeg", quality=95, subsampling=0)
   at = 2
   if behind == "DQT":
     at = encoded.rindex(b"\xff\xdb")
@@ -127,7 +128,7 @@ def test_a_png_is_turned_wherever_it_says_so(chunk, place):
 def test_a_webp_is_turned_also_where_it_moves(said, frames):
   image = PIL.Image.fromarray(np.ascontiguousarray(STORED))
   others = [PIL.Image.new("RGB", image.size)] * (frames - 1)
-  encoded = files.save(
+  encoded = photos.encode(
     image, "webp", lossless=True, save_all=True, append_images=others, **said
   )
   assert_upright(encoded)
@@ -135,10 +136,10 @@ def test_a_webp_is_turned_also_where_it_moves(said, frames):
 
 def test_a_tiff_is_turned_once_by_a_tag_or_by_xmp():
   """Which Pillow does when it loads it."""
-  assert_upright(files.save(STORED, "tiff", tiffinfo={files.TAG: 6}))
-  assert_upright(files.save(STORED, "tiff", tiffinfo={700: files.xmp(6)}))
+  assert_upright(photos.encode(STORED, "tiff", tiffinfo={files.TAG: 6}))
+  assert_upright(photos.encode(STORED, "tiff", tiffinfo={700: files.xmp(6)}))
   pages = [PIL.Image.fromarray(np.ascontiguousarray(STORED))] * 2
-  encoded = files.save(
+  encoded = photos.encode(
     pages[0],
     "tiff",
     save_all=True,
@@ -167,7 +168,7 @@ def test_a_tiff_is_turned_once_by_a_tag_or_by_xmp():
   ids=lambda block: "",
 )
 def test_values_that_mean_nothing_are_upright(block):
-  upright = files.save(UPRIGHT, "jpeg", quality=95, subsampling=0)
+  upright = photos.encode(UPRIGHT, "jpeg", quality=95, subsampling=0)
   exif = files.segment(0xE1, b"Exif\0\0" + block)
   rows = [row.tobytes() for row in UPRIGHT]
   chunk = files.chunk(b"eXIf", block)
@@ -210,22 +211,12 @@ def test_a_small_text_that_unpacks_to_gigabytes_is_not_unpacked():
 @pytest.mark.parametrize("value", range(1, 9))
 def test_turns_are_pillows(value):
   """The tables that the files of these tests are made by are right."""
-  encoded = files.save(
+  encoded = photos.encode(
     files.TO_STORED[value](UPRIGHT), "png", exif=files.exif(value)
   )
   with PIL.Image.open(decode.io.BytesIO(encoded)) as image:
     upright = PIL.ImageOps.exif_transpose(image)
   np.testing.assert_array_equal(np.asarray(upright), UPRIGHT)
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144])
-def test_what_is_cut_off_anywhere_says_no_orientation_or_the_right_one(size):
-  for encoded, read in (
-    (jpeg(COMMENT, EXIF), orientation.of_jpeg),
-    (png(files.chunk(b"eXIf", files.exif(6))), orientation.of_png),
-  ):
-    turn = read(encoded[:size])
-    assert turn in (None, PIL.Image.Transpose.ROTATE_270)
 
 
 def test_pixels_stay_when_metadata_are_left_out():

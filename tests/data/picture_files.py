@@ -4,12 +4,13 @@ Each shows four quarters: red, green / blue, white; or black, dark / light
 grey, white where it has no colours. Turned any way, they tell which.
 """
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import PIL.Image
+
+from tests.data.photos import encode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3
 COLORS = np.array([[RED, GREEN], [BLUE, WHITE]], np.uint8)
@@ -44,14 +45,6 @@ def seen(pixels):
   """The 2x2 colours in the middle of the quarters."""
   height, width = pixels.shape[:2]
   return pixels[height // 4 :: height // 2, width // 4 :: width // 2]
-
-
-def save(image, encoding, **options):
-  if isinstance(image, np.ndarray):
-    image = PIL.Image.fromarray(np.ascontiguousarray(image))
-  buffer = io.BytesIO()
-  image.save(buffer, encoding, **options)
-  return buffer.getvalue()
 
 
 def exif(orientation, order="<", kind=3, count=1):
@@ -167,7 +160,7 @@ def _pillow(encoding, mode=None, **options):
     said = {"exif": _exif_of(orientation)}
     if encoding == "tiff":
       said = {"tiffinfo": {TAG: orientation}}
-    return save(image, encoding, **said, **options)
+    return encode(image, encoding, **said, **options)
 
   return write
 
@@ -187,7 +180,9 @@ def _clear_color(pixels, orientation):
   """White is another colour, which is said to be transparent."""
   clear = (pixels == 255).all(-1, keepdims=True)
   pixels = np.where(clear, np.uint8([1, 2, 3]), pixels)
-  return save(pixels, "png", exif=_exif_of(orientation), transparency=(1, 2, 3))
+  return encode(
+    pixels, "png", exif=_exif_of(orientation), transparency=(1, 2, 3)
+  )
 
 
 def _clear_number(encoding):
@@ -198,7 +193,7 @@ def _clear_number(encoding):
     image = PIL.Image.fromarray(np.where(clear, np.uint8([1, 2, 3]), pixels))
     image = image.quantize(4)
     number = image.getpixel(tuple(np.argwhere(clear[..., 0])[0][::-1].tolist()))
-    return save(
+    return encode(
       image, encoding, exif=_exif_of(orientation), transparency=number
     )
 
@@ -290,8 +285,8 @@ GREY_FILES = {
 }
 # Formats that say no orientation.
 FLAT_FILES = {
-  "bmp": lambda pixels: save(pixels, "bmp"),
-  "gif": lambda pixels: save(pixels, "gif"),
-  "ppm": lambda pixels: save(pixels, "ppm"),
+  "bmp": lambda pixels: encode(pixels, "bmp"),
+  "gif": lambda pixels: encode(pixels, "gif"),
+  "ppm": lambda pixels: encode(pixels, "ppm"),
   "gif clear": lambda pixels: _clear_number("gif")(pixels, 1),
 }

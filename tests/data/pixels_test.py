@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from gc_jax.data import decode, pixels
+from tests.data import photos
 from tests.data import picture_files as files
 
 INSIDE = np.zeros((40, 48), bool)
@@ -15,7 +16,7 @@ BORDER = cv2.dilate(INSIDE.astype(np.uint8), np.ones((5, 5))) > INSIDE
 
 
 def save(image, encoding="png", **options):
-  return files.save(image, encoding, **options)
+  return photos.encode(image, encoding, **options)
 
 
 def inside(encoded):

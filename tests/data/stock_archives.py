@@ -13,7 +13,7 @@ import PIL.Image
 from scipy import ndimage
 
 from tests.data.photos import encode as encoded
-from tests.data.real_things import picture, tight_box, voc
+from tests.data.photos import picture, tight_box, voc
 
 
 class Truth(NamedTuple):

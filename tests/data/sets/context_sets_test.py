@@ -1,7 +1,6 @@
 """On files in the formats of the packages, and on installed packages."""
 
 import gzip
-import io
 import itertools
 import pathlib
 
@@ -18,7 +17,7 @@ from gc_jax.data.sets.context_sets import (
   STAMPS_FOLDER,
   cut_out,
 )
-from tests.data import real_things
+from tests.data import photos
 
 TRAIN, TEST = 24, 4  # products of each class in the written files
 OF_CLASS = 6  # stamps of each class in the written folder
@@ -32,9 +31,9 @@ def write_idx(path, pixels):
 
 def write_fashion(folder):
   """Writes the four files, of things in all four attitudes, 280 different."""
-  things, generator = real_things.things(), np.random.default_rng(0)
+  things, generator = photos.things(), np.random.default_rng(0)
   pictures = [
-    np.ascontiguousarray(real_things.negative(things[k][::y, ::x], 28))
+    np.ascontiguousarray(photos.negative(things[k][::y, ::x], 28))
     for k in range(10)
     for y, x in itertools.product((1, -1), (1, -1))
   ]
@@ -55,7 +54,7 @@ def write_fashion(folder):
 
 def write_stamps(folder):
   """Writes six things a class, and what must not be taken."""
-  things = real_things.things()
+  things = photos.things()
   for k, below in enumerate(STAMP_FOLDERS.values()):
     part = folder / below[-1]
     part.mkdir(parents=True)
@@ -112,10 +111,6 @@ def stamps(request, written):
   return folder, context_sets.stamps(folder)
 
 
-def decode(encoded):
-  return np.asarray(PIL.Image.open(io.BytesIO(encoded)))
-
-
 # All three sets.
 
 
@@ -140,7 +135,7 @@ def test_records_hold_what_was_drawn(written, tmp_path, name, multi_label):
     record = dataset.source[index]
     example = context.draw_example(source, drawn, "test", index)
     np.testing.assert_array_equal(
-      decode(record["image"]), example.picture.image
+      photos.decode(record["image"]), example.picture.image
     )
     assert tuple(record["labels"]) == example.labels
     objects = record["objects"]
@@ -149,7 +144,7 @@ def test_records_hold_what_was_drawn(written, tmp_path, name, multi_label):
     for encoded, mask, box in zip(
       objects["mask"], example.picture.masks, objects["bbox"], strict=True
     ):
-      np.testing.assert_array_equal(decode(encoded) > 127, mask)
+      np.testing.assert_array_equal(photos.decode(encoded) > 127, mask)
       ymin, xmin, ymax, xmax = np.round(box * 64).astype(int)
       assert mask[ymin:ymax, xmin:xmax].sum() == mask.sum() > 0
       edges = mask[[ymin, ymax - 1]].any(1), mask[:, [xmin, xmax - 1]].any(0)
@@ -311,7 +306,7 @@ def test_a_stamp_keeps_its_colors_and_its_alpha(stamps):
 
 
 def test_grey_and_palette_stamps_are_read_as_they_look(tmp_path):
-  thing = PIL.Image.fromarray(real_things.things()[-1])
+  thing = PIL.Image.fromarray(photos.things()[-1])
   thing.convert("LA").save(tmp_path / "grey.png")
   grey = context_sets.read_stamp(tmp_path / "grey.png")
   np.testing.assert_array_equal(grey.alpha, np.asarray(thing)[..., 3])

@@ -26,14 +26,6 @@ def examples(source):
   return draw
 
 
-def test_the_background_is_what_is_left_without_the_objects(examples):
-  for example in examples("train", 20, multi_label=True):
-    outside = ~example.picture.alphas.any(0)
-    np.testing.assert_array_equal(
-      example.picture.image[outside], example.background[outside]
-    )
-
-
 def test_every_object_of_a_split_takes_its_turn(source, examples):
   assert ContextConfig().num_examples == (4_000, 500, 1_000)
   once = examples("validation", 500)

@@ -10,17 +10,12 @@ from hypothesis import strategies as st
 
 from gc_jax.data.sets import folder_files
 from gc_jax.data.sets.folder_files import Finder, kind_of, list_tree
+from tests.data.photos import touch
 
 # One name, as one character and as a letter with an accent.
 COMPOSED, DECOMPOSED = (
   unicodedata.normalize(form, "café") for form in ("NFC", "NFD")
 )
-
-
-def touch(root, *names):
-  for name in names:
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_bytes(b"")
 
 
 # Kinds.

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 
 from gc_jax.data.sets.folder_layout import read_layout
+from tests.data.photos import touch
 
 BASE = tuple(
   f"{split}/{name}/{i}.jpg"
@@ -17,17 +18,6 @@ BASE = tuple(
 COMPOSED, DECOMPOSED = (
   unicodedata.normalize(form, "café") for form in ("NFC", "NFD")
 )
-
-
-def touch(root, *names):
-  for name in names:
-    path = root / name
-    if name.endswith("/"):
-      path.mkdir(parents=True)
-    else:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(b"")
-  return root
 
 
 def problem(root):

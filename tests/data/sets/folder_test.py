@@ -2,22 +2,14 @@
 
 import logging
 
-import numpy as np
-import PIL.Image
 import pytest
 
-from gc_jax.data import geometry, pipeline
+from gc_jax.data import pipeline
 from gc_jax.data.sets import folder
 from tests.data import evaluated, photos
+from tests.data.photos import write
 
 PHOTO_OF = {"cat": "chelsea.png", "cup": "coffee.png", "moto": "moon.png"}
-
-
-def write(root, name, content):
-  path = root / name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  return path
 
 
 def fill(root, per_class, top):
@@ -157,17 +149,6 @@ def test_a_picture_that_is_gone_is_named(root):
   (root / "train/cup/001.jpg").unlink()
   with pytest.raises(ValueError, match=r"No such file.*train/cup/001.jpg"):
     next(train_batches(dataset))
-
-
-def test_turned_pictures_are_trained_on_upright(root):
-  image = photos.load("coffee.png", (96, 72))
-  write(root, "train/cup/000.jpg", photos.with_orientation(image, 6))
-  record = load(root).source[2]
-  upright = geometry.decode_image(record["image"], 72)
-  turned = image.transpose(PIL.Image.Transpose.ROTATE_270)
-  plain = geometry.decode_image(photos.encode(turned), 72)
-  # Coded in other blocks: levels apart, not pictures.
-  assert np.abs(upright.astype(int) - plain).mean() < 4
 
 
 def test_an_unknown_split_is_refused_before_the_folder_is_read():

@@ -475,13 +475,6 @@ def test_a_broken_annotation_is_named(folder, tmp_path, data, message):
   assert BOXES in refusal and message in refusal
 
 
-def test_a_truncated_archive_of_boxes_is_named(folder, tmp_path):
-  whole = (folder / BOXES).read_bytes()
-  (folder / BOXES).write_bytes(whole[: len(whole) // 2])
-  message = refused(folder, tmp_path, "validation")
-  assert BOXES in message and "cut short" in message
-
-
 @pytest.mark.parametrize(
   ("entries", "held"),
   [

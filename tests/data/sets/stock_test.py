@@ -23,7 +23,7 @@ from gc_jax.data import dataset as datasets
 from gc_jax.data import geometry, pipeline
 from gc_jax.data.sets import stock, stock_prepare, stock_sets
 from tests.data import evaluated, stock_archives
-from tests.data.real_things import tight_box
+from tests.data.photos import decode, tight_box
 
 MASKED = ("oxford_iiit_pet", "caltech_birds2011")
 
@@ -84,10 +84,6 @@ def records_of(load, prepared, name, splits):
 def refused(data_dir, name, message):
   with pytest.raises(ValueError, match=message):
     stock.load(name, "train", data_dir=data_dir)
-
-
-def decode(encoded):
-  return np.asarray(PIL.Image.open(io.BytesIO(encoded)))
 
 
 OURS = ("train", "validation", "test")

@@ -23,13 +23,15 @@ def read(*inside, encoding="utf-8", **kwargs):
 
 
 def test_what_is_written_is_read():
-  content = read("<filename>a/000.jpg</filename>", SIZE, OBJECT, OBJECT)
+  hard = OBJECT.replace("<bnd", "<difficult>True</difficult><bnd")
+  content = read("<filename>a/000.jpg</filename>", SIZE, OBJECT, hard)
   assert content.filename == "a/000.jpg"
   assert content.size == (96, 72)
   assert content.problems == []
   assert [found.where for found in content.objects] == ["object 1", "object 2"]
   first = content.objects[0]
-  assert (first.name, first.difficult) == ("cat", False)
+  assert first.name == "cat"
+  assert [found.difficult for found in content.objects] == [False, True]
   assert first.corners == (25, 9, 72, 32)
 
 
@@ -39,15 +41,6 @@ def test_parts_of_an_object_are_none():
   person = f"<object>{part}<name>person</name>{BOX}{part}</object>"
   (found,) = read(person).objects
   assert (found.name, found.corners) == ("person", (25, 9, 72, 32))
-
-
-@pytest.mark.parametrize(
-  ("text", "expected"), [("0", False), ("True", True), ("", False)]
-)
-def test_difficult_is_read_as_people_write_it(text, expected):
-  node = OBJECT.replace("<bnd", f"<difficult>{text}</difficult><bnd")
-  (found,) = read(node).objects
-  assert found.difficult is expected
 
 
 def test_a_size_that_is_not_written_is_not_known():
