@@ -73,11 +73,8 @@ def pure_head(
   """Returns `model.classify` as a pure function of the features.
 
   NNX refuses to differentiate the method itself inside an outer gradient, which
-  would touch the module's variables at another trace level.
-
-  Args:
-    model: with `classify`.
-    key: of the dropout masks, the same at every call; None drops nothing.
+  would touch the module's variables at another trace level. The key is that of
+  the dropout masks, the same at every call; None drops nothing.
   """
   graphdef, state = nnx.split(model)
   return lambda features: nnx.merge(graphdef, state, copy=True).classify(

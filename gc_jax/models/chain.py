@@ -98,18 +98,15 @@ class Chain(NumberedNetwork):
 
   The explained activations are the output of the last max-pool, as in the
   authors' release. There is no global pooling, hence no `-gmp` (the paper's
-  "AlexNet doesn't have any pooling layer").
+  "AlexNet doesn't have any pooling layer"). Parameters and the head are
+  float32, whatever the dtype.
 
   Args:
-    chain: convolutions and poolings.
     pool_window: side of the max-pool windows; their stride is 2.
-    grid: side of the grid that the features are averaged to: the perceptron
-      sees `grid * grid * D` numbers.
+    grid: side of the grid that the features are averaged to.
     hidden: width of the perceptron's two hidden layers.
     drops_features: whether dropout falls on the averaged features and the
       first hidden layer (AlexNet), or on both hidden layers (VGG).
-    dropout_rate: fraction of activations that are dropped.
-    dtype: of the trunk's activations. Parameters and the head are float32.
   """
 
   last_layer = ("head", "6")  # its outputs are the logits
@@ -257,13 +254,10 @@ class Fire(nnx.Module):
 
 
 class SqueezeNet(NumberedNetwork):
-  """SqueezeNet 1.1 split where Grad-CAM looks.
+  """SqueezeNet 1.1: a convolution, fire modules and poolings; a convolution.
 
-  Args:
-    chain: a convolution, then fire modules and poolings.
-    pooling: of the class maps, "average" or "max", over all cells.
-    dropout_rate: fraction of the features that are dropped before the head.
-    dtype: of the trunk's activations. Parameters and the head are float32.
+  The last one makes a map of each class, whose "average" or "max" over all
+  cells is the logit. Parameters and the head are float32, whatever the dtype.
   """
 
   last_layer = ("head", "1")  # its outputs, pooled, are the logits

@@ -153,17 +153,12 @@ def max_pool(
   padding: int = 0,
   partial_windows: bool = False,
 ) -> Float[Array, "B h w D"]:
-  """Returns the maximum of each window; the border counts as -inf.
+  """Returns the maximum of each square window; the border counts as -inf.
 
-  The gradient of a window goes to the first of its maxima, row by row.
-
-  Args:
-    x: activations.
-    window: side of the windows.
-    stride: both ways.
-    padding: cells added on every side.
-    partial_windows: whether a last window may reach over the edge (PyTorch's
-      `ceil_mode`); otherwise cells beyond the last whole window are left out.
+  The padding is added on every side. `partial_windows` lets a last window reach
+  over the edge (PyTorch's `ceil_mode`); otherwise cells beyond the last whole
+  one are left out. The gradient of a window goes to the first of its maxima,
+  row by row.
   """
   pads = []
   for size in x.shape[1:3]:

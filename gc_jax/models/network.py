@@ -23,15 +23,11 @@ RGB_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """How a layer starts.
-
-  Attributes:
-    kernel: initialises the kernel.
-    zero_bias: whether the bias starts at 0; otherwise it is uniform in
-      +-1/sqrt(fan_in), as in PyTorch's layers.
-  """
+  """How a layer starts."""
 
   kernel: nnx.initializers.Initializer
+  # Whether the bias starts at 0; otherwise it is uniform in +-1/sqrt(fan_in),
+  # as in PyTorch's layers.
   zero_bias: bool
 
   def bias(self, fan_in: int) -> nnx.initializers.Initializer:
@@ -309,24 +305,16 @@ def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Architecture:
-  """An entry of `MODELS`: the facts of an architecture. Call it to build one.
+  """An entry of `MODELS`: an architecture's facts. Call it to build one."""
 
-  Attributes:
-    title: as papers write it, without the pooling: "ResNet18".
-    network: its class.
-    fields: arguments of its constructor, beside the number of classes.
-    min_px: the smallest side of a picture that leaves a cell of features.
-    torch_code: lines of Python that make it as `model` in PyTorch;
-      `{num_classes}` stands for K.
-    torch_pooling: the attribute of that `model` that pools globally; "" if a
-      perceptron takes a grid of features instead.
-  """
-
-  title: str
+  title: str  # as papers write it, without the pooling: "ResNet18"
   network: type[Network]
-  fields: Mapping[str, Any]
-  min_px: int
+  fields: Mapping[str, Any]  # arguments of `network`, beside K
+  min_px: int  # the smallest side of a picture that leaves a cell of features
+  # Lines of Python that make it as `model` in PyTorch; `{num_classes}` is K.
   torch_code: str
+  # The attribute of that `model` that pools globally; "" if a perceptron takes
+  # a grid of features instead.
   torch_pooling: str = ""
 
   def __call__(

@@ -18,15 +18,12 @@ from gc_jax.models.convolution import max_pool
 
 
 class _Block(nnx.Module):
-  """Convolutions, each with a BatchNorm, and a shortcut around them all.
-
-  `convs` holds (channels, kernel, stride) of each.
-  """
+  """Convolutions, each with a BatchNorm, and a shortcut around them all."""
 
   def __init__(
     self,
     in_channels: int,
-    convs: Sequence[tuple[int, int, int]],
+    convs: Sequence[tuple[int, int, int]],  # (channels, kernel, stride)
     *,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -94,17 +91,15 @@ class Bottleneck(_Block):
 
 
 class ResNet(network.Network):
-  """A ResNet split where Grad-CAM looks: `features`, then `classify`.
+  """A ResNet. Parameters and statistics are float32, whatever the dtype.
 
   Args:
     stage_sizes: blocks in each stage; every stage after the first halves the
       resolution and doubles the channels.
-    block: `BasicBlock` or `Bottleneck`.
     width: channels of the first stage (before the block's expansion).
     stem_kernel: side of the first convolution: 7, or 3 for pictures of 32 to
       96 pixels. A max-pool follows; the stem's stride is 4 in all.
     pooling: "average" or "max", over all cells. The paper's GMP is "max".
-    dtype: of activations. Parameters and BatchNorm statistics are float32.
   """
 
   last_layer = ("fc",)  # its outputs are the logits

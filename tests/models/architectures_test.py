@@ -99,31 +99,6 @@ def test_logits_are_float32_whatever_the_compute_dtype(make_tiny, pooling):
   )
 
 
-def test_training_updates_the_running_statistics_and_evaluation_does_not(
-  make_tiny,
-):
-  model = make_tiny()
-
-  def are_kept(mode):
-    getattr(model, mode)()
-    read = lambda: jax.tree.leaves(nnx.state(model, nnx.BatchStat))
-    before = [np.array(leaf) for leaf in read()]
-    model.features(model.normalize(images()))
-    return [bool((a == b).all()) for a, b in zip(before, read(), strict=True)]
-
-  assert are_kept("eval") == [True] * 9
-  assert are_kept("train") == [False] * 9
-
-
-def test_in_evaluation_each_image_stands_alone(make_tiny):
-  model = make_tiny()
-  model.eval()
-  together = model.features(model.normalize(images(3)))
-  alone = model.features(model.normalize(images(3)[1:2]))
-  # Sums of another order in float32.
-  np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
-
-
 def tiny_chain(drops_features=True):
   return chain.Chain(
     ((8, 3, 2, 1), chain.POOL, (6, 3, 1, 1)),
