@@ -54,14 +54,10 @@ def model_card(
   run: str,
   results: Mapping[str, Any],
 ) -> str:
-  """Returns the card as Markdown.
+  """Returns the card of the weights at `path`, as Markdown.
 
-  Args:
-    path: of the weights.
-    metadata: what the file says about them.
-    num_classes: K.
-    run: what was trained, in a sentence.
-    results: of the run's final evaluation; may be empty.
+  `run` says in a sentence what was trained; the results of its final evaluation
+  may be empty.
   """
   names = metadata.class_names
   classes = "\n".join(f"{i}. {name}" for i, name in enumerate(names))
@@ -123,14 +119,9 @@ def largest_differences(
 ) -> dict[str, float]:
   """Returns how far PyTorch's results are from ours, at most.
 
-  Args:
-    path: written by `save_model`.
-    model: what was written, in evaluation mode.
-    images: RGB; each is explained for the predicted class.
-
-  Returns:
-    `logits`, `gradcam` and `gradcam_elementwise`: the largest absolute
-    difference over all images, divided by the largest absolute value.
+  Of `logits`, `gradcam` and `gradcam_elementwise`, maps of the predicted class:
+  the largest absolute difference over all images, divided by the largest
+  absolute value. `path` is what `save_model` wrote of the model.
   """
   torch = pickles.import_torch(f"To verify {path}")
   content, _ = files.read(path)
@@ -183,10 +174,7 @@ def _theirs(
 
 
 class Operations:
-  """PyTorch's layers over a state dict, in evaluation mode.
-
-  Layers are named by the keys of the state dict.
-  """
+  """PyTorch's layers, named by keys of a state dict, in evaluation mode."""
 
   def __init__(self, torch: Any, arrays: Mapping[str, np.ndarray]):
     self.torch = torch

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,17 +67,11 @@ _NO_WEIGHTS = (
 
 
 class Content(NamedTuple):
-  """What is in a file of weights, or in a state dict.
+  """What is in a file of weights, or in a state dict."""
 
-  Attributes:
-    arrays: by PyTorch's keys, float32 but for counters.
-    said: metadata as the file has them, name to string.
-    remarks: on where the arrays were found, and what was not read.
-  """
-
-  arrays: dict[str, np.ndarray]
-  said: Mapping[str, Any]
-  remarks: list[str]
+  arrays: dict[str, np.ndarray]  # by PyTorch's keys, float32 but for counters
+  said: Mapping[str, Any]  # metadata as the file has them, name to string
+  remarks: list[str]  # where the arrays were found, and what was not read
 
 
 def in_folder(folder: Any) -> Any | None:
@@ -293,20 +287,17 @@ def _arrays(source: str, stored: Mapping[str, Stored]) -> dict[str, np.ndarray]:
       " Save the weights before they are converted, or turn them into floats "
       "(dequantize(), to_dense(), float())."
     )
-  return {key: _float32(source, key, load) for key, (_, load) in stored.items()}
-
-
-def _float32(
-  source: str, key: str, load: Callable[[], np.ndarray]
-) -> np.ndarray:
-  try:
-    array = load()
-  except Exception as error:  # of a tensor like no other, or a broken array
-    raise ValueError(
-      f"{source} must hold whole arrays; {key} cannot be read: "
-      f"{type(error).__name__}. Save model.state_dict() again."
-    ) from error
-  if np.issubdtype(array.dtype, np.integer):
-    return array
-  with np.errstate(over="ignore"):  # `files.read` counts infinities
-    return array.astype(np.float32, copy=False)
+  arrays = {}
+  for key, (_, load) in stored.items():
+    try:
+      array = load()
+    except Exception as error:  # of a tensor like no other, or a broken array
+      raise ValueError(
+        f"{source} must hold whole arrays; {key} cannot be read: "
+        f"{type(error).__name__}. Save model.state_dict() again."
+      ) from error
+    if not np.issubdtype(array.dtype, np.integer):
+      with np.errstate(over="ignore"):  # `files.read` counts infinities
+        array = array.astype(np.float32, copy=False)
+    arrays[key] = array
+  return arrays
