@@ -4,7 +4,6 @@ A command exits with DONE, NO or WRONG; and when a signal asks it to end, as
 `runtime.signals` says.
 """
 
-import difflib
 import logging
 import re
 import sys
@@ -17,7 +16,7 @@ from ml_collections import config_flags
 
 from gc_jax.runtime import files
 from gc_jax.runtime.config import flatten, get_config
-from gc_jax.runtime.messages import UserError
+from gc_jax.runtime.messages import UserError, unknown_name_message
 
 DONE = 0
 NO = 1  # the answer is no: a recipe does not fit, a verification differs
@@ -30,10 +29,8 @@ flags.disclaim_key_flags()
 def exit_status(work: Callable[[], bool | None]) -> int:
   """Does the work of a command; returns the status to exit with.
 
-  Errors that the user can mend become a line on stderr.
-
-  Args:
-    work: returns False where the answer is no.
+  `work` returns False where the answer is no. Errors that the user can mend
+  become a line on stderr.
   """
   try:
     return NO if work() is False else DONE
@@ -53,9 +50,7 @@ def fail(message: str) -> NoReturn:
 def define_config(default: str | None, text: str) -> flags.FlagHolder:
   """Returns the flag `--config`, with its fields as `--config.field`.
 
-  Args:
-    default: file of the configuration that is used without the flag.
-    text: for `--help`.
+  Without the flag, the file `default` is the configuration.
   """
   # Shells leave ~ alone behind an =, and the flag is read from here.
   sys.argv[1:] = map(_with_home, sys.argv[1:])
@@ -112,9 +107,6 @@ def _unknown_field(argv: list[str]) -> str:
   for argument in argv:
     name = argument.split("=")[0]
     if name.startswith("--config.") and name not in known:
-      nearest = difflib.get_close_matches(name, known, n=1)
-      hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-      return (
-        f"Unknown field {name}.{hint} gc_jax/runtime/config.py has them all."
-      )
+      message = unknown_name_message("field", name, known)
+      return f"{message} gc_jax/runtime/config.py has them all."
   return ""

@@ -40,14 +40,11 @@ def main(argv: list[str]) -> int:
 
 
 def _train() -> None:
-  try:
+  with signals.told_if_stopped("before training, with nothing to save"):
     parallel.initialize(_MULTIHOST.value)
     workdir = files.as_path(_WORKDIR.value)
     files.check_reachable(workdir)
     train_and_evaluate(_CONFIG.value, workdir)
-  except signals.Stopped as stopped:
-    stopped.tell("before training, with nothing to save")
-    raise
 
 
 if __name__ == "__main__":

@@ -52,7 +52,13 @@ def main(argv: list[str]) -> int:
 
 
 def _fits() -> bool:
-  out = _writable(_OUT.value)
+  out = None
+  if _OUT.value is not None:
+    out = files.as_path(_OUT.value)
+    if out.is_dir():
+      raise ValueError(f"--out={out} must be a file to write, not a folder.")
+    # Before anything takes time.
+    out.parent.mkdir(parents=True, exist_ok=True)
   found = check.preflight(
     _CONFIG.value,
     _TOPOLOGY.value,
@@ -66,21 +72,6 @@ def _fits() -> bool:
     print(f"wrote {out}")
   verdict = found["largest"] if "largest" in found else found["asked"]
   return bool(verdict and verdict["fits"])
-
-
-def _writable(name: str | None) -> files.AnyPath | None:
-  """Returns the path of --out, its folder made, before anything takes time.
-
-  Raises:
-    ValueError: it is a folder.
-  """
-  if name is None:
-    return None
-  path = files.as_path(name)
-  if path.is_dir():
-    raise ValueError(f"--out={name} must be a file to write, not a folder.")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  return path
 
 
 if __name__ == "__main__":

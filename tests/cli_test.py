@@ -76,8 +76,7 @@ WRONG = {
     "Unknown config variant 'gap'"
   ),
   f"{MAIN} --config.optim.lr_per_257=0.1": (
-    "Unknown field --config.optim.lr_per_257. Did you mean "
-    "'--config.optim.lr_per_256'?"
+    "Did you mean '--config.optim.lr_per_256'?"
   ),
   f"{MAIN} --config.optin.momentum=0.1": "--config.optin.momentum",
   f"{MAIN} --config.batch_size=many": "many",

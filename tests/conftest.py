@@ -12,7 +12,9 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import signal
 import subprocess
+import threading
 import typing
 
 # Compiling is what the tests wait for. The second is LLVM's level, not that of
@@ -151,6 +153,28 @@ def smoke_run(shared_folder, compilation_cache):
       )
       assert done.returncode == 0, done.stderr
   return workdir
+
+
+@pytest.fixture(scope="module")
+def hearing_ctrl_c():
+  """What is started hears it, also if these tests run in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def handlers(monkeypatch):
+  """Signals and the wish to end as a command has them, then as they were."""
+  from gc_jax.runtime import parallel, signals
+
+  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
+  monkeypatch.setattr(signals, "_told", threading.Event())
+  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -98,12 +98,10 @@ class Processes:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory, hearing_ctrl_c):
   """Starts processes; none of them outlives the tests."""
   cache = tmp_path_factory.mktemp("compiled")
   everything = []
-  # What is started hears Ctrl-C, also where these tests run in the background.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def start(commands, devices):
     folder = tmp_path_factory.mktemp("processes")
@@ -111,7 +109,6 @@ def start(tmp_path_factory):
     return everything[-1]
 
   yield start
-  signal.signal(signal.SIGINT, before)
   for processes in everything:
     for one in processes.processes:
       if one.poll() is None:

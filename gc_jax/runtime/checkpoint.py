@@ -79,12 +79,10 @@ class Checkpoints:
     )
 
   def save(self, state: PyTree, meta: dict[str, Any], best: float) -> None:
-    """Starts to save, without waiting for the disk.
+    """Starts to save a `TrainState`, without waiting for the disk.
 
-    Args:
-      state: a `TrainState`; nothing is done if its step is saved already.
-      meta: plain values that `restore` returns.
-      best: higher is better; the highest checkpoint is kept.
+    Nothing is done if its step is saved already. `restore` returns `meta`,
+    plain values; the checkpoint with the highest `best` is kept.
 
     Raises:
       CheckpointError: this or the previous save failed, by a full disk say.
@@ -121,13 +119,10 @@ class Checkpoints:
       ) from error
 
   def restore(self, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Returns the last readable checkpoint and its `meta`.
+    """Returns the last readable checkpoint and its `meta`, or `like` and {}.
 
-    Without checkpoints, returns `like` itself and {}. Unreadable ones are moved
-    aside, with an error in the log, once an older one is read.
-
-    Args:
-      like: a state of the same shapes, on the devices to restore to.
+    It has the shapes and devices of `like`. Unreadable ones are moved aside,
+    with an error in the log, once an older one is read.
 
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
@@ -177,18 +172,12 @@ class Checkpoints:
 
 
 class Variables(NamedTuple):
-  """What a run has learned, as one of its checkpoints holds it.
+  """What a run has learned, as one of its checkpoints holds it."""
 
-  Attributes:
-    step: completed updates.
-    arrays: parameters and batch statistics, named as by `named_leaves` of the
-      `TrainState`; without the optimizer's state.
-    meta: what was saved beside them.
-  """
-
-  step: int
+  step: int  # completed updates
+  # Parameters and batch statistics, by the names of `named_leaves`.
   arrays: dict[str, np.ndarray]
-  meta: dict[str, Any]
+  meta: dict[str, Any]  # what was saved beside them
 
 
 def has_checkpoint(workdir: files.AnyPath) -> bool:
@@ -197,10 +186,7 @@ def has_checkpoint(workdir: files.AnyPath) -> bool:
 
 
 def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
-  """Returns the `meta` of the last checkpoint that has any; else an empty one.
-
-  Errors are left to those who read the arrays.
-  """
+  """Returns the `meta` of the last checkpoint that has any, or {}."""
   folder = _folder(workdir)
   for step in sorted(_steps_in(folder), reverse=True):
     try:
@@ -274,11 +260,8 @@ def _read_variables(folder: files.AnyPath, step: int) -> Variables:
 def _restore(
   folder: files.AnyPath, step: int, like: PyTree
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Returns a state like another, and its `meta`, or raises any error.
-
-  Every process reads for itself and waits for no other: when one fails, the
-  others still end, and they can agree.
-  """
+  # Every process reads for itself and waits for no other: when one fails, the
+  # others still end, and they can agree.
   index, _ = parallel.process()
   alone = {
     "multiprocessing_options": ocp.options.MultiprocessingOptions(

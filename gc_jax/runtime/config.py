@@ -252,9 +252,8 @@ def computed(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the flat fields that decide what a run computes.
 
   They decide whether a run may be continued, averaged with others, compared.
-  A missing field has its default, with which runs go as they went before the
-  field existed.
   """
+  # Of a missing field: with its default, runs go as before the field existed.
   flat = flatten(to_dict(get_config())) | flatten(config)
   left_out = set(_NOT_THE_RUN)
   if flat["data.name"] == "folder":

@@ -31,10 +31,8 @@ _logger = logging.getLogger(__name__)
 def as_path(path: str | os.PathLike) -> AnyPath:
   """Returns a path on a disk, or in a bucket: gs://BUCKET/FOLDER.
 
-  Args:
-    path: a string as a person writes it: ~ and ~USER at its beginning are home
-      folders, which a shell does not replace after --flag=. A path object is
-      taken literally.
+  ~ and ~USER at the beginning of a string are home folders, which a shell does
+  not replace after --flag=. A path object is taken literally.
 
   Raises:
     ValueError: another kind of storage, a bucket without gcsfs, an unknown home
@@ -107,12 +105,9 @@ def is_in_bucket(path: str | os.PathLike) -> bool:
 def held(folder: AnyPath, flag: str) -> Iterator[None]:
   """Keeps a folder for this process, until the end or until it dies.
 
-  Buckets have no locks and are not guarded; a file system without locks is not
-  either, and a warning says so.
-
-  Args:
-    folder: must exist.
-    flag: the flag that named it, for messages.
+  It must exist; messages call it by the flag that named it. Buckets have no
+  locks and are not guarded; a file system without locks is not either, and a
+  warning says so.
 
   Raises:
     ValueError: another process has it; says which.
@@ -145,13 +140,9 @@ def locked(
 ) -> Iterator[bool]:
   """Holds a lock, which the kernel frees however this process ends.
 
-  Args:
-    path: a file that exists meanwhile, and says who holds the lock.
-    if_held: called with the holder before waiting for it. It may raise.
-
-  Yields:
-    Whether it is certain that nobody else holds the lock: False on file systems
-    without locks (some cluster mounts).
+  The file exists meanwhile, and says who holds the lock: `if_held` is called
+  with that before this process waits, and may raise. Yields whether nobody else
+  can hold it: False on file systems without locks (some cluster mounts).
   """
   with contextlib.ExitStack() as opened:
     while True:

@@ -36,11 +36,8 @@ def unknown_name_message(
 ) -> str:
   """Says that `name` is unknown, which names are known, and the nearest.
 
-  Args:
-    what: the kind of thing, or the flag that names one.
-    name: as the user wrote it.
-    known: the names in their order.
-    most: how many are listed in order; of more, the ten nearest are listed.
+  `what` is the kind of thing, or the flag that names one. Up to `most` names
+  are listed in their order; of more, the ten nearest.
   """
   known = list(known)
   nearest = _nearest(name, known)

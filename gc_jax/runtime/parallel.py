@@ -78,7 +78,6 @@ def initialize(multihost: bool) -> None:
 
 
 def _place() -> dict[str, Any]:
-  """Returns what the environment says about this process; {} if nothing."""
   given = {name: os.environ[name] for name in _PLACE if os.environ.get(name)}
   if not given:
     return {}
@@ -110,19 +109,12 @@ def _place() -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Stop:
-  """Whether this process, or one that it trains with, is asked to end.
+  """Whether this process, or one that it trains with, is asked to end."""
 
-  Attributes:
-    came: the signal that asked.
-    interrupted: whether it was Ctrl-C, which `_passed_on` turned into SIGTERM.
-    awaited: whether somebody will ask `stop_requested`.
-    asked: the last step that was asked about.
-  """
-
-  came: signal.Signals | None = None
-  interrupted: bool = False
-  awaited: bool = False
-  asked: int = 0
+  came: signal.Signals | None = None  # what asked
+  interrupted: bool = False  # by Ctrl-C, which `_passed_on` made SIGTERM
+  awaited: bool = False  # whether somebody will ask `stop_requested`
+  asked: int = 0  # the last step that was asked about
 
 
 _stop = _Stop()

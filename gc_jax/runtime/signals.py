@@ -49,23 +49,39 @@ class Stopped(SystemExit):
 
 
 @contextlib.contextmanager
+def told_if_stopped(outcome: str) -> Iterator[None]:
+  """Logs what becomes of the work, if this process is stopped within."""
+  try:
+    yield
+  except Stopped as stopped:
+    stopped.tell(outcome)
+    raise
+
+
+@contextlib.contextmanager
 def ending_at_ctrl_c(kept: str) -> Iterator[None]:
   """Ends the process with one line and the status 130 at Ctrl-C.
 
   A second Ctrl-C ends it at once, whatever it does. Python handles a signal in
   the main thread, between two of its own instructions: not while that thread
   waits for the compiler or a device. A second thread hears at once, by a pipe.
-  It also says what a first Ctrl-C waits for.
-
-  Args:
-    kept: a sentence that says what is left of the work.
+  It also says what a first Ctrl-C waits for. `kept` is a sentence on what is
+  left of the work.
   """
   if is_ignored():
     yield
     return
+  came = False
+
+  def interrupt_once(*_) -> None:
+    nonlocal came
+    if not came:  # of a second one `_count_ctrl_c` hears
+      came = True
+      raise KeyboardInterrupt
+
   read, write = os.pipe()
   os.set_blocking(write, False)
-  handler = signal.signal(signal.SIGINT, _interrupt_once())
+  handler = signal.signal(signal.SIGINT, interrupt_once)
   wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   threading.Thread(
     target=_count_ctrl_c, args=(read,), name="ctrl_c", daemon=True
@@ -86,19 +102,6 @@ def ending_at_ctrl_c(kept: str) -> Iterator[None]:
       signal.signal(signal.SIGINT, handler)
       signal.set_wakeup_fd(wakeup)
       os.close(write)
-
-
-def _interrupt_once():
-  """Returns Python's handler of SIGINT, but for the second, see the thread."""
-  came = False
-
-  def handle(*_) -> None:
-    nonlocal came
-    if not came:
-      came = True
-      raise KeyboardInterrupt
-
-  return handle
 
 
 def is_ignored() -> bool:

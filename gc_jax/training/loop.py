@@ -28,9 +28,8 @@ from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.runtime.messages import class_differences
-from gc_jax.runtime.signals import Stopped
+from gc_jax.runtime.signals import Stopped, told_if_stopped
 from gc_jax.training import build, guidance
-from gc_jax.training import config as configs
 from gc_jax.training.recording import Profile, Run
 from gc_jax.training.step import TrainState, eval_model, make_train_step
 
@@ -40,14 +39,9 @@ _logger = logging.getLogger(__name__)
 def train_and_evaluate(
   config: ConfigDict, workdir: files.AnyPath
 ) -> dict[str, Any]:
-  """Trains, evaluates and reports; continues where an earlier call stopped.
+  """Trains, evaluates and reports; returns the content of `results.json`.
 
-  Args:
-    config: every field of runtime/config.py.
-    workdir: where everything is written. Made if need be.
-
-  Returns:
-    The content of `results.json`.
+  Continues where an earlier call with the same workdir stopped.
 
   Raises:
     ValueError: the config, the data or the workdir does not allow the run;
@@ -58,10 +52,10 @@ def train_and_evaluate(
       up for it; all is saved.
   """
   mesh = parallel.make_mesh()
-  configs.validate(config, mesh.size)
+  build.validate(config, mesh.size)
   saved_config.check_same_run(config, workdir)
   train_set = data.load(config.data, config.data.train_split)
-  configs.validate_data(config, train_set)
+  build.validate_data(config, train_set)
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
@@ -103,7 +97,7 @@ def train_and_evaluate(
         mesh,
       )
 
-    with _told_if_stopped(
+    with told_if_stopped(
       f"training is done, and saved in {workdir}. The same command evaluates it"
     ):
       _end_if_asked()
@@ -222,7 +216,6 @@ def _train(
 
 
 def _end(stopped: Stopped, run: Run, step: int) -> NoReturn:
-  """Ends the process between two steps, with all on the disk."""
   saved = f"which is saved in {run.workdir}" if step else "with nothing to save"
   stopped.tell(
     f"stopped after step {step} of {run.total_steps}, {saved}. The same "
@@ -232,19 +225,8 @@ def _end(stopped: Stopped, run: Run, step: int) -> NoReturn:
 
 
 def _end_if_asked() -> None:
-  """Ends the process after training, if a signal came."""
   if stopped := parallel.stop_requested():
     raise stopped
-
-
-@contextlib.contextmanager
-def _told_if_stopped(outcome: str) -> Iterator[None]:
-  """Logs what becomes of the run, if this process is stopped within."""
-  try:
-    yield
-  except Stopped as stopped:
-    stopped.tell(outcome)
-    raise
 
 
 @contextlib.contextmanager
@@ -290,7 +272,6 @@ def _check_initial_classes(
 
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
-  """Writes the page, beside the baseline if one is named and comparable."""
   if baseline:
     try:
       return write_report(workdir, baseline)
@@ -331,7 +312,6 @@ def _opened(
 def _check_same_classes(
   workdir: files.AnyPath, train_set: data.Dataset
 ) -> None:
-  """Refuses to go on with a run that has learned other classes."""
   meta = checkpoint.read_meta(workdir)
   names = trained.class_names(workdir, meta)
   if names and (differences := class_differences(names, train_set.class_names)):

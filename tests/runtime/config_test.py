@@ -44,22 +44,16 @@ def test_a_broken_configuration_is_told_and_left_alone(tmp_path, text, found):
   assert path.read_text() == text
 
 
-def test_a_run_may_be_continued_elsewhere_and_with_other_logging(
+def test_a_run_goes_on_elsewhere_and_with_the_defaults_of_newer_fields(
   tmp_path, saved
 ):
   config = saved_config.to_dict(make())
   assert config["optim"]["step_epochs"] == [30, 60]
-  saved(config)
-  saved_config.check_same_run(make(), tmp_path)
-  moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
-  saved_config.check_same_run(moved, tmp_path)
-
-
-def test_a_run_without_a_newer_field_goes_on_with_its_default(tmp_path, saved):
-  config = saved_config.to_dict(make())
   del config["accumulate_steps"], config["model"]["bn_group"]
   saved(config)
-  saved_config.check_same_run(make(), tmp_path)
+  moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
+  for same in (make(), moved):
+    saved_config.check_same_run(same, tmp_path)
   with pytest.raises(ValueError, match="accumulate_steps: 1 there, 2 now"):
     saved_config.check_same_run(make(accumulate_steps=2), tmp_path)
   saved(config | {"forgotten": 3})

@@ -22,13 +22,15 @@ def numbered(count, loaded, error=None):
     raise error
 
 
-def test_batches_arrive_in_order_and_divided_over_the_devices():
-  mesh = parallel.make_mesh()
-  batches = list(
-    parallel.to_devices_ahead(numbered(5, threading.Semaphore(0)), mesh)
-  )
-  assert [int(batch["image"][0, 0]) for batch in batches] == list(range(5))
-  assert len(batches[0]["image"].sharding.device_set) == 4
+def test_batches_arrive_in_order_and_divided_and_errors_when_they_are_due():
+  broken = numbered(5, threading.Semaphore(0), ValueError("a broken picture"))
+  ahead = parallel.to_devices_ahead(broken, parallel.make_mesh())
+  for i in range(5):
+    batch = next(ahead)
+    assert int(batch["image"][0, 0]) == i
+    assert len(batch["image"].sharding.device_set) == 4
+  with pytest.raises(ValueError, match="a broken picture"):
+    next(ahead)
 
 
 def test_only_the_next_batch_is_loaded_while_one_is_used():
@@ -43,34 +45,11 @@ def test_only_the_next_batch_is_loaded_while_one_is_used():
   assert not [t for t in threading.enumerate() if "one_ahead" in t.name]
 
 
-def test_an_error_arrives_when_its_batch_is_due():
-  broken = numbered(2, threading.Semaphore(0), ValueError("a broken picture"))
-  ahead = parallel.to_devices_ahead(broken, parallel.make_mesh())
-  assert int(next(ahead)["image"][0, 0]) == 0
-  assert int(next(ahead)["image"][0, 0]) == 1
-  with pytest.raises(ValueError, match="a broken picture"):
-    next(ahead)
-
-
 PLACE = {
   "JAX_COORDINATOR_ADDRESS": "10.0.0.2:8476",
   "JAX_NUM_PROCESSES": "2",
   "JAX_PROCESS_ID": "1",
 }
-
-
-@pytest.fixture
-def handlers(monkeypatch):
-  """Signals as a command has them, and afterwards as they were."""
-  monkeypatch.setattr(parallel, "_stop", parallel._Stop())
-  before = {
-    number: signal.getsignal(number)
-    for number in (signal.SIGTERM, signal.SIGINT)
-  }
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-  yield before
-  for number, handler in before.items():
-    signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -84,7 +63,11 @@ def joined(monkeypatch, handlers):
   return told
 
 
-def test_a_process_takes_its_place_from_the_environment(joined, monkeypatch):
+def test_a_process_takes_its_place_from_the_environment_or_jax_finds_it(
+  joined, monkeypatch
+):
+  parallel.initialize(multihost=True)
+  assert set(joined) == {"heartbeat_timeout_seconds"}
   for name, value in PLACE.items():
     monkeypatch.setenv(name, value)
   parallel.initialize(multihost=True)
@@ -94,11 +77,6 @@ def test_a_process_takes_its_place_from_the_environment(joined, monkeypatch):
     "num_processes": 2,
     "process_id": 1,
   }
-
-
-def test_without_an_environment_jax_finds_the_processes_itself(joined):
-  parallel.initialize(multihost=True)
-  assert set(joined) == {"heartbeat_timeout_seconds"}
 
 
 @pytest.mark.parametrize(
