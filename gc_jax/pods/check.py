@@ -23,7 +23,6 @@ from gc_jax.method.types import Batch
 from gc_jax.pods import compiler
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
-from gc_jax.training import config as configs
 from gc_jax.training.step import TrainState, make_train_step
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def lower(
   config: ConfigDict, mesh: Mesh, classes: data.Classes
 ) -> tuple[jax.stages.Lowered, TrainState, Batch]:
   """Returns the train step of a recipe, and the shapes of its arguments."""
-  configs.validate(config, mesh.size)
+  build.validate(config, mesh.size)
   tx = build.optimizer(config, _STEPS_PER_EPOCH)
   platform = mesh.devices.flat[0].platform
   make_model = build.model_maker(config, classes.count, platform)
@@ -102,14 +101,10 @@ def compile_step(
 ) -> dict[str, Any]:
   """Returns what the compiler says of the train step of a recipe.
 
-  The step, the state and where they lie are those of a run; the batch is
-  shaped as `data.pipeline.train_batches` makes it.
-
-  Returns:
-    Plain values, in bytes of one device: the program fits if there is room for
-    it and for the next batch, which waits beside it. If the limit is not known,
-    it fits if it was compiled. `memory_bytes` is None if the compiler refused,
-    and `refused` says why; FLOPs are None if the compiler does not say.
+  Plain values, in bytes of one device. The program fits if there is room for it
+  and for the next batch, which waits beside it; without a known limit, if it
+  was compiled. `memory_bytes` is None if the compiler refused, and `refused`
+  says why; FLOPs are None if the compiler does not say.
 
   Raises:
     ValueError: the config does not allow the run.
@@ -154,7 +149,6 @@ def compile_step(
 def _compile(
   lowered: jax.stages.Lowered, fast: bool
 ) -> tuple[jax.stages.Compiled | None, compiler.OutOfMemory | None]:
-  """Returns the program, or why there is none."""
   level = jax.config.jax_optimization_level
   if fast:
     jax.config.update("jax_optimization_level", "O0")
@@ -246,7 +240,7 @@ def search(
 
   asked = None
   try:
-    configs.validate(config, where.mesh.size)
+    build.validate(config, where.mesh.size)
   except ValueError as error:
     _logger.warning("The recipe's own batch is left out: %s", error)
     finding(unit)
@@ -288,11 +282,7 @@ def _guess(findings: Mapping[int, dict[str, Any]], limit: int) -> int:
 
 
 def read_per_device(text: str) -> int | str:
-  """Returns the value of --per_chip_batch; 0: not given.
-
-  Raises:
-    ValueError: it is neither a number of images nor "auto".
-  """
+  """Returns the value of --per_chip_batch; 0: not given."""
   if text in ("", "auto"):
     return text or 0
   if not text.isdecimal() or int(text) < 1:
@@ -313,7 +303,9 @@ def preflight(
 ) -> dict[str, Any]:
   """Returns what the compiler says of a recipe's train step on some devices.
 
-  Nothing is executed, and no data is read.
+  Nothing is executed, and no data is read. The answer is plain values, for JSON
+  and for the template preflight.txt: what was compiled, for which devices,
+  `asked`, and with "auto" `largest` and `tried`.
 
   Args:
     config: resolved.
@@ -322,14 +314,6 @@ def preflight(
       that, and the largest that fits.
     num_classes: K; 0 = that of the data set.
     fast: leave out most optimizations of the compiler. Memory may differ.
-
-  Returns:
-    Plain values, for JSON and for the template preflight.txt: what was
-    compiled, for which devices, `asked`, and with "auto" `largest` and `tried`.
-
-  Raises:
-    ValueError: the config or an argument does not allow it.
-    ModuleNotFoundError: the devices' compiler is not installed.
   """
   devices = compiler.devices(topology)
   classes = data.classes(config.data, num_classes)

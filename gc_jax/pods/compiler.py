@@ -49,17 +49,14 @@ _ENVIRONMENT = {
 
 
 def devices(name: str) -> Sequence[jax.Device]:
-  """Returns the devices of a topology; nothing can be put on those of a pod.
+  """Returns the devices of a topology, or those that are here for `LOCAL`.
 
-  Call it before anything asks jax for a device: for a pod, this process itself
-  keeps only its CPU.
-
-  Args:
-    name: of `TOPOLOGIES`, or `LOCAL` for the devices that are here.
+  Nothing can be put on those of a pod. Call it before anything asks jax for a
+  device: for a pod, this process itself keeps only its CPU.
 
   Raises:
-    ValueError: there is no such topology; names the known ones.
-    ModuleNotFoundError: libtpu is not installed; says how to.
+    ValueError: there is no such topology.
+    ModuleNotFoundError: libtpu is not installed.
   """
   if name == LOCAL:
     return jax.devices()

@@ -4,13 +4,13 @@ To add one: its maths and fields in `method.losses`, an entry here, a recipe
 that gives it weight. Everything else reads the entry.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax.method import losses
@@ -26,18 +26,6 @@ def _located(
   """Draws nothing: images count in which the explained class is located."""
   del settings, key
   return Draw(explained.mask * batch["object_mask"].any((1, 2)))
-
-
-def _of_map_and_object(
-  loss: Callable[[Float[Array, "B h w"], Float[Array, "B h w"]], Array],
-) -> Callable[..., Float[Array, "B"]]:
-  """Returns `Term.losses` of a loss of (map, covered share of each cell)."""
-
-  def values(settings: Any, seen: Seen, drawn: Draw, key: PRNGKeyArray):
-    del settings, drawn, key
-    return loss(seen.cam(), on_cells(seen))
-
-  return values
 
 
 def on_cells(seen: Seen) -> Float[Array, "B h w"]:
@@ -64,7 +52,9 @@ TERMS = {
     fields=losses.FIELDS["energy"],
     needs=lambda config: ("object_mask",),
     draw=_located,
-    losses=_of_map_and_object(losses.energy_loss),
+    losses=lambda how, seen, drawn, key: losses.energy_loss(
+      seen.cam(), on_cells(seen)
+    ),
     masked="energy_masked_frac",
   ),
 }
@@ -138,7 +128,10 @@ def draw(
   of_target, *keys = jax.random.split(key_guidance, 1 + 2 * len(TERMS))
   of_draw = dict(zip(TERMS, keys[::2], strict=True))
   of_losses = dict(zip(TERMS, keys[1::2], strict=True))
-  contains = classes_present(batch, num_classes)
+  if "labels" in batch:
+    contains = batch["labels"] > 0
+  else:
+    contains = jax.nn.one_hot(batch["label"], num_classes, dtype=bool)
   explained = Explained(
     # The pipeline drew it already if it decoded something for it.
     target=batch["target"]
@@ -156,13 +149,6 @@ def draw(
     },
     {name: of_losses[name] for name in settings},
   )
-
-
-def classes_present(batch: Batch, num_classes: int) -> Bool[Array, "B K"]:
-  """Returns True where the image holds an object of the class."""
-  if "labels" in batch:
-    return batch["labels"] > 0
-  return jax.nn.one_hot(batch["label"], num_classes, dtype=bool)
 
 
 def draw_target(

@@ -16,7 +16,6 @@ from gc_jax.models import resnet
 from gc_jax.pods import check
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
-from gc_jax.training import config as configs
 from gc_jax.training.step import make_train_step
 
 SIDE = 16
@@ -232,7 +231,7 @@ def test_a_good_guess_saves_compilations():
 def test_images_come_in_whole_composites_groups_and_parts(fields, unit):
   assert check.images_unit(make_config(**fields), 4) == unit
   for times in (1, 3):
-    configs.validate(make_config(**fields, batch_size=times * unit * 4), 4)
+    build.validate(make_config(**fields, batch_size=times * unit * 4), 4)
 
 
 def test_the_largest_batch_is_searched_by_compiling(target, finding):
@@ -285,19 +284,17 @@ def test_the_recipes_own_batch_is_reported_if_it_can_be_divided(
 # Refused before anything is compiled.
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_as_in_training():
-  with pytest.raises(ValueError, match=r"must be divisible by 4 groups"):
-    check.preflight(make_config(batch_size=12), "local")
-
-
-def test_an_unknown_number_of_classes_is_asked_for():
-  with pytest.raises(ValueError, match="--num_classes=K"):
-    check.preflight(make_config(data__name="tfds:voc/2007"), "local")
-
-
-def test_a_search_needs_a_limit():
-  with pytest.raises(ValueError, match="has none that is known; give a number"):
-    check.preflight(make_config(), "local", per_device="auto")
+@pytest.mark.parametrize(
+  ("fields", "per_device", "message"),
+  [
+    ({"batch_size": 12}, 0, "must be divisible by 4 groups"),
+    ({"data__name": "tfds:voc/2007"}, 0, "--num_classes=K"),
+    ({}, "auto", "has none that is known; give a number"),
+  ],
+)
+def test_an_impossible_question_is_refused(fields, per_device, message):
+  with pytest.raises(ValueError, match=message):
+    check.preflight(make_config(**fields), "local", per_device=per_device)
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "1.5"])

@@ -12,8 +12,7 @@ from configs import (
 )
 from gc_jax.data import Dataset
 from gc_jax.runtime import config as saved_config
-from gc_jax.training import config as configs
-from gc_jax.training import guidance
+from gc_jax.training import build, guidance
 
 RECIPES = (
   (quickstart, quickstart.VARIANTS),
@@ -35,9 +34,11 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   if config.data.name == "folder":
     config.data.path = "DIR"
   for num_devices in (1, 4):
-    configs.validate(config, num_devices)
+    build.validate(config, num_devices)
   if smoke:  # needs no package, archive or folder
     assert config.data.name.startswith("context_digits")
+  elif recipe is context:
+    assert config.data.name == f"context_{variant.split('_')[0]}"
 
 
 def test_an_unknown_variant_is_named_with_the_known_ones():
@@ -108,13 +109,6 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
     assert {name: flat[name] for name in expected} == expected
 
 
-def test_context_recipes_are_named_after_their_objects():
-  names = [
-    context.get_config(f"{n}_gc").data.name for n in ("fashion", "objects")
-  ]
-  assert names == ["context_fashion", "context_objects"]
-
-
 def test_every_field_has_a_default_that_may_be_overridden():
   default = saved_config.get_config().to_dict()
   for name, value in saved_config.flatten(default).items():
@@ -135,11 +129,11 @@ def make(**overrides):
 
 def refused(message, num_devices=1, **overrides):
   with pytest.raises(ValueError, match=message):
-    configs.validate(make(**overrides), num_devices)
+    build.validate(make(**overrides), num_devices)
 
 
 @pytest.mark.parametrize(
-  "field", [*configs.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
+  "field", [*build.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
 )
 def test_an_unknown_word_is_refused_by_field_with_the_known_ones(field):
   refused(
@@ -172,17 +166,12 @@ def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
     ({"model__name": "resnet5"}, r"resnet50.* Did you mean 'resnet50'\?"),
     (
       {"compose__distractors": "dataset"},
-      r"must go with --config\.compose\.mode='independent', and it is "
-      r"'packed': .* no cell is left for any other",
+      r"must go with --config\.compose\.mode='independent', and it is 'packed'",
     ),
-    (
-      {"data__name": "folder"},
-      r"--config\.data\.path must name a folder of pictures .* is empty",
-    ),
+    ({"data__name": "folder"}, r"data\.path must name a folder .* is empty"),
     (
       {"data__crop": "random_resized", "data__crop_padding_px": 4},
-      r"crop_padding_px=4 shifts the centre crop and must be 0 with "
-      r"--config\.data\.crop='random_resized'",
+      r"must be 0 with --config\.data\.crop='random_resized'",
     ),
     (
       {"data__eval_squash": True, "data__eval_resize_px": 72},
@@ -194,7 +183,7 @@ def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
     ),
     (
       {"model__name": "alexnet", "data__image_size": 62},
-      r"image_size=62 must be at least 63 for --config\.model\.name='alexnet'",
+      r"image_size=62 must be at least 63 for .*name='alexnet'",
     ),
     *(
       ({"profile_steps": steps}, "must be the first and the last step")
@@ -223,7 +212,7 @@ def test_a_batch_must_divide_among_devices_and_into_composites():
   )
   # Independent composites take any batch; plain training makes none.
   for fields in (INDEPENDENT, {"loss__consistency_weight": 0.0}):
-    configs.validate(make(batch_size=20, **fields), num_devices=2)
+    build.validate(make(batch_size=20, **fields), num_devices=2)
   refused(
     r"--config\.compose\.groups=2 must be a multiple of 4 devices",
     num_devices=4,
@@ -233,7 +222,7 @@ def test_a_batch_must_divide_among_devices_and_into_composites():
 
 def test_a_group_must_have_three_distractors_for_a_picture():
   fields = INDEPENDENT | {"batch_size": 16, "accumulate_steps": 2}
-  configs.validate(make(**fields), num_devices=2)
+  build.validate(make(**fields), num_devices=2)
   refused(
     r"at least 4 images for each of 4 groups .*; it has 2\. "
     r"Use 32, or --config\.compose\.distractors=dataset",
@@ -241,7 +230,7 @@ def test_a_group_must_have_three_distractors_for_a_picture():
     **fields,
   )
   fields["compose__distractors"] = "dataset"
-  configs.validate(make(**fields), num_devices=4)
+  build.validate(make(**fields), num_devices=4)
 
 
 def test_groups_of_batch_norm_must_fit_devices_and_composites():
@@ -254,7 +243,7 @@ def test_groups_of_batch_norm_must_fit_devices_and_composites():
   )
   for size, mode in ((8, "packed"), (24, "packed"), (6, "independent")):
     config = make(batch_size=48, model__bn_group=size, compose__mode=mode)
-    configs.validate(config, num_devices=2)
+    build.validate(config, num_devices=2)
 
 
 def dataset(class_names, source):
@@ -268,9 +257,9 @@ def dataset(class_names, source):
 
 def test_data_must_have_two_classes_and_a_batch_of_examples():
   with pytest.raises(ValueError, match=r"at least two classes.*it has 1"):
-    configs.validate_data(make(), dataset(["only"], [{}] * 1_000))
+    build.validate_data(make(), dataset(["only"], [{}] * 1_000))
   with pytest.raises(ValueError, match="at most the 10 examples"):
-    configs.validate_data(make(), dataset(["a", "b"], [{}] * 10))
+    build.validate_data(make(), dataset(["a", "b"], [{}] * 10))
 
 
 def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
@@ -283,7 +272,7 @@ def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
     r"are, by masks or boxes .*; hand-made, split 'train', has none\. Add "
     r"them, or set --config\.loss\.energy_weight=0\.$",
   ):
-    configs.validate_data(config, dataset("ab", [bare] * 32))
-  configs.validate_data(config, dataset("ab", [bare] * 31 + [located]))
+    build.validate_data(config, dataset("ab", [bare] * 32))
+  build.validate_data(config, dataset("ab", [bare] * 31 + [located]))
   # Without the term nobody asks.
-  configs.validate_data(make(), dataset("ab", [bare] * 32))
+  build.validate_data(make(), dataset("ab", [bare] * 32))

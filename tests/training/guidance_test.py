@@ -10,8 +10,7 @@ from scipy import stats
 from configs import base, quickstart
 from gc_jax.data import pipeline
 from gc_jax.method import compose
-from gc_jax.training import composites, guidance
-from gc_jax.training import config as configs
+from gc_jax.training import build, composites, guidance
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.term import Explained, NoSettings, Seen
 from tests.training.small import NUM_CLASSES, batch_of
@@ -30,12 +29,6 @@ def drawn(terms, batch, key=0, target_draw="category"):
 # The entries.
 
 
-def test_weights_are_called_after_their_terms():
-  """Pages name a term that is not the paper's so."""
-  fields = [term.fields.weight.name for term in TERMS.values()]
-  assert fields == [f"{name}_weight" for name in TERMS]
-
-
 def test_no_two_terms_share_a_field_a_metric_or_a_title():
   """Each has a weight and a curve of its own."""
   fields = [field for term in TERMS.values() for field in term.fields.every()]
@@ -47,6 +40,9 @@ def test_no_two_terms_share_a_field_a_metric_or_a_title():
     assert len(names) == len(set(names))
   for field in fields:
     assert base.get_config().loss[field.name] == field.default
+  # Pages name a term that is not the paper's after its weight.
+  weights = [term.fields.weight.name for term in TERMS.values()]
+  assert weights == [f"{name}_weight" for name in TERMS]
 
 
 def test_terms_keep_their_order():
@@ -60,7 +56,7 @@ def test_terms_keep_their_order():
 @pytest.mark.parametrize("name", TERMS)
 def test_the_pipeline_can_bring_what_a_term_needs(name):
   config = quickstart.get_config("ce")
-  for distractors in configs.CHOICES["compose.distractors"]:
+  for distractors in build.CHOICES["compose.distractors"]:
     config.compose.distractors = distractors
     assert {*TERMS[name].needs(config)} <= {*pipeline.EXTRAS}
 
@@ -136,7 +132,7 @@ def test_the_keys_of_all_parts_and_terms_are_different():
   assert len(data) == len(keys) == 6
 
 
-@pytest.mark.parametrize("target_draw", configs.CHOICES["loss.target_draw"])
+@pytest.mark.parametrize("target_draw", build.CHOICES["loss.target_draw"])
 def test_the_drawn_class_has_its_law(target_draw):
   """Uniform over present categories, or in proportion to their objects."""
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])
