@@ -83,13 +83,13 @@ def make_tiny():
   from flax import nnx
 
   from gc_jax.models import init_key
-  from gc_jax.models.resnet import BasicBlock, ResNet
+  from gc_jax.models.resnet import ResNet, basic_block
 
   @functools.cache
   def made(pooling, num_classes, seed, dtype):
     net = ResNet(
       (1,),
-      BasicBlock,
+      basic_block,
       num_classes,
       width=8,
       stem_kernel=3,

@@ -5,7 +5,7 @@ of a bottleneck sits on its 3x3 convolution. Module names are torchvision's,
 so that a checkpoint is exchanged by renaming leaves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +16,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gc_jax.models import network
 from gc_jax.models.convolution import max_pool
 
+# (channels, kernel, stride) of the convolutions of a block.
+Convs = tuple[tuple[int, int, int], ...]
+
+
+def basic_block(channels: int, stride: int) -> Convs:
+  """Two 3x3 convolutions (ResNet18, ResNet34)."""
+  return (channels, 3, stride), (channels, 3, 1)
+
+
+def bottleneck(channels: int, stride: int) -> Convs:
+  """1x1, 3x3 and 1x1 convolutions (ResNet50, ResNet101)."""
+  return (channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)
+
 
 class _Block(nnx.Module):
   """Convolutions, each with a BatchNorm, and a shortcut around them all."""
@@ -23,7 +36,7 @@ class _Block(nnx.Module):
   def __init__(
     self,
     in_channels: int,
-    convs: Sequence[tuple[int, int, int]],  # (channels, kernel, stride)
+    convs: Convs,
     *,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -70,33 +83,13 @@ class _Block(nnx.Module):
     return (out + x).relu()
 
 
-class BasicBlock(_Block):
-  """Two 3x3 convolutions and a shortcut (ResNet18, ResNet34)."""
-
-  expansion = 1
-
-  def __init__(self, in_channels: int, channels: int, stride: int, **settings):
-    convs = ((channels, 3, stride), (channels, 3, 1))
-    super().__init__(in_channels, convs, **settings)
-
-
-class Bottleneck(_Block):
-  """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet50, ResNet101)."""
-
-  expansion = 4
-
-  def __init__(self, in_channels: int, channels: int, stride: int, **settings):
-    convs = ((channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1))
-    super().__init__(in_channels, convs, **settings)
-
-
 class ResNet(network.Network):
   """A ResNet. Parameters and statistics are float32, whatever the dtype.
 
   Args:
     stage_sizes: blocks in each stage; every stage after the first halves the
       resolution and doubles the channels.
-    width: channels of the first stage (before the block's expansion).
+    width: channels of the first stage's 3x3 convolutions.
     stem_kernel: side of the first convolution: 7, or 3 for pictures of 32 to
       96 pixels. A max-pool follows; the stem's stride is 4 in all.
     pooling: "average" or "max", over all cells. The paper's GMP is "max".
@@ -107,7 +100,7 @@ class ResNet(network.Network):
   def __init__(
     self,
     stage_sizes: Sequence[int],
-    block: type[BasicBlock] | type[Bottleneck],
+    block: Callable[[int, int], Convs],
     num_classes: int,
     *,
     width: int = 64,
@@ -129,10 +122,9 @@ class ResNet(network.Network):
       blocks = nnx.List([])
       for i in range(num_blocks):
         stride = 2 if stage > 0 and i == 0 else 1
-        blocks.append(
-          block(in_channels, channels, stride, dtype=dtype, rngs=rngs)
-        )
-        in_channels = channels * block.expansion
+        convs = block(channels, stride)
+        blocks.append(_Block(in_channels, convs, dtype=dtype, rngs=rngs))
+        in_channels = convs[-1][0]
       setattr(self, f"layer{stage + 1}", blocks)
     self.fc = network.linear(in_channels, num_classes, rngs=rngs)
 
@@ -188,7 +180,7 @@ class ResNet(network.Network):
     return {"conv1": ("conv1", "bn1"), **stages, "fc": ("fc",)}
 
 
-def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: type):
+def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: Callable):
   return network.Architecture(
     title=title,
     network=ResNet,
@@ -199,17 +191,17 @@ def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: type):
   )
 
 
-RESNET18 = _torchvisions("ResNet18", (2, 2, 2, 2), BasicBlock)
-RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), BasicBlock)
-RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), Bottleneck)
-RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), Bottleneck)
+RESNET18 = _torchvisions("ResNet18", (2, 2, 2, 2), basic_block)
+RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), basic_block)
+RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), bottleneck)
+RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), bottleneck)
 # For pictures of 64 pixels: two stages, an 8x8 feature grid.
 RESNET8_SMALL = network.Architecture(
   title="ResNet8-small",
   network=ResNet,
   fields={
     "stage_sizes": (1, 2),
-    "block": BasicBlock,
+    "block": basic_block,
     "width": 32,
     "stem_kernel": 3,
   },
