@@ -152,21 +152,17 @@ class BatchNorm(nnx.BatchNorm):
       mean = grouped.mean((1, 2, 3))
       squares = jnp.square(grouped - _channels(origin)).mean((1, 2, 3))
       var = jnp.maximum(squares - jnp.square(mean - origin), 0)
-      self._track(mean, var, x.size // x.shape[-1] // groups)
+      old, new = self.momentum, 1 - self.momentum
+      count = x.size // x.shape[-1] // groups
+      unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
+      seen = jax.lax.stop_gradient(mean)
+      self.mean[...] = old * self.mean[...] + new * seen.mean(0)
+      self.var[...] = old * self.var[...] + new * unbiased.mean(0)
+      self.num_batches_tracked[...] += 1
     scale = self.scale[...][None] * jax.lax.rsqrt(var + self.epsilon)
     shift = self.bias[...][None] - mean * scale
     grouped = grouped * _channels(scale) + _channels(shift)
     return grouped.reshape(x.shape).astype(self.dtype)
-
-  def _track(
-    self, mean: Float[Array, "G D"], var: Float[Array, "G D"], count: int
-  ) -> None:
-    old, new = self.momentum, 1 - self.momentum
-    mean, var = jax.lax.stop_gradient((mean, var))
-    unbiased = var * (count / max(count - 1, 1))
-    self.mean[...] = old * self.mean[...] + new * mean.mean(0)
-    self.var[...] = old * self.var[...] + new * unbiased.mean(0)
-    self.num_batches_tracked[...] += 1
 
 
 def hold_origins(model: nnx.Module) -> None:
@@ -206,16 +202,13 @@ def average_to_grid(
   Window i reaches from floor(i n / g) to ceil((i + 1) n / g), as in PyTorch's
   adaptive pooling: where g does not divide n, windows overlap.
   """
-  rows, columns = (_window_weights(size, grid) for size in x.shape[1:3])
+  rows, columns = (np.zeros((grid, n), np.float32) for n in x.shape[1:3])
+  for weights in (rows, columns):
+    size = weights.shape[1]
+    for i in range(grid):
+      start, stop = i * size // grid, -(-(i + 1) * size // grid)
+      weights[i, start:stop] = 1 / (stop - start)
   return jnp.einsum("gh,bhwd,kw->bgkd", rows, x, columns, precision="highest")
-
-
-def _window_weights(size: int, grid: int) -> Float[np.ndarray, "g n"]:
-  weights = np.zeros((grid, size), np.float32)
-  for i in range(grid):
-    start, stop = i * size // grid, -(-(i + 1) * size // grid)
-    weights[i, start:stop] = 1 / (stop - start)
-  return weights
 
 
 def pool_globally(

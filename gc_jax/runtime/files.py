@@ -156,7 +156,15 @@ def locked(
       # The holder has removed this file, and others lock a new one.
       opened.close()
     if certain:
-      _name_holder(file)
+      now = datetime.datetime.now().astimezone()
+      since = now.isoformat(sep=" ", timespec="seconds")
+      holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
+      # For people: a full disk must not stop the work under the lock.
+      with contextlib.suppress(OSError):
+        file.seek(0)
+        file.truncate()
+        file.write(f"{holder}\n")
+        file.flush()
     try:
       yield certain
     finally:
@@ -184,19 +192,6 @@ def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
     return os.path.samestat(path.stat(), os.fstat(file.fileno()))
   except FileNotFoundError:
     return False
-
-
-def _name_holder(file: IO[str]) -> None:
-  now = datetime.datetime.now().astimezone()
-  since = now.isoformat(sep=" ", timespec="seconds")
-  # For people: a full disk must not stop the work under the lock.
-  with contextlib.suppress(OSError):
-    file.seek(0)
-    file.truncate()
-    file.write(
-      f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
-    )
-    file.flush()
 
 
 @contextlib.contextmanager

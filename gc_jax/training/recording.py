@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -85,7 +84,15 @@ class Run:
       return
     values = parallel.fetch([metrics for _, metrics in ready])
     for (step, _), metrics in zip(ready, values, strict=True):
-      _check_finite(step, metrics)
+      for name, (total, _) in metrics.items():
+        if not np.isfinite(total):
+          raise TrainingDivergedError(
+            f"{name} is {float(total)} at step {step}: training stopped, and "
+            "the last checkpoint before it stays as it is. Lower "
+            "--config.optim.lr_per_256, raise --config.optim.warmup_epochs or "
+            "--config.loss.ramp_epochs, or set --config.optim.clip_norm, with "
+            "another --workdir."
+          )
     totals = jax.tree.map(lambda *x: np.sum(x, axis=0), *values)
     self.skipped += float(totals.get("train/skipped_frac", (0,))[0])
     # A mean over nothing (every pair of every step masked) is no number.
@@ -157,15 +164,3 @@ class Profile:
     self._written.cleanup()
     self._written = None
     _logger.info("Wrote a profile to %s", self._folder)
-
-
-def _check_finite(step: int, metrics: dict[str, Any]) -> None:
-  for name, (total, _) in metrics.items():
-    if not np.isfinite(total):
-      raise TrainingDivergedError(
-        f"{name} is {float(total)} at step {step}: training stopped, and the "
-        "last checkpoint before it stays as it is. Lower "
-        "--config.optim.lr_per_256, raise --config.optim.warmup_epochs or "
-        "--config.loss.ramp_epochs, or set --config.optim.clip_norm, with "
-        "another --workdir."
-      )

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from configs import quickstart
-from gc_jax import data, models, torch_io
+from gc_jax import data
 from gc_jax.report.logs import read_metrics
 from gc_jax.runtime import checkpoint, files, parallel, signals
 from gc_jax.runtime import config as saved_config
@@ -112,35 +112,6 @@ def test_a_run_leaves_the_files_and_numbers_of_the_contract(smoke_run):
   assert meta["multi_label"] is False
 
 
-# Three runs; its parts are in trained_test.py and build_test.py.
-@pytest.mark.large
-def test_a_run_starts_from_weights_with_a_head_of_its_own(tmp_path):
-  path = tmp_path / "given.safetensors"
-  name = "resnet8-small-gmp"
-  given = models.create(name, 7)
-  torch_io.save_model(path, given, torch_io.Metadata(name))
-  flags = [
-    f"--config.init_from={path}",
-    "--config.optim.lr_per_256=1e-6",
-    "--config.num_epochs=0.5",
-  ]
-  done = run(tmp_path / "run", *flags)
-  said = f"Starting from {path}; of another size, so initialised anew: fc.bias"
-  assert said in done.stderr
-  learned = read_variables(tmp_path / "run").arrays
-  np.testing.assert_allclose(
-    learned["params.conv1.kernel.value"], given.conv1.kernel[...], atol=1e-5
-  )
-  assert learned["params.fc.kernel.value"].shape == (64, 10)
-
-  # Going on from the checkpoint asks for the file no more.
-  path.unlink()
-  run(tmp_path / "run", *flags)
-  done = run(tmp_path / "other", *flags, check=False)
-  assert done.returncode != 0 and "there is none" in done.stderr
-  assert not (tmp_path / "other").exists()
-
-
 @pytest.mark.slow  # two runs of an own recipe, one compiled: 30 s
 def test_a_folder_with_broken_pictures_is_trained_on_and_they_are_counted(
   tmp_path,
@@ -229,18 +200,18 @@ def contents(folder):
   }
 
 
-def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
-  before = contents(copied)
-  done = run(copied, "--config.optim.momentum=0.8", check=False)
-  assert done.returncode == 2
-  assert "--config.optim.momentum: 0.9 there, 0.8 now" in done.stderr
-  assert contents(copied) == before
-
-
-def again(workdir):
+def again(workdir, **fields):
   """Gives the command of a run again, in this process."""
   config = saved_config.completed(saved_config.read(workdir))
+  config.update(fields)
   return loop.train_and_evaluate(config, workdir)
+
+
+def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
+  before = contents(copied)
+  with pytest.raises(ValueError, match=r"batch_size: 16 there, 8 now"):
+    again(copied, batch_size=8)
+  assert contents(copied) == before
 
 
 DIGITS = tuple("0123456789")
@@ -352,6 +323,19 @@ def test_unfit_data_is_refused_before_anything_is_written(tmp_path, data_has):
   with pytest.raises(ValueError, match="at least two classes"):
     loop.train_and_evaluate(quickstart.get_config("smoke"), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_needs_no_more_the_weights_it_started_from(
+  copied, data_has
+):
+  fields = saved_config.read(copied) | {"init_from": "gone.pth"}
+  (copied / saved_config.FILENAME).write_text(json.dumps(fields))
+  data_has()
+  with pytest.raises(AssertionError, match="computed"):
+    again(copied)
+  shutil.rmtree(copied / FOLDER)
+  with pytest.raises(ValueError, match="there is none"):
+    again(copied)
 
 
 @pytest.mark.parametrize("given", [("c", "b", "a"), ("a", "b", "d")])
