@@ -268,13 +268,11 @@ class SqueezeNet(NumberedNetwork):
     *,
     chain: Sequence[Layer] = SQUEEZENET_LAYERS,
     pooling: str = "average",
-    dropout_rate: float = 0.5,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.chain = tuple(chain)
     self.pooling = pooling
-    self.dropout_rate = dropout_rate
     self.dtype = dtype
     make_conv = partial(
       network.conv, init=network.HE_UNIFORM_INIT, dtype=dtype, rngs=rngs
@@ -310,7 +308,7 @@ class SqueezeNet(NumberedNetwork):
   ) -> Float[Array, "B K"]:
     """Returns the logits, all >= 0."""
     features = network.at_least_float32(features)
-    x = network.dropout(features, self.dropout_rate, key)
+    x = network.dropout(features, 0.5, key)
     return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
 
   def torch_features(self, ops: Any, x: Any) -> Any:

@@ -26,9 +26,9 @@ def number_of(count: int, noun: str) -> str:
   return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def clipped(text: str, most: int = 80) -> str:
+def clipped(text: str) -> str:
   """Returns a text, cut where it is too long for a message."""
-  return text if len(text) <= most else f"{text[: most - 3]}..."
+  return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def unknown_name_message(

@@ -31,22 +31,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """What a file says about its weights; the defaults where it does not.
+  """What a file says about its weights; the defaults where it does not."""
 
-  Attributes:
-    architecture: a key of `models.MODELS`.
-    class_names: of the logits, in order.
-    multi_label: whether a picture may show several classes: then each logit
-      has a sigmoid, else all have one softmax.
-    image_size: pixels of the side it was trained on.
-    config_digest: SHA-256 of the run's configuration.
-  """
-
-  architecture: str = ""
-  class_names: tuple[str, ...] = ()
+  architecture: str = ""  # a key of `models.MODELS`
+  class_names: tuple[str, ...] = ()  # of the logits, in order
+  # Whether a picture may show several classes: then each logit has a sigmoid,
+  # else all have one softmax.
   multi_label: bool | None = None
-  image_size: int = 224
-  config_digest: str = ""
+  image_size: int = 224  # pixels of the side it was trained on
+  config_digest: str = ""  # SHA-256 of the run's configuration
 
   def to_strings(self) -> dict[str, str]:
     """Returns what is written, every value a string (JSON where it is not)."""
@@ -65,9 +58,7 @@ class Metadata:
     return strings
 
   @classmethod
-  def from_strings(
-    cls, strings: Mapping[str, Any], source: str = "a file"
-  ) -> "Metadata":
+  def from_strings(cls, strings: Mapping[str, Any], source: str) -> "Metadata":
     """Returns what `to_strings` gave; ignores other fields.
 
     Raises:
@@ -110,9 +101,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def load_model(
-  source: Source,
-  arch: str | None = None,
-  num_classes: int | None = None,
+  source: Source, arch: str | None = None
 ) -> tuple[nnx.Module, Metadata]:
   """Returns the model of a PyTorch checkpoint, in evaluation mode.
 
@@ -126,7 +115,6 @@ def load_model(
       the first two in memory, with arrays of any library.
     arch: a key of `models.MODELS`. A file of `save_model` knows it; the keys of
       others do not say how the model pools.
-    num_classes: K that the weights must have; None = any.
 
   Raises:
     ValueError: the source cannot be read or is not safe to read; or its weights
@@ -144,12 +132,6 @@ def load_model(
       "always zero: the softmax of (0, x) is the sigmoid of x. In PyTorch, put "
       "a row of zeros before the last layer's weight and a 0 before its bias, "
       "and save that; class 1 is what the output said."
-    )
-  if num_classes is not None and found != num_classes:
-    raise ValueError(
-      f"{where} must have {num_classes} classes, as the data has; it has "
-      f"{found}. Use the data it was trained on, or train from it with "
-      "--config.init_from, which starts a head of the right size."
     )
   if metadata.class_names and len(metadata.class_names) != found:
     raise ValueError(

@@ -108,13 +108,11 @@ def test_the_architecture_and_the_classes_must_be_known_and_agree(
   save_model(tmp_path / "a.safetensors", model, METADATA)
   two = Metadata(NAME, class_names=("a", "b"))
   save_model(tmp_path / "two.safetensors", model, two)
-  assert load_model(tmp_path / "a.safetensors", num_classes=3)
   for path, asked, message in (
     ("a.pth", ["resnet8-smal"], r"Did you mean 'resnet8-small'"),
     ("a.pth", [], r"like --arch=resnet8-small, or resnet8-small-gmp if"),
     ("a.pth", ["alexnet"], r"They look like resnet8-small \(or its -gmp\)"),
     ("a.safetensors", ["resnet18"], "says that it holds 'resnet8-small', and"),
-    ("a.safetensors", [None, 80], r"must have 80 classes.* it has 3"),
     ("two.safetensors", [], r"name each of its 3 classes"),
   ):
     with pytest.raises(ValueError, match=message):
