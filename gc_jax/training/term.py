@@ -87,31 +87,24 @@ class NoSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-  """All that is known of a guidance term.
+  """All that is known of a guidance term."""
 
-  Attributes:
-    fields: its title, and what it has in `config.loss`.
-    losses: (settings, seen, draw, key) -> the losses, one for each entry of
-      `draw.mask`. The key is for randomness within, dropout in a forward pass.
-    masked: the metric with the share of masked losses.
-    settings: (config, num_devices) -> the first argument of `draw` and
-      `losses`, a dataclass.
-    draw: (settings, batch, explained, key) -> `Draw`.
-    needs: config -> what the pipeline must bring beside pictures and labels,
-      names of `data.pipeline.EXTRAS`.
-    check: (config, num_devices); raises ValueError if the recipe is impossible.
-    images_unit: (config, num_devices) -> the number that must divide the images
-      of a part.
-    images_in_one: config -> how many originals each picture of the term's own
-      forward pass holds, if it makes fewer pictures than there are originals.
-  """
-
-  fields: Fields
+  fields: Fields  # its title, and what it has in `config.loss`
+  # (settings, seen, draw, key) -> losses, one for each entry of `draw.mask`. The
+  # key is for randomness within, dropout in a forward pass.
   losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
-  masked: str
+  masked: str  # the metric with the share of masked losses
+  # (config, devices) -> the first argument of `draw` and `losses`, a dataclass.
   settings: Callable[[ConfigDict, int], Any] = lambda config, n: NoSettings()
+  # (settings, batch, explained, key) -> what to settle before the model sees it.
   draw: Callable[[Any, Batch, Explained, PRNGKeyArray], Draw] = every_image
+  # What the pipeline must bring beside pictures and labels: names of
+  # `data.pipeline.EXTRAS`.
   needs: Callable[[ConfigDict], Collection[str]] = lambda config: ()
+  # Raises ValueError if the recipe is impossible on so many devices.
   check: Callable[[ConfigDict, int], None] = lambda config, n: None
+  # (config, devices) -> the number that must divide the images of a part.
   images_unit: Callable[[ConfigDict, int], int] = lambda config, n: n
+  # How many originals each picture of the term's own forward pass holds, if it
+  # makes fewer pictures than there are originals.
   images_in_one: Callable[[ConfigDict], int] = lambda config: 1
