@@ -195,9 +195,9 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values."""
   path = workdir / FILENAME
-  must = f"{path} must be the configuration of a run"
   try:
     config = json.loads(path.read_text())
+    found = f"it is {config!r:.40}"
   except FileNotFoundError as error:
     raise ValueError(
       "A workdir must be the folder of a run (the --workdir of gc_jax.main); "
@@ -205,14 +205,11 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
       "above or below it."
     ) from error
   except json.JSONDecodeError as error:
-    raise ValueError(
-      f"{must}; it is not JSON ({error}). Restore it from a copy, or name "
-      "another folder."
-    ) from error
+    config, found = None, f"it is not JSON ({error})"
   if not isinstance(config, dict):
     raise ValueError(
-      f"{must}, a JSON object; it is {config!r:.40}. Restore it from a copy, "
-      "or name another folder."
+      f"{path} must be the configuration of a run, a JSON object; {found}. "
+      "Restore it from a copy, or name another folder."
     )
   return config
 

@@ -90,13 +90,13 @@ class Term:
   """All that is known of a guidance term."""
 
   fields: Fields  # its title, and what it has in `config.loss`
-  # (settings, seen, draw, key) -> losses, one for each entry of `draw.mask`. The
-  # key is for randomness within, dropout in a forward pass.
+  # (settings, seen, draw, key) -> losses, one for each entry of `draw.mask`.
+  # The key is for randomness within, dropout in a forward pass.
   losses: Callable[[Any, Seen, Draw, PRNGKeyArray], jax.Array]
   masked: str  # the metric with the share of masked losses
   # (config, devices) -> the first argument of `draw` and `losses`, a dataclass.
   settings: Callable[[ConfigDict, int], Any] = lambda config, n: NoSettings()
-  # (settings, batch, explained, key) -> what to settle before the model sees it.
+  # (settings, batch, explained, key) -> what is settled before that.
   draw: Callable[[Any, Batch, Explained, PRNGKeyArray], Draw] = every_image
   # What the pipeline must bring beside pictures and labels: names of
   # `data.pipeline.EXTRAS`.
