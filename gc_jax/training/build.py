@@ -62,13 +62,14 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     ValueError: names the field, what it must be, what it is, what to do.
   """
   check_name(config.data.name)
-  for field, known in CHOICES.items():
-    part, _, name = field.rpartition(".")
-    one_of(field, (config[part] if part else config)[name], known)
-  for term in guidance.TERMS.values():
-    for field in term.fields.every():
-      if field.choices:
-        one_of(f"loss.{field.name}", config.loss[field.name], field.choices)
+  of_terms = {
+    f"loss.{field.name}": field.choices
+    for term in guidance.TERMS.values()
+    for field in term.fields.every()
+    if field.choices
+  }
+  for field, known in (CHOICES | of_terms).items():
+    one_of(field, config[field], known)
   for field, value in flatten(config.to_dict()).items():
     if type(value) in (int, float):
       at_least(config, field, 0, exclusive=field in _ABOVE_ZERO)

@@ -17,6 +17,7 @@ from gc_jax.pods import check
 from gc_jax.runtime import parallel
 from gc_jax.training import build, guidance
 from gc_jax.training.step import make_train_step
+from tests.training.small import changed
 
 SIDE = 16
 CLASSES = Classes(10, False)
@@ -32,13 +33,9 @@ def tiny():
 
 
 def make_config(module=quickstart, variant="gc,smoke", **fields):
-  config = module.get_config(variant)
-  config.model.name = "tiny"
-  config.data.image_size = SIDE
-  config.data.crop_padding_px = 0
-  for name, value in fields.items():
-    config.update_from_flattened_dict({name.replace("__", "."): value})
-  return config
+  small = {"model__name": "tiny", "data__image_size": SIDE}
+  small["data__crop_padding_px"] = 0
+  return changed(module.get_config(variant), **small, **fields)
 
 
 # The step that is lowered without arrays is the one that trains.

@@ -14,19 +14,15 @@ from gc_jax.inference.trained import Initial
 from gc_jax.models import init_key, network
 from gc_jax.runtime import parallel
 from gc_jax.training import build
+from tests.training.small import changed
 
 STEPS_PER_EPOCH = 10
 PEAK = 0.1  # of the base config, at 256 images
 
 
 def config_with(**fields):
-  """The base config at 256 images; `optim__momentum` is optim.momentum."""
-  config = base.get_config()
-  config.batch_size = 256
-  for field, value in fields.items():
-    part, _, name = field.rpartition("__")
-    (config[part] if part else config)[name] = value
-  return config
+  """The base config at 256 images."""
+  return changed(base.get_config(), **({"batch_size": 256} | fields))
 
 
 def lr_at(config, *steps):

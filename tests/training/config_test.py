@@ -13,6 +13,7 @@ from configs import (
 from gc_jax.data import Dataset
 from gc_jax.runtime import config as saved_config
 from gc_jax.training import build, guidance
+from tests.training.small import changed
 
 RECIPES = (
   (quickstart, quickstart.VARIANTS),
@@ -120,11 +121,7 @@ def test_every_field_has_a_default_that_may_be_overridden():
 
 
 def make(**overrides):
-  """The quickstart's config; `data__crop` is data.crop."""
-  config = quickstart.get_config()
-  for name, value in overrides.items():
-    config.update_from_flattened_dict({name.replace("__", "."): value})
-  return config
+  return changed(quickstart.get_config(), **overrides)
 
 
 def refused(message, num_devices=1, **overrides):

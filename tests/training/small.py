@@ -59,17 +59,21 @@ def with_distractors(batch, distractors, counts, target=LABEL):
   }
 
 
-def recipe(*terms, groups=1, **fields):
-  """A config in which the terms have the weight; `loss__reduction="sum"`."""
-  config = get_config()
-  config.seed = 7
-  config.compose.groups = groups
-  config.loss.consistency_weight = 0.0
-  for name in terms:
-    config.loss[f"{name}_weight"] = WEIGHT
-  for name, value in fields.items():
-    config.update_from_flattened_dict({name.replace("__", "."): value})
+def changed(config, **fields):
+  """The config with other fields: `loss__reduction="sum"`."""
+  config.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in fields.items()}
+  )
   return config
+
+
+def recipe(*terms, groups=1, **fields):
+  """A config in which the terms have the weight, and other fields."""
+  weights = {"loss__consistency_weight": 0.0} | {
+    f"loss__{name}_weight": WEIGHT for name in terms
+  }
+  own = {"seed": 7, "compose__groups": groups}
+  return changed(get_config(), **own, **weights, **fields)
 
 
 def step_of(config, graphdef, tx):
