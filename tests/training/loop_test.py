@@ -209,8 +209,8 @@ def again(workdir, **fields):
 
 def test_a_workdir_of_another_configuration_is_refused_untouched(copied):
   before = contents(copied)
-  with pytest.raises(ValueError, match=r"batch_size: 16 there, 8 now"):
-    again(copied, batch_size=8)
+  with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+    again(copied, seed=1)
   assert contents(copied) == before
 
 
