@@ -25,7 +25,8 @@ Shows where a trained model sees a class in pictures of yours.
 
 Written to --out, for every picture and method:
 
-  NAME.METHOD.png    the picture at its own size, hot where the map is high
+  NAME.METHOD.png    the picture at its own size, hot where the map is high:
+                     from its maximum, in maps of pixels its 99th percentile
   NAME.METHOD.npy    the raw map: float32, cells of the feature grid, >= 0
 
 and explanations.json, an object for each: file, size, model, outputs,

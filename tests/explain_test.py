@@ -179,7 +179,8 @@ def test_maps_are_those_of_the_methods_on_the_runs_model(
     assert e["map_is_empty"] == (not cam.any())
     with Image.open(tmp_path / "out" / e["overlay"]) as picture:
       np.testing.assert_array_equal(
-        np.asarray(picture), pictures.heat_overlay(image, cam)
+        np.asarray(picture),
+        pictures.heat_overlay(image, cam, seen=tuple(e["model_size"])),
       )
   assert not all(e["map_is_empty"] for e in told)
 

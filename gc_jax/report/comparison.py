@@ -88,6 +88,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     map_title=title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
+    scaling=pictures.SCALING,
   )
   contents = {
     "comparison.md": formats.to_markdown(glance).encode(),

@@ -123,7 +123,7 @@ def write(
 ) -> None:
   """Writes the overlay and the raw map of one explanation."""
   shown = np.zeros_like(cam) if explanation.map_is_empty else cam
-  picture = pictures.heat_overlay(image, shown)
+  picture = pictures.heat_overlay(image, shown, seen=explanation.model_size)
   with files.replacing(out / explanation.overlay) as file:
     file.write(pictures.png_bytes(picture))
   with files.replacing(out / explanation.map) as file:

@@ -161,6 +161,7 @@ def _page(
     has_composites=any(e.composite is not None for e in evaluated.examples),
     pairs=pairs,
     color_bar=pictures.color_bar(),
+    scaling=pictures.SCALING,
     class_headings=headings,
     class_rows=rows,
     costly=_costly(evaluated),

@@ -26,6 +26,12 @@ LINE_PX = 2  # on the screen, whatever the size of the image
 _COLORMAP = "plasma"
 _MAX_PNG_BYTES = 60_000
 _MAX_ALPHA = 0.8
+# Integrated gradients' median is 0.8% of their maximum: one pixel hides all.
+_PERCENTILE = 99
+SCALING = (
+  "each map scaled to its own maximum, maps of pixels to their "
+  f"{_PERCENTILE}th percentile"
+)
 _BAND_PX = 256  # rows blended at a time
 _PLACES = ("top left", "top right", "bottom left", "bottom right")
 _MAX_PAIRS = 12
@@ -60,22 +66,28 @@ def heat_overlay(
   image: UInt8[np.ndarray, "H W 3"],
   cam: Float[np.ndarray, "h w"],
   scale: int = 1,
+  seen: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "sH sW 3"]:
   """Returns the image with the map over it, hot where the map is high.
 
-  heat = enlarged map / its maximum, as in the paper's figures; colour and
-  opacity both follow the heat, so the image shows where the map is empty.
+  heat = enlarged map / its maximum, as in the paper's figures, or for a map of
+  pixels their 99th percentile; colour and opacity both follow the heat, so the
+  image shows where the map is empty.
 
   Args:
     image: RGB.
     cam: a map >= 0 in any unit. All zero: the image comes back bare.
     scale: whole factor of enlargement.
+    seen: (height, width) at which the model saw the image, if not its own.
   """
+  is_of_pixels = cam.shape == tuple(seen or image.shape[:2])
   image = enlarge_image(image, scale)
   heat = enlarge_map(cam, *image.shape[:2])
   peak = float(heat.max())
   if peak <= 0.0:
     return image
+  if is_of_pixels:
+    peak = float(np.percentile(cam, _PERCENTILE)) or peak
   heat = np.clip(heat / peak, 0.0, 1.0)
   picture = np.empty_like(image)
   # In bands: a photograph's colours in floats would take a gigabyte.

@@ -71,6 +71,17 @@ def test_a_map_is_written_raw_and_an_empty_one_shows_the_bare_picture(
   np.testing.assert_array_equal(written, cam)
 
 
+def test_a_map_of_pixels_is_known_by_the_size_at_which_the_model_saw_it(
+  tmp_path,
+):
+  cam = np.random.default_rng(0).random((8, 12)).astype(np.float32)
+  explanations.write(tmp_path, explanation(map_shape=(8, 12)), IMAGE, cam)
+  with Image.open(tmp_path / "cat.gradcam.png") as image:
+    wanted = pictures.heat_overlay(IMAGE, cam, seen=(8, 12))
+    np.testing.assert_array_equal(np.asarray(image), wanted)
+  assert (wanted != pictures.heat_overlay(IMAGE, cam)).any()
+
+
 def test_the_index_grows_and_replaces_what_was_written_again(tmp_path):
   first = [explanation("a"), explanation("b")]
   explanations.write_index(tmp_path, [], first)

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +34,33 @@ def test_colours_do_not_depend_on_a_maps_unit_and_an_empty_one_has_none():
   np.testing.assert_array_equal(one, thousandth)
   empty = pictures.heat_overlay(GREY, np.zeros((4, 4), np.float32))
   np.testing.assert_array_equal(empty, GREY)
+
+
+def test_one_extreme_pixel_does_not_hide_the_rest_of_a_map_of_pixels():
+  cam = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+  plain = pictures.heat_overlay(GREY, cam).astype(int)
+  cam[3, 4] = 1000.0
+  for seen in ((16, 16), None):
+    picture = pictures.heat_overlay(GREY, cam, seen=seen).astype(int)
+    off = np.abs(picture - plain).max(-1)
+    off[3, 4] = 0
+    assert off.max() < 8  # the percentile moves by one pixel in rank
+  cam[:] = 0
+  cam[3, 4] = 1.0  # of a map of few pixels, the percentile is 0
+  assert (pictures.heat_overlay(GREY, cam)[3, 4] != 128).any()
+
+
+@pytest.mark.parametrize("seen", [None, (8, 8)])
+def test_a_map_of_cells_is_scaled_to_its_maximum_to_the_byte(seen):
+  cam = np.random.default_rng(0).random((4, 4)).astype(np.float32)
+  cam[0, 3] = 1000.0
+  heat = pictures.enlarge_map(cam, 16, 16)
+  heat = np.clip(heat / float(heat.max()), 0.0, 1.0)
+  colors = matplotlib.colormaps["plasma"](heat)[..., :3] * 255.0
+  alpha = 0.8 * heat[..., None]
+  expected = np.rint((1 - alpha) * GREY + alpha * colors).astype(np.uint8)
+  found = pictures.heat_overlay(GREY, cam, seen=seen)
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_enlarging_is_bilinear_with_clamped_edges():
