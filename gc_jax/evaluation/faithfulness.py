@@ -8,13 +8,16 @@ curve of the score.
 Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.evaluation.ledger import Measured, counted
+from gc_jax.evaluation.ledger import Measured, Totals, counted
+from gc_jax.evaluation.localisation import ALL_METHODS
 from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
@@ -34,7 +37,7 @@ def faithful(
   cams: dict[str, Float[Array, "B _ _"]],
   num_steps: int,
 ) -> Measured:
-  """Returns insertion and deletion of each method's raw maps, and the maps."""
+  """Returns insertion, deletion and completeness of each method; its maps."""
   images = batch["image"]
   # All methods in one loop: maps of the picture's size, as so many targets.
   cams_px = [enlarged(cam, *images.shape[1:3]) for cam in cams.values()]
@@ -55,7 +58,32 @@ def faithful(
     for i, name in enumerate(cams):
       columns[Key(f"{kind}_auc", name)] = counted(counts, areas[:, i])
       totals[Key(kind, name)] = (sums[i], counts.sum())
-  return Measured(columns, totals, cams)
+  return Measured(columns, totals | completeness(model, batch, cams), cams)
+
+
+def completeness(
+  model: nnx.Module, batch: PairBatch, methods: Iterable[str]
+) -> Totals:
+  """Returns the completeness error of each method that divides a score.
+
+  sum over pairs of |sum of the attributions - score| / sum of |score|
+
+  The score is what the method divides, such as f(x) - f(x_0). Not a mean of
+  each pair's error: few scores near 0 would outweigh all others.
+
+  Source: Sundararajan et al. 2017, arXiv:1703.01365, proposition 1.
+  """
+  counts = batch["mask"] * batch["target_mask"]
+  targets = batch["target"][:, None]
+  totals = {}
+  for name in methods:
+    if ALL_METHODS[name].sums is not None:
+      found, score = ALL_METHODS[name].sums(model, batch["image"], targets)
+      totals[Key("completeness_error", name)] = tuple(
+        jnp.where(counts > 0, jnp.abs(x[:, 0]), 0).sum()
+        for x in (found - score, score)
+      )
+  return totals
 
 
 def curves(

@@ -96,6 +96,8 @@ def results(
     if key.metric == BOXES:
       for metric, value in max_box_acc(correct, float(count)).items():
         found[key._replace(metric=metric)] = Estimate(value)
+    elif key.method and key.metric in METRICS and count > 0:
+      found[key] = Estimate(_scale(key) * float(correct / count))
   return found, by_class(columns, pairs.target, class_names)
 
 

@@ -228,7 +228,7 @@ class Metric:
   meaning: str  # a few words
   # What it is measured on. For pictures: "label", one class, or "labels",
   # several. For maps: "objects", the annotation; "composite", four pictures in
-  # one; "pixels", the model's answers while pixels come and go; "boxes".
+  # one; "pixels", the model's answers as pixels come and go; "boxes"; "sums".
   needs: str
   # `(raw maps, GridAnnotation)` for "objects", `(raw maps, cells)` for
   # "composite"; None if another program measures it.
@@ -244,7 +244,7 @@ class Metric:
   @property
   def is_costly(self) -> bool:
     """Returns whether few pairs are measured, as for costly methods."""
-    return self.needs in ("pixels", "boxes")
+    return self.needs in ("pixels", "boxes", "sums")
 
 
 class Protocol(NamedTuple):
@@ -282,7 +282,6 @@ PROTOCOLS = {
     whole=True,
   ),
 }
-
 
 POINTING_GAMES = ("pointing_game", "stochastic_pointing_game_exact")
 # In the order of tables.
@@ -344,6 +343,12 @@ METRICS = {
     "MaxBoxAccV2",
     "the same, averaged over overlaps of 0.3, 0.5 and 0.7",
     "boxes",
+  ),
+  "completeness_error": Metric(
+    "Completeness error",
+    "how far attributions are from summing to the score they divide",
+    "sums",
+    higher_is_better=None,  # it says how exactly a method was computed
   ),
   "zero_map_frac": Metric(
     "Empty",

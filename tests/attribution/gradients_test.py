@@ -117,6 +117,22 @@ def test_the_integral_sums_to_the_difference_of_the_scores(make_tiny, pooling):
   )
 
 
+class Kinks(Linear):
+  """Each class rises with the brightness from another place on the way."""
+
+  def classify(self, features):
+    white = normalize_pixels(jnp.ones((1, 1, 1, 3))).mean()
+    starts = white * jnp.linspace(0, 0.9, 50)[None]
+    return jax.nn.relu(features.mean((1, 2, 3))[:, None] - starts)
+
+
+def test_the_default_steps_miss_less_than_a_percent_of_bent_scores():
+  white = jnp.ones((1, 4, 5, 3))
+  found, change = gradients.sums(Kinks(), white, jnp.arange(50)[None])
+  assert change[0, 0] > 2 and (change > 0).all()
+  assert np.abs(found - change).sum() < 0.01 * change.sum()
+
+
 def test_without_noise_the_smoothed_gradient_is_the_plain_one(make_tiny):
   model = make_tiny()
   model.eval()

@@ -1,14 +1,17 @@
 """What the programs measure of a batch of pairs: law, padding, rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from gc_jax.attribution import METHODS as METHODS_OF_MODELS
 from gc_jax.data import geometry
 from gc_jax.evaluation import attacks, classification, localisation
-from gc_jax.evaluation.faithfulness import faithful
+from gc_jax.evaluation.faithfulness import completeness, faithful
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 
@@ -152,6 +155,28 @@ def test_faithfulness_has_areas_by_row_and_curves_in_sum(graph, cams):
     mean = np.trapezoid(np.asarray(total) / 5, dx=0.25)
     np.testing.assert_allclose(area[EXPLAINED].mean(), mean, rtol=1e-5)
   assert found.cams["gradcam"].shape == (ROWS, 4, 4)
+
+
+def test_the_completeness_error_is_the_missed_share_of_scores(
+  model, graph, cams, monkeypatch
+):
+  of = lambda name, **fields: monkeypatch.setitem(
+    METHODS_OF_MODELS,
+    name,
+    dataclasses.replace(METHODS_OF_MODELS[name], **fields),
+  )
+  scores = np.array([3, -1, 0, 9, 4, 2, 9, 9], np.float32)[:, None]
+  of("cmwp", sums=lambda *_: (jnp.asarray(scores * 0.75), jnp.asarray(scores)))
+  found = faithful(
+    *graph, batch(), {k: cams[k] for k in ("cmwp", "uniform")}, 2
+  )
+  (key,) = [k for k in found.totals if k.metric == "completeness_error"]
+  assert key == Key("completeness_error", "cmwp")
+  # The rows that are explained: 3, -1, 0, 4 and 2.
+  assert found.totals[key] == (2.5, 10)
+  exact = completeness(model, batch(), ("fullgrad",))
+  missed, score = exact[Key("completeness_error", "fullgrad")]
+  assert missed < 1e-4 * score
 
 
 @pytest.mark.parametrize(
