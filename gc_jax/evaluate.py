@@ -12,9 +12,9 @@ A checkpoint of PyTorch's, on data that a configuration names:
 
 Every explanation method and metric, insertion and deletion, FGSM and PGD, and
 whether maps change when weights are randomised. Written to --out: results.json,
-per_class.json, curves.json, gallery.npz and evaluation.json, tables.md,
-tables.csv and tables.tex, figures, and report.html. Interrupted, the same
-command goes on where it stopped.
+per_class.json, curves.json, gallery.npz, rows.npz (the numbers of every image
+and class) and evaluation.json, tables.md, tables.csv and tables.tex, figures,
+and report.html. Interrupted, the same command goes on where it stopped.
 """
 
 import ml_collections

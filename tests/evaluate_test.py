@@ -114,6 +114,27 @@ def test_every_metric_is_there(finished):
     assert "gradcam/content_heatmap" in by_class
 
 
+@pytest.mark.parametrize("ends", ["a run", "an evaluation"])
+def test_the_rows_average_to_the_results(finished, smoke_run, ends):
+  folder = smoke_run if ends == "a run" else finished[0]
+  results = json.loads((folder / "results.json").read_text())
+  with np.load(folder / "rows.npz") as file:
+    rows = dict(file)
+  index, target, names = (rows.pop(k) for k in ("index", "target", "name"))
+  assert index.tolist() == list(range(40)) and set(names) == {""}
+  assert 0 <= target.min() <= target.max() < 10
+  asked = {"top1", "gradcam/pointing_game", "uniform/content_heatmap"}
+  if ends == "an evaluation":
+    asked |= {"fgsm_8/top1", "pgd_8/top1", "input_gradients/insertion_auc"}
+    assert np.isnan(rows["pgd_8/top1"]).sum() == 38
+  assert asked <= rows.keys()
+  for name, column in rows.items():
+    assert column.shape == (40,) and column.dtype == np.float32
+    scale = 1 if name.endswith("zero_map_frac") else 100
+    mean = scale * np.nanmean(column, dtype=np.float64)
+    assert results[f"val/{name}"] == pytest.approx(mean, rel=1e-12)
+
+
 def test_its_numbers_are_the_training_runs(finished, smoke_run):
   """The same rows, composites and methods, so the same results."""
   there = json.loads((smoke_run / "results.json").read_text())

@@ -44,6 +44,7 @@ class Dataset:
     multi_label: whether an image may show several classes.
     name: for tables and reports, with every setting that made the data.
     labels: `labels` of every record, where known without reading them.
+    names: `name` of every record, likewise.
     num_dropped: broken records or objects left out under
       `--config.data.on_error=skip`.
   """
@@ -53,6 +54,7 @@ class Dataset:
   multi_label: bool
   name: str
   labels: Any = None
+  names: Sequence[str] | None = None
   num_dropped: int = 0
 
   def all_labels(self) -> Any:

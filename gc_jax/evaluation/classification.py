@@ -12,9 +12,7 @@ from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import Batch, Metrics, PairBatch
-
-# What F1 is made of, in the order of `_f1`.
-CASES = ("true_positives", "false_positives", "false_negatives")
+from gc_jax.report.rows import CASES
 
 
 @program()

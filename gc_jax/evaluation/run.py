@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -27,6 +28,7 @@ from gc_jax.inference.trained import LoadedModel
 from gc_jax.method.metrics import PROTOCOLS
 from gc_jax.report import artefact, logs, page
 from gc_jax.report.artefact import Evaluated, Example
+from gc_jax.report.rows import Rows
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.config import at_least, one_of
@@ -194,9 +196,9 @@ def _evaluated(
   **about: Any,
 ) -> Evaluated:
   """Returns the results, with fields of `About` as `about`."""
-  config, dataset = planner.config, planner.dataset
+  config, dataset, pairs = planner.config, planner.dataset, planner.pairs
   found, by_class = summary.results(
-    ledger, planner.pairs, config.eval, dataset.class_names
+    ledger, pairs, config.eval, dataset.class_names
   )
   results = summary.flat(found)
   if config.data.on_error == "skip":
@@ -217,6 +219,12 @@ def _evaluated(
       for name, numbers in by_class.items()
     },
     curves=summary.curves(ledger, found, config.eval, **sanity),
+    rows=Rows(
+      pairs.index,
+      pairs.target,
+      np.array(dataset.names or [""] * len(dataset.source))[pairs.index],
+      summary.counting(ledger, config.eval),
+    ),
     examples=gallery,
     class_names=list(dataset.class_names),
   )

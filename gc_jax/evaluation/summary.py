@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from gc_jax.data.pairs import Pairs
@@ -19,10 +19,10 @@ from gc_jax.evaluation.localisation import BOXES, DIFFICULT, max_box_acc
 from gc_jax.method import metrics
 from gc_jax.method.metrics import METRICS, POINTING_GAMES, PROTOCOLS, Key
 from gc_jax.report.artefact import Curves
+from gc_jax.report.rows import CASES, interval, mean, resampled, sample
 
 # The number of each pair, in [0, 1]; NaN where it does not count.
 Columns = Mapping[Key, Float[np.ndarray, "N"]]
-_BLOCK = 16  # resamples at a time
 
 
 class Estimate(NamedTuple):
@@ -31,16 +31,6 @@ class Estimate(NamedTuple):
   value: float | int
   std: float | None = None  # over draws, if it is drawn
   interval: tuple[float, float] | None = None  # of 95%, if there is one
-
-
-class _Sample(NamedTuple):
-  """What a bootstrapped mean is made of: sum(above) / sum(below)."""
-
-  index: np.ndarray  # picture of each value
-  above: np.ndarray
-  below: np.ndarray
-  groups: np.ndarray | None = None  # the mean is over groups of each one's mean
-  num_groups: int = 0  # those without a value count 0; 0: they do not count
 
 
 def results(
@@ -57,18 +47,14 @@ def results(
     settings: `config.eval`, here and below.
     class_names: of the data set.
   """
-  columns = dict(ledger.columns)
-  difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows)) > 0
-  if PROTOCOLS[settings.protocol].whole:
-    columns = passed_over(columns, difficult)
+  columns = counting(ledger, settings)
   # The counts that F1 is made of say nothing alone.
   pooled = {
     key._replace(metric="f1_overall"): np.stack(
-      [columns.pop(key._replace(metric=name)) for name in classification.CASES],
-      1,
+      [columns.pop(key._replace(metric=name)) for name in CASES], 1
     )
     for key in ledger.columns
-    if key.metric == classification.CASES[0]
+    if key.metric == CASES[0]
   }
   read = columns.get(Key("top1"), np.zeros(0))
   if Key("f1_overall") in pooled:
@@ -86,11 +72,9 @@ def results(
       estimate = estimate._replace(value=found[key].value)
     found[key] = estimate
   for key, counts in pooled.items() if settings.num_resamples else ():
-    real = ~np.isnan(counts[:, 0])
-    hits, alarms, misses = counts[real].astype(np.float64).T
-    index = pairs.index[real]
-    sample = _Sample(index, 2 * hits, 2 * hits + alarms + misses)
-    low, high = _intervals({key: sample}, index, settings.num_resamples)[key]
+    one = sample(key.metric, counts, pairs, settings.protocol)
+    means = resampled({key: one}, one.index, settings.num_resamples)
+    low, high = interval(means[key])
     found[key] = found[key]._replace(interval=(100 * low, 100 * high))
   for key, (correct, count) in ledger.totals.items():
     if key.metric == BOXES:
@@ -158,8 +142,12 @@ def accuracies(ledger: Ledger) -> dict[Key, Estimate]:
   }
 
 
-def passed_over(columns: Columns, difficult: Bool[np.ndarray, "N"]) -> Columns:
-  """Returns the columns without the pairs that are difficult to point at."""
+def counting(ledger: Ledger, settings: ConfigDict) -> dict[Key, np.ndarray]:
+  """Returns the columns, NaN also where the protocol passes a pair over."""
+  columns = dict(ledger.columns)
+  difficult = columns.pop(DIFFICULT, np.zeros(ledger.num_rows)) > 0
+  if not PROTOCOLS[settings.protocol].whole:
+    return columns
   return {
     key: np.where(difficult, np.nan, values)
     if key.metric in POINTING_GAMES
@@ -177,34 +165,25 @@ def summarize(
   game's expectation stands the game: the mean over runs, and their sample
   standard deviation.
   """
-  protocol = PROTOCOLS[settings.protocol]
   found: dict[Key, Estimate] = {}
   samples = {}
   for key, values in columns.items():
-    real = ~np.isnan(values)
-    if not real.any():
+    if np.isnan(values).all():
       continue
-    sample = values[real].astype(np.float64)
-    ones = np.ones_like(sample)
-    one = _Sample(pairs.index[real], sample, ones)
-    mean = float(sample.mean())
-    if protocol.whole and key.metric == "pointing_game":
-      num_groups = protocol.counts_unseen * num_classes
-      one = one._replace(groups=pairs.target[real], num_groups=num_groups)
-      mean = _mean(one, ones)
+    one = sample(key.metric, values, pairs, settings.protocol, num_classes)
     if _scale(key) != 1.0:
       samples[key] = one
-    found[key] = Estimate(_scale(key) * mean)
+    found[key] = Estimate(_scale(key) * mean(one))
     if key.metric == "stochastic_pointing_game_exact":
-      runs = 100 * stochastic_runs(sample, settings)
+      runs = 100 * stochastic_runs(one.above, settings)
       spread = runs.std(ddof=1) if len(runs) > 1 else 0.0
       game = key._replace(metric="stochastic_pointing_game")
       found[game] = Estimate(float(runs.mean()), float(spread))
   if settings.num_resamples and samples:
-    intervals = _intervals(samples, pairs.index, settings.num_resamples)
-    for key, (low, high) in intervals.items():
-      ends = _scale(key) * low, _scale(key) * high
-      found[key] = found[key]._replace(interval=ends)
+    drawn = resampled(samples, pairs.index, settings.num_resamples)
+    for key, means in drawn.items():
+      low, high = interval(means)
+      found[key] = found[key]._replace(interval=(100 * low, 100 * high))
   return found
 
 
@@ -218,8 +197,8 @@ def by_class(
     sums = np.bincount(target[real], values[real], len(class_names))
     counts = np.bincount(target[real], minlength=len(class_names))
     for k in np.flatnonzero(counts):
-      mean = float(_scale(key) * sums[k] / counts[k])
-      found.setdefault(class_names[k], {})[key] = mean
+      value = float(_scale(key) * sums[k] / counts[k])
+      found.setdefault(class_names[k], {})[key] = value
   return found
 
 
@@ -246,56 +225,3 @@ def stochastic_runs(
 def _scale(key: Key) -> float:
   metric = METRICS.get(key.metric)
   return 1.0 if metric and metric.unit == "fraction" else 100.0
-
-
-def _mean(sample: _Sample, times: np.ndarray) -> float:
-  """Returns the mean over groups of their means, each value so many times."""
-  sums = np.bincount(sample.groups, sample.above * times)
-  counts = np.bincount(sample.groups, times)
-  means = sums[counts > 0] / counts[counts > 0]
-  return float(means.sum() / (sample.num_groups or len(means)))
-
-
-def _intervals(
-  samples: Mapping[Key, _Sample], index: np.ndarray, num_resamples: int
-) -> dict[Key, tuple[float, float]]:
-  """Returns the 95% interval of every sample's mean; index: what is drawn."""
-  pictures = np.unique(index)
-  count = len(pictures)
-  places = {
-    key: np.searchsorted(pictures, sample.index)
-    for key, sample in samples.items()
-  }
-  sums = {
-    key: [
-      np.bincount(places[key], x, count) for x in (sample.above, sample.below)
-    ]
-    for key, sample in samples.items()
-  }
-  means: dict[Key, list] = {key: [] for key in samples}
-  for weights in _resamples(count, num_resamples):
-    for key, sample in samples.items():
-      if sample.groups is None:
-        above, below = (weights @ x for x in sums[key])
-        # Of resamples in which anything counts.
-        means[key].append(above[below > 0] / below[below > 0])
-      else:
-        means[key].append(
-          [_mean(sample, row) for row in weights[:, places[key]]]
-        )
-  ends = {
-    key: np.quantile(np.concatenate(found), (0.025, 0.975))
-    for key, found in means.items()
-  }
-  return {key: (float(low), float(high)) for key, (low, high) in ends.items()}
-
-
-def _resamples(num_pictures: int, num_resamples: int):
-  """Yields how often each picture is drawn, for some resamples at a time."""
-  generator = np.random.default_rng(0)
-  for start in range(0, num_resamples, _BLOCK):
-    size = min(_BLOCK, num_resamples - start)
-    drawn = generator.integers(0, num_pictures, (size, num_pictures))
-    drawn += num_pictures * np.arange(size)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=size * num_pictures)
-    yield weights.reshape(size, num_pictures).astype(np.float64)

@@ -5,10 +5,11 @@
   per_class.json    the same numbers by class: {class name: {key: value}}
   curves.json       `Curves`
   gallery.npz       pictures with their maps (`Example`)
+  rows.npz          the numbers of each (picture, class) pair, see `report.rows`
 
 The folder of a run holds its config.json and metrics.jsonl as well. Older
-folders are read too: of runs without evaluation.json, and of evaluations with
-their pictures in examples.npz.
+folders are read too: of runs without evaluation.json, of evaluations with their
+pictures in examples.npz, and of either without rows.npz.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from jaxtyping import Bool, Float32, UInt8
 from gc_jax.attribution import METHODS
 from gc_jax.method.metrics import Key
 from gc_jax.report import logs
+from gc_jax.report import rows as pair_rows
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
@@ -34,7 +36,7 @@ PER_CLASS = "per_class.json"
 CURVES = "curves.json"
 GALLERY = "gallery.npz"
 _OLD_GALLERY = "examples.npz"  # of evaluations
-FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, ABOUT)
+FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, pair_rows.FILENAME, ABOUT)
 # What an evaluation may ask, at the end of a training run and by command.
 OF_RUNS = ("classification", "localisation")
 QUESTIONS = (*OF_RUNS, "faithfulness", "attacks", "sanity")
@@ -145,6 +147,7 @@ class Evaluated:
   class_names: list[str] = dataclasses.field(default_factory=list)
   training: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   is_run: bool = False
+  rows: pair_rows.Rows | None = None  # to be saved; `load` leaves them on disk
 
   def number(self, key: Key) -> float | None:
     """Returns a result; None where it is missing or not finite."""
@@ -214,6 +217,8 @@ def save(evaluated: Evaluated) -> list[files.AnyPath]:
   """Writes every file, each completely or not at all; returns their paths."""
   folder = evaluated.folder
   _save_gallery(folder / GALLERY, evaluated.examples, evaluated.class_names)
+  if evaluated.rows is not None:
+    pair_rows.save(folder, evaluated.rows)
   for name, value in {
     RESULTS: evaluated.results,
     PER_CLASS: evaluated.per_class,
@@ -222,7 +227,7 @@ def save(evaluated: Evaluated) -> list[files.AnyPath]:
     ABOUT: dataclasses.asdict(evaluated.about),
   }.items():
     files.write_text(folder / name, json.dumps(value, indent=2) + "\n")
-  return [folder / name for name in FILENAMES]
+  return [path for name in FILENAMES if (path := folder / name).exists()]
 
 
 def load(folder: str | os.PathLike) -> Evaluated:
@@ -303,9 +308,9 @@ def _read(path: files.AnyPath) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:  # not there, not JSON, not UTF-8
-    raise _broken(path, str(error)) from error
+    raise pair_rows.broken(path, str(error)) from error
   if not isinstance(value, dict):
-    raise _broken(path, f"it holds {value!r:.40}, no JSON object")
+    raise pair_rows.broken(path, f"it holds {value!r:.40}, no JSON object")
   return value
 
 
@@ -326,7 +331,7 @@ def _fields(
     f"{what} {', '.join(names)}" for what, names in faults.items() if names
   ]
   if words:
-    raise _broken(path, "; ".join(words))
+    raise pair_rows.broken(path, "; ".join(words))
   return value
 
 
@@ -375,7 +380,7 @@ def load_gallery(
       names = [str(name) for name in arrays["class_names"]]
       return _examples(arrays, method), names
   except Exception as error:  # numpy, zipfile and zlib raise many kinds
-    raise _broken(path, str(error)) from error
+    raise pair_rows.broken(path, str(error)) from error
 
 
 def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
@@ -401,10 +406,3 @@ def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
         for name in ("content_heatmap", "negative_quadrants_heatmap")
       }
   return [Example(**example) for _, example in sorted(fields.items())]
-
-
-def _broken(path: files.AnyPath, why: str) -> ValueError:
-  return ValueError(
-    f"{path} must be a file of a finished evaluation: {why}. Evaluate again: "
-    "give the command that wrote it."
-  )

@@ -126,7 +126,7 @@ def _page(
       tables.measured(models),
     ]
   glance, paper_tables, full_tables = formats.for_page(groups)
-  method = _method(evaluated)
+  method = headline_method(evaluated)
   pairs = [] if other is None else pictures.pairs(evaluated, other)
   headings, rows = _by_class(evaluated, method)
   html = formats.render(
@@ -174,7 +174,15 @@ def _page(
     facts=_facts(evaluated),
     settings=about.settings,
     config=saved_config.flatten(about.config),
-    written=[*written, *artefact.FILENAMES],
+    written=[
+      *written,
+      *(
+        name
+        for name in artefact.FILENAMES
+        # What is being saved comes after this page.
+        if evaluated.rows is not None or (evaluated.folder / name).is_file()
+      ),
+    ],
   )
   return html.encode()
 
@@ -210,7 +218,7 @@ class Headline(NamedTuple):
   is_better: bool | None
 
 
-def _method(evaluated: Evaluated) -> str:
+def headline_method(evaluated: Evaluated) -> str:
   """Returns the method on the tiles: what training made consistent, if any."""
   methods = evaluated.about.methods
   return METHOD if METHOD in methods else "".join(methods[:1])
@@ -222,7 +230,7 @@ def _headlines(
   """Returns metric -> its number, with its change from another evaluation."""
   found = {}
   for name, metric in METRICS.items():
-    method = _method(evaluated) or METHOD
+    method = headline_method(evaluated) or METHOD
     key = Key(name, method if metric.is_of_maps else "")
     value, change = evaluated.number(key), None
     if value is None:

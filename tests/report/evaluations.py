@@ -8,7 +8,9 @@ import numpy as np
 
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as ALL_METHODS
+from gc_jax.method.metrics import Key
 from gc_jax.report import artefact
+from gc_jax.report.rows import Rows
 from gc_jax.runtime import config as saved_config
 
 METHODS = tuple(ALL_METHODS)
@@ -136,6 +138,18 @@ def results(methods=METHODS, ch=30.0, multi_label=False, accuracy=86.5):
   return {f"val/{name}": value for name, value in (counts | values).items()}
 
 
+def rows(methods=METHODS, ch=30.0, accuracy=86.5):
+  """Returns pairs, two a picture; what is hard is so for every model."""
+  ease = np.random.default_rng(0).random(80, np.float32)
+  index = np.arange(80) // 2
+  right = np.where(np.arange(80) % 2, np.nan, ease < accuracy / 100)
+  columns = {Key("top1"): np.float32(right)}
+  for method in methods:
+    for metric in ("pointing_game", "content_heatmap", "zero_map_frac"):
+      columns[Key(metric, method)] = np.clip(ease + np.float32(ch) / 100, 0, 1)
+  return Rows(index, np.arange(80) % 3, np.array(["a.png"] * 80), columns)
+
+
 def curves(methods=METHODS):
   """Returns curves; the last method's maps ignore the weights."""
   fractions = [i / 8 for i in range(9)]
@@ -199,6 +213,7 @@ def make(folder: pathlib.Path, ch=30.0, accuracy=86.5, **changes):
       example(index, what.methods, randomized=index < 2) for index in range(3)
     ],
     class_names=CLASSES,
+    rows=rows(what.methods, ch, accuracy),
   )
 
 
@@ -281,6 +296,7 @@ def write_run(
       for index, kind in enumerate(kinds)
     ],
     "class_names": CLASSES,
+    "rows": rows(GRADCAMS, ch, top1),
   } | parts
   what = artefact.make_about(tree, str(folder), values["results"])
   write_unfinished(folder, tree, values["training"])
@@ -336,4 +352,5 @@ def write_old(folder: pathlib.Path, **changes):
     }
   np.savez_compressed(folder / "examples.npz", **arrays)
   (folder / artefact.GALLERY).unlink()
+  (folder / "rows.npz").unlink()
   return folder

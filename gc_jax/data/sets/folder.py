@@ -113,6 +113,7 @@ def load(
     multi_label=layout.multi_label,
     name=f"folder/{layout.root.resolve().name}",
     labels=labels,
+    names=pictures,
     num_dropped=annotations.num_left_out,
   )
 

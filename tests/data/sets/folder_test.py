@@ -51,6 +51,7 @@ def test_a_tree_is_read_as_it_lies(root):
   for record, label in zip(dataset.source, [0, 0, 1, 1, 2, 2], strict=True):
     assert record["labels"] == [label]
     assert record["image"] == (root / record["name"]).read_bytes()
+  assert dataset.names == [record["name"] for record in dataset.source]
   assert dataset.all_labels() == [[0], [0], [1], [1], [2], [2]]
   # No test folder: what is validated on is tested on.
   names = [[r["name"] for r in load(root, s).source] for s in folder.SPLITS[1:]]

@@ -1,0 +1,266 @@
+"""The numbers of single pairs: rows.npz, and means of them with intervals.
+
+rows.npz has one row for each pair of a picture and a class it shows, in the
+order of the split. Its arrays, all of this length, have the names:
+
+  index    position of the picture in the evaluated split
+  target   the class explained; -1 where the picture shows none
+  name     the picture's file, below the data set's folder; "" where the data
+           set cannot tell it without reading the picture
+  others   `Key.name` of a number, "top1" or "gradcam/pointing_game": a float32
+           fraction (the cases of F1: a count); NaN where the pair does not
+           count, as `top1` on all but the first row of a picture
+
+A picture is the unit of chance: the bootstrap draws its pairs together.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from gc_jax.data.pairs import Pairs
+from gc_jax.method.metrics import PROTOCOLS, Key
+from gc_jax.runtime import files
+
+FILENAME = "rows.npz"
+# What F1 is made of, in this order.
+CASES = ("true_positives", "false_positives", "false_negatives")
+_BLOCK = 16  # resamples at a time
+_NUM_RESAMPLES = 1_000  # of differences
+_K = TypeVar("_K", bound=Hashable)
+
+
+class Rows(NamedTuple):
+  """What rows.npz holds."""
+
+  index: Int[np.ndarray, "N"]
+  target: Int[np.ndarray, "N"]
+  name: Shaped[np.ndarray, "N"]
+  columns: Mapping[Key, Float[np.ndarray, "N"]]
+
+
+def save(folder: files.AnyPath, rows: Rows) -> None:
+  """Writes the file, completely or not at all."""
+  arrays = rows._asdict()
+  columns = arrays.pop("columns")
+  arrays |= {key.name: np.float32(values) for key, values in columns.items()}
+  with files.replacing(folder / FILENAME) as file:
+    np.savez_compressed(file, **arrays)
+
+
+def load(folder: files.AnyPath, keys: Iterable[Key]) -> Rows | None:
+  """Returns those of some columns that there are; None without a file.
+
+  Raises:
+    ValueError: the file is broken.
+  """
+  path = folder / FILENAME
+  if not path.is_file():
+    return None
+  try:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+      columns = {key: arrays[key.name] for key in keys if key.name in arrays}
+      return Rows(arrays["index"], arrays["target"], arrays["name"], columns)
+  except Exception as error:  # numpy, zipfile and zlib raise many kinds
+    raise broken(path, str(error)) from error
+
+
+def load_mean(
+  folders: Sequence[files.AnyPath],
+  keys: Sequence[Key],
+  like: Rows | None = None,
+) -> tuple[Rows | None, str]:
+  """Returns rows with the mean of each column over seeds.
+
+  Args:
+    folders: of the evaluations of one model's seeds.
+    keys: the wanted columns; those that a folder lacks are left out.
+    like: rows of the pairs that all must have.
+
+  Returns:
+    Rows and ""; or None and the reason, a sentence.
+  """
+  read = []
+  for folder in folders:
+    own = load(folder, keys)
+    if own is None:
+      why = f"{folder} has no {FILENAME}, as an older version wrote it."
+      return None, f"{why} Evaluate it again."
+    like = like or own
+    if not all(map(np.array_equal, own[:3], like[:3])):
+      return None, f"{folder} is of other images or classes."
+    read.append(own.columns)
+  columns = {
+    key: np.mean([columns[key] for columns in read], 0, np.float64)
+    for key in keys
+    if all(key in columns for columns in read)
+  }
+  return like._replace(columns=columns), ""
+
+
+def broken(path: files.AnyPath, why: str) -> ValueError:
+  """Returns the error of a file that an evaluation did not write so."""
+  return ValueError(
+    f"{path} must be a file of a finished evaluation: {why}. Evaluate again: "
+    "give the command that wrote it."
+  )
+
+
+class Sample(NamedTuple):
+  """What a mean is made of: sum(above) / sum(below)."""
+
+  index: np.ndarray  # picture of each value
+  above: np.ndarray
+  below: np.ndarray
+  groups: np.ndarray | None = None  # the mean is over groups of each one's mean
+  num_groups: int = 0  # those without a value count 0; 0: they do not count
+
+
+def sample(
+  metric: str,
+  values: Float[np.ndarray, "N *cases"],
+  pairs: Pairs | Rows,
+  protocol: str,
+  num_classes: int = 0,
+) -> Sample:
+  """Returns the pairs that count, weighed as the protocol has it.
+
+  Args:
+    metric: a key of `METRICS`.
+    values: its column; of "f1_overall" its `CASES`, `[N 3]`.
+    pairs: their pictures and classes.
+    protocol: a key of `PROTOCOLS`: how the pointing game is averaged.
+    num_classes: of the data set, for the pointing game.
+  """
+  real = ~np.isnan(values.reshape(len(values), -1)[:, 0])
+  index, values = pairs.index[real], values[real].astype(np.float64)
+  if metric == "f1_overall":
+    hits, alarms, misses = values.T
+    return Sample(index, 2 * hits, 2 * hits + alarms + misses)
+  made = Sample(index, values, np.ones_like(values))
+  if PROTOCOLS[protocol].whole and metric == "pointing_game":
+    num_groups = PROTOCOLS[protocol].counts_unseen * num_classes
+    made = made._replace(groups=pairs.target[real], num_groups=num_groups)
+  return made
+
+
+def mean(one: Sample, times: np.ndarray | float = 1.0) -> float:
+  """Returns the mean with each value taken so many times."""
+  if one.groups is None:
+    return float((one.above * times).sum() / (one.below * times).sum())
+  sums = np.bincount(one.groups, one.above * times)
+  counts = np.bincount(one.groups, one.below * times)
+  means = sums[counts > 0] / counts[counts > 0]
+  return float(means.sum() / (one.num_groups or len(means)))
+
+
+def resampled(
+  samples: Mapping[_K, Sample], index: np.ndarray, num_resamples: int
+) -> dict[_K, Float[np.ndarray, "R"]]:
+  """Returns every sample's mean in resamples, which are the same for all.
+
+  Args:
+    samples: by any name.
+    index: the pictures that are drawn from; repetitions do not matter.
+    num_resamples: R.
+
+  Returns:
+    NaN for a resample in which nothing of a sample was drawn.
+  """
+  pictures = np.unique(index)
+  count = len(pictures)
+  places = {
+    key: np.searchsorted(pictures, one.index) for key, one in samples.items()
+  }
+  sums = {
+    key: [np.bincount(places[key], x, count) for x in (one.above, one.below)]
+    for key, one in samples.items()
+  }
+  means: dict[_K, list] = {key: [] for key in samples}
+  for weights in _resamples(count, num_resamples):
+    for key, one in samples.items():
+      if one.groups is None:
+        above, below = (weights @ x for x in sums[key])
+        empty = np.full(len(above), np.nan)
+        means[key].append(np.divide(above, below, empty, where=below > 0))
+      else:
+        means[key].append([mean(one, row) for row in weights[:, places[key]]])
+  return {key: np.concatenate(found) for key, found in means.items()}
+
+
+def interval(means: Float[np.ndarray, "R"]) -> tuple[float, float]:
+  """Returns the ends of the 95% interval, of the resamples with a mean."""
+  low, high = np.quantile(means[~np.isnan(means)], (0.025, 0.975))
+  return float(low), float(high)
+
+
+class Difference(NamedTuple):
+  """A number less another model's, in percentage points."""
+
+  value: float
+  low: float  # ends of the 95% interval
+  high: float
+  num_pairs: int  # that both have
+
+
+def paired(
+  ours: Rows, theirs: Rows, protocol: str, num_classes: int
+) -> dict[Key, Difference]:
+  """Returns what two models differ in, of the columns that both have.
+
+  A resample of the pictures is drawn for both at once, so that what is hard for
+  both cancels. Pairs that either lacks are left out.
+
+  Args:
+    ours: one model's rows.
+    theirs: another's, of the same pairs. It is subtracted.
+    protocol: a key of `PROTOCOLS`.
+    num_classes: of the data set.
+  """
+  both = [_with_f1(ours.columns), _with_f1(theirs.columns)]
+  samples = {}
+  for key in [key for key in both[0] if key in both[1]]:
+    lacking = np.isnan(both[0][key] + both[1][key])
+    for side, columns in enumerate(both if not lacking.all() else ()):
+      samples[key, side] = sample(
+        key.metric,
+        np.where(lacking, np.nan, columns[key]),
+        ours,
+        protocol,
+        num_classes,
+      )
+  means = resampled(samples, ours.index, _NUM_RESAMPLES)
+  found = {}
+  for key, side in samples:
+    if side == 0:
+      own, other = samples[key, 0], samples[key, 1]
+      ends = interval(means[key, 0] - means[key, 1])
+      found[key] = Difference(
+        100 * (mean(own) - mean(other)),
+        *(100 * end for end in ends),
+        num_pairs=len(own.index),
+      )
+  return found
+
+
+def _with_f1(columns: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
+  """Returns the columns, with F1's cases as one of `[N 3]`."""
+  found = dict(columns)
+  for key in columns:
+    if key.metric == CASES[0]:
+      cases = [found.pop(key._replace(metric=name)) for name in CASES]
+      found[key._replace(metric="f1_overall")] = np.stack(cases, 1)
+  return found
+
+
+def _resamples(num_pictures: int, num_resamples: int):
+  """Yields how often each picture is drawn, for some resamples at a time."""
+  generator = np.random.default_rng(0)
+  for start in range(0, num_resamples, _BLOCK):
+    size = min(_BLOCK, num_resamples - start)
+    drawn = generator.integers(0, num_pictures, (size, num_pictures))
+    drawn += num_pictures * np.arange(size)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=size * num_pictures)
+    yield weights.reshape(size, num_pictures).astype(np.float64)
