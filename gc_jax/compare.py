@@ -15,8 +15,9 @@ Those that differ by seed only become one row, mean ± standard deviation; what
 else their configurations differ in becomes the row's name. All must be
 evaluated on the same data in the same way. Written to --out:
 
-  comparison.md    accuracy and maps at a glance, as Markdown
-  comparison.csv   the same with four decimals, for other programs
+  comparison.md    accuracy and maps at a glance, and what models differ in from
+                   the first, with paired 95% intervals, as Markdown
+  comparison.csv   the glance with four decimals, for other programs
   tables.md        the paper's Tables 1 to 6 over the models, then everything
   tables.csv       the same, a line for every cell, with 95% intervals
   tables.tex       the same as LaTeX, for a paper
@@ -24,6 +25,7 @@ evaluated on the same data in the same way. Written to --out:
   figure.png       the same images explained by each model, side by side
   pareto.png       accuracy against content heatmap, a point for each model
   pareto.csv       its points (two models or more)
+  differences.json the differences, in percentage points (two models or more)
   robustness.png   accuracy under attack, if it was measured
 """
 _EPILOG = """\

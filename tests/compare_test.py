@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import pathlib
 import re
 import subprocess
@@ -15,7 +16,8 @@ from tests.report import evaluations
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = [
-  *("comparison.csv", "comparison.html", "comparison.md", "figure.png"),
+  *("comparison.csv", "comparison.html", "comparison.md"),
+  *("differences.json", "figure.png"),
   *("pareto.csv", "pareto.png", "tables.csv", "tables.md", "tables.tex"),
 ]
 ALL_FILES = sorted([*FILES, "robustness.png"])
@@ -98,7 +100,7 @@ def test_runs_become_a_table_and_a_figure(out, runs):
     out / "comparison.html",
     "3 models on context digits",
     'src="data:image/png;base64,',
-    "seeds 0 and 1.",
+    *("seeds 0 and 1.", "Difference from ResNet18 Baseline"),
   )
   _check_figure(out / "figure.png", columns=1 + 3, rows=2)
   names = ("model", "content_heatmap", "num_runs", "on_front")
@@ -111,6 +113,17 @@ def test_runs_become_a_table_and_a_figure(out, runs):
     ("ResNet18 GC", "21.0000", "2", "1"),
     ("ResNet18 GMP", "17.0000", "1", "0"),
   ]
+  _, _, table = markdown.partition("## Difference from ResNet18 Baseline")
+  assert re.search(r"\| ResNet18 GC \| .* \| 2 \|.*\+\d\.\d\d\*\* \[\+", table)
+  assert "All numbers in percentage points." in table
+  told = json.loads((out / "differences.json").read_text())
+  assert list(told) == ["ResNet18 GC", "ResNet18 GMP"]
+  ch = told["ResNet18 GC"]["gradcam_elementwise/content_heatmap"]
+  line = (
+    "Difference from ResNet18 Baseline,model,ResNet18 GC,gradcam_elementwise"
+  )
+  line += f",2,content_heatmap,{ch['value']:.4f},,,{ch['low']:.4f},"
+  assert line in (out / "tables.csv").read_text()
   with Image.open(out / "pareto.png") as chart:
     assert chart.size[0] == pytest.approx(1440, rel=0.1)
   # Over an earlier comparison.
@@ -160,14 +173,16 @@ def test_runs_and_evaluations_stand_in_one_table(out, runs, evaluated):
   assert set(_names(out)) == set(ALL_FILES) - {"figure.png"}  # other images
 
 
-def test_old_folders_still_compare(tmp_path, out, runs, evaluated):
+def test_old_folders_still_compare(tmp_path, out, runs, evaluated, capsys):
   """A run without evaluation.json, an evaluation with examples.npz."""
   run = evaluations.write_old_run(
     tmp_path / "run", ch=19.0, model__name="alexnet"
   )
   evaluation = evaluations.write_old(tmp_path / "evaluation", ch=22.0)
   assert _main(run, evaluation, runs[0], evaluated[0], out=out) == 0
+  assert f"AlexNet GC: {run} has no rows.npz, as" in capsys.readouterr().out
   markdown = (out / "comparison.md").read_text()
+  assert "Difference" not in markdown
   for label, ch in (("AlexNet GC", "19.0"), ("ResNet18 GC", "22.0")):
     assert re.search(rf"\| {label} .*\*?{re.escape(ch)}\*?", markdown)
 
@@ -188,7 +203,8 @@ def test_a_comparison_of_fewer_questions_leaves_nothing_behind(
   assert _main(*runs, out=out) == 0
   assert _names(out) == FILES
   assert _main(runs[1], runs[2], out=out) == 0  # one model has no front
-  assert _names(out) == [n for n in FILES if not n.startswith("pareto")]
+  of_several = ("differences.json", "pareto.csv", "pareto.png")
+  assert _names(out) == [name for name in FILES if name not in of_several]
 
 
 def test_runs_without_galleries_are_compared_without_a_figure(
@@ -201,6 +217,18 @@ def test_runs_without_galleries_are_compared_without_a_figure(
   assert "note: ResNet18 Baseline is not in the figure" in printed
   assert "No figure" in printed
   assert _names(out) == [name for name in FILES if name != "figure.png"]
+
+
+def test_one_old_folder_leaves_the_others_paired(out, runs, capsys):
+  (runs[3] / "rows.npz").unlink()
+  assert _main(*runs, out=out) == 0
+  (note,) = re.findall("note: (No paired.*)", capsys.readouterr().out)
+  assert note.startswith(
+    f"No paired differences of ResNet18 GMP: {runs[3]} has"
+  )
+  assert note in (out / "comparison.html").read_text()
+  told = json.loads((out / "differences.json").read_text())
+  assert list(told) == ["ResNet18 GC"]
 
 
 # What is refused, with nothing written.

@@ -4,6 +4,7 @@ With a chart of accuracy against content heatmap, a point for each model.
 """
 
 import dataclasses
+import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,29 @@ from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS, Key, accuracy
 from gc_jax.report import charts, describe, formats, page, pictures, plots
 from gc_jax.report.artefact import Evaluated, load_finished
-from gc_jax.report.tables import Models, first, in_order, overview
+from gc_jax.report.rows import CASES, Difference, load_mean, paired
+from gc_jax.report.tables import (
+  OF_MAPS,
+  Cell,
+  Models,
+  Row,
+  Table,
+  column,
+  costly_notes,
+  first,
+  in_order,
+  overview,
+)
 from gc_jax.runtime import files
 
 FILENAMES = (
   *("comparison.md", "comparison.csv", "comparison.html", "figure.png"),
   *("tables.md", "tables.csv", "tables.tex"),
-  *("pareto.csv", "pareto.png", "robustness.png"),
+  *("pareto.csv", "pareto.png", "robustness.png", "differences.json"),
 )
 _MAX_ROWS = 8  # images in the figure
+# Label to what a model differs in from the first.
+Differences = Mapping[str, Mapping[Key, Difference]]
 _PARETO_METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
 
 
@@ -61,11 +76,13 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   about = first(models).about
   protocol = describe.protocols([one.about for one in firsts.values()])
   glance, made = overview(models), page.make_tables(models)
+  found, remarks = differences(models)
+  differing = [difference_table(models, found)] if found else []
   points = pareto_points(models)
   chart = pareto_chart(points)
   robustness = charts.robustness_chart(firsts)
-  figure, method, remarks = _figure(firsts)
-  remarks = describe.shared_seeds(models) + remarks
+  figure, method, missing = _figure(firsts)
+  remarks = [*describe.shared_seeds(models), *remarks, *missing]
 
   html = formats.render(
     "comparison.html",
@@ -81,7 +98,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
       )
       for label, members in models.items()
     ],
-    tables=formats.for_page([[glance, *made]])[0],
+    tables=formats.for_page([[glance, *differing, *made]])[0],
     chart=chart,
     robustness=robustness,
     figure="" if figure is None else pictures.as_data_uri(figure),
@@ -91,13 +108,19 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     scaling=pictures.SCALING,
   )
   contents = {
-    "comparison.md": formats.to_markdown(glance).encode(),
+    "comparison.md": formats.to_markdown(glance, *differing).encode(),
     "comparison.csv": formats.to_csv(glance).encode(),
-    **formats.to_files(made, protocol),
+    **formats.to_files([*made, *differing], protocol),
     "comparison.html": html.encode(),
   }
   if figure is not None:
     contents["figure.png"] = figure
+  if found:
+    told = {
+      label: {key.name: one._asdict() for key, one in own.items()}
+      for label, own in found.items()
+    }
+    contents["differences.json"] = json.dumps(told, indent=2).encode()
   if chart is not None:
     contents["pareto.csv"] = pareto_csv(points).encode()
     contents["pareto.png"] = chart.png
@@ -165,6 +188,60 @@ def _check_out(out: files.AnyPath) -> None:
       f"comparison. {str(out)!r} holds {', '.join(others[:3])}"
       f"{' and more' if len(others) > 3 else ''}. Choose another folder."
     )
+
+
+# Paired differences.
+
+
+def differences(models: Models) -> tuple[Differences, list[str]]:
+  """Returns what models differ in from the first, and why some are left out.
+
+  Of accuracy and of the headline method's maps.
+  """
+  (baseline, own), *others = models.items()
+  if not others:
+    return {}, []
+  about, method = own[0].about, page.headline_method(own[0])
+  keys = [Key(name) for name in ("top1", *CASES)]
+  keys += [
+    Key(c.metric, method) for c in OF_MAPS if c.higher_is_better is not None
+  ]
+  num_classes = max(len(m.class_names) for own in models.values() for m in own)
+  theirs, why = load_mean([one.folder for one in own], keys)
+  if theirs is None:
+    return {}, [f"No paired differences from {baseline}: {why}"]
+  found, remarks = {}, []
+  for label, members in others:
+    folders = [one.folder for one in members]
+    ours, why = load_mean(folders, keys, like=theirs)
+    if ours is None:
+      remarks.append(f"No paired differences of {label}: {why}")
+    elif both := paired(ours, theirs, about.protocol, num_classes):
+      found[label] = both
+  return found, remarks
+
+
+def difference_table(models: Models, found: Differences) -> Table:
+  """Returns paired differences from the first model, a row for each other."""
+  method = page.headline_method(first(models))
+  shown = {key.metric for own in found.values() for key in own}
+  columns = [column(name, decimals=2) for name in METRICS if name in shown]
+  rows = []
+  for label, own in found.items():
+    cells = {
+      key.metric: Cell(one.value, interval=(one.low, one.high))
+      for key, one in own.items()
+    }
+    rows.append(Row(label, method, cells, len(models[label])))
+  note = (
+    "Each number less the first model's, over the pairs of image and class "
+    "that both have; every resample takes the same images for both. An "
+    "interval without 0 rules out chance in the images, not in training: that "
+    "takes several seeds."
+  )
+  notes = [note, *costly_notes(models, rows, columns)]
+  title = f"Difference from {next(iter(models))}"
+  return Table(columns, rows, title, notes, sign="+")
 
 
 # Accuracy against content heatmap.

@@ -96,6 +96,7 @@ class TableText(NamedTuple):
   """A table in words; `is_repeated` if a row stands for several runs."""
 
   title: str
+  unit: str
   columns: Sequence[Column]
   is_repeated: bool
   rows: Sequence[RowText]
@@ -130,6 +131,7 @@ def in_words(
     )
   return TableText(
     table.title,
+    table.unit,
     table.columns,
     any(row.num_runs > 1 for row in table.rows),
     rows,
@@ -142,19 +144,20 @@ def _cell(table: Table, row: Row, column: Column) -> CellText:
   if cell is None:
     return CellText()
   std = cell.sampling_std if cell.std is None else cell.std
-  number = f"{cell.mean:,.{decimals}f}"
+  number = f"{cell.mean:{table.sign},.{decimals}f}"
   number += "" if std is None else f" ± {std:.{decimals}f}"
   interval = ""
   if cell.interval is not None:
     low, high = cell.interval
-    interval = f"[{low:.{decimals}f}, {high:.{decimals}f}]"
+    form = f"{table.sign}.{decimals}f"
+    interval = f"[{low:{form}}, {high:{form}}]"
   return CellText(number, interval, table.is_best(row, column))
 
 
 def _notes(table: Table, explained: Mapping[str, Any]) -> list[str]:
   """Returns what a reader of this table must know, a sentence each."""
   cells = [cell for row in table.rows for cell in row.cells.values()]
-  sentences = ["All numbers in percent."]
+  sentences = [f"All numbers in {table.unit}."]
   meanings = [
     f"{c.title}: {c.meaning}"
     for c in table.columns
@@ -165,7 +168,7 @@ def _notes(table: Table, explained: Mapping[str, Any]) -> list[str]:
   elif explained:
     sentences = []  # said before
   spreads = []
-  if any(row.num_runs > 1 for row in table.rows):
+  if any(cell.std is not None for cell in cells):
     spreads.append(
       "± is the sample standard deviation over the runs of a row, which "
       "differ by seed only"
@@ -204,9 +207,9 @@ def for_page(groups: Sequence[Sequence[Table]]) -> list[list[TableText]]:
   return found
 
 
-def to_markdown(table: Table) -> str:
-  """Returns a GitHub table with its notes; the best of each block is bold."""
-  return render("tables.md", tables=[in_words(table)], preface="")
+def to_markdown(*made: Table) -> str:
+  """Returns GitHub tables with their notes; the best of each block is bold."""
+  return render("tables.md", tables=map(in_words, made), preface="")
 
 
 def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:

@@ -96,6 +96,12 @@ class Table:
   title: str = ""
   notes: Sequence[str] = ()  # what its reader must know, sentences
   across_methods: bool = False  # whether all rows compete for the best
+  sign: str = ""  # "+" for differences, which tell their sign
+
+  @property
+  def unit(self) -> str:
+    """Returns what its numbers are in."""
+    return "percentage points" if self.sign else "percent"
 
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
