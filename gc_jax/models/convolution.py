@@ -36,10 +36,7 @@ def convolve(
   x: Float[Array, "B H W C"],
   kernel: Float[Array, "k k C D"],
 ) -> Float[Array, "B h w D"]:
-  """Returns the convolution of x, with zeros padded on every side.
-
-  It has no forward-mode derivative (`jax.jvp`).
-  """
+  """Convolves x, zeros padded on every side; has no forward-mode derivative."""
   return _convolve(x, kernel, stride, [(padding, padding)] * 2)
 
 
@@ -132,10 +129,7 @@ def _correlate(stride, padding, extent, wide, narrow):
 
 
 def _shifts(x, count, stride, length):
-  """Returns [count, *x.shape], `length` cells of axis 3 from each shift on.
-
-  Called twice, it shifts the last axis and then the one before.
-  """
+  # Called twice, it shifts the last axis and then the one before.
   stops = [start + stride * (length - 1) + 1 for start in range(count)]
   return jnp.stack(
     [

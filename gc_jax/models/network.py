@@ -108,25 +108,21 @@ class Origin(nnx.Variable):
 class BatchNorm(nnx.BatchNorm):
   """Batch normalisation as torch.nn.BatchNorm2d computes it.
 
-  Everything inside is float32 whatever the dtype of the activations. Flax's
-  own rounds the running statistics to that dtype. It also keeps the biased
-  variance of each batch; PyTorch normalises by that one, and keeps the unbiased
-  one, n / (n - 1) times it.
+  Everything inside is float32 whatever the dtype of the activations; Flax's own
+  rounds the running statistics to that dtype. It also keeps the biased variance
+  of each batch, by which both normalise; PyTorch keeps the unbiased one.
 
   A training batch may be normalised in groups, each by its own mean and
   variance, like the replicas of PyTorch. The running statistics then follow the
   mean over the groups of their means, and of their unbiased variances; PyTorch
   keeps those of the first replica and drops the others.
-
-  Attributes:
-    bn_groups: equal, contiguous groups of a training batch, which they must
-      divide; set by `train(bn_groups=...)`. A group that lies whole on a device
-      is normalised without numbers from other devices.
-    origin: set by `hold_origins`; None for the running mean.
   """
 
+  # Equal, contiguous groups of a training batch, which they must divide; set by
+  # `train(bn_groups=...)`. One that lies whole on a device needs no numbers of
+  # other devices.
   bn_groups: int = 1
-  origin: Origin | None = None
+  origin: Origin | None = None  # set by `hold_origins`; None: the running mean
 
   def __init__(self, num_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     # Flax's momentum of 0.9 is PyTorch's 0.1.
@@ -168,9 +164,9 @@ class BatchNorm(nnx.BatchNorm):
 def hold_origins(model: nnx.Module) -> None:
   """Makes every BatchNorm square about the current running mean from now on.
 
-  That changes only rounding. The running mean is an average over devices: about
-  one that a first pass has just moved, a second pass would wait for all devices
-  at every BatchNorm. The `Origin` that each gets is not part of a checkpoint.
+  That changes only rounding. About a running mean that a first pass has just
+  moved, a second pass would wait for all devices at every BatchNorm. The
+  `Origin` that each gets is not part of a checkpoint.
   """
   for _, module in nnx.iter_modules(model):
     if isinstance(module, BatchNorm):

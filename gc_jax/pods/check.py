@@ -166,8 +166,7 @@ def _compile(
 def images_unit(config: ConfigDict, num_devices: int) -> int:
   """Returns the step size of the per-device batch search.
 
-  Every guidance term can divide it evenly, and it fills whole groups of
-  BatchNorm, in every part of the batch.
+  Its parts fill whole composites and groups of BatchNorm.
   """
   terms = guidance.chosen(config).values()
   units = [term.images_unit(config, num_devices) for term in terms]

@@ -35,12 +35,10 @@ class CheckpointError(UserError):
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which leaves it to training to ask whether to stop.
+  """Orbax's manager, which leaves it to training to ask whether to stop."""
 
-  It would ask late and from a thread, about steps that are past, and the
-  processes would then agree to stop at one of those.
-  """
-
+  # It would ask late and from a thread, about steps that are past, and the
+  # processes would then agree to stop at one of those.
   def reached_preemption(self, step: int) -> bool:
     return False
 

@@ -121,7 +121,6 @@ _stop = _Stop()
 
 
 def _signalled(number: int, *_) -> None:
-  """Handles a signal in a process that trains alone."""
   # A second one must not break into what the first one began.
   if _stop.came is None:
     _stop.came = signal.Signals(number)

@@ -234,11 +234,8 @@ def _why_not(path: pathlib.Path, error: Exception, refused: list[str]) -> str:
 def _state_dict(
   source: str, content: Any
 ) -> tuple[Mapping[Any, Any], list[str]]:
-  """Returns the weights in a training checkpoint, and remarks.
-
-  Trained weights come before averages of them, and those under a usual name
-  before others: the remarks say what was passed over.
-  """
+  # Trained weights come before averages of them, and those under a usual name
+  # before others: the remarks say what was passed over.
   found = dict(_mappings_of_weights(content))
   if not found:
     is_mapping = isinstance(content, Mapping)

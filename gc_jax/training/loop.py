@@ -251,11 +251,8 @@ def _saved_whatever_happens(checkpoints: Checkpoints) -> Iterator[None]:
 def _check_initial_classes(
   initial: Initial, config: ConfigDict, class_names: Sequence[str]
 ) -> None:
-  """Refuses to start from classes that were only renamed or reordered.
-
-  Entirely different classes, or another number of them, are allowed: their
-  outputs start anew.
-  """
+  # Entirely different classes, or another number of them, are allowed: their
+  # outputs start anew.
   theirs = initial.class_names
   if (
     config.init_head
@@ -285,10 +282,10 @@ def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
 def _opened(
   workdir: files.AnyPath, config: ConfigDict, train_set: data.Dataset
 ) -> Iterator[None]:
-  """Makes the workdir and locks it for this run, on behalf of all processes.
+  """Makes the workdir, locks it for all processes, writes the config into it.
 
-  Writes the resolved config into it. A workdir that is refused, as another
-  process writes to it or its run has learned other classes, stays untouched.
+  One that another process writes to, or whose run has learned other classes, is
+  refused and stays untouched.
   """
   with contextlib.ExitStack() as stack:
 
