@@ -33,13 +33,10 @@ def test_ten_of_many_names_are_listed_the_nearest_first(name, first):
   assert ("Did you mean" in message) == ("_" in name)
 
 
-def test_few_names_are_all_listed_in_their_order():
+def test_few_names_are_all_listed_in_their_order_and_long_ones_cut():
   message = unknown_name_message("split", "TRAIN", ["test", "train"])
   assert message == (
     "Unknown split='TRAIN'. Known: test, train. Did you mean 'train'?"
   )
-
-
-def test_long_names_are_cut():
   message = unknown_name_message("class", "x" * 9_999, ["y" * 9_999] * 30)
   assert len(message) < 400
