@@ -231,6 +231,22 @@ def test_one_old_folder_leaves_the_others_paired(out, runs, capsys):
   assert list(told) == ["ResNet18 GC"]
 
 
+def test_the_release_and_its_correction_stand_in_one_table_unpaired(
+  tmp_path, out, capsys
+):
+  both = [
+    evaluations.write(
+      tmp_path / name, protocol=name, settings={"eval.border": ""}
+    )
+    for name in ("release", "corrected")
+  ]
+  assert _main(*both, out=out) == 0
+  assert "by another protocol" in capsys.readouterr().out
+  table = (out / "comparison.md").read_text()
+  for name in ("release", "corrected"):
+    assert f"by “{name}”" in table
+
+
 # What is refused, with nothing written.
 
 

@@ -214,6 +214,8 @@ def differences(models: Models) -> tuple[Differences, list[str]]:
   for label, members in others:
     folders = [one.folder for one in members]
     ours, why = load_mean(folders, keys, like=theirs)
+    if members[0].about.protocol != about.protocol:
+      ours, why = None, "it was measured by another protocol."
     if ours is None:
       remarks.append(f"No paired differences of {label}: {why}")
     elif both := paired(ours, theirs, about.protocol, num_classes):
