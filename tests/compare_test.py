@@ -236,7 +236,9 @@ def test_the_release_and_its_correction_stand_in_one_table_unpaired(
 ):
   both = [
     evaluations.write(
-      tmp_path / name, protocol=name, settings={"eval.border": ""}
+      tmp_path / name,
+      protocol=name,
+      config=evaluations.config(eval__border="", eval__protocol=name),
     )
     for name in ("release", "corrected")
   ]

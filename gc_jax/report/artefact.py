@@ -258,9 +258,6 @@ def load(folder: str | os.PathLike) -> Evaluated:
       fields[name] = tuple(fields[name])
     if "trained" not in fields and fields["consistency"] is not None:
       fields["trained"] = fields["config"]  # old: a run's model, by its config
-    fields["protocol"] = _protocol(
-      fields["protocol"], is_old="eval.border" not in fields["settings"]
-    )
     about = About(**fields)
     per_class = _read(folder / PER_CLASS)
     curves = Curves(**_fields(folder / CURVES, Curves))
@@ -273,18 +270,14 @@ def load(folder: str | os.PathLike) -> Evaluated:
           f"run; it has no {name}. Restore it from a copy, or name another run."
         )
     about = make_about(config, str(folder), results)
-    is_old = saved_config.field(config, "eval.border") is None
-    protocol = _protocol(about.protocol, is_old)
-    about = dataclasses.replace(about, protocol=protocol)
+  border = saved_config.field(about.config, "eval.border")
+  if about.protocol == "release" and border is None:
+    # Before there was this field, the name meant what is now another's.
+    about = dataclasses.replace(about, protocol="corrected")
   gallery = load_gallery(folder, "".join(about.methods[:1]))
   return Evaluated(
     folder, about, results, per_class, curves, *gallery, training, is_run
   )
-
-
-def _protocol(name: str, is_old: bool) -> str:
-  """Returns what is called so now: "release" was what is now "corrected"."""
-  return "corrected" if is_old and name == "release" else name
 
 
 def load_finished(folder: str | os.PathLike) -> Evaluated:

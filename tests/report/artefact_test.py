@@ -178,9 +178,7 @@ def test_the_release_of_before_is_what_is_called_corrected_now(
   tmp_path, is_old
 ):
   """It clipped boxes, and left classes without a picture out."""
-  border = {} if is_old else {"eval.border": ""}
-  folder = evaluations.write(
-    tmp_path / "x", protocol="release", settings=border
-  )
+  config = evaluations.config(**{} if is_old else {"eval__border": ""})
+  folder = evaluations.write(tmp_path / "x", protocol="release", config=config)
   expected = "corrected" if is_old else "release"
   assert artefact.load(folder).about.protocol == expected
