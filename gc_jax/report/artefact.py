@@ -272,8 +272,7 @@ def load(folder: str | os.PathLike) -> Evaluated:
     about = make_about(config, str(folder), results)
   border = saved_config.field(about.config, "eval.border")
   if about.protocol == "release" and border is None:
-    # Before there was this field, the name meant what is now another's.
-    about = dataclasses.replace(about, protocol="corrected")
+    about = dataclasses.replace(about, protocol="corrected")  # its old name
   gallery = load_gallery(folder, "".join(about.methods[:1]))
   return Evaluated(
     folder, about, results, per_class, curves, *gallery, training, is_run
