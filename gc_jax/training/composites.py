@@ -75,6 +75,12 @@ def draw(
   return Draw(_flat(layout.mask), layout)
 
 
+def given(layout: compose.Layout) -> Draw:
+  """Returns the draw of a layout of positions in the whole part, one group."""
+  layout = jax.tree.map(jnp.asarray, layout)
+  return Draw(layout.mask, jax.tree.map(lambda x: x[None], layout))
+
+
 def consistency(
   how: Settings, seen: Seen, drawn: Draw, key: PRNGKeyArray
 ) -> Float[Array, "M P"]:
@@ -86,6 +92,8 @@ def consistency(
   Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
   """
   layout, model = drawn.how, seen.model
+  # A layout that was given is one group, whatever the recipe's are.
+  how = dataclasses.replace(how, groups=len(layout.tiles))
   cam = cams.normalize_cam(seen.cam())
   if how.stop_gradient:
     cam = jax.lax.stop_gradient(cam)

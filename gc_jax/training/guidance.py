@@ -4,6 +4,7 @@ To add one: its maths and fields in `method.losses`, an entry here, a recipe
 that gives it weight. Everything else reads the entry.
 """
 
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -120,8 +121,12 @@ def draw(
   target_draw: str,
   batch: Batch,
   key: PRNGKeyArray,
+  given: Mapping[str, Draw] = types.MappingProxyType({}),
 ) -> Drawn:
-  """Draws all that a part of a batch needs: every key is made here."""
+  """Draws all that a part of a batch needs: every key is made here.
+
+  Terms whose draw is `given` draw nothing.
+  """
   key_dropout, key_guidance = jax.random.split(key)
   # One for the targets, then two for each term: its draw and its losses. The
   # first keys of a split do not depend on how many follow.
@@ -144,7 +149,9 @@ def draw(
     key_dropout,
     explained,
     {
-      name: TERMS[name].draw(how, batch, explained, of_draw[name])
+      name: given[name]
+      if name in given
+      else TERMS[name].draw(how, batch, explained, of_draw[name])
       for name, how in settings.items()
     },
     {name: of_losses[name] for name in settings},

@@ -5,6 +5,7 @@ are terms (`guidance.TERMS`).
 """
 
 import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from gc_jax.method.types import Batch, Metrics
 from gc_jax.models import network, pure_head
 from gc_jax.training import guidance
 from gc_jax.training.guidance import Drawn
-from gc_jax.training.term import Seen
+from gc_jax.training.term import Draw, Seen
 
 _CLASSIFICATION = "classification"
 
@@ -108,6 +109,68 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def gradients(
+  config: ConfigDict,
+  model: nnx.Module,
+  batch: Batch,
+  key: PRNGKeyArray,
+  *,
+  num_classes: int,
+  given: Mapping[str, Draw] = types.MappingProxyType({}),
+) -> tuple[dict[str, Float[Array, ""]], nnx.State]:
+  """Returns the losses of one train step by name, and its gradient.
+
+  For a loop of your own, to be jitted there. It is what `make_train_step` does
+  with a batch in one part on one device, with weights at the end of their ramp,
+  up to the optimizer. The model is seen in training mode, and not changed.
+
+  Args:
+    config: of a recipe; its sections `model`, `loss` and `compose` count.
+    model: one of `MODELS`, or any with `features` and `classify`.
+    batch: with `target`, if a class of yours is to be explained.
+    key: of all that is random. The train step's is
+      `jax.random.fold_in(jax.random.key(config.seed), step)`.
+    num_classes: K.
+    given: term to draw, where nothing is to be drawn: for composites of yours
+      `{"consistency": composites.given(layout)}`, by positions in the batch.
+      Where that brings distractors, positions are those of `compose.supplied`.
+
+  Returns:
+    The means "classification" and of each term with weight, "consistency", and
+    their weighted sum "loss"; the gradient of the latter with respect to every
+    `nnx.Param`.
+
+  Raises:
+    ValueError: something is given of a term without weight.
+  """
+  settings = guidance.settings(config, 1)
+  if without := sorted(given.keys() - settings.keys()):
+    raise ValueError(
+      f"What is given must be of terms with weight ({', '.join(settings)}); "
+      f"{', '.join(without)} has none. Set it in config.loss, or leave it out."
+    )
+  weights = {
+    name: jnp.asarray(config.loss[term.fields.weight.name], jnp.float32)
+    for name, term in guidance.chosen(config).items()
+  }
+  graphdef, params, batch_stats = nnx.split(model, nnx.Param, ...)
+  _, sums = _batch_sums(
+    1,
+    functools.partial(
+      guidance.draw, settings, num_classes, config.loss.target_draw, given=given
+    ),
+    functools.partial(_part_sums, config, graphdef, params, settings, weights),
+    batch_stats,
+    batch,
+    key,
+  )
+  means = {"loss": sums.loss}
+  for name in [_CLASSIFICATION, *settings]:
+    total, count = sums.metrics[f"train/{name}_loss"]
+    means[name] = total / jnp.maximum(count, 1.0)
+  return means, sums.grads
 
 
 def _batch_sums(

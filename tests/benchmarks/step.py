@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from gc_jax import models
 from gc_jax.method.types import Batch
@@ -136,6 +137,16 @@ def _optimizer() -> optax.GradientTransformation:
   return optax.sgd(1e-4, momentum=0.9)
 
 
+def recipe(mode: str) -> ConfigDict:
+  """Returns the config of "plain" steps, or of a key of `compose.MODES`."""
+  config = get_config()
+  config.loss.consistency_weight = 0.0
+  if mode != "plain":
+    config.loss.consistency_weight = WEIGHT
+    config.compose.mode = mode
+  return config
+
+
 def lower(
   model: str,
   dtype: str,
@@ -147,17 +158,12 @@ def lower(
 ) -> tuple[jax.stages.Lowered, TrainState]:
   """Returns the step as traced, and the state of step 0.
 
-  `mode` is "plain" or a key of `compose.MODES`; composites mix images within
-  one of `groups` equal shares of the batch.
+  `mode` is that of a `recipe`; composites mix images within one of `groups`
+  equal shares of the batch.
   """
   graphdef, state = create(model, dtype, sharding)
-  config = get_config()
-  config.loss.consistency_weight = 0.0
-  if mode != "plain":
-    config.loss.consistency_weight = WEIGHT
-    config.compose.mode = mode
   step = make_train_step(
-    config,
+    recipe(mode),
     graphdef,
     _optimizer(),
     num_classes=NUM_CLASSES,

@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -15,7 +16,8 @@ from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
 from gc_jax.method.losses import Field, Fields
 from gc_jax.models import network
-from gc_jax.training import guidance
+from gc_jax.training import composites, guidance
+from gc_jax.training.step import gradients
 from gc_jax.training.term import Term
 from tests.training.small import (
   INDEPENDENT,
@@ -461,3 +463,66 @@ def test_the_originals_are_dropped_out_once_and_composites_anew(monkeypatch):
   step(state, batch_of())
   jax.effects_barrier()
   assert keys and not set(first) & set(keys.values())  # another step, others
+
+
+# Handed to a loop of one's own.
+
+
+def gradients_of(model, config, batch, layout=None):
+  given = {} if layout is None else {"consistency": composites.given(layout)}
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
+  own = functools.partial(
+    gradients, config, num_classes=NUM_CLASSES, given=given
+  )
+  return nnx.jit(own)(model, batch, key)
+
+
+def assert_same_step(model, found, after, metrics):
+  """Of a rate of 1; sums of float32 in another order."""
+  values, grads = found
+  for name in values:
+    logged = name if name == "loss" else f"{name}_loss"
+    assert float(values[name]) == pytest.approx(mean(metrics, logged), rel=1e-5)
+  steps = jax.tree.map(jnp.subtract, nnx.state(model, nnx.Param), after.params)
+  scale = float(optax.tree.norm(grads))
+  for grad, step in zip(*map(jax.tree.leaves, (grads, steps)), strict=True):
+    np.testing.assert_allclose(grad, step, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+  ("mode", "pooling"), [("packed", "max"), ("independent", "average")]
+)
+def test_a_layout_that_is_handed_over_gives_the_gradient_of_its_step(
+  make_tiny, mode, pooling
+):
+  halves = [rotated(LAYOUTS[mode], LABEL[8 * g]) for g in range(2)]
+  halves[1] = halves[1]._replace(tiles=halves[1].tiles + 8)
+  layout = compose.Layout(*map(np.concatenate, zip(*halves, strict=True)))
+  config = recipe("consistency", loss__classification_weight=0.5)
+  model = make_tiny(pooling)
+  found = gradients_of(model, config, batch_of(), layout)
+  assert set(found[0]) == {"loss", "classification", "consistency"}
+  assert_same_step(model, found, *step_with(mode, pooling, make_tiny))
+
+
+def test_without_a_layout_the_gradient_is_that_of_the_steps_own_draws():
+  model = make_chain(dropout_rate=0.5)
+  config = recipe("consistency", "energy")
+  batch = with_objects(batch_of())
+  found = gradients_of(model, config, batch)
+  assert_same_step(model, found, *run_step(model, config, batch))
+
+
+def test_a_layout_needs_no_batch_that_the_mode_divides(make_tiny):
+  """Six images, and one composite of four of them."""
+  batch = batch_of(np.arange(6))
+  layout = compose.Layout([[5, 0, 1, 2]], [[0]], [[1.0]])
+  layout = compose.Layout(*map(np.array, layout))
+  config = recipe("consistency", groups=2)
+  values, _ = gradients_of(make_tiny(), config, batch, layout)
+  assert values["consistency"] > 0
+
+
+def test_a_layout_without_a_consistency_loss_is_refused(make_tiny):
+  with pytest.raises(ValueError, match=r"\(energy\); consistency has none"):
+    gradients_of(make_tiny(), recipe("energy"), batch_of(), LAYOUTS["packed"])
