@@ -26,35 +26,27 @@ class DecodeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """One split of one data set.
+  """One split of one data set: records by `len(source)` and `source[i]`.
 
-  Attributes:
-    source: random access, `len(source)` and `source[i]`. A record is a dict:
-      `image`, encoded bytes (PNG or JPEG); `labels`, class ids, one for each
-      object the annotator counted (exactly one in single-label sets); and
-      where known `objects`, a dict of equally long sequences: `label`, `bbox`
-      (ymin xmin ymax xmax in 0..1), `difficult`, and optionally `mask`
-      (encoded, of the size of the image, > 127 inside the object; empty: its
-      filled box) and `sliced` (the corners in an XML file as the release slices
-      them: as if they counted from 1, in sides of the picture, not clipped;
-      empty: none). Boxes and masks are in the stored frame, before EXIF's
-      orientation is applied. `name` or `file_name`, where known, is the file a
-      record came from, for messages. `image` may be read from disk on access.
-    class_names: what the ids mean, in order; K = len(class_names).
-    multi_label: whether an image may show several classes.
-    name: for tables and reports, with every setting that made the data.
-    labels: `labels` of every record, where known without reading them.
-    names: `name` of every record, likewise.
-    num_dropped: broken records or objects left out under
-      `--config.data.on_error=skip`.
+  A record is a dict: `image`, encoded bytes (PNG or JPEG), which may be read
+  from disk on access; `labels`, class ids, one for each object the annotator
+  counted (exactly one in single-label sets); and where known `objects`, a dict
+  of equally long sequences: `label`, `bbox` (ymin xmin ymax xmax in 0..1),
+  `difficult`, and optionally `mask` (encoded, of the size of the image, > 127
+  inside the object; empty: its filled box) and `sliced` (the corners in an XML
+  file as the release slices them: as if they counted from 1, in sides of the
+  picture, not clipped; empty: none). Boxes and masks are in the stored frame,
+  before EXIF's orientation is applied. `name` or `file_name`, where known, is
+  the file a record came from, for messages.
   """
 
   source: Any
-  class_names: tuple[str, ...]
-  multi_label: bool
-  name: str
-  labels: Any = None
-  names: Sequence[str] | None = None
+  class_names: tuple[str, ...]  # what the ids mean, in order; K of them
+  multi_label: bool  # whether an image may show several classes
+  name: str  # for tables and reports, with every setting that made the data
+  labels: Any = None  # of every record, where known without reading them
+  names: Sequence[str] | None = None  # `name` of every record, likewise
+  # Broken records or objects left out under `--config.data.on_error=skip`.
   num_dropped: int = 0
 
   def all_labels(self) -> Any:

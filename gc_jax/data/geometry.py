@@ -115,13 +115,11 @@ def _resized_size(
 def frame_size(
   size: tuple[int, int], shorter_side_px: int, round_px: int = 0
 ) -> tuple[int, int]:
-  """Returns (width, height) at which a model gets a whole picture.
+  """Returns (width, height) at which a model gets a picture of such a size.
 
-  Args:
-    size: (width, height) of the picture.
-    shorter_side_px: of the image; its aspect stays. The release: 448.
-    round_px: round both sides to multiples of this, which changes the aspect a
-      little; 0 = do not. The release: 0.
+  The shorter side gets `shorter_side_px` (the release: 448), the aspect stays.
+  `round_px` rounds both sides to multiples, which changes the aspect a little;
+  0 = do not (the release).
 
   Source: the release's evaluation (METHOD A2): shortest side resized, batch
     of one, annotation in its own pixels.

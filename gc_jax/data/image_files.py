@@ -16,9 +16,8 @@ _MAX_PIXELS = 64_000_000  # of a picture as a model gets it
 def find(names: Iterable[str | os.PathLike]) -> list[Path]:
   """Returns the pictures that files and folders stand for, each once.
 
-  Args:
-    names: a file with any name; or a folder, which stands for the pictures
-      directly in it, sorted: not hidden, with one of `decode.SUFFIXES`.
+  A folder stands for the pictures directly in it, sorted: not hidden, with one
+  of `decode.SUFFIXES`. A file that is named may be called anything.
 
   Raises:
     ValueError: a name does not exist or is no UTF-8, or a folder has no

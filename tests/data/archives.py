@@ -51,12 +51,16 @@ NUM_VALIDATION = 12
 
 
 def digest(dataset):
-  """Returns a hash of every value of every record, in order."""
+  """Returns a hash of every value of every record, in order.
+
+  Not of the files: tf.Example is a protobuf map, whose order of keys differs
+  from process to process.
+  """
   found = hashlib.sha256()
   for record in dataset.source:
     objects = {k: v for k, v in record["objects"].items() if k != "mask"}
     numbers = [record["labels"], *(objects[name] for name in sorted(objects))]
-    found.update(record["file_name"] + record["image"])
+    found.update(record.get("file_name", b"") + record["image"])
     found.update(b"".join(record["objects"].get("mask", ())))
     found.update(b"".join(np.array(each).tobytes() for each in numbers))
   return found.hexdigest()
@@ -201,12 +205,9 @@ def build_imagenet(folder, num_validation=NUM_VALIDATION, border_frac=0.0):
     for stem, (wnid, is_boxed) in stems.items():
       image, said, read = photograph(generator), [], []
       if is_boxed:
+        first_px = 1 if split == "train" else 0
         said, read = draw_boxes(
-          generator,
-          wnid,
-          image.size,
-          1 if split == "train" else 0,
-          border_frac,
+          generator, wnid, image.size, first_px, border_frac
         )
         boxes.append((f"{split}/{stem}.xml", xml(stem, image.size, said)))
       data = odd.get(stem, encode)(image)
@@ -266,11 +267,9 @@ class CocoPicture(NamedTuple):
 
 def polygons(mask):
   """Returns outlines of a mask; holes are not told, as in COCO."""
-  padded = np.pad(mask, 1).astype(float)
-  found = [
-    skimage.measure.approximate_polygon(line, 0.3)[:, ::-1] - 0.5
-    for line in skimage.measure.find_contours(padded, 0.5)
-  ]
+  contours = skimage.measure.find_contours(np.pad(mask, 1).astype(float), 0.5)
+  approximated = skimage.measure.approximate_polygon
+  found = [approximated(line, 0.3)[:, ::-1] - 0.5 for line in contours]
   # Contours run through pixel centres; COCO counts from a pixel's corner.
   return [line.ravel().tolist() for line in found if line.size >= 6]
 
@@ -317,15 +316,8 @@ def build_coco(folder, num_images=NUM_COCO):
         for j, (category, mask) in enumerate(found)
       ]
       annotations += written
-      images.append(
-        {
-          "id": number,
-          "file_name": name,
-          "width": image.width,
-          "height": image.height,
-          "license": 3,
-        }
-      )
+      size = {"width": image.width, "height": image.height}
+      images.append({"id": number, "file_name": name, "license": 3, **size})
       objects = [
         (CLASS_OF[said["category_id"]], said["bbox"], mask, j % 3 > 0)
         for j, (said, (_, mask)) in enumerate(zip(written, found, strict=True))

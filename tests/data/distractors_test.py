@@ -123,12 +123,8 @@ def dataset_of(labels, num_classes=NUM_CLASSES, multi_label=True):
     }
     for i, row in enumerate(labels)
   ]
-  return Dataset(
-    source=records,
-    class_names=tuple("abcdefgh"[:num_classes]),
-    multi_label=multi_label,
-    name="colours",
-  )
+  names = tuple("abcdefgh"[:num_classes])
+  return Dataset(records, names, multi_label, name="colours")
 
 
 def shown(pictures):

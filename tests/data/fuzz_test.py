@@ -30,6 +30,7 @@ from gc_jax.data.sets import (
 )
 from gc_jax.data.sets.folder_layout import read_layout
 from tests.data.archives import tar_of
+from tests.data.photos import write
 
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 BUDGET = settings(max_examples=150, suppress_health_check=SLOW)
@@ -120,9 +121,7 @@ def picture(kind="PNG", mode="RGB", size=(48, 40)):
 def root(tmp_path):
   """A folder of four pictures in two classes."""
   for name in ("train/cat/a", "train/cat/b", "train/dog/c", "val/dog/d"):
-    path = tmp_path / f"root/{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture())
+    write(tmp_path, f"root/{name}.png", picture())
   return tmp_path / "root"
 
 
@@ -339,16 +338,12 @@ def test_the_recipe_of_coco_reads_or_counts_each_annotation(
 ):
   path = tmp_path_factory.mktemp("coco")
   images = content.get("images") if isinstance(content, dict) else None
-  (path / "annotations").mkdir()
-  (path / "annotations/instances_train2014.json").write_text(
-    json.dumps(content)
-  )
+  write(path, "annotations/instances_train2014.json", json.dumps(content))
   (path / "train2014").mkdir()
   for image in images if isinstance(images, list) else []:
     name = image.get("file_name") if isinstance(image, dict) else None
     if isinstance(name, str) and name.endswith(".png") and len(name) < 99:
-      (path / "train2014" / name).parent.mkdir(parents=True, exist_ok=True)
-      (path / "train2014" / name).write_bytes(picture())
+      write(path / "train2014", name, picture())
   dataset = outcome(
     path, lambda: coco.load("train", path=path, data_dir=path / "prepared")
   )

@@ -126,15 +126,6 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
   assert (small != (image[..., 0] >= 128)).mean() < 0.01
 
 
-@pytest.mark.parametrize("shape", [(96, 64), (64, 96), (300, 200), (33, 32)])
-def test_a_picture_that_is_its_own_mask_is_still_so_as_a_square(shape):
-  mask = ellipse(shape)
-  record = record_of(np.repeat(mask[..., None], 3, -1), mask)
-  seen = geometry.decode_image(record["image"], 64)[..., 0] >= 128
-  (found,) = geometry.decode_object_masks(record, 0, 64)
-  np.testing.assert_array_equal(found, seen)
-
-
 def test_a_frame_keeps_the_aspect_and_the_annotations_own_pixels():
   """The release: shortest side 448, 15 pixels in those of the annotation."""
   # VOC's corners count from 1, both included: rows 21..60, columns 31..90.
@@ -280,21 +271,6 @@ def test_a_mask_with_an_orientation_of_its_own_is_put_upright_by_it(
   mask = mask_header(files.TO_STORED[of_mask](INSIDE), encoding, **said)
   found = geometry.stored_mask(mask, picture_header(of_picture))
   np.testing.assert_array_equal(found, files.TO_STORED[of_picture](INSIDE))
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("frame", ["stored", "upright"])
-@pytest.mark.parametrize("encoding", ["jpeg", "tiff"])
-def test_what_is_evaluated_lies_on_what_is_seen(orientation, frame, encoding):
-  if frame == "upright" and orientation < 5:
-    return  # it would fit both
-  mask = files.TO_STORED[orientation](INSIDE) if frame == "stored" else INSIDE
-  picture = picture_header(orientation, encoding).encoded
-  record = record_of(picture, np.zeros_like(mask), mask)
-  _, found, _ = evaluated.frame(record, 1, 40)
-  np.testing.assert_array_equal(found, INSIDE)
-  (seen,) = geometry.decode_object_masks(record, 1, 40)
-  np.testing.assert_array_equal(seen, INSIDE[:, 4:44])
 
 
 def test_a_mask_of_neither_size_is_refused_with_both():

@@ -5,51 +5,14 @@ What the pixels of each kind of file become: decode_test.
 
 import os
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from gc_jax.data import image_files
 
-RAMP = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
 
-
-def rgb(grey):
-  return np.repeat(grey[..., None], 3, axis=2)
-
-
-def test_a_photograph_is_read_as_pillow_shows_it(photographs):
-  path = photographs / "rocket.jpg"
-  with Image.open(path) as image:
-    expected = np.asarray(image.convert("RGB"))
-  read = image_files.read(path)
-  assert read.shape == (427, 640, 3) and read.dtype == np.uint8
-  np.testing.assert_array_equal(read, expected)
-
-
-def test_resizing_averages_neighbours(tmp_path):
-  path = tmp_path / "ramp.png"
-  Image.fromarray(rgb(RAMP)).save(path)
-  np.testing.assert_array_equal(image_files.read(path, (16, 256)), rgb(RAMP))
-  smaller = image_files.read(path, (8, 128))
-  # Pairs of columns, 2i and 2i + 1, in smooth averages; the ends lean inwards.
-  expected = rgb(np.tile(2 * np.arange(128) + 0.5, (8, 1)))
-  np.testing.assert_allclose(smaller, expected, atol=1)
-
-
-@pytest.mark.parametrize(
-  "damage",
-  [
-    lambda data: b"",
-    lambda data: b"no picture",
-    lambda data: data[: len(data) // 2],
-    lambda data: data[:100] + bytes(100) + data[200:],
-  ],
-  ids=["empty", "text", "truncated", "overwritten"],
-)
-def test_a_damaged_file_is_refused_by_name(tmp_path, photographs, damage):
-  path = tmp_path / "coffee.png"
-  path.write_bytes(damage((photographs / "coffee.png").read_bytes()))
+def test_a_damaged_file_is_refused_by_name(tmp_path, photographs):
+  path, whole = tmp_path / "coffee.png", photographs / "coffee.png"
+  path.write_bytes(whole.read_bytes()[:10_000])
   with pytest.raises(
     ValueError,
     match=r"coffee\.png must be a picture \(BMP.*\); it cannot be read: .*"

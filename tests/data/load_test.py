@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from gc_jax import data
 from gc_jax.data.sets import context, context_sets, imagenet_files
+from tests.data import photos
 
 
 @pytest.fixture
@@ -54,11 +55,6 @@ def test_every_field_of_the_config_reaches_the_builder(
     ("imagenet", "ILSVRC2012_img_train.tar", r"train, validation\."),
     ("coco", "train2014.zip", r"train, validation\."),
     ("context_digits", "", "train, validation, test. Did you mean 'test'"),
-    (
-      "context_digits_multi",
-      "",
-      "train, validation, test. Did you mean 'test'",
-    ),
   ],
 )
 def test_what_is_missing_is_told_before_anything_is_prepared(
@@ -111,14 +107,14 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_tensorflow_and_temporary_folders_stay_out(tmp_path):
+def run_beside_tensorflow(program, folder, tmp_path):
+  """Runs a program that must neither import it, print, nor leave folders."""
   fake, temporary = tmp_path / "site" / "tensorflow", tmp_path / "temporary"
-  fake.mkdir(parents=True)
+  photos.write(fake, "__init__.py", "raise SystemExit('imported')")
   temporary.mkdir()
-  fake.joinpath("__init__.py").write_text("raise SystemExit('imported')")
   path = os.pathsep.join([str(fake.parent), os.getcwd()])
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(tmp_path / "tfds")],
+    [sys.executable, "-c", program, str(folder)],
     env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
     capture_output=True,
     text=True,
@@ -126,8 +122,13 @@ def test_tensorflow_and_temporary_folders_stay_out(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert not list(temporary.iterdir()), "TFDS would leave some there"
-  # One line, not a bar and not TFDS's announcements.
+  # Neither a bar nor TFDS's announcements.
   assert done.stdout == ""
+  return done
+
+
+def test_tensorflow_and_temporary_folders_stay_out(tmp_path):
+  done = run_beside_tensorflow(PROGRAM, tmp_path / "tfds", tmp_path)
   assert len(done.stderr.splitlines()) == 1
   assert done.stderr.startswith("Prepared 5 images of context_digits/single-64")
 
@@ -152,9 +153,8 @@ def classes_of(name, path="", count=0):
 
 
 def test_the_classes_of_a_folder_are_the_names_in_it(tmp_path):
-  for name in ("train/cat/1.png", "train/dog/2.png", "train/owl/3.png"):
-    (tmp_path / name).parent.mkdir(parents=True)
-    (tmp_path / name).touch()  # not opened
+  names = ("train/cat/1.png", "train/dog/2.png", "train/owl/3.png")
+  photos.touch(tmp_path, *names)  # not opened
   assert classes_of("folder", tmp_path) == (3, False)
 
 

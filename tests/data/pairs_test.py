@@ -63,12 +63,7 @@ def several():
     record(5, (60, 40), [1], objects=False),
     record(6, (60, 40), [0]),
   ]
-  return Dataset(
-    source=records,
-    class_names=CLASSES,
-    multi_label=True,
-    name="several",
-  )
+  return Dataset(records, CLASSES, multi_label=True, name="several")
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +135,11 @@ def test_neither_batches_nor_processes_change_a_row(several, rows, make):
   maker = make(several)
   (whole,) = pairs.batches(rows, range(9), maker, 9)
   for batch_size, count in ((2, 1), (4, 1), (4, 2), (6, 3)):
-    shares = [
-      list(
-        pairs.batches(
-          rows,
-          range(9),
-          maker,
-          batch_size,
-          process_index=process,
-          process_count=count,
-        )
-      )
-      for process in range(count)
-    ]
+    shares = []
+    for process in range(count):
+      which = {"process_index": process, "process_count": count}
+      own = pairs.batches(rows, range(9), maker, batch_size, **which)
+      shares.append(list(own))
     assert len({len(own) for own in shares}) == 1
     batch = joined([own for step in zip(*shares, strict=True) for own in step])
     real = batch["row"] >= 0
@@ -234,17 +221,6 @@ def test_rounded_frames_have_few_shapes(several, rows):
   frame = Frame(Reader(several), (96, 64), 64, 32, 15.0, ())
   (share,) = pairs.batches(rows, [2, 6], frame, 2)
   assert share.batch["image"].shape == (2, 96, 64, 3)
-
-
-def test_only_difficult_objects_make_a_difficult_pair(several, rows):
-  source = [dict(one) for one in several.source]
-  source[0]["objects"] = source[0]["objects"] | {
-    "difficult": [True, True, False]
-  }
-  marked = dataclasses.replace(several, source=source)
-  frame = Frame(Reader(marked), (64, 96), 64, 0, 15.0, ())
-  (share,) = pairs.batches(rows, [0, 1], frame, 2)
-  np.testing.assert_array_equal(share.batch["difficult"], [1, 0])
 
 
 def test_broken_pictures_are_named_or_keep_an_empty_row(several, rows):

@@ -29,12 +29,7 @@ def png(pixels):
 
 
 def dataset_of(records):
-  return Dataset(
-    source=records,
-    class_names=tuple("abcdef"),
-    multi_label=True,
-    name="hand-made",
-  )
+  return Dataset(records, tuple("abcdef"), multi_label=True, name="hand-made")
 
 
 def train(dataset, count=3, **kwargs):
@@ -149,48 +144,33 @@ def test_another_seed_is_another_order_and_other_augmentation(load_small):
   assert (a["image"] != b["image"]).any()
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-def test_starting_later_and_sharing_change_nothing(
-  with_everything, process_count
+@pytest.mark.parametrize(
+  ("num_workers", "process_count", "start_steps"),
+  [
+    *((0, process_count, (0, 4, 7)) for process_count in (1, 2, 4)),
+    # Workers are spawned and import everything: 15 s.
+    pytest.param(1, 1, (4,), marks=pytest.mark.slow),
+    pytest.param(2, 2, (4,), marks=pytest.mark.slow),
+  ],
+)
+def test_starting_later_sharing_and_workers_change_nothing(
+  with_everything, num_workers, process_count, start_steps
 ):
   dataset, batches = with_everything
   assert sum(batch["skipped"].sum() for batch in batches) > 0
-  for start_step in (0, 4, 7):  # 7 is in the second epoch
+  for start_step in start_steps:  # 7 is in the second epoch
+    how = {"num_workers": num_workers, "start_step": start_step, **EVERYTHING}
     shares = [
       train(
         dataset,
         9 - start_step,
-        start_step=start_step,
         process_index=i,
         process_count=process_count,
-        **EVERYTHING,
+        **how,
       )
       for i in range(process_count)
     ]
     assert_same(joined(*shares), batches[start_step:])
-
-
-@pytest.mark.slow  # workers are spawned and import everything: 15 s
-@pytest.mark.parametrize(
-  ("num_workers", "process_count", "start_step"), [(1, 1, 4), (2, 2, 4)]
-)
-def test_workers_change_nothing(
-  with_everything, num_workers, process_count, start_step
-):
-  dataset, batches = with_everything
-  shares = [
-    train(
-      dataset,
-      9 - start_step,
-      start_step=start_step,
-      num_workers=num_workers,
-      process_index=i,
-      process_count=process_count,
-      **EVERYTHING,
-    )
-    for i in range(process_count)
-  ]
-  assert_same(joined(*shares), batches[start_step:])
 
 
 def test_augmentation_shifts_and_mirrors_and_nothing_else():

@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -8,11 +7,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from gc_jax.data.sets import context
 from gc_jax.data.sets.context_sets import ContextDigits
+from tests.data import archives
 
 SMALL = {"image_size": 32, "num_examples": (20, 10, 10)}
 
@@ -64,20 +63,7 @@ def load(split, data_dir):
 
 
 def digest(data_dir):
-  """Of every value of every record, in order.
-
-  Not of the files: tf.Example is a protobuf map, whose order of keys differs
-  from process to process.
-  """
-  whole = hashlib.sha256()
-  for split in context.SPLITS:
-    dataset = load(split, data_dir)
-    for record in dataset.source:
-      objects = record["objects"]
-      whole.update(record["image"] + b"".join(objects["mask"]))
-      for numbers in (record["labels"], objects["label"], objects["bbox"]):
-        whole.update(np.array(numbers).tobytes())
-  return whole.hexdigest()
+  return [archives.digest(load(split, data_dir)) for split in context.SPLITS]
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +91,7 @@ def test_a_killed_preparation_is_done_again_from_the_start(
 def test_of_two_preparations_at_once_one_waits_for_the_other(
   tmp_path, uninterrupted
 ):
-  name = context.ContextConfig(**SMALL).name
-  folder = tmp_path / "context_digits" / name
+  folder = tmp_path / "context_digits" / context.ContextConfig(**SMALL).name
   folder.mkdir(parents=True)
   with folder.joinpath(".1.0.0.lock").open("w") as lock:
     # Hold both back until both are under way.
@@ -131,15 +116,12 @@ def test_without_locks_the_slower_of_two_takes_the_copy_of_the_faster(
     raise OSError(errno.ENOLCK, "No locks available")
 
   monkeypatch.setattr(fcntl, "flock", no_locks)
-  name = context.ContextConfig(**SMALL).name
+  folder = f"context_digits/{context.ContextConfig(**SMALL).name}/1.0.0"
   draw_example = context.draw_example
 
   def overtaken(source, config, split, index):
     if (split, index) == ("test", 5):
-      shutil.copytree(
-        uninterrupted / "context_digits" / name / "1.0.0",
-        tmp_path / "context_digits" / name / "1.0.0",
-      )
+      shutil.copytree(uninterrupted / folder, tmp_path / folder)
     return draw_example(source, config, split, index)
 
   monkeypatch.setattr(context, "draw_example", overtaken)

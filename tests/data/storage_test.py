@@ -18,8 +18,9 @@ class Numbers(storage.ShardedBuilder, skip_registration=True):
   name = "numbers"
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, *, promised=9, breaks=False, **kwargs):
-    self.promised, self.breaks, self.written = promised, breaks, []
+  def __init__(self, *, promised=9, breaks=False, size=9, **kwargs):
+    self.promised, self.breaks, self.size = promised, breaks, size
+    self.written = []
     super().__init__(config=tfds.core.BuilderConfig(name="train"), **kwargs)
 
   def _create_builder_config(self, builder_config, version):
@@ -30,7 +31,7 @@ class Numbers(storage.ShardedBuilder, skip_registration=True):
     return tfds.core.DatasetInfo(builder=self, features=features)
 
   def sources(self):
-    return {"numbers.txt": 9}
+    return {"numbers.txt": self.size}
 
   def num_examples(self):
     return self.promised
@@ -88,6 +89,15 @@ def test_a_run_that_breaks_keeps_its_finished_shards(final, capsys):
   assert "Continuing: 1 of 3 parts of train" in capsys.readouterr().err
   assert read(final) == list(range(9))
   assert counts(final) == {"even numbers": 5}
+
+
+def test_parts_of_other_archives_are_not_kept(final, capsys):
+  with pytest.raises(ValueError, match="breaks off"):
+    prepare(final, breaks=True)
+  assert prepare(final, size=8) == [0, 3, 6]
+  said = capsys.readouterr().err
+  assert "from other archives (numbers.txt came" in said
+  assert "Continuing" not in said
 
 
 def test_a_run_that_ends_just_before_the_end_keeps_all_shards(

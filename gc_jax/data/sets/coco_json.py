@@ -2,8 +2,7 @@
 
 What `read` returns is typed and refers only to entries that exist; a message
 names the file and the entry of everything else. A byte order mark decides the
-encoding. A key that stands twice in an object is an error: json itself would
-silently keep the last.
+encoding. A key that stands twice in an object is an error.
 
 | field | as it must be | missing, null |
 |---|---|---|
@@ -62,11 +61,7 @@ class Content(NamedTuple):
 
 
 def read(data: bytes, file: str) -> Content:
-  """Returns what a file says.
-
-  Raises:
-    ValueError: it is no JSON, or not COCO's. Names the file.
-  """
+  """Returns what a file says; a ValueError names it if it is not COCO's."""
   content = _parse(data, file)
   is_object = isinstance(content, dict)
   for name in ("images", "categories", "annotations"):

@@ -153,12 +153,9 @@ def draw(
 
   image = round( (1 - a) * background + a * color ),  a = alpha / 255
 
-  Args:
-    background: it is not changed.
-    cutouts: the objects, in the order in which they are drawn.
-    generator: gives the sizes, then the places, then the colours.
-    side_frac: (least, greatest) longer side of a trimmed object, as a share of
-      the shorter side of the background; uniform in between.
+  The generator gives the sizes, then the places, then the colours. `side_frac`
+  is (least, greatest) longer side of a trimmed object, as a share of the
+  shorter side of the background; uniform in between.
 
   Raises:
     ValueError: if the objects do not fit without overlap.

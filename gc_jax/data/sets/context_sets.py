@@ -7,6 +7,7 @@ downloaded. `gc_jax.data.sets.context` puts them on photographs.
 import dataclasses
 import functools
 import gzip
+import itertools
 import pathlib
 from typing import Any
 
@@ -152,13 +153,9 @@ def fashion(folder: str) -> context.Source:
     of_class.append(np.concatenate([trained, tested]))
     count = len(trained)
     validated = max(1, round(count * VALIDATION_FRAC))
-    usable.append(
-      {
-        "train": range(count - validated),
-        "validation": range(count - validated, count),
-        "test": range(count, count + len(tested)),
-      }
-    )
+    edges = 0, count - validated, count, count + len(tested)
+    parts = itertools.starmap(range, itertools.pairwise(edges))
+    usable.append(dict(zip(context.SPLITS, parts, strict=True)))
   return context.Source(
     usable, lambda label, number: cut_out(of_class[label][number])
   )
@@ -284,23 +281,18 @@ def find_stamps(folder: str) -> list[list[pathlib.Path]]:
 def stamps(folder: str) -> context.Source:
   """Returns the stamps of a folder; each is read once."""
   paths = find_stamps(folder)
-  usable = [
-    {
-      split: [
-        number
-        for number in range(len(of_class))
-        if _PART[number % len(_PART)] == split
-      ]
-      for split in context.SPLITS
-    }
-    for of_class in paths
-  ]
-  return context.Source(
-    usable,
-    functools.cache(
-      lambda label, number: compositor.trim(read_stamp(paths[label][number]))
-    ),
-  )
+  usable = []
+  for of_class in paths:
+    numbers = {split: [] for split in context.SPLITS}
+    for number in range(len(of_class)):
+      numbers[_PART[number % len(_PART)]].append(number)
+    usable.append(numbers)
+
+  @functools.cache
+  def cutout(label, number):
+    return compositor.trim(read_stamp(paths[label][number]))
+
+  return context.Source(usable, cutout)
 
 
 class ContextObjects(context.ContextBuilder):

@@ -31,19 +31,17 @@ UTF-8, or UTF-16 with a byte order mark; commas, semicolons or tabs separate
 their cells. Every line of labels.csv must be right; wrong boxes and masks may
 be left out (`on_error`).
 
-No class gets lost silently: the folder of each class and each split must hold
-a picture. A warning counts all other files by ending. Links are followed; a
-link to a folder that holds it stops the run, and so does a name that is not
-UTF-8. Names are compared after NFC.
+The folder of each class and each split must hold a picture. A warning counts
+all other files by ending. Links are followed; a link to a folder that holds it
+stops the run, and so does a name that is not UTF-8. Names are compared after
+NFC.
 
-Boxes are in the frame that is stored, before EXIF's orientation is applied. A
-mask is in that frame or in the upright one, as its size says; the stored one if
-both fit.
-
-Every annotation is used, or reported with its file and place. Boxes that look
-like fractions of the picture are refused. COCO's polygons that cover no pixel
-are left out, and a warning counts them: where nothing is left, the box stands;
-where there is no box, it is that of the mask.
+Boxes are in the frame that is stored, before EXIF's orientation is applied, and
+so are masks whose size fits it; others are upright. Every annotation is used,
+or reported with its file and place. Boxes that look like fractions of the
+picture are refused. COCO's polygons that cover no pixel are left out, and a
+warning counts them: where nothing is left, the box stands; where there is no
+box, it is that of the mask.
 """
 
 import dataclasses

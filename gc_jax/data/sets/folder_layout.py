@@ -212,10 +212,10 @@ def _classes_of_folders(
   for name in pictures:
     parts = name.split("/")
     if len(parts) < depth + 2:
+      wanted = root.joinpath(*parts[:depth], "CLASS", parts[-1])
       raise ValueError(
-        f"{root / name} must lie in the folder of its class, as "
-        f"{root.joinpath(*parts[:depth], 'CLASS', parts[-1])}. Or name its "
-        f"classes in {root / LABELS_FILE}."
+        f"{root / name} must lie in the folder of its class, as {wanted}. Or "
+        f"name its classes in {root / LABELS_FILE}."
       )
     try:
       named[name] = [_class_name(parts[depth])]
@@ -314,15 +314,14 @@ def _check_training(layout: Layout) -> None:
   counts = collections.Counter(
     k for name in layout.splits["train"] for k in set(layout.labels[name])
   )
-  for split in ("validation", "test"):
-    for name in layout.splits[split]:
-      for k in layout.labels[name]:
-        if not counts[k]:
-          known = [names[k] for k in sorted(counts) if counts[k]]
-          raise ValueError(
-            f"{root / name} shows a class that no training picture shows. "
-            + unknown_name_message("class", names[k], known)
-          )
+  for name in layout.splits["validation"] + layout.splits["test"]:
+    for k in layout.labels[name]:
+      if not counts[k]:
+        known = [names[k] for k in sorted(counts) if counts[k]]
+        raise ValueError(
+          f"{root / name} shows a class that no training picture shows. "
+          + unknown_name_message("class", names[k], known)
+        )
   single = [names[k] for k in sorted(counts) if counts[k] == 1]
   if single:
     has = "class has" if len(single) == 1 else "classes have"

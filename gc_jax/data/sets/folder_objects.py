@@ -78,8 +78,7 @@ def read_objects(layout: Layout) -> Objects:
           for item in read(layout, PurePosixPath(name)):
             reader.take(item)
         except (ValueError, OSError) as error:
-          message = str(error)
-          path = str(layout.root / name)
+          path, message = str(layout.root / name), str(error)
           named = message if path in message else f"{path}: {message}"
           reader.take(_Problem(named))
   return reader.finish()
@@ -165,17 +164,9 @@ def _read_xml(layout: Layout, path: PurePosixPath) -> _Found:
   ]
   for item in content.objects:
     fractions.add(item.where, item.corners, item.box)
-    found.append(
-      _Annotation(
-        f"{file}, {item.where}",
-        picture,
-        item.name,
-        item.box,
-        item.difficult,
-        size=content.size,
-        sliced=item.box,
-      )
-    )
+    what = picture, item.name, item.box, item.difficult
+    places = {"size": content.size, "sliced": item.box}
+    found.append(_Annotation(f"{file}, {item.where}", *what, **places))
   return _in_pixels(found, fractions, str(file))
 
 
@@ -317,15 +308,11 @@ class _Reader:
       self.take(_Problem(message, num_left_out=0))
       return None, box
     if num_left_out and cleaned is None:
-      self._note(
-        "segmentations cover no pixel; their boxes are used", annotation
-      )
+      odd = "segmentations cover no pixel; their boxes are used"
+      self._note(odd, annotation)
     elif num_left_out:
-      self._note(
-        "polygons that cover no pixel are left out of their masks",
-        annotation,
-        num_left_out,
-      )
+      odd = "polygons that cover no pixel are left out of their masks"
+      self._note(odd, annotation, num_left_out)
     if box is None and cleaned is None:
       raise ValueError(
         "it must have a bbox, or a segmentation that covers pixels of its "
@@ -353,10 +340,12 @@ def _check_size(annotation: _Annotation, header: decode.Header) -> None:
 def _check_box(box: shapes.Box, picture: str, size: tuple[int, int]) -> None:
   width, height = size
   xmin, ymin, xmax, ymax = box
+  words = " ".join(
+    f"{name}={side:g}" for name, side in zip(shapes.CORNERS, box, strict=True)
+  )
   if not shapes.has_extent(box):
     raise ValueError(
-      "the box must have xmin < xmax and ymin < ymax, and is "
-      f"{shapes.box_words(box)}"
+      f"the box must have xmin < xmax and ymin < ymax, and is {words}"
     )
   if (
     min(xmin, ymin) < -_SLACK_PX
@@ -367,5 +356,5 @@ def _check_box(box: shapes.Box, picture: str, size: tuple[int, int]) -> None:
   ):
     raise ValueError(
       f"the box must lie within the {width}x{height} pixels of {picture}, and "
-      f"is {shapes.box_words(box)}"
+      f"is {words}"
     )

@@ -136,21 +136,19 @@ class Imagenet(official.Builder, skip_registration=True):
     objects = self._boxes.get(name.rpartition(".")[0], [])
     if self._boxes and not objects:
       self.counts["pictures without a box"] += 1
-    # Some training boxes name their class in words: the picture's own.
-    boxes = [
-      box if re.fullmatch(r"n\d{8}", box.wnid) else box._replace(wnid=wnid)
-      for box in objects
-    ]
-    known = [
-      {
-        "label": self._ids[box.wnid],
-        "bbox": tfds.features.BBox(*box.bbox),
-        "sliced": np.array(box.sliced, np.float32),
-        "difficult": box.difficult,
-      }
-      for box in boxes
-      if box.wnid in self._ids
-    ]
+    known = []
+    for box in objects:
+      # Some training boxes name their class in words: the picture's own.
+      named = box.wnid if re.fullmatch(r"n\d{8}", box.wnid) else wnid
+      if named in self._ids:
+        known.append(
+          {
+            "label": self._ids[named],
+            "bbox": tfds.features.BBox(*box.bbox),
+            "sliced": np.array(box.sliced, np.float32),
+            "difficult": box.difficult,
+          }
+        )
     if len(known) < len(objects):
       self.counts["boxes left out: unknown class"] += len(objects) - len(known)
     if known:

@@ -26,11 +26,6 @@ Polygons = list[list[int | float]]
 _MAX_OUTLINE_PX = 4_000_000
 
 
-def box_words(box: Sequence[int | float]) -> str:
-  """Returns a box for messages: "xmin=1 ymin=2 xmax=3 ymax=4"."""
-  return " ".join(f"{n}={v:g}" for n, v in zip(CORNERS, box, strict=True))
-
-
 def has_extent(box: Box) -> bool:
   """Returns whether a box has an area; one with NaN has none."""
   xmin, ymin, xmax, ymax = box
@@ -72,12 +67,9 @@ class Fractions:
     self._all_are_fractions = self._all_within_a_pixel = True
 
   def add(self, where: str, written: Sequence[int | float], box: Box) -> None:
-    """Looks at a box.
+    """Looks at a box, the four numbers of which mean `box` if they are pixels.
 
-    Args:
-      where: what it is called in a message.
-      written: its four numbers as the file has them.
-      box: what they mean if they are pixels. Without extent it tells nothing.
+    One without extent tells nothing.
     """
     if not (self._all_are_fractions or self._all_within_a_pixel):
       return
@@ -124,11 +116,9 @@ def clean(
 ) -> tuple[Polygons | dict[str, Any] | None, int]:
   """Returns the parts of a segmentation that cover pixels of its picture.
 
-  Args:
-    segmentation: as COCO's JSON has it: polygons `[[x y x y ...] ...]` whose
-      union counts, or one alone, `[x y x y ...]`; run lengths `{"counts",
-      "size"}`, column by column, the counts a list or compressed to text.
-    size: (width, height) of the picture, as stored.
+  COCO's JSON has polygons `[[x y x y ...] ...]` whose union counts, or one
+  alone, `[x y x y ...]`; or run lengths `{"counts", "size"}`, column by column,
+  the counts a list or compressed to text.
 
   Returns:
     Polygons, or the run lengths unchanged; None: no pixel is covered. And how

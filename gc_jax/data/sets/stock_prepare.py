@@ -59,10 +59,7 @@ def open_prepared(
 ) -> tfds.core.DatasetBuilder:
   """Returns the builder of a set whose array_record files are on disk.
 
-  Args:
-    name: as TFDS has it, "voc/2007".
-    data_dir: "" = TFDS's own default.
-    check: raises if the set is of no use; called before any download.
+  `check` raises if the set is of no use; it is called before any download.
 
   Raises:
     ValueError: there is no such set, or it cannot be read or prepared here.
@@ -99,10 +96,9 @@ def _open(name: str, data_dir: str, **options: str) -> tfds.core.DatasetBuilder:
       return tfds.builder(name, data_dir=data_dir or None, **options)
   except tfds.core.DatasetNotFoundError as error:
     known = tfds.list_builders(with_community_datasets=False)
+    known = [PREFIX + each for each in known]
     raise ValueError(
-      unknown_name_message(
-        "--config.data.name", PREFIX + name, [PREFIX + each for each in known]
-      )
+      unknown_name_message("--config.data.name", PREFIX + name, known)
       + f" These are the sets of tensorflow-datasets {tfds.__version__}."
     ) from error
   except ModuleNotFoundError as error:

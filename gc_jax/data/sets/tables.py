@@ -1,16 +1,12 @@
 """Text files and tables as people save them, read strictly.
 
-`read_text` decodes any text file: UTF-8, with or without a byte order mark,
-or UTF-16 with one. It never guesses and never replaces a character.
+Texts are UTF-8, with or without a byte order mark, or UTF-16 with one; nothing
+is guessed or replaced.
 
-`read` parses a CSV table. A fault of the whole table, in its encoding or its
-header, raises ValueError before the first row. A fault of one row comes as a
-`Problem` in place of that row, and the rows behind it are read: even behind a
-quotation mark that never closes, which costs only its own line. So the number
-of problems is the number of rows that cannot be used.
-
-Cells and column names are stripped of spaces around them; column names match in
-any case. `boolean` and `number` read one cell, for every format.
+A fault of a whole table, in its encoding or its header, raises ValueError
+before the first row. A fault of one row comes as a `Problem` in its place, and
+the rows behind it are read: even behind a quotation mark that never closes. So
+there are as many problems as rows that cannot be used.
 """
 
 import codecs
@@ -95,10 +91,11 @@ def read(
   columns: Sequence[str],
   optional: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict[str, str] | Problem]]:
-  """Reads a table that starts with a line of column names.
+  """Reads a table that starts with a line of column names, in any case.
 
   Cells are separated by commas, semicolons or tabs, whichever gives a header
-  that has the columns. Rows whose cells are all empty are passed over.
+  that has the columns; spaces around them do not count. Rows whose cells are
+  all empty are passed over.
 
   Args:
     path: the file.

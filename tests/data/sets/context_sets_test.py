@@ -89,25 +89,21 @@ def written(tmp_path_factory):
   return {name: str(folder) for name, folder in folders.items()}
 
 
-def folders_of(name, installed):
-  return ["written", *([installed] if pathlib.Path(installed).is_dir() else [])]
+def folders_of(installed):
+  return ["", *([installed] if pathlib.Path(installed).is_dir() else [])]
 
 
-@pytest.fixture(params=folders_of("fashion", FASHION_FOLDER))
+@pytest.fixture(params=folders_of(FASHION_FOLDER))
 def products(request, written):
   """Returns the folder and the source of Fashion-MNIST."""
-  folder = (
-    written["context_fashion"] if request.param == "written" else FASHION_FOLDER
-  )
+  folder = request.param or written["context_fashion"]
   return folder, context_sets.fashion(folder)
 
 
-@pytest.fixture(params=folders_of("objects", STAMPS_FOLDER))
+@pytest.fixture(params=folders_of(STAMPS_FOLDER))
 def stamps(request, written):
   """Returns the folder and the source of Tux Paint's stamps."""
-  folder = (
-    written["context_objects"] if request.param == "written" else STAMPS_FOLDER
-  )
+  folder = request.param or written["context_objects"]
   return folder, context_sets.stamps(folder)
 
 
@@ -172,23 +168,15 @@ def test_no_object_is_in_two_splits(products, stamps, tmp_path):
     assert not a & b
 
 
-@pytest.mark.parametrize(
-  ("name", "message"),
-  [
-    (
-      "context_fashion",
-      r"find Fashion-MNIST in .*; train-images-idx3-ubyte.gz is",
-    ),
-    (
-      "context_objects",
-      r"find Tux Paint's stamps in .*absent, which does not ex",
-    ),
-  ],
-)
-def test_a_missing_package_is_named_with_the_command(tmp_path, name, message):
-  message = (
-    f"{name}' must {message}.*: sudo apt-get install (dataset|tuxpaint)-"
-  )
+MISSING = {
+  "context_fashion": "Fashion-MNIST in .*; train-images-idx3-ubyte.gz is",
+  "context_objects": "Tux Paint's stamps in .*absent, which does not ex",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_package_is_named_with_the_command(tmp_path, name):
+  message = f"{name}' must find {MISSING[name]}.*: sudo apt-get install (da|tu)"
   absent = str(tmp_path / "absent")
   with pytest.raises(ValueError, match=message):
     context.load(BUILDERS[name], "train", data_dir=tmp_path, folder=absent)
@@ -213,11 +201,8 @@ def test_products_are_those_of_the_files_class_by_class(products):
     for label in range(10):
       of_class[label].append(images[labels == label])
   is_installed = folder == FASHION_FOLDER
-  assert counts == (
-    {"train": 6_000, "t10k": 1_000}
-    if is_installed
-    else {"train": TRAIN, "t10k": TEST}
-  )
+  train, test = (6_000, 1_000) if is_installed else (TRAIN, TEST)
+  assert counts == {"train": train, "t10k": test}
   held_out = counts["train"] // 12
   for label, splits in enumerate(source.usable):
     joined = np.concatenate(of_class[label])

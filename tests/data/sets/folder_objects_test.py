@@ -373,19 +373,6 @@ def test_the_file_name_inside_chooses_between_pictures_of_one_stem(root):
   assert "names 2 pictures" in refused(root)
 
 
-def test_annotations_of_several_files_are_all_counted(root):
-  write(root, "annotations.json", "{")
-  write(root, "annotations/a.json", coco({}, {"bbox": [1, 2]}))
-  write(root, "annotations/b.JSON", coco({}, {"image_id": 9}))
-  write(root, "boxes.csv", csv("cat1.png,cat,6,4,24,20", "cat1.png,cat,x"))
-  write(root, "train/dog/dog0.xml", xml(BOX, ("x", 1, 2, 3), label="dog"))
-  objects, used = read(root)
-  assert used == 4
-  # A file that cannot be read, and one of each of four.
-  assert objects.num_left_out == len(objects.problems) == 5
-  assert load(root, "skip").num_dropped == 5
-
-
 def test_a_mask_takes_the_place_of_boxes_which_are_counted(root, caplog):
   write(root, "masks/train/cat/cat0.png", png(rectangle()))
   rows = (
@@ -423,19 +410,6 @@ def test_a_warning_counts_pictures_without_annotation(root, caplog):
     r"'train/cat/cat1.png' first: they do not count",
     caplog.text,
   )
-
-
-@pytest.mark.parametrize("written", ["cafe\u0301", "caf\u00e9"])
-@pytest.mark.parametrize("stored", ["cafe\u0301", "caf\u00e9"])
-def test_names_are_one_however_an_accent_is_stored(root, stored, written):
-  for split in ("train", "val"):
-    (root / split / "cat").rename(root / split / stored)
-  folder = root / "train" / stored
-  (folder / "cat0.png").rename(folder / f"{stored}.png")
-  write(root, "boxes.csv", csv(f"{written}.png,{written},6,4,24,20"))
-  write(root, f"masks/train/{written}/cat1.png", png(rectangle()))
-  found = boxes_of(load(root))
-  assert list(found.values()) == 2 * [ONE_BOX[CAT]]
 
 
 # The index.

@@ -71,10 +71,6 @@ def test_boxes_in_pixels_are_not_suspected(corners):
   assert not fractions(*corners)
 
 
-def test_a_box_is_said_in_words():
-  assert shapes.box_words((1, 2.5, 3, 4)) == "xmin=1 ymin=2.5 xmax=3 ymax=4"
-
-
 # Masks.
 
 WIDTH, HEIGHT = SIZE = (12, 10)

@@ -3,11 +3,9 @@
 import io
 import json
 import logging
-import os
 import pathlib
 import pickle
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -23,6 +21,7 @@ from gc_jax.data import dataset as datasets
 from gc_jax.data import geometry, pipeline
 from gc_jax.data.sets import stock, stock_prepare, stock_sets
 from tests.data import evaluated, stock_archives
+from tests.data.load_test import run_beside_tensorflow
 from tests.data.photos import decode, tight_box
 
 MASKED = ("oxford_iiit_pet", "caltech_birds2011")
@@ -456,19 +455,4 @@ assert "tensorflow" not in sys.modules
 
 
 def test_tensorflow_stays_out_even_where_it_is_installed(prepared, tmp_path):
-  fake = tmp_path / "site" / "tensorflow"
-  fake.mkdir(parents=True)
-  fake.joinpath("__init__.py").write_text("raise SystemExit('imported')")
-  path = os.pathsep.join([str(fake.parent), os.getcwd()])
-  temporary = tmp_path / "temporary"
-  temporary.mkdir()
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(prepared[0])],
-    env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout == "", "TFDS's banner is kept back"
-  assert not list(temporary.iterdir()), "TFDS leaves none of its folders"
+  run_beside_tensorflow(PROGRAM, prepared[0], tmp_path)

@@ -96,12 +96,6 @@ def test_separators_and_line_ends_are_told_from_the_file(
   ]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_table_with_a_byte_order_mark_is_read(tmp_path, encoding):
-  content = "image\tlabels\na.png\tfête\n".encode(encoding)
-  assert cells(tmp_path, content) == [("a.png", "fête")]
-
-
 def test_what_csv_writes_is_what_is_read(tmp_path):
   rows = [
     ('a "b", c', "x;y"),
