@@ -147,8 +147,16 @@ class Coco2014(official.Builder, skip_registration=True):
     self, part: list[coco_json.Image]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     """See the base class."""
-    for image, encoded in _read_pictures(self._pictures, part):
-      yield image.file_name, self._example(image, encoded)
+    where = self._pictures
+    if where.is_dir():
+      for image in part:
+        encoded = (where / image.file_name).read_bytes()
+        yield image.file_name, self._example(image, encoded)
+      return
+    with RELEASE.opened(where) as archive:
+      for image in part:
+        encoded = archive.read(f"{where.stem}/{image.file_name}")
+        yield image.file_name, self._example(image, encoded)
 
   def _find_pictures(self) -> pathlib.Path:
     """Returns the folder or the zip that holds every picture."""
@@ -197,14 +205,12 @@ class Coco2014(official.Builder, skip_registration=True):
     objects = []
     for annotation in annotations:
       try:
-        found = self._object(annotation, size)
+        objects.append(self._object(annotation, size))
       except ValueError as error:
         raise ValueError(
           f"{self.annotations.file}, {annotation.where}: {error}."
         ) from error
-      if found is not None:
-        objects.append(found)
-    return objects
+    return [found for found in objects if found is not None]
 
   def _stored_size(
     self, image: coco_json.Image, encoded: bytes
@@ -242,7 +248,10 @@ class Coco2014(official.Builder, skip_registration=True):
       parts = "polygons and run lengths left out: they cover no pixel"
       self.counts[parts] += num_left_out
     mask = shapes.draw(cleaned, size)
-    box = annotation.box and self._clipped(annotation.box, size)
+    box = annotation.box and shapes.clipped_box(annotation.box, size)
+    # The official file rounds to hundredths.
+    if box and np.abs(np.subtract(annotation.box, box)).max() > 0.011:
+      self.counts["boxes clipped to the picture"] += 1
     if not mask.any():
       if box is None:
         self.counts["objects left out: neither mask nor box"] += 1
@@ -260,27 +269,6 @@ class Coco2014(official.Builder, skip_registration=True):
       "difficult": False,
       "mask": shapes.encode(mask),
     }
-
-  def _clipped(
-    self, box: shapes.Box, size: tuple[int, int]
-  ) -> shapes.Box | None:
-    clipped = shapes.clipped_box(box, size)
-    # The official file rounds to hundredths.
-    if clipped and np.abs(np.subtract(box, clipped)).max() > 0.011:
-      self.counts["boxes clipped to the picture"] += 1
-    return clipped
-
-
-def _read_pictures(
-  where: pathlib.Path, images: list[coco_json.Image]
-) -> Iterator[tuple[coco_json.Image, bytes]]:
-  if where.is_dir():
-    for image in images:
-      yield image, (where / image.file_name).read_bytes()
-    return
-  with RELEASE.opened(where) as archive:
-    for image in images:
-      yield image, archive.read(f"{where.stem}/{image.file_name}")
 
 
 def load(
