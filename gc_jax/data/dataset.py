@@ -6,10 +6,10 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 _MOST_LOOKED_AT = 10_000
 _REJECTIONS = 20  # tries at an example without the class
@@ -109,6 +109,14 @@ def _is_located(source: Any, index: int) -> bool:
   objects = record.get("objects")
   labels = () if objects is None else objects["label"]
   return bool({int(k) for k in labels} & {int(k) for k in record["labels"]})
+
+
+class Pairs(NamedTuple):
+  """The rows of an evaluation, in the order of the split."""
+
+  index: Int[np.ndarray, "N"]  # position of the picture in the split
+  target: Int[np.ndarray, "N"]  # class explained; -1: the picture shows none
+  first: Bool[np.ndarray, "N"]  # whether it is the first row of its picture
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,21 +19,13 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from gc_jax.data import decode, geometry, pipeline
-from gc_jax.data.dataset import ClassIndex, Reader
+from gc_jax.data.dataset import ClassIndex, Pairs, Reader
 from gc_jax.data.geometry import Grid
 from gc_jax.method.types import PairBatch
 
 _NUM_DISTRACTORS = 3
 _TRIES = 20  # at pictures that may be broken
 _HEADERS_AT_ONCE = 8
-
-
-class Pairs(NamedTuple):
-  """The rows of an evaluation, in the order of the split."""
-
-  index: Int[np.ndarray, "N"]  # position of the picture in the split
-  target: Int[np.ndarray, "N"]  # class explained; -1: the picture shows none
-  first: Bool[np.ndarray, "N"]  # whether it is the first row of its picture
 
 
 def all_pairs(labels: Sequence[Any]) -> Pairs:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from gc_jax.data.pairs import Pairs
+from gc_jax.data.dataset import Pairs
 from gc_jax.evaluation import classification
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import BOXES, DIFFICULT, max_box_acc

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from gc_jax.data.pairs import Pairs
+from gc_jax.data.dataset import Pairs
 from gc_jax.method.metrics import PROTOCOLS, Key
 from gc_jax.runtime import files
 

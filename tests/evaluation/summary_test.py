@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from gc_jax.data.pairs import Pairs
+from gc_jax.data.dataset import Pairs
 from gc_jax.evaluation import summary
 from gc_jax.evaluation.classification import CASES
 from gc_jax.evaluation.ledger import Ledger
