@@ -36,12 +36,12 @@ class LoadedModel:
 
 
 def load(
-  source: str | Path | Mapping[str, Any], arch: str | None = None
+  path: str | Path | Mapping[str, Any], arch: str | None = None
 ) -> nnx.Module:
   """Returns a trained model in evaluation mode, with float32 activations.
 
   Args:
-    source: the workdir of a run, finished or not (its last checkpoint is read,
+    path: the workdir of a run, finished or not (its last checkpoint is read,
       and nothing is changed there); or a PyTorch checkpoint: `.safetensors`,
       what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
       one in several files, or the folder it was downloaded to; or a state dict
@@ -54,7 +54,7 @@ def load(
     ValueError: there is no such file or run, or it holds something else.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  return load_model(source, arch).model
+  return load_model(path, arch).model
 
 
 def load_model(
