@@ -44,7 +44,7 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c.loss.target_draw = "instance"
   c.compose.mode = "independent"
   c.compose.distractors = "dataset"
-  c.compose.distractor_draw = "picture"
   if c.loss.consistency_weight:
     c.loss.consistency_weight = 1.0
+    c.compose.distractor_draw = "picture"
   return imagenet.shrink(c, "context_digits_multi") if smoke else c

@@ -246,7 +246,8 @@ def test_the_release_and_its_correction_stand_in_one_table_unpaired(
   assert "by another protocol" in capsys.readouterr().out
   table = (out / "comparison.md").read_text()
   for name in ("release", "corrected"):
-    assert f"by “{name}”" in table
+    assert f"GC by “{name}”" in table
+    assert f"Uniform map by “{name}”" in table
 
 
 # What is refused, with nothing written.

@@ -214,7 +214,7 @@ def differences(models: Models) -> tuple[Differences, list[str]]:
   for label, members in others:
     folders = [one.folder for one in members]
     ours, why = load_mean(folders, keys, like=theirs)
-    if members[0].about.protocol != about.protocol:
+    if any(describe.by_protocols([about, members[0].about])):
       ours, why = None, "it was measured by another protocol."
     if ours is None:
       remarks.append(f"No paired differences of {label}: {why}")

@@ -154,10 +154,26 @@ def protocols(abouts: Sequence[About]) -> str:
 def protocol(about: About) -> str:
   """Returns how maps were held against annotations, in a sentence."""
   meaning = PROTOCOLS[about.protocol].meaning.format(hits=tolerance(about))
-  border = setting(about, "border")
-  if border and border != PROTOCOLS[about.protocol].border:
+  border = border_of(about)
+  if border != PROTOCOLS[about.protocol].border:
     meaning += f" Boxes at the border differ from that: {border}."
   return f"Protocol “{about.protocol}”, {meaning}"
+
+
+def border_of(about: About) -> str:
+  """Returns which pixels its boxes cover, see `Protocol`."""
+  return setting(about, "border") or PROTOCOLS[about.protocol].border
+
+
+def by_protocols(abouts: Sequence[About]) -> list[str]:
+  """Returns " by “release”" and so on; all "" if there is one protocol."""
+  named = [
+    f" by “{about.protocol}”"
+    + f", border {border_of(about)}"
+    * (border_of(about) != PROTOCOLS[about.protocol].border)
+    for about in abouts
+  ]
+  return named if len(set(named)) > 1 else [""] * len(named)
 
 
 def setting(about: About, name: str) -> Any:
@@ -256,7 +272,7 @@ def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
     own = saved_config.model_settings(about.trained) if is_known else None
     key = (
       *(about.architecture, about.consistency, own or str(evaluated.folder)),
-      *(about.protocol, setting(about, "border")),
+      *(about.protocol, border_of(about)),
     )
     groups.setdefault(json.dumps(key, default=str), []).append(evaluated)
   members = list(groups.values())
@@ -266,9 +282,9 @@ def group(evaluations: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
 def _labels(groups: Sequence[Sequence[Evaluated]]) -> list[str]:
   """Returns a label each, with what differs where they clash."""
   abouts = [members[0].about for members in groups]
-  several = len({about.protocol for about in abouts}) > 1
   labels = [
-    label(about) + several * f" by “{about.protocol}”" for about in abouts
+    label(about) + how
+    for about, how in zip(abouts, by_protocols(abouts), strict=True)
   ]
   details = [
     _differing(abouts, labels),

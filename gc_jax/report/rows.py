@@ -115,7 +115,7 @@ class Sample(NamedTuple):
   above: np.ndarray
   below: np.ndarray
   groups: np.ndarray | None = None  # the mean is over groups of each one's mean
-  num_groups: int = 0  # those without a value count 0; 0: they do not count
+  share: float = 1.0  # of the groups that have pairs; the others count 0
 
 
 def sample(
@@ -141,8 +141,12 @@ def sample(
     return Sample(index, 2 * hits, 2 * hits + alarms + misses)
   made = Sample(index, values, np.ones_like(values))
   if PROTOCOLS[protocol].whole and metric == "pointing_game":
-    num_groups = PROTOCOLS[protocol].counts_unseen * num_classes
-    made = made._replace(groups=pairs.target[real], num_groups=num_groups)
+    made = made._replace(groups=pairs.target[real])
+    if PROTOCOLS[protocol].counts_unseen and num_classes:
+      # Of all pairs: a class is not unseen because few of them were measured,
+      # or a resample has none of it.
+      seen = np.unique(pairs.target[pairs.target >= 0])
+      made = made._replace(share=len(seen) / num_classes)
   return made
 
 
@@ -153,7 +157,7 @@ def mean(one: Sample, times: np.ndarray | float = 1.0) -> float:
   sums = np.bincount(one.groups, one.above * times)
   counts = np.bincount(one.groups, one.below * times)
   means = sums[counts > 0] / counts[counts > 0]
-  return float(means.sum() / (one.num_groups or len(means)))
+  return float(means.mean() * one.share)
 
 
 def resampled(

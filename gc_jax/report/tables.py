@@ -247,9 +247,13 @@ def method_rows(
   columns: Sequence[Column],
   interval: bool = False,
 ) -> list[Row]:
-  """Returns a row for each model; one for a control: it knows no model."""
-  if method in CONTROLS:
-    models = {title_of(method): [first(models)]}
+  """Returns a row for each model; of a control, one for each protocol."""
+  if method in CONTROLS:  # it knows no model
+    ones = [members[0] for members in models.values()]
+    models = {}
+    named = describe.by_protocols([one.about for one in ones])
+    for how, one in zip(named, ones, strict=True):
+      models.setdefault(title_of(method) + how, [one])
     columns = [c for c in columns if c.is_of_maps]
   return [
     make_row(label, method, members, columns, interval)

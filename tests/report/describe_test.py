@@ -181,6 +181,22 @@ def test_what_was_measured_otherwise_is_refused(make, changes, words):
       describe.check_comparable([one, other])
 
 
+def test_a_run_of_before_the_border_is_a_seed_of_those_after(make):
+  before = make("before", seed=0)
+  after = make("after", seed=1, eval__border="")
+  (members,) = describe.group([before, after]).values()
+  assert members == [before, after]
+  # Where boxes differ, the label says so.
+  both = [
+    make(border or "own", eval__protocol="release", eval__border=border)
+    for border in ("", "clipped")
+  ]
+  assert [name.split(" by ")[1] for name in describe.group(both)] == [
+    "“release”",
+    "“release”, border clipped",
+  ]
+
+
 def test_the_release_and_its_correction_stand_side_by_side(make):
   both = [
     make(name, eval__protocol=name, seed=seed)

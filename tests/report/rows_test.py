@@ -77,6 +77,17 @@ def test_paired_intervals_are_those_of_pictures_drawn_for_both(protocol):
     assert (one.low, one.high) == ends
 
 
+def test_the_release_counts_no_class_0_because_few_pairs_were_measured():
+  """Of 100 classes with a picture each, 20 pairs; two classes have none."""
+  values = np.full(98, np.nan)
+  values[:20] = 1.0
+  pairs = Rows(np.arange(98), np.arange(98), np.array([""] * 98), {})
+  one = rows.sample("pointing_game", values, pairs, "release", 100)
+  assert rows.mean(one) == pytest.approx(0.98)
+  resampled = rows.resampled({"a": one}, pairs.index, 50)["a"]
+  np.testing.assert_allclose(resampled, 0.98)
+
+
 def test_pairing_narrows_the_interval_of_models_that_find_the_same_hard():
   ours, theirs = made(seed=1, shift=0.05, noise=0.05), made(seed=2, noise=0.05)
   difference = rows.paired(ours, theirs, "paper", CLASSES)[CH]
