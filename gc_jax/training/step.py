@@ -128,7 +128,7 @@ def gradients(
 
   Args:
     config: of a recipe; its sections `model`, `loss` and `compose` count.
-    model: one of `MODELS`, or any with `features` and `classify`.
+    model: one of `MODELS`.
     batch: with `target`, if a class of yours is to be explained.
     key: of all that is random. The train step's is
       `jax.random.fold_in(jax.random.key(config.seed), step)`.
@@ -143,12 +143,19 @@ def gradients(
     `nnx.Param`.
 
   Raises:
-    ValueError: something is given of a term without weight.
+    ValueError: something is given of a term without weight, or the groups of
+      BatchNorm do not divide the batch.
   """
   settings = guidance.settings(config, 1)
+  size, num_images = config.model.bn_group, len(batch["image"])
+  if size and num_images % size:
+    raise ValueError(
+      f"--config.model.bn_group={size} must divide the {num_images} images of "
+      "the batch. Use 0 for one group, or another batch."
+    )
   if without := sorted(given.keys() - settings.keys()):
     raise ValueError(
-      f"What is given must be of terms with weight ({', '.join(settings)}); "
+      f"What is given must be of terms with weight, {[*settings]}; "
       f"{', '.join(without)} has none. Set it in config.loss, or leave it out."
     )
   weights = {

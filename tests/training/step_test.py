@@ -524,5 +524,15 @@ def test_a_layout_needs_no_batch_that_the_mode_divides(make_tiny):
 
 
 def test_a_layout_without_a_consistency_loss_is_refused(make_tiny):
-  with pytest.raises(ValueError, match=r"\(energy\); consistency has none"):
+  with pytest.raises(ValueError, match=r"\['energy'\]; consistency has none"):
     gradients_of(make_tiny(), recipe("energy"), batch_of(), LAYOUTS["packed"])
+
+
+def test_a_gradient_by_groups_that_do_not_divide_the_batch_is_refused(
+  make_tiny,
+):
+  for size in (3, 64):
+    config = recipe("consistency")
+    config.model.bn_group = size
+    with pytest.raises(ValueError, match=f"bn_group={size} must divide the 16"):
+      gradients_of(make_tiny(), config, batch_of())
