@@ -163,7 +163,7 @@ def object_masks(
       except decode.DecodeError as error:
         raise decode.DecodeError(f"the mask of object {i}: {error}") from error
     elif border == "release" and sliced is not None and len(sliced[i]):
-      inside = _box_pixels(sliced[i], *header.stored_size, literal=True)
+      inside = _box_pixels(sliced[i], *header.stored_size)
     else:
       inside = _box_pixels(objects["bbox"][i], *header.stored_size)
     mask = PIL.Image.fromarray(inside * np.uint8(255))
@@ -205,15 +205,12 @@ def _sizes(header: decode.Header) -> str:
   return "{} upright and {}x{} as stored".format(words, *header.stored_size)
 
 
-def _box_pixels(
-  box: Any, width: int, height: int, literal: bool = False
-) -> Bool[np.ndarray, "H W"]:
+def _box_pixels(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
   scale = np.array([height, width, height, width])
   ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
-  if not literal:  # a box thinner than a pixel still covers one
-    ymax, xmax = max(ymax, ymin + 1), max(xmax, xmin + 1)
   inside = np.zeros((height, width), bool)
-  inside[ymin:ymax, xmin:xmax] = True
+  # A box thinner than a pixel still covers one.
+  inside[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
   return inside
 
 

@@ -196,7 +196,7 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the resolved configuration of a run, nested plain values."""
   path = workdir / FILENAME
   try:
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     found = f"it is {config!r:.40}"
   except FileNotFoundError as error:
     raise ValueError(
@@ -204,7 +204,7 @@ def read(workdir: files.AnyPath) -> dict[str, Any]:
       f"{workdir} has no {FILENAME}. Name the run's own folder, not the one "
       "above or below it."
     ) from error
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # no JSON, or no UTF-8
     config, found = None, f"it is not JSON ({error})"
   if not isinstance(config, dict):
     raise ValueError(

@@ -188,7 +188,7 @@ def _architecture(
     advice += "."
   raise ValueError(
     f"{where} does not say which architecture it holds, and weights alone do "
-    f"not tell how a model pools: --arch must. {advice}"
+    f"not tell how a model pools: --arch must (arch in Python). {advice}"
   )
 
 

@@ -256,7 +256,8 @@ def _state_dict(
     raise ValueError(
       f"{source} must hold the weights of one model; it holds "
       f"{names.listed(map(_written, left))}. Save one of them alone: "
-      f"torch.save(torch.load(FILE){_written(left[0])}, NEW_FILE)."
+      f"torch.save(torch.load(FILE){_written(left[0])}, NEW_FILE). In memory, "
+      f"pass {_written(left[0])}."
     )
   where = left[0]
   others = [_written(other) for other in found if other != where]

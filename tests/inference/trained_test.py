@@ -119,6 +119,11 @@ def test_another_configuration_than_the_checkpoints_is_refused(copied):
   "text, message",
   [
     (None, r"has no config\.json\. Name the run's"),
+    # Latin-1 bytes, which are no UTF-8.
+    (
+      '{"model": "\xff\xfe"}',
+      r"config\.json must be .* it is not JSON .*utf-8",
+    ),
     (
       "{",
       r"config\.json must be the configuration of a run, .* it is not JSON",
@@ -132,7 +137,7 @@ def test_a_folder_without_a_runs_configuration_is_refused(
   tmp_path, text, message
 ):
   if text is not None:
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_text(text, encoding="latin-1")
   with pytest.raises(ValueError, match=message):
     gc_jax.load(tmp_path)
 
