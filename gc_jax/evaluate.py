@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from gc_jax import cli
 from gc_jax.attribution import METHODS
 from gc_jax.evaluation import run
-from gc_jax.method.metrics import PROTOCOLS
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files, signals
 

@@ -20,7 +20,7 @@ from gc_jax.evaluation.ledger import Ledger
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.models import init_key
-from gc_jax.report.artefact import Example
+from gc_jax.report.gallery import Example
 from gc_jax.runtime import parallel
 
 # Row -> method -> stage -> map of the model randomised down to there.

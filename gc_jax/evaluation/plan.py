@@ -27,7 +27,7 @@ from gc_jax.evaluation.attacks import attacked
 from gc_jax.evaluation.classification import predictions
 from gc_jax.evaluation.faithfulness import faithful
 from gc_jax.evaluation.ledger import Ledger, Measured, Totals
-from gc_jax.method.metrics import PROTOCOLS
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.method.types import PairBatch
 from gc_jax.runtime import parallel
 

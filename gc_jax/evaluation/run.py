@@ -25,9 +25,10 @@ from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
-from gc_jax.method.metrics import PROTOCOLS
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.report import artefact, logs, page
-from gc_jax.report.artefact import Evaluated, Example
+from gc_jax.report.artefact import Evaluated
+from gc_jax.report.gallery import Example
 from gc_jax.report.rows import Rows
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config

@@ -17,7 +17,8 @@ from gc_jax.evaluation import classification
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.evaluation.localisation import BOXES, DIFFICULT, max_box_acc
 from gc_jax.method import metrics
-from gc_jax.method.metrics import METRICS, POINTING_GAMES, PROTOCOLS, Key
+from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.report.artefact import Curves
 from gc_jax.report.rows import CASES, interval, mean, resampled, sample
 

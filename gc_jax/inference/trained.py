@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gc_jax import models, torch_io
-from gc_jax.report import artefact
+from gc_jax.report import gallery
 from gc_jax.runtime import checkpoint, files
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import unknown_name_message
@@ -137,7 +137,7 @@ def class_names(
   if "class_names" in meta:
     return tuple(meta["class_names"])
   # Older checkpoints do not name them; the gallery of a finished run does.
-  return tuple(artefact.load_gallery(workdir)[1])
+  return tuple(gallery.load(workdir)[1])
 
 
 def _is_workdir(path: files.AnyPath) -> bool:

@@ -4,7 +4,7 @@
   results.json      every number, flat: "val/top1", "val/METHOD/METRIC"
   per_class.json    the same numbers by class: {class name: {key: value}}
   curves.json       `Curves`
-  gallery.npz       pictures with their maps (`Example`)
+  gallery.npz       pictures with their maps, see `report.gallery`
   rows.npz          the numbers of each (picture, class) pair, see `report.rows`
 
 The folder of a run holds its config.json and metrics.jsonl as well. Older
@@ -20,13 +20,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float32, UInt8
-
 from gc_jax.attribution import METHODS
 from gc_jax.method.metrics import Key
-from gc_jax.report import logs
+from gc_jax.report import gallery, logs
 from gc_jax.report import rows as pair_rows
+from gc_jax.report.gallery import Example
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
@@ -34,9 +32,10 @@ ABOUT = "evaluation.json"
 RESULTS = "results.json"
 PER_CLASS = "per_class.json"
 CURVES = "curves.json"
-GALLERY = "gallery.npz"
-_OLD_GALLERY = "examples.npz"  # of evaluations
-FILENAMES = (RESULTS, PER_CLASS, CURVES, GALLERY, pair_rows.FILENAME, ABOUT)
+FILENAMES = (
+  *(RESULTS, PER_CLASS, CURVES, gallery.FILENAME),
+  *(pair_rows.FILENAME, ABOUT),
+)
 # What an evaluation may ask, at the end of a training run and by command.
 OF_RUNS = ("classification", "localisation")
 QUESTIONS = (*OF_RUNS, "faithfulness", "attacks", "sanity")
@@ -94,44 +93,6 @@ class Curves:
   deletion: Mapping[str, Sequence[float]] = _empty()
   stages: Sequence[str] = ()
   randomization: Mapping[str, Sequence[float]] = _empty()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Example:
-  """A picture with its maps.
-
-  Attributes:
-    index: position in the evaluated split.
-    image: RGB, as the model saw it.
-    object_mask: pixels of any object of class `target`, a ground-truth class.
-    maps: method -> map, >= 0, sums to 1.
-    kind: best | typical | worst, by content heatmap; or fixed: the pictures
-      that every evaluation of this data shows, for side-by-side figures.
-    randomized: method -> stage of `Curves.stages` -> map of the model with its
-      weights randomised down to there. Only for a few examples.
-    composite: 2×2 images, `image` in `cell`, distractors elsewhere; or None.
-    cell: where `image` sits: 0..3, row-major.
-    composite_maps: as `maps`, for `target` on the composite.
-    scores: metric -> method -> percent, of this picture alone.
-  """
-
-  index: int
-  image: UInt8[np.ndarray, "H W 3"]
-  object_mask: Bool[np.ndarray, "H W"]
-  target: int
-  predicted: int
-  maps: Mapping[str, Float32[np.ndarray, "_ _"]]
-  kind: str = "fixed"
-  randomized: Mapping[str, Mapping[str, Float32[np.ndarray, "_ _"]]] = _empty()
-  composite: UInt8[np.ndarray, "H2 W2 3"] | None = None
-  cell: int = 0
-  composite_maps: Mapping[str, Float32[np.ndarray, "_ _"]] = _empty()
-  scores: Mapping[str, Mapping[str, float]] = _empty()
-
-
-# Fields with names of a method or metric and of a stage or method; others have
-# one name or none.
-_NESTED = ("scores", "randomized")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -216,7 +177,7 @@ def make_about(
 def save(evaluated: Evaluated) -> list[files.AnyPath]:
   """Writes every file, each completely or not at all; returns their paths."""
   folder = evaluated.folder
-  _save_gallery(folder / GALLERY, evaluated.examples, evaluated.class_names)
+  gallery.save(folder, evaluated.examples, evaluated.class_names)
   if evaluated.rows is not None:
     pair_rows.save(folder, evaluated.rows)
   for name, value in {
@@ -273,9 +234,9 @@ def load(folder: str | os.PathLike) -> Evaluated:
   border = saved_config.field(about.config, "eval.border")
   if about.protocol == "release" and border is None:
     about = dataclasses.replace(about, protocol="corrected")  # its old name
-  gallery = load_gallery(folder, "".join(about.methods[:1]))
+  shown = gallery.load(folder, "".join(about.methods[:1]))
   return Evaluated(
-    folder, about, results, per_class, curves, *gallery, training, is_run
+    folder, about, results, per_class, curves, *shown, training, is_run
   )
 
 
@@ -325,76 +286,3 @@ def _fields(
   if words:
     raise pair_rows.broken(path, "; ".join(words))
   return value
-
-
-def _save_gallery(
-  path: files.AnyPath, examples: Sequence[Example], class_names: Sequence[str]
-) -> None:
-  arrays = {
-    "version": np.array(2),
-    "class_names": np.array(class_names, np.str_),
-  }
-
-  def add(name, value):
-    if isinstance(value, Mapping):
-      for key, inner in value.items():
-        add(f"{name}/{key}", inner)
-    elif value is not None:
-      arrays[name] = np.asarray(value)
-
-  for position, example in enumerate(examples):
-    for field in dataclasses.fields(Example):
-      add(f"{position:03d}/{field.name}", getattr(example, field.name))
-  with files.replacing(path) as file:
-    np.savez_compressed(file, **arrays)
-
-
-def load_gallery(
-  folder: files.AnyPath, method: str = ""
-) -> tuple[list[Example], list[str]]:
-  """Returns the examples of a folder, and class names; none without a gallery.
-
-  Args:
-    folder: of an evaluation.
-    method: whose maps an old file holds, of when there was a single one.
-
-  Raises:
-    ValueError: the file is no gallery, or broken.
-  """
-  path = folder / GALLERY
-  if not path.is_file():
-    path = folder / _OLD_GALLERY
-  if not path.is_file():
-    return [], []
-  try:
-    # Opened here: numpy leaves what is no archive open.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-      names = [str(name) for name in arrays["class_names"]]
-      return _examples(arrays, method), names
-  except Exception as error:  # numpy, zipfile and zlib raise many kinds
-    raise pair_rows.broken(path, str(error)) from error
-
-
-def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
-  fields: dict[str, dict[str, Any]] = {}
-  for key, value in arrays.items():
-    number, *path = key.split("/", 2)
-    if not path:
-      continue  # the version, the class names
-    # A stage may hold a slash: "maps/METHOD", but "randomized/METHOD/STAGE".
-    if path[0] in _NESTED:
-      path = [path[0], *path[1].split("/", 1)]
-    example = fields.setdefault(number, {})
-    for part in path[:-1]:
-      example = example.setdefault(part, {})
-    example[path[-1]] = value.item() if value.ndim == 0 else value
-  for example in fields.values():
-    example.setdefault("maps", {})
-    if "cam" in example:  # an old one, of a single method
-      example["maps"] = {method: example.pop("cam")}
-      example["composite_maps"] = {method: example.pop("composite_cam")}
-      example["scores"] = {
-        name: {method: example.pop(name)}
-        for name in ("content_heatmap", "negative_quadrants_heatmap")
-      }
-  return [Example(**example) for _, example in sorted(fields.items())]

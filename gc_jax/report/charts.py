@@ -13,7 +13,8 @@ import numpy as np
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, accuracy
 from gc_jax.report import logs, pictures, plots, tables
-from gc_jax.report.artefact import Evaluated, Example
+from gc_jax.report.artefact import Evaluated
+from gc_jax.report.gallery import Example
 from gc_jax.report.plots import Chart, Line
 
 MAX_ROWS = 8  # images in the figure of all methods

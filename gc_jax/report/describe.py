@@ -7,7 +7,8 @@ from typing import Any
 
 from gc_jax import data
 from gc_jax.method.losses import FIELDS
-from gc_jax.method.metrics import PROTOCOLS, Key
+from gc_jax.method.metrics import Key
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.models import MODELS, is_gmp, without_gmp
 from gc_jax.report.artefact import About, Evaluated
 from gc_jax.runtime import config as saved_config

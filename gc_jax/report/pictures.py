@@ -18,7 +18,8 @@ from PIL import Image
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS
 from gc_jax.report import plots, tables
-from gc_jax.report.artefact import Evaluated, Example
+from gc_jax.report.artefact import Evaluated
+from gc_jax.report.gallery import Example
 
 DISPLAY_PX = 256  # enlarge until the shorter side is about this long
 LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap

@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from gc_jax.data.dataset import Pairs
-from gc_jax.method.metrics import PROTOCOLS, Key
+from gc_jax.method.metrics import Key
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.runtime import files
 
 FILENAME = "rows.npz"

@@ -133,7 +133,7 @@ def get_config() -> ConfigDict:
   c.eval.protocol = "paper"  # paper: pictures and annotations as squares of
   #   data.image_size | release: pictures whole, annotations as they are, to the
   #   letter of the authors' programs | corrected: release, without its empty
-  #   boxes and classes; for new work. See metrics.PROTOCOLS
+  #   boxes and classes; for new work. See method.protocols
   c.eval.border = ""  # pixels of boxes: clipped | release (empty where they
   #   touch the left or top border); "" = as the protocol says. Whole pictures
   c.eval.tolerance_px = 15.0  # of the pointing games. paper: at 224 pixels,

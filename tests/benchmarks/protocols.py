@@ -22,7 +22,8 @@ from gc_jax.attribution import title_of
 from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation import summary
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.method.metrics import METRICS, PROTOCOLS
+from gc_jax.method.metrics import METRICS
+from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.runtime import parallel
 from tests.data import archives
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gc_jax.method.metrics import Key
-from gc_jax.report import artefact
+from gc_jax.report import artefact, gallery
 from tests.report import evaluations
 
 
@@ -27,7 +27,7 @@ def check_same(ours, theirs, name=""):
 def check_examples(ours, theirs):
   assert len(ours) == len(theirs)
   for one, other in zip(ours, theirs, strict=True):
-    for field in dataclasses.fields(artefact.Example):
+    for field in dataclasses.fields(gallery.Example):
       name = field.name
       check_same(getattr(one, name), getattr(other, name), name)
 
@@ -61,7 +61,7 @@ def test_what_was_saved_is_loaded(tmp_path, kind):
   ]
   assert plain[0] == plain[1]
   assert loaded.is_run == bool(loaded.training) == (kind == "run")
-  names = artefact.load_gallery(tmp_path / "x")[1]
+  names = gallery.load(tmp_path / "x")[1]
   assert names == ([] if kind == "bare" else evaluations.CLASSES)
 
 
@@ -87,14 +87,14 @@ def test_an_old_run_is_read_whole(tmp_path):
     run.examples, [evaluations.run_example(i, k) for i, k in enumerate(kinds)]
   )
   assert run.number(Key("content_heatmap", "gradcam")) == 14.0
-  assert artefact.load_gallery(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
+  assert gallery.load(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
 
 
 def test_a_run_goes_without_its_gallery(tmp_path):
   run = evaluations.write_run(tmp_path / "x")
-  (run / artefact.GALLERY).unlink()
+  (run / gallery.FILENAME).unlink()
   assert artefact.load_finished(run).examples == []
-  assert artefact.load_gallery(run) == ([], [])
+  assert gallery.load(run) == ([], [])
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
@@ -141,7 +141,7 @@ def test_a_broken_file_is_named(folder, name, content):
 
 
 def test_a_gallery_cut_off_and_another_archive_are_named(folder):
-  path = folder / artefact.GALLERY
+  path = folder / gallery.FILENAME
   path.write_bytes(path.read_bytes()[:-200])
   with pytest.raises(ValueError, match=r"gallery\.npz must be"):
     artefact.load(folder)

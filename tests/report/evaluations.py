@@ -9,7 +9,7 @@ import numpy as np
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as ALL_METHODS
 from gc_jax.method.metrics import Key
-from gc_jax.report import artefact
+from gc_jax.report import artefact, gallery
 from gc_jax.report.rows import Rows
 from gc_jax.runtime import config as saved_config
 
@@ -180,7 +180,7 @@ def example(index=7, methods=METHODS, randomized=True):
     values = rng.random((4, 4)).astype(np.float32)
     return values / values.sum()
 
-  return artefact.Example(
+  return gallery.Example(
     index=index,
     image=rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),
     object_mask=object_mask,
@@ -331,7 +331,7 @@ def write_old_run(folder: pathlib.Path, ch=15.0, **changes):
     fields |= {name: one[GRADCAMS[0]] for name, one in own.scores.items()}
     for name, value in fields.items():
       arrays[f"{number:03d}/{name}"] = np.asarray(value)
-  np.savez_compressed(folder / artefact.GALLERY, **arrays)
+  np.savez_compressed(folder / gallery.FILENAME, **arrays)
   return folder
 
 
@@ -344,13 +344,13 @@ def write_old(folder: pathlib.Path, **changes):
   (folder / artefact.ABOUT).write_text(json.dumps(what))
   names = ("class_names", "index", "image", "object_mask", "target")
   names += ("predicted", "maps", "randomized")
-  with np.load(folder / artefact.GALLERY) as now:
+  with np.load(folder / gallery.FILENAME) as now:
     arrays = {
       key: value
       for key, value in now.items()
       if (key.split("/")[1:] or [key])[0] in names
     }
   np.savez_compressed(folder / "examples.npz", **arrays)
-  (folder / artefact.GALLERY).unlink()
+  (folder / gallery.FILENAME).unlink()
   (folder / "rows.npz").unlink()
   return folder
