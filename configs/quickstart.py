@@ -8,7 +8,7 @@ with the energy loss, which is told where the digit is). A second word, `smoke`,
 shrinks any of them to seconds: `configs/quickstart.py:gmp,smoke`.
 
 Hardware: 2 CPU cores; `gc` took 4 min 1 s from a fresh clone, installation
-and evaluation included (launch/local.sh). Scores: the table in the README, of
+and evaluation included (launch/local.sh). Scores: gc_jax/docs/results.md, of
 the test split; hyper-parameters were chosen on the validation split.
 """
 

@@ -1,8 +1,13 @@
-"""The README's commands, each as it stands, on recipes shrunk to seconds."""
+"""The commands of the README and of gc_jax/docs, each as it stands.
+
+Recipes are shrunk to seconds, and what is not here (data, a checkpoint, the
+compiler of TPUs) is taken by what is. The code that extends gc_jax runs too.
+"""
 
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -22,27 +27,37 @@ from gc_jax.training.guidance import TERMS
 from gc_jax.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "gc_jax/docs").glob("*.md"))]
+# What a page has to leave behind: a file of a run, and what is in it.
+LEFT = {
+  "recipes.md": {
+    "imagenet_resnet18_gc/results.json": "val/top5",
+    "coco_resnet18_gc/results.json": "val/f1_overall",
+  },
+  "evaluation.md": {"comparison/comparison.md": "Baseline"},
+}
 
 
-def commands():
-  blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+def commands(page):
+  """Returns the lines of a page's ```bash blocks, continued lines as one."""
+  blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
   lines = "".join(blocks).replace("\\\n", " ").splitlines()
-  return [line for line in lines if line.startswith("python -m gc_jax.")]
+  return [line for line in lines if line != "source .venv/bin/activate"]
 
 
 def shrunk(command, folder):
   """Returns the arguments with `smoke` variants and folders under `folder`."""
-  arguments = shlex.split(command)[1:]
+  _, _, module, *arguments = shlex.split(command)
   # Nothing but an export is meant to need PyTorch.
-  if "gc_jax.export" not in arguments:
-    arguments[1:1] = ["tests.without_torch"]
-  arguments = [sys.executable, *arguments]
+  guard = [] if module == "gc_jax.export" else ["tests.without_torch"]
   for i, argument in enumerate(arguments):
     argument = re.sub(r"(?<=\.py)$", ":smoke", argument)
     argument = re.sub(r"(\.py:(?!smoke).*)$", r"\1,smoke", argument)
-    arguments[i] = re.sub(r"\bruns/", f"{folder}/", argument)
-  if "gc_jax.evaluate" in arguments:
+    argument = re.sub(r"\bruns/", f"{folder}/", argument)
+    argument = re.sub(r"^--topology=.*", "--topology=local", argument)
+    argument = re.sub(r"^photo\.jpg$", ".assets/quickstart.jpg", argument)
+    arguments[i] = argument
+  if module == "gc_jax.evaluate":
     arguments += [
       "--methods=gradcam",
       "--config.eval.costly_rows=2",
@@ -50,88 +65,78 @@ def shrunk(command, folder):
       "--config.eval.faithfulness_steps=2",
       "--config.eval.epsilons=(8,)",
     ]
-  return arguments
+  # A small net in place of one whose compilation takes a minute.
+  if module in ("gc_jax.main", "gc_jax.preflight") and "resnet" in command:
+    small = "resnet8-small-gmp" if "-gmp" in command else "resnet8-small"
+    arguments.append(f"--config.model.name={small}")
+  return [sys.executable, "-m", *guard, module, *arguments]
 
 
-def test_the_readme_has_commands_to_try():
-  assert len(commands()) >= 3
-
-
-def test_every_command_of_the_readme_runs(tmp_path, compilation_cache):
-  for command in commands():
-    done = subprocess.run(
-      shrunk(command, tmp_path),
-      capture_output=True,
-      text=True,
-      cwd=ROOT,
-      env=compilation_cache,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-  table = (tmp_path / "comparison" / "comparison.md").read_text()
-  assert "Baseline" in table
-  assert "GC" in table
-
-
-def test_the_multi_label_recipe_runs(tmp_path, compilation_cache):
-  command = (
-    "python -m gc_jax.main --config=configs/quickstart_multi.py "
-    "--workdir=runs/multi"
-  )
+def run(arguments, env):
   done = subprocess.run(
-    shrunk(command, tmp_path),
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=compilation_cache,
+    arguments, capture_output=True, text=True, cwd=ROOT, env=env
   )
-  assert done.returncode == 0, done.stderr
-  results = (tmp_path / "multi" / "results.json").read_text()
-  assert "val/f1_per_class" in results
-  assert "val/f1_overall" in results
+  assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
 
 
-# A small net in place of ResNet18, whose compilation takes a minute.
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one_that_can_be_tried(page):
+  for command in commands(page):
+    assert re.match(r"python -m gc_jax\.\w+ |launch/\w+\.sh( |$)", command)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("recipe", "model", "metric"),
+  "page",
+  [p for p in PAGES if any("python -m" in c for c in commands(p))],
+  ids=lambda page: page.name,
+)
+def test_every_command_of_a_page_runs(
+  page, tmp_path, compilation_cache, smoke_run
+):
+  for command in commands(page):
+    if command.startswith("launch/"):
+      continue  # see launch_test.py
+    arguments = shrunk(command, tmp_path)
+    # A run that another page began.
+    if arguments[-1] != "--help" and "gc_jax.main" not in arguments:
+      for argument in arguments:
+        folder = pathlib.Path(argument.removeprefix("--workdir="))
+        if folder.parent == tmp_path and not folder.exists():
+          shutil.copytree(smoke_run, folder)
+    run(arguments, compilation_cache)
+    for argument in arguments:
+      if argument.startswith(("--out=", "--workdir=")):
+        assert pathlib.Path(argument.split("=")[1]).exists()
+  for file, text in LEFT.get(page.name, {}).items():
+    assert text in (tmp_path / file).read_text()
+
+
+# What no page starts.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("recipe", "metric"),
   [
-    ("context.py:objects_gc", "resnet8-small", "val/top1"),
-    ("imagenet.py:resnet50-ce", "resnet8-small", "val/top5"),
-    ("coco.py:resnet50-gmp_gc", "resnet8-small-gmp", "val/f1_overall"),
+    ("quickstart_multi.py", "val/f1_per_class"),
+    ("context.py:objects_gc", "val/top1"),
+    ("coco.py:resnet50-gmp_gc", "val/f1_overall"),
   ],
 )
 def test_other_recipes_run_without_their_data(
-  tmp_path, compilation_cache, recipe, model, metric
+  tmp_path, compilation_cache, recipe, metric
 ):
-  done = subprocess.run(
-    [
-      *shrunk("python -m gc_jax.main --workdir=runs/other", tmp_path),
-      f"--config=configs/{recipe},smoke",
-      f"--config.model.name={model}",
-    ],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=compilation_cache,
-  )
-  assert done.returncode == 0, done.stderr
-  assert metric in (tmp_path / "other" / "results.json").read_text()
-
-
-@pytest.mark.parametrize(
-  "path", re.findall(r"\]\(([^)#:]+)\)", README), ids=str
-)
-def test_every_file_the_readme_points_to_is_there(path):
-  assert (ROOT / path).exists()
+  command = f"python -m gc_jax.main --config=configs/{recipe} --workdir=runs/it"
+  run(shrunk(command, tmp_path), compilation_cache)
+  assert metric in (tmp_path / "it" / "results.json").read_text()
 
 
 @pytest.fixture
 def extended():
-  """Every thing that the README adds, for the length of a test."""
+  """Every thing that the page adds, for the length of a test."""
   tables = METHODS, MODELS, METRICS, DATASETS, FIELDS, TERMS
   before = [dict(table) for table in tables]
-  (section,) = re.findall(r"## Extending\n(.*?)\n## ", README, re.DOTALL)
-  blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+  page = (ROOT / "gc_jax/docs/extending.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
   names = {}
   for block in blocks:
     exec(block, names)
@@ -146,7 +151,7 @@ def test_each_of_five_additions_takes_a_few_lines(extended):
   assert all(5 <= len(block.splitlines()) <= 18 for block in extended)
 
 
-def test_a_run_guided_and_measured_by_what_the_readme_adds(extended, tmp_path):
+def test_a_run_guided_and_measured_by_what_the_page_adds(extended, tmp_path):
   config = base.shrink(base.get_config())
   config.model.name = "resnet8-small"
   config.num_epochs = 1.0
@@ -160,7 +165,7 @@ def test_a_run_guided_and_measured_by_what_the_readme_adds(extended, tmp_path):
     assert title in report
 
 
-def test_the_readmes_architecture_is_made_explained_and_exported(
+def test_the_pages_architecture_is_made_explained_and_exported(
   extended, tmp_path
 ):
   model = gc_jax.create("resnet26", 4)
@@ -171,7 +176,7 @@ def test_the_readmes_architecture_is_made_explained_and_exported(
   assert type(gc_jax.load(file)) is type(model)
 
 
-def test_the_readmes_data_set_is_read(extended, tmp_path):
+def test_the_pages_data_set_is_read(extended, tmp_path):
   pictures = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
   np.savez(tmp_path / "arrays.npz", bgr=pictures, label=[1, 0])
   config = base.get_config()

@@ -1,4 +1,4 @@
-"""The README's table: every variant of the quickstart over several seeds.
+"""The table of results: every variant of the quickstart over several seeds.
 
   python -m tests.benchmarks.quickstart_table --out=runs/quickstart_table
 
