@@ -101,7 +101,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     tables=formats.for_page([[glance, *differing, *made]])[0],
     chart=chart,
     robustness=robustness,
-    figure="" if figure is None else pictures.as_data_uri(figure),
+    figure=figure and pictures.figure_layer(figure),
     map_title=title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),

@@ -53,7 +53,8 @@ def render(template: str, **context: Any) -> str:
     "bytes": _size,
     "count": _count,
   }
-  return environment.get_template(template).render(**context)
+  # The contents of a page: its headings add to them.
+  return environment.get_template(template).render(sections=[], **context)
 
 
 def _size(num_bytes: int) -> str:

@@ -35,6 +35,10 @@ class Example:
     cell: where `image` sits: 0..3, row-major.
     composite_maps: as `maps`, for `target` on the composite.
     scores: metric -> method -> percent, of this picture alone.
+    name: the picture's file, as in rows.npz; "" where it is not known.
+    probability, predicted_probability: of the target and of the predicted
+      class, in 0..1; None where an older version evaluated.
+    predicted_maps: as `maps`, for the class `predicted`, where it is another.
   """
 
   index: int
@@ -49,6 +53,10 @@ class Example:
   cell: int = 0
   composite_maps: Mapping[str, Float32[np.ndarray, "_ _"]] = _empty()
   scores: Mapping[str, Mapping[str, float]] = _empty()
+  name: str = ""
+  probability: float | None = None
+  predicted_probability: float | None = None
+  predicted_maps: Mapping[str, Float32[np.ndarray, "_ _"]] = _empty()
 
 
 # Fields with names of a method or metric and of a stage or method; others have

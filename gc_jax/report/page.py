@@ -13,6 +13,7 @@ from gc_jax.attribution import title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, Key, Metric
 from gc_jax.report import (
   artefact,
+  cards,
   charts,
   describe,
   formats,
@@ -127,7 +128,7 @@ def _page(
     ]
   glance, paper_tables, full_tables = formats.for_page(groups)
   method = headline_method(evaluated)
-  pairs = [] if other is None else pictures.pairs(evaluated, other)
+  pairs = [] if other is None else cards.pairs(evaluated, other)
   headings, rows = _by_class(evaluated, method)
   html = formats.render(
     "report.html",
@@ -154,9 +155,13 @@ def _page(
     charts=drawn,
     sanity=charts.sanity(evaluated),
     threshold=f"{charts.STAYS_HIGH:g}",
-    sanity_figure=strip and pictures.compact_uri(plots.read_png(strip)),
+    sanity_figure=strip and pictures.figure_layer(strip),
     sanity_example=charts.sanity_example(evaluated),
     gallery=_gallery(evaluated, skips_fixed=bool(pairs)),
+    methods=[
+      (m, title_of(m))
+      for m in tables.in_order(m for e in evaluated.examples for m in e.maps)
+    ],
     kinds={example.kind for example in evaluated.examples},
     has_composites=any(e.composite is not None for e in evaluated.examples),
     pairs=pairs,
@@ -247,13 +252,13 @@ def _headlines(
 
 def _gallery(
   evaluated: Evaluated, skips_fixed: bool
-) -> dict[str, list[pictures.Card]]:
+) -> dict[str, list[cards.Card]]:
   """Returns kind of example -> cards."""
-  by_kind: dict[str, list[pictures.Card]] = {}
+  by_kind: dict[str, list[cards.Card]] = {}
   for example in evaluated.examples:
     if example.kind != "fixed" or not skips_fixed:
-      cards = by_kind.setdefault(example.kind, [])
-      cards.append(pictures.card(evaluated, example))
+      found = by_kind.setdefault(example.kind, [])
+      found.append(cards.card(evaluated, example))
   return by_kind
 
 

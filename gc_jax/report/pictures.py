@@ -1,4 +1,4 @@
-"""Pictures of maps: heat over an image, outlines, frames, cards for a page.
+"""Pictures of maps: heat over an image, outlines, frames; layers for a page.
 
 Small images are enlarged by whole factors, so that their pixels stay crisp.
 """
@@ -15,17 +15,21 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS
-from gc_jax.report import plots, tables
-from gc_jax.report.artefact import Evaluated
+from gc_jax.report import plots
 from gc_jax.report.gallery import Example
 
 DISPLAY_PX = 256  # enlarge until the shorter side is about this long
-LINE_COLOR = (0, 245, 255)  # cyan: in no part of the colormap
+LINE_COLOR = (255, 255, 255)
+EDGE_COLOR = (0, 0, 0)  # beside the line, one pixel: seen on bright pictures
 LINE_PX = 2  # on the screen, whatever the size of the image
-_COLORMAP = "plasma"
+# Cyan to magenta, which photographs hardly hold: over those of scikit-image,
+# whose colours are mostly warm, a full map differs from 95% of the pixels by
+# more than 31 (CIEDE2000), and two maps a quarter apart by 7. With plasma,
+# which ends in orange and yellow, it is 22 and 3; with viridis 21 and 2.7.
+COLORMAP = matplotlib.colormaps["cool"]
 _MAX_PNG_BYTES = 60_000
+_MAX_IMAGE_PX = 1024  # of a photograph within a page
+_NUM_STEPS = 64  # of a map within a page
 _MAX_ALPHA = 0.8
 # Integrated gradients' median is 0.8% of their maximum: one pixel hides all.
 _PERCENTILE = 99
@@ -34,8 +38,6 @@ SCALING = (
   f"{_PERCENTILE}th percentile"
 )
 _BAND_PX = 256  # rows blended at a time
-_PLACES = ("top left", "top right", "bottom left", "bottom right")
-_MAX_PAIRS = 12
 _CELL_INCHES = (1.7, 1.62)  # width; height, of a square picture
 _LETTER_INCHES = 0.065  # of a label, on average
 _DPI = 160  # 270 pixels a picture
@@ -63,6 +65,19 @@ def enlarge_map(
   return np.asarray(picture)
 
 
+def _heat(
+  cam: Float[np.ndarray, "h w"], height: int, width: int, is_of_pixels: bool
+) -> Float32[np.ndarray, "H W"]:
+  """Returns the map enlarged and scaled to 0..1; all 0 of an empty map."""
+  heat = enlarge_map(cam, height, width)
+  peak = float(heat.max())
+  if peak <= 0.0:
+    return heat
+  if is_of_pixels:
+    peak = float(np.percentile(cam, _PERCENTILE)) or peak
+  return np.clip(heat / peak, 0.0, 1.0)
+
+
 def heat_overlay(
   image: UInt8[np.ndarray, "H W 3"],
   cam: Float[np.ndarray, "h w"],
@@ -83,21 +98,57 @@ def heat_overlay(
   """
   is_of_pixels = cam.shape == tuple(seen or image.shape[:2])
   image = enlarge_image(image, scale)
-  heat = enlarge_map(cam, *image.shape[:2])
-  peak = float(heat.max())
-  if peak <= 0.0:
+  heat = _heat(cam, *image.shape[:2], is_of_pixels)
+  if not heat.any():
     return image
-  if is_of_pixels:
-    peak = float(np.percentile(cam, _PERCENTILE)) or peak
-  heat = np.clip(heat / peak, 0.0, 1.0)
   picture = np.empty_like(image)
   # In bands: a photograph's colours in floats would take a gigabyte.
   for top in range(0, len(image), _BAND_PX):
     band = slice(top, top + _BAND_PX)
-    colors = matplotlib.colormaps[_COLORMAP](heat[band])[..., :3] * 255.0
+    colors = COLORMAP(heat[band])[..., :3] * 255.0
     alpha = _MAX_ALPHA * heat[band][..., None]
     blended = (1 - alpha) * image[band] + alpha * colors
     picture[band] = np.rint(blended).astype(np.uint8)
+  return picture
+
+
+def _edges(
+  object_mask: Bool[np.ndarray, "H W"], scale: int
+) -> UInt8[np.ndarray, "sH sW"]:
+  """Returns 1 for the line around a mask and 2 for the line's dark edge.
+
+  Both lie outside, so that thin objects stay visible within them.
+  """
+  enlarged = object_mask.repeat(scale, axis=0).repeat(scale, axis=1)
+
+  def around(px):
+    window = (2 * px + 1, 2 * px + 1)
+    padded = np.pad(enlarged, px)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, window)
+    return windows.any(axis=(2, 3)) & ~enlarged
+
+  line = around(LINE_PX)
+  return np.where(line, 1, 2 * around(LINE_PX + 1)).astype(np.uint8)
+
+
+def _frame(height: int, width: int, cell: int) -> UInt8[np.ndarray, "H W"]:
+  """Returns as `_edges` the frame inside one cell (0..3, row-major)."""
+  found = np.zeros((height, width), np.uint8)
+  top, left = cell // 2 * (height // 2), cell % 2 * (width // 2)
+  own = found[top : top + height // 2, left : left + width // 2]
+  own[:] = 1
+  own[2 * LINE_PX : -2 * LINE_PX, 2 * LINE_PX : -2 * LINE_PX] = 2
+  inner = 2 * LINE_PX + 1
+  own[inner:-inner, inner:-inner] = 0
+  return found
+
+
+def _drawn(
+  picture: UInt8[np.ndarray, "H W 3"], lines: UInt8[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+  picture = picture.copy()
+  for number, color in enumerate((LINE_COLOR, EDGE_COLOR), start=1):
+    picture[lines == number] = color
   return picture
 
 
@@ -107,35 +158,12 @@ def draw_outline(
 ) -> UInt8[np.ndarray, "sH sW 3"]:
   """Returns the picture with a line around the mask, finer than its pixels.
 
-  The line lies outside, so that thin objects stay visible within it.
-
   Args:
     picture: the image the mask belongs to, enlarged by a whole factor.
     object_mask: at the image's own size.
   """
   scale = picture.shape[0] // object_mask.shape[0]
-  enlarged = object_mask.repeat(scale, axis=0).repeat(scale, axis=1)
-  window = (2 * LINE_PX + 1, 2 * LINE_PX + 1)
-  around = np.lib.stride_tricks.sliding_window_view(
-    np.pad(enlarged, LINE_PX), window
-  ).any(axis=(2, 3))
-  picture = picture.copy()
-  picture[around & ~enlarged] = LINE_COLOR
-  return picture
-
-
-def draw_frame(
-  composite: UInt8[np.ndarray, "sH2 sW2 3"],
-  cell: int,
-) -> UInt8[np.ndarray, "sH2 sW2 3"]:
-  """Returns the composite with a frame inside one cell (0..3, row-major)."""
-  height, width = composite.shape[0] // 2, composite.shape[1] // 2
-  top, left = cell // 2 * height, cell % 2 * width
-  composite = composite.copy()
-  frame = np.ones((height, width), bool)
-  frame[2 * LINE_PX : -2 * LINE_PX, 2 * LINE_PX : -2 * LINE_PX] = False
-  composite[top : top + height, left : left + width][frame] = LINE_COLOR
-  return composite
+  return _drawn(picture, _edges(object_mask, scale))
 
 
 def outlined(example: Example) -> UInt8[np.ndarray, "sH sW 3"]:
@@ -186,119 +214,107 @@ def as_data_uri(content: bytes, kind: str = "png") -> str:
 
 def color_bar() -> str:
   """Returns the overlay's colours as a CSS gradient, low to high."""
-  colormap = matplotlib.colormaps[_COLORMAP]
-  stops = [to_hex(colormap(position / 8)) for position in range(9)]
+  stops = [to_hex(COLORMAP(position / 8)) for position in range(9)]
   return f"linear-gradient(90deg, {', '.join(stops)})"
 
 
-# Cards, for a page.
+# Layers, for a page: a picture, a map over it, lines over both.
 
 
-class MapPicture(NamedTuple):
-  """A map over its image, for the page."""
+class Layer(NamedTuple):
+  """A picture's file as a data URI, and its size on the page in pixels."""
 
   uri: str
-  title: str
-  by: str  # the method
-  share: float | None  # percent on the object, of a composite outside its cell
+  width: int
+  height: int
+  is_enlarged: bool = False  # whole pixels of the screen for each of its own
 
 
-class Card(NamedTuple):
-  """One example: its words, and its pictures as data URIs."""
+def image_layer(
+  image: UInt8[np.ndarray, "H W 3"], max_px: int = _MAX_IMAGE_PX
+) -> Layer:
+  """Returns the image at its own size, or shrunk to `max_px` a side."""
+  height, width = image.shape[:2]
+  scale = display_scale(height, width)
+  if max(height, width) > max_px:
+    shrunk = Image.fromarray(image)
+    shrunk.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    image = np.asarray(shrunk)
+    height, width = image.shape[:2]
+  uri = compact_uri(image)
+  return Layer(uri, scale * width, scale * height, scale > 1)
 
-  index: int
-  target: str
-  predicted: str
-  is_correct: bool | None  # None: another scored highest, but several may show
-  facts: Sequence[tuple[str, str]]
-  image: str
-  maps: Sequence[MapPicture]
-  place: str = ""  # of the image in the composite
-  composite: str = ""
-  composite_maps: Sequence[MapPicture] = ()
+
+def figure_layer(png: bytes) -> Layer:
+  """Returns a figure's file, at the size at which it is sharp."""
+  picture = plots.read_png(png)
+  height, width = picture.shape[:2]
+  return Layer(compact_uri(picture), width, height)
 
 
-def card(evaluated: Evaluated, example: Example) -> Card:
-  """Returns an example's image, its maps, its composite and that one's maps."""
-  facts = [
-    # By the first method.
-    (METRICS[metric].title, f"{next(iter(by_method.values())):.1f}%")
-    for metric, by_method in example.scores.items()
-    if by_method
-  ]
-  maps = [
-    _map(example, method, title_of(method))
-    for method in tables.in_order(example.maps)
-  ]
-  made = _card(evaluated, example, facts, maps)
-  if example.composite is None:
-    return made
-  scale = display_scale(*example.composite.shape[:2])
-  framed = lambda square: compact_uri(draw_frame(square, example.cell))
-  outside = example.scores.get("negative_quadrants_heatmap", {})
-  return made._replace(
-    place=_PLACES[example.cell],
-    composite=framed(enlarge_image(example.composite, scale)),
-    composite_maps=[
-      MapPicture(
-        framed(heat_overlay(example.composite, cam, scale)),
-        "Its map",
-        title_of(method),
-        outside.get(method),
-      )
-      for method, cam in example.composite_maps.items()
-    ],
+def heat_layer(
+  cam: Float[np.ndarray, "h w"],
+  image_size: tuple[int, int],
+  seen: tuple[int, int] | None = None,
+) -> Layer:
+  """Returns the map alone, transparent where it is low; see `heat_overlay`.
+
+  Over the image it shows what `heat_overlay` does, in steps of 1/63: a map of
+  256 pixels then takes 5 kB.
+
+  Args:
+    cam: a map >= 0 in any unit; all zero: nothing is seen.
+    image_size: (height, width) of the image it lies over.
+    seen: as for `heat_overlay`.
+  """
+  is_of_pixels = cam.shape == tuple(seen or image_size)
+  height, width = _layer_size(*image_size)
+  steps = np.linspace(0.0, 1.0, _NUM_STEPS)
+  heat = _heat(cam, height, width, is_of_pixels) * (_NUM_STEPS - 1)
+  colors = np.rint(COLORMAP(steps)[:, :3] * 255.0).astype(np.uint8)
+  alphas = np.rint(_MAX_ALPHA * steps * 255.0).astype(np.uint8)
+  return _indexed(np.rint(heat).astype(np.uint8), colors, alphas)
+
+
+def outline_layer(object_mask: Bool[np.ndarray, "H W"]) -> Layer:
+  """Returns the line around a mask alone."""
+  scale = display_scale(*object_mask.shape)
+  return _line_layer(_edges(object_mask, scale))
+
+
+def frame_layer(composite_size: tuple[int, int], cell: int) -> Layer:
+  """Returns the frame of a composite's cell alone."""
+  return _line_layer(_frame(*_layer_size(*composite_size), cell))
+
+
+def _layer_size(height: int, width: int) -> tuple[int, int]:
+  """Returns height and width with a shorter side of `DISPLAY_PX` or less."""
+  scale = DISPLAY_PX / min(height, width)
+  scale = max(1, int(scale)) if scale >= 1 else scale
+  return round(scale * height), round(scale * width)
+
+
+def _line_layer(lines: UInt8[np.ndarray, "H W"]) -> Layer:
+  colors = np.array([EDGE_COLOR, LINE_COLOR, EDGE_COLOR], np.uint8)
+  return _indexed(lines, colors, np.array([0, 255, 255], np.uint8))
+
+
+def _indexed(
+  index: UInt8[np.ndarray, "H W"],
+  colors: UInt8[np.ndarray, "N 3"],
+  alphas: UInt8[np.ndarray, "N"],
+) -> Layer:
+  """Returns a PNG of few colours, each with its opacity."""
+  image = Image.fromarray(index).convert("L")
+  image.putpalette(colors.tobytes())
+  buffer = io.BytesIO()
+  image.save(
+    buffer,
+    format="PNG",
+    transparency=alphas.tobytes(),
+    compress_level=plots.PNG_LEVEL,
   )
-
-
-def pairs(evaluated: Evaluated, other: Evaluated) -> list[Card]:
-  """Returns the fixed images that both show, with the maps of both."""
-  theirs = {(e.index, e.target): e for e in other.examples if e.kind == "fixed"}
-  cards = []
-  for example in evaluated.examples:
-    before = theirs.get((example.index, example.target))
-    if example.kind != "fixed" or before is None:
-      continue
-    methods = [m for m in tables.in_order(example.maps) if m in before.maps]
-    if not methods:
-      continue
-    maps = [
-      _map(before, methods[0], "Before"),
-      _map(example, methods[0], "This run"),
-    ]
-    was, now = (one.share or 0.0 for one in maps)
-    words = f"{now - was:+.1f} points".replace("-", "−")
-    cards.append(_card(evaluated, example, [("CH", words)], maps))
-  return cards[:_MAX_PAIRS]
-
-
-def _card(
-  evaluated: Evaluated,
-  example: Example,
-  facts: Sequence[tuple[str, str]],
-  maps: Sequence[MapPicture],
-) -> Card:
-  is_right = example.predicted == example.target
-  return Card(
-    example.index,
-    evaluated.class_name(example.target),
-    evaluated.class_name(example.predicted),
-    None if evaluated.about.multi_label and not is_right else is_right,
-    [*facts, ("image", str(example.index))],
-    compact_uri(outlined(example)),
-    maps,
-  )
-
-
-def _map(example: Example, method: str, title: str) -> MapPicture:
-  uri = compact_uri(explained(example, example.maps[method]))
-  share = example.scores.get("content_heatmap", {}).get(method)
-  if share is None:
-    heat = enlarge_map(example.maps[method], *example.object_mask.shape)
-    total = float(heat.sum())
-    if total > 0:
-      share = 100.0 * float(heat[example.object_mask].sum()) / total
-  return MapPicture(uri, title, title_of(method), share)
+  return Layer(as_data_uri(buffer.getvalue()), *index.shape[::-1])
 
 
 # Side by side, as in the paper's Figure 2.

@@ -6,6 +6,7 @@ import io
 import matplotlib
 import numpy as np
 import pytest
+import skimage.color
 from PIL import Image
 
 from gc_jax.report import pictures, plots
@@ -56,7 +57,7 @@ def test_a_map_of_cells_is_scaled_to_its_maximum_to_the_byte(seen):
   cam[0, 3] = 1000.0
   heat = pictures.enlarge_map(cam, 16, 16)
   heat = np.clip(heat / float(heat.max()), 0.0, 1.0)
-  colors = matplotlib.colormaps["plasma"](heat)[..., :3] * 255.0
+  colors = pictures.COLORMAP(heat)[..., :3] * 255.0
   alpha = 0.8 * heat[..., None]
   expected = np.rint((1 - alpha) * GREY + alpha * colors).astype(np.uint8)
   found = pictures.heat_overlay(GREY, cam, seen=seen)
@@ -74,23 +75,95 @@ def test_the_outline_lies_just_outside_the_mask():
   object_mask = np.zeros((16, 16), bool)
   object_mask[4:8, 5:9] = True
   picture = pictures.draw_outline(pictures.enlarge_image(GREY, 4), object_mask)
-  drawn = (picture == pictures.LINE_COLOR).all(axis=-1)
-  expected = np.zeros((64, 64), bool)
+
+  def ring(inner, outer):
+    found = np.zeros((64, 64), bool)
+    found[16 - outer : 32 + outer, 20 - outer : 36 + outer] = True
+    found[16 - inner : 32 + inner, 20 - inner : 36 + inner] = False
+    return found
+
   px = pictures.LINE_PX
-  expected[16 - px : 32 + px, 20 - px : 36 + px] = True
-  expected[16:32, 20:36] = False
-  np.testing.assert_array_equal(drawn, expected)
+  for color, expected in (
+    (pictures.LINE_COLOR, ring(0, px)),
+    (pictures.EDGE_COLOR, ring(px, px + 1)),
+  ):
+    np.testing.assert_array_equal((picture == color).all(axis=-1), expected)
   full = pictures.draw_outline(GREY, np.ones((16, 16), bool))
   np.testing.assert_array_equal(full, GREY)
 
 
+def _opened(layer):
+  """Returns a layer's pixels, RGBA."""
+  image = Image.open(io.BytesIO(base64.b64decode(layer.uri.split(",")[1])))
+  return np.asarray(image.convert("RGBA"))
+
+
 def test_the_frame_stays_within_its_cell():
   for cell in range(4):
-    framed = pictures.draw_frame(np.tile(GREY, (2, 2, 1)), cell)
-    drawn = (framed == pictures.LINE_COLOR).all(axis=-1)
-    rows, columns = np.nonzero(drawn)
-    assert set(rows // 16 * 2 + columns // 16) == {cell}
-    assert drawn.sum() == 16 * 16 - 8 * 8
+    layer = pictures.frame_layer((32, 32), cell)
+    rows, columns = np.nonzero(_opened(layer)[..., 3])
+    assert set(rows // 128 * 2 + columns // 128) == {cell}
+    assert len(rows) == 128**2 - 118**2  # four pixels of line, one of edge
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (16, 16)])
+def test_a_map_over_its_picture_looks_as_in_the_figures(shape):
+  cam = np.random.default_rng(0).random(shape).astype(np.float32) ** 4
+  expected = pictures.heat_overlay(GREY, cam, scale=16).astype(float)
+  layer = pictures.heat_layer(cam, (16, 16))
+  assert (layer.width, layer.height) == (256, 256)
+  found = _opened(layer).astype(float)
+  alpha = found[..., 3:] / 255
+  blended = alpha * found[..., :3] + (1 - alpha) * 128
+  # Half a step of 63 in colour and opacity, and both rounded.
+  assert np.abs(blended - expected).max() < 4
+  assert not _opened(pictures.heat_layer(0 * cam, (16, 16)))[..., 3].any()
+
+
+def test_layers_of_a_photograph_have_one_shape_and_are_small(photographs):
+  with Image.open(photographs / "coffee.png") as opened:
+    photograph = np.asarray(opened)
+  height, width = photograph.shape[:2]
+  image = pictures.image_layer(photograph, max_px=300)
+  heat = pictures.heat_layer(_one_cell(1, 2), (height, width))
+  outline = pictures.outline_layer(np.zeros((height, width), bool))
+  for layer in (image, heat, outline):
+    shape = _opened(layer).shape
+    assert shape[:2] == (layer.height, layer.width)
+    assert layer.width / layer.height == pytest.approx(1.5, abs=0.01)
+  assert max(image.width, image.height) == 300
+  assert len(heat.uri) < 8_000
+  assert not pictures.image_layer(photograph).is_enlarged
+
+
+def test_maps_are_told_from_the_colours_of_photographs(photographs):
+  names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+  pixels = []
+  for name in names:
+    with Image.open(photographs / name) as opened:
+      pixels.append(np.asarray(opened.resize((48, 48))).reshape(-1, 3))
+  pixels = np.concatenate(pixels) / 255
+
+  def seen(heat, colormap):
+    alpha = 0.8 * heat
+    blended = (1 - alpha) * pixels + alpha * np.array(colormap(heat)[:3])
+    return skimage.color.rgb2lab(blended)
+
+  def hardest(colormap):
+    """Returns how far pixels move, the 5% that move least aside."""
+    steps = [seen(n / 4, colormap) for n in range(5)]
+    moved = lambda a, b: np.percentile(
+      skimage.color.deltaE_ciede2000(steps[a], steps[b]), 5
+    )
+    between = min(moved(n, n + 1) for n in range(4))
+    return moved(0, 4), moved(0, 2), between
+
+  full, half, between = hardest(pictures.COLORMAP)
+  assert full > 30 and half > 12 and between > 6
+  for other in ("plasma", "inferno", "viridis", "turbo", "jet"):
+    assert between > hardest(matplotlib.colormaps[other])[2] or (
+      full > 2 * hardest(matplotlib.colormaps[other])[0]
+    )
 
 
 def test_photographs_are_embedded_small_and_pixel_art_as_it_is():

@@ -55,13 +55,14 @@ def _csv(text):
 
 
 def _html(table):
-  return formats.render(
+  html = formats.render(
     "comparison.html",
     **dict.fromkeys(("data_name", "preface", "figure", "remarks"), ""),
     **dict.fromkeys(("chart", "robustness")),
     groups=[],
     tables=formats.for_page([[table]])[0],
   )
+  return html.partition("<script>")[0]
 
 
 @pytest.fixture
