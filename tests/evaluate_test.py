@@ -130,7 +130,7 @@ def test_the_rows_average_to_the_results(finished, smoke_run, ends):
   assert asked <= rows.keys()
   for name, column in rows.items():
     assert column.shape == (40,) and column.dtype == np.float32
-    scale = 1 if name.endswith("zero_map_frac") else 100
+    scale = 1 if name.endswith("_frac") else 100
     mean = scale * np.nanmean(column, dtype=np.float64)
     assert results[f"val/{name}"] == pytest.approx(mean, rel=1e-12)
 

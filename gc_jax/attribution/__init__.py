@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,8 +45,8 @@ class Method:
     cells: side of maps that belong to no layer; 0 for all others.
     is_costly: whether it runs the model many times over: evaluations measure
       it on fewer pictures.
-    sums: (model, images, targets) -> what the method's attributions sum to,
-      and should; None if they divide nothing.
+    divide: (model, images, targets) -> the maps, what the attributions behind
+      them sum to, and what they should; None if they divide no score.
   """
 
   title: str
@@ -53,7 +54,16 @@ class Method:
   layer: Callable[[nnx.Module], str] | None = None
   cells: int = 0
   is_costly: bool = False
-  sums: Callable[..., tuple[Array, Array]] | None = None
+  divide: Callable[..., tuple[Array, Array, Array]] | None = None
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """Returns what it is computed with, "steps" for example."""
+    return {
+      name: one.default
+      for name, one in inspect.signature(self.explain).parameters.items()
+      if one.kind is one.KEYWORD_ONLY and one.default is not None
+    }
 
   def __call__(
     self,
@@ -98,13 +108,13 @@ METHODS = {
   "excitation_backprop": Method(
     "Excitation backprop", excitation_backprop, default_layer
   ),
-  "fullgrad": Method("FullGrad", fullgrad, sums=full_gradients.sums),
+  "fullgrad": Method("FullGrad", fullgrad, divide=full_gradients.divide),
   "input_gradients": Method("Input gradients", input_gradients),
   "integrated_gradients": Method(
     "Integrated gradients",
     integrated_gradients,
     is_costly=True,
-    sums=gradients.sums,
+    divide=gradients.divide,
   ),
   "smoothgrad": Method("SmoothGrad", smoothgrad, is_costly=True),
 }

@@ -40,6 +40,14 @@ def fullgrad(model, images, targets, *, rescale: str = "layer"):
       f"rescale must be one of {', '.join(RESCALES)}; it is {rescale!r}."
     )
   _, of_input, of_biases = terms(model, images, targets)
+  return _map(of_input, of_biases, rescale)
+
+
+def _map(
+  of_input: Float[Array, "B P H W C"],
+  of_biases: dict[str, Array],
+  rescale: str,
+) -> Float[Array, "B P H W"]:
   height, width = of_input.shape[2:4]
   total = jnp.zeros(of_input.shape[:4], of_input.dtype)
   for term in (of_input, *of_biases.values()):
@@ -93,13 +101,14 @@ def terms(
   return over_targets(targets)
 
 
-def sums(
+def divide(
   model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
-  """Returns what all `terms` sum to, and should: the score."""
+) -> tuple[Float[Array, "B P H W"], Float[Array, "B P"], Float[Array, "B P"]]:
+  """Returns `fullgrad`, what all `terms` sum to, and should: the score."""
   score, of_input, of_biases = terms(model, images, targets)
   every = (of_input, *of_biases.values())
-  return sum(term.sum(range(2, term.ndim)) for term in every), score
+  found = sum(term.sum(range(2, term.ndim)) for term in every)
+  return _map(of_input, of_biases, "layer"), found, score
 
 
 def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:

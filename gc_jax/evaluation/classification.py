@@ -12,7 +12,7 @@ from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import Batch, Metrics, PairBatch
-from gc_jax.report.rows import CASES
+from gc_jax.report.rows import CASES, CONFIDENCE
 
 
 @program()
@@ -27,9 +27,16 @@ def measured(
   """Returns what logits say, counted on the first row of each picture."""
   counts = batch["mask"] * batch["first"]
   columns = by_example(logits, batch)
+  if not attack:
+    columns[CONFIDENCE] = _confidence(logits, batch)
   totals = sums(logits, dict(batch) | {"mask": counts})
   return Measured(
-    {Key(k, **attack): counted(counts, v) for k, v in columns.items()},
+    {
+      Key(k, **attack): counted(
+        counts * (batch["target_mask"] if k == CONFIDENCE else 1.0), v
+      )
+      for k, v in columns.items()
+    },
     {Key(k, **attack): total for k, total in totals.items()},
     {},
   )
@@ -64,6 +71,16 @@ def by_example(
     name: cases.sum(-1).astype(jnp.float32)
     for name, cases in _cases(logits, batch["labels"]).items()
   }
+
+
+def _confidence(
+  logits: Float[Array, "B K"], batch: PairBatch
+) -> Float[Array, "B"]:
+  """Returns the probability of the class of each row."""
+  to_probability = nnx.sigmoid if "labels" in batch else nnx.softmax
+  return jnp.take_along_axis(
+    to_probability(logits.astype(jnp.float32)), batch["target"][:, None], 1
+  )[:, 0]
 
 
 def _cases(logits, labels) -> dict[str, Bool[Array, "B K"]]:

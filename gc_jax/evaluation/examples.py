@@ -10,8 +10,10 @@ Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from gc_jax.attribution import randomization
 from gc_jax.data.pairs import Maker
@@ -20,7 +22,8 @@ from gc_jax.evaluation.ledger import Ledger
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.models import init_key
-from gc_jax.report.gallery import Example
+from gc_jax.report.gallery import RANKINGS, Example
+from gc_jax.report.rows import CONFIDENCE
 from gc_jax.runtime import parallel
 
 # Row -> method -> stage -> map of the model randomised down to there.
@@ -77,6 +80,8 @@ def gallery(
       **more,
     )
     for (kind, row), look, more in zip(kinds, alone, beside, strict=True)
+    # As squares a map may be empty that was not in a whole picture.
+    if kind != "best" or look.cams[methods[0]].any()
   ]
 
 
@@ -101,8 +106,8 @@ def _looks(
   found = []
   for share in plan.shares(planner.pairs, rows, maker, size):
     batch = parallel.to_devices(share.batch, planner.mesh)
-    logits, cams = localisation.maps(*graph, batch, methods)
-    cams = {k: metrics.as_distribution(cam) for k, cam in cams.items()}
+    logits, cams, _ = localisation.maps(*graph, batch, methods)
+    cams = {k: _normalized(cam) for k, cam in cams.items()}
     batch, logits, cams = parallel.fetch((batch, logits, cams))
     batch.pop("annotations", None)
     for i in np.flatnonzero(batch["row"] >= 0):
@@ -111,36 +116,66 @@ def _looks(
   return found
 
 
+def _normalized(cams: Float[Array, "B h w"]) -> Float[Array, "B h w"]:
+  """Returns maps that sum to 1, and zeros for empty ones."""
+  empty = metrics.is_empty(cams)[:, None, None]
+  return jnp.where(empty, 0.0, metrics.as_distribution(cams))
+
+
 def spread(planner: plan.Planner, count: int) -> list[int]:
   """Returns rows of different pictures, evenly spread over the split."""
   rows = np.flatnonzero(planner.pairs.first & (planner.pairs.target >= 0))
   return plan.evenly(rows, count).tolist()
 
 
-def telling(
-  planner: plan.Planner, ledger: Ledger, method: str
-) -> dict[str, list[int]]:
-  """Returns rows of different pictures that have a composite, by kind.
+class Telling(NamedTuple):
+  """The rows of a gallery."""
 
-  `best`, `typical` and `worst` by a method's content heatmap, and `fixed`: rows
-  spread evenly over the split, the same for every model. A row without an
-  annotation is neither good nor bad; if none has one, all may be shown.
+  ranked_by: str  # of `RANKINGS`; "" without a row
+  chosen: dict[str, list[int]]  # by kind, see `Example`
+  with_composites: bool  # whether each has one
+
+
+def telling(planner: plan.Planner, ledger: Ledger, method: str) -> Telling:
+  """Returns rows of different pictures: best, typical, worst and fixed ones.
+
+  They are ranked by a method's maps as far as these were measured, and only
+  rows that were are shown: by content heatmap, else by negative quadrants
+  heatmap, else by the probability of the class. An empty map is the worst,
+  whatever a metric makes of it. `fixed` rows are spread evenly over the split,
+  the same for every model.
   """
-  content = ledger.columns[Key("content_heatmap", method)]
-  outside = ledger.columns[Key("negative_quadrants_heatmap", method)]
-  candidates = planner.pairs.first & ~np.isnan(outside)
-  annotated = candidates & ~np.isnan(content)
-  rows = np.flatnonzero(annotated if annotated.any() else candidates)
-  order = rows[np.argsort(content[rows], kind="stable")]
+  nothing = np.full(ledger.num_rows, np.nan, np.float32)
+  of = lambda metric, by=method: ledger.columns.get(Key(metric, by), nothing)
+  outside = of("negative_quadrants_heatmap")
+  scores = {
+    "content_heatmap": (of("content_heatmap"), of("zero_map_frac")),
+    "negative_quadrants_heatmap": (-outside, of("zero_composite_frac")),
+    CONFIDENCE: (of(CONFIDENCE, ""), of("zero_map_frac")),
+  }
+  candidates = planner.pairs.first & (planner.pairs.target >= 0)
+  with_composites = bool((candidates & ~np.isnan(outside)).any())
+  if with_composites:
+    candidates &= ~np.isnan(outside)
+  for ranked_by in RANKINGS:
+    score, is_empty = scores[ranked_by]
+    rows = np.flatnonzero(candidates & ~np.isnan(score))
+    if len(rows):
+      break
+  else:
+    return Telling("", {}, False)
+  score = np.where(is_empty > 0, -np.inf, score)
+  order = rows[np.argsort(score[rows], kind="stable")]
   n = min(_EXAMPLES_PER_KIND, len(order))
   middle = (len(order) - n) // 2
   groups = {
-    "best": order[::-1][:n],
+    "best": [row for row in order[::-1][:n] if np.isfinite(score[row])],
     "typical": order[middle : middle + n],
     "worst": order[:n],
     "fixed": plan.evenly(rows, _FIXED_EXAMPLES),
   }
-  return {kind: group.tolist() for kind, group in groups.items()}
+  chosen = {kind: list(map(int, group)) for kind, group in groups.items()}
+  return Telling(ranked_by, chosen, with_composites)
 
 
 def sanity(

@@ -8,8 +8,6 @@ curve of the score.
 Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421.
 """
 
-from collections.abc import Iterable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from gc_jax.evaluation.ledger import Measured, Totals, counted
-from gc_jax.evaluation.localisation import ALL_METHODS
+from gc_jax.evaluation.localisation import Sums
 from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
@@ -30,11 +28,12 @@ _SIGMA_PX, _RADIUS_PX = 5.0, 5
 _SIDE_PX = 224
 
 
-@program(2)
+@program(3)
 def faithful(
   model: nnx.Module,
   batch: PairBatch,
   cams: dict[str, Float[Array, "B _ _"]],
+  sums: Sums,
   num_steps: int,
 ) -> Measured:
   """Returns insertion, deletion and completeness of each method; its maps."""
@@ -54,16 +53,14 @@ def faithful(
   columns, totals = {}, {}
   for kind, scores in zip(("insertion", "deletion"), both, strict=True):
     areas = area_under(fractions, scores)
-    sums = jnp.where(counts[:, None, None] > 0, scores, 0).sum(0)
+    curve_sums = jnp.where(counts[:, None, None] > 0, scores, 0).sum(0)
     for i, name in enumerate(cams):
       columns[Key(f"{kind}_auc", name)] = counted(counts, areas[:, i])
-      totals[Key(kind, name)] = (sums[i], counts.sum())
-  return Measured(columns, totals | completeness(model, batch, cams), cams)
+      totals[Key(kind, name)] = (curve_sums[i], counts.sum())
+  return Measured(columns, totals | completeness(batch, sums), cams)
 
 
-def completeness(
-  model: nnx.Module, batch: PairBatch, methods: Iterable[str]
-) -> Totals:
+def completeness(batch: PairBatch, sums: Sums) -> Totals:
   """Returns the completeness error of each method that divides a score.
 
   sum over pairs of |sum of the attributions - score| / sum of |score|
@@ -74,16 +71,12 @@ def completeness(
   Source: Sundararajan et al. 2017, arXiv:1703.01365, proposition 1.
   """
   counts = batch["mask"] * batch["target_mask"]
-  targets = batch["target"][:, None]
-  totals = {}
-  for name in methods:
-    if ALL_METHODS[name].sums is not None:
-      found, score = ALL_METHODS[name].sums(model, batch["image"], targets)
-      totals[Key("completeness_error", name)] = tuple(
-        jnp.where(counts > 0, jnp.abs(x[:, 0]), 0).sum()
-        for x in (found - score, score)
-      )
-  return totals
+  return {
+    Key("completeness_error", name): tuple(
+      jnp.where(counts > 0, jnp.abs(x), 0).sum() for x in (found - score, score)
+    )
+    for name, (found, score) in sums.items()
+  }
 
 
 def curves(

@@ -18,7 +18,7 @@ from gc_jax.runtime import files
 
 # (sum, weight) of each number.
 Totals = dict[Key, tuple[Array | np.number, Array | np.number]]
-_FORMAT = 2  # of the file
+_FORMAT = 3  # of the file
 
 
 class Measured(NamedTuple):

@@ -28,6 +28,8 @@ DIFFICULT = Key("difficult")  # a column: whether pointing games pass it over
 # Fractions of the map's maximum at which a box is drawn: 0, 0.01, ..., 0.99.
 THRESHOLDS = np.linspace(0, 1, 101)[:-1]
 IOUS = (0.3, 0.5, 0.7)
+# Of methods that divide a score: what they sum to, and what they should.
+Sums = dict[str, tuple[Float[Array, "B"], Float[Array, "B"]]]
 BOXES = "max_box_acc"  # of a ledger's sums: how often each box was right
 
 
@@ -39,7 +41,7 @@ def localization(
   predicts: bool,
 ) -> Measured:
   """Returns every metric of maps and annotations, and predictions if asked."""
-  columns = on_objects(_maps(model, batch, methods), batch)
+  columns = on_pictures(_maps(model, batch, methods), batch)
   if not predicts:
     return Measured(columns, {}, {})
   logits = logits_of(model, batch["image"])
@@ -58,10 +60,18 @@ def negative_quadrants(
 @program(1)
 def maps(
   model: nnx.Module, batch: PairBatch, methods: tuple[str, ...]
-) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B h w"]]]:
-  """Returns the logits, and each method's raw maps."""
-  cams = _maps(model, batch, methods)
-  return logits_of(model, batch["image"]), cams
+) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B h w"]], Sums]:
+  """Returns the logits, each method's raw maps, and what they divide."""
+  cams, sums, targets = {}, {}, batch["target"][:, None]
+  for name in methods:
+    method = ALL_METHODS[name]
+    if method.divide is None:
+      cams |= _maps(model, batch, (name,))
+    else:
+      found = method.divide(model, batch["image"], targets)
+      cams[name], *both = (x[:, 0] for x in found)
+      sums[name] = tuple(both)
+  return logits_of(model, batch["image"]), cams, sums
 
 
 def _maps(model, batch, methods) -> dict[str, Array]:
@@ -76,12 +86,21 @@ def _maps(model, batch, methods) -> dict[str, Array]:
   }
 
 
-def on_objects(
+def on_pictures(
   cams: dict[str, Float[Array, "B h w"]], batch: PairBatch
 ) -> dict[Key, Float[Array, "B"]]:
-  """Returns every metric of maps and annotations, and `DIFFICULT`."""
-  counts = batch["mask"] * batch["target_mask"] * batch["annotated"]
-  columns = {DIFFICULT: counted(counts, batch["difficult"])}
+  """Returns every metric of maps, alone and against annotations.
+
+  Without `annotations` the latter are left out. With them comes `DIFFICULT`.
+  """
+  counts = batch["mask"] * batch["target_mask"]
+  columns = {}
+  for name, cam in cams.items():
+    columns |= _columns("maps", name, cam, None, counts)
+  if not batch["annotations"]:
+    return columns
+  counts = counts * batch["annotated"]
+  columns[DIFFICULT] = counted(counts, batch["difficult"])
   for name, cam in cams.items():
     annotated = GridAnnotation(
       *batch["annotations"][geometry.grid_name(cam.shape[1:])]

@@ -131,6 +131,11 @@ class Planner:
       found += self._attacks(tuple(self._settings.epsilons))
     return found
 
+  @functools.cached_property
+  def has_objects(self) -> bool:
+    """Returns whether any picture says where its objects are."""
+    return self.dataset.has_objects()
+
   def few(self) -> Int[np.ndarray, "n"]:
     """Returns the evenly spread rows on which costly numbers are measured."""
     return evenly(self._explained, self._settings.costly_rows)
@@ -143,16 +148,20 @@ class Planner:
   def _localisation(
     self, prefix, rows, methods, predicts: bool = False
   ) -> list[Pass]:
-    """Returns the passes over rows: of pictures, and of composites."""
+    """Returns the passes over rows: of pictures, and of composites.
+
+    Without objects nothing is held against them: pictures are squares under
+    every protocol, and no annotation is asked for.
+    """
     program = localisation.negative_quadrants
     name = f"{prefix}composites"
     composites = self._pass(name, rows, self.composite, program, methods)
-    if PROTOCOLS[self._settings.protocol].whole:
+    if PROTOCOLS[self._settings.protocol].whole and self.has_objects:
       before = [self._predictions()] if predicts else []
       frames = self._frames(f"{prefix}frames", rows, methods)
       return [*before, *frames, composites]
     size = self.square.image_size
-    grids = self._grids(methods, size, size)
+    grids = self._grids(methods, size, size) if self.has_objects else ()
     squares = self._pass(
       f"{prefix}squares",
       # A prediction counts without a class to explain, too.
@@ -201,20 +210,19 @@ class Planner:
     num_steps = self._settings.faithfulness_steps
 
     def step(call, batch):
-      cams = {}
+      cams, sums = {}, {}
       for names in (methods, tuple(CONTROLS)):
-        cams |= call(localisation.maps, *self.graph, batch, names)[1]
-      return call(faithful, *self.graph, batch, cams, num_steps)
+        _, made, divided = call(localisation.maps, *self.graph, batch, names)
+        cams, sums = cams | made, sums | divided
+      return call(faithful, *self.graph, batch, cams, sums, num_steps)
 
-    rows, maker = self.few(), self.with_objects
-    return Pass(
-      "insertion, deletion and boxes",
-      rows,
-      maker,
-      self._batch_size(rows[:MAPS_AT_ONCE], maker),
-      step,
-      functools.partial(localisation.boxes_correct, maker.image_size),
-    )
+    rows, maker = self.few(), self.square
+    name, on_host = "insertion and deletion", None
+    if self.has_objects:
+      maker, name = self.with_objects, "insertion, deletion and boxes"
+      on_host = functools.partial(localisation.boxes_correct, maker.image_size)
+    size = self._batch_size(rows[:MAPS_AT_ONCE], maker)
+    return Pass(name, rows, maker, size, step, on_host)
 
   def _attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
     """Returns FGSM on every picture, and PGD on few."""

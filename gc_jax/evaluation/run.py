@@ -79,6 +79,7 @@ def evaluate(
     "model": loaded.source,
     "weights": checkpoint.digest(nnx.state(loaded.model)),
     "methods": list(methods),
+    "method_settings": _method_settings(methods),
     **saved_config.evaluation_settings(saved_config.to_dict(config)),
   }
   _open(out, identity)
@@ -172,9 +173,13 @@ class Evaluation:
     plan = planner.passes(artefact.OF_RUNS, methods)
     for _ in plans.run(plan, planner, ledger):
       after_batch()
-    chosen = examples.telling(planner, ledger, methods[0])
+    telling = examples.telling(planner, ledger, methods[0])
     gallery = examples.gallery(
-      planner, ledger, chosen, methods[:1], with_composites=True
+      planner,
+      ledger,
+      telling.chosen,
+      methods[:1],
+      with_composites=telling.with_composites,
     )
     return _evaluated(
       planner,
@@ -185,6 +190,7 @@ class Evaluation:
       source=str(workdir),
       methods=methods,
       num_compilations=len(plan),
+      ranked_by=telling.ranked_by,
     )
 
 
@@ -212,6 +218,7 @@ def _evaluated(
       saved_config.to_dict(config),
       results=results,
       multi_label=dataset.multi_label,
+      method_settings=_method_settings(about["methods"]),
       **about,
     ),
     results=results,
@@ -229,6 +236,12 @@ def _evaluated(
     examples=gallery,
     class_names=list(dataset.class_names),
   )
+
+
+def _method_settings(methods: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+  """Returns what methods are computed with, of those that take anything."""
+  found = {name: METHODS[name].settings for name in methods}
+  return {name: settings for name, settings in found.items() if settings}
 
 
 def validate_evaluation(config: ConfigDict) -> None:
@@ -302,6 +315,7 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
   if artefact.is_evaluation(out):
     about = artefact.load(out).about
     there = about.identity
+    there = {"method_settings": identity["method_settings"], **there}
     if about.protocol != "corrected":  # the field was added for "release"
       there = {"eval.border": "", **there}
     # Older evaluations also name fields that move no number.

@@ -228,10 +228,11 @@ class Metric:
   meaning: str  # a few words
   # What it is measured on. For pictures: "label", one class, or "labels",
   # several. For maps: "objects", the annotation; "composite", four pictures in
-  # one; "pixels", the model's answers as pixels come and go; "boxes"; "sums".
+  # one; "maps", nothing else; "pixels", the model's answers as pixels come and
+  # go; "boxes"; "sums".
   needs: str
   # `(raw maps, GridAnnotation)` for "objects", `(raw maps, cells)` for
-  # "composite"; None if another program measures it.
+  # "composite" and "maps"; None if another program measures it.
   measure: Callable[..., Array] | None = None
   higher_is_better: bool | None = True  # None if neither direction is
   unit: str = "percent"  # or "fraction", which tables turn to percent
@@ -240,6 +241,11 @@ class Metric:
   def is_of_maps(self) -> bool:
     """Returns whether a method's maps are measured."""
     return self.needs not in ("label", "labels")
+
+  @property
+  def needs_objects(self) -> bool:
+    """Returns whether it says nothing of pictures without mask or box."""
+    return self.needs in ("objects", "boxes")
 
   @property
   def is_costly(self) -> bool:
@@ -317,8 +323,16 @@ METRICS = {
   "zero_map_frac": Metric(
     "Empty",
     "maps that are zero everywhere",
-    "objects",
-    lambda cam, at: is_empty(cam).astype(jnp.float32),
+    "maps",
+    lambda cam, _: is_empty(cam).astype(jnp.float32),
+    higher_is_better=None,
+    unit="fraction",
+  ),
+  "zero_composite_frac": Metric(
+    "Empty, composites",
+    "maps of composites that are zero everywhere",
+    "composite",
+    lambda cam, _: is_empty(cam).astype(jnp.float32),
     higher_is_better=None,
     unit="fraction",
   ),

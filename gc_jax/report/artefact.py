@@ -67,6 +67,10 @@ class About:
   identity: Mapping[str, Any] = _empty()  # tells it from others, by name
   trained: Mapping[str, Any] = _empty()  # as `config`, of training, if known
   questions: tuple[str, ...] = QUESTIONS  # that were asked
+  ranked_by: str = ""  # of `gallery.RANKINGS`; "" if the gallery has no order
+  # Method to what it was computed with, "steps" for example; of older ones not
+  # known.
+  method_settings: Mapping[str, Mapping[str, Any]] = _empty()
 
   def trained_with(self, path: str) -> Any:
     """Returns the field at "loss.reduction" of training; None where unknown."""

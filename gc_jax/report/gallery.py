@@ -2,20 +2,57 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
-from gc_jax.report.rows import broken
+from gc_jax.attribution import CONTROLS
+from gc_jax.report.rows import CONFIDENCE, broken
 from gc_jax.runtime import files
 
 FILENAME = "gallery.npz"
 _OLD_FILENAME = "examples.npz"  # of evaluations
+_VERSION = 3  # before it, an empty map was written as a uniform one
 
 
 def _empty() -> Any:
   return dataclasses.field(default_factory=dict)
+
+
+class Ranking(NamedTuple):
+  """What orders pictures from best to worst, in words for a page."""
+
+  by: str
+  best: str
+  typical: str
+  worst: str
+
+
+# The first that is measured is taken.
+RANKINGS = {
+  "content_heatmap": Ranking(
+    "content heatmap (CH)",
+    "The maps with the most mass on the object.",
+    "Maps around the median.",
+    "The maps with the least mass on the object, empty ones first.",
+  ),
+  "negative_quadrants_heatmap": Ranking(
+    "negative quadrants heatmap (NQH), as no mask or box says where objects "
+    "are",
+    "The composites with the least of their map on the three other pictures.",
+    "Composites around the median.",
+    "The composites with the most of their map on the three other pictures, "
+    "empty maps first.",
+  ),
+  CONFIDENCE: Ranking(
+    "the probability of the true class, as no metric of maps was measured",
+    "The pictures whose class the model is most sure of. It says nothing of "
+    "their maps.",
+    "Pictures around the median.",
+    "The pictures whose class the model is least sure of.",
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,8 +63,8 @@ class Example:
     index: position in the evaluated split.
     image: RGB, as the model saw it.
     object_mask: pixels of any object of class `target`, a ground-truth class.
-    maps: method -> map, >= 0, sums to 1.
-    kind: best | typical | worst, by content heatmap; or fixed: the pictures
+    maps: method -> map, >= 0, sums to 1, or to 0 if it is empty.
+    kind: best | typical | worst, by one of `RANKINGS`; or fixed: the pictures
       that every evaluation of this data shows, for side-by-side figures.
     randomized: method -> stage of `Curves.stages` -> map of the model with its
       weights randomised down to there. Only for a few examples.
@@ -69,7 +106,7 @@ def save(
 ) -> None:
   """Writes the file, completely or not at all."""
   arrays = {
-    "version": np.array(2),
+    "version": np.array(_VERSION),
     "class_names": np.array(class_names, np.str_),
   }
 
@@ -114,6 +151,7 @@ def load(
 
 
 def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
+  version = int(arrays["version"]) if "version" in arrays else 1
   fields: dict[str, dict[str, Any]] = {}
   for key, value in arrays.items():
     number, *path = key.split("/", 2)
@@ -135,4 +173,15 @@ def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
         name: {method: example.pop(name)}
         for name in ("content_heatmap", "negative_quadrants_heatmap")
       }
+    if version < _VERSION:
+      groups = [example["maps"], example.get("composite_maps", {})]
+      for maps in (*groups, *example.get("randomized", {}).values()):
+        _empty_constants(maps)
   return [Example(**example) for _, example in sorted(fields.items())]
+
+
+def _empty_constants(maps: dict[str, np.ndarray]) -> None:
+  """Zeroes the maps that an old gallery filled, but no control."""
+  for name, cam in maps.items():
+    if name not in CONTROLS and cam.size > 1 and (cam == cam.flat[0]).all():
+      maps[name] = np.zeros_like(cam)

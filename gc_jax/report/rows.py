@@ -28,6 +28,7 @@ from gc_jax.runtime import files
 FILENAME = "rows.npz"
 # What F1 is made of, in this order.
 CASES = ("true_positives", "false_positives", "false_negatives")
+CONFIDENCE = "confidence"  # in the class explained, of a picture's first row
 _BLOCK = 16  # resamples at a time
 _NUM_RESAMPLES = 1_000  # of differences
 _K = TypeVar("_K", bound=Hashable)

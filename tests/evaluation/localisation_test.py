@@ -38,7 +38,7 @@ def test_a_new_metric_is_measured_where_its_entry_says(monkeypatch):
     },
   }
   cams = {"mine": jnp.full((1, 4, 4), 0.5)}
-  found = localisation.on_objects(cams, batch)
+  found = localisation.on_pictures(cams, batch)
   np.testing.assert_allclose(found[Key("mass", "mine")], [8.0])
   assert Key("corner", "mine") not in found
   assert found[Key("content_heatmap", "mine")] == 1 / 16

@@ -1,5 +1,6 @@
 """Passes of an evaluation, under both protocols, against brute force."""
 
+import dataclasses
 import itertools
 
 import cv2
@@ -11,10 +12,11 @@ import pytest
 from configs import base
 from gc_jax.data import decode, geometry
 from gc_jax.data.dataset import Dataset
-from gc_jax.evaluation import localisation
+from gc_jax.evaluation import examples, localisation, summary
 from gc_jax.evaluation import plan as plans
 from gc_jax.evaluation.ledger import Ledger
-from gc_jax.method.metrics import Key
+from gc_jax.method.metrics import METRICS, Key
+from gc_jax.report.rows import CONFIDENCE
 from gc_jax.runtime import parallel
 from tests.data import photos
 
@@ -61,7 +63,7 @@ def model(make_tiny):
 def planned(model, dataset):
   """Returns a planner of a configuration, on all devices or on some."""
 
-  def make(devices=None, **fields):
+  def make(devices=None, dataset=dataset, **fields):
     config = base.get_config()
     config.data.image_size = 16
     few = {"batch_size": 4, "costly_rows": 4, "faithfulness_steps": 2}
@@ -160,6 +162,73 @@ def test_neither_batch_nor_devices_change_the_numbers(planned, by_paper):
   uniform = by_paper.columns[Key("negative_quadrants_heatmap", "uniform")]
   assert (uniform[~np.isnan(uniform)] == 0.75).all()
   assert np.isnan(uniform).sum() == 1  # the picture without a class
+
+
+@pytest.fixture(scope="module")
+def without_objects(planned, dataset):
+  """Returns a planner of the pictures alone, and what it measures."""
+  records = [
+    {k: v for k, v in record.items() if k != "objects"}
+    for record in dataset.source
+  ]
+  bare = dataclasses.replace(dataset, source=records)
+  planner = planned(dataset=bare, protocol="corrected")
+  plan = planner.passes((*RUNS, "faithfulness"), METHODS)
+  return planner, plan, measured(planner, plan)[0]
+
+
+def test_without_objects_nothing_is_asked_of_them(without_objects):
+  planner, plan, ledger = without_objects
+  names = [one.name for one in plan]
+  assert names == ["squares", "composites", "insertion and deletion"]
+  assert all(getattr(one.maker, "grids", ()) == () for one in plan)
+  metrics = {key.metric for key in (*ledger.columns, *ledger.totals)}
+  needing = {k for k, metric in METRICS.items() if metric.needs_objects}
+  assert not metrics & (needing | {"difficult", localisation.BOXES})
+  assert {"negative_quadrants_heatmap", "zero_map_frac"} <= metrics
+  results, by_class = summary.results(
+    ledger, planner.pairs, planner.config.eval, list("abcdefghij")
+  )
+  numbers = [*results, *(key for own in by_class.values() for key in own)]
+  assert not {key.metric for key in numbers} & needing
+  assert results[Key("num_pairs")].value == 0
+
+
+def _telling(planner, ledger, **columns):
+  for metric, values in columns.items():
+    key = Key(metric, "" if metric == CONFIDENCE else "gradcam")
+    ledger.columns[key] = np.float32(values)
+  return examples.telling(planner, ledger, "gradcam")
+
+
+@pytest.mark.parametrize(
+  "ranked_by, empty",
+  [
+    ("content_heatmap", "zero_map_frac"),
+    ("negative_quadrants_heatmap", "zero_composite_frac"),
+    (CONFIDENCE, "zero_map_frac"),
+  ],
+)
+def test_the_gallery_is_ranked_by_what_there_is_and_an_empty_map_is_worst(
+  planned, ranked_by, empty
+):
+  planner = planned()
+  first = planner.pairs.first & (planner.pairs.target >= 0)
+  rows = np.flatnonzero(first)
+  ledger = Ledger(len(first))
+  values = np.where(first, np.arange(len(first)) / 10, np.nan)
+  best = rows[0 if ranked_by.startswith("negative") else -1]
+  columns = {ranked_by: values, empty: 0 * values}
+  found = _telling(planner, ledger, **columns)
+  assert found.ranked_by == ranked_by
+  assert found.chosen["best"][0] == best
+  assert found.with_composites == ranked_by.startswith("negative")
+  columns[empty][best] = 1
+  found = _telling(planner, ledger, **columns)
+  assert best not in found.chosen["best"]
+  assert found.chosen["worst"][0] == best
+  columns[empty][first] = 1
+  assert _telling(planner, ledger, **columns).chosen["best"] == []
 
 
 def test_rounding_bounds_the_programs_and_too_many_are_refused(planned):

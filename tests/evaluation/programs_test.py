@@ -145,7 +145,7 @@ def test_a_uniform_map_leaves_three_quarters_of_a_composite(graph, cams):
 
 def test_faithfulness_has_areas_by_row_and_curves_in_sum(graph, cams):
   some = {name: cams[name] for name in ("gradcam", "uniform")}
-  found = faithful(*graph, batch(), some, 4)
+  found = faithful(*graph, batch(), some, {}, 4)
   for kind in ("insertion", "deletion"):
     area = np.asarray(found.columns[Key(f"{kind}_auc", "gradcam")])
     np.testing.assert_array_equal(np.isnan(area), ~EXPLAINED)
@@ -157,25 +157,34 @@ def test_faithfulness_has_areas_by_row_and_curves_in_sum(graph, cams):
   assert found.cams["gradcam"].shape == (ROWS, 4, 4)
 
 
-def test_the_completeness_error_is_the_missed_share_of_scores(
-  model, graph, cams, monkeypatch
-):
-  of = lambda name, **fields: monkeypatch.setitem(
-    METHODS_OF_MODELS,
-    name,
-    dataclasses.replace(METHODS_OF_MODELS[name], **fields),
-  )
-  scores = np.array([3, -1, 0, 9, 4, 2, 9, 9], np.float32)[:, None]
-  of("cmwp", sums=lambda *_: (jnp.asarray(scores * 0.75), jnp.asarray(scores)))
+def test_the_completeness_error_is_the_missed_share_of_scores(graph, cams):
+  scores = np.array([3, -1, 0, 9, 4, 2, 9, 9], np.float32)
   found = faithful(
-    *graph, batch(), {k: cams[k] for k in ("cmwp", "uniform")}, 2
+    *graph,
+    batch(),
+    {k: cams[k] for k in ("cmwp", "uniform")},
+    {"cmwp": (jnp.asarray(scores * 0.75), jnp.asarray(scores))},
+    2,
   )
   (key,) = [k for k in found.totals if k.metric == "completeness_error"]
   assert key == Key("completeness_error", "cmwp")
   # The rows that are explained: 3, -1, 0, 4 and 2.
   assert found.totals[key] == (2.5, 10)
-  exact = completeness(model, batch(), ("fullgrad",))
-  missed, score = exact[Key("completeness_error", "fullgrad")]
+
+
+def test_a_score_is_divided_once_for_the_map_and_its_sums(graph, monkeypatch):
+  def refuse(*_):
+    raise AssertionError("the map was computed beside its sums")
+
+  name = "fullgrad"
+  expected = localisation.ALL_METHODS[name](
+    nnx.merge(*graph), batch()["image"], batch()["target"][:, None]
+  )[:, 0]
+  only = dataclasses.replace(METHODS_OF_MODELS[name], explain=refuse)
+  monkeypatch.setitem(METHODS_OF_MODELS, name, only)
+  _, cams, sums = localisation.maps(*graph, batch(), (name, "uniform"))
+  np.testing.assert_allclose(cams[name], expected, rtol=1e-4, atol=1e-6)
+  (missed, score) = completeness(batch(), sums)[Key("completeness_error", name)]
   assert missed < 1e-4 * score
 
 
