@@ -38,7 +38,8 @@ _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
   "File of PyTorch's: .safetensors, .pth, .pth.tar, .ckpt or .bin; of several "
-  "files, their index or folder.",
+  "files, their index or folder. Or imagenet:squeezenet1_1, the ImageNet "
+  "weights in the package ndf.",
 )
 _ARCH = flags.DEFINE_string(
   "arch", None, "Architecture of a --checkpoint that gc_jax did not export."

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--checkpoint",
     metavar="FILE",
     help="PyTorch checkpoint: .safetensors, .pth, .pth.tar, .ckpt or .bin; of "
-    "several files, their index or folder",
+    "several files, their index or folder. Or imagenet:squeezenet1_1, the "
+    "ImageNet weights in the package ndf",
   )
   add(
     "--arch",

@@ -1,4 +1,6 @@
-"""Trained models: a run's workdir, a file of PyTorch's, or a state dict.
+"""Trained models: a run's workdir, a file or state dict of PyTorch's.
+
+Or weights on ImageNet that a package carries, imagenet:NAME.
 
 The public `load`; `load_model` tells what else the file says.
 """
@@ -46,7 +48,8 @@ def load(
       what torch.save wrote (`.pth`, `.pth.tar`, `.ckpt`, `.bin`), the index of
       one in several files, or the folder it was downloaded to; or a state dict
       in memory: torchvision's names to arrays of NumPy, JAX or PyTorch, in
-      PyTorch's layout, which are copied.
+      PyTorch's layout, which are copied; or "imagenet:squeezenet1_1", the
+      weights on ImageNet in the package ndf.
     arch: the architecture of PyTorch's weights, a key of `MODELS`. A run
       knows its own, and so does a file that gc_jax exported.
 
@@ -65,6 +68,8 @@ def load_model(
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
   if isinstance(source, Mapping):
     return _load_torch(source, arch, "a state dict")
+  if torch_io.is_packaged(source):
+    return _load_torch(source, arch, str(source))
   path = files.as_path(source)
   if _is_workdir(path):
     return _load_run(path, arch)
@@ -78,7 +83,7 @@ def load_model(
 
 
 def _load_torch(
-  weights: files.AnyPath | Mapping[str, Any], arch: str | None, source: str
+  weights: torch_io.Source, arch: str | None, source: str
 ) -> LoadedModel:
   model, metadata = torch_io.load_model(weights, arch)
   return LoadedModel(
@@ -111,8 +116,9 @@ def initial_model(path: str | Path, name: str) -> Initial:
     ValueError: as for `load`, or they are another architecture's.
     checkpoint.CheckpointError: as for `load`.
   """
-  path = files.as_path(path)
-  if not _is_workdir(path):
+  named = torch_io.is_packaged(path)
+  path = path if named else files.as_path(path)
+  if named or not _is_workdir(path):
     try:
       model, metadata = torch_io.load_initial(path, name)
     except ValueError as error:

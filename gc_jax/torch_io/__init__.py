@@ -3,6 +3,7 @@
 from gc_jax.torch_io import card, names
 from gc_jax.torch_io.files import (
   Metadata,
+  Source,
   check_suffix,
   load_initial,
   load_model,
@@ -10,16 +11,19 @@ from gc_jax.torch_io.files import (
   read,
   save_model,
 )
+from gc_jax.torch_io.packaged import is_packaged
 from gc_jax.torch_io.pickles import import_torch
 from gc_jax.torch_io.reading import SUFFIXES, in_folder
 
 __all__ = [
   "SUFFIXES",
   "Metadata",
+  "Source",
   "card",
   "check_suffix",
   "import_torch",
   "in_folder",
+  "is_packaged",
   "load_initial",
   "load_model",
   "names",

@@ -15,13 +15,14 @@ from gc_jax.models import MODELS
 from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import unknown_name_message
-from gc_jax.torch_io import names, reading
+from gc_jax.torch_io import names, packaged, reading
 from gc_jax.torch_io.pickles import import_torch
 from gc_jax.torch_io.reading import SAFETENSORS
 
 WRITTEN = (*SAFETENSORS, ".pth")
 
-# A file, or the mapping of names to arrays that it would hold.
+# A file, or the mapping of names to arrays that it would hold; or the name of
+# weights that a package carries, imagenet:NAME.
 Source = files.AnyPath | str | Mapping[str, Any]
 
 _MAX_SIDE = 65_535  # pixels, as of a JPEG
@@ -40,6 +41,7 @@ class Metadata:
   multi_label: bool | None = None
   image_size: int = 224  # pixels of the side it was trained on
   config_digest: str = ""  # SHA-256 of the run's configuration
+  licence: str = ""  # of weights that others published, SPDX
 
   def to_strings(self) -> dict[str, str]:
     """Returns what is written, every value a string (JSON where it is not)."""
@@ -50,11 +52,14 @@ class Metadata:
       "multi_label": json.dumps(self.multi_label),
       "image_size": json.dumps(self.image_size),
       "config_digest": self.config_digest,
+      "licence": self.licence,
       "pixel_mean": json.dumps(RGB_MEAN),
       "pixel_std": json.dumps(RGB_STD),
     }
     if self.multi_label is None:
       del strings["multi_label"]
+    if not self.licence:
+      del strings["licence"]
     return strings
 
   @classmethod
@@ -97,6 +102,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f"a number of pixels from '1' to '{_MAX_SIDE}'",
   ),
   "config_digest": (lambda v: isinstance(v, str), "a digest"),
+  "licence": (lambda v: isinstance(v, str), "a name"),
 }
 
 
@@ -112,7 +118,7 @@ def load_model(
     source: a torchvision state dict, a training checkpoint that holds one (the
       release's, Lightning's), an index of several files or the folder of one,
       or a file of `save_model`; `.safetensors` needs no PyTorch. Or either of
-      the first two in memory, with arrays of any library.
+      the first two in memory, with arrays of any library. Or imagenet:NAME.
     arch: a key of `models.MODELS`. A file of `save_model` knows it; the keys of
       others do not say how the model pools.
 
@@ -248,15 +254,15 @@ def on_disk(path: files.AnyPath | str) -> pathlib.Path:
 
 def _opened(source: Source) -> tuple[str, reading.Content, Metadata]:
   """Returns what to call a source, and what `read` does."""
-  if not isinstance(source, Mapping):
+  if not isinstance(source, Mapping) and not packaged.is_packaged(source):
     source = on_disk(source)
   return reading.name_of(source), *read(source)
 
 
 def read(
-  source: pathlib.Path | Mapping[str, Any],
+  source: str | pathlib.Path | Mapping[str, Any],
 ) -> tuple[reading.Content, Metadata]:
-  """Returns what is in a file or a state dict, and its metadata as fields.
+  """Returns what is in a source, and its metadata as fields.
 
   A warning counts numbers that are not finite.
   """

@@ -126,6 +126,37 @@ def import_torch(purpose: str) -> Any:
   return torch
 
 
+def read_numpy(path: pathlib.Path) -> dict[str, list[np.ndarray]]:
+  """Returns the lists of arrays by name that a pickle of NumPy's holds.
+
+  Raises:
+    ValueError: it holds anything else; nothing of it was run.
+  """
+  try:
+    with path.open("rb") as file:
+      content = _OfNumpy(file).load()
+    return {
+      name: [array.read() for array in arrays]
+      for name, arrays in content.items()
+    }
+  except Exception as error:  # a broken pickle may raise anything
+    raise ValueError(
+      f"{path} must hold lists of NumPy's arrays by name, and does not "
+      f"({error or type(error).__name__}); nothing of it was run. Install its "
+      "package again."
+    ) from error
+
+
+class _OfNumpy(pickle.Unpickler):
+  """Builds stand-ins for arrays, and nothing that is not among them."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    for stand_in, known in _STAND_INS:
+      if known == f"{module}.{name}":
+        return stand_in
+    raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
 def read(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
   """Returns the arrays of the one state dict in a file, and remarks.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from gc_jax.torch_io import names, pickles
+from gc_jax.torch_io import names, packaged, pickles
 from gc_jax.torch_io.pickles import Stored
 
 # Suffixes, in any case; an index names the files of a model in parts.
@@ -80,13 +80,15 @@ def in_folder(folder: Any) -> Any | None:
   return next((path for path in there if path.is_file()), None)
 
 
-def name_of(source: pathlib.Path | Mapping[str, Any]) -> str:
-  """Returns what messages call a file, or a state dict in memory."""
+def name_of(source: str | pathlib.Path | Mapping[str, Any]) -> str:
+  """Returns what messages call a source of weights."""
   return "The mapping" if isinstance(source, Mapping) else str(source)
 
 
-def read(source: pathlib.Path | Mapping[str, Any]) -> Content:
+def read(source: str | pathlib.Path | Mapping[str, Any]) -> Content:
   """Returns what is in a file, in all files of an index, or in a state dict.
+
+  A string is a name of weights that a package carries, imagenet:NAME.
 
   Raises:
     ValueError: it cannot be read, is not safe to read, or holds no weights.
@@ -97,6 +99,8 @@ def read(source: pathlib.Path | Mapping[str, Any]) -> Content:
     # Copies: a model must not change with what its weights came from.
     arrays = {k: np.array(v) for k, v in _arrays(name, stored).items()}
     return Content(arrays, {}, remarks)
+  if isinstance(source, str):
+    return Content(*packaged.read(source), [])
   path = source
   if path.is_dir():
     inside = in_folder(path)

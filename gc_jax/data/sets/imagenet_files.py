@@ -147,6 +147,21 @@ def _synsets(path, words, num_train, validation) -> Synsets:
   return Synsets(wnids, names, num_train, tuple(validation))
 
 
+def published_names() -> tuple[str, ...]:
+  """Returns the names of all classes as the kit has them, without the kit.
+
+  TFDS's package holds them: their wnids, and their words in another set that
+  shares them.
+  """
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.datasets.siscore import labels
+
+  wnids = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text()
+  # TFDS tells the two cranes apart, which the kit does not.
+  words = [w.split(" (")[0] for w in labels.IMAGENET_LABELS_LIST]
+  return readable_names(words, wnids.split())
+
+
 def readable_names(
   words: Sequence[str], wnids: Sequence[str]
 ) -> tuple[str, ...]:
