@@ -1,15 +1,16 @@
 r"""Does a recipe fit? Its train step, compiled for devices that are not here.
 
-  python -m gc_jax.preflight --config=configs/imagenet.py:resnet50-gmp_gc \
+  launch/preflight.sh --config=configs/imagenet.py:resnet50-gmp_gc \
     --topology=v5e:16x16 --per_chip_batch=auto
 
-Compiled, not executed: memory of each device against its limit, FLOPs,
-collectives, whether pictures would travel between devices. No data is read and
-no TPU needed, only its compiler: pip install libtpu, in the version that jax
-names. `--topology=local` compiles for the devices that are here.
+The script runs `python -m gc_jax.preflight` in an environment of its own, with
+the TPU's compiler, libtpu. No TPU is needed, and no data is read. The step is
+compiled, not executed: the command prints the memory of each device against its
+limit, FLOPs, collectives, and whether pictures would travel between devices.
+`--topology=local` compiles for the devices of this machine.
 
-Exits with 1 where the batch that was asked for does not fit, and with "auto"
-where none does.
+Exits with 1 if the batch that was asked for does not fit, and with "auto" if
+none does.
 """
 
 import json
@@ -33,11 +34,11 @@ _TOPOLOGY = flags.DEFINE_string(
 _PER_CHIP_BATCH = flags.DEFINE_string(
   "per_chip_batch",
   "",
-  "Images on each device; auto searches the largest that fits. Default: the "
-  "batch of the configuration, divided.",
+  "Images on each device; auto searches for the largest number that fits. "
+  "Default: the batch of the configuration, divided.",
 )
 _NUM_CLASSES = flags.DEFINE_integer(
-  "num_classes", 0, "Classes, where they are known only with the data."
+  "num_classes", 0, "Number of classes, if only the data would tell it."
 )
 _FAST = flags.DEFINE_bool(
   "fast", False, "Compile with few optimizations; memory may differ."

@@ -1,6 +1,6 @@
 # Sourced by the launch scripts: makes .venv and puts it on the PATH.
 #
-#   ensure_environment requirements.txt
+#   ensure_environment requirements.txt [FOLDER, in place of .venv]
 #
 # Installs what the file names, with the build of jax this machine has hardware
 # for. A second call finds the work done, unless the file or the build changed.
@@ -55,20 +55,20 @@ find_jax_build() {
 }
 
 ensure_environment() {
-  local requirements=$1 python build stamp wanted
+  local requirements=$1 folder=${2:-.venv} python build stamp wanted
   local jax=()
   build=$(find_jax_build)
-  stamp=.venv/.installed-${requirements//\//-}
+  stamp=$folder/.installed-${requirements//\//-}
   wanted="$build $(cat requirements.txt "$requirements" | cksum)"
   if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     python=$(find_python)
     [[ "$build" == cpu ]] || jax=("jax[$build]")
-    echo "Installing $requirements into .venv, jax for $build ..." >&2
-    "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    echo "Installing $requirements into $folder, jax for $build ..." >&2
+    "$python" -m venv "$folder"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
       -r "$requirements" "${jax[@]}"
     # Last, so that an interrupted installation is taken up again.
     echo "$wanted" >"$stamp"
   fi
-  PATH="$PWD/.venv/bin:$PATH"
+  PATH="$PWD/$folder/bin:$PATH"
 }

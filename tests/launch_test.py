@@ -390,6 +390,48 @@ def test_two_processes_pass_a_signal_on(fakes, number):
   assert "[1] saved" in stdout
 
 
+# Preflight.
+
+
+SLICE = ("--config=configs/imagenet.py:resnet50-gc", "--topology=v5e:4x4")
+
+
+def test_preflight_has_an_environment_of_its_own(fakes):
+  fakes.root = fakes.folder / "source"
+  shutil.copytree(ROOT / "launch", fakes.root / "launch")
+  shutil.copy(ROOT / "requirements.txt", fakes.root)
+  fakes.add("python3", INTERPRETER)
+  fakes.add("python")
+  fakes.run("preflight.sh", *SLICE, "--fast")
+  venv, *_ = fakes.calls("-m venv")
+  assert venv[-1] == ".venv-tpu" and not (fakes.root / ".venv").exists()
+  (pip,) = fakes.calls("-m pip")
+  assert pip[-1] == "jax[tpu]"
+  (ran,) = fakes.calls("-m gc_jax.preflight")
+  assert ran[1:] == ["-m", "gc_jax.preflight", *SLICE, "--fast"]
+  # It is made once; and nothing is installed to ask about this machine.
+  fakes.run("preflight.sh", *SLICE)
+  fakes.run("preflight.sh", SLICE[0], "--topology=local")
+  assert len(fakes.calls("-m pip")) == 1
+  assert fakes.calls("--topology=local")[0][0] == "python"
+
+
+def test_preflight_says_what_it_would_run_and_what_is_missing(fakes):
+  fakes.add("python3")
+  said, _ = fakes.run("preflight.sh", "--help")
+  assert said.startswith("Says whether a recipe fits") and "--dry-run" in said
+  said, errors = fakes.run("preflight.sh", *SLICE, "--dry-run")
+  assert said.split()[1:] == [
+    *(".venv-tpu/bin/python", "-m", "gc_jax.preflight"),
+    *SLICE,
+  ]
+  for missing in SLICE:
+    (kept,) = {*SLICE} - {missing}
+    _, error = fakes.run("preflight.sh", kept, status=2)
+    assert f"preflight.sh: {missing.split('=')[0]}=" in error
+  assert errors == "" and fakes.calls() == []
+
+
 # One worker.
 
 

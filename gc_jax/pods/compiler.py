@@ -71,7 +71,9 @@ def devices(name: str) -> Sequence[jax.Device]:
     named = [each for each in required if re.match(r"libtpu\b", each)]
     raise ModuleNotFoundError(
       "Compiling for a TPU needs its compiler, libtpu, and it is not installed "
-      f"(no TPU is needed): pip install '{named[0].split(';')[0].strip()}'"
+      "(no TPU is needed). Use launch/preflight.sh, which installs it into an "
+      "environment of its own; or make one, as libtpu disturbs training on "
+      f"other devices: pip install '{named[0].split(';')[0].strip()}'"
     )
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
