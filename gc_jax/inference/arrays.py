@@ -1,9 +1,11 @@
 """Trained models in use: what they see in arrays of pictures, and where.
 
-The public `predict` and `explain`; `run` serves the command beside them.
+The public `predict`, `explain`, `overlay` and `class_names`; `run` serves the
+command beside them.
 """
 
 import bisect
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from gc_jax.attribution import METHODS
 from gc_jax.method import metrics
@@ -39,6 +41,15 @@ def predict(model: nnx.Module, images: ArrayLike) -> Float[Array, "B K"]:
   return run(model, images, np.zeros((len(images), 0), np.int32), ())[0]
 
 
+def class_names(model: nnx.Module) -> tuple[str, ...]:
+  """Returns the names of a model's classes, in the order of its outputs.
+
+  Empty if it names none, as a new model or a file of PyTorch's; `load` can be
+  given them.
+  """
+  return tuple(getattr(model, "class_names", ()))
+
+
 def explain(
   model: nnx.Module,
   images: ArrayLike,
@@ -54,8 +65,8 @@ def explain(
     model: from `load`, or any of `MODELS`. It runs in evaluation mode, and is
       left as it was.
     images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
-    targets: class ids in 0..K-1: `[B]`, one for each image, or `[B P]`,
-      several.
+    targets: classes: `[B]`, one for each image, or `[B P]`, several; ids in
+      0..K-1, or names where the model has them (`class_names`).
     method: a key of `METHODS`.
     normalize: False for raw maps, in the method's own unit (logits, for
       Grad-CAM).
@@ -72,6 +83,8 @@ def explain(
     raise ValueError(unknown_name_message("method", method, METHODS))
   images = checked_images(images)
   targets = np.asarray(targets)
+  if targets.dtype.kind == "U":
+    targets = _ids(targets, class_names(model))
   if targets.shape[:1] != images.shape[:1] or targets.ndim not in (1, 2):
     raise ValueError(
       f"targets must be [B] or [B P], classes for each of the {len(images)} "
@@ -80,8 +93,8 @@ def explain(
     )
   if not np.issubdtype(targets.dtype, np.integer):
     raise ValueError(
-      f"targets must be integers, class ids; they are {targets.dtype}. For "
-      "names, look their position up in the class names."
+      f"targets must be integers, class ids; they are {targets.dtype}. Convert "
+      "them, or name the classes."
     )
   num_classes = check_fits(model, *images.shape[1:3])
   outside = targets[(targets < 0) | (targets >= num_classes)]
@@ -94,6 +107,92 @@ def explain(
   _, cams = run(model, images, pairs, (method,))
   cam = _as_distribution(cams[method]) if normalize else cams[method]
   return cam.reshape(*targets.shape, *cam.shape[2:])
+
+
+def overlay(
+  images: ArrayLike, maps: ArrayLike
+) -> UInt8[np.ndarray, "*B H W 3"]:
+  """Returns pictures with maps over them, drawn as on the pages.
+
+  Colour and opacity follow the map, each scaled to its own maximum (a map as
+  large as the picture: to its 99th percentile). A map that points nowhere
+  leaves the picture bare: an empty one, and one that is the same everywhere, as
+  `explain` makes of an empty one.
+
+  Args:
+    images: RGB, uint8 or float in [0, 1]: one, `[H W 3]`, or several,
+      `[B H W 3]`.
+    maps: a map >= 0 of any unit and size for each: `[h w]` or `[B h w]`.
+
+  Raises:
+    ValueError: the images or maps are something else.
+  """
+  # Here, as it takes a second that others need not wait for.
+  from gc_jax.report import pictures
+
+  images, maps = np.asarray(images), np.asarray(maps)
+  is_one = images.ndim == 3
+  images = np.asarray(checked_images(images[None] if is_one else images))
+  if images.dtype != np.uint8:
+    images = np.rint(255 * images).astype(np.uint8)
+  wanted = () if is_one else (len(images),)
+  if maps.ndim != len(wanted) + 2 or maps.shape[:-2] != wanted or not maps.size:
+    shape = "[h w]" if is_one else f"[B h w] with B = {len(images)}"
+    raise ValueError(
+      f"maps must be {shape}, one for each image; they have shape {maps.shape}."
+      " Of several maps of an image, give one at a time."
+    )
+  if not jnp.issubdtype(maps.dtype, jnp.floating):
+    raise ValueError(
+      f"maps must be float; they are {maps.dtype}. Give what explain returns."
+    )
+  if (maps < 0).any():
+    raise ValueError(
+      f"maps must be >= 0; the least value is {maps.min():g}. Take what speaks "
+      "for the class: np.maximum(maps, 0)."
+    )
+  drawn = []
+  maps = maps.reshape(-1, *maps.shape[-2:])
+  for image, cam in zip(images, maps, strict=True):
+    points = np.isfinite(cam).all() and cam.min() < cam.max()
+    shown = cam.astype(np.float32) if points else np.zeros((1, 1), np.float32)
+    drawn.append(pictures.heat_overlay(image, shown))
+  return drawn[0] if is_one else np.stack(drawn)
+
+
+def _ids(
+  asked: Shaped[np.ndarray, "*P"], names: Sequence[str]
+) -> Int[np.ndarray, "*P"]:
+  """Returns the position of each name among a model's classes."""
+  if not names:
+    raise ValueError(
+      f"targets must be ids for a model that names no classes; "
+      f"{str(asked.flat[0])!r} is a name. Give ids from 0, or give load the "
+      "names: class_names=..."
+    )
+  ids = [id_of(str(name), names, "targets") for name in asked.flat]
+  return np.array(ids, np.int32).reshape(asked.shape)
+
+
+def id_of(name: str, names: Sequence[str], what: str) -> int:
+  """Returns the position of a name among a model's classes, at least one.
+
+  Unicode forms do not count.
+
+  Raises:
+    ValueError: no class is called so, or several are; `what` asked for it.
+  """
+  known = [unicodedata.normalize("NFC", each) for each in names]
+  name = unicodedata.normalize("NFC", name)
+  if name not in known:
+    raise ValueError(unknown_name_message(what, name, names))
+  if known.count(name) > 1:
+    ids = [i for i, each in enumerate(known) if each == name]
+    raise ValueError(
+      f"{what} must name one class; {len(ids)} are called {name!r}. Give one "
+      f"of their ids: {', '.join(map(str, ids))}."
+    )
+  return known.index(name)
 
 
 def program(*static: int) -> Callable[[Callable], Callable]:

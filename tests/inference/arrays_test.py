@@ -1,5 +1,8 @@
 """Arrays of pictures in, logits and maps out; and which arrays are refused."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
 from gc_jax.inference import arrays
 from gc_jax.method import metrics
+from gc_jax.report import pictures
 
 K = 10
 
@@ -50,8 +54,9 @@ def assert_close(maps, expected, atol=1e-6):
 def test_the_public_names_are_those_of_the_contract():
   assert gc_jax.explain is arrays.explain
   assert gc_jax.predict is arrays.predict
-  names = "METHODS MODELS cam compose create explain load losses metrics"
-  assert set(gc_jax.__all__) == {*names.split(), "predict"}
+  names = "METHODS MODELS cam class_names compose create explain load losses"
+  names += " metrics overlay predict"
+  assert set(gc_jax.__all__) == {*names.split()}
   assert all(hasattr(gc_jax, name) for name in gc_jax.__all__)
 
 
@@ -200,7 +205,7 @@ def test_images_that_are_no_batch_of_rgb_pictures_are_refused(
     ([3, 10], r"must be in 0\.\.9, the model's classes; 10 is not"),
     ([-1, 3], r"-1 is not\. Count from 0\."),
     ([3.0, 7.0], r"must be integers, class ids; they are float64"),
-    (["cat", "dog"], "must be integers.*For names, look their position up"),
+    (["cat", "dog"], "must be ids .* names no classes; 'cat' is a name"),
   ],
 )
 def test_targets_that_are_no_classes_of_the_pictures_are_refused(
@@ -208,6 +213,98 @@ def test_targets_that_are_no_classes_of_the_pictures_are_refused(
 ):
   with pytest.raises(ValueError, match=message):
     gc_jax.explain(model, pixels, targets)
+
+
+def test_targets_may_be_names_of_classes(evaluated, pixels):
+  named = nnx.clone(evaluated)
+  named.class_names = (*"abcdefg", "café", "crane", "crane")
+  assert gc_jax.class_names(named) == named.class_names
+  assert gc_jax.class_names(evaluated) == ()
+  for targets, ids in [
+    (["a", "cafe\u0301"], [0, 7]),  # however an accent is stored
+    (np.array([["a", "b"], ["c", "a"]]), [[0, 1], [2, 0]]),
+  ]:
+    found = gc_jax.explain(named, pixels, targets)
+    np.testing.assert_array_equal(found, gc_jax.explain(named, pixels, ids))
+  with pytest.raises(ValueError, match=r"Unknown targets='h'\. Known: a, b"):
+    gc_jax.explain(named, pixels, ["a", "h"])
+  with pytest.raises(
+    ValueError, match=r"2 are called 'crane'\. Give one of their ids: 8, 9"
+  ):
+    gc_jax.explain(named, pixels, ["a", "crane"])
+
+
+def test_names_of_classes_stay_with_a_model_and_change_no_number(
+  evaluated, pixels
+):
+  named = nnx.clone(evaluated)
+  named.class_names = tuple("abcdefghij")
+  graphdef, state = nnx.split(named)
+  assert gc_jax.class_names(nnx.merge(graphdef, state)) == named.class_names
+  assert jax.tree.structure(state) == jax.tree.structure(nnx.state(evaluated))
+  hash(graphdef)  # as jit does
+  np.testing.assert_array_equal(
+    gc_jax.predict(named, pixels), gc_jax.predict(evaluated, pixels)
+  )
+
+
+def test_an_overlay_is_drawn_as_on_the_pages(pixels):
+  rng = np.random.default_rng(0)
+  maps = rng.random((2, 4, 6)).astype(np.float32)
+  both = gc_jax.overlay(pixels, jnp.asarray(maps))
+  assert both.dtype == np.uint8 and both.shape == pixels.shape
+  for image, cam, drawn in zip(pixels, maps, both, strict=True):
+    expected = pictures.heat_overlay(image, cam)
+    np.testing.assert_array_equal(drawn, expected)
+    assert (expected != image).any()
+    for fractions in (image / 255, jnp.asarray(image) / 255):
+      one = gc_jax.overlay(fractions, cam)
+      np.testing.assert_array_equal(one, expected)
+  large = rng.random(pixels.shape[1:3])  # float64, a map of pixels
+  np.testing.assert_array_equal(
+    gc_jax.overlay(pixels[0], large), pictures.heat_overlay(pixels[0], large)
+  )
+
+
+@pytest.mark.parametrize("value", [0.0, 1 / 24, np.nan, np.inf])
+def test_a_map_that_points_nowhere_leaves_the_picture_bare(pixels, value):
+  nowhere = np.full((4, 6), value, np.float32)
+  somewhere = np.eye(4, 6, dtype=np.float32)
+  drawn = gc_jax.overlay(pixels, np.stack([nowhere, somewhere]))
+  np.testing.assert_array_equal(drawn[0], pixels[0])
+  assert (drawn[1] != pixels[1]).any()
+
+
+@pytest.mark.parametrize(
+  "image, cam, message",
+  [
+    (0, np.ones((1, 4, 6)), r"must be \[h w\], one for each .* \(1, 4, 6\)"),
+    (..., np.ones((4, 6)), r"must be \[B h w\] with B = 2, .* \(4, 6\)"),
+    (..., np.ones((3, 4, 6)), r"with B = 2.*shape \(3, 4, 6\)"),
+    (..., np.ones((2, 3, 4, 6)), "Of several maps of an image, give one at a"),
+    (0, np.ones((0, 6)), r"they have shape \(0, 6\)"),
+    (0, np.ones((4, 6), int), "maps must be float; they are int64"),
+    (0, -np.ones((4, 6)), "must be >= 0; the least value is -1. Take what sp"),
+    ((0, 0), np.ones((4, 6)), r"images must be RGB \[B H W 3\]"),
+  ],
+)
+def test_maps_that_do_not_belong_to_the_pictures_are_refused(
+  pixels, image, cam, message
+):
+  with pytest.raises(ValueError, match=message):
+    gc_jax.overlay(pixels[image], cam)
+
+
+def test_importing_gc_jax_loads_nothing_that_only_pages_need():
+  script = """
+import sys
+import gc_jax
+print([m for m in ("matplotlib", "PIL", "cv2", "jinja2") if m in sys.modules])
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "[]\n"
 
 
 def test_an_unknown_method_is_refused_with_the_nearest(model, pixels):

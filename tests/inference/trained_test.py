@@ -254,6 +254,53 @@ def test_a_file_that_says_nothing_of_its_outputs_leaves_them_open(in_a_module):
   assert_same_weights(loaded.model, weights)
 
 
+def test_a_file_that_names_no_classes_can_be_given_them(in_a_module, tmp_path):
+  path, _ = in_a_module
+  assert gc_jax.class_names(gc_jax.load(path, "resnet8-small")) == ()
+  names = ("cat", "dog", "café")
+  (tmp_path / "names.txt").write_text("cat\ndog \r\ncafé\n\n")
+  (tmp_path / "names.json").write_text(json.dumps(names))
+  for given in (names, list(names), tmp_path / "names.txt"):
+    model = gc_jax.load(path, "resnet8-small", given)
+    assert gc_jax.class_names(model) == names
+  loaded = trained.load_model(
+    path, "resnet8-small", str(tmp_path / "names.json")
+  )
+  assert loaded.class_names == gc_jax.class_names(loaded.model) == names
+
+
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    (("cat", "dog"), r"each of the 3 outputs .*; there are 2 names: cat, dog"),
+    (
+      "none.txt",
+      r"must be 'imagenet', or a file .*none\.txt cannot be read so",
+    ),
+    ("gap.txt", r"gap\.txt cannot be read so: not each is a name"),
+    ("ids.json", r"ids\.json cannot be read so: it is no list"),
+    ("latin.txt", r"latin\.txt cannot be read so: .* can't decode"),
+  ],
+)
+def test_names_that_are_not_those_of_the_outputs_are_refused(
+  in_a_module, tmp_path, monkeypatch, given, message
+):
+  path, _ = in_a_module
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "gap.txt").write_text("cat\n\ndog\nfox")
+  (tmp_path / "ids.json").write_text('{"0": "cat"}')
+  (tmp_path / "latin.txt").write_bytes("café\n".encode("latin1"))
+  with pytest.raises(ValueError, match=message):
+    gc_jax.load(path, "resnet8-small", given)
+
+
+def test_a_run_keeps_the_names_it_was_trained_on(smoke_run):
+  assert gc_jax.class_names(gc_jax.load(smoke_run)) == DIGITS
+  assert gc_jax.class_names(gc_jax.load(smoke_run, None, DIGITS)) == DIGITS
+  with pytest.raises(ValueError, match=r"step 8 names 0, 1, .*Leave it out"):
+    gc_jax.load(smoke_run, class_names=DIGITS[::-1])
+
+
 def test_training_starts_from_a_file(in_a_module, tmp_path):
   path, weights = in_a_module
   start, _ = trained.initial_model(path, "resnet8-small-gmp")
