@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "images",
     nargs="+",
     metavar="IMAGE",
-    help="picture file, or a folder for the pictures directly in it",
+    help="picture file, or a folder for the pictures in it and in the folders "
+    "below",
   )
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument(
@@ -85,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar="softmax|sigmoid",
     help="of a --checkpoint that does not say: softmax where a picture shows "
     "one class, sigmoid where it may show several (default: softmax)",
+  )
+  add(
+    "--class_names",
+    metavar="imagenet|FILE",
+    help="of a --checkpoint that does not name its classes: a file with a name "
+    "in each line (.json: a list), in the order of the outputs; or imagenet, "
+    "the 1,000 of torchvision's checkpoints",
   )
   add(
     "--method",
@@ -121,6 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     default=8,
     metavar="N",
     help="pictures of one shape explained at once (default: %(default)s)",
+  )
+  add(
+    "--on_error",
+    default="fail",
+    metavar="fail|skip",
+    help="what a picture does that cannot be read: all are checked first, and "
+    "nothing is explained; or it is left out, and counted (default: "
+    "%(default)s)",
   )
   add(
     "--overwrite",

@@ -128,9 +128,12 @@ def test_the_command_runs_without_a_warning_and_leaves_the_run_alone(
   names = ["explanations.json"]
   names += [f"rocket.gradcam_elementwise.{suffix}" for suffix in ("npy", "png")]
   assert sorted(path.name for path in out.iterdir()) == names
-  first, last = done.stdout.splitlines()
-  assert first.startswith(f"wrote {out / names[2]} and .npy: '")
-  assert last == f"wrote {out / names[0]}: 1 explanation"
+  assert done.stdout.startswith(
+    "found 1 picture\nreading the model\n"
+    "compiling for 16 by 24 pixels, shape 1 of 1\n"
+    f"wrote {out / names[2]} and .npy: '"
+  )
+  assert f"\nwrote {out / names[0]}: 1 explanation\n" in done.stdout
   assert tell() == before
 
 
@@ -401,6 +404,117 @@ def test_every_unreadable_picture_is_named_before_anything_happens(
   assert "camera.png must be a picture" in told
   assert "gravel" not in told and "nowhere" not in told
   assert not out.exists()
+
+
+def test_unreadable_pictures_are_left_out_and_counted_if_asked(
+  explained, refused, smoke_run, folder, tmp_path, monkeypatch
+):
+  flags = [folder, f"--workdir={smoke_run}", "--size=16"]
+  for name in ["rocket.jpg", "camera.png"]:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+  told = refused(*flags, f"--out={tmp_path / 'out'}")
+  assert told.endswith("leave out what cannot be read by --on_error=skip.\n")
+  monkeypatch.undo()  # methods run again
+  printed, told = explained(*flags, "--on_error=skip")
+  assert [pathlib.Path(e["file"]).stem for e in told] == [
+    *("astronaut", "gravel", "horse")
+  ]
+  skipped = tmp_path / "out" / "skipped.json"
+  assert f"skipped 2 pictures that cannot be read; {skipped} says" in printed
+  first, second = json.loads(skipped.read_text())
+  assert first["file"] == str(folder / "camera.png")
+  assert "rocket.jpg must be a picture" in second["reason"]
+  # Mended, it is no longer among them.
+  shutil.copy(ROOT / ".assets" / "quickstart.jpg", folder / "rocket.jpg")
+  explained(folder / "rocket.jpg", *flags[1:])
+  (left,) = json.loads(skipped.read_text())
+  assert left == first
+
+
+def test_nothing_is_explained_if_no_picture_can_be_read(
+  refused, smoke_run, tmp_path
+):
+  (tmp_path / "a.png").write_text("no picture")
+  flags = [f"--workdir={smoke_run}", f"--out={tmp_path / 'out'}"]
+  told = refused(tmp_path, *flags, "--on_error=skip")
+  assert "a.png must be a picture" in told and "--on_error" not in told
+  told = refused(tmp_path, *flags, "--on_error=ignore")
+  assert "Unknown --on_error='ignore'. Known: fail, skip." in told
+
+
+def test_class_folders_are_read_and_tell_the_true_class(
+  explained, smoke_run, photographs, tmp_path
+):
+  for name, place in [("rocket.jpg", "3"), ("horse.png", "elsewhere")]:
+    (tmp_path / "val" / place).mkdir(parents=True)
+    shutil.copy(photographs / name, tmp_path / "val" / place)
+  flags = [f"--workdir={smoke_run}", "--size=16"]
+  _, told = explained(tmp_path / "val", *flags)
+  assert [(e["true"], e["true_name"]) for e in told] == [(3, "3"), (None, None)]
+  # What it wrote there itself is no picture of yours.
+  within = tmp_path / "val" / "seen"
+  for _ in range(2):
+    printed, told = explained(
+      tmp_path / "val", *flags, "--overwrite", out=within
+    )
+    assert "found 2 pictures\n" in printed and len(told) == 2
+
+
+def test_the_three_highest_classes_are_told(explained, smoke_run, photographs):
+  picture = photographs / "rocket.jpg"
+  _, (e,) = explained(picture, f"--workdir={smoke_run}", "--size=16")
+  pixels = image_files.read(picture, tuple(e["model_size"]))
+  logits = np.asarray(gc_jax.predict(gc_jax.load(smoke_run), pixels[None]))[0]
+  first = np.argsort(-logits)[:3]
+  assert [each["id"] for each in e["top"]] == list(first)
+  assert [each["name"] for each in e["top"]] == list(map(str, first))
+  expected = np.exp(logits)[first] / np.exp(logits).sum()
+  found = [each["probability"] for each in e["top"]]
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  assert e["top"][0]["id"] == e["predicted"]
+
+
+def test_classes_of_a_pytorch_file_are_named_by_a_file(
+  explained, refused, photographs, tmp_path, monkeypatch
+):
+  path = tmp_path / "model.pth"
+  weights = torch_io.names.to_torch(models.create("resnet8-small", 3))
+  torch.save({key: torch.from_numpy(v) for key, v in weights.items()}, path)
+  flags = [photographs / "microaneurysms.png", f"--checkpoint={path}"]
+  flags += ["--arch=resnet8-small", "--size=16"]
+  out = f"--out={tmp_path / 'none'}"
+  told = refused(*flags, "--class_names=imagenet", out)
+  assert "name each of the 3 outputs" in told and "1,000 names: tench" in told
+  monkeypatch.undo()  # methods run again
+  printed, (e,) = explained(*flags, out=tmp_path / "unnamed")
+  assert "does not name its 3 classes; --class_names=FILE does" in printed
+  assert e["predicted_name"] is None
+  (tmp_path / "names.txt").write_text("cat\ndog\nfox\n")
+  named = [*flags, f"--class_names={tmp_path / 'names.txt'}"]
+  printed, (e,) = explained(*named, "--target=dog")
+  assert (e["target"], e["target_name"]) == (1, "dog")
+  assert "does not name its 3" not in printed
+
+
+def test_a_file_of_1000_outputs_may_be_given_imagenets_names(
+  explained, photographs, tmp_path
+):
+  path = tmp_path / "model.pth"
+  model = models.create("resnet8-small", 1_000)
+  weights = torch_io.names.to_torch(model)
+  torch.save({key: torch.from_numpy(v) for key, v in weights.items()}, path)
+  folder = tmp_path / "goldfish"
+  folder.mkdir()
+  shutil.copy(photographs / "microaneurysms.png", folder)
+  flags = [folder, f"--checkpoint={path}", "--arch=resnet8-small", "--size=16"]
+  printed, (e,) = explained(*flags, out=tmp_path / "unnamed")
+  assert "If they are ImageNet's, in the order of torchvision's" in printed
+  assert e["predicted_name"] is None and e["true"] is None
+  flags.append("--class_names=imagenet")
+  printed, (e,) = explained(*flags, "--target=great grey owl")
+  assert "taken for ImageNet's, in the order of torchvision's" in printed
+  assert (e["target"], e["true"]) == (24, 1)
 
 
 def test_help_says_what_is_written(explain):

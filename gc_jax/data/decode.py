@@ -206,11 +206,36 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
   `EXACT_REDUCTION` times as large is decoded at a smaller scale first, which
   does not show.
   """
-  share = max(
+  share = _exact_share(header, size)
+  return _resized(_upright(header, share if share < 1 else None), size)
+
+
+def whole_and_scaled(
+  header: Header, size: tuple[int, int]
+) -> tuple[PIL.Image.Image, PIL.Image.Image]:
+  """Returns what `whole` and `scaled` do, and decodes all pixels only once."""
+  image = whole(header)
+  is_jpeg = header.encoded.startswith(orientation.JPEG_START)
+  if is_jpeg and _exact_share(header, size) <= 1 / 2:
+    # The decoder halves it, or more, in a fraction of the time.
+    return image, scaled(header, size)
+  return image, _resized(image, size)
+
+
+def check(header: Header) -> None:
+  """Reads a picture to its end; a JPEG's pixels only as far as that takes."""
+  _upright(header, 1 / max(_JPEG_SCALES))
+
+
+def _exact_share(header: Header, size: tuple[int, int]) -> float:
+  """Returns how small a picture may be decoded before an exact resize."""
+  return max(
     EXACT_REDUCTION * side / own
     for side, own in zip(size, header.size, strict=True)
   )
-  image = _upright(header, share if share < 1 else None)
+
+
+def _resized(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
   if image.size == size:
     return image
   return image.resize(size, PIL.Image.Resampling.BILINEAR)

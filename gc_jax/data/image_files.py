@@ -1,53 +1,105 @@
 """Picture files as people name them, and the sizes a model gets them in."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from gc_jax.data import decode
+from gc_jax.data.sets import folder_files
 from gc_jax.runtime import files
 
 _MAX_PIXELS = 64_000_000  # of a picture as a model gets it
 
 
-def find(names: Iterable[str | os.PathLike]) -> list[Path]:
-  """Returns the pictures that files and folders stand for, each once.
+class Picture(NamedTuple):
+  """A picture file, and the names of the folders that may tell its class.
 
-  A folder stands for the pictures directly in it, sorted: not hidden, with one
-  of `decode.SUFFIXES`. A file that is named may be called anything.
+  The nearest comes first, the last is the folder that was named; of a file that
+  was named itself, it is the folder that holds it.
+  """
+
+  path: Path
+  folders: tuple[str, ...]
+
+
+class Found(NamedTuple):
+  """Pictures, each once, and folders of masks and annotations left out."""
+
+  pictures: list[Picture]
+  left_out: list[Path]
+
+
+def find(
+  names: Iterable[str | os.PathLike],
+  skip: Callable[[Path], bool] = lambda path: False,
+) -> Found:
+  """Returns the pictures that files and folders stand for.
+
+  A folder stands for the pictures in it and in the folders below, sorted: not
+  hidden, with one of `decode.SUFFIXES`. A file that is named may be called
+  anything.
+
+  Args:
+    names: of files and folders.
+    skip: whether a picture of a folder is not meant.
 
   Raises:
     ValueError: a name does not exist or is no UTF-8, or a folder has no
       picture.
   """
-  found: dict[Path, Path] = {}
+  found: dict[str, Picture] = {}
+  left_out = []
   for path in map(Path, names):
+    files.as_path(path)  # says so if it is no UTF-8
     if not path.exists():
       raise ValueError(
         f"IMAGE must be a file or folder; {path} does not exist. Check the "
         "path."
       )
-    paths = [path]
+    whole = Path(os.path.abspath(path))
+    pictures = [Picture(path, (whole.parent.name,))]
     if path.is_dir():
-      paths = sorted(
-        file
-        for file in path.iterdir()
-        if file.suffix.lower() in decode.SUFFIXES
-        and not file.name.startswith(".")
-        and file.is_file()
-      )
-      if not paths:
+      below = folder_files.list_tree(path)
+      left_out += [
+        path / name
+        for name in below.folders
+        if name.casefold() in folder_files.NO_CLASSES
+      ]
+      pictures = [
+        Picture(path / name, _folders(f"{whole.name}/{name}"))
+        for name in below.files
+        if folder_files.kind_of(name) == "picture" and not skip(path / name)
+      ]
+      if not pictures:
         raise ValueError(
           f"A folder of images must hold {', '.join(decode.SUFFIXES)}; {path} "
-          "has none directly in it. Name the folder of the pictures themselves."
+          "and the folders below it have none. Name another."
         )
-    for file in paths:
+    for picture in pictures:
       # Results are named after it.
-      found.setdefault(file.resolve(), files.as_path(file))
-  return list(found.values())
+      found.setdefault(os.path.realpath(picture.path), picture)
+  return Found(list(found.values()), left_out)
+
+
+def _folders(name: str) -> tuple[str, ...]:
+  return PurePosixPath(name).parts[-2::-1]
+
+
+def check(path: Path) -> tuple[int, int]:
+  """Returns the (height, width) of a picture that `read` can read.
+
+  Raises:
+    ValueError: as for `read`.
+  """
+  with _named(path):
+    header = decode.read_header(path.read_bytes())
+    decode.check(header)
+    return header.size[::-1]
 
 
 def read(
@@ -58,11 +110,32 @@ def read(
   Raises:
     ValueError: it cannot be decoded to the end; names the file.
   """
-  try:
+  with _named(path):
     header = decode.read_header(path.read_bytes())
     if size is None:
       return np.asarray(decode.whole(header))
     return np.asarray(decode.scaled(header, size[::-1]))
+
+
+def read_twice(
+  path: Path, size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "h w 3"]]:
+  """Returns a picture at its own size and at (height, width), as `read` does.
+
+  Raises:
+    ValueError: as for `read`.
+  """
+  with _named(path):
+    header = decode.read_header(path.read_bytes())
+    whole, scaled = decode.whole_and_scaled(header, size[::-1])
+    return np.asarray(whole), np.asarray(scaled)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+  """Says of a picture that cannot be read which it is."""
+  try:
+    yield
   except (OSError, decode.DecodeError) as error:
     raise ValueError(
       f"{path} must be a picture ({', '.join(decode.FORMATS)}); it cannot be "

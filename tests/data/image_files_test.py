@@ -5,9 +5,11 @@ What the pixels of each kind of file become: decode_test.
 
 import os
 
+import numpy as np
+import PIL.Image
 import pytest
 
-from gc_jax.data import image_files
+from gc_jax.data import decode, image_files
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path, photographs):
@@ -23,23 +25,106 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, photographs):
     image_files.read(tmp_path)
 
 
+def touch(folder, *names):
+  for name in names:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).touch()
+
+
 def test_a_folder_stands_for_its_pictures_sorted_and_once(tmp_path):
-  for name in ["b.PNG", "a.jpg", "e.JFIF", "f.jpe", ".hidden.png", "c.txt"]:
-    (tmp_path / name).touch()
+  names = ["b.PNG", "a.jpg", "e.JFIF", "f.jpe", ".hidden.png", "c.txt"]
+  touch(tmp_path, *names)
   (tmp_path / "d.png").mkdir()
   named = tmp_path / "c.txt"  # a picture, if someone says so
   found = image_files.find(
     [named, tmp_path / "d.png" / ".." / "b.PNG", tmp_path]
   )
   names = ["c.txt", "b.PNG", "a.jpg", "e.JFIF", "f.jpe"]
-  assert [path.name for path in found] == names
+  assert [picture.path.name for picture in found.pictures] == names
+
+
+def test_pictures_below_a_folder_know_the_folders_that_may_tell_their_class(
+  tmp_path, monkeypatch
+):
+  val = tmp_path / "dog" / "val"
+  touch(val, "cat/1.jpg", "dog/old/1.jpg", "dog/old/no.txt", ".git/x.png")
+  touch(val, "x.png", "masks/cat/1.png", "Annotations/1.xml", "cat/masks/2.jpg")
+  found = image_files.find([val])
+  assert [
+    (str(p.path.relative_to(val)), p.folders) for p in found.pictures
+  ] == [
+    ("cat/1.jpg", ("cat", "val")),
+    ("cat/masks/2.jpg", ("masks", "cat", "val")),
+    ("dog/old/1.jpg", ("old", "dog", "val")),
+    ("x.png", ("val",)),
+  ]
+  assert set(found.left_out) == {val / "masks", val / "Annotations"}
+  # By its own name, whatever it was called by: and of a file, one folder.
+  monkeypatch.chdir(val / "cat")
+  one, two = image_files.find([".", "../dog/old/1.jpg"]).pictures
+  assert (one.folders, two.folders) == (("cat",), ("old",))
+  masks = image_files.find([val / "masks"])  # if someone says so
+  assert [p.folders for p in masks.pictures] == [("cat", "masks")]
+  skip = lambda path: path.name == "1.jpg"
+  assert len(image_files.find([val], skip).pictures) == 2
+
+
+def test_a_picture_is_read_once_for_both_of_its_sizes(
+  tmp_path, photographs, monkeypatch
+):
+  photo = decode.whole(
+    decode.read_header((photographs / "rocket.jpg").read_bytes())
+  )
+  turned = PIL.Image.Exif()
+  turned[274] = 6
+  sizes = {"small": (64, 48), "large": (1280, 960)}
+  for name, size in sizes.items():
+    photo.resize(size).save(tmp_path / f"{name}.jpg", exif=turned)
+    photo.resize(size).save(tmp_path / f"{name}.png")
+  real, decoded = decode._upright, []
+
+  def upright(header, share):
+    decoded.append(share)
+    return real(header, share)
+
+  monkeypatch.setattr(decode, "_upright", upright)
+  for path in sorted(tmp_path.iterdir()):
+    shape = (32, 24) if path.suffix == ".jpg" else (24, 32)
+    expected = image_files.read(path), image_files.read(path, shape)
+    decoded.clear()
+    for found, wanted in zip(
+      image_files.read_twice(path, shape), expected, strict=True
+    ):
+      np.testing.assert_array_equal(found, wanted)
+    # A large JPEG is decoded a second time at a quarter of its sides.
+    assert len(decoded) == (2 if path.name == "large.jpg" else 1)
+    assert image_files.check(path) == expected[0].shape[:2]
+
+
+def test_a_check_finds_what_reading_would_find(tmp_path, photographs):
+  for name in ["rocket.jpg", "coffee.png", "multipage.tif"]:
+    whole = (photographs / name).read_bytes()
+    verdicts = set()
+    for share in [0.001, 0.1, 0.5, 0.9, 0.99, 0.999, 1]:
+      path = tmp_path / name
+      path.write_bytes(whole[: int(share * len(whole))])
+      told = []
+      for look in (image_files.check, image_files.read):
+        try:
+          look(path)
+          told.append("")
+        except ValueError as error:
+          told.append(str(error))
+      assert told[0] == told[1]
+      verdicts.add(told[0] == "")
+    assert verdicts == {True, False}
 
 
 def test_names_without_pictures_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r"nothing does not exist\. Check the"):
     image_files.find([tmp_path / "nothing"])
   (tmp_path / "notes.txt").touch()
-  with pytest.raises(ValueError, match=r"must hold \.bmp, .* has none"):
+  with pytest.raises(ValueError, match=r"hold \.bmp, .* below it have none"):
     image_files.find([tmp_path])
 
 
@@ -47,7 +132,9 @@ def test_a_name_that_is_no_utf8_is_refused_before_anything_is_read(tmp_path):
   path = tmp_path / os.fsdecode(b"caf\xe9.png")
   path.touch()
   for names in ([path], [tmp_path]):
-    with pytest.raises(ValueError, match=r"must be UTF-8.*caf\\udce9\.png"):
+    with pytest.raises(
+      ValueError, match=r"must be UTF-8(?s:.*)caf\\(udc|x)e9\.png"
+    ):
       image_files.find(names)
 
 

@@ -77,7 +77,7 @@ def list_tree(root: Path) -> Tree:
       f"{len(undecodable):,} are not:\n  "
       + listed(undecodable, between="\n  ")
       + "\nRename them (all at once: convmv -r --notest -f latin1 -t utf8 "
-      f"{root}), or move them out of --config.data.path."
+      f"{root}), or move them elsewhere."
     )
   if loops:
     raise ValueError(
@@ -117,7 +117,7 @@ def _entries(folder: Path) -> Iterator[tuple[os.DirEntry, os.stat_result]]:
   except OSError as error:
     raise ValueError(
       f"{error.filename} must be readable ({error.strerror}); change its "
-      "permissions, or move it out of --config.data.path."
+      "permissions, or move it elsewhere."
     ) from error
 
 
