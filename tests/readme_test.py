@@ -28,6 +28,7 @@ from gc_jax.training.loop import train_and_evaluate
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "gc_jax/docs").glob("*.md"))]
+PODS = (ROOT / "gc_jax/docs/pods.md").read_text()
 # What a page has to leave behind: a file of a run, and what is in it.
 LEFT = {
   "recipes.md": {
@@ -38,10 +39,20 @@ LEFT = {
 }
 
 
+# What scripts that make an environment run in it.
+WITHIN = {
+  "launch/local.sh": "python -m gc_jax.main --config=configs/quickstart.py "
+  "--workdir=runs/quickstart",
+  "launch/preflight.sh": "python -m gc_jax.preflight",
+}
+
+
 def commands(page):
   """Returns the lines of a page's ```bash blocks, continued lines as one."""
   blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
   lines = "".join(blocks).replace("\\\n", " ").splitlines()
+  for script, command in WITHIN.items():
+    lines = [line.replace(script, command) for line in lines]
   return [line for line in lines if line != "source .venv/bin/activate"]
 
 
@@ -82,24 +93,38 @@ def run(arguments, env):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one_that_can_be_tried(page):
   for command in commands(page):
-    assert re.match(r"python -m gc_jax\.\w+ |launch/\w+\.sh( |$)", command)
+    assert re.match(r"python -m gc_jax\.\w+ ", command)
+
+
+@pytest.mark.parametrize(
+  "line",
+  re.findall(r"`(launch/[^`]+=[^`]+)`", PODS),
+  ids=lambda line: line.split()[0],
+)
+def test_every_launcher_takes_what_the_page_gives_it(line):
+  line = line.replace("config=...", "config=configs/quickstart.py")
+  words = line.replace("workdir=...", "workdir=runs/gc").split()
+  if words[0] in WITHIN:
+    words[0] = "launch/worker.sh"  # it takes what gc_jax.main does
+  done = subprocess.run(
+    [*words, "--dry-run"], capture_output=True, text=True, cwd=ROOT
+  )
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "page",
-  [p for p in PAGES if any("python -m" in c for c in commands(p))],
+  [page for page in PAGES if commands(page)],
   ids=lambda page: page.name,
 )
 def test_every_command_of_a_page_runs(
   page, tmp_path, compilation_cache, smoke_run
 ):
   for command in commands(page):
-    if command.startswith("launch/"):
-      continue  # see launch_test.py
     arguments = shrunk(command, tmp_path)
     # A run that another page began.
-    if arguments[-1] != "--help" and "gc_jax.main" not in arguments:
+    if "gc_jax.main" not in arguments:
       for argument in arguments:
         folder = pathlib.Path(argument.removeprefix("--workdir="))
         if folder.parent == tmp_path and not folder.exists():
