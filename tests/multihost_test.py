@@ -280,7 +280,7 @@ with parallel.ending_together():
   def composites(batch):
     grouped = lambda x: x.reshape(8, -1, *x.shape[1:])
     contains = jax.nn.one_hot(batch["label"], 4, dtype=bool)
-    layout = jax.vmap(compose.MODES["packed"])(
+    layout = jax.vmap(compose.packed)(
       jax.random.split(jax.random.key(0), 8),
       grouped(contains),
       grouped(batch["label"]),

@@ -90,16 +90,21 @@ def elementwise_grad_cam(
   return jax.nn.relu(cam)
 
 
-def normalize_cam(cam: Float[Array, "*B h w"]) -> Float[Array, "*B h w"]:
+def normalize_cam(
+  cam: Float[Array, "*B h w"], of_tiles: bool = False
+) -> Float[Array, "*B h w"]:
   """Returns the map as a distribution over cells.
 
   g / (sum(g) + 1e-8) + 1e-8
 
   Args:
     cam: maps >= 0.
+    of_tiles: whether the axis before h w counts parts of one map.
 
   Source: Pillai & Pirsiavash 2021, section 3.
   Differs: the epsilons are the release's; the paper has none.
   """
   total = cam.sum((-2, -1), keepdims=True)
+  if of_tiles:  # after the sum of each: zeros beside a part leave its bits
+    total = total.sum(-3, keepdims=True)
   return cam / (total + EPSILON) + EPSILON

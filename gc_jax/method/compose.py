@@ -1,18 +1,21 @@
 """2x2 composites: drawing which image fills which cell, and putting together.
 
 A `Layout` is drawn first, from classes alone; `assemble` then gathers the
-images, and `expected_cam` returns the map that a perfectly consistent model
-would have. Cells are numbered row-major:
+images, and `expected_cam` or `expected_by_class` returns the map that a
+perfectly consistent model would have. Cells are numbered row-major:
 
   0 1
   2 3
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
+
+from gc_jax.method.cam import normalize_cam
 
 
 class Layout(NamedTuple):
@@ -21,13 +24,16 @@ class Layout(NamedTuple):
   Attributes:
     tiles: `[M 4]`, position in the batch of the image in each cell.
     cell: `[M P]`, where each explained image sits.
-    mask: `[M P]`, 0 where one of the other three images holds the explained
-      class, and the pair must not count; 1 elsewhere.
+    mask: `[M P]`, 0 where the pair must not count: one of the other three
+      images holds the explained class, or, where `holds` is known, all do.
+    holds: `[M P 4]`, whether the image in each cell holds the explained class:
+      the map is expected in all their cells. None: in the explained image's.
   """
 
   tiles: Int[Array, "M 4"]
   cell: Int[Array, "M P"]
   mask: Float[Array, "M P"]
+  holds: Bool[Array, "M P 4"] | None = None
 
   @property
   def explained(self) -> Int[Array, "*groups M P"]:
@@ -129,15 +135,77 @@ def packed(
   """
   tiles = jax.random.permutation(key, target.shape[0]).reshape(-1, 4)
   cell = jnp.broadcast_to(jnp.arange(4), tiles.shape)
-  # clash[m, p, c]: the image in cell c holds the class explained in cell p.
-  clash = contains[tiles[:, None, :], target[tiles][:, :, None]]
-  clash &= ~jnp.eye(4, dtype=bool)[None]
-  valid = ~clash.any(-1) & (mask[tiles] > 0)
+  alone = _holders(tiles, contains, target).sum(-1) == 1
+  valid = alone & (mask[tiles] > 0)
   return Layout(tiles, cell, valid.astype(jnp.float32))
 
 
-# name in --config.compose.mode -> layout
-MODES = {"independent": independent, "packed": packed}
+def packed_by_class(
+  key: PRNGKeyArray,
+  contains: Bool[Array, "B K"],
+  target: Int[Array, "B"],
+  mask: Float[Array, "B"],
+) -> Layout:
+  """Draws B/4 composites that spread each class, all four images explained.
+
+  Images are sorted by their explained class, classes in a random order, and
+  dealt like cards to the composites. So a class of at most B/4 images sits at
+  most once in a composite, and all four share their class only where it has
+  more than 3 B/4: nowhere in such a composite could its map have to vanish, and
+  its pairs are masked. Each image is explained once, as in `packed`.
+
+  Args:
+    key: the draw is a function of it.
+    contains: classes each image holds. B must be divisible by 4. An image that
+      holds several is dealt by its target, and counts as a holder of each.
+    target: class explained in each image.
+    mask: 1 where the image is to be explained; the others only distract.
+
+  Source: none; ours.
+  """
+  key_rank, key_order, key_cell = jax.random.split(key, 3)
+  rank = jax.random.permutation(key_rank, contains.shape[1])[target]
+  order = jnp.lexsort((jax.random.uniform(key_order, target.shape), rank))
+  tiles = jax.random.permutation(
+    key_cell, order.reshape(4, -1).T, axis=1, independent=True
+  )
+  cell = jnp.broadcast_to(jnp.arange(4), tiles.shape)
+  holds = _holders(tiles, contains, target)
+  valid = ~holds.all(-1) & (mask[tiles] > 0)
+  return Layout(tiles, cell, valid.astype(jnp.float32), holds)
+
+
+def _holders(
+  tiles: Int[Array, "M 4"],
+  contains: Bool[Array, "B K"],
+  target: Int[Array, "B"],
+) -> Bool[Array, "M 4 4"]:
+  """Returns whether cell c has the class explained in cell p: `[m, p, c]`."""
+  holds = contains[tiles[:, None, :], target[tiles][:, :, None]]
+  return holds | jnp.eye(4, dtype=bool)[None]  # an image has its own
+
+
+class Mode(NamedTuple):
+  """A way to make composites.
+
+  Attributes:
+    draw: (key, contains, target, mask) -> layout.
+    images_in_one: how many images of the batch share a composite, each
+      explained in it.
+    title: as people write it, before "composites".
+  """
+
+  draw: Callable[..., Layout]
+  images_in_one: int
+  title: str
+
+
+# name in --config.compose.mode -> what is known of it
+MODES = {
+  "independent": Mode(independent, 1, "independent"),
+  "packed": Mode(packed, 4, "packed"),
+  "packed_by_class": Mode(packed_by_class, 4, "packed by class"),
+}
 
 
 def place(tiles: Array) -> Array:
@@ -179,3 +247,22 @@ def expected_cam(
   in_cell = jax.nn.one_hot(layout.cell, 4, dtype=cam.dtype)  # [M P 4]
   tiles = own[:, :, None] * in_cell[..., None, None]  # [M P 4 h w]
   return jax.vmap(place)(tiles)
+
+
+def expected_by_class(
+  layout: Layout, cam: Float[Array, "M P 4 h w"]
+) -> Float[Array, "M P 4 h w"]:
+  """Returns each cell's part of the map a consistent model has; see `place`.
+
+  g / (sum(g) + 1e-8) + 1e-8 in the cells of images that hold the class, where g
+  are their maps and the sum is over all of them; exactly zero in the others.
+
+  Args:
+    layout: with `holds`.
+    cam: map of the image in each cell for each explained class, not normalised.
+
+  Source: none; ours. Where one image holds the class, the paper's eq. 4.
+  """
+  holds = layout.holds[..., None, None]
+  normalized = normalize_cam(jnp.where(holds, cam, 0), of_tiles=True)
+  return jnp.where(holds, normalized, 0)

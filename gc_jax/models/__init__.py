@@ -1,14 +1,14 @@
 """The architectures, by name. A `-gmp` suffix pools by the global maximum."""
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import chain, resnet
-from gc_jax.models.network import Architecture
+from gc_jax.models.network import Architecture, Network
 
 _GMP = "-gmp"
 
@@ -67,16 +67,35 @@ def init_key(seed: int) -> PRNGKeyArray:
   return jax.random.key(seed, impl="rbg")
 
 
-def pure_head(
-  model: nnx.Module, key: PRNGKeyArray | None = None
-) -> Callable[[Array], Array]:
-  """Returns `model.classify` as a pure function of the features.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Head:
+  """A network's head as pure functions of the features: see `pure_head`."""
+
+  graphdef: nnx.GraphDef
+  state: nnx.State
+  key: PRNGKeyArray | None  # of the dropout masks, the same at every call
+
+  def __call__(self, features: Float[Array, "B h w D"]) -> Float[Array, "B K"]:
+    """Returns `classify` of the features."""
+    return self._model().classify(features, self.key)
+
+  def pool(self, features: Float[Array, "B h w D"]) -> Float[Array, "B C"]:
+    """Returns `pool` of the features."""
+    return self._model().pool(features, self.key)
+
+  def classify_pooled(self, pooled: Float[Array, "B C"]) -> Float[Array, "B K"]:
+    """Returns `classify_pooled` of what was pooled."""
+    return self._model().classify_pooled(pooled)
+
+  def _model(self) -> Network:
+    return nnx.merge(self.graphdef, self.state, copy=True)
+
+
+def pure_head(model: nnx.Module, key: PRNGKeyArray | None = None) -> Head:
+  """Returns the head of a model; call it for `classify` of features.
 
   NNX refuses to differentiate the method itself inside an outer gradient, which
   would touch the module's variables at another trace level. The key is that of
   the dropout masks, the same at every call; None drops nothing.
   """
-  graphdef, state = nnx.split(model)
-  return lambda features: nnx.merge(graphdef, state, copy=True).classify(
-    features, key
-  )
+  return Head(*nnx.split(model), key)

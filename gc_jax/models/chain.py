@@ -303,13 +303,17 @@ class SqueezeNet(NumberedNetwork):
         x = self.segment(lambda fire, x: fire(x), self.trunk[number], x)
     return x
 
-  def classify(
+  def pool(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B K"]:
-    """Returns the logits, all >= 0."""
+    """Returns a value a class, the logits: all >= 0."""
     features = network.at_least_float32(features)
     x = network.dropout(features, 0.5, key)
     return network.pool_globally(nnx.relu(self.head["1"](x)), self.pooling)
+
+  def classify_pooled(self, pooled: Float[Array, "B K"]) -> Float[Array, "B K"]:
+    """Returns the logits, which the classes' maps are pooled to."""
+    return pooled
 
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch."""

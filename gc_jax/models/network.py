@@ -236,7 +236,8 @@ class Network(nnx.Module):
       returns them;
     classify(features, key=None): the logits, float32 whatever the compute
       dtype, of features of any h and w. Dropout masks are a function of the
-      key; without one nothing is dropped;
+      key; without one nothing is dropped. A network whose head pools globally
+      has `pool` and `classify_pooled` instead, whose composition it is;
     torch_features(ops, x), torch_classify(ops, features): both by PyTorch, if
       `gc_jax.export --verify` is to know them. `ops` are
       `torch_io.card.Operations`, with the weights of a file; x are normalised
@@ -249,6 +250,8 @@ class Network(nnx.Module):
       torchvision's name -> dotted paths of modules that hold the layers.
 
   Attributes:
+    pooling: how the head pools all cells, "average" or "max"; "" if a
+      perceptron takes a grid of them instead.
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs are the logits; of a
       convolution, once pooled.
@@ -259,11 +262,28 @@ class Network(nnx.Module):
       unknown. Part of the graph, as the shapes are: no number depends on it.
   """
 
+  pooling: str = ""
   dtype: DTypeLike
   last_layer: tuple[str, ...]
   torch_names: Mapping[str, str] = MappingProxyType({})
   remat: bool = False
   class_names: tuple[str, ...] = ()
+
+  def pool(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B C"]:
+    """Returns what the head pools over all cells: of channels, or classes."""
+    raise NotImplementedError
+
+  def classify_pooled(self, pooled: Float[Array, "B C"]) -> Float[Array, "B K"]:
+    """Returns the logits of what `pool` returned."""
+    raise NotImplementedError
+
+  def classify(
+    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
+  ) -> Float[Array, "B K"]:
+    """Returns the logits."""
+    return self.classify_pooled(self.pool(features, key))
 
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x

@@ -139,12 +139,16 @@ class ResNet(network.Network):
         x = self.segment(lambda block, x: block(x), block, x)
     return x
 
-  def classify(
+  def pool(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
-  ) -> Float[Array, "B K"]:
-    """Returns the logits; there is no dropout."""
+  ) -> Float[Array, "B D"]:
+    """Returns a value a channel; there is no dropout."""
     features = network.at_least_float32(features)
-    return self.fc(network.pool_globally(features, self.pooling))
+    return network.pool_globally(features, self.pooling)
+
+  def classify_pooled(self, pooled: Float[Array, "B D"]) -> Float[Array, "B K"]:
+    """Returns the logits."""
+    return self.fc(pooled)
 
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch."""

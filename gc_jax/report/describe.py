@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gc_jax import data
+from gc_jax.method.compose import MODES
 from gc_jax.method.losses import FIELDS
 from gc_jax.method.metrics import Key
 from gc_jax.method.protocols import PROTOCOLS
@@ -93,8 +94,9 @@ def training(about: About, others: Sequence[About] = ()) -> str:
   if about.consistency:
     weight = setting("loss.consistency_weight")
     parts.append(f"with the Grad-CAM consistency loss, λ = {weight:g},")
-    if setting("compose.mode"):
-      parts.append(f"{setting('compose.mode')} composites,")
+    if mode := setting("compose.mode"):
+      title = MODES[mode].title if mode in MODES else mode
+      parts.append(f"{title} composites,")
   else:
     parts.append("without the consistency loss,")
   for name, weight in _other_guidance(about).items():

@@ -106,7 +106,10 @@ def get_config() -> ConfigDict:
       c.loss[each.name] = each.default
 
   c.compose = ConfigDict()
-  c.compose.mode = "packed"  # packed | independent (paper)
+  c.compose.mode = "packed"  # packed: four pictures of the batch share a
+  #   composite, each explained; a pair is masked if another shows its class |
+  #   packed_by_class: those are not, the map lies in the cells of all that show
+  #   it; for few classes | independent (paper): a composite for each picture
   c.compose.distractors = "batch"  # batch | dataset (release: from the
   #   whole training set; four pictures decoded for one explained)
   c.compose.distractor_draw = "category"  # "dataset": category (release on

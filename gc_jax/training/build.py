@@ -117,12 +117,13 @@ def _validate_pictures(config: ConfigDict) -> None:
       "use 0 for the same."
     )
   mode = config.compose.mode
-  if config.compose.distractors == "dataset" and mode != "independent":
+  in_one = compose.MODES[mode].images_in_one
+  if config.compose.distractors == "dataset" and in_one > 1:
     raise ValueError(
       "--config.compose.distractors='dataset' must go with --config.compose."
-      f"mode='independent', and it is {mode!r}: the distractors of a packed "
-      "composite are the other pictures of the batch, and no cell is left for "
-      "any other. Use 'batch' or 'independent'."
+      f"mode='independent', and it is {mode!r}: {in_one} pictures of the batch "
+      "fill such a composite, and no cell is left for any other. Use 'batch' "
+      "or 'independent'."
     )
 
 

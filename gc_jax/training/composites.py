@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
@@ -71,13 +72,26 @@ def draw(
     layout = jax.vmap(compose.supplied)(keys, mask * has_distractors)
   else:
     contains, target = map(how.grouped, (explained.contains, explained.target))
-    layout = jax.vmap(compose.MODES[how.mode])(keys, contains, target, mask)
+    mode = compose.MODES[how.mode]
+    layout = jax.vmap(mode.draw)(keys, contains, target, mask)
   return Draw(_flat(layout.mask), layout)
 
 
 def given(layout: compose.Layout) -> Draw:
-  """Returns the draw of a layout of positions in the whole part, one group."""
+  """Returns the draw of a layout of positions in the whole part, one group.
+
+  Raises:
+    ValueError: `layout.holds` is known, and an image is in two cells.
+  """
   layout = jax.tree.map(jnp.asarray, layout)
+  if layout.holds is not None and not isinstance(layout.tiles, jax.core.Tracer):
+    seen, counts = np.unique(layout.tiles, return_counts=True)
+    if counts.max() > 1:
+      raise ValueError(
+        "With `holds`, each image must be in one cell of a layout; image "
+        f"{seen[counts.argmax()]} is in {counts.max()}. Leave `holds` out, or "
+        "draw another layout."
+      )
   return Draw(layout.mask, jax.tree.map(lambda x: x[None], layout))
 
 
@@ -89,12 +103,18 @@ def consistency(
   The key is that of the composites' dropout masks.
 
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
-  Differs: see `compose.packed`, `compose.independent`, `compose.supplied`.
+  Differs: see `compose.MODES` and `compose.supplied`.
   """
   layout, model = drawn.how, seen.model
   # A layout that was given is one group, whatever the recipe's are.
   how = dataclasses.replace(how, groups=len(layout.tiles))
-  cam = cams.normalize_cam(seen.cam())
+  by_class = layout.holds is not None
+  if by_class:
+    cam = compose.expected_by_class(
+      jax.tree.map(_flat, layout), _tile_cams(how, seen, layout)
+    )
+  else:
+    cam = cams.normalize_cam(seen.cam())
   if how.stop_gradient:
     cam = jax.lax.stop_gradient(cam)
 
@@ -110,16 +130,70 @@ def consistency(
     elementwise_cam(pure_head(model, key), model.features(composites), target)
   )
   cam, composite_cam = at_one_scale(cam, composite_cam, *seen.images.shape[1:3])
-  expected = _flat(jax.vmap(compose.expected_cam)(layout, how.grouped(cam)))
+  if by_class:
+    expected = jax.vmap(compose.place)(cam)
+  else:
+    expected = _flat(jax.vmap(compose.expected_cam)(layout, how.grouped(cam)))
   return losses.consistency_loss(expected, composite_cam, how.reduction)
 
 
+def _tile_cams(
+  how: Settings, seen: Seen, layout: compose.Layout
+) -> Float[Array, "M P 4 h w"]:
+  """Returns what each cell's image adds to the map of each explained class.
+
+  These are element-wise Grad-CAMs, not normalised, of the originals' features.
+  Under average pooling it is each image's own map. Under maximum pooling a
+  channel speaks where it is largest, so for the image alone that has its
+  maximum over all that hold the class; the others' maps lack it. The weights
+  of a perceptron belong to a cell's place: what it makes of four images does
+  not follow from what it makes of each, and the own maps are taken here too.
+
+  No image may sit in two cells: see `given`.
+
+  Source: none; ours. Where one image holds the class, its map is `seen.cam()`.
+  """
+  target = how.grouped(seen.explained.target)
+  explained = jax.vmap(jnp.take)(target, layout.explained)  # [G M P]
+  # Maps are made in the order of the batch, as the head's dropout has it. Cell
+  # k % 4 of composite k // 4 holds the image; an unused one says k = 0.
+  cells = lambda tiles: jnp.arange(tiles.size).reshape(tiles.shape)
+  k = jax.vmap(
+    lambda tiles: jnp.zeros(target.shape[1], int).at[tiles].set(cells(tiles))
+  )(layout.tiles)
+  by_composite = lambda x: _flat(jax.vmap(lambda x, k: x[k // 4])(x, k))
+  in_cells = lambda x: jax.vmap(jnp.take, (0, 0, None))(x, layout.tiles, 0)
+
+  targets = by_composite(explained)
+  if seen.model.pooling != "max":
+    cam = elementwise_cam(seen.classify, seen.features, targets)
+  else:
+    pooled = in_cells(how.grouped(seen.classify.pool(seen.features)))
+    holds = layout.holds[..., None]
+    heard = jnp.where(holds, pooled[:, :, None], -jnp.inf)  # [G M P 4 C]
+    loudest = jnp.argmax(heard, 3)  # [G M P C]
+    speaks = jax.nn.one_hot(loudest, 4, axis=2, dtype=bool)  # [G M 4 P C]
+    speaks = speaks.reshape(len(speaks), -1, *speaks.shape[3:])
+    speaks = _flat(jax.vmap(lambda x, k: x[k])(speaks, k))  # [B P C]
+    others = by_composite(jax.lax.stop_gradient(heard.max(3)))
+
+    def joint_cam(target, speaks, others):
+      def classify(features):
+        pooled = jnp.where(speaks, seen.classify.pool(features), others)
+        return seen.classify.classify_pooled(pooled)
+
+      return elementwise_cam(classify, seen.features, target[:, None])[:, 0]
+
+    cam = jax.vmap(joint_cam, 1, 1)(targets, speaks, others)
+  return _flat(in_cells(how.grouped(cam))).swapaxes(1, 2)
+
+
 def at_one_scale(
-  cam: Float[Array, "B h w"],
+  cam: Float[Array, "*B h w"],
   composite_cam: Float[Array, "M P h2 w2"],
   height: int,
   width: int,
-) -> tuple[Float[Array, "B y x"], Float[Array, "M P y2 x2"]]:
+) -> tuple[Float[Array, "*B y x"], Float[Array, "M P y2 x2"]]:
   """Returns both maps, a composite's twice as high and wide as an original's.
 
   They are so already if strides divide the image. Poolings without padding,
@@ -144,7 +218,7 @@ def images_unit(config: ConfigDict, num_devices: int) -> int:
 
 def images_in_one(config: ConfigDict) -> int:
   """Returns how many images share one composite, each explained in it."""
-  return 4 if config.compose.mode == "packed" else 1
+  return compose.MODES[config.compose.mode].images_in_one
 
 
 def check(config: ConfigDict, num_devices: int) -> None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from gc_jax.method import cam as cams
 from gc_jax.method.losses import Fields
 from gc_jax.method.types import Batch
+from gc_jax.models import Head
 
 
 class Explained(NamedTuple):
@@ -44,9 +45,8 @@ class Seen:
   # In training mode. A term may send pictures of its own through its features;
   # the running statistics follow, in the order of `TERMS`.
   model: nnx.Module
-  # The head as it was for the originals' logits, dropout included, as a pure
-  # function of features.
-  classify: Callable[[Array], Array]
+  # The head as it was for the originals' logits, dropout included.
+  classify: Head
   images: Float[Array, "B H W 3"]  # normalised
   features: Float[Array, "B h w D"]
   batch: Batch  # all that the pipeline brought

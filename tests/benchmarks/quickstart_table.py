@@ -40,6 +40,7 @@ ROWS = {
     "--config.compose.mode=independent",
   ],
 }
+_MAIN = ("-m", "gc_jax.main")
 PAIRS = (
   ("gc", "ce"),
   ("gmp_gc", "gmp"),
@@ -64,24 +65,13 @@ def main() -> None:
   results = {}
   for seed in arguments.seeds:
     for row in arguments.rows:
-      workdir = arguments.out / f"{row}_{seed}"
-      if not (workdir / "results.json").exists():
-        subprocess.run(
-          [
-            sys.executable,
-            "-m",
-            "gc_jax.main",
-            f"--workdir={workdir}",
-            *ROWS[row],
-            f"--config.seed={seed}",
-          ],
-          check=True,
-        )
-      results[row, seed] = json.loads((workdir / "results.json").read_text())
+      results[row, seed] = trained(
+        arguments.out / f"{row}_{seed}", [*ROWS[row], f"--config.seed={seed}"]
+      )
 
   rows = {
     row: {
-      name: _spread([results[row, s][key] for s in arguments.seeds])
+      name: spread([results[row, s][key] for s in arguments.seeds])
       for name, key in METRICS.items()
     }
     for row in arguments.rows
@@ -122,6 +112,17 @@ def main() -> None:
   )
 
 
+def trained(
+  workdir: Path, arguments: list[str], program: tuple[str, ...] = _MAIN
+) -> dict[str, float]:
+  """Returns the results of a run, which is begun or continued if need be."""
+  path = workdir / "results.json"
+  if not path.exists():
+    command = [sys.executable, *program, f"--workdir={workdir}", *arguments]
+    subprocess.run(command, check=True)
+  return json.loads(path.read_text())
+
+
 def _keep(workdir: Path, folder: Path) -> None:
   """Copies what a report needs of its baseline, and no more."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,8 @@ def _keep(workdir: Path, folder: Path) -> None:
   artefact.save(dataclasses.replace(run, folder=folder, examples=fixed))
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+  """Returns the mean and the sample standard deviation of the seeds' values."""
   std = statistics.stdev(values) if len(values) > 1 else 0.0
   return {"mean": statistics.mean(values), "std": std, "n": len(values)}
 

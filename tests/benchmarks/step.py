@@ -1,4 +1,4 @@
-"""Times and weighs the train step: plain, packed, independent, in one run.
+"""Times and weighs the train step: plain and in every mode of composites.
 
   python -m tests.benchmarks.step --model=resnet18 --image_size=224
   python -m tests.benchmarks.step --model resnet18 resnet50 \
@@ -6,7 +6,7 @@
   python -m tests.benchmarks.step --model resnet50 --dtype bfloat16 --find_batch
 
 Every combination of architecture, precision and batch size is measured. The
-three steps of one are timed in turns, so that a noisy machine is noisy for all
+steps of one are timed in turns, so that a noisy machine is noisy for all
 of them; ratios are what to read. FLOPs and bytes are the compiler's own count.
 `--find_batch` doubles the batch instead, until the device's memory is
 exhausted.
@@ -27,6 +27,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from gc_jax import models
+from gc_jax.method import compose
 from gc_jax.method.types import Batch
 from gc_jax.runtime import parallel
 from gc_jax.runtime.config import get_config
@@ -34,7 +35,7 @@ from gc_jax.training import build
 from gc_jax.training.step import TrainState, make_train_step
 from tests.benchmarks import measuring
 
-MODES = ("plain", "packed", "independent")
+MODES = ("plain", *compose.MODES)
 NUM_CLASSES = 1_000
 WEIGHT = 25.0  # λ
 
@@ -117,14 +118,17 @@ def make_batch(batch_size: int, image_size: int) -> Batch:
 
 
 def create(
-  model: str, dtype: str, sharding: jax.sharding.Sharding | None = None
+  model: str,
+  dtype: str,
+  sharding: jax.sharding.Sharding | None = None,
+  num_classes: int = NUM_CLASSES,
 ) -> tuple[nnx.GraphDef, TrainState]:
   """Returns the structure and the state of step 0, the same at every call."""
   if sharding is None:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return build.create_state(
     lambda key: models.create(
-      model, NUM_CLASSES, dtype=jnp.dtype(dtype), key=key
+      model, num_classes, dtype=jnp.dtype(dtype), key=key
     ),
     _optimizer(),
     sharding,
@@ -155,18 +159,19 @@ def lower(
   *,
   sharding: jax.sharding.Sharding | None = None,
   groups: int = 1,
+  num_classes: int = NUM_CLASSES,
 ) -> tuple[jax.stages.Lowered, TrainState]:
   """Returns the step as traced, and the state of step 0.
 
   `mode` is that of a `recipe`; composites mix images within one of `groups`
   equal shares of the batch.
   """
-  graphdef, state = create(model, dtype, sharding)
+  graphdef, state = create(model, dtype, sharding, num_classes)
   step = make_train_step(
     recipe(mode),
     graphdef,
     _optimizer(),
-    num_classes=NUM_CLASSES,
+    num_classes=num_classes,
     num_devices=groups,
     steps_per_epoch=1,
   )

@@ -204,7 +204,7 @@ class Ours:
       patch.setitem(
         compose.MODES,
         "independent",
-        lambda *_: jax.tree.map(jnp.asarray, LAYOUT),
+        compose.Mode(lambda *_: jax.tree.map(jnp.asarray, LAYOUT), 1, "fixed"),
       )
       return jax.jit(step).lower(state, batch).compile()
 

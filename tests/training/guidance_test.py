@@ -10,6 +10,7 @@ from scipy import stats
 from configs import base, quickstart
 from gc_jax.data import pipeline
 from gc_jax.method import compose
+from gc_jax.models import pure_head
 from gc_jax.training import build, composites, guidance
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.term import Explained, NoSettings, Seen
@@ -180,7 +181,7 @@ def test_the_mask_is_brought_to_the_cells_by_area(side, cells):
   mask = np.random.default_rng(0).random((3, side, side)) < 0.3
   seen = Seen(
     model=nnx.Module(),
-    classify=lambda features: features,
+    classify=pure_head(nnx.Module()),
     images=jnp.zeros((3, side, side, 3)),
     features=jnp.zeros((3, cells, cells, 5)),
     batch={"object_mask": jnp.asarray(mask)},

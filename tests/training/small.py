@@ -163,9 +163,9 @@ def rotated(layout, offset):
 def fixed(layout):
   """A mode of composing that draws nothing."""
 
-  def mode(key, contains, target, mask):
+  def draw(key, contains, target, mask):
     del key, contains, mask
     rolled = rotated(layout, target[0])
     return jax.tree.map(jnp.asarray, rolled)
 
-  return mode
+  return compose.Mode(draw, layout.cell.shape[-1], "fixed")

@@ -74,13 +74,15 @@ def test_two_parts_update_as_two_groups_of_one_batch_do(monkeypatch):
 
   def uneven(key, contains, target, mask):
     # A fixed layout; five pairs are masked in the group without class 0.
-    drawn = fixed(PACKED)(key, contains, target, mask)
+    drawn = fixed(PACKED).draw(key, contains, target, mask)
     fewer = drawn.mask.at[1].set(0)
     return drawn._replace(
       mask=jnp.where(target[0] == LABEL[0], drawn.mask, fewer)
     )
 
-  monkeypatch.setitem(compose.MODES, "packed", uneven)
+  monkeypatch.setitem(
+    compose.MODES, "packed", fixed(PACKED)._replace(draw=uneven)
+  )
   groups, parts = (
     run_step(
       make_chain(),
