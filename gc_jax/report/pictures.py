@@ -191,25 +191,19 @@ def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
   return buffer.getvalue()
 
 
-def compact_uri(picture: UInt8[np.ndarray, "H W 3"]) -> str:
-  """Returns the picture in a data URI: as a PNG, a photograph as a JPEG.
+def compact(picture: UInt8[np.ndarray, "H W 3"]) -> tuple[bytes, str]:
+  """Returns the picture's file, and its kind: "png", of a photograph "jpeg".
 
   For pages with a map by every method of every image: of a photograph, a JPEG
   takes a fifth. Where pixels were enlarged, PNG keeps them crisp and is small.
   """
   png = png_bytes(picture)
   if len(png) <= _MAX_PNG_BYTES:
-    return as_data_uri(png)
+    return png, "png"
   buffer = io.BytesIO()
   image = Image.fromarray(picture)
   image.save(buffer, format="JPEG", quality=88, subsampling=0)
-  return as_data_uri(buffer.getvalue(), "jpeg")
-
-
-def as_data_uri(content: bytes, kind: str = "png") -> str:
-  """Returns a picture's file as a data URI."""
-  text = base64.b64encode(content).decode("ascii")
-  return f"data:image/{kind};base64,{text}"
+  return buffer.getvalue(), "jpeg"
 
 
 def color_bar() -> str:
@@ -222,12 +216,19 @@ def color_bar() -> str:
 
 
 class Layer(NamedTuple):
-  """A picture's file as a data URI, and its size on the page in pixels."""
+  """A picture's file, and its size on the page in pixels."""
 
-  uri: str
+  content: bytes
+  kind: str  # "png" or "jpeg"
   width: int
   height: int
   is_enlarged: bool = False  # whole pixels of the screen for each of its own
+
+  @property
+  def uri(self) -> str:
+    """The file as a data URI."""
+    text = base64.b64encode(self.content).decode("ascii")
+    return f"data:image/{self.kind};base64,{text}"
 
 
 def image_layer(
@@ -241,15 +242,14 @@ def image_layer(
     shrunk.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     image = np.asarray(shrunk)
     height, width = image.shape[:2]
-  uri = compact_uri(image)
-  return Layer(uri, scale * width, scale * height, scale > 1)
+  return Layer(*compact(image), scale * width, scale * height, scale > 1)
 
 
 def figure_layer(png: bytes) -> Layer:
   """Returns a figure's file, at the size at which it is sharp."""
   picture = plots.read_png(png)
   height, width = picture.shape[:2]
-  return Layer(compact_uri(picture), width, height)
+  return Layer(*compact(picture), width, height)
 
 
 def heat_layer(
@@ -314,7 +314,7 @@ def _indexed(
     transparency=alphas.tobytes(),
     compress_level=plots.PNG_LEVEL,
   )
-  return Layer(as_data_uri(buffer.getvalue()), *index.shape[::-1])
+  return Layer(buffer.getvalue(), "png", *index.shape[::-1])
 
 
 # Side by side, as in the paper's Figure 2.

@@ -94,7 +94,9 @@ def test_the_outline_lies_just_outside_the_mask():
 
 def _opened(layer):
   """Returns a layer's pixels, RGBA."""
-  image = Image.open(io.BytesIO(base64.b64decode(layer.uri.split(",")[1])))
+  start, content = layer.uri.split(",")
+  assert start == f"data:image/{layer.kind};base64"
+  image = Image.open(io.BytesIO(base64.b64decode(content)))
   return np.asarray(image.convert("RGBA"))
 
 
@@ -169,11 +171,11 @@ def test_maps_are_told_from_the_colours_of_photographs(photographs):
 def test_photographs_are_embedded_small_and_pixel_art_as_it_is():
   rng = np.random.default_rng(0)
   photograph = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-  assert pictures.compact_uri(photograph).startswith("data:image/jpeg;base64,")
+  assert pictures.compact(photograph)[1] == "jpeg"
   enlarged = pictures.enlarge_image(photograph[:16, :16], 16)
-  kind, content = pictures.compact_uri(enlarged).split(",")
-  assert kind == "data:image/png;base64"
-  image = Image.open(io.BytesIO(base64.b64decode(content)))
+  content, kind = pictures.compact(enlarged)
+  assert kind == "png"
+  image = Image.open(io.BytesIO(content))
   np.testing.assert_array_equal(np.asarray(image), enlarged)
 
 
