@@ -6,7 +6,7 @@ their units and defaults, stand in gc_jax/runtime/config.py.
 
 import ml_collections
 
-from gc_jax.method.losses import FIELDS
+from gc_jax.method.fields import FIELDS
 from gc_jax.runtime.config import get_config as get_config
 
 

@@ -21,7 +21,7 @@ first 1,000 test pictures right.
 import ml_collections
 
 from configs import base, quickstart
-from gc_jax.method.losses import FIELDS
+from gc_jax.method.fields import FIELDS
 
 VARIANTS = tuple(
   f"{objects}_{variant}"

@@ -14,9 +14,11 @@ import ml_collections
 
 from configs import base, quickstart
 
+VARIANTS = quickstart.VARIANTS
+
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
-  _, smoke = base.parse_variant(variant, quickstart.VARIANTS, default="gc")
+  _, smoke = base.parse_variant(variant, VARIANTS, default="gc")
   c = quickstart.get_config(variant.replace(",smoke", ""))
   c.data.name = "context_digits_multi"
   # The mean over 10 classes is small beside softmax's loss (the release: 80

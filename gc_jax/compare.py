@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from gc_jax import cli
-from gc_jax.report import comparison
-from gc_jax.runtime import signals
+from gc_jax.runtime import files, signals, speaking
 
 _DESCRIPTION = """\
 Puts models beside each other: finished runs, evaluations, or both.
@@ -59,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
 
   def work() -> None:
+    for run in args.runs:
+      if not files.as_path(run).exists():
+        raise ValueError(
+          "RUN must be the folder of a finished run or of an evaluation; "
+          f"{str(files.as_path(run))!r} does not exist. Check the path."
+        )
+    with speaking.doing("importing what tables and charts need"):
+      from gc_jax.report import comparison
+
     written, remarks = comparison.compare(args.runs, args.out)
     for remark in remarks:
       print(f"note: {remark}")

@@ -22,11 +22,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from gc_jax import cli
-from gc_jax.attribution import METHODS
-from gc_jax.evaluation import run
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime import files, signals
+from gc_jax.runtime import files, signals, speaking
 
 _CONFIG = cli.define_config(
   saved_config.__file__,
@@ -45,7 +43,10 @@ _ARCH = flags.DEFINE_string(
   "arch", None, "Architecture of a --checkpoint that gc_jax did not export."
 )
 _METHODS = flags.DEFINE_list(
-  "methods", ["all"], f"Explanation methods: all, or of {', '.join(METHODS)}."
+  "methods",
+  ["all"],
+  "Explanation methods: all, or of "
+  f"{cli.names_in('gc_jax.attribution', 'METHODS')}.",
 )
 _PROTOCOL = flags.DEFINE_enum(
   "protocol",
@@ -65,15 +66,23 @@ def main(argv: list[str]) -> int:
 
 
 def _evaluate() -> None:
-  names = [name for name in _METHODS.value if name]
+  names = tuple(name for name in _METHODS.value if name)
   source, config = _asked_for()
+  out = files.as_path(_OUT.value)
+  with speaking.doing("importing jax"):
+    from gc_jax.attribution import METHODS
+    from gc_jax.evaluation import checks
+
+  methods = tuple(METHODS) if names == ("all",) else names
+  checks.check_methods("--methods", methods)
+  checks.validate_evaluation(config)
+  with speaking.doing("importing what an evaluation needs"):
+    from gc_jax.evaluation import run
+
   for line in run.evaluate(
-    config,
-    source=source,
-    arch=_ARCH.value,
-    methods=tuple(METHODS) if names == ["all"] else tuple(names),
-    out=files.as_path(_OUT.value),
+    config, source=source, arch=_ARCH.value, methods=methods, out=out
   ):
+    speaking.heard()
     print(line, flush=True)
 
 

@@ -8,10 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gc_jax import cli
-from gc_jax.attribution import METHODS
-from gc_jax.inference import pictures
-from gc_jax.models import MODELS
-from gc_jax.runtime import signals
+from gc_jax.runtime import signals, speaking
 
 if __name__ == "gc_jax.explain":
   # Importing a submodule binds its name in the package, over the function.
@@ -79,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   add(
     "--arch",
     metavar="NAME",
-    help=f"of a --checkpoint that gc_jax did not export: {', '.join(MODELS)}",
+    help="of a --checkpoint that gc_jax did not export: "
+    f"{cli.names_in('gc_jax.models', 'MODELS')}",
   )
   add(
     "--outputs",
@@ -98,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--method",
     default="gradcam_elementwise",
     metavar="NAME[,NAME...]",
-    help=f"one or several of {', '.join(METHODS)} (default: %(default)s)",
+    help="one or several of "
+    f"{cli.names_in('gc_jax.attribution', 'METHODS')} (default: %(default)s)",
   )
   add(
     "--target",
@@ -146,7 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parser.parse_intermixed_args(argv)  # pictures among the flags
 
   def work() -> None:
+    with speaking.doing("importing jax"):
+      from gc_jax.inference import pictures
+
     for line in pictures.explain_files(flags):
+      speaking.heard()
       print(line, flush=True)
 
   return cli.exit_status(work)

@@ -10,15 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from gc_jax import cli, data, torch_io
-from gc_jax.data.dataset import Reader
-from gc_jax.data.pairs import Square
-from gc_jax.inference import trained
-from gc_jax.report import artefact, describe
+from gc_jax import cli
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime import files, signals
+from gc_jax.runtime import files, signals, speaking
 from gc_jax.runtime.messages import number_of
-from gc_jax.torch_io import card
 
 # How far PyTorch may be, relative to the largest value: float32 sums in another
 # order, through a hundred layers.
@@ -78,7 +73,15 @@ def _export(workdir: str, out: str, verify: bool, overwrite: bool) -> bool:
       before anything is written.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  workdir, out = files.as_path(workdir), torch_io.on_disk(out)
+  workdir = files.as_path(workdir)
+  config = saved_config.read(workdir)
+  with speaking.doing("importing jax"):
+    from gc_jax import torch_io
+    from gc_jax.inference import trained
+    from gc_jax.report import artefact, describe
+    from gc_jax.torch_io import card
+
+  out = torch_io.on_disk(out)
   if not out.suffix:
     out = out.with_name(f"{out.name}.safetensors")
   torch_io.check_suffix(out)
@@ -97,7 +100,6 @@ def _export(workdir: str, out: str, verify: bool, overwrite: bool) -> bool:
   if verify:
     card.check_verifiable(loaded.model)
   run = artefact.load(workdir)
-  config = saved_config.read(workdir)
   # Before anything is written: the run's data may be gone.
   images = _evaluated_images(config) if verify else None
   text = json.dumps(config, sort_keys=True, separators=(",", ":"))
@@ -142,6 +144,10 @@ def _export(workdir: str, out: str, verify: bool, overwrite: bool) -> bool:
 
 def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
   """Returns the first pictures of the run's evaluation split."""
+  from gc_jax import data
+  from gc_jax.data.dataset import Reader
+  from gc_jax.data.pairs import Square
+
   config = ConfigDict(config)
   dataset = data.load(config.data, config.data.eval_split)
   square = Square(

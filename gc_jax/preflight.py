@@ -18,9 +18,7 @@ import json
 from absl import flags
 
 from gc_jax import cli
-from gc_jax.pods import check, compiler
-from gc_jax.report import formats
-from gc_jax.runtime import files, signals
+from gc_jax.runtime import files, signals, speaking
 
 _CONFIG = cli.define_config(
   None, "File of the recipe, with an optional :variant."
@@ -28,8 +26,8 @@ _CONFIG = cli.define_config(
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
   None,
-  f"What to compile for: {compiler.LOCAL}, or a TPU slice, "
-  f"{', '.join(compiler.TOPOLOGIES)}.",
+  "What to compile for: local, or a TPU slice, "
+  f"{cli.names_in('gc_jax.pods.compiler', 'TOPOLOGIES')}.",
 )
 _PER_CHIP_BATCH = flags.DEFINE_string(
   "per_chip_batch",
@@ -60,6 +58,13 @@ def _fits() -> bool:
       raise ValueError(f"--out={out} must be a file to write, not a folder.")
     # Before anything takes time.
     out.parent.mkdir(parents=True, exist_ok=True)
+  with speaking.doing("importing jax"):
+    from gc_jax.training import checks
+  checks.validate(_CONFIG.value)
+  with speaking.doing("importing what compiling needs"):
+    from gc_jax.pods import check
+    from gc_jax.report import formats
+
   found = check.preflight(
     _CONFIG.value,
     _TOPOLOGY.value,

@@ -23,9 +23,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 DRIVER = """
 import contextlib, io, json, runpy, sys
 from absl import flags
-from gc_jax.evaluation import run as evaluating
-from gc_jax.pods import check
-from gc_jax.training import loop
 
 class Begun(Exception):
   pass
@@ -33,11 +30,12 @@ class Begun(Exception):
 def begin(*args, **kwargs):
   raise Begun(str([*args, kwargs]))
 
-real = loop.train_and_evaluate
 for words, stops in json.load(sys.stdin):
-  loop.train_and_evaluate = begin if stops else real
-  if stops:
-    evaluating.evaluate = check.preflight = begin
+  if stops:  # these come last
+    from gc_jax.evaluation import run as evaluating
+    from gc_jax.pods import check
+    from gc_jax.training import loop
+    loop.train_and_evaluate = evaluating.evaluate = check.preflight = begin
   sys.argv = list(words)
   said, status = io.StringIO(), "begun"
   try:
@@ -47,7 +45,8 @@ for words, stops in json.load(sys.stdin):
     said.write(str(begun))
   except SystemExit as ended:
     status = ended.code
-  print(json.dumps([said.getvalue(), status]))
+  slow = {"jax", "grain", "orbax", "matplotlib", "cv2"} & set(sys.modules)
+  print(json.dumps([said.getvalue(), status, sorted(slow)]))
   # The next command has some of the same names. Those of libraries stay.
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     of_library = {"absl", "array_record"} & set(module.split("."))
@@ -66,29 +65,61 @@ COMMANDS = ("main", "evaluate", "explain", "export", "compare", "preflight")
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py:ce,smoke"
 MAIN = f"main {QUICKSTART} --workdir=w"
 FOLDER = f"main --config={ROOT}/configs/folder.py --workdir=w"
-# A command line, and what it says when it exits with 2.
-WRONG = {
+# A command line, and what it says when it exits with 2. These import nothing
+# that takes long.
+TOLD_AT_ONCE = {
   **{f"{name} --nonsense": "error: " for name in COMMANDS},
   **dict.fromkeys(COMMANDS, "error: "),
   f"{MAIN} more": "Unexpected argument 'more'",
-  f"main --config={ROOT}/configs/quickstat.py --workdir=w": "quickstat.py",
+  f"main --config={ROOT}/configs/quickstat.py --workdir=w": (
+    "quickstart.py  Context digits"
+  ),
   f"main --config={ROOT}/configs/quickstart.py:gap --workdir=w": (
     "Unknown config variant 'gap'"
   ),
-  f"{MAIN} --config.optim.lr_per_257=0.1": (
-    "Did you mean '--config.optim.lr_per_256'?"
-  ),
-  f"{MAIN} --config.optin.momentum=0.1": "--config.optin.momentum",
+  # A field may be near by its spelling, its last part, or what is said of it.
+  **{
+    f"{MAIN} --config.{name}=1": f"Did you mean '--config.{meant}'?"
+    for name, meant in {
+      "optim.lr_per_257": "optim.lr_per_256",
+      "optin.momentum": "optim.momentum",
+      "lr": "optim.lr_per_256",
+      "learning_rate": "optim.lr_per_256",
+      "epochs": "num_epochs",
+      "loss.lambda": "loss.consistency_weight",
+      "path": "data.path",
+      "data.folder": "data.path",
+      "workers": "data.num_workers",
+      "pretrained": "init_from",
+      "model": "model.name",
+    }.items()
+  },
+  f"{MAIN} --config.zzz=1": "Unknown field '--config.zzz'. gc_jax/runtime/conf",
   f"{MAIN} --config.batch_size=many": "many",
-  f"{MAIN} --config.batch_size=3": "--config.batch_size=3 must be divisible",
-  f"{MAIN} --config.model.name=resnet5": "Did you mean 'resnet50'?",
-  f"{MAIN} --config.init_from=none.pth": "there is none",
-  f"{FOLDER} --config.data.path=nowhere": "nowhere",
+  "main --config=~/recipe.py:ce --workdir=~/foreign": "holds letter.txt",
   "evaluate --out=o": "Give --workdir or --checkpoint",
   "evaluate --out=o --workdir=nowhere": "nowhere has no config.json",
-  f"preflight {QUICKSTART} --topology=v5e:16x15": "Did you mean 'v5e:16x16'?",
   "compare nowhere --out=o": "nowhere' does not exist",
-  "export --workdir=nowhere --out=o.pth": "nowhere does not exist",
+  "export --workdir=nowhere --out=o.pth": "nowhere has no config.json",
+}
+# These need the names of models and methods, and nothing that reads or draws.
+OF_VALUES = {
+  f"{MAIN} --config.model.name=resnet5": "Did you mean 'resnet50'?",
+  f"{MAIN} --config.optim.schedule=stop": "Did you mean 'step'?",
+  f"evaluate {QUICKSTART} --checkpoint=a.pth --out=o --methods=gradcan": (
+    "Did you mean 'gradcam'?"
+  ),
+  f"preflight {QUICKSTART} --topology=local --config.batch_size=0": (
+    "--config.batch_size=0 must be"
+  ),
+}
+WRONG = {
+  **TOLD_AT_ONCE,
+  **OF_VALUES,
+  f"{MAIN} --config.batch_size=3": "--config.batch_size=3 must be divisible",
+  f"{MAIN} --config.init_from=none.pth": "there is none",
+  f"{FOLDER} --config.data.path=nowhere": "nowhere",
+  f"preflight {QUICKSTART} --topology=v5e:16x15": "Did you mean 'v5e:16x16'?",
   "explain none.png --workdir=nowhere --out=o": "none.png",
   "explain a.png --workdir=w --arch=resnet18 --out=o": "--arch goes with",
 }
@@ -111,10 +142,10 @@ AT_HOME = {
   f"preflight {RECIPE} --topology=local --out=~/new/found.json": (
     "from the recipe at home"
   ),
-  "export --workdir=~/none --out=a.pth": "HOME/none does not exist",
-  "export --workdir=a --out=~/full/a.pth": "HOME/full/a.pth exists",
+  "export --workdir=~/none --out=a.pth": "HOME/none has no config.json",
+  "export --workdir=~/run --out=~/full/a.pth": "HOME/full/a.pth exists",
   "compare ~/none --out=a": "HOME/none' does not exist",
-  "compare a --out=~/full": "HOME/full' holds a.pth",
+  "compare ~/run --out=~/full": "HOME/full' holds a.pth",
   "explain ~/none.png --workdir=a --out=a": "HOME/none.png does not",
   "explain ~/a.png --workdir=a --out=~/full/a.pth": "HOME/full/a.pth",
 }
@@ -131,6 +162,10 @@ def home(tmp_path_factory):
     "  return config\n"
   )
   Image.new("RGB", (8, 8)).save(home / "a.png")
+  (home / "run").mkdir()
+  (home / "run" / "config.json").write_text("{}")
+  (home / "foreign").mkdir()
+  (home / "foreign" / "letter.txt").touch()
   (home / "full").mkdir()
   (home / "full" / "a.pth").touch()
   return home
@@ -157,15 +192,30 @@ def ended(home, tmp_path_factory):
 
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_arguments_or_data_end_with_2_and_say_what_is_wrong(ended, line):
-  said, status = ended[line]
+  said, status, _ = ended[line]
   assert status == 2, said
   assert WRONG[line] in said and "Traceback" not in said
 
 
+def test_what_is_wrong_is_told_before_what_takes_long_is_imported(ended):
+  assert [line for line in TOLD_AT_ONCE if ended[line][2]] == []
+  assert all(ended[line][2] == ["jax"] for line in OF_VALUES)
+
+
 @pytest.mark.parametrize("line", HELP)
 def test_help_ends_with_0(ended, line):
-  said, status = ended[line]
-  assert status == 0 and f"gc_jax.{line.split()[0]} " in said
+  said, status, _ = ended[line]
+  assert status == 0 and f"gc_jax.{line.split()[0]}" in said
+
+
+def test_help_of_main_lists_recipes_variants_and_where_fields_stand(ended):
+  said, *_ = ended["main --help"]
+  for words in (
+    *("configs/folder.py  Your own pictures", ":ce :gc :gmp :gmp_gc"),
+    *(":objects_gmp_gc", "gc_jax/runtime/config.py"),
+  ):
+    assert words in said
+  assert "gradcam_elementwise, " in ended["evaluate --help"][0]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +247,7 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
 @pytest.mark.parametrize("line", AT_HOME)
 def test_a_path_of_a_command_may_begin_at_home(ended, home, line):
-  said, _ = ended[line]
+  said, *_ = ended[line]
   assert AT_HOME[line].replace("HOME", str(home)) in said
   assert (home / "new").is_dir(), "made by preflight, before the long work"
 

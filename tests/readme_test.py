@@ -20,7 +20,7 @@ from configs import base
 from gc_jax import data, torch_io
 from gc_jax.attribution import METHODS
 from gc_jax.data import DATASETS
-from gc_jax.method.losses import FIELDS
+from gc_jax.method.fields import FIELDS
 from gc_jax.method.metrics import METRICS
 from gc_jax.models import MODELS
 from gc_jax.training.guidance import TERMS

@@ -22,25 +22,22 @@ from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import examples, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
+from gc_jax.evaluation.checks import check_methods, validate_evaluation
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
-from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.report import artefact, logs, page
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.gallery import Example
 from gc_jax.report.rows import Rows
 from gc_jax.runtime import checkpoint, files, parallel
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime.config import at_least, one_of
 from gc_jax.runtime.messages import (
   class_differences,
   listed,
   number_of,
-  unknown_name_message,
 )
 
-_MAY_BE_ZERO = ("round_px", "num_resamples")  # all other numbers may not
 PARTIAL = "partial.npz"
 _SAVE_EVERY_SECS = 15.0
 _NUM_EXAMPLES = 8
@@ -69,7 +66,7 @@ def evaluate(
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
   mesh = parallel.make_mesh()
-  _check_methods("--methods", methods)
+  check_methods("--methods", methods)
   validate_evaluation(config)
   loaded = trained.load_model(source, arch)
   dataset = data.load(config.data, config.data.eval_split)
@@ -242,35 +239,6 @@ def _method_settings(methods: tuple[str, ...]) -> dict[str, dict[str, Any]]:
   """Returns what methods are computed with, of those that take anything."""
   found = {name: METHODS[name].settings for name in methods}
   return {name: settings for name, settings in found.items() if settings}
-
-
-def validate_evaluation(config: ConfigDict) -> None:
-  """Checks the fields of a config that an evaluation reads."""
-  data.check_name(config.data.name)
-  one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
-  one_of("eval.border", config.eval.border, ("", "clipped", "release"))
-  _check_methods("--config.eval.methods", tuple(config.eval.methods))
-  at_least(config, "data.image_size", 0, exclusive=True)
-  for name, value in config.eval.items():
-    if type(value) in (int, float):
-      at_least(config, f"eval.{name}", 0, exclusive=name not in _MAY_BE_ZERO)
-  for epsilon in config.eval.epsilons:
-    if not 0 < epsilon <= 255:
-      raise ValueError(
-        "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
-        f"a pixel's range; {epsilon} is not."
-      )
-
-
-def _check_methods(flag: str, methods: tuple[str, ...]) -> None:
-  for method in methods:
-    if method not in METHODS:
-      raise ValueError(unknown_name_message(flag, method, METHODS))
-  if not methods or len(set(methods)) < len(methods):
-    raise ValueError(
-      f"{flag} must name explanation methods, each once; it is "
-      f"{','.join(methods)!r}. Known: {', '.join(METHODS)}."
-    )
 
 
 def check_fits(

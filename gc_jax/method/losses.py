@@ -1,80 +1,15 @@
 """The losses: cross-entropy, its multi-label form, and those on maps.
 
 Each returns one value an example (or pair); the caller takes the masked mean,
-so that padding and masked pairs never count. `FIELDS` are the settings of those
-that guide explanations.
+so that padding and masked pairs never count. What a recipe sets of those that
+guide explanations: `method.fields`.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from gc_jax.method.cam import EPSILON
-
-REDUCTIONS = ("mean", "sum")
-
-
-class Field(NamedTuple):
-  """A field of `config.loss`.
-
-  Attributes:
-    name: below `config.loss`.
-    default: its value where a recipe does not say.
-    choices: its legal words; empty: it is True or False, or a finite number
-      from 0 on.
-  """
-
-  name: str
-  default: bool | float | str
-  choices: Sequence[str] = ()
-
-
-class Fields(NamedTuple):
-  """What a guidance loss is called, and what a recipe sets of it.
-
-  Attributes:
-    title: as people write it, after "a loss on the".
-    weight: the factor of the mean loss; 0 = off.
-    ramp: the epochs over which the weight rises from 0; 0 = at once.
-    others: whatever else it has.
-    section: a section of the config that only this loss reads, "compose".
-  """
-
-  title: str
-  weight: Field
-  ramp: Field
-  others: tuple[Field, ...] = ()
-  section: str = ""
-
-  def every(self) -> tuple[Field, ...]:
-    """Returns the fields of `config.loss`."""
-    return (self.weight, self.ramp, *self.others)
-
-
-# By the name of the guidance term, see training.guidance.TERMS.
-FIELDS = {
-  "consistency": Fields(
-    title="Grad-CAM consistency",
-    # With reduction "mean" on 14x14 cells, 25 (the release on ImageNet) equals
-    # 25 / 196 = 0.1276 with "sum".
-    weight=Field("consistency_weight", 25.0),
-    ramp=Field("ramp_epochs", 0.0),  # 0 = off (release)
-    others=(
-      # Over map cells: mean (release) | sum (eq. 5).
-      Field("reduction", "mean", REDUCTIONS),
-      Field("stop_gradient", False),  # True: composites chase a fixed target
-    ),
-    section="compose",
-  ),
-  "energy": Fields(
-    title="energy in the object",
-    weight=Field("energy_weight", 0.0),
-    ramp=Field("energy_ramp_epochs", 0.0),
-  ),
-}
 
 
 def cross_entropy(

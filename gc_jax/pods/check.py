@@ -22,7 +22,7 @@ from gc_jax.data import pipeline
 from gc_jax.method.types import Batch
 from gc_jax.pods import compiler
 from gc_jax.runtime import parallel
-from gc_jax.training import build, guidance
+from gc_jax.training import build, checks, guidance
 from gc_jax.training.step import TrainState, make_train_step
 
 _logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def lower(
   config: ConfigDict, mesh: Mesh, classes: data.Classes
 ) -> tuple[jax.stages.Lowered, TrainState, Batch]:
   """Returns the train step of a recipe, and the shapes of its arguments."""
-  build.validate(config, mesh.size)
+  checks.validate(config, mesh.size)
   tx = build.optimizer(config, _STEPS_PER_EPOCH)
   platform = mesh.devices.flat[0].platform
   make_model = build.model_maker(config, classes.count, platform)
@@ -239,7 +239,7 @@ def search(
 
   asked = None
   try:
-    build.validate(config, where.mesh.size)
+    checks.validate(config, where.mesh.size)
   except ValueError as error:
     _logger.warning("The recipe's own batch is left out: %s", error)
     finding(unit)

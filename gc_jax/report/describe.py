@@ -7,7 +7,7 @@ from typing import Any
 
 from gc_jax import data
 from gc_jax.method.compose import MODES
-from gc_jax.method.losses import FIELDS
+from gc_jax.method.fields import FIELDS
 from gc_jax.method.metrics import Key
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.models import MODELS, is_gmp, without_gmp

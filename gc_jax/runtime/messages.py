@@ -2,8 +2,9 @@
 
 import difflib
 import itertools
+import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # Likeness in 0..1 of a name to be listed first, and to be suggested.
 _LISTED, _ALIKE = 0.4, 0.6
@@ -64,6 +65,50 @@ def _nearest(name: str, known: Iterable[str]) -> list[tuple[float, str]]:
     if all(bound() >= _LISTED for bound in bounds):
       found.append((matcher.ratio(), each))
   return sorted(found, key=lambda pair: -pair[0])
+
+
+def nearest_fields(name: str, meanings: Mapping[str, str]) -> list[str]:
+  """Returns the fields that a dotted name may stand for, the likeliest first.
+
+  Every word of the name is looked for among the words of a field, as it is
+  spelled and nearly so, and then among those of its meaning. The last part of
+  the name says what is meant; parts before it, where, and count half.
+
+  Args:
+    name: "lr", "loss.lambda".
+    meanings: field, "optim.lr_per_256", to a text on it.
+  """
+  parts = [_words(part) for part in name.split(".")]
+  asked = [(word, 0.5) for part in parts[:-1] for word in part]
+  asked += [(word, 1.0) for word in parts[-1]]
+  weights = sum(weight for _, weight in asked) or 1.0
+  likeness = {}
+  for field, meaning in meanings.items():
+    words, said = _words(field), _words(meaning)
+    found = sum(weight * _among(word, words, said) for word, weight in asked)
+    # Of fields with the same word the one with fewer others.
+    likeness[field] = found / weights - 0.02 * len(words)
+  best = sorted(likeness, key=lambda field: -likeness[field])
+  bound = max(_LISTED, likeness[best[0]] - 0.25)
+  return [field for field in best if likeness[field] >= bound]
+
+
+def _words(text: str) -> list[str]:
+  return re.findall(r"[^\W_]+", text.casefold())
+
+
+def _among(word: str, words: Sequence[str], said: Sequence[str]) -> float:
+  """Returns how surely a word is one of a field's, or of what is said of it."""
+  if word in words:
+    return 1.0
+  alike = max(
+    (difflib.SequenceMatcher(None, word, own).ratio() for own in words),
+    default=0.0,
+  )
+  if word in said:
+    # What is said first says what the field is.
+    alike = max(alike, 0.85 - 0.01 * min(said.index(word), 10))
+  return alike if alike >= _ALIKE else 0.0
 
 
 def class_differences(there: Sequence[str], here: Sequence[str]) -> str:

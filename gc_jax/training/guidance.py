@@ -1,7 +1,7 @@
 """Guidance terms by name: what each is, and the draws of all of them.
 
-To add one: its maths and fields in `method.losses`, an entry here, a recipe
-that gives it weight. Everything else reads the entry.
+To add one: its maths in `method.losses`, its fields in `method.fields`, an
+entry here, a recipe that gives it weight. Everything else reads the entry.
 """
 
 import types
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax.method import losses
+from gc_jax.method.fields import FIELDS
 from gc_jax.method.types import Batch
 from gc_jax.models.network import average_to_grid
 from gc_jax.training import composites
@@ -39,7 +40,7 @@ def on_cells(seen: Seen) -> Float[Array, "B h w"]:
 # follow from its place.
 TERMS = {
   "consistency": Term(
-    fields=losses.FIELDS["consistency"],
+    fields=FIELDS["consistency"],
     settings=composites.settings,
     needs=composites.needs,
     draw=composites.draw,
@@ -50,7 +51,7 @@ TERMS = {
     images_in_one=composites.images_in_one,
   ),
   "energy": Term(
-    fields=losses.FIELDS["energy"],
+    fields=FIELDS["energy"],
     needs=lambda config: ("object_mask",),
     draw=_located,
     losses=lambda how, seen, drawn, key: losses.energy_loss(

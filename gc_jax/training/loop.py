@@ -29,7 +29,7 @@ from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.runtime.messages import class_differences
 from gc_jax.runtime.signals import Stopped, told_if_stopped
-from gc_jax.training import build, guidance
+from gc_jax.training import build, checks, guidance
 from gc_jax.training.recording import Profile, Run
 from gc_jax.training.step import TrainState, eval_model, make_train_step
 
@@ -52,10 +52,10 @@ def train_and_evaluate(
       up for it; all is saved.
   """
   mesh = parallel.make_mesh()
-  build.validate(config, mesh.size)
+  checks.validate(config, mesh.size)
   saved_config.check_same_run(config, workdir)
   train_set = data.load(config.data, config.data.train_split)
-  build.validate_data(config, train_set)
+  checks.validate_data(config, train_set)
   initial = None
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)

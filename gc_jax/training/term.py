@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from gc_jax.method import cam as cams
-from gc_jax.method.losses import Fields
+from gc_jax.method.fields import Fields
 from gc_jax.method.types import Batch
 from gc_jax.models import Head
 

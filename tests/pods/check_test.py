@@ -15,7 +15,7 @@ from gc_jax.data import Classes, Dataset, pipeline
 from gc_jax.models import resnet
 from gc_jax.pods import check
 from gc_jax.runtime import parallel
-from gc_jax.training import build, guidance
+from gc_jax.training import build, checks, guidance
 from gc_jax.training.step import make_train_step
 from tests.training.small import changed
 
@@ -225,7 +225,7 @@ def test_a_good_guess_saves_compilations_and_a_search_without_end_is_given_up():
 def test_images_come_in_whole_composites_groups_and_parts(fields, unit):
   assert check.images_unit(make_config(**fields), 4) == unit
   for times in (1, 3):
-    build.validate(make_config(**fields, batch_size=times * unit * 4), 4)
+    checks.validate(make_config(**fields, batch_size=times * unit * 4), 4)
 
 
 def test_the_largest_batch_is_searched_by_compiling(target, finding):

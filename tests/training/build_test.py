@@ -13,7 +13,7 @@ from configs import base
 from gc_jax.inference.trained import Initial
 from gc_jax.models import init_key, network
 from gc_jax.runtime import parallel
-from gc_jax.training import build
+from gc_jax.training import build, checks
 from tests.training.small import changed
 
 STEPS_PER_EPOCH = 10
@@ -95,7 +95,7 @@ def test_steps_fall_at_epochs_from_a_rate_that_grows_with_the_batch(
   np.testing.assert_allclose(found / PEAK, [1, 1, 0.1, 0.1, 0.01, 0.01], 1e-6)
 
 
-@pytest.mark.parametrize("schedule", build.CHOICES["optim.schedule"])
+@pytest.mark.parametrize("schedule", checks.CHOICES["optim.schedule"])
 def test_the_warm_up_is_linear_and_its_first_update_moves(schedule):
   config = config_with(optim__warmup_epochs=0.5, optim__schedule=schedule)
   expected = [PEAK / 5, PEAK * 2 / 5, PEAK * 3 / 5, PEAK * 4 / 5, PEAK, PEAK]

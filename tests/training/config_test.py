@@ -12,7 +12,7 @@ from configs import (
 )
 from gc_jax.data import Dataset
 from gc_jax.runtime import config as saved_config
-from gc_jax.training import build, guidance
+from gc_jax.training import checks, guidance
 from tests.training.small import changed
 
 RECIPES = (
@@ -35,7 +35,7 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   if config.data.name == "folder":
     config.data.path = "DIR"
   for num_devices in (1, 4):
-    build.validate(config, num_devices)
+    checks.validate(config, num_devices)
   if smoke:  # needs no package, archive or folder
     assert config.data.name.startswith("context_digits")
   elif recipe is context:
@@ -126,11 +126,11 @@ def make(**overrides):
 
 def refused(message, num_devices=1, **overrides):
   with pytest.raises(ValueError, match=message):
-    build.validate(make(**overrides), num_devices)
+    checks.validate(make(**overrides), num_devices)
 
 
 @pytest.mark.parametrize(
-  "field", [*build.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
+  "field", [*checks.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
 )
 def test_an_unknown_word_is_refused_by_field_with_the_known_ones(field):
   refused(
@@ -209,7 +209,7 @@ def test_a_batch_must_divide_among_devices_and_into_composites():
   )
   # Independent composites take any batch; plain training makes none.
   for fields in (INDEPENDENT, {"loss__consistency_weight": 0.0}):
-    build.validate(make(batch_size=20, **fields), num_devices=2)
+    checks.validate(make(batch_size=20, **fields), num_devices=2)
   refused(
     r"--config\.compose\.groups=2 must be a multiple of 4 devices",
     num_devices=4,
@@ -219,7 +219,7 @@ def test_a_batch_must_divide_among_devices_and_into_composites():
 
 def test_a_group_must_have_three_distractors_for_a_picture():
   fields = INDEPENDENT | {"batch_size": 16, "accumulate_steps": 2}
-  build.validate(make(**fields), num_devices=2)
+  checks.validate(make(**fields), num_devices=2)
   refused(
     r"at least 4 images for each of 4 groups .*; it has 2\. "
     r"Use 32, or --config\.compose\.distractors=dataset",
@@ -227,7 +227,7 @@ def test_a_group_must_have_three_distractors_for_a_picture():
     **fields,
   )
   fields["compose__distractors"] = "dataset"
-  build.validate(make(**fields), num_devices=4)
+  checks.validate(make(**fields), num_devices=4)
 
 
 def test_groups_of_batch_norm_must_fit_devices_and_composites():
@@ -240,7 +240,7 @@ def test_groups_of_batch_norm_must_fit_devices_and_composites():
   )
   for size, mode in ((8, "packed"), (24, "packed"), (6, "independent")):
     config = make(batch_size=48, model__bn_group=size, compose__mode=mode)
-    build.validate(config, num_devices=2)
+    checks.validate(config, num_devices=2)
 
 
 def dataset(class_names, source):
@@ -254,9 +254,9 @@ def dataset(class_names, source):
 
 def test_data_must_have_two_classes_and_a_batch_of_examples():
   with pytest.raises(ValueError, match=r"at least two classes.*it has 1"):
-    build.validate_data(make(), dataset(["only"], [{}] * 1_000))
+    checks.validate_data(make(), dataset(["only"], [{}] * 1_000))
   with pytest.raises(ValueError, match="at most the 10 examples"):
-    build.validate_data(make(), dataset(["a", "b"], [{}] * 10))
+    checks.validate_data(make(), dataset(["a", "b"], [{}] * 10))
 
 
 def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
@@ -269,7 +269,7 @@ def test_a_term_that_needs_objects_is_refused_where_the_data_has_none():
     r"are, by masks or boxes .*; hand-made, split 'train', has none\. Add "
     r"them, or set --config\.loss\.energy_weight=0\.$",
   ):
-    build.validate_data(config, dataset("ab", [bare] * 32))
-  build.validate_data(config, dataset("ab", [bare] * 31 + [located]))
+    checks.validate_data(config, dataset("ab", [bare] * 32))
+  checks.validate_data(config, dataset("ab", [bare] * 31 + [located]))
   # Without the term nobody asks.
-  build.validate_data(make(), dataset("ab", [bare] * 32))
+  checks.validate_data(make(), dataset("ab", [bare] * 32))

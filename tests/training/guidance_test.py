@@ -11,7 +11,7 @@ from configs import base, quickstart
 from gc_jax.data import pipeline
 from gc_jax.method import compose
 from gc_jax.models import pure_head
-from gc_jax.training import build, composites, guidance
+from gc_jax.training import checks, composites, guidance
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.term import Explained, NoSettings, Seen
 from tests.training.small import NUM_CLASSES, batch_of
@@ -54,7 +54,7 @@ def test_terms_keep_their_order():
 @pytest.mark.parametrize("name", TERMS)
 def test_the_pipeline_can_bring_what_a_term_needs(name):
   config = quickstart.get_config("ce")
-  for distractors in build.CHOICES["compose.distractors"]:
+  for distractors in checks.CHOICES["compose.distractors"]:
     config.compose.distractors = distractors
     assert {*TERMS[name].needs(config)} <= {*pipeline.EXTRAS}
 
@@ -130,7 +130,7 @@ def test_the_keys_of_all_parts_and_terms_are_different():
   assert len(data) == len(keys) == 6
 
 
-@pytest.mark.parametrize("target_draw", build.CHOICES["loss.target_draw"])
+@pytest.mark.parametrize("target_draw", checks.CHOICES["loss.target_draw"])
 def test_the_drawn_class_has_its_law(target_draw):
   """Uniform over present categories, or in proportion to their objects."""
   counts = np.array([[0, 1, 5, 2], [3, 0, 0, 0], [0, 1, 1, 0]])

@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 from gc_jax.method import cam as cams
-from gc_jax.method import compose, losses
-from gc_jax.method.losses import Field, Fields
+from gc_jax.method import compose
+from gc_jax.method.fields import FIELDS, Field, Fields
 from gc_jax.models import network
 from gc_jax.training import composites, guidance
 from gc_jax.training.step import gradients
@@ -295,7 +295,7 @@ def test_a_term_that_the_step_never_heard_of_is_minimised(
     losses=lambda settings, seen, drawn, key: seen.cam().sum((1, 2)),
     masked="toy_masked_frac",
   )
-  monkeypatch.setitem(losses.FIELDS, "toy", fields)
+  monkeypatch.setitem(FIELDS, "toy", fields)
   monkeypatch.setitem(guidance.TERMS, "toy", toy)
   config = recipe("toy", accumulate_steps=2)
   step, state = make_step(make_tiny(), config, lr=0.01)

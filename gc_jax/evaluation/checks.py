@@ -1,0 +1,41 @@
+"""What an evaluation's settings must satisfy, told before it is imported."""
+
+from ml_collections import ConfigDict
+
+from gc_jax.attribution import METHODS
+from gc_jax.data import check_name
+from gc_jax.method.protocols import PROTOCOLS
+from gc_jax.runtime.config import at_least, one_of
+from gc_jax.runtime.messages import unknown_name_message
+
+_MAY_BE_ZERO = ("round_px", "num_resamples")  # all other numbers may not
+
+
+def validate_evaluation(config: ConfigDict) -> None:
+  """Checks the fields of a config that an evaluation reads."""
+  check_name(config.data.name)
+  one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
+  one_of("eval.border", config.eval.border, ("", "clipped", "release"))
+  check_methods("--config.eval.methods", tuple(config.eval.methods))
+  at_least(config, "data.image_size", 0, exclusive=True)
+  for name, value in config.eval.items():
+    if type(value) in (int, float):
+      at_least(config, f"eval.{name}", 0, exclusive=name not in _MAY_BE_ZERO)
+  for epsilon in config.eval.epsilons:
+    if not 0 < epsilon <= 255:
+      raise ValueError(
+        "--config.eval.epsilons must be above 0 and at most 255, in 1/255 of "
+        f"a pixel's range; {epsilon} is not."
+      )
+
+
+def check_methods(flag: str, methods: tuple[str, ...]) -> None:
+  """Checks names of explanation methods, which a flag gave."""
+  for method in methods:
+    if method not in METHODS:
+      raise ValueError(unknown_name_message(flag, method, METHODS))
+  if not methods or len(set(methods)) < len(methods):
+    raise ValueError(
+      f"{flag} must name explanation methods, each once; it is "
+      f"{','.join(methods)!r}. Known: {', '.join(METHODS)}."
+    )
