@@ -134,6 +134,12 @@ def title_of(name: str) -> str:
   return name if method is None else method.title
 
 
+def settings_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """Returns what methods are computed with, of those that take anything."""
+  found = {name: METHODS[name].settings for name in methods}
+  return {name: settings for name, settings in found.items() if settings}
+
+
 def grids(
   methods: Iterable[Method], model: nnx.Module, height: int, width: int
 ) -> set[tuple[int, int]]:

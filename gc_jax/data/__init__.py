@@ -25,6 +25,7 @@ __all__ = [
   "classes",
   "load",
   "title",
+  "was_watched",
 ]
 
 
@@ -153,6 +154,31 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
 
     return stock.load(config_data.name, split, data_dir=config_data.dir)
   return DATASETS[config_data.name].load(config_data, split)
+
+
+def was_watched(
+  dataset: Dataset,
+  evaluated: ml_collections.ConfigDict,
+  trained: ml_collections.ConfigDict,
+) -> bool:
+  """Returns whether training watched pictures of an evaluated split.
+
+  Splits of two names may hold the same pictures: a folder without test/ is
+  tested on val/.
+
+  Args:
+    dataset: the evaluated split.
+    evaluated: its `config.data`.
+    trained: that of training.
+  """
+  if (trained.name, trained.path) != (evaluated.name, evaluated.path):
+    return False
+  if trained.val_split == evaluated.eval_split:
+    return True
+  if dataset.names is None:
+    return False
+  watched = load(trained, trained.val_split).names or ()
+  return not set(watched).isdisjoint(dataset.names)
 
 
 def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:

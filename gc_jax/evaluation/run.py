@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from gc_jax import data
+from gc_jax import attribution, data
 from gc_jax.attribution import METHODS
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import examples, summary
@@ -26,7 +26,7 @@ from gc_jax.evaluation.checks import check_methods, validate_evaluation
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
-from gc_jax.report import artefact, logs, page
+from gc_jax.report import artefact, cautions, logs, page
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.gallery import Example
 from gc_jax.report.rows import Rows
@@ -72,11 +72,18 @@ def evaluate(
   dataset = data.load(config.data, config.data.eval_split)
   check_fits(loaded, dataset, config)
   is_run = loaded.consistency is not None  # files do not say it
+  trained_by, total_steps = {}, 0
+  if is_run:
+    workdir = files.as_path(source)
+    trained_by = saved_config.read(workdir)
+    path = workdir / logs.FILENAME
+    lines = logs.read_metrics(path) if path.is_file() else []
+    _, total_steps = cautions.progress(lines, trained_by)
   identity = {
     "model": loaded.source,
     "weights": checkpoint.digest(nnx.state(loaded.model)),
     "methods": list(methods),
-    "method_settings": _method_settings(methods),
+    "method_settings": attribution.settings_of(methods),
     **saved_config.evaluation_settings(saved_config.to_dict(config)),
   }
   _open(out, identity)
@@ -118,8 +125,14 @@ def evaluate(
     num_compilations=len(plan),
     secs=ledger.secs,
     identity=identity,
-    trained=saved_config.read(files.as_path(source)) if is_run else {},
+    trained=trained_by,
     questions=artefact.QUESTIONS,
+    on_validation=is_run
+    and data.was_watched(
+      dataset, config.data, saved_config.completed(trained_by).data
+    ),
+    step=loaded.step,
+    total_steps=total_steps,
   )
   written = page.write_evaluation(done)
   # Last: with it the evaluation is finished.
@@ -188,6 +201,9 @@ class Evaluation:
       methods=methods,
       num_compilations=len(plan),
       ranked_by=telling.ranked_by,
+      on_validation=data.was_watched(
+        self._test, self._config.data, self._config.data
+      ),
     )
 
 
@@ -215,7 +231,7 @@ def _evaluated(
       saved_config.to_dict(config),
       results=results,
       multi_label=dataset.multi_label,
-      method_settings=_method_settings(about["methods"]),
+      method_settings=attribution.settings_of(about["methods"]),
       **about,
     ),
     results=results,
@@ -233,12 +249,6 @@ def _evaluated(
     examples=gallery,
     class_names=list(dataset.class_names),
   )
-
-
-def _method_settings(methods: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-  """Returns what methods are computed with, of those that take anything."""
-  found = {name: METHODS[name].settings for name in methods}
-  return {name: settings for name, settings in found.items() if settings}
 
 
 def check_fits(

@@ -40,6 +40,7 @@ class LoadedModel:
   image_size: int  # pixels of the shorter side it was trained on
   source: str  # where it is from, for people
   consistency: bool | None = None  # trained with that loss; None if unknown
+  step: int = 0  # updates of the run; 0 for a file
 
 
 def load(
@@ -258,6 +259,7 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
     image_size=image_size,
     source=f"{workdir}, step {saved.step}",
     consistency=None if weight is None else weight > 0,
+    step=saved.step,
   )
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gc_jax.attribution import METHODS
-from gc_jax.method.metrics import Key
+from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import gallery, logs
 from gc_jax.report import rows as pair_rows
 from gc_jax.report.gallery import Example
@@ -71,6 +71,10 @@ class About:
   # Method to what it was computed with, "steps" for example; of older ones not
   # known.
   method_settings: Mapping[str, Mapping[str, Any]] = _empty()
+  # Whether training watched these pictures: they chose its best checkpoint.
+  on_validation: bool = False
+  step: int = 0  # updates of the evaluated state; 0: unknown
+  total_steps: int = 0  # of its training; 0: unknown
 
   def trained_with(self, path: str) -> Any:
     """Returns the field at "loss.reduction" of training; None where unknown."""
@@ -235,13 +239,35 @@ def load(folder: str | os.PathLike) -> Evaluated:
           f"run; it has no {name}. Restore it from a copy, or name another run."
         )
     about = make_about(config, str(folder), results)
+  if about.trained_with("data.val_split") == about.split:
+    about = dataclasses.replace(about, on_validation=True)  # older ones, too
   border = saved_config.field(about.config, "eval.border")
   if about.protocol == "release" and border is None:
     about = dataclasses.replace(about, protocol="corrected")  # its old name
-  shown = gallery.load(folder, "".join(about.methods[:1]))
+  shown, names = gallery.load(folder, "".join(about.methods[:1]))
+  if number(results, "val/num_pairs") == 0:
+    results, *of_classes = map(_without_objects, (results, *per_class.values()))
+    per_class = dict(zip(per_class, of_classes, strict=True))
+  if not about.ranked_by and {one.kind for one in shown} != {"fixed"}:
+    is_measured = f"val/{Key('content_heatmap', *about.methods[:1]).name}"
+    shown = gallery.of_old_runs(shown, is_measured in results)
+    if is_measured in results:
+      about = dataclasses.replace(about, ranked_by="content_heatmap")
   return Evaluated(
-    folder, about, results, per_class, curves, *shown, training, is_run
+    folder, about, results, per_class, curves, shown, names, training, is_run
   )
+
+
+def _without_objects(numbers: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns numbers without those that older versions made of no pair."""
+  lacking = {name for name, one in METRICS.items() if one.needs_objects}
+  if any("content_heatmap" in name for name in numbers):
+    lacking.add("zero_map_frac")  # of annotated pairs then
+  return {
+    name: value
+    for name, value in numbers.items()
+    if not name.rpartition("/")[2].startswith(tuple(lacking))
+  }
 
 
 def load_finished(folder: str | os.PathLike) -> Evaluated:

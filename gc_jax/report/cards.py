@@ -48,6 +48,7 @@ class Card(NamedTuple):
   facts: Sequence[tuple[str, str]]
   image: Layer
   outline: Layer
+  has_object: bool  # whether it is known where it is
   maps: Sequence[MapPicture]
   predicted_maps: Sequence[MapPicture] = ()
   place: str = ""  # of the image in the composite
@@ -106,10 +107,13 @@ def pairs(evaluated: Evaluated, other: Evaluated) -> list[Card]:
       _map(before, methods[0], "Before"),
       _map(example, methods[0], "This run"),
     ]
-    was, now = (one.share or 0.0 for one in maps)
-    words = f"{now - was:+.1f} points".replace("-", "−")
+    was, now = (one.share for one in maps)
+    facts = []
+    if was is not None and now is not None:
+      words = f"{now - was:+.1f} points".replace("-", "−")
+      facts = [(METRICS["content_heatmap"].title, words)]
     # What it predicts wrongly is among the gallery's.
-    found = _card(evaluated, example, [("CH", words)], maps)
+    found = _card(evaluated, example, facts, maps)
     cards.append(found._replace(predicted_maps=()))
   return cards[:_MAX_PAIRS]
 
@@ -132,6 +136,7 @@ def _card(
     [*_probabilities(evaluated, example), *facts, ("image", name)],
     image_layer(example.image),
     outline_layer(example.object_mask),
+    bool(example.object_mask.any()),
     maps,
     [
       _map(example, method, title_of(method), of=predicted)

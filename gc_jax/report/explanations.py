@@ -187,8 +187,7 @@ def write(
   cam: Float32[np.ndarray, "h w"],
 ) -> None:
   """Writes the overlay and the raw map of one explanation."""
-  shown = np.zeros_like(cam) if explanation.map_is_empty else cam
-  picture = pictures.heat_overlay(image, shown, seen=explanation.model_size)
+  picture = pictures.heat_overlay(image, cam, seen=explanation.model_size)
   with files.replacing(out / explanation.overlay) as file:
     file.write(pictures.png_bytes(picture))
   with files.replacing(out / explanation.map) as file:

@@ -150,6 +150,22 @@ def load(
     raise broken(path, str(error)) from error
 
 
+def of_old_runs(examples: Sequence[Example], is_ranked: bool) -> list[Example]:
+  """Returns examples of a time that did not say what ranked them.
+
+  That was the content heatmap, or nothing where none was measured: their kinds
+  then say nothing, and all pictures are shown once. An empty map is no best.
+  """
+  if is_ranked:
+    return [
+      one
+      for one in examples
+      if one.kind != "best" or any(cam.any() for cam in one.maps.values())
+    ]
+  once = {(one.index, one.target): one for one in examples}
+  return [dataclasses.replace(one, kind="fixed") for one in once.values()]
+
+
 def _examples(arrays: Mapping[str, np.ndarray], method: str) -> list[Example]:
   version = int(arrays["version"]) if "version" in arrays else 1
   fields: dict[str, dict[str, Any]] = {}

@@ -17,7 +17,7 @@ from gc_jax import data
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.metrics import EPSILONS, METRICS
 from gc_jax.models import without_gmp
-from gc_jax.report import describe, tables
+from gc_jax.report import cautions, describe, tables
 from gc_jax.report.tables import Cell, Column, Models, Row, Table
 
 # Which Grad-CAM a row is of, beside the names of methods:
@@ -262,6 +262,9 @@ def _finished(
   elif not quoted:
     laid_out += "; it has no row of such a model, so none stands here"
   notes = [f"{laid_out}."]
+  if lacking := cautions.without_objects(tables.first(models)):
+    columns = [c for c in columns if not METRICS[c.metric].needs_objects]
+    notes.append(lacking)
   notes += _unmeasured(rows, columns)
   notes += tables.costly_notes(models, rows, columns)
   if number == 6:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from gc_jax.report import plots
 from gc_jax.report.gallery import Example
@@ -27,6 +27,7 @@ LINE_PX = 2  # on the screen, whatever the size of the image
 # more than 31 (CIEDE2000), and two maps a quarter apart by 7. With plasma,
 # which ends in orange and yellow, it is 22 and 3; with viridis 21 and 2.7.
 COLORMAP = matplotlib.colormaps["cool"]
+EMPTY = "empty map"  # nothing speaks for the class
 _MAX_PNG_BYTES = 60_000
 _MAX_IMAGE_PX = 1024  # of a photograph within a page
 _NUM_STEPS = 64  # of a map within a page
@@ -69,10 +70,11 @@ def _heat(
   cam: Float[np.ndarray, "h w"], height: int, width: int, is_of_pixels: bool
 ) -> Float32[np.ndarray, "H W"]:
   """Returns the map enlarged and scaled to 0..1; all 0 of an empty map."""
+  total = float(cam.sum())
+  if not (np.isfinite(total) and total > 0):  # as `metrics.is_empty`
+    return np.zeros((height, width), np.float32)
   heat = enlarge_map(cam, height, width)
   peak = float(heat.max())
-  if peak <= 0.0:
-    return heat
   if is_of_pixels:
     peak = float(np.percentile(cam, _PERCENTILE)) or peak
   return np.clip(heat / peak, 0.0, 1.0)
@@ -92,7 +94,8 @@ def heat_overlay(
 
   Args:
     image: RGB.
-    cam: a map >= 0 in any unit. All zero: the image comes back bare.
+    cam: a map >= 0 in any unit. An empty one is no heat: the image comes back
+      with the words "empty map" on it.
     scale: whole factor of enlargement.
     seen: (height, width) at which the model saw the image, if not its own.
   """
@@ -100,7 +103,7 @@ def heat_overlay(
   image = enlarge_image(image, scale)
   heat = _heat(cam, *image.shape[:2], is_of_pixels)
   if not heat.any():
-    return image
+    return _marked_empty(image)
   picture = np.empty_like(image)
   # In bands: a photograph's colours in floats would take a gigabyte.
   for top in range(0, len(image), _BAND_PX):
@@ -110,6 +113,23 @@ def heat_overlay(
     blended = (1 - alpha) * image[band] + alpha * colors
     picture[band] = np.rint(blended).astype(np.uint8)
   return picture
+
+
+def _marked_empty(
+  picture: UInt8[np.ndarray, "H W 3"],
+) -> UInt8[np.ndarray, "H W 3"]:
+  """Returns the picture with "empty map" on a dark band at its top."""
+  width = picture.shape[1]
+  image = Image.fromarray(picture)
+  draw = ImageDraw.Draw(image, "RGBA")
+  # As wide as half of it, legible, and never wider than the picture.
+  font = ImageFont.load_default(max(6.0, min(width / 8, 40.0)))
+  left, top, right, bottom = draw.textbbox((0, 0), EMPTY, font=font)
+  pad = max(1, (bottom - top) // 3)
+  draw.rectangle((0, 0, width, bottom - top + 2 * pad), fill=(0, 0, 0, 190))
+  place = (width - right + left) / 2 - left, pad - top
+  draw.text(place, EMPTY, font=font, fill=LINE_COLOR)
+  return np.asarray(image)
 
 
 def _edges(

@@ -7,12 +7,12 @@ from typing import Any
 
 from gc_jax.attribution import CONTROLS, METHODS, title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, Key, accuracy
-from gc_jax.report import describe
+from gc_jax.report import cautions, describe
 from gc_jax.report.artefact import Evaluated
 
 # Label to evaluations, which differ by seed only; all on the same data.
 Models = Mapping[str, Sequence[Evaluated]]
-_NOT_AT_A_GLANCE = ("top5", "zero_map_frac")
+_NOT_AT_A_GLANCE = ("top5", "zero_map_frac", "zero_composite_frac")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,9 @@ def overview(models: Models) -> Table:
     rows = [
       make_row(label, "", group, columns) for label, group in models.items()
     ]
-  return _table(models, "At a glance", columns, rows)
+  table = _table(models, "At a glance", columns, rows)
+  notes = [*table.notes, *cautions.below_controls(models)]
+  return dataclasses.replace(table, notes=notes)
 
 
 def measured(models: Models) -> list[Table]:

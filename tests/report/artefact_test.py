@@ -182,3 +182,26 @@ def test_the_release_of_before_is_what_is_called_corrected_now(
   folder = evaluations.write(tmp_path / "x", protocol="release", config=config)
   expected = "corrected" if is_old else "release"
   assert artefact.load(folder).about.protocol == expected
+
+
+def test_an_old_gallery_filled_its_empty_maps_and_they_are_empty_again(
+  tmp_path,
+):
+  flat = np.full((4, 4), 1 / 16, np.float32)
+  made = evaluations.example(0, ("gradcam",))
+  maps = {"gradcam": flat, "layercam": made.maps["gradcam"], "uniform": flat}
+  randomized = {"gradcam": {"head": flat}}
+  made = dataclasses.replace(
+    made, kind="best", maps=maps, randomized=randomized
+  )
+  path = evaluations.write_run(tmp_path / "x", examples=[made])
+  now = gallery.load(path)[0][0]
+  np.testing.assert_array_equal(now.maps["gradcam"], flat)
+  with np.load(path / gallery.FILENAME) as file:
+    arrays = dict(file) | {"version": np.array(2)}
+  np.savez_compressed(path / gallery.FILENAME, **arrays)
+  (then,) = gallery.load(path)[0]
+  assert not then.maps["gradcam"].any()
+  assert not then.randomized["gradcam"]["head"].any()
+  np.testing.assert_array_equal(then.maps["layercam"], maps["layercam"])
+  np.testing.assert_array_equal(then.maps["uniform"], flat)

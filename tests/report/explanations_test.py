@@ -57,15 +57,19 @@ def test_names_tell_the_picture_and_the_method(pictures, stems):
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
-def test_a_map_is_written_raw_and_an_empty_one_shows_the_bare_picture(
+def test_a_map_is_written_raw_and_an_empty_one_is_marked_on_the_picture(
   tmp_path, is_empty
 ):
   cam = np.full_like(CAM, np.nan) if is_empty else CAM
   out = tmp_path / "new"
   explanations.write(out, explanation(map_is_empty=is_empty), IMAGE, cam)
   with Image.open(out / "cat.gradcam.png") as image:
-    wanted = IMAGE if is_empty else pictures.heat_overlay(IMAGE, CAM)
-    np.testing.assert_array_equal(np.asarray(image), wanted)
+    found = np.asarray(image)
+  shown = 0 * CAM if is_empty else CAM
+  np.testing.assert_array_equal(found, pictures.heat_overlay(IMAGE, shown))
+  if is_empty:  # below the words, the picture as it is
+    assert (found != IMAGE).any()
+    np.testing.assert_array_equal(found[-2:], IMAGE[-2:])
   written = np.load(out / "cat.gradcam.npy")
   assert written.dtype == np.float32
   np.testing.assert_array_equal(written, cam)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import html.parser
+import json
 import re
 
 import numpy as np
@@ -207,6 +208,117 @@ def test_empty_maps_are_counted_and_make_no_trouble(tmp_path):
   found = _read(write_report(path))
   _holds(found, "3.2% of the maps of Grad-CAM, element-wise were zero")
   assert len(found.images) == 4
+
+
+def _without_objects(results, keep=()):
+  needing = ("pointing_game", "content_heatmap", "max_box_acc")
+  return {
+    key: value
+    for key, value in results.items()
+    if key in keep or not any(name in key for name in needing)
+  }
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_without_objects_their_metrics_are_absent_and_a_sentence_says_why(
+  tmp_path, is_old
+):
+  """Also where an older version wrote 0.0, of no pair."""
+  results = evaluations.run_results(**{"val/num_pairs": 0})
+  if is_old:
+    needing = results.keys() - _without_objects(results).keys()
+    results |= dict.fromkeys(needing, 0.0)
+  else:
+    results = _without_objects(results)
+  examples = [
+    dataclasses.replace(
+      evaluations.run_example(number, kind),
+      object_mask=np.zeros((16, 16), bool),
+      scores={"negative_quadrants_heatmap": {ELEMENTWISE: 12.5}},
+    )
+    for number, kind in ((3, "best"), (4, "worst"))
+  ]
+  path = evaluations.write_run(
+    tmp_path / "run",
+    results=results,
+    examples=examples,
+    per_class={"zero": {"gradcam/content_heatmap": 0.0, "top1": 50.0}},
+  )
+  found = _read(write_report(path))
+  _holds(found, "No picture of this split has a mask or a box.", "NQH")
+  where = found.text.index("No picture of this split")
+  sentence = found.text[where : found.text.index(".", where + 60) + 1]
+  rest = found.text.replace(sentence, "")
+  for word in ("PG", "SPG", "CH", "On the object", "outlined", "0.0%"):
+    assert not re.search(rf"\b{word}\b", rest), word
+  assert "Best" not in found  # nothing is known to have ranked them
+  loaded = artefact.load(path)
+  for table in page.make_tables({"model": [loaded]}):
+    metrics = {column.metric for column in table.columns}
+    assert not any("pointing" in m or "content" in m for m in metrics)
+
+
+@pytest.mark.parametrize(
+  "ranked_by, words",
+  [
+    ("content_heatmap", "Ranked by content heatmap (CH), of Grad-CAM, element"),
+    (
+      "negative_quadrants_heatmap",
+      "The composites with the least of their map on the three other pictures.",
+    ),
+    ("confidence", "The pictures whose class the model is most sure of."),
+  ],
+)
+def test_the_page_says_what_ranks_the_gallery(tmp_path, gc, ranked_by, words):
+  about = json.loads((gc / "evaluation.json").read_text())
+  about["ranked_by"] = ranked_by
+  (gc / "evaluation.json").write_text(json.dumps(about))
+  _holds(_read(write_report(gc)), words)
+
+
+def test_the_head_says_what_the_numbers_are_not(tmp_path):
+  lines = evaluations.metrics()[:-10]
+  run = evaluations.write_unfinished(
+    tmp_path / "a", evaluations.config(), lines
+  )
+  step = lines[-1]["step"]
+  words = f"This run is unfinished: step {step} of 320."
+  _holds(_read(write_report(run)), words)
+  finished = evaluations.write_run(
+    tmp_path / "b",
+    results=evaluations.run_results(
+      **{"data/skipped_eval": 3, "data/dropped_train": 1}
+    ),
+    data__val_split="test",
+  )
+  _holds(
+    _read(write_report(finished)),
+    "These pictures (split test) are the validation split of training",
+    "3 pictures could not be read and do not count; 1 annotation of training",
+  )
+  early = evaluations.make(tmp_path / "c", step=1500, total_steps=3000)
+  page.write_evaluation(early)
+  words = "This run is unfinished: step 1,500 of 3,000."
+  _holds(_read(tmp_path / "c" / "report.html"), words)
+  clean = _read(write_report(evaluations.write_run(tmp_path / "d")))
+  assert "notices" not in clean.source.partition("<body>")[2]
+
+
+def test_maps_below_those_that_look_at_nothing_are_named(tmp_path):
+  results = evaluations.run_results(
+    **{"val/gradcam/content_heatmap": 7.9},
+    **{"val/gradcam/negative_quadrants_heatmap": 76.0},
+  )
+  path = evaluations.write_run(tmp_path / "run", results=results)
+  _holds(
+    _read(write_report(path)),
+    "CH below that of a map that looks at nothing (Uniform map, 8.0), which is "
+    "worse: Grad-CAM (7.9).",
+    "NQH above that of a map that looks at nothing (Uniform map, 75.0), which "
+    "is worse: Grad-CAM (76.0).",
+  )
+  clean = _read(write_report(evaluations.write_run(tmp_path / "clean")))
+  assert "looks at nothing" not in clean
 
 
 # Of an evaluation, with the files beside it.

@@ -29,12 +29,21 @@ def test_a_map_with_its_mass_in_one_cell_colours_that_place_only():
   assert changed[:, :16].max() == 0
 
 
-def test_colours_do_not_depend_on_a_maps_unit_and_an_empty_one_has_none():
+def test_colours_do_not_depend_on_a_maps_unit():
   one = pictures.heat_overlay(GREY, _one_cell(1, 1))
   thousandth = pictures.heat_overlay(GREY, _one_cell(1, 1) / 1000)
   np.testing.assert_array_equal(one, thousandth)
-  empty = pictures.heat_overlay(GREY, np.zeros((4, 4), np.float32))
-  np.testing.assert_array_equal(empty, GREY)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_empty_map_is_no_heat_but_words_in_grey(value):
+  image = np.full((64, 64, 3), 200, np.uint8)
+  cam = np.full((4, 4), value, np.float32)
+  found = pictures.heat_overlay(image, cam, 4).astype(int)
+  np.testing.assert_array_equal(found[64:], 200)
+  band = found[:32]
+  assert (band < 80).mean() > 0.3 and (band > 220).mean() > 0.02
+  assert (found == found[..., :1]).all()  # no colour of the colormap
 
 
 def test_one_extreme_pixel_does_not_hide_the_rest_of_a_map_of_pixels():

@@ -1,0 +1,163 @@
+"""What a reader must know before the numbers: at the head of a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gc_jax.attribution import CONTROLS, title_of
+from gc_jax.method.metrics import METRICS, Key
+from gc_jax.report.artefact import Evaluated, number
+from gc_jax.runtime.messages import number_of
+
+# Method to sentences of what it was computed with, or of whose it was.
+_Settings = Mapping[str, Mapping[str, Any]]
+
+
+def cautions(evaluated: Evaluated) -> list[str]:
+  """Returns what makes the numbers mean less than they seem, sentences."""
+  found = [
+    unfinished(evaluated),
+    _validation(evaluated),
+    _skipped(evaluated),
+    without_objects(evaluated),
+  ]
+  return [sentence for sentence in found if sentence]
+
+
+def unfinished(evaluated: Evaluated) -> str:
+  """Returns how far training had come, if it had not ended."""
+  about = evaluated.about
+  step, total = about.step, about.total_steps
+  if evaluated.is_run and not evaluated.results:
+    step, total = progress(evaluated.training, about.trained)
+  if not 0 < step < total:
+    return ""
+  return (
+    f"This run is unfinished: step {step:,} of {total:,}. Its numbers are not "
+    "those of the finished run."
+  )
+
+
+def progress(
+  training: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
+) -> tuple[int, int]:
+  """Returns the last logged step of a run and how many it has; 0 if unknown.
+
+  Args:
+    training: the lines of metrics.jsonl.
+    config: of the run, nested.
+  """
+  num_epochs = (config or {}).get("num_epochs")
+  for line in reversed(training):
+    step, epoch = line.get("step"), line.get("epoch")
+    if step and epoch and num_epochs:
+      return int(step), max(1, round(num_epochs * step / epoch))
+  return 0, 0
+
+
+def _validation(evaluated: Evaluated) -> str:
+  about = evaluated.about
+  if not about.on_validation:
+    return ""
+  return (
+    f"These pictures (split {about.split}) are the validation split of "
+    "training, which chose the best checkpoint, and perhaps settings: new "
+    "pictures may score lower. Keep a test split apart for a number to report."
+  )
+
+
+def _skipped(evaluated: Evaluated) -> str:
+  words = {
+    "data/skipped_eval": ("picture", "could not be read and does not count"),
+    "data/dropped_eval": ("annotation", "was wrong and left out"),
+    "data/skipped_train": ("picture", "was passed over in training"),
+    "data/dropped_train": ("annotation", "of training was left out"),
+  }
+  parts = []
+  for key, (noun, what) in words.items():
+    count = round(number(evaluated.results, key) or 0)
+    if count == 1:
+      parts.append(f"1 {noun} {what}")
+    elif count:
+      what = what.replace("does not", "do not").replace("was", "were")
+      parts.append(f"{number_of(count, noun)} {what}")
+  return f"{'; '.join(parts)}." if parts else ""
+
+
+def without_objects(evaluated: Evaluated) -> str:
+  """Returns why metrics that need objects are absent, if they are."""
+  if evaluated.number(Key("num_pairs")) != 0:
+    return ""
+  titles = [one.title for one in METRICS.values() if one.needs_objects]
+  return (
+    "No picture of this split has a mask or a box. What needs to know where "
+    f"objects are was not measured: {', '.join(titles)}."
+  )
+
+
+def below_controls(models: Mapping[str, Sequence[Evaluated]]) -> list[str]:
+  """Returns which maps do worse than maps that look at nothing, sentences.
+
+  One for each metric and control. Of several seeds, their mean is held against
+  the control.
+  """
+  sentences = []
+  for metric, facts in METRICS.items():
+    if not facts.is_of_maps or facts.higher_is_better is None:
+      continue
+    for control in CONTROLS:
+      worse: dict[float, list[str]] = {}
+      for label, members in models.items():
+        limit = _mean(members, Key(metric, control))
+        for method in members[0].about.methods:
+          value = _mean(members, Key(metric, method))
+          if value is None or limit is None:
+            continue
+          ours, theirs = round(value, 1), round(limit, 1)
+          if ours != theirs and (ours > theirs) != facts.higher_is_better:
+            of = f" of {label}" if len(models) > 1 else ""
+            words = f"{title_of(method)}{of} ({ours:.1f})"
+            worse.setdefault(theirs, []).append(words)
+      for theirs, listed in worse.items():
+        side = "below" if facts.higher_is_better else "above"
+        sentences.append(
+          f"{facts.title} {side} that of a map that looks at nothing "
+          f"({title_of(control)}, {theirs:.1f}), which is worse: "
+          f"{', '.join(listed)}."
+        )
+  return sentences
+
+
+def _mean(members: Sequence[Evaluated], key: Key) -> float | None:
+  values = [v for one in members if (v := one.number(key)) is not None]
+  return sum(values) / len(values) if values else None
+
+
+def differing_methods(
+  models: Mapping[str, Sequence[Evaluated]],
+) -> dict[str, str]:
+  """Returns method to a sentence, where models computed it in several ways.
+
+  Evaluations of before that was recorded say nothing, and are named as such.
+  """
+  found = {}
+  every = [one for members in models.values() for one in members]
+  names = dict.fromkeys(m for one in every for m in one.about.methods)
+  for method in names:
+    ways: dict[str, list[str]] = {}
+    for label, members in models.items():
+      for one in members:
+        if method in one.about.methods:
+          own = one.about.method_settings.get(method)
+          words = ", ".join(f"{k}={v}" for k, v in (own or {}).items())
+          ways.setdefault(words, []).append(label)
+    if len(ways) > 1:
+      listed = "; ".join(
+        f"{words or 'unknown, as an older version did not record it'} "
+        f"({', '.join(dict.fromkeys(labels))})"
+        for words, labels in ways.items()
+      )
+      found[method] = (
+        f"{title_of(method)} was computed in several ways, and its rows do not "
+        f"compare: {listed}."
+      )
+  return found
