@@ -112,6 +112,22 @@ def test_every_metric_is_there(finished):
   assert all(set(example.maps) == set(METHODS) for example in found.examples)
   for by_class in found.per_class.values():
     assert "gradcam/content_heatmap" in by_class
+  with np.load(out / "rows.npz") as file:
+    predicted, confidence = file["predicted"], file["confidence"]
+  for example in found.examples:
+    assert example.predicted == predicted[example.index]
+    assert example.probability == pytest.approx(confidence[example.index])
+    assert example.probability <= example.predicted_probability <= 1
+    is_wrong = example.predicted != example.target
+    assert set(example.predicted_maps) == (set(METHODS) if is_wrong else set())
+    for method, cam in example.predicted_maps.items():
+      assert cam.shape == example.maps[method].shape
+  wrong = [e for e in found.examples if e.predicted_maps]
+  assert wrong  # the net is hardly trained
+  assert any(
+    np.abs(e.predicted_maps["gradcam"] - e.maps["gradcam"]).max() > 1e-3
+    for e in wrong
+  )
 
 
 @pytest.mark.parametrize("ends", ["a run", "an evaluation"])
@@ -123,6 +139,8 @@ def test_the_rows_average_to_the_results(finished, smoke_run, ends):
   index, target, names = (rows.pop(k) for k in ("index", "target", "name"))
   assert index.tolist() == list(range(40)) and set(names) == {""}
   assert 0 <= target.min() <= target.max() < 10
+  predicted = rows.pop("predicted")  # a class, which has no mean
+  np.testing.assert_array_equal(predicted == target, rows["top1"] == 1)
   asked = {"top1", "gradcam/pointing_game", "uniform/content_heatmap"}
   if ends == "an evaluation":
     asked |= {"fgsm_8/top1", "pgd_8/top1", "input_gradients/insertion_auc"}

@@ -12,7 +12,7 @@ from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import Batch, Metrics, PairBatch
-from gc_jax.report.rows import CASES, CONFIDENCE
+from gc_jax.report.rows import CASES, CONFIDENCE, PREDICTED
 
 
 @program()
@@ -29,6 +29,8 @@ def measured(
   columns = by_example(logits, batch)
   if not attack:
     columns[CONFIDENCE] = _confidence(logits, batch)
+    if "labels" not in batch:
+      columns[PREDICTED] = logits.argmax(-1).astype(jnp.float32)
   totals = sums(logits, dict(batch) | {"mask": counts})
   return Measured(
     {

@@ -47,7 +47,8 @@ def gallery(
   """
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
-  alone = _looks(planner, rows, planner.with_objects, methods)
+  names = planner.dataset.names
+  alone = _looks(planner, rows, planner.with_objects, methods, judges=True)
   beside: list[dict] = [{} for _ in rows]
   if with_composites:
     beside = [
@@ -77,6 +78,10 @@ def gallery(
         }
         for metric in ("content_heatmap", "negative_quadrants_heatmap")
       },
+      name=names[planner.pairs.index[row]] if names else "",
+      probability=float(look.probabilities[planner.pairs.target[row]]),
+      predicted_probability=float(look.probabilities[look.predicted]),
+      predicted_maps=look.predicted_cams,
       **more,
     )
     for (kind, row), look, more in zip(kinds, alone, beside, strict=True)
@@ -86,11 +91,13 @@ def gallery(
 
 
 class _Look(NamedTuple):
-  """A pair's entries of the batch, its predicted class, its normalised maps."""
+  """A pair's entries of the batch, what is predicted, its normalised maps."""
 
   batch: dict[str, np.ndarray | np.generic]
   predicted: int
+  probabilities: Float[np.ndarray, "K"]
   cams: dict[str, np.ndarray]
+  predicted_cams: dict[str, np.ndarray]  # empty if that is the class explained
 
 
 def _looks(
@@ -99,20 +106,46 @@ def _looks(
   maker: Maker,
   methods: tuple[str, ...],
   model: nnx.Module | None = None,
+  judges: bool = False,
 ) -> list[_Look]:
-  """Returns pairs with their maps; model: another than the planner's."""
+  """Returns pairs with their maps.
+
+  Args:
+    planner: of the pairs.
+    rows: of them.
+    maker: of their pictures.
+    methods: of the maps.
+    model: another than the planner's.
+    judges: whether a picture whose one class is not the predicted one comes
+      with maps of that class too.
+  """
   graph = planner.graph if model is None else nnx.split(model)
   size = parallel.divisible(plan.MAPS_AT_ONCE, planner.mesh)
+  several = planner.dataset.multi_label
+  to_probability = nnx.sigmoid if several else nnx.softmax
   found = []
   for share in plan.shares(planner.pairs, rows, maker, size):
     batch = parallel.to_devices(share.batch, planner.mesh)
     logits, cams, _ = localisation.maps(*graph, batch, methods)
     cams = {k: _normalized(cam) for k, cam in cams.items()}
-    batch, logits, cams = parallel.fetch((batch, logits, cams))
+    likely = to_probability(logits)
+    instead = {}
+    predicted = logits.argmax(-1).astype(batch["target"].dtype)
+    wrong = parallel.fetch((predicted != batch["target"]) & (batch["row"] >= 0))
+    if judges and not several and wrong.any():
+      other = batch | {"target": predicted}
+      _, instead, _ = localisation.maps(*graph, other, methods)
+      instead = {k: _normalized(cam) for k, cam in instead.items()}
+    batch, predicted, likely, cams, instead = parallel.fetch(
+      (batch, predicted, likely, cams, instead)
+    )
     batch.pop("annotations", None)
     for i in np.flatnonzero(batch["row"] >= 0):
       row = lambda tree, i=i: {k: v[i] for k, v in tree.items()}
-      found.append(_Look(row(batch), int(logits[i].argmax()), row(cams)))
+      others = row(instead) if wrong[i] else {}
+      found.append(
+        _Look(row(batch), int(predicted[i]), likely[i], row(cams), others)
+      )
   return found
 
 

@@ -20,7 +20,14 @@ from gc_jax.method import metrics
 from gc_jax.method.metrics import METRICS, POINTING_GAMES, Key
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.report.artefact import Curves
-from gc_jax.report.rows import CASES, interval, mean, resampled, sample
+from gc_jax.report.rows import (
+  CASES,
+  PREDICTED,
+  interval,
+  mean,
+  resampled,
+  sample,
+)
 
 # The number of each pair, in [0, 1]; NaN where it does not count.
 Columns = Mapping[Key, Float[np.ndarray, "N"]]
@@ -49,6 +56,7 @@ def results(
     class_names: of the data set.
   """
   columns = counting(ledger, settings)
+  columns.pop(Key(PREDICTED), None)  # a class, which has no mean
   # The counts that F1 is made of say nothing alone.
   pooled = {
     key._replace(metric="f1_overall"): np.stack(

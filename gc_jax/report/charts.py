@@ -12,10 +12,11 @@ import numpy as np
 
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, accuracy
-from gc_jax.report import logs, pictures, plots, tables
+from gc_jax.report import logs, pictures, tables
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.gallery import Example
-from gc_jax.report.plots import Chart, Line
+from gc_jax.report.lines import Line, line_chart
+from gc_jax.report.plots import Chart
 
 MAX_ROWS = 8  # images in the figure of all methods
 MAX_SANITY_ROWS = 12  # methods in the strip of maps by stage
@@ -48,25 +49,23 @@ def charts(evaluated: Evaluated) -> dict[str, Chart]:
   found = {"robustness": robustness_chart({"": evaluated})}
   for name, done in (("insertion", "inserted"), ("deletion", "deleted")):
     if lines[name]:
-      found[name] = plots.line_chart(
+      found[name] = line_chart(
         name.capitalize(),
         "mean probability of the class",
         lines[name],
-        f"percent of the pixels {done}, highest of the map first",
+        f"percent of pixels {done}",
         y_limits=(-0.02, 1.02),
-        legend="right",
         png=True,
       )
   if lines["randomization"]:
     lowest = min(float(np.nanmin(line.y)) for line in lines["randomization"])
-    found["randomization"] = plots.line_chart(
+    found["randomization"] = line_chart(
       "Sanity check",
       "rank correlation with the trained model's map",
       lines["randomization"],
       "weights randomised from the head down to",
       ticks={float(place): word for place, word in enumerate(stages)},
       y_limits=(min(0.0, lowest) - 0.05, 1.05),
-      legend="right",
       png=True,
     )
   return {name: chart for name, chart in found.items() if chart is not None}
@@ -81,7 +80,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
   Args:
     models: label to evaluation; a single one may go without a label.
   """
-  lines = []
+  by_attack: dict[str, list[Line]] = {}  # the models of an attack together
   for label, evaluated in models.items():
     curves = dict(evaluated.curves.robustness)
     if len(models) > 1 and "fgsm-within" in curves:
@@ -90,12 +89,14 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
       word = ATTACKS[attack].title if attack in ATTACKS else attack
       word = f"{label}, {word}" if label else word
       points = sorted((float(e), value) for e, value in by_epsilon.items())
-      lines += _line(word, *zip(*points, strict=True)) if points else []
+      found = _line(word, *zip(*points, strict=True)) if points else []
+      by_attack.setdefault(attack, []).extend(found)
+  lines = [line for found in by_attack.values() for line in found]
   if not lines:
     return None
   places = sorted({x for line in lines for x in line.x.tolist()})
   first = next(iter(models.values()))
-  return plots.line_chart(
+  return line_chart(
     "Robustness",
     f"{METRICS[accuracy(first.about.multi_label)].title}, percent",
     lines,
@@ -103,7 +104,6 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
     x_scale="doubling",
     ticks={place: f"{place:g}" for place in places},
     y_limits=(-2.0, 102.0),
-    legend="above" if len(lines) <= 2 else "right",
     png=True,
   )
 
@@ -214,7 +214,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
   metrics = [_with_weighted(line, terms) for line in metrics]
   made = []
 
-  def add(title, unit, words, scale="linear", legend="above", constant=True):
+  def add(title, unit, words, scale="linear", constant=True):
     """Draws metrics, key to word; a constant one only where that is told."""
     lines = []
     for key, word in words.items():
@@ -223,9 +223,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
       if np.isfinite(y).any():
         lines.append(Line(word, x, y))
     if lines and (constant or np.nanmin(lines[0].y) < np.nanmax(lines[0].y)):
-      made.append(
-        plots.line_chart(title, unit, lines, axis, scale=scale, legend=legend)
-      )
+      made.append(line_chart(title, unit, lines, axis, scale=scale))
 
   losses = {f"weighted/{term}_loss": f"λ × {term}" for term in terms}
   norms = {
@@ -241,7 +239,7 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
     {"train/classification_loss": "classification", **losses},
   )
   percent = "percent, validation split"
-  add("Top-1", percent, {"val/top1": "top-1"}, legend="none")
+  add("Top-1", percent, {"val/top1": "top-1"})
   f1 = {"val/f1_overall": "overall", "val/f1_per_class": "per class"}
   add("F1", percent, f1)
   for term in terms:
@@ -250,7 +248,6 @@ def training_charts(metrics: Sequence[dict[str, Any]]) -> list[Chart]:
       "λ, log axis",
       {f"train/{term}_weight": "λ"},
       "log",
-      legend="none",
       constant=False,  # the page's first sentence names it
     )
   add("Gradient at the features", "norm by loss term, log axis", norms, "log")

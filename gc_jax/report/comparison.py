@@ -378,4 +378,4 @@ def _drawn(own: Sequence[Point]) -> plots.Chart:
     for p in own
   )
   unit = f"{word} and CH in percent, maps of {method}"
-  return plots.drawn(title, unit, draw, listed, png=True)
+  return plots.drawn(title, unit, [(draw, listed)], png=True)

@@ -50,6 +50,7 @@ def render(template: str, **context: Any) -> str:
   environment.filters |= {
     "markdown": lambda text: text.replace("|", "\\|"),
     "latex": lambda text: text.translate(_LATEX_ESCAPES),
+    "capitalize_first": lambda text: text[:1].upper() + text[1:],
     "bytes": _size,
     "count": _count,
   }

@@ -16,6 +16,7 @@ from gc_jax.report import (
   cards,
   cautions,
   charts,
+  classes,
   describe,
   formats,
   gallery,
@@ -36,7 +37,6 @@ FILENAMES = (  # that `write_evaluation` may write
   *("figure_methods.png", "curves.png", "robustness.png", "insertion.png"),
   *("deletion.png", "randomization.png", "sanity.png"),
 )
-_MAX_CLASS_COLUMNS = 12
 METHOD = "gradcam_elementwise"  # what training makes consistent (paper, eq. 3)
 
 
@@ -131,7 +131,11 @@ def _page(
   glance, paper_tables, full_tables = formats.for_page(groups)
   method = headline_method(evaluated)
   pairs = [] if other is None else cards.pairs(evaluated, other)
-  headings, rows = _by_class(evaluated, method)
+  pairs_rows = classes.read_rows(evaluated, method)
+  num_classes = len(evaluated.class_names)
+  counts = None
+  if pairs_rows is not None:
+    counts = classes.confusion(pairs_rows, num_classes)
   html = formats.render(
     "report.html",
     evaluated=evaluated,
@@ -165,15 +169,33 @@ def _page(
     gallery=_gallery(evaluated, skips_fixed=bool(pairs)),
     methods=[
       (m, title_of(m))
-      for m in tables.in_order(m for e in evaluated.examples for m in e.maps)
+      for m in tables.in_order(
+        [
+          *evaluated.about.methods,
+          *(m for e in evaluated.examples for m in e.maps),
+        ]
+      )
     ],
     kinds={example.kind for example in evaluated.examples},
     has_composites=any(e.composite is not None for e in evaluated.examples),
     pairs=pairs,
     color_bar=pictures.color_bar(),
     scaling=pictures.SCALING,
-    class_headings=headings,
-    class_rows=rows,
+    findings=(
+      classes.findings(pairs_rows, method, num_classes) if pairs_rows else []
+    ),
+    is_by_class=pairs_rows is not None,
+    rule=classes.RULE,
+    classes=classes.table(evaluated, pairs_rows, _methods_by_class(evaluated)),
+    confusion=(
+      counts.tolist()
+      if counts is not None and num_classes <= classes.MAX_MATRIX
+      else None
+    ),
+    mistakes=[] if counts is None else classes.mistakes(counts),
+    telling_mistakes=(
+      [] if counts is None else classes.telling_mistakes(counts)
+    ),
     costly=_costly(evaluated),
     sanity_rows=describe.setting(about, "sanity_rows"),
     empty_maps={
@@ -303,24 +325,8 @@ def _costly(evaluated: Evaluated) -> list[str]:
   return [*map(title_of, about.costly_methods), *metrics, *attacks]
 
 
-def _by_class(
-  evaluated: Evaluated, method: str
-) -> tuple[list[str], list[tuple[str, list[str]]]]:
-  """Returns headings, and a row of texts for each class."""
-  columns = {
-    column.number(method).name: column
-    for column in [*tables.OF_MODELS, *(tables.OF_MAPS if method else ())]
-    if METRICS[column.metric].unit == "percent"
-  }
-  by_class = evaluated.per_class
-  kept = [
-    name
-    for name in columns
-    if any(artefact.number(v, name) is not None for v in by_class.values())
-  ][:_MAX_CLASS_COLUMNS]
-  rows = []
-  for class_name, values in by_class.items():
-    numbers = [artefact.number(values, name) for name in kept]
-    texts = ["" if n is None else f"{n:,.1f}" for n in numbers]
-    rows.append((class_name, texts))
-  return [columns[name].heading for name in kept], rows if kept else []
+def _methods_by_class(evaluated: Evaluated) -> list[str]:
+  """Returns the methods measured, the headline one first."""
+  first = headline_method(evaluated)
+  others = [m for m in evaluated.about.methods if m != first]
+  return [first, *others] if first else []

@@ -5,6 +5,7 @@ Small images are enlarged by whole factors, so that their pixels stay crisp.
 
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ COLORMAP = matplotlib.colormaps["cool"]
 EMPTY = "empty map"  # nothing speaks for the class
 _MAX_PNG_BYTES = 60_000
 _MAX_IMAGE_PX = 1024  # of a photograph within a page
+_MAX_FIGURE_PX = 1100
 _NUM_STEPS = 64  # of a map within a page
 _MAX_ALPHA = 0.8
 # Integrated gradients' median is 0.8% of their maximum: one pixel hides all.
@@ -266,10 +268,10 @@ def image_layer(
 
 
 def figure_layer(png: bytes) -> Layer:
-  """Returns a figure's file, at the size at which it is sharp."""
-  picture = plots.read_png(png)
-  height, width = picture.shape[:2]
-  return Layer(*compact(picture), width, height)
+  """Returns a figure's file, no wider than a page."""
+  picture = Image.fromarray(plots.read_png(png))
+  picture.thumbnail((_MAX_FIGURE_PX, sys.maxsize), Image.Resampling.LANCZOS)
+  return Layer(*compact(np.asarray(picture)), *picture.size)
 
 
 def heat_layer(
@@ -279,8 +281,8 @@ def heat_layer(
 ) -> Layer:
   """Returns the map alone, transparent where it is low; see `heat_overlay`.
 
-  Over the image it shows what `heat_overlay` does, in steps of 1/63: a map of
-  256 pixels then takes 5 kB.
+  Over the image it shows what `heat_overlay` does, in steps of 1/63. The page
+  enlarges it smoothly: half as many pixels as on the screen do for cells.
 
   Args:
     cam: a map >= 0 in any unit; all zero: nothing is seen.
@@ -288,7 +290,9 @@ def heat_layer(
     seen: as for `heat_overlay`.
   """
   is_of_pixels = cam.shape == tuple(seen or image_size)
-  height, width = _layer_size(*image_size)
+  # A map of pixels keeps them.
+  shorter = min(max(min(cam.shape), DISPLAY_PX // 2), DISPLAY_PX)
+  height, width = _layer_size(*image_size, shorter)
   steps = np.linspace(0.0, 1.0, _NUM_STEPS)
   heat = _heat(cam, height, width, is_of_pixels) * (_NUM_STEPS - 1)
   colors = np.rint(COLORMAP(steps)[:, :3] * 255.0).astype(np.uint8)
@@ -307,9 +311,11 @@ def frame_layer(composite_size: tuple[int, int], cell: int) -> Layer:
   return _line_layer(_frame(*_layer_size(*composite_size), cell))
 
 
-def _layer_size(height: int, width: int) -> tuple[int, int]:
-  """Returns height and width with a shorter side of `DISPLAY_PX` or less."""
-  scale = DISPLAY_PX / min(height, width)
+def _layer_size(
+  height: int, width: int, shorter_px: int = DISPLAY_PX
+) -> tuple[int, int]:
+  """Returns height and width with a shorter side of `shorter_px` or less."""
+  scale = shorter_px / min(height, width)
   scale = max(1, int(scale)) if scale >= 1 else scale
   return round(scale * height), round(scale * width)
 

@@ -5,16 +5,15 @@ On a page, text and lines take `currentColor` and the CSS variables
 light and a dark page.
 """
 
-import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -23,14 +22,6 @@ from PIL import Image
 
 PNG_LEVEL = 4  # of zlib: much sooner than its default, files little larger
 _DPI = 200
-_MAX_LEVEL_TICKS = 8  # more words than these run into each other
-_TURNED_FRAC = 0.13  # of the height, for words that stand upright
-_DASHES = (
-  "-",
-  (0.0, (5.0, 1.5)),
-  (0.0, (1.2, 1.4)),
-  (0.0, (6.0, 1.5, 1.2, 1.5)),
-)
 
 
 class Palette(NamedTuple):
@@ -53,7 +44,7 @@ _CSS = {
   **{c: f"var(--series-{i})" for i, c in enumerate(_STAND_INS.series, start=1)},
 }
 # On white: those of the light page.
-_PAPER = Palette(
+PAPER = Palette(
   "#1c1e22",
   "#d5d7da",
   "#5b616b",
@@ -71,110 +62,17 @@ _NOT_INLINE = re.compile(
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Line:
-  """A curve. NaN breaks it; `is_control` makes it recede."""
-
-  word: str
-  x: Float[np.ndarray, " N"]
-  y: Float[np.ndarray, " N"]
-  is_control: bool = False
-
-
 class Chart(NamedTuple):
-  """A drawn chart; `svg` is safe to place in a page unescaped.
+  """A drawn chart; its SVGs are safe to place in a page unescaped.
 
-  `png` is empty where a chart is for a page alone.
+  Several SVGs are panels, of the same axes. `png` is empty where a chart is for
+  a page alone.
   """
 
   title: str
   unit: str
-  svg: str
+  svgs: tuple[str, ...]
   png: bytes = b""
-
-
-def line_chart(
-  title: str,
-  unit: str,
-  lines: Sequence[Line],
-  x_label: str,
-  *,
-  scale: str = "linear",
-  x_scale: str = "linear",
-  ticks: Mapping[float, str] | None = None,
-  y_limits: tuple[float, float] | None = None,
-  legend: str = "above",
-  png: bool = False,
-) -> Chart:
-  """Returns a chart of some curves.
-
-  Args:
-    title: what it shows.
-    unit: of y.
-    lines: at least one, each with a finite point.
-    x_label: below the axis.
-    scale: of y: linear or log.
-    x_scale: of x: linear, or "doubling" for 0, 1, 2, 4, 8 at equal steps.
-    ticks: of x, place to word; matplotlib's own where None.
-    y_limits: both ends; where the curves end if None.
-    legend: "above" for two words, "right" for many in a wider chart, "none".
-    png: whether to draw it for a file as well.
-  """
-  many = legend == "right"
-  is_turned = ticks is not None and len(ticks) > _MAX_LEVEL_TICKS
-
-  def draw(palette: Palette) -> Figure:
-    size = (7.2, 0.9 + max(2.3, 0.21 * len(lines))) if many else (3.7, 2.3)
-    figure = Figure(figsize=size, facecolor="none")
-    left, bottom, width, height = (
-      (0.085, 0.19, 0.60, 0.76) if many else (0.13, 0.19, 0.85, 0.68)
-    )
-    if is_turned:
-      bottom, height = bottom + _TURNED_FRAC, height - _TURNED_FRAC
-    axes = figure.add_axes((left, bottom, width, height), facecolor="none")
-    for line, (color, dash) in zip(lines, _looks(lines, palette), strict=True):
-      axes.plot(
-        line.x,
-        line.y,
-        label=line.word,
-        color=color,
-        linestyle=dash,
-        linewidth=1.8,
-        marker="o" if len(line.x) < 15 else None,
-        markersize=3.5,
-      )
-    axes.set_yscale(scale)
-    if x_scale == "doubling":
-      axes.set_xscale("symlog", base=2, linthresh=1.0, linscale=1.0)
-    axes.set_xlabel(x_label)
-    if palette is _PAPER:  # a page says it above the chart
-      axes.set_ylabel(unit)
-    if y_limits is not None:
-      axes.set_ylim(*y_limits)
-    if ticks is not None:
-      turned = 90.0 if is_turned else 0.0
-      axes.set_xticks(list(ticks), list(ticks.values()), rotation=turned)
-      axes.minorticks_off()
-    clean(axes, palette)
-    if legend == "above":
-      axes.legend(
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=2,
-        frameon=False,
-        handlelength=2.4,
-        borderaxespad=0.2,
-      )
-    elif many:
-      axes.legend(
-        loc="center left",
-        bbox_to_anchor=(1.02, 0.5),
-        frameon=False,
-        handlelength=3.2,
-      )
-    return figure
-
-  return drawn(title, unit, draw, _read_aloud(lines, x_label), png=png)
 
 
 def clean(axes: Axes, palette: Palette) -> None:
@@ -187,8 +85,7 @@ def clean(axes: Axes, palette: Palette) -> None:
 def drawn(
   title: str,
   unit: str,
-  draw: Callable[[Palette], Figure],
-  numbers: str,
+  parts: Sequence[tuple[Callable[[Palette], Figure], str]],
   *,
   png: bool,
 ) -> Chart:
@@ -197,12 +94,36 @@ def drawn(
   Args:
     title: what it shows; another for every chart of a page.
     unit: of y.
-    draw: makes the figure in given colours.
-    numbers: for those who do not see it.
+    parts: of each panel what makes its figure in given colours, and its
+      numbers, for those who do not see it.
     png: whether to draw it for a file as well.
   """
-  svg = _to_svg(draw, title, f"{title} ({unit}): {numbers}.")
-  return Chart(title, unit, svg, _to_png(draw) if png else b"")
+  svgs = tuple(
+    _to_svg(draw, f"{title} {number}", f"{title} ({unit}): {numbers}.")
+    for number, (draw, numbers) in enumerate(parts)
+  )
+  pictures = [_to_png(draw) for draw, _ in parts] if png else []
+  return Chart(title, unit, svgs, _beside(pictures) if png else b"")
+
+
+def _beside(pngs: Sequence[bytes]) -> bytes:
+  """Returns pictures beside each other, on white, as one PNG."""
+  if len(pngs) == 1:
+    return pngs[0]
+  pictures = [read_png(png) for png in pngs]
+  height = max(len(picture) for picture in pictures)
+  padded = [
+    np.pad(
+      picture,
+      ((0, height - len(picture)), (0, _DPI // 10), (0, 0)),
+      constant_values=255,
+    )
+    for picture in pictures
+  ]
+  buffer = io.BytesIO()
+  joined = Image.fromarray(np.concatenate(padded, axis=1))
+  joined.save(buffer, format="PNG", compress_level=PNG_LEVEL)
+  return buffer.getvalue()
 
 
 def _to_svg(
@@ -228,8 +149,8 @@ def _to_svg(
 
 def _to_png(draw: Callable[[Palette], Figure]) -> bytes:
   """Returns a chart on white, as a file, with room for all its words."""
-  with matplotlib.rc_context(_settings(_PAPER)):
-    figure = draw(_PAPER)
+  with matplotlib.rc_context(_settings(PAPER)):
+    figure = draw(PAPER)
     figure.set_facecolor("white")
     return figure_png(figure, _DPI, bbox_inches="tight")
 
@@ -277,28 +198,12 @@ def stack(charts: Sequence[Chart]) -> bytes:
       chart.title,
       fontsize=11.0,
       fontweight="bold",
-      color=_PAPER.text,
+      color=PAPER.text,
       va="center",
     )
     figure.figimage(picture, 0, top - title_px - picture.shape[0])
     top -= height
   return figure_png(figure, _DPI)
-
-
-def _looks(
-  lines: Sequence[Line], palette: Palette
-) -> list[tuple[str, str | tuple[float, tuple[float, ...]]]]:
-  """Returns colour and dashes of each line; no two models' are the same."""
-  looks, models, controls = [], 0, 0
-  for line in lines:
-    if line.is_control:
-      looks.append((palette.muted, _DASHES[2 + controls % 2]))
-      controls += 1
-      continue
-    color = palette.series[models % len(palette.series)]
-    looks.append((color, _DASHES[models % len(_DASHES)]))
-    models += 1
-  return looks
 
 
 def _settings(palette: Palette) -> dict[str, object]:
@@ -309,14 +214,3 @@ def _settings(palette: Palette) -> dict[str, object]:
     **dict.fromkeys((*texts, "ytick.labelcolor"), palette.text),
     **dict.fromkeys(grids, palette.grid),
   }
-
-
-def _read_aloud(lines: Sequence[Line], x_label: str) -> str:
-  parts = []
-  for line in lines:
-    kept = np.isfinite(line.y)
-    x, y = line.x[kept], line.y[kept]
-    parts.append(
-      f"{line.word} from {y[0]:.4g} to {y[-1]:.4g} at {x_label} {x[-1]:g}"
-    )
-  return "; ".join(parts)

@@ -8,8 +8,9 @@ order of the split. Its arrays, all of this length, have the names:
   name     the picture's file, below the data set's folder; "" where the data
            set cannot tell it without reading the picture
   others   `Key.name` of a number, "top1" or "gradcam/pointing_game": a float32
-           fraction (the cases of F1: a count); NaN where the pair does not
-           count, as `top1` on all but the first row of a picture
+           fraction (the cases of F1: a count; `predicted`: a class); NaN where
+           the pair does not count, as `top1` on all but the first row of a
+           picture
 
 A picture is the unit of chance: the bootstrap draws its pairs together.
 """
@@ -29,6 +30,7 @@ FILENAME = "rows.npz"
 # What F1 is made of, in this order.
 CASES = ("true_positives", "false_positives", "false_negatives")
 CONFIDENCE = "confidence"  # in the class explained, of a picture's first row
+PREDICTED = "predicted"  # the class with the highest score, if one is asked for
 _BLOCK = 16  # resamples at a time
 _NUM_RESAMPLES = 1_000  # of differences
 _K = TypeVar("_K", bound=Hashable)

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from gc_jax.attribution import METHODS
-from gc_jax.report import charts, plots, tables
+from gc_jax.report import charts, lines, plots, tables
 from tests.report import evaluations
 
 
 @pytest.fixture
 def made(tmp_path):
   return evaluations.make(tmp_path / "e")
+
+
+def _svg(chart):
+  """Returns all panels of a chart."""
+  return " ".join(chart.svgs)
 
 
 def _with_example(made, **changes):
@@ -37,10 +42,10 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
   ids = []
   training = charts.training_charts(evaluations.metrics())
   for chart in (*drawn.values(), *training):
-    assert "currentColor" in chart.svg and "var(--series-1)" in chart.svg
-    assert not re.search(r"#[0-9a-f]{6}\b", chart.svg)
-    assert "http" not in chart.svg
-    ids += sorted(set(re.findall(r'\bid="([^"]*)"', chart.svg)))
+    assert "currentColor" in _svg(chart) and "var(--series-1)" in _svg(chart)
+    assert not re.search(r"#[0-9a-f]{6}\b", _svg(chart))
+    assert "http" not in _svg(chart)
+    ids += sorted(set(re.findall(r'\bid="([^"]*)"', _svg(chart))))
   assert len(ids) == len(set(ids))
 
 
@@ -67,26 +72,50 @@ def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
 
 def test_curves_say_their_numbers(made):
   drawn = charts.charts(made)
-  robustness = drawn["robustness"].svg
+  robustness = _svg(drawn["robustness"])
   assert "FGSM from 86.5 to 35 at ε in 1/255 64" in robustness
   assert "FGSM, any step up to ε from 86.5 to 5 at" in robustness
   assert "PGD from 86.5 to 0 at ε in 1/255 64" in robustness
-  assert ">Uniform map<" in drawn["insertion"].svg  # the legend, as real text
-  assert "var(--muted)" in drawn["insertion"].svg
-  assert "cMWP from 1 to -0.02" in drawn["randomization"].svg
-  assert ">layer3/1<" in drawn["randomization"].svg
+  assert ">Uniform map<" in _svg(drawn["insertion"])  # the legend, as real text
+  assert "var(--muted)" in _svg(drawn["insertion"])
+  assert "cMWP from 1 to -0.02" in _svg(drawn["randomization"])
+  assert ">layer3/1<" in _svg(drawn["randomization"])
 
 
-def test_a_method_has_the_same_place_in_every_chart(made):
+def test_methods_stand_in_one_order_at_most_six_lines_together(made):
   # As its file has them, by name.
   curves = dataclasses.replace(
     made.curves, insertion=dict(sorted(made.curves.insertion.items()))
   )
   drawn = charts.charts(dataclasses.replace(made, curves=curves))
   titles = [METHODS[m].title for m in evaluations.METHODS]
-  for name in ("insertion", "randomization"):
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", drawn[name].svg)
-    assert [word for word in words if word in titles] == titles
+  controls = {"Uniform map", "Centred Gaussian"}
+  for name, sizes in (("insertion", [4, 4, 2]), ("randomization", [5, 5])):
+    shown = []
+    for svg in drawn[name].svgs:
+      words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+      named = [word for word in words if word in titles]
+      shown.append(named)
+      assert (controls <= set(words)) == (name == "insertion")
+    assert [len(named) for named in shown] == sizes
+    assert [word for named in shown for word in named] == titles
+  assert len(drawn["robustness"].svgs) == 1
+
+
+def test_names_stand_apart_beside_the_ends_of_their_lines():
+  x = np.array([0.0, 1.0])
+  near = [0.5, 0.501, 0.502, 0.9, 0.98, 1.0]
+  drawn = [lines.Line(f"name {y}", x, np.array([0.0, y])) for y in near]
+  chart = lines.line_chart("title", "unit", drawn, "x", y_limits=(0.0, 1.0))
+  (svg,) = chart.svgs
+  found = re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>name ([\d.]+)', svg)
+  assert len(found) == 6
+  heights = {float(name): float(place) for place, name in found}
+  ordered = [heights[y] for y in sorted(heights, reverse=True)]
+  assert ordered == sorted(ordered)  # the highest line's name is the highest
+  assert min(np.diff(ordered)) > 9.0  # points: the size of a letter
+  alone = lines.line_chart("title", "unit", drawn[:1], "x")
+  assert "name 0.5" not in re.sub(r'aria-label="[^"]*"', "", alone.svgs[0])
 
 
 def test_the_controls_stand_last_and_unknown_methods_before_them():
@@ -94,16 +123,18 @@ def test_the_controls_stand_last_and_unknown_methods_before_them():
   assert tables.in_order(found) == ["gradcam", "new", "uniform"]
 
 
-def test_lines_of_many_methods_look_different():
+def test_lines_of_a_panel_look_different():
   x = np.array([0.0, 1.0])
-  lines = [plots.Line(str(n), x, x * n) for n in range(12)]
-  svg = plots.line_chart("title", "unit", lines, "x", legend="none").svg
-  looks = re.findall(
-    r'style="fill: none; (stroke-dasharray: [^;]*; )?[^"]*'
-    r"(?:stroke: (var\(--series-\d\)))",
-    svg,
-  )
-  assert len(looks) == 12 and len(set(looks)) == 12
+  many = [lines.Line(str(n), x, x * n) for n in range(12)]
+  svgs = lines.line_chart("title", "unit", many, "x").svgs
+  assert len(svgs) == 2
+  for svg in svgs:
+    looks = re.findall(
+      r'style="fill: none; (stroke-dasharray: [^;]*; )?[^"]*'
+      r"(?:stroke: (var\(--series-\d\)))",
+      svg,
+    )
+    assert len(looks) == 6 and len(set(looks)) == 6
 
 
 def test_without_curves_there_are_no_charts(tmp_path):
@@ -118,7 +149,7 @@ def test_numbers_that_are_not_finite_break_a_line(made):
   values = made.curves.insertion
   values["cmwp"][3] = float("nan")
   values["gradcam"] = [float("nan")] * len(values["gradcam"])
-  svg = charts.charts(made)["insertion"].svg
+  svg = _svg(charts.charts(made)["insertion"])
   assert "nan" not in svg.lower()
   assert ">cMWP<" in svg and ">Grad-CAM<" not in svg
 
@@ -173,11 +204,15 @@ def test_many_stages_are_thinned_in_the_strip_and_turned_in_the_chart(made):
   )
   strip = plots.read_png(charts.sanity_figure(many))
   assert strip.shape[:2] == _strip_size(9, 1, letters=8)
-  svg = charts.charts(many)["randomization"].svg
+  svg = _svg(charts.charts(many)["randomization"])
   for stage in stages:
     turned = rf"<text[^>]*rotate\(-90[^>]*>{re.escape(stage)}</text>"
     assert re.search(turned, svg), stage
-  assert "rotate(-90" not in charts.charts(made)["randomization"].svg
+  few = dataclasses.replace(
+    made.curves, stages=["head", "stem"], randomization={"gradcam": [0.5, 0.1]}
+  )
+  few = charts.charts(dataclasses.replace(made, curves=few))
+  assert "rotate(-90" not in _svg(few["randomization"])
 
 
 # Of training.
@@ -214,17 +249,17 @@ def test_any_guidance_term_has_its_curves():
     for step in (1, 2)
   ]
   parts, weight, norms = charts.training_charts(lines)
-  assert "λ × energy from 1 to 1 at step 2" in parts.svg
+  assert "λ × energy from 1 to 1 at step 2" in _svg(parts)
   assert weight.title == "Weight of the energy loss"
-  assert "λ from 2 to 4" in weight.svg
-  assert "energy from 0.25 to 0.25" in norms.svg
+  assert "λ from 2 to 4" in _svg(weight)
+  assert "energy from 0.25 to 0.25" in _svg(norms)
 
 
 def test_a_chart_says_its_numbers_to_those_who_do_not_see_it():
   lines = [{"step": 1, "train/loss": 2.5}, {"step": 9, "train/loss": 0.75}]
   (chart,) = charts.training_charts(lines)
   assert 'aria-label="Loss (nats): training from 2.5 to 0.75 at step 9."' in (
-    chart.svg
+    _svg(chart)
   )
 
 
@@ -232,4 +267,4 @@ def test_numbers_of_training_that_are_not_finite_are_counted():
   lines = evaluations.metrics()
   lines[4]["train/loss"] = lines[4]["train/consistency_loss"] = None
   assert charts.count_not_finite(lines) == 1
-  assert "nan" not in charts.training_charts(lines)[0].svg.lower()
+  assert "nan" not in _svg(charts.training_charts(lines)[0]).lower()

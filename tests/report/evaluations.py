@@ -143,11 +143,16 @@ def rows(methods=METHODS, ch=30.0, accuracy=86.5):
   ease = np.random.default_rng(0).random(80, np.float32)
   index = np.arange(80) // 2
   right = np.where(np.arange(80) % 2, np.nan, ease < accuracy / 100)
+  target = np.arange(80) % 3
+  predicted = np.where(right == 1, target, (target + 1) % 3)
   columns = {Key("top1"): np.float32(right)}
+  columns[Key("predicted")] = np.float32(
+    np.where(np.isnan(right), np.nan, predicted)
+  )
   for method in methods:
     for metric in ("pointing_game", "content_heatmap", "zero_map_frac"):
       columns[Key(metric, method)] = np.clip(ease + np.float32(ch) / 100, 0, 1)
-  return Rows(index, np.arange(80) % 3, np.array(["a.png"] * 80), columns)
+  return Rows(index, target, np.array(["a.png"] * 80), columns)
 
 
 def curves(methods=METHODS):

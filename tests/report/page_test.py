@@ -384,12 +384,15 @@ def test_an_evaluations_page_says_what_was_measured_how(made):
     "sanity check are means over 8 pairs at most",
     "programs compiled14",  # a term and its description
     "model.name",
-    *("Robustness", "Sanity check", "3 classes; maps of Grad-CAM, element"),
+    *(
+      "Robustness",
+      "Sanity check",
+      "3 classes of context digits; maps of Grad-CAM, element",
+    ),
   )
-  row = re.search(
-    r"<tr><th scope=\"row\">two &lt;&amp;&gt;</th>.*?</tr>", found.source, re.S
-  )
-  assert "<td>86.5</td>" in row[0] and "<td>30.0</td>" in row[0]
+  row = re.search(r'<tr id="class-2".*?</tr>', found.source, re.S)[0]
+  assert "two &lt;&amp;&gt;" in row
+  assert 'data-column="0">86.5</td>' in row and ">30.0</td>" in row
 
 
 def test_the_sanity_check_names_the_methods_that_fail(made):

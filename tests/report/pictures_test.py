@@ -120,9 +120,9 @@ def test_the_frame_stays_within_its_cell():
 @pytest.mark.parametrize("shape", [(4, 4), (16, 16)])
 def test_a_map_over_its_picture_looks_as_in_the_figures(shape):
   cam = np.random.default_rng(0).random(shape).astype(np.float32) ** 4
-  expected = pictures.heat_overlay(GREY, cam, scale=16).astype(float)
+  expected = pictures.heat_overlay(GREY, cam, scale=8).astype(float)
   layer = pictures.heat_layer(cam, (16, 16))
-  assert (layer.width, layer.height) == (256, 256)
+  assert (layer.width, layer.height) == (128, 128)
   found = _opened(layer).astype(float)
   alpha = found[..., 3:] / 255
   blended = alpha * found[..., :3] + (1 - alpha) * 128
@@ -171,10 +171,11 @@ def test_maps_are_told_from_the_colours_of_photographs(photographs):
 
   full, half, between = hardest(pictures.COLORMAP)
   assert full > 30 and half > 12 and between > 6
-  for other in ("plasma", "inferno", "viridis", "turbo", "jet"):
-    assert between > hardest(matplotlib.colormaps[other])[2] or (
-      full > 2 * hardest(matplotlib.colormaps[other])[0]
-    )
+  for other in ("plasma", "inferno", "viridis", "cividis"):
+    # Their warm ends are lost in warm pictures, or their steps are too small.
+    assert hardest(matplotlib.colormaps[other])[2] < between / 1.5
+  for other in ("turbo", "jet"):
+    assert hardest(matplotlib.colormaps[other])[0] < full / 1.5
 
 
 def test_photographs_are_embedded_small_and_pixel_art_as_it_is():
