@@ -24,7 +24,7 @@ NUM_DRAWS = 30_000
 @functools.cache
 def drawn(mode, in_axes=None):
   """The mode compiled; with `in_axes`, over a leading axis of these."""
-  draw = compose.MODES[mode]
+  draw = compose.MODES[mode].draw
   return jax.jit(jax.vmap(draw, in_axes) if in_axes else draw)
 
 
@@ -81,8 +81,8 @@ def batches(draw):
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=150)
 @given(batch=batches())
-def test_no_counted_pair_has_its_class_among_its_distractors(mode, batch):
-  """And no pair is masked that need not be."""
+def test_only_pairs_count_whose_map_must_vanish_somewhere(mode, batch):
+  """In cells that are known not to hold the class; all of these pairs count."""
   contains, target, mask, seed = batch
   layout = drawn(mode)(
     jax.random.key(seed),
@@ -90,24 +90,33 @@ def test_no_counted_pair_has_its_class_among_its_distractors(mode, batch):
     jnp.asarray(target),
     jnp.asarray(mask),
   )
-  tiles, cell, valid = map(np.asarray, layout)
+  tiles, cell, valid = map(np.asarray, layout[:3])
   explained = np.asarray(layout.explained)
   assert sorted(explained.ravel()) == list(range(len(target)))
   for m, p in np.ndindex(cell.shape):
     image = explained[m, p]
     assert image == tiles[m, cell[m, p]]
     others = np.delete(tiles[m], cell[m, p])
-    clash = contains[others, target[image]].any()
+    clash = contains[others, target[image]]
     if mode == "packed":
-      possible = not clash
+      possible = not clash.any()
+    elif mode == "packed_by_class":
+      possible = not clash.all()
+      holds = np.insert(clash, cell[m, p], True)
+      np.testing.assert_array_equal(layout.holds[m, p], holds)
     else:
       possible = (~contains[:, target[image]] & (mask > 0)).any()
     assert valid[m, p] == (possible and mask[image] > 0)
-    if valid[m, p]:
-      assert not clash
+    if valid[m, p] and mode != "packed_by_class":
+      assert not clash.any()
       if mode == "independent":
         assert mask[others].all()  # padding distracts nobody
-  if mode == "packed":
+  if mode == "packed_by_class":  # dealt: as evenly as the numbers allow
+    for k in range(contains.shape[1]):
+      count = (target == k).sum()
+      in_one = (target[tiles] == k).sum(1)
+      assert {*in_one} <= {count // len(tiles), -(-count // len(tiles))}
+  if compose.MODES[mode].images_in_one == 4:
     np.testing.assert_array_equal(np.sort(tiles.ravel()), range(len(target)))
   else:
     np.testing.assert_array_equal(explained[:, 0], range(len(target)))
@@ -120,8 +129,11 @@ MULTI = one_hot(LABEL, 4) | one_hot(np.array([1, 2, 2, 3, 3, 1, 1, 2]), 4)
 
 @pytest.mark.parametrize("contains", [one_hot(LABEL, 4), MULTI])
 @pytest.mark.parametrize("mode", MODES)
-def test_both_modes_have_one_law_given_that_the_pair_counts(mode, contains):
-  """Uniform over 4 cells times 120 ordered triples of allowed distractors."""
+def test_the_law_of_a_pair_that_counts_is_uniform(mode, contains):
+  """Over 4 cells times 120 ordered triples of allowed distractors.
+
+  By class, over the 48 triples of one image of each other class.
+  """
   layout, explained = draw_many(mode, contains, LABEL, np.ones(8, "f"))
   mine = (explained == 0) & (layout.mask > 0)
   draw, composite, _ = np.nonzero(mine)
@@ -133,7 +145,8 @@ def test_both_modes_have_one_law_given_that_the_pair_counts(mode, contains):
     assert len(draw) == NUM_DRAWS
   outcomes, counts = np.unique(tiles, axis=0, return_counts=True)
   assert all(len(set(row)) == 4 for row in outcomes)
-  assert len(outcomes) == 4 * 6 * 5 * 4
+  triples = 6 * 4 * 2 if mode == "packed_by_class" else 6 * 5 * 4
+  assert len(outcomes) == 4 * triples
   assert counts.sum() / len(outcomes) > 30  # enough for chi-square
   assert stats.chisquare(counts).pvalue > SIGNIFICANCE
 
@@ -142,7 +155,7 @@ def test_supplied_distractors_are_the_images_own_three_in_order():
   keys = jax.random.split(jax.random.key(0), 4_000)
   mask = jnp.array([1.0, 0.0, 1.0])
   layouts = jax.jit(jax.vmap(compose.supplied, (0, None)))(keys, mask)
-  tiles, cell, valid = map(np.asarray, layouts)
+  tiles, cell, valid = map(np.asarray, layouts[:3])
   assert (valid == np.array([1, 0, 1])[:, None]).all()
   for image in range(3):
     counts = np.bincount(cell[:, image, 0], minlength=4)
@@ -181,7 +194,7 @@ def test_the_expected_map_is_the_own_map_where_the_own_pixels_are(mode):
   maps = np.random.default_rng(0).random((8, 3, 5)).astype(np.float32)
   expected = np.asarray(compose.expected_cam(layout, jnp.asarray(maps)))
   images = compose.assemble(layout, jnp.asarray(maps)[..., None])[..., 0]
-  tiles, cell, _ = map(np.asarray, layout)
+  tiles, cell, _ = map(np.asarray, layout[:3])
   assert expected.shape == (*cell.shape, 6, 10)
   for c in range(4):
     np.testing.assert_array_equal(crop(images, c), maps[tiles[:, c]])
@@ -202,3 +215,38 @@ def test_a_perfectly_consistent_map_has_no_loss(mode):
   for cam, loss in ((perfect, 0), (perfect[:, :, ::-1], 2)):
     found = losses.consistency_loss(expected, cams.normalize_cam(cam), "sum")
     np.testing.assert_allclose(found, loss, atol=2e-6)
+
+
+def test_the_map_of_a_class_is_that_of_all_its_tiles_normalised_once():
+  """Each cell by hand; a map is empty, and one of the class's holders too."""
+  cam = np.random.default_rng(0).random((2, 4, 4, 3, 5)).astype(np.float32)
+  cam[1, 2], cam[0, 1, 3] = 0, 0
+  holds = np.arange(32).reshape(2, 4, 4) % 3 == 0
+  holds |= np.eye(4, dtype=bool)
+  layout = compose.Layout(None, None, None, jnp.asarray(holds))
+  found = np.asarray(compose.expected_by_class(layout, jnp.asarray(cam)))
+  assert len({*holds.sum(-1).ravel()}) > 1
+  for m, p in np.ndindex(2, 4):
+    total = cam[m, p][holds[m, p]].sum() + 1e-8
+    for c in range(4):
+      expected = cam[m, p, c] / total + 1e-8 if holds[m, p, c] else 0
+      np.testing.assert_allclose(found[m, p, c], expected, rtol=1e-6)
+
+
+def test_of_distinct_classes_the_map_is_equation_4_to_the_bit():
+  label = np.array([4, 0, 7, 1, 2, 6, 5, 3])
+  layout = drawn("packed_by_class")(
+    jax.random.key(0), one_hot(label, 8), jnp.asarray(label), jnp.ones(8)
+  )
+  assert layout.mask.all() and layout.holds.sum() == 8
+  cam = jax.random.uniform(jax.random.key(1), (8, 7, 7)).at[3].set(0)
+  # What the others' maps for the class would be does not matter.
+  cams_of_tiles = jax.random.uniform(jax.random.key(2), (2, 4, 4, 7, 7))
+  for m, p in np.ndindex(2, 4):
+    own = cam[layout.tiles[m, p]]
+    cams_of_tiles = cams_of_tiles.at[m, p, p].set(own)
+  found = jax.vmap(compose.place)(
+    compose.expected_by_class(layout, cams_of_tiles)
+  )
+  expected = compose.expected_cam(layout, cams.normalize_cam(cam))
+  np.testing.assert_array_equal(found, expected)

@@ -150,9 +150,22 @@ INDEPENDENT = compose.Layout(
   cell=np.array([[0], [1], [2], [3], [1], [2], [0], [3]]),
   mask=np.array([[1], [1], [1], [0], [1], [1], [1], [1]], np.float32),
 )
+# Two classes in two images each, one in three, one in all.
+BY_CLASS = PACKED._replace(
+  holds=np.array(
+    [
+      [[0, 0, 1, 0], [1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1]],
+      [[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]],
+    ],
+    bool,
+  )
+)
 
-
-LAYOUTS = {"packed": PACKED, "independent": INDEPENDENT}
+LAYOUTS = {
+  "packed": PACKED,
+  "independent": INDEPENDENT,
+  "packed_by_class": BY_CLASS,
+}
 
 
 def rotated(layout, offset):

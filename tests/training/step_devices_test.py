@@ -67,16 +67,15 @@ def test_a_step_costs_one_plain_step_two_or_five():
   more, over B / 4 composites of four images or over B.
   """
   name = quickstart.get_config().model.name
-  configs = {
-    "plain": recipe(),
-    "energy": recipe("energy"),
-    "packed": recipe("consistency", compose__mode="packed"),
-    "independent": recipe("consistency", compose__mode="independent"),
+  configs = {"plain": recipe(), "energy": recipe("energy")} | {
+    mode: recipe("consistency", compose__mode=mode) for mode in compose.MODES
   }
   programs = {k: compiled_for(name, c) for k, c in configs.items()}
   flops = {k: step.cost_analysis()["flops"] for k, step in programs.items()}
   assert 1 < flops["energy"] / flops["plain"] < 1.01
   assert 2 < flops["packed"] / flops["plain"] <= 2.05
+  # The originals' maps of up to four classes instead of one.
+  assert 2 < flops["packed_by_class"] / flops["plain"] <= 2.1
   # Above 5: the larger the picture, the fewer of a kernel's cells fall off it.
   assert 4.5 <= flops["independent"] / flops["plain"] < 6
 
@@ -124,6 +123,7 @@ RECIPES = {
   "packed": recipe("consistency", groups=4),
   "independent": recipe("consistency", groups=4, compose__mode="independent"),
   "supplied": recipe("consistency", groups=4, compose__mode="independent"),
+  "by class": recipe("consistency", groups=4, compose__mode="packed_by_class"),
   "grouped": recipe("consistency", groups=4, model__bn_group=8),
   "grouped over two devices": recipe(
     "consistency", groups=4, model__bn_group=16

@@ -15,11 +15,12 @@ from flax import nnx
 from gc_jax.method import cam as cams
 from gc_jax.method import compose
 from gc_jax.method.fields import FIELDS, Field, Fields
-from gc_jax.models import network
+from gc_jax.models import chain, network
 from gc_jax.training import composites, guidance
 from gc_jax.training.step import gradients
 from gc_jax.training.term import Term
 from tests.training.small import (
+  BY_CLASS,
   INDEPENDENT,
   LABEL,
   LAYOUTS,
@@ -73,18 +74,25 @@ def consistency_by_hand(features, composite_features, kernel, pooling, layout):
   composite = 0
   for g in range(2):
     rolled = rotated(layout, LABEL[8 * g])
-    for tiles, cells, valid in zip(*rolled[:3], strict=True):
-      for cell, counts in zip(cells, valid, strict=True):
+    holds = rolled.holds
+    if holds is None:
+      holds = np.eye(4, dtype=bool)[rolled.cell]
+    for tiles, cells, valid, held in zip(*rolled[:3], holds, strict=True):
+      for cell, counts, held_by in zip(cells, valid, held, strict=True):
         image = 8 * g + tiles[cell]
-        own = closed_form(features[image], kernel, LABEL[image], pooling)
-        row, column = divmod(int(cell), 2)
-        expected = (
-          jnp.zeros((2 * size, 2 * size))
-          .at[
-            row * size : (row + 1) * size, column * size : (column + 1) * size
-          ]
-          .set(own)
-        )
+        # The features of the holders in their cells; nothing in the others.
+        grid = jnp.zeros((2 * size, 2 * size, features.shape[-1]))
+        inside = np.zeros((2 * size, 2 * size), bool)
+        for c in np.flatnonzero(held_by):
+          row, column = divmod(int(c), 2)
+          place = (
+            slice(row * size, (row + 1) * size),
+            slice(column * size, (column + 1) * size),
+          )
+          grid = grid.at[place].set(features[8 * g + tiles[c]])
+          inside[place] = True
+        own = closed_form(grid, kernel, LABEL[image], pooling)
+        expected = jnp.where(inside, own, 0)
         cam = closed_form(
           composite_features[composite], kernel, LABEL[image], pooling
         )
@@ -111,7 +119,13 @@ def step_with(mode, pooling, make_tiny, stop_gradient=False):
 
 @pytest.fixture(
   scope="module",
-  params=[("packed", "average"), ("packed", "max"), ("independent", "average")],
+  params=[
+    ("packed", "average"),
+    ("packed", "max"),
+    ("independent", "average"),
+    ("packed_by_class", "average"),
+    ("packed_by_class", "max"),
+  ],
   ids="-".join,
 )
 def case(request, make_tiny):
@@ -328,6 +342,7 @@ def test_without_any_object_energy_is_nothing_and_finite(make_tiny):
   [
     ("packed", "max", ("consistency", "energy")),
     ("independent", "average", ("consistency",)),
+    ("packed_by_class", "max", ("consistency",)),
   ],
 )
 def test_the_gradient_is_the_finite_difference(make_tiny, mode, pooling, terms):
@@ -490,7 +505,12 @@ def assert_same_step(model, found, after, metrics):
 
 
 @pytest.mark.parametrize(
-  ("mode", "pooling"), [("packed", "max"), ("independent", "average")]
+  ("mode", "pooling"),
+  [
+    ("packed", "max"),
+    ("independent", "average"),
+    ("packed_by_class", "max"),
+  ],
 )
 def test_a_layout_that_is_handed_over_gives_the_gradient_of_its_step(
   make_tiny, mode, pooling
@@ -521,6 +541,49 @@ def test_a_layout_needs_no_batch_that_the_mode_divides(make_tiny):
   config = recipe("consistency", groups=2)
   values, _ = gradients_of(make_tiny(), config, batch, layout)
   assert values["consistency"] > 0
+
+
+@pytest.mark.parametrize("kind", ["average", "max", "perceptron", "dropped"])
+def test_of_distinct_classes_both_packings_have_one_loss_to_the_bit(
+  make_tiny, kind
+):
+  """A perceptron after poolings that leave unequal grids; and dropout."""
+  model = {
+    "average": make_tiny,
+    "max": lambda: make_tiny("max"),
+    "perceptron": lambda: make_chain(pool_window=3, dropout_rate=0.5),
+    # A map a class, at its maximum, behind a dropout.
+    "dropped": lambda: chain.SqueezeNet(
+      NUM_CLASSES,
+      chain=((4, 3, 2, 0), chain.POOL, (2, 3)),
+      pooling="max",
+      rngs=nnx.Rngs(0),
+    ),
+  }[kind]()
+  label = np.random.default_rng(0).permutation(NUM_CLASSES)[:8]
+  contains = jax.nn.one_hot(label, NUM_CLASSES, dtype=bool)
+  layout = compose.packed_by_class(
+    jax.random.key(0), contains, jnp.asarray(label), jnp.ones(8)
+  )
+  config, batch = recipe("consistency"), batch_of(label)
+  found, grads = gradients_of(model, config, batch, layout)
+  # Without `holds`, equation 4.
+  expected, expected_grads = gradients_of(
+    model, config, batch, layout._replace(holds=None)
+  )
+  assert found == expected and found["consistency"] > 0
+  for leaf, other in zip(
+    *map(jax.tree.leaves, (grads, expected_grads)), strict=True
+  ):
+    # Sums over the batch in another order.
+    scale = float(jnp.abs(other).max())
+    np.testing.assert_allclose(leaf, other, rtol=0, atol=1e-5 * scale)
+
+
+def test_a_layout_with_holders_that_has_an_image_twice_is_refused(make_tiny):
+  layout = BY_CLASS._replace(tiles=np.array([[3, 0, 7, 5], [1, 2, 6, 0]]))
+  with pytest.raises(ValueError, match=r"one cell .*; image 0 is in 2\."):
+    gradients_of(make_tiny(), recipe("consistency"), batch_of(), layout)
 
 
 def test_a_layout_without_a_consistency_loss_is_refused(make_tiny):
