@@ -177,8 +177,9 @@ class ClassIndex:
 
   The release has two laws. On ImageNet it draws, for every picture, three other
   categories with replacement and a picture of each; on COCO three distinct
-  pictures, uniformly among all that lack the class. No list of negatives is
-  stored: an index of the labels (12 bytes a label) and rejection suffice.
+  pictures, uniformly among all that lack the class. Here both draw distinct
+  pictures where there are enough. No list of negatives is stored: an index of
+  the labels (12 bytes a label) and rejection suffice.
 
   Args:
     labels: a sequence, the class ids of every example.
@@ -199,16 +200,17 @@ class ClassIndex:
     self._starts = np.searchsorted(self._pairs, starts)
     self._present = np.flatnonzero(np.diff(self._starts))
 
-  def _without(
-    self, target: int, examples: Int[np.ndarray, "n"]
+  def _others(
+    self, target: int, examples: Int[np.ndarray, "n"], drawn: Collection[int]
   ) -> Int[np.ndarray, "_"]:
-    """Returns those of the examples that do not hold a class."""
+    """Returns those of the examples without a class that were not drawn."""
     looked_up = target * self._num_examples + examples
     before, after = (
       np.searchsorted(self._pairs, looked_up, side)
       for side in ("left", "right")
     )
-    return examples[before == after]
+    good = examples[before == after]
+    return good[~np.isin(good, list(drawn))] if drawn else good
 
   def draw(
     self,
@@ -225,22 +227,24 @@ class ClassIndex:
       law: "category" draws a category first, uniform over those that have such
         an example, then one of its examples; "picture" draws uniformly among
         all such examples, those without any label too.
-      drawn: examples drawn before; "picture" takes another while there is one.
+      drawn: examples drawn before: another is taken while there is one.
     """
-    if law == "category":
-      return self._draw_by_category(target, generator)
+    by_law = self._by_category if law == "category" else self._by_picture
+    found = by_law(target, generator, drawn)
+    return by_law(target, generator, ()) if found is None and drawn else found
+
+  def _by_picture(
+    self, target: int, generator: np.random.Generator, drawn: Collection[int]
+  ) -> int | None:
     among = generator.integers(0, self._num_examples, _REJECTIONS)
-    good = self._without(target, among)
-    others = good[~np.isin(good, list(drawn))]
-    if not len(others):
+    good = self._others(target, among, drawn)
+    if not len(good):
       among = generator.permutation(self._num_examples)
-      good = self._without(target, among)
-      others = good[~np.isin(good, list(drawn))]
-    good = others if len(others) else good
+      good = self._others(target, among, drawn)
     return int(good[0]) if len(good) else None
 
-  def _draw_by_category(
-    self, target: int, generator: np.random.Generator
+  def _by_category(
+    self, target: int, generator: np.random.Generator, drawn: Collection[int]
   ) -> int | None:
     categories = self._present[self._present != target]
     while len(categories):
@@ -248,10 +252,10 @@ class ClassIndex:
       begin, end = self._starts[category], self._starts[category + 1]
       # Most tries succeed; looking at all of a class takes long.
       tries = self._pairs[generator.integers(begin, end, _REJECTIONS)]
-      good = self._without(target, tries % self._num_examples)
+      good = self._others(target, tries % self._num_examples, drawn)
       if not len(good):
         every = self._pairs[begin:end] % self._num_examples
-        good = self._without(target, every)
+        good = self._others(target, every, drawn)
         generator.shuffle(good)
       if len(good):
         return int(good[0])

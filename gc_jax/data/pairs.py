@@ -169,8 +169,8 @@ class Composite:
   """Makes composites of a pair's picture and three without its class.
 
   Distractors and the picture's cell follow from the pair: three categories are
-  drawn with replacement, and a picture of each, for every data set: the release
-  has no program for NQH.
+  drawn with replacement, and another picture of each, for every data set: the
+  release has no program for NQH.
   """
 
   square: Square  # makes the four pictures
@@ -197,10 +197,12 @@ class Composite:
 
   def _distractors(self, target: int, generator: np.random.Generator) -> list:
     tiles: list[np.ndarray] = []
+    taken: list[int] = []
     for _ in range(_TRIES):
-      drawn = self.class_index.draw(target, generator)
+      drawn = self.class_index.draw(target, generator, drawn=taken)
       if drawn is None or len(tiles) == _NUM_DISTRACTORS:
         break
+      taken.append(drawn)
       image = self.square.image(drawn)
       if image is not None:
         tiles.append(image)

@@ -267,6 +267,7 @@ class _MakeExample:
       drawn = self.class_index.draw(target, choice, self.distractor_draw, taken)
       if drawn is None:
         break
+      taken.append(drawn)
       own = self._generator(position, _DISTRACTOR_PICTURE, count, skipped)
 
       def read(record, generator=own, out=pictures[count]):
@@ -275,7 +276,6 @@ class _MakeExample:
       if self.reader.read(drawn, read) is None:
         skipped += 1
       else:
-        taken.append(drawn)
         count += 1
     return {
       "target": np.asarray(target or 0, np.int32),

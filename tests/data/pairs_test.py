@@ -169,15 +169,24 @@ def test_a_composite_holds_its_picture_and_three_without_the_class(
   }
   assert batch["mask"][3] == 0  # no class, no composite
   cells = set()
+  labels = several.all_labels()
   for i in np.flatnonzero(batch["mask"]):
     image = batch["image"][i]
     tiles = [image[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
     cell = int(batch["cell"][i])
     cells.add(cell)
     np.testing.assert_array_equal(tiles.pop(cell), pictures[rows.index[i]])
-    for tile in tiles:
-      (source,) = [k for k, one in pictures.items() if (one == tile).all()]
-      assert rows.target[i] not in several.source[source]["labels"]
+    found = [
+      k for t in tiles for k, one in pictures.items() if (one == t).all()
+    ]
+    others = [
+      k
+      for k, own in enumerate(labels)
+      if len(own) and rows.target[i] not in own
+    ]
+    # All of them where there are fewer than three.
+    assert len(found) == 3 and {*found} <= {*others}
+    assert len({*found}) == min(3, len(others))
   assert len(cells) > 1
 
 
