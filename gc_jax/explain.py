@@ -20,16 +20,19 @@ if __name__ == "gc_jax.explain":
 _DESCRIPTION = """\
 Shows where a trained model sees a class in pictures of yours.
 
-Written to --out, for every picture and method:
+Written to --out: index.html, a page that a browser opens, with every picture,
+its maps, its highest classes, and its true class where a folder that holds it
+is called like one. And for every picture and method:
 
   NAME.METHOD.png    the picture at its own size, hot where the map is high:
                      from its maximum, in maps of pixels its 99th percentile
   NAME.METHOD.npy    the raw map: float32, cells of the feature grid, >= 0
 
 and explanations.json, an object for each: file, size, model, outputs,
-model_size, method, target, predicted (ids, with name and probability),
-map_shape, map_is_empty, overlay, map. Pictures of the same name get a number; a
-folder with earlier explanations is added to.
+model_size, method, target, predicted, true (ids, with name and probability),
+top, map_shape, map_is_empty, overlay, map. Pictures of the same name get a
+number; a folder with earlier explanations is added to. The pictures of the page
+are in index_files/.
 """
 _EPILOG = """\
 Pictures may have any size and colour mode, and are read as training and
@@ -39,6 +42,7 @@ the model gets them.
 
 examples:
   python -m gc_jax.explain photo.jpg --workdir=runs/gc --out=runs/seen
+  python -m gc_jax.explain val/ --workdir=runs/gc --out=seen --on_error=skip
   python -m gc_jax.explain photos/ --checkpoint=resnet50.pth --arch=resnet50 \\
     --method=gradcam,gradcam_elementwise --target=207 --out=seen
 """

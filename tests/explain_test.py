@@ -18,7 +18,7 @@ from PIL import Image
 
 import gc_jax
 from gc_jax import models, torch_io
-from gc_jax.attribution import METHODS
+from gc_jax.attribution import METHODS, Method
 from gc_jax.data import image_files
 from gc_jax.inference import trained
 from gc_jax.report import pictures
@@ -125,15 +125,18 @@ def test_the_command_runs_without_a_warning_and_leaves_the_run_alone(
   )
   assert done.returncode == 0, done.stderr
   assert done.stderr == ""
-  names = ["explanations.json"]
+  names = ["explanations.json", "index.html", "index_files"]
   names += [f"rocket.gradcam_elementwise.{suffix}" for suffix in ("npy", "png")]
   assert sorted(path.name for path in out.iterdir()) == names
   assert done.stdout.startswith(
     "found 1 picture\nreading the model\n"
     "compiling for 16 by 24 pixels, shape 1 of 1\n"
-    f"wrote {out / names[2]} and .npy: '"
+    f"wrote {out / names[4]} and .npy: '"
   )
-  assert f"\nwrote {out / names[0]}: 1 explanation\n" in done.stdout
+  assert done.stdout.endswith(
+    f"\nwrote {out / names[0]}: 1 explanation\n"
+    f"wrote {out / names[1]}: open it in a browser\n"
+  )
   assert tell() == before
 
 
@@ -197,7 +200,8 @@ def test_a_shape_is_compiled_once_however_many_pictures_have_it(
     traced.append(images.shape)
     return METHODS["gradcam"](model, images, targets)
 
-  monkeypatch.setitem(METHODS, "counted", counted)
+  method = Method("Counted", counted, METHODS["gradcam"].layer)
+  monkeypatch.setitem(METHODS, "counted", method)
   names = ["astronaut", "brick", "camera", "grass", "gravel"]
   _, told = explained(
     *[photographs / f"{name}.png" for name in names],
@@ -244,11 +248,12 @@ def test_explanations_are_replaced_only_if_asked(
   flags = [f"--workdir={smoke_run}", "--size=16"]
   camera, gravel = folder / "camera.png", folder / "gravel.png"
   explained(camera, *flags)
-  before = {path: path.read_bytes() for path in out.iterdir()}
+  read = lambda: {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+  before = read()
   done = explain(camera, *flags, "--target=3", f"--out={out}")
   assert done.status == 2
   assert "--out must not hold explanations of the same name" in done.err
-  assert {path: path.read_bytes() for path in out.iterdir()} == before
+  assert read() == before
   explained(gravel, *flags)  # others join them
   _, told = explained(camera, *flags, "--target=3", "--overwrite")
   assert told[0]["overlay"].startswith("gravel")
@@ -513,7 +518,7 @@ def test_a_file_of_1000_outputs_may_be_given_imagenets_names(
   assert e["predicted_name"] is None and e["true"] is None
   flags.append("--class_names=imagenet")
   printed, (e,) = explained(*flags, "--target=great grey owl")
-  assert "taken for ImageNet's, in the order of torchvision's" in printed
+  assert "are called by ImageNet's names, in the order of torchv" in printed
   assert (e["target"], e["true"]) == (24, 1)
 
 

@@ -5,7 +5,6 @@ command beside them.
 """
 
 import bisect
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from gc_jax.attribution import METHODS
+from gc_jax.inference import classes
 from gc_jax.method import metrics
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -84,7 +84,7 @@ def explain(
   images = checked_images(images)
   targets = np.asarray(targets)
   if targets.dtype.kind == "U":
-    targets = _ids(targets, class_names(model))
+    targets = classes.ids_of(targets, class_names(model))
   if targets.shape[:1] != images.shape[:1] or targets.ndim not in (1, 2):
     raise ValueError(
       f"targets must be [B] or [B P], classes for each of the {len(images)} "
@@ -115,9 +115,9 @@ def overlay(
   """Returns pictures with maps over them, drawn as on the pages.
 
   Colour and opacity follow the map, each scaled to its own maximum (a map as
-  large as the picture: to its 99th percentile). A map that points nowhere
-  leaves the picture bare: an empty one, and one that is the same everywhere, as
-  `explain` makes of an empty one.
+  large as the picture: to its 99th percentile). An empty map is no heat: the
+  picture says so. One that is the same everywhere, as `explain` makes of an
+  empty one, points nowhere: the picture stays bare.
 
   Args:
     images: RGB, uint8 or float in [0, 1]: one, `[H W 3]`, or several,
@@ -154,45 +154,9 @@ def overlay(
   drawn = []
   maps = maps.reshape(-1, *maps.shape[-2:])
   for image, cam in zip(images, maps, strict=True):
-    points = np.isfinite(cam).all() and cam.min() < cam.max()
-    shown = cam.astype(np.float32) if points else np.zeros((1, 1), np.float32)
-    drawn.append(pictures.heat_overlay(image, shown))
+    is_same = 0 < cam.min() == cam.max() < np.inf
+    drawn.append(image if is_same else pictures.heat_overlay(image, cam))
   return drawn[0] if is_one else np.stack(drawn)
-
-
-def _ids(
-  asked: Shaped[np.ndarray, "*P"], names: Sequence[str]
-) -> Int[np.ndarray, "*P"]:
-  """Returns the position of each name among a model's classes."""
-  if not names:
-    raise ValueError(
-      f"targets must be ids for a model that names no classes; "
-      f"{str(asked.flat[0])!r} is a name. Give ids from 0, or give load the "
-      "names: class_names=..."
-    )
-  ids = [id_of(str(name), names, "targets") for name in asked.flat]
-  return np.array(ids, np.int32).reshape(asked.shape)
-
-
-def id_of(name: str, names: Sequence[str], what: str) -> int:
-  """Returns the position of a name among a model's classes, at least one.
-
-  Unicode forms do not count.
-
-  Raises:
-    ValueError: no class is called so, or several are; `what` asked for it.
-  """
-  known = [unicodedata.normalize("NFC", each) for each in names]
-  name = unicodedata.normalize("NFC", name)
-  if name not in known:
-    raise ValueError(unknown_name_message(what, name, names))
-  if known.count(name) > 1:
-    ids = [i for i, each in enumerate(known) if each == name]
-    raise ValueError(
-      f"{what} must name one class; {len(ids)} are called {name!r}. Give one "
-      f"of their ids: {', '.join(map(str, ids))}."
-    )
-  return known.index(name)
 
 
 def program(*static: int) -> Callable[[Callable], Callable]:

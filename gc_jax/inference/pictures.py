@@ -5,10 +5,9 @@ All faults of files, flags and model are found before a program is compiled.
 
 import argparse
 import collections
-import difflib
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,9 +18,7 @@ from jaxtyping import Float, UInt8
 from gc_jax.attribution import METHODS
 from gc_jax.data import image_files
 from gc_jax.data.image_files import Picture
-from gc_jax.data.sets.folder_files import normalized
-from gc_jax.data.sets.imagenet_files import NUM_CLASSES as IMAGENET_CLASSES
-from gc_jax.inference import arrays, trained
+from gc_jax.inference import arrays, classes, trained
 from gc_jax.inference.trained import LoadedModel
 from gc_jax.method import metrics
 from gc_jax.report import explanations
@@ -29,12 +26,10 @@ from gc_jax.report.explanations import ClassScore, Explanation, Skipped
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
-_PREDICTED = "predicted"
 _ON_ERROR = ("fail", "skip")
 # How logits become probabilities: of one class a picture, or of several.
 _OUTPUTS = {"softmax": scipy.special.softmax, "sigmoid": scipy.special.expit}
-_SHOWN_NAMES = 20  # in a message
-_SHOWN_FILES = 100
+_SHOWN_FILES = 100  # in a message
 _TOP = 3  # classes named for each picture
 _TELL_SECS = 5.0  # between lines about pictures that are only checked
 
@@ -85,8 +80,13 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
   num_classes = 0
   for height, width in dict.fromkeys(shapes):
     num_classes = arrays.check_fits(loaded.model, height, width)
-  target, remark = _target(flags.target, loaded.class_names, num_classes)
-  notes = about_outputs, _about_names(loaded, num_classes, flags), remark
+  target, remark = classes.target_of(
+    flags.target, loaded.class_names, num_classes
+  )
+  about_names = classes.about_names(
+    loaded.source, loaded.class_names, num_classes, flags.class_names
+  )
+  notes = about_outputs, about_names, remark
   yield from (f"note: {note}" for note in notes if note)
   if multiple > 1:
     yield (
@@ -95,7 +95,7 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
       f"{len(set(shapes))} remain. --max_shapes changes that."
     )
 
-  ids = _ids(loaded.class_names)
+  class_of = classes.by_folder(loaded.class_names)
   written: list[list[Explanation]] = [[] for _ in readable]
   compiled: dict[tuple[int, int], None] = {}
   for rows, indices in _batches(shapes, flags.batch_size):
@@ -113,6 +113,9 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
     logits, cams = _explained(loaded, scaled, rows, target, methods)
     for row, (i, image) in enumerate(zip(indices, images, strict=True)):
       path = readable[i].path
+      true = class_of(readable[i].folders)
+      scores = _scores(loaded.class_names, logits[row], target, true, outputs)
+      page_image = explanations.write_image(folder, path.stem, image)
       for method, (overlay_name, map_name) in names[path].items():
         cam = cams[method][row]
         explanation = Explanation(
@@ -122,14 +125,14 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
           outputs=outputs,
           model_size=shapes[i],
           method=method,
-          **_classes(loaded.class_names, logits[row], target, outputs),
-          **_true(loaded.class_names, ids, readable[i]),
+          **scores,
           map_shape=cam.shape,
           map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
           overlay=overlay_name,
           map=map_name,
+          page_image=page_image,
         )
-        explanations.write(folder, explanation, image, cam)
+        explanation = explanations.write(folder, explanation, image, cam)
         written[i].append(explanation)
         yield _line(folder, explanation)
   in_order = list(itertools.chain(*written))
@@ -140,6 +143,7 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
       f"skipped {number_of(len(skipped), 'picture')} that cannot be read; "
       f"{folder / explanations.SKIPPED} says why"
     )
+  yield f"wrote {folder / explanations.PAGE}: open it in a browser"
 
 
 def _check_flags(flags: argparse.Namespace, methods: Sequence[str]) -> None:
@@ -194,35 +198,6 @@ def _checked(
   return readable, sizes, skipped
 
 
-def _target(
-  asked: str, class_names: Sequence[str], num_classes: int
-) -> tuple[int, str]:
-  """Returns the class to explain (or `PREDICTED`), and a remark or ""."""
-  if asked == _PREDICTED:
-    return arrays.PREDICTED, ""
-  class_names = [normalized(name) for name in class_names]
-  asked = normalized(asked)
-  number = int(asked) if asked.isdecimal() else None
-  if asked in class_names:  # a name wins over an id
-    named = arrays.id_of(asked, class_names, "--target")
-    remark = (
-      f"--target={asked} is taken for the class of that name, which has the id "
-      f"{named}."
-    )
-    return named, "" if number in (None, named) else remark
-  if number is not None and number < num_classes:
-    return number, ""
-  known = f"{_PREDICTED}, or an id in 0..{num_classes - 1}"
-  hint = "The model names no classes."
-  if class_names and number is not None:
-    known, hint = f"{known}, or a name", "Count from 0."
-  elif class_names:
-    nearest = difflib.get_close_matches(asked, [_PREDICTED, *class_names])
-    known += f", or a class: {listed(class_names, _SHOWN_NAMES)}"
-    hint = f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-  raise ValueError(f"--target must be {known}; it is {asked!r}. {hint}".strip())
-
-
 def _batches(
   shapes: Sequence[tuple[int, int]], batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
@@ -244,13 +219,14 @@ def _explained(
   loaded: LoadedModel,
   images: Sequence[UInt8[np.ndarray, "H W 3"]],
   rows: int,
-  target: int,
+  target: int | None,
   methods: tuple[str, ...],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Returns logits `[B K]` and each method's raw maps `[B h w]`, B images."""
   count = len(images)
   batch = np.zeros((rows, *images[0].shape), np.uint8)
   batch[:count] = images
+  target = arrays.PREDICTED if target is None else target
   targets = np.full((rows, 1), target, np.int32)
   logits, cams = arrays.run(loaded.model, batch, targets, methods)
   logits = np.asarray(logits)[:count]
@@ -279,69 +255,31 @@ def _outputs(loaded: LoadedModel, asked: str | None) -> tuple[str, str]:
   return said, ""
 
 
-def _about_names(
-  loaded: LoadedModel, num_classes: int, flags: argparse.Namespace
-) -> str:
-  """Returns a remark on where the class names are from, or ""."""
-  if flags.class_names == trained.IMAGENET:
-    return (
-      f"{loaded.source} does not name its classes; taken for ImageNet's, in "
-      "the order of torchvision's checkpoints, as --class_names says."
-    )
-  if not loaded.class_names and num_classes == IMAGENET_CLASSES:
-    return (
-      f"{loaded.source} does not name its {num_classes:,} classes. If they are "
-      "ImageNet's, in the order of torchvision's checkpoints, "
-      "--class_names=imagenet names them."
-    )
-  if not loaded.class_names:
-    return (
-      f"{loaded.source} does not name its {num_classes:,} classes; "
-      "--class_names=FILE does, a line each, in the order of its outputs."
-    )
-  return ""
-
-
-def _ids(class_names: Sequence[str]) -> dict[str, int]:
-  """Returns name -> id of the classes whose names no other class has."""
-  names = [normalized(name) for name in class_names]
-  times = collections.Counter(names)
-  return {name: i for i, name in enumerate(names) if times[name] == 1}
-
-
-def _true(
-  class_names: Sequence[str], ids: Mapping[str, int], picture: Picture
-) -> dict[str, Any]:
-  """Returns the fields of an `Explanation` about the class of its folder."""
-  known = (ids.get(normalized(name)) for name in picture.folders)
-  true = next((i for i in known if i is not None), None)
-  name = None if true is None else class_names[true]
-  return {"true": true, "true_name": name}
-
-
-def _classes(
+def _scores(
   class_names: Sequence[str],
   logits: Float[np.ndarray, "K"],
-  target: int,
+  target: int | None,
+  true: int | None,
   outputs: str,
 ) -> dict[str, Any]:
-  """Returns the fields of an `Explanation` about target and prediction."""
+  """Returns the fields of an `Explanation` about classes."""
   probabilities = _OUTPUTS[outputs](logits.astype(np.float64))
-  predicted = int(logits.argmax())
-  if target == arrays.PREDICTED:
-    target = predicted
-  fields: dict[str, Any] = {}
-  for field, i in (("target", target), ("predicted", predicted)):
-    fields[field] = i
-    fields[f"{field}_name"] = class_names[i] if class_names else None
-    fields[f"{field}_probability"] = float(probabilities[i])
-  first = np.argsort(-logits, kind="stable")[:_TOP]
-  fields["top"] = tuple(
-    ClassScore(
-      int(i), class_names[i] if class_names else None, float(probabilities[i])
-    )
-    for i in first
-  )
+  scores = [
+    ClassScore(i, class_names[i] if class_names else None, float(probability))
+    for i, probability in enumerate(probabilities)
+  ]
+  highest = np.argsort(-logits, kind="stable")[:_TOP]
+  predicted = int(highest[0])
+  fields: dict[str, Any] = {"top": tuple(scores[i] for i in highest)}
+  for field, i in (
+    ("target", predicted if target is None else target),
+    ("predicted", predicted),
+    ("true", true),
+  ):
+    score = ClassScore(None, None, None) if i is None else scores[i]
+    fields[field] = score.id
+    fields[f"{field}_name"] = score.name
+    fields[f"{field}_probability"] = score.probability
   return fields
 
 

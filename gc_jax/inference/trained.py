@@ -7,8 +7,6 @@ The public `load`; `load_model` tells what else the file says.
 
 import dataclasses
 import functools
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gc_jax import models, torch_io
-from gc_jax.inference import arrays
+from gc_jax.inference import arrays, classes
 from gc_jax.report import gallery
 from gc_jax.runtime import checkpoint, files
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import listed, unknown_name_message
-
-IMAGENET = "imagenet"  # as `class_names`: those of ILSVRC2012
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,42 +74,13 @@ def load_model(
   class_names: str | Path | Sequence[str] | None = None,
 ) -> LoadedModel:
   """Returns what `load` does, with what its file says about it."""
-  names = None if class_names is None else _read_names(class_names)
+  names = None if class_names is None else classes.read_names(class_names)
   loaded = _loaded(source, arch)
   if names is not None:
     _check_names(loaded, names)
     loaded = dataclasses.replace(loaded, class_names=names)
   loaded.model.class_names = loaded.class_names
   return loaded
-
-
-def _read_names(given: str | Path | Sequence[str]) -> tuple[str, ...]:
-  """Returns the class names that `load` is given."""
-  if not isinstance(given, str | os.PathLike):
-    return tuple(given)
-  if given == IMAGENET:
-    # Here, as it takes a second that others need not wait for.
-    from gc_jax.data.sets.imagenet_files import published_names
-
-    return published_names()
-  path = files.as_path(given)
-  try:
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".json":
-      names = json.loads(text)
-      if not isinstance(names, list):
-        raise ValueError("it is no list")
-    else:
-      names = [line.strip() for line in text.rstrip().splitlines()]
-    if not all(isinstance(name, str) and name for name in names):
-      raise ValueError("not each is a name")
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f"class_names must be {IMAGENET!r}, or a file with a name in each line "
-      f"(.json: a list of names), in the order of the model's outputs; {path} "
-      f"cannot be read so: {error}. Check it."
-    ) from error
-  return tuple(names)
 
 
 def _check_names(loaded: LoadedModel, names: Sequence[str]) -> None:

@@ -1,21 +1,27 @@
-"""What `gc_jax.explain` leaves: overlays, raw maps and explanations.json."""
+"""What `gc_jax.explain` leaves: overlays, raw maps, an index and a page."""
 
+import collections
 import dataclasses
 import functools
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from gc_jax.report import pictures
+from gc_jax.attribution import title_of
+from gc_jax.report import formats, pictures
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import clipped, listed
 
 FILENAME = "explanations.json"
 SKIPPED = "skipped.json"
+PAGE = "index.html"
+_OF_PAGE = "index_files"  # folder of its pictures
 
 
 class ClassScore(NamedTuple):
@@ -61,6 +67,28 @@ class Explanation:
   top: tuple[ClassScore, ...] = ()  # the first few classes, the highest first
   true: int | None = None  # the class whose name a folder of the picture has
   true_name: str | None = None
+  true_probability: float | None = None
+  page_image: str = (
+    ""  # the picture and the map alone, as index.html shows them
+  )
+  page_map: str = ""
+
+  @property
+  def target_title(self) -> str:
+    """The class explained, in words."""
+    return _title(self.target, self.target_name)
+
+  @property
+  def is_right(self) -> bool | None:
+    """Whether the class of its folder scored highest; None if that is open.
+
+    It is where no folder tells, and where several classes may show and another
+    scored higher.
+    """
+    if self.true == self.predicted:
+      return True
+    is_open = self.true is None or self.outputs == "sigmoid"
+    return None if is_open else False
 
   @classmethod
   def from_json(cls, entry: Any) -> "Explanation":
@@ -105,7 +133,12 @@ def results() -> Callable[[Path], bool]:
     except (OSError, TypeError, ValueError, LookupError):
       return frozenset()
 
-  return lambda path: path.name in written(path.parent)
+  def is_result(path: Path) -> bool:
+    if path.parent.name == _OF_PAGE:
+      return bool(written(path.parent.parent))
+    return path.name in written(path.parent)
+
+  return is_result
 
 
 def output_names(
@@ -180,18 +213,43 @@ def open_folder(
     ) from error
 
 
+def write_image(out: Path, stem: str, image: UInt8[np.ndarray, "H W 3"]) -> str:
+  """Writes a picture as the page shows it; returns its name below the folder.
+
+  The name holds a digest: of another picture called so, it is another.
+  """
+  layer = pictures.image_layer(image)
+  digest = hashlib.sha256(layer.content).hexdigest()[:8]
+  ending = layer.kind.replace("jpeg", "jpg")
+  name = f"{_OF_PAGE}/{stem}-{digest}.{ending}"
+  if not (out / name).exists():
+    with files.replacing(out / name) as file:
+      file.write(layer.content)
+  return name
+
+
 def write(
   out: Path,
   explanation: Explanation,
   image: UInt8[np.ndarray, "H W 3"],
   cam: Float32[np.ndarray, "h w"],
-) -> None:
-  """Writes the overlay and the raw map of one explanation."""
-  picture = pictures.heat_overlay(image, cam, seen=explanation.model_size)
+) -> Explanation:
+  """Writes the overlay and the maps of one explanation.
+
+  Returns it with the name of the map that the page shows.
+  """
+  seen = explanation.model_size
+  picture = pictures.heat_overlay(image, cam, seen=seen)
   with files.replacing(out / explanation.overlay) as file:
     file.write(pictures.png_bytes(picture))
   with files.replacing(out / explanation.map) as file:
     np.save(file, cam)
+  if explanation.map_is_empty:
+    return explanation
+  name = f"{_OF_PAGE}/{explanation.overlay}"
+  with files.replacing(out / name) as file:
+    file.write(pictures.heat_layer(cam, image.shape[:2], seen).content)
+  return dataclasses.replace(explanation, page_map=name)
 
 
 def write_index(
@@ -202,8 +260,8 @@ def write_index(
 ) -> Path:
   """Writes explanations.json: what was there and still is, and what is new.
 
-  And skipped.json, if pictures were skipped now or earlier, and not explained
-  since.
+  And the page; and skipped.json, if pictures were skipped now or earlier, and
+  not explained since.
   """
   replaced = {explanation.overlay for explanation in explanations}
   kept = [e for e in earlier if e.overlay not in replaced]
@@ -217,7 +275,101 @@ def write_index(
     _write_lines(out / SKIPPED, lines)
   else:
     (out / SKIPPED).unlink(missing_ok=True)
+  page = _page(out.resolve().name, entries, list(left_out.values()))
+  files.write_text(out / PAGE, page)
+  shown = {e.page_image for e in entries}
+  for name in {e.page_image for e in earlier} - shown - {""}:
+    (out / name).unlink(missing_ok=True)
   return out / FILENAME
+
+
+class _Card(NamedTuple):
+  """A picture on the page, by one model."""
+
+  name: str  # of its file
+  first: Explanation
+  explanations: Sequence[Explanation]
+  classes: Sequence[int]  # to find it by, of those that the page offers
+  is_enlarged: bool
+
+
+def _page(
+  name: str, entries: Sequence[Explanation], skipped: Sequence[Skipped]
+) -> str:
+  """Returns index.html."""
+  by_picture = collections.defaultdict(list)
+  for e in entries:
+    by_picture[e.file, e.model, e.page_image].append(e)
+  titles = {}  # of all classes, each to what is written of it
+  for e in entries:
+    for i, class_name in (
+      (e.target, e.target_name),
+      (e.predicted, e.predicted_name),
+      (e.true, e.true_name),
+    ):
+      if i is not None:
+        titles[e.model, i] = _title(i, class_name)
+  classes = sorted(set(titles.values()), key=_natural)
+  cards = []
+  for group in by_picture.values():
+    ids = {i for e in group for i in (e.target, e.predicted, e.true)} - {None}
+    cards.append(
+      _Card(
+        PurePath(group[0].file).name,
+        group[0],
+        group,
+        sorted({classes.index(titles[group[0].model, i]) for i in ids}),
+        pictures.display_scale(*group[0].size) > 1,
+      )
+    )
+  methods = {e.method: title_of(e.method) for e in entries}
+  return formats.render(
+    "explanations.html",
+    name=name,
+    cards=cards,
+    models=_models(cards),
+    methods=list(methods.items()),
+    classes=classes,
+    num_empty=sum(e.map_is_empty for e in entries),
+    num_maps=len(entries),
+    skipped=skipped,
+    outputs=sorted({e.outputs for e in entries}),
+    color_bar=pictures.color_bar(),
+    scaling=pictures.SCALING,
+    title_of_class=_title,
+    title_of_method=title_of,
+  )
+
+
+class _Model(NamedTuple):
+  """A model on the page: how many pictures it saw, and got right."""
+
+  name: str
+  count: int
+  judged: int  # pictures whose folder tells their class
+  right: int
+  open: int  # where another class scored highest, and several may show
+
+
+def _models(cards: Sequence[_Card]) -> list[_Model]:
+  found = []
+  for name in dict.fromkeys(card.first.model for card in cards):
+    own = [card.first for card in cards if card.first.model == name]
+    judged = [e for e in own if e.true is not None]
+    right = sum(e.is_right is True for e in judged)
+    is_open = sum(e.is_right is None for e in judged)
+    found.append(_Model(name, len(own), len(judged), right, is_open))
+  return found
+
+
+def _title(i: int, name: str | None) -> str:
+  return f"class {i}" if name is None else name
+
+
+def _natural(title: str) -> list[tuple[bool, int, str]]:
+  """Returns a key that sorts "class 9" before "class 10"."""
+  parts = re.split(r"(\d+)", title)
+  return [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
 
 
 def _write_lines(path: Path, entries: Sequence[dict[str, Any]]) -> None:

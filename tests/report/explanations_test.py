@@ -1,15 +1,25 @@
-"""Names that do not collide, and folders in which nothing is lost."""
+"""Names that do not collide, folders in which nothing is lost, and the page."""
 
 import dataclasses
+import html
 import json
 import pathlib
+import re
+import urllib.parse
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from gc_jax.report import explanations, pictures
-from gc_jax.report.explanations import FILENAME, Explanation
+from gc_jax.report.explanations import (
+  FILENAME,
+  PAGE,
+  SKIPPED,
+  ClassScore,
+  Explanation,
+  Skipped,
+)
 
 IMAGE = np.full((12, 18, 3), 128, np.uint8)
 CAM = np.array([[0.0, 2.0, 1.0], [0.0, 0.5, 0.0]], np.float32)
@@ -57,45 +67,174 @@ def test_names_tell_the_picture_and_the_method(pictures, stems):
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
-def test_a_map_is_written_raw_and_an_empty_one_is_marked_on_the_picture(
-  tmp_path, is_empty
-):
+def test_a_map_is_written_raw_and_an_empty_one_is_marked(tmp_path, is_empty):
   cam = np.full_like(CAM, np.nan) if is_empty else CAM
   out = tmp_path / "new"
-  explanations.write(out, explanation(map_is_empty=is_empty), IMAGE, cam)
+  e = explanations.write(out, explanation(map_is_empty=is_empty), IMAGE, cam)
   with Image.open(out / "cat.gradcam.png") as image:
-    found = np.asarray(image)
-  shown = 0 * CAM if is_empty else CAM
-  np.testing.assert_array_equal(found, pictures.heat_overlay(IMAGE, shown))
-  if is_empty:  # below the words, the picture as it is
-    assert (found != IMAGE).any()
-    np.testing.assert_array_equal(found[-2:], IMAGE[-2:])
+    wanted = pictures.heat_overlay(IMAGE, cam)
+    np.testing.assert_array_equal(np.asarray(image), wanted)
   written = np.load(out / "cat.gradcam.npy")
   assert written.dtype == np.float32
   np.testing.assert_array_equal(written, cam)
+  assert bool(e.page_map) != is_empty
 
 
 def test_a_map_of_pixels_is_known_by_the_size_at_which_the_model_saw_it(
   tmp_path,
 ):
   cam = np.random.default_rng(0).random((8, 12)).astype(np.float32)
-  explanations.write(tmp_path, explanation(map_shape=(8, 12)), IMAGE, cam)
+  e = explanations.write(tmp_path, explanation(map_shape=(8, 12)), IMAGE, cam)
   with Image.open(tmp_path / "cat.gradcam.png") as image:
     wanted = pictures.heat_overlay(IMAGE, cam, seen=(8, 12))
     np.testing.assert_array_equal(np.asarray(image), wanted)
   assert (wanted != pictures.heat_overlay(IMAGE, cam)).any()
+  layer = pictures.heat_layer(cam, IMAGE.shape[:2], (8, 12))
+  assert (tmp_path / e.page_map).read_bytes() == layer.content
 
 
 def test_the_index_grows_and_replaces_what_was_written_again(tmp_path):
   first = [explanation("a"), explanation("b")]
   explanations.write_index(tmp_path, [], first)
   earlier = explanations.open_folder(tmp_path, ["c.gradcam.png"], [], False)
-  again = [explanation("b", target=3), explanation("c", target_name=None)]
+  assert earlier == first
+  scores = (ClassScore(0, "dog", 0.75), ClassScore(1, None, 0.25))
+  again = [explanation("b", target=3), explanation("c", top=scores)]
   explanations.write_index(tmp_path, earlier, again)
   told = json.loads((tmp_path / FILENAME).read_text())
-  wanted = [dataclasses.asdict(e) for e in [first[0], *again]]
-  assert told == json.loads(json.dumps(wanted))
-  assert told[0]["size"] == [12, 18] and told[2]["target_name"] is None
+  assert [e["file"] for e in told] == [f"pictures/{c}.jpg" for c in "abc"]
+  assert told[0]["size"] == [12, 18] and told[1]["target"] == 3
+  assert told[2]["top"] == [
+    {"id": 0, "name": "dog", "probability": 0.75},
+    {"id": 1, "name": None, "probability": 0.25},
+  ]
+  assert explanations.open_folder(tmp_path, [], [], False) == [first[0], *again]
+
+
+def test_explanations_of_before_the_page_are_read_and_shown(tmp_path):
+  known = dataclasses.asdict(explanation())
+  of_page = ["top", "true", "true_name", "true_probability"]
+  for name in [*of_page, "page_image", "page_map"]:
+    del known[name]
+  (tmp_path / FILENAME).write_text(json.dumps([known]))
+  (old,) = explanations.open_folder(tmp_path, [], [], False)
+  assert old == explanation()
+  explanations.write_index(tmp_path, [old], [explanation("new")])
+  page = (tmp_path / PAGE).read_text()
+  assert 'src="cat.gradcam.png"' in page and "dog" in page
+
+
+def test_skipped_pictures_are_remembered_until_they_are_explained(tmp_path):
+  skipped = [Skipped(f"pictures/{c}.jpg", f"{c} is broken") for c in "ab"]
+  explanations.write_index(tmp_path, [], [explanation()], skipped)
+  told = json.loads((tmp_path / SKIPPED).read_text())
+  assert told[1] == {"file": "pictures/b.jpg", "reason": "b is broken"}
+  assert "2 pictures could not be read" in (tmp_path / PAGE).read_text()
+  mended = explanation("a")
+  explanations.write_index(tmp_path, [explanation()], [mended])
+  assert len(json.loads((tmp_path / SKIPPED).read_text())) == 1
+  page = (tmp_path / PAGE).read_text()
+  assert "1 picture could not be read" in page and "b is broken" in page
+  explanations.write_index(tmp_path, [mended], [explanation("b")])
+  assert not (tmp_path / SKIPPED).exists()
+  assert "could not be read" not in (tmp_path / PAGE).read_text()
+
+
+def write(out, image=IMAGE, cam=CAM, **changes):
+  """Writes an explanation with its files; returns it."""
+  e = explanation(**changes)
+  stem = pathlib.Path(e.file).stem
+  e = dataclasses.replace(
+    e, page_image=explanations.write_image(out, stem, image)
+  )
+  return explanations.write(out, e, image, cam)
+
+
+def text_of(page):
+  return html.unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page)))
+
+
+def test_the_page_shows_every_picture_with_its_files(tmp_path):
+  odd = "50% #1 & <b>?"
+  e = [
+    write(tmp_path, name=odd),
+    write(tmp_path, name=odd, method="cmwp", overlay=f"{odd}.cmwp.png"),
+    write(tmp_path, 2 * IMAGE, 0 * CAM, name="b", map_is_empty=True),
+  ]
+  explanations.write_index(tmp_path, [], e)
+  page = (tmp_path / PAGE).read_text()
+  links = re.findall(r'(?:src|href)="([^"#]+)"', page)
+  assert len(links) == (1 + 2 * 4) + (1 + 3)
+  for link in links:
+    path = urllib.parse.unquote(link)
+    assert (tmp_path / path).is_file() and not path.startswith("/")
+  assert page.count("<article") == 2
+  assert f'<h4 title="pictures/{html.escape(odd)}.jpg">' in page
+  told = text_of(page)
+  assert "2 pictures explained" in told
+  # An empty map is said to be, and no heat.
+  assert page.count('class="heat"') == 2 and e[2].page_map == ""
+  assert "1 of 3 maps is empty" in told and "empty map of cat" in told
+
+
+@pytest.mark.parametrize(
+  "true, outputs, verdict, sentence",
+  [
+    (None, "softmax", None, "nothing here says what is right"),
+    (0, "softmax", True, "of 1 whose folder tells the class, 1 has it"),
+    (1, "softmax", False, "of 1 whose folder tells the class, 0 have it"),
+    (0, "sigmoid", True, "of 1 whose folder tells the class, 1 has it"),
+    (1, "sigmoid", None, "of 1 whose folder tells the class, 0 have it"),
+  ],
+)
+def test_right_and_wrong_are_said_where_folders_tell(
+  tmp_path, true, outputs, verdict, sentence
+):
+  name = None if true is None else ("dog", "cat")[true]
+  share = None if true is None else (0.75, 0.0004)[true]
+  e = explanation(
+    true=true, true_name=name, true_probability=share, outputs=outputs
+  )
+  assert e.is_right is verdict
+  explanations.write_index(tmp_path, [], [e])
+  page = (tmp_path / PAGE).read_text()
+  told = text_of(page)
+  assert sentence in told
+  assert ("✓ right (folder: dog)" in told) == (verdict is True)
+  assert ("✗ wrong (folder: cat, <0.1%)" in told) == (verdict is False)
+  assert ('data-right="yes"' in page, 'data-right="no"' in page) == (
+    verdict is True,
+    verdict is False,
+  )
+
+
+def test_a_picture_of_the_same_name_replaces_none_on_the_page(tmp_path):
+  first = write(tmp_path)
+  other = write(
+    tmp_path,
+    2 * IMAGE,
+    file="others/cat.jpg",
+    method="cmwp",
+    overlay="cat.cmwp.png",
+    map="cat.cmwp.npy",
+  )
+  assert first.page_image != other.page_image
+  explanations.write_index(tmp_path, [first], [other])
+  again = write(tmp_path, IMAGE + 1)  # the picture was changed
+  explanations.write_index(tmp_path, [first, other], [again])
+  shown = {path.name for path in (tmp_path / "index_files").iterdir()}
+  names = {again.page_image, other.page_image, again.page_map, other.page_map}
+  assert {f"index_files/{name}" for name in shown} == names
+
+
+def test_what_was_written_is_known_as_such(tmp_path):
+  own = write(tmp_path)
+  explanations.write_index(tmp_path, [], [own])
+  is_result = explanations.results()
+  for name in (own.overlay, own.page_image, own.page_map):
+    assert is_result(tmp_path / name)
+  for name in ("cat.jpg", "index_files.png", "deeper/cat.gradcam.png"):
+    assert not is_result(tmp_path / name)
 
 
 def test_existing_names_are_refused_unless_they_may_be_replaced(tmp_path):

@@ -153,13 +153,19 @@ def published_names() -> tuple[str, ...]:
   TFDS's package holds them: their wnids, and their words in another set that
   shares them.
   """
-  import tensorflow_datasets as tfds
   from tensorflow_datasets.datasets.siscore import labels
 
-  wnids = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text()
   # TFDS tells the two cranes apart, which the kit does not.
   words = [w.split(" (")[0] for w in labels.IMAGENET_LABELS_LIST]
-  return readable_names(words, wnids.split())
+  return readable_names(words, published_wnids())
+
+
+def published_wnids() -> tuple[str, ...]:
+  """Returns the wnids of all classes, in the order of their names."""
+  import tensorflow_datasets as tfds
+
+  labels = tfds.core.tfds_path("datasets/imagenet2012/labels.txt")
+  return tuple(labels.read_text().split())
 
 
 def readable_names(
