@@ -11,23 +11,32 @@ from gc_jax.runtime.config import get_config as get_config
 
 
 def parse_variant(
-  variant: str, known: tuple[str, ...], default: str
-) -> tuple[str, bool]:
-  """Returns (name, whether it is to be shrunk) of "name", "name,smoke"."""
+  variant: str,
+  known: tuple[str, ...],
+  default: str,
+  options: tuple[str, ...] = (),
+) -> tuple[str, set[str]]:
+  """Returns the name in "name,option,...", and the options.
+
+  Every recipe has the option "smoke", which shrinks it to seconds.
+  """
+  options = (*options, "smoke")
   words = [word for word in variant.split(",") if word]
-  smoke = "smoke" in words
-  names = [word for word in words if word != "smoke"] or [default]
+  chosen = {word for word in words if word in options}
+  names = [word for word in words if word not in options] or [default]
   if len(names) > 1 or names[0] not in known:
+    also = " or ".join(f"',{option}'" for option in options)
     raise ValueError(
       f"Unknown config variant {variant!r}. Known: {', '.join(known)}, each "
-      "also with ',smoke'; or 'smoke' alone."
+      f"also with {also}; or those alone, for {default}."
     )
-  return names[0], smoke
+  return names[0], chosen
 
 
 def shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns the config shrunk to seconds on a CPU: the same code, few steps."""
   c.num_epochs = 2.0
+  c.init_from = ""
   c.batch_size = 16
   c.eval.batch_size = 16
   c.data.train_split = "train[:64]"

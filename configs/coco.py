@@ -31,7 +31,7 @@ VARIANTS = imagenet.VARIANTS
 
 
 def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
-  name, smoke = base.parse_variant(variant, VARIANTS, default="resnet18-gc")
+  name, options = base.parse_variant(variant, VARIANTS, default="resnet18-gc")
   c = imagenet.get_config(name)
   c.num_epochs = 36.0
   c.data.name = "coco"
@@ -47,4 +47,4 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   if c.loss.consistency_weight:
     c.loss.consistency_weight = 1.0
     c.compose.distractor_draw = "picture"
-  return imagenet.shrink(c, "context_digits_multi") if smoke else c
+  return imagenet.shrink(c, "context_digits_multi") if "smoke" in options else c

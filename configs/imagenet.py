@@ -35,7 +35,7 @@ VARIANTS = tuple(f"{name}-{row}" for name, rows in ROWS.items() for row in rows)
 
 
 def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
-  name, smoke = base.parse_variant(variant, VARIANTS, default="resnet18-gc")
+  name, options = base.parse_variant(variant, VARIANTS, default="resnet18-gc")
   architecture, row = name.split("-")
   c = base.get_config()
   c.num_epochs = 90.0
@@ -56,7 +56,7 @@ def get_config(variant: str = "resnet18-gc") -> ml_collections.ConfigDict:
   c.loss.consistency_weight = 25.0 if row.endswith("gc") else 0.0
   c.loss.reduction = "mean"
   c.log.every_steps = 100
-  return shrink(c, "context_digits") if smoke else c
+  return shrink(c, "context_digits") if "smoke" in options else c
 
 
 def shrink(

@@ -20,7 +20,7 @@ VARIANTS = ("ce", "gc", "gmp", "gmp_gc", "energy")
 
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
-  name, smoke = base.parse_variant(variant, VARIANTS, default="gc")
+  name, options = base.parse_variant(variant, VARIANTS, default="gc")
   c = base.get_config()
   c.model.name = "resnet8-small"
   c.batch_size = 16
@@ -46,4 +46,4 @@ def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
     # ramp, many maps become empty, which no gradient fills again.
     c.loss.energy_weight = 1.0
     c.loss.energy_ramp_epochs = 6.0
-  return base.shrink(c) if smoke else c
+  return base.shrink(c) if "smoke" in options else c

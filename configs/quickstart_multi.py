@@ -18,10 +18,10 @@ VARIANTS = quickstart.VARIANTS
 
 
 def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
-  _, smoke = base.parse_variant(variant, VARIANTS, default="gc")
+  _, options = base.parse_variant(variant, VARIANTS, default="gc")
   c = quickstart.get_config(variant.replace(",smoke", ""))
   c.data.name = "context_digits_multi"
   # The mean over 10 classes is small beside softmax's loss (the release: 80
   # for the 80 classes of COCO).
   c.loss.classification_weight = 10.0
-  return base.shrink(c) if smoke else c
+  return base.shrink(c) if "smoke" in options else c

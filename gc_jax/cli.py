@@ -77,8 +77,8 @@ def recipes_for_help() -> str:
   if not _asked_for_help():
     return ""
   return f"""
-Recipes, and the variants that may follow behind a colon; ',smoke' shrinks any
-of them to seconds, without its data:
+Recipes, and the variants that may follow behind a colon. Words with a comma may
+follow a variant; ',smoke' shrinks any of them to seconds, without its data:
 
 {_recipes()}
 
@@ -97,20 +97,22 @@ def _recipes() -> str:
   for path in sorted(_RECIPES.glob("*.py")):
     text = path.read_text(encoding="utf-8")
     title = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
-    variants = _variants(path)
+    variants, options = _variants(path)
     if variants:
       lines.append(f"  {_shown(path)}  {title}")
-      names = textwrap.wrap(" ".join(f":{name}" for name in variants), 72)
+      names = [*(f":{name}" for name in variants), *(f",{o}" for o in options)]
+      names = textwrap.wrap(" ".join(names), 72)
       lines += [f"    {line}" for line in names]
   return "\n".join(lines)
 
 
-def _variants(path: pathlib.Path) -> tuple[str, ...]:
-  """Returns the variants of a recipe of this repository."""
+def _variants(path: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the variants of a recipe of this repository, and their options."""
   # Run as --config runs it; a file that cannot be is no recipe.
   with contextlib.suppress(Exception):
-    return runpy.run_path(str(path)).get("VARIANTS", ())
-  return ()
+    recipe = runpy.run_path(str(path))
+    return recipe.get("VARIANTS", ()), recipe.get("OPTIONS", ())
+  return (), ()
 
 
 def _shown(path: pathlib.Path) -> pathlib.Path:

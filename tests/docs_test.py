@@ -216,4 +216,6 @@ def variants(name):
   recipe = importlib.import_module(f"configs.{name}")
   with pytest.raises(ValueError) as raised:
     recipe.get_config("no such variant")
-  return tuple(re.search("Known: (.*), each", str(raised.value))[1].split(", "))
+  found = re.search("Known: (.*), each also with (.*); or", str(raised.value))
+  options = [o.strip("'") for o in found[2].split(" or ") if "smoke" not in o]
+  return (*found[1].split(", "), *options)

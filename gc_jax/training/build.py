@@ -126,6 +126,8 @@ def started_from(
   differences = ""
   if initial.class_names:
     differences = class_differences(initial.class_names, class_names)
+  # Classes that have nothing in common need no list of their differences.
+  is_akin = not set(initial.class_names).isdisjoint(class_names)
   with_head = config.init_head and not differences
   head = f"{'.'.join(initial.model.last_layer)}."
   given = dict(nnx.to_flat_state(nnx.state(initial.model)))
@@ -157,7 +159,7 @@ def started_from(
     "Starting from %s%s%s",
     config.init_from,
     f"; {why}, so initialised anew: {listed(anew)}" if anew else "",
-    f"\n{differences}" if differences else "",
+    f"\n{differences}" if differences and is_akin else "",
   )
   return state
 

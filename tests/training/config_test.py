@@ -28,7 +28,10 @@ RECIPES = (
 @pytest.mark.parametrize("smoke", ["", ",smoke"])
 @pytest.mark.parametrize(
   ("recipe", "variant"),
-  [(recipe, variant) for recipe, names in RECIPES for variant in names],
+  [(recipe, variant) for recipe, names in RECIPES for variant in names]
+  + [(folder, f"{name},small") for name in folder.VARIANTS]
+  + [(folder, f"{name},small,finetune") for name in folder.VARIANTS]
+  + [(context, f"{name},finetune") for name in context.VARIANTS],
 )
 def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
   config = recipe.get_config(variant + smoke)
@@ -38,6 +41,7 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
     checks.validate(config, num_devices)
   if smoke:  # needs no package, archive or folder
     assert config.data.name.startswith("context_digits")
+    assert not config.init_from
   elif recipe is context:
     assert config.data.name == f"context_{variant.split('_')[0]}"
 
@@ -45,6 +49,8 @@ def test_every_variant_of_every_recipe_is_valid(recipe, variant, smoke):
 def test_an_unknown_variant_is_named_with_the_known_ones():
   with pytest.raises(ValueError, match=r"'gap'\. Known: ce, gc, gmp, gmp_gc"):
     quickstart.get_config("gap")
+  with pytest.raises(ValueError, match=r"also with ',small' or ',finetune' or"):
+    folder.get_config("gc,tiny")
 
 
 def test_variants_are_the_four_rows_of_the_papers_tables_and_each_term():
