@@ -193,18 +193,37 @@ class Mode(NamedTuple):
     images_in_one: how many images of the batch share a composite, each
       explained in it.
     title: as people write it, before "composites".
+    if_masked: what to do where many pairs do not count, a sentence.
   """
 
   draw: Callable[..., Layout]
   images_in_one: int
   title: str
+  if_masked: str
 
 
 # name in --config.compose.mode -> what is known of it
 MODES = {
-  "independent": Mode(independent, 1, "independent"),
-  "packed": Mode(packed, 4, "packed"),
-  "packed_by_class": Mode(packed_by_class, 4, "packed by class"),
+  "independent": Mode(
+    independent,
+    images_in_one=1,
+    title="independent",
+    if_masked="Raise --config.batch_size, so that other classes are met.",
+  ),
+  "packed": Mode(
+    packed,
+    images_in_one=4,
+    title="packed",
+    if_masked="Use --config.compose.mode=packed_by_class: it masks a pair only "
+    "where all four pictures of a composite show the class.",
+  ),
+  "packed_by_class": Mode(
+    packed_by_class,
+    images_in_one=4,
+    title="packed by class",
+    if_masked="Add pictures that do not show the commonest class: composites "
+    "of it alone have no cell where its map must vanish.",
+  ),
 }
 
 

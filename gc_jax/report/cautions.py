@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gc_jax.attribution import CONTROLS, title_of
+from gc_jax.method.compose import MODES
 from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report.artefact import Evaluated, number
 from gc_jax.runtime.messages import number_of
 
+_MANY_MASKED = 1 / 3  # of all pairs in training
 # Method to sentences of what it was computed with, or of whose it was.
 _Settings = Mapping[str, Mapping[str, Any]]
 
@@ -19,6 +21,9 @@ def cautions(evaluated: Evaluated) -> list[str]:
     _validation(evaluated),
     _skipped(evaluated),
     without_objects(evaluated),
+    masked_pairs(
+      evaluated.training, evaluated.about.trained_with("compose.mode")
+    ),
   ]
   return [sentence for sentence in found if sentence]
 
@@ -81,6 +86,31 @@ def _skipped(evaluated: Evaluated) -> str:
       what = what.replace("does not", "do not").replace("was", "were")
       parts.append(f"{number_of(count, noun)} {what}")
   return f"{'; '.join(parts)}." if parts else ""
+
+
+def masked_pairs(
+  training: Sequence[Mapping[str, Any]], mode: str | None
+) -> str:
+  """Returns what to do about masked pairs, if they are more than a third.
+
+  Args:
+    training: lines of metrics.jsonl, or what will be.
+    mode: how composites were made, a key of `compose.MODES`.
+  """
+  fracs = [
+    frac
+    for line in training
+    if (frac := line.get("train/masked_pairs_frac")) is not None
+  ]
+  masked = sum(fracs) / len(fracs) if fracs else 0.0
+  if masked <= _MANY_MASKED:
+    return ""
+  advice = MODES[mode].if_masked if mode in MODES else ""
+  return (
+    f"{masked:.0%} of the pairs of picture and class are masked in the "
+    "consistency loss, because other pictures of their composites show the "
+    f"class: it learns from the rest alone. {advice}"
+  ).strip()
 
 
 def without_objects(evaluated: Evaluated) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from gc_jax.method.types import Metrics
+from gc_jax.report import cautions
 from gc_jax.report.logs import MetricsWriter, Progress
 from gc_jax.runtime import files, parallel
 from gc_jax.runtime.messages import UserError
@@ -46,6 +47,7 @@ class Run:
     self.workdir = workdir
     self.steps_per_epoch = steps_per_epoch
     self.total_steps = total_steps
+    self._is_first_flush = True
     self.skipped = 0.0  # broken pictures passed over, up to the last flush
     self._pending: list[tuple[int, Metrics]] = []
     self._lr = build.learning_rate(config, steps_per_epoch)
@@ -104,6 +106,11 @@ class Run:
     # Of the update that led to `last_step`, which is the one before it.
     means["train/lr"] = float(self._lr(last_step - 1))
     self.write(last_step, means)
+    if self._is_first_flush:
+      self._is_first_flush = False
+      mode = self.config.compose.mode
+      if warning := cautions.masked_pairs([means], mode):
+        self._progress.message(f"warning: {warning}")
 
   def write(self, step: int, metrics: dict[str, float]) -> float:
     """Writes a line; returns the score by which the best state is known."""

@@ -213,6 +213,7 @@ def test_a_good_guess_saves_compilations_and_a_search_without_end_is_given_up():
   ("fields", "unit"),
   [
     ({"compose__mode": "packed"}, 4),
+    ({"compose__mode": "packed_by_class"}, 4),
     ({"compose__mode": "independent"}, 4),
     (SUPPLIED, 1),
     ({"loss__consistency_weight": 0.0}, 1),

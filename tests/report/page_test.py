@@ -296,6 +296,16 @@ def test_the_head_says_what_the_numbers_are_not(tmp_path):
     "These pictures (split test) are the validation split of training",
     "3 pictures could not be read and do not count; 1 annotation of training",
   )
+  lines = [
+    line | {"train/masked_pairs_frac": 0.3 + 0.2 * (i % 2)}
+    for i, line in enumerate(evaluations.metrics())
+  ]
+  masked = evaluations.write_run(tmp_path / "m", training=lines)
+  _holds(
+    _read(write_report(masked)),
+    "40% of the pairs of picture and class are masked",
+    "Use --config.compose.mode=packed_by_class",
+  )
   early = evaluations.make(tmp_path / "c", step=1500, total_steps=3000)
   page.write_evaluation(early)
   words = "This run is unfinished: step 1,500 of 3,000."

@@ -204,7 +204,9 @@ class Ours:
       patch.setitem(
         compose.MODES,
         "independent",
-        compose.Mode(lambda *_: jax.tree.map(jnp.asarray, LAYOUT), 1, "fixed"),
+        compose.Mode(
+          lambda *_: jax.tree.map(jnp.asarray, LAYOUT), 1, "fixed", ""
+        ),
       )
       return jax.jit(step).lower(state, batch).compile()
 

@@ -167,9 +167,12 @@ def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
   ("overrides", "message"),
   [
     ({"model__name": "resnet5"}, r"resnet50.* Did you mean 'resnet50'\?"),
-    (
-      {"compose__distractors": "dataset"},
-      r"must go with --config\.compose\.mode='independent', and it is 'packed'",
+    *(
+      (
+        {"compose__distractors": "dataset", "compose__mode": mode},
+        rf"must go with .*\.mode='independent', and it is '{mode}': 4 pictures",
+      )
+      for mode in ("packed", "packed_by_class")
     ),
     ({"data__name": "folder"}, r"data\.path must name a folder .* is empty"),
     (
@@ -244,7 +247,10 @@ def test_groups_of_batch_norm_must_fit_devices_and_composites():
   refused(
     "bn_group=6 .* a multiple of 4, .* use 4,", **fields, model__bn_group=6
   )
-  for size, mode in ((8, "packed"), (24, "packed"), (6, "independent")):
+  for size, mode in (
+    *((8, "packed"), (24, "packed_by_class")),
+    (6, "independent"),
+  ):
     config = make(batch_size=48, model__bn_group=size, compose__mode=mode)
     checks.validate(config, num_devices=2)
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from gc_jax.report.logs import read_metrics
+from gc_jax.runtime.config import get_config
 from gc_jax.training import recording
 from gc_jax.training.step import TrainState
 
@@ -42,3 +44,21 @@ def test_the_steps_that_are_asked_for_are_traced(
     # What xprof reads, and what Perfetto does.
     assert any(name.endswith(".xplane.pb") for name in written)
     assert any(name.endswith(".trace.json.gz") for name in written)
+
+
+@pytest.mark.parametrize(("masked", "warned"), [(6, 1), (2, 0)])
+def test_many_masked_pairs_are_told_once_with_what_to_do(
+  tmp_path, capsys, masked, warned
+):
+  config = get_config()
+  config.log.every_steps = 2
+  run = recording.Run(config, tmp_path, 10, total_steps=10, start_step=0)
+  with contextlib.closing(run):
+    for step in range(1, 7):
+      pairs = jnp.asarray(masked / 2 + step % 2), jnp.asarray(8.0)
+      run.add(step, {"train/masked_pairs_frac": pairs})
+  told = capsys.readouterr().err
+  assert told.count("of the pairs of picture and class are masked") == warned
+  assert told.count("--config.compose.mode=packed_by_class") == warned
+  (first, *_) = read_metrics(tmp_path / "metrics.jsonl")
+  assert first["train/masked_pairs_frac"] == (masked / 2 + 1) / 8

@@ -181,4 +181,4 @@ def fixed(layout):
     rolled = rotated(layout, target[0])
     return jax.tree.map(jnp.asarray, rolled)
 
-  return compose.Mode(draw, layout.cell.shape[-1], "fixed")
+  return compose.Mode(draw, layout.cell.shape[-1], "fixed", "")
