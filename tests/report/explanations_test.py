@@ -20,6 +20,7 @@ from gc_jax.report.explanations import (
   Explanation,
   Skipped,
 )
+from tests.report import browser
 
 IMAGE = np.full((12, 18, 3), 128, np.uint8)
 CAM = np.array([[0.0, 2.0, 1.0], [0.0, 0.5, 0.0]], np.float32)
@@ -235,6 +236,84 @@ def test_what_was_written_is_known_as_such(tmp_path):
     assert is_result(tmp_path / name)
   for name in ("cat.jpg", "index_files.png", "deeper/cat.gradcam.png"):
     assert not is_result(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+  """A browser, and the page of two right pictures and one wrong, one empty."""
+  out = tmp_path_factory.mktemp("explained")
+  right = dict(true=0, true_name="dog", true_probability=0.75)
+  wrong = dict(true=1, true_name="cat", true_probability=0.25)
+  rng = np.random.default_rng(0)
+  photo = lambda *size: rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+  e = [
+    write(out, photo(300, 400), name="long_" * 12, size=(300, 400), **right),
+    write(out, name="b", map_is_empty=True, cam=0 * CAM, **right),
+    write(out, photo(400, 300), name="c", size=(400, 300), **wrong),
+  ]
+  explanations.write_index(out, [], e)
+  with browser.started() as chromium:
+    yield chromium, out / PAGE
+
+
+SHOWN = "[...document.querySelectorAll('.example')].filter(e => !e.hidden)"
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_and_every_picture_is_there(opened, width, dark):
+  chromium, page = opened
+  chromium.open(page, width, dark=dark)
+  assert chromium.run("document.documentElement.scrollWidth") <= width
+  chromium.run(
+    "Promise.all([...document.images].map(i => {"
+    " i.loading = 'eager'; return i.decode(); }))"
+  )
+  assert chromium.run("document.images.length") == 8
+  # The map covers its picture, to the pixel.
+  boxes = chromium.run(
+    "[...document.querySelectorAll('.layers:has(.heat)')].map(l =>"
+    " [...l.querySelectorAll('img')].map(i => i.getBoundingClientRect())"
+    ".map(b => [b.x, b.y, b.width, b.height].map(Math.round)))"
+  )
+  assert len(boxes) == 2 and all(below == above for below, above in boxes)
+  assert chromium.errors() == []
+  assert all(url.startswith("file:") for url in chromium.requests())
+
+
+def test_pictures_are_found_by_class_and_verdict(opened):
+  chromium, page = opened
+  chromium.open(page)
+  count = lambda: chromium.run(f"{SHOWN}.length")
+  assert count() == 3
+  chromium.choose("select[name=right]", "no")
+  assert count() == 1
+  assert chromium.run(f"{SHOWN}[0].querySelector('h4').textContent") == "c.jpg"
+  told = chromium.run("document.querySelector('.count').value")
+  assert told == "1 of 3 pictures"
+  chromium.choose("select[name=right]", "")
+  names = chromium.run(
+    "[...document.querySelectorAll('select[name=class] option')]"
+    ".map(o => o.textContent)"
+  )
+  assert names == ["all", "cat", "dog"]
+
+
+def test_the_slider_fades_the_map_alone_and_a_click_enlarges_both(opened):
+  chromium, page = opened
+  chromium.open(page)
+  chromium.choose("input[name=opacity]", "25")
+  opacity = "getComputedStyle(document.querySelector('{}')).opacity"
+  assert chromium.run(opacity.format(".layers img.heat")) == "0.25"
+  assert chromium.run(opacity.format(".layers:has(.heat) img")) == "1"
+  chromium.click(".example figure[data-method] .layers")
+  assert chromium.run("document.querySelector('dialog').open")
+  assert chromium.run("document.querySelectorAll('dialog img').length") == 2
+  wide, high = chromium.run(
+    "(() => { const b = document.querySelector('dialog .layers')"
+    ".getBoundingClientRect(); return [b.width, b.height]; })()"
+  )
+  assert wide > 600 and wide / high == pytest.approx(4 / 3, rel=0.02)
 
 
 def test_existing_names_are_refused_unless_they_may_be_replaced(tmp_path):
