@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS, Key, accuracy
-from gc_jax.report import charts, describe, formats, page, pictures, plots
+from gc_jax.report import (
+  charts,
+  describe,
+  formats,
+  page,
+  paper,
+  pictures,
+  plots,
+)
 from gc_jax.report.artefact import Evaluated, load_finished
 from gc_jax.report.rows import CASES, Difference, load_mean, paired
 from gc_jax.report.tables import (
@@ -27,6 +35,7 @@ from gc_jax.report.tables import (
   costly_notes,
   first,
   in_order,
+  measured,
   overview,
 )
 from gc_jax.runtime import files
@@ -75,7 +84,11 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   firsts = {label: members[0] for label, members in models.items()}
   about = first(models).about
   protocol = describe.protocols([one.about for one in firsts.values()])
-  glance, made = overview(models), page.make_tables(models)
+  glance, layouts, full = (
+    overview(models),
+    paper.make_layouts(models),
+    measured(models),
+  )
   found, remarks = differences(models)
   differing = [difference_table(models, found)] if found else []
   points = pareto_points(models)
@@ -98,7 +111,9 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
       )
       for label, members in models.items()
     ],
-    tables=formats.for_page([[glance, *differing, *made]])[0],
+    tables=formats.for_page(
+      [[overview(models, interval=True), *differing, *layouts, *full]]
+    )[0],
     chart=chart,
     robustness=robustness,
     figure=figure and pictures.figure_layer(figure),
@@ -110,7 +125,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   contents = {
     "comparison.md": formats.to_markdown(glance, *differing).encode(),
     "comparison.csv": formats.to_csv(glance).encode(),
-    **formats.to_files([*made, *differing], protocol),
+    **formats.to_files([*layouts, glance, *full, *differing], protocol),
     "comparison.html": html.encode(),
   }
   if figure is not None:

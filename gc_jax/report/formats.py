@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jinja2
 from gc_jax.attribution import title_of
 from gc_jax.report.tables import Cell, Column, Row, Table
 
+_LATEX_POINTS = 345.0  # the width of the text in an article of 10 points
 _LATEX_ESCAPES = str.maketrans(
   {
     "\\": r"\textbackslash{}",
@@ -50,6 +52,7 @@ def render(template: str, **context: Any) -> str:
   environment.filters |= {
     "markdown": lambda text: text.replace("|", "\\|"),
     "latex": lambda text: text.translate(_LATEX_ESCAPES),
+    "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
     "capitalize_first": lambda text: text[:1].upper() + text[1:],
     "bytes": _size,
     "count": _count,
@@ -98,6 +101,7 @@ class TableText(NamedTuple):
   """A table in words; `is_repeated` if a row stands for several runs."""
 
   title: str
+  caption: str  # the title without a number
   unit: str
   columns: Sequence[Column]
   is_repeated: bool
@@ -132,6 +136,7 @@ def in_words(
       )
     )
   return TableText(
+    table.heading,
     table.title,
     table.unit,
     table.columns,
@@ -223,12 +228,40 @@ def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:
   """
   words = [in_words(table) for table in made]
   markdown = render("tables.md", tables=words, preface=preface)
-  latex = render("tables.tex", tables=words, preface=preface)
+  latex = render(
+    "tables.tex",
+    tables=[(table, _latex_blocks(table)) for table in words],
+    preface=preface,
+  )
   return {
     "tables.md": markdown.encode(),
     "tables.csv": _long_csv(made).encode(),
     "tables.tex": latex.encode(),
   }
+
+
+def _latex_blocks(table: TableText) -> list[tuple[int, int]]:
+  """Returns from and to which column each part goes that fits the text's width.
+
+  By the letters of the widest cells, in \\footnotesize within the 345 points
+  of an article; what is wider all the same, LaTeX shrinks.
+  """
+  points = lambda texts: 4.25 * max(map(len, texts), default=0) + 6
+  names = points([r.label for r in table.rows] + ["Model"])
+  names += points([r.method for r in table.rows] + ["Explanation"])
+  blocks, left = [], 0.0
+  for place, column in enumerate(table.columns):
+    texts = [
+      f"{r.cells[place].number} {r.cells[place].interval}".strip()
+      for r in table.rows
+    ]
+    width = points([*texts, column.heading])
+    if not blocks or width > left:
+      blocks.append((place, place))
+      left = _LATEX_POINTS - names
+    blocks[-1] = (blocks[-1][0], place + 1)
+    left -= width
+  return blocks
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
@@ -251,7 +284,7 @@ def _long_csv(made: Sequence[Table]) -> str:
   for table in made:
     for row in table.rows:
       kind = "paper" if row.is_reference else row.kind
-      start = [table.title, kind, row.label, row.method, row.num_runs]
+      start = [table.heading, kind, row.label, row.method, row.num_runs]
       for column in table.columns:
         numbers = _numbers(row.cells.get(column.key))
         lines.append([*start, column.key, *numbers])

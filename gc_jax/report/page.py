@@ -104,8 +104,12 @@ def write_files(
 
 
 def make_tables(models: tables.Models) -> list[tables.Table]:
-  """Returns the paper's layouts, then all that was measured, with intervals."""
-  return [*paper.make_layouts(models), *tables.measured(models)]
+  """Returns the paper's layouts, a glance, all measured with intervals."""
+  return [
+    *paper.make_layouts(models),
+    tables.overview(models),
+    *tables.measured(models),
+  ]
 
 
 def _page(
@@ -124,7 +128,7 @@ def _page(
   groups = [[], [], []]
   if evaluated.results:
     groups = [
-      [tables.overview(models)],
+      [tables.overview(models, interval=True)],
       paper.make_layouts(models),
       tables.measured(models),
     ]

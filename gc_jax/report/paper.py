@@ -5,9 +5,9 @@ AAAI 2021. Two facts about its numbers are unknown, so tune nothing to them:
 which variant of Grad-CAM a row of Tables 1 and 2 is of where the two differ
 (AlexNet, global max pooling), and the unit of epsilon in Table 6.
 
-Every layout works for any data set and model: what was not measured stays empty
-and is named in a note. The paper's rows stand beside ours where data set,
-architecture and pooling are the same.
+A layout stands where the data set is its own, for any model: what was not
+measured stays empty and is named in a note. The paper's rows stand beside ours
+where architecture and pooling are the same.
 """
 
 import dataclasses
@@ -174,18 +174,18 @@ TABLES = {
 
 
 def make_layouts(models: Models) -> list[Table]:
-  """Returns the paper's tables; 1 or 2, as pictures show one class or several.
+  """Returns the paper's tables of this data set, none of any other.
 
   Tables without a number of ours are left out, unless every question was asked.
 
   Args:
     models: as for `tables.overview`.
   """
-  number = 2 if tables.first(models).about.multi_label else 1
+  data_name = tables.first(models).about.data_name
   made = [
-    *(_maps_table(models, n) for n in (number, 3, 4)),
-    _variants_table(models),
-    _attacks_table(models),
+    _LAYOUTS.get(number, _maps_table)(models, number)
+    for number, paper in TABLES.items()
+    if paper.data_name == data_name
   ]
   asked = {q for group in models.values() for q in group[0].about.questions}
   return [table for table in made if "attacks" in asked or _has_numbers(table)]
@@ -215,7 +215,7 @@ def _maps_table(models: Models, number: int) -> Table:
   return _finished(models, number, columns, rows)
 
 
-def _variants_table(models: Models) -> Table:
+def _variants_table(models: Models, number: int) -> Table:
   """Returns Table 5: both variants of Grad-CAM beside each other."""
   columns = []
   for key, (metric, method) in VARIANTS.items():
@@ -237,13 +237,17 @@ def _variants_table(models: Models) -> Table:
   ]
   for control in CONTROLS:  # which know no variant: one number under both
     rows += tables.method_rows(models, control, columns)
-  return _finished(models, 5, columns, rows)
+  return _finished(models, number, columns, rows)
 
 
-def _attacks_table(models: Models) -> Table:
+def _attacks_table(models: Models, number: int) -> Table:
   """Returns Table 6, with rows for the other attacks on each model."""
   columns = tables.attack_columns(models, 2, EPSILONS)
-  return _finished(models, 6, columns, tables.attack_rows(models, columns))
+  rows = tables.attack_rows(models, columns)
+  return _finished(models, number, columns, rows)
+
+
+_LAYOUTS = {5: _variants_table, 6: _attacks_table}
 
 
 def _finished(
@@ -251,15 +255,11 @@ def _finished(
 ) -> Table:
   """Returns the table, the paper's rows before the controls, with notes."""
   paper = TABLES[number]
-  data_name = tables.first(models).about.data_name
   own = [row for row in rows if not row.is_control]
   controls = [row for row in rows if row.is_control]
   quoted = _paper_rows(models, number)
   laid_out = f"Laid out as the paper's Table {number}, {paper.caption}"
-  if not quoted and data_name != paper.data_name:
-    measured_on = data.title(paper.data_name)
-    laid_out += f"; that is of {measured_on}, so none of its rows stands here"
-  elif not quoted:
+  if not quoted:
     laid_out += "; it has no row of such a model, so none stands here"
   notes = [f"{laid_out}."]
   if lacking := cautions.without_objects(tables.first(models)):
@@ -272,8 +272,9 @@ def _finished(
   if quoted and paper.caveat:
     notes.append(paper.caveat)
   what = paper.caption.partition(" on the ")[0]
-  title = f"Table {number}: {what}, {data.title(data_name)}"
-  return Table(columns, [*own, *quoted, *controls], title, notes)
+  title = f"{what}, {data.title(paper.data_name)}"
+  ordered = [*own, *quoted, *controls]
+  return Table(columns, ordered, title, notes, number=number)
 
 
 def _paper_rows(models: Models, number: int) -> list[Row]:

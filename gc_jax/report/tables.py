@@ -97,6 +97,12 @@ class Table:
   notes: Sequence[str] = ()  # what its reader must know, sentences
   across_methods: bool = False  # whether all rows compete for the best
   sign: str = ""  # "+" for differences, which tell their sign
+  number: int | None = None  # of the paper's table that it is laid out as
+
+  @property
+  def heading(self) -> str:
+    """Returns the title, after the number of the paper's table if any."""
+    return f"Table {self.number}: {self.title}" if self.number else self.title
 
   @property
   def unit(self) -> str:
@@ -147,7 +153,7 @@ OF_MODELS = tuple(c for c in _COLUMNS if not c.is_of_maps)
 OF_MAPS = tuple(c for c in _COLUMNS if c.is_of_maps)
 
 
-def overview(models: Models) -> Table:
+def overview(models: Models, interval: bool = False) -> Table:
   """Returns accuracy and maps at a glance, a row for each method and model."""
   columns = [
     c
@@ -158,12 +164,13 @@ def overview(models: Models) -> Table:
   rows = [
     row
     for method in methods_of(models)
-    for row in method_rows(models, method, columns)
+    for row in method_rows(models, method, columns, interval)
     if maps & row.cells.keys()
   ]
   if not rows:  # no explanation was evaluated
     rows = [
-      make_row(label, "", group, columns) for label, group in models.items()
+      make_row(label, "", group, columns, interval)
+      for label, group in models.items()
     ]
   table = _table(models, "At a glance", columns, rows)
   notes = [*table.notes, *cautions.below_controls(models)]

@@ -22,7 +22,7 @@ def _models(*made):
 def _tables(*made):
   """Returns the first words of a title -> table, of all of some evaluations."""
   found = page.make_tables(_models(*made))
-  return {table.title.partition(":")[0]: table for table in found}
+  return {table.heading.partition(":")[0]: table for table in found}
 
 
 def _full(made):
@@ -87,7 +87,7 @@ def imagenet(tmp_path):
 
 def test_table_1_has_both_variants_the_papers_rows_and_the_controls(imagenet):
   table = _tables(*imagenet)["Table 1"]
-  assert table.title == "Table 1: Grad-CAM, ImageNet"
+  assert table.heading == "Table 1: Grad-CAM, ImageNet"
   rows = _rows(table)
   assert list(rows) == [
     GC_1,
@@ -131,19 +131,23 @@ def test_the_paper_stands_only_beside_what_it_measured(
   tmp_path, changes, quoted
 ):
   made = _tables(evaluations.make(tmp_path / "e", **changes))
+  layouts = [start for start in made if start.startswith("Table")]
+  own = changes["data_name"] == "imagenet"
+  assert layouts == (["Table 1", "Table 5", "Table 6"] if own else [])
   for start, table in made.items():
     labels = [row.label for row in table.rows if row.is_reference]
     wanted = quoted if start == "Table 1" else []
     assert labels == [f"paper: ResNet18 {name}" for name in wanted]
     if start.startswith("Table") and not wanted:
-      assert re.search("none (of its rows )?stands here", table.notes[0])
+      assert "none stands here" in table.notes[0]
 
 
 def test_pictures_of_several_classes_take_table_2(tmp_path):
   made = _tables(
     evaluations.make(tmp_path / "e", **COCO, architecture="resnet18-gmp")
   )
-  assert made["Table 2"].title == "Table 2: Grad-CAM, MS-COCO"
+  assert list(made)[:3] == ["Table 2", "Table 3", "Table 4"]
+  assert made["Table 2"].heading == "Table 2: Grad-CAM, MS-COCO"
   ours = ("ResNet18 GMP+GC", "cMWP")
   rows = _rows(made["Table 2"])
   paper = rows["paper: ResNet18 GMP+GC", "Grad-CAM, variant uncertain"]
@@ -156,8 +160,9 @@ def test_pictures_of_several_classes_take_table_2(tmp_path):
   assert third[ours]["CH"] == "26.00"
   assert third["paper: ResNet18 GMP+GC", "cMWP"]["NQH"] == "74.86"
   assert fourth["paper: ResNet18 GMP+GC", "FullGrad"]["SPG"] == "27.18 ± 0.00"
-  assert _rows(made["Table 6"])["ResNet18 GMP+GC", "FGSM"]["clean"] == "86.50"
-  notes = formats.in_words(made["Table 6"]).notes
+  attacked = made["Accuracy under attack"]
+  assert _rows(attacked)["ResNet18 GMP+GC", "FGSM"]["clean"] == "86.5"
+  notes = formats.in_words(attacked).notes
   assert "F1-Overall without an attack" in notes[0]
 
 
@@ -197,7 +202,7 @@ def test_table_6_has_fgsm_and_pgd_at_every_epsilon(tmp_path):
 
 
 def test_attacks_on_fewer_pictures_have_their_own_clean_number(tmp_path):
-  made = evaluations.make(tmp_path / "e")
+  made = evaluations.make(tmp_path / "e", **IMAGENET)
   made.results["val/pgd_0/top1"] = 91.25  # of its own pictures
   made.results["val/fgsm-few_0/top1"] = 91.25
   made.results["val/fgsm-few_5/top1"] = 12.5
@@ -215,12 +220,14 @@ def test_attacks_on_fewer_pictures_have_their_own_clean_number(tmp_path):
 
 
 def test_what_was_not_measured_is_empty_and_named(tmp_path):
-  made = evaluations.make(tmp_path / "e", methods=("gradcam_elementwise",))
+  methods = ("gradcam_elementwise",)
+  made = evaluations.make(tmp_path / "e", **IMAGENET, methods=methods)
   del made.results["val/gradcam_elementwise/negative_quadrants_heatmap"]
   found = _tables(made)
   assert _rows(found["Table 1"])["ResNet18 GC", "Grad-CAM"]["CH"] == ""
   notes = " ".join(found["Table 1"].notes)
   assert "Grad-CAM, element-wise: NQH; Grad-CAM: PG, SPG, CH, NQH" in notes
+  found = _tables(evaluations.make(tmp_path / "c", **COCO, methods=methods))
   assert set(_rows(found["Table 3"])["ResNet18 GC", "cMWP"].values()) == {""}
   assert "cMWP: everything" in " ".join(found["Table 3"].notes)
 
@@ -269,9 +276,10 @@ def test_what_is_costly_has_no_note_where_it_had_every_pair(tmp_path):
 def test_an_evaluation_of_accuracy_alone_still_has_the_papers_layouts(
   tmp_path,
 ):
-  bare = evaluations.bare(tmp_path / "e")
+  bare = evaluations.bare(tmp_path / "e", **IMAGENET)
   found = _tables(bare)
-  assert list(found) == [*(f"Table {n}" for n in (1, 3, 4, 5, 6)), "Accuracy"]
+  layouts = [f"Table {n}" for n in (1, 5, 6)]
+  assert list(found) == [*layouts, "At a glance", "Accuracy"]
   first = _rows(found["Table 1"])
   assert first["ResNet18 GC", "Grad-CAM"]["Top-1"] == "80.00"
   assert "| ResNet18 GC |  | 80.0 |" in formats.to_markdown(
@@ -286,7 +294,7 @@ def test_an_evaluation_of_accuracy_alone_still_has_the_papers_layouts(
 def test_few_questions_have_few_tables(tmp_path):
   found = _tables(artefact.load(evaluations.write_run(tmp_path / "run")))
   assert list(found) == [
-    *("Table 1", "Table 5", "Accuracy", "All methods, all metrics")
+    *("At a glance", "Accuracy", "All methods, all metrics")
   ]
 
 
@@ -428,18 +436,18 @@ def test_labels_are_escaped_in_markdown_and_html(tmp_path):
   assert "a|&lt;b&gt;" in _html(table)
 
 
-def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
+def test_latex_is_balanced_escaped_fits_the_text_and_says_its_packages(
+  tmp_path,
+):
   source = "50%_of #1 & {x}~y^2 \\ $5.pth"
   made = _tables(
     evaluations.make(
-      tmp_path / "gc", consistency=None, source=source, data_name="my_data"
+      tmp_path / "gc", consistency=None, source=source, **IMAGENET
     ),
-    evaluations.make(
-      tmp_path / "b", consistency=False, ch=20.0, data_name="my_data"
-    ),
+    evaluations.make(tmp_path / "b", consistency=False, ch=20.0, **IMAGENET),
   )
   text = _file("tables.tex", list(made.values()))
-  assert r"\usepackage{booktabs}" in text.splitlines()[0]
+  assert r"\usepackage{booktabs,graphicx}" in text.splitlines()[0]
   assert (
     r"50\%\_of \#1 \& \{x\}\textasciitilde{}y\textasciicircum{}2 "
     r"\textbackslash{} \$5.pth"
@@ -449,7 +457,20 @@ def test_latex_is_balanced_escaped_and_says_its_package(tmp_path):
   assert r"\textbf{30.00}" in text
   for environment in ("table", "tabular"):
     begun = text.count(rf"\begin{{{environment}}}")
-    assert begun == text.count(rf"\end{{{environment}}}") == 8
+    assert begun == text.count(rf"\end{{{environment}}}")
+  # LaTeX numbers them.
+  assert r"\caption{Grad-CAM, ImageNet." in text
+  labels = re.findall(r"\\label\{tab:([a-z0-9-]+)\}", text)
+  assert len(labels) == text.count(r"\begin{table}") == len(set(labels)) == 7
+  assert not re.search(r"caption\{Table", text)
+  # Those too wide go on below, and the width is that of the text at most.
+  assert text.count(r"\begin{tabular}") > 7
+  fitted = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}"
+  assert text.count(fitted) == text.count(r"\begin{tabular}")
+  for line in text.splitlines():
+    if line.endswith(r"\\"):
+      plain = re.sub(r"\$[^$]*\$|\\[a-z]+|[{}]", "", line)
+      assert len(plain) < 110 or line.count(" & ") == 2
   # Without comments, escaped letters and maths.
   bare = "\n".join(x for x in text.splitlines() if not x.startswith("%"))
   bare = re.sub(r"\\[&%$#_{}]", "", bare)
