@@ -99,7 +99,7 @@ def test_runs_become_a_table_and_a_figure(out, runs):
   _check_page(
     out / "comparison.html",
     "3 models on context digits",
-    'src="data:image/png;base64,',
+    *('src="data:image/png;base64,', "figcaption>ResNet18 GMP: "),
     *("seeds 0 and 1.", "Difference from ResNet18 Baseline"),
   )
   _check_figure(out / "figure.png", columns=1 + 3, rows=2)

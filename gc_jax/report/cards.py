@@ -43,7 +43,8 @@ class Card(NamedTuple):
   index: int
   target: str
   predicted: str
-  is_correct: bool | None  # None: another scored highest, but several may show
+  # None: another scored highest, but several may show; or several models' own.
+  is_correct: bool | None
   classes: Sequence[int]  # to find it by: what it shows, and what was predicted
   facts: Sequence[tuple[str, str]]
   image: Layer
@@ -118,6 +119,37 @@ def pairs(evaluated: Evaluated, other: Evaluated) -> list[Card]:
   return cards[:_MAX_PAIRS]
 
 
+def beside(
+  named: Evaluated, examples: Mapping[str, Example], method: str
+) -> Card:
+  """Returns one image with the maps of several models, by their labels.
+
+  Args:
+    named: an evaluation that names the classes.
+    examples: the same image and class, by each model.
+    method: of the maps.
+  """
+  maps = []
+  for label, example in examples.items():
+    wrong = example.predicted != example.target and not named.about.multi_label
+    said = f", predicts {named.class_name(example.predicted)}" * wrong
+    maps.append(_map(example, method, f"{label}{said}"))
+  own = next(iter(examples.values()))
+  facts = [("image", _image_name(named, own))]
+  found = _card(named, own, (), maps)
+  return found._replace(
+    predicted="",
+    is_correct=None,
+    classes=[own.target],
+    facts=facts,
+    predicted_maps=(),
+  )
+
+
+def _image_name(evaluated: Evaluated, example: Example) -> str:
+  return example.name or f"{evaluated.about.split} {example.index}"
+
+
 def _card(
   evaluated: Evaluated,
   example: Example,
@@ -125,7 +157,6 @@ def _card(
   maps: Sequence[MapPicture],
 ) -> Card:
   is_right = example.predicted == example.target
-  name = example.name or f"{evaluated.about.split} {example.index}"
   predicted = evaluated.class_name(example.predicted)
   return Card(
     example.index,
@@ -133,7 +164,11 @@ def _card(
     predicted,
     None if evaluated.about.multi_label and not is_right else is_right,
     [example.target] + [example.predicted] * (not is_right),
-    [*_probabilities(evaluated, example), *facts, ("image", name)],
+    [
+      *_probabilities(evaluated, example),
+      *facts,
+      ("image", _image_name(evaluated, example)),
+    ],
     image_layer(example.image),
     outline_layer(example.object_mask),
     bool(example.object_mask.any()),

@@ -3,25 +3,22 @@
 With a chart of accuracy against content heatmap, a point for each model.
 """
 
-import dataclasses
 import json
 import os
-import statistics
 from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
 
 from gc_jax import data
 from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS, Key, accuracy
+from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import (
+  cards,
   charts,
   describe,
   formats,
   page,
   paper,
+  pareto,
   pictures,
-  plots,
 )
 from gc_jax.report.artefact import Evaluated, load_finished
 from gc_jax.report.rows import CASES, Difference, load_mean, paired
@@ -48,7 +45,6 @@ FILENAMES = (
 _MAX_ROWS = 8  # images in the figure
 # Label to what a model differs in from the first.
 Differences = Mapping[str, Mapping[Key, Difference]]
-_PARETO_METHODS = ("gradcam_elementwise", "gradcam")  # the first is drawn
 
 
 def compare(
@@ -91,11 +87,14 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   )
   found, remarks = differences(models)
   differing = [difference_table(models, found)] if found else []
-  points = pareto_points(models)
-  chart = pareto_chart(points)
+  points = pareto.points(models)
+  chart = pareto.chart(points)
   robustness = charts.robustness_chart(firsts)
-  figure, method, missing = _figure(firsts)
+  figure, shown, method, missing = _figure(firsts)
   remarks = [*describe.shared_seeds(models), *remarks, *missing]
+  glance_words, full_words = formats.for_page(
+    [[overview(models, interval=True), *differing], [*layouts, *full]]
+  )
 
   html = formats.render(
     "comparison.html",
@@ -111,12 +110,14 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
       )
       for label, members in models.items()
     ],
-    tables=formats.for_page(
-      [[overview(models, interval=True), *differing, *layouts, *full]]
-    )[0],
+    glance=glance_words,
+    tables=full_words,
     chart=chart,
     robustness=robustness,
-    figure=figure and pictures.figure_layer(figure),
+    cards=shown,
+    class_names=next(
+      (one.class_names for one in firsts.values() if one.class_names), []
+    ),
     map_title=title_of(method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
@@ -137,7 +138,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     }
     contents["differences.json"] = json.dumps(told, indent=2).encode()
   if chart is not None:
-    contents["pareto.csv"] = pareto_csv(points).encode()
+    contents["pareto.csv"] = pareto.to_csv(points).encode()
     contents["pareto.png"] = chart.png
   if robustness is not None:
     contents["robustness.png"] = robustness.png
@@ -146,8 +147,10 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
 
 def _figure(
   models: Mapping[str, Evaluated],
-) -> tuple[bytes | None, str, list[str]]:
-  """Returns the paper's Figure 2 over models, the method shown, and remarks.
+) -> tuple[bytes | None, list[cards.Card], str, list[str]]:
+  """Returns the paper's Figure 2 over models, as a picture and as cards.
+
+  And the method shown, and remarks.
 
   A row for each image that all galleries hold as "fixed"; columns: the image
   with its object outlined, then each model's map by the first method all have.
@@ -175,17 +178,19 @@ def _figure(
   ]
   if not methods:
     remarks.append("No figure: the galleries share no images and maps.")
-    return None, "", remarks
+    return None, [], "", remarks
   named = next(one for one in models.values() if one.examples)
-  rows = []
+  rows, found = [], []
   for key in common[:_MAX_ROWS]:
+    examples = {label: by_key[key] for label, by_key in shown.items()}
     cells = [pictures.outlined(own[key])]
     cells += [
-      pictures.explained(by_key[key], by_key[key].maps[methods[0]])
-      for by_key in shown.values()
+      pictures.explained(one, one.maps[methods[0]]) for one in examples.values()
     ]
     rows.append((named.class_name(own[key].target), cells))
-  return pictures.draw_grid(["Image", *shown], rows), methods[0], remarks
+    found.append(cards.beside(named, examples, methods[0]))
+  figure = pictures.draw_grid(["Image", *shown], rows)
+  return figure, found, methods[0], remarks
 
 
 def _check_out(out: files.AnyPath) -> None:
@@ -259,138 +264,3 @@ def difference_table(models: Models, found: Differences) -> Table:
   notes = [note, *costly_notes(models, rows, columns)]
   title = f"Difference from {next(iter(models))}"
   return Table(columns, rows, title, notes, sign="+")
-
-
-# Accuracy against content heatmap.
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """A model under one explanation: means over its seeds, in percent."""
-
-  label: str
-  method: str
-  metric: str  # of accuracy
-  accuracy: float
-  content_heatmap: float
-  num_runs: int
-  is_on_front: bool = False  # no other is as good in both and better in one
-
-
-def pareto_points(models: Models) -> list[Point]:
-  """Returns the points of every method that has any, its front marked."""
-  found = []
-  for method in _PARETO_METHODS:
-    own = [
-      point
-      for label, members in models.items()
-      if (point := _point(label, method, members))
-    ]
-    found += [
-      dataclasses.replace(
-        point, is_on_front=not any(_beats(other, point) for other in own)
-      )
-      for point in own
-    ]
-  return found
-
-
-def _point(
-  label: str, method: str, members: Sequence[Evaluated]
-) -> Point | None:
-  for metric in (accuracy(multi_label=False), accuracy(multi_label=True)):
-    pairs = [
-      (one.number(Key(metric)), one.number(Key("content_heatmap", method)))
-      for one in members
-    ]
-    whole = [pair for pair in pairs if None not in pair]
-    if whole:
-      means = map(statistics.fmean, zip(*whole, strict=True))
-      return Point(label, method, metric, *means, num_runs=len(whole))
-  return None
-
-
-def _beats(one: Point, other: Point) -> bool:
-  ours = (one.accuracy, one.content_heatmap)
-  theirs = (other.accuracy, other.content_heatmap)
-  return ours != theirs and all(
-    a >= b for a, b in zip(ours, theirs, strict=True)
-  )
-
-
-def pareto_csv(points: Sequence[Point]) -> str:
-  """Returns a line for each point."""
-  names = ["model", "method", "metric", "accuracy", "content_heatmap"]
-  lines = [dataclasses.astuple(point) for point in points]
-  return formats.csv_text(
-    [
-      [*names, "num_runs", "on_front"],
-      *([*line[:-1], int(line[-1])] for line in lines),
-    ]
-  )
-
-
-def pareto_chart(points: Sequence[Point]) -> plots.Chart | None:
-  """Returns the chart of the first method that two models have, or None."""
-  for method in _PARETO_METHODS:
-    own = [point for point in points if point.method == method]
-    if len(own) >= 2:
-      return _drawn(own)
-  return None
-
-
-def _drawn(own: Sequence[Point]) -> plots.Chart:
-  title = "Accuracy against content heatmap"
-  method = title_of(own[0].method)
-  word = METRICS[own[0].metric].title
-  front = sorted(
-    (p for p in own if p.is_on_front), key=lambda p: p.content_heatmap
-  )
-
-  def draw(palette: plots.Palette) -> Figure:
-    figure = Figure(figsize=(7.2, 3.6), facecolor="none")
-    axes = figure.add_axes((0.09, 0.14, 0.88, 0.82), facecolor="none")
-    axes.plot(
-      [point.content_heatmap for point in front],
-      [point.accuracy for point in front],
-      color=palette.muted,
-      linewidth=1.0,
-      zorder=1,
-    )
-    axes.margins(0.16)
-    places = [point.content_heatmap for point in own]
-    middle = (min(places) + max(places)) / 2
-    for point in own:
-      is_right = point.content_heatmap > middle
-      axes.plot(
-        [point.content_heatmap],
-        [point.accuracy],
-        marker="o",
-        markersize=7.0 if point.is_on_front else 5.0,
-        color=palette.series[0 if point.is_on_front else 1],
-        linestyle="none",
-        zorder=2,
-      )
-      axes.annotate(
-        # "$" would begin a formula.
-        point.label.replace("$", r"\$"),
-        (point.content_heatmap, point.accuracy),
-        # Towards the middle: there is room whatever the name's length.
-        xytext=(-7 if is_right else 7, 6),
-        ha="right" if is_right else "left",
-        textcoords="offset points",
-        fontsize=8.5,
-        color=palette.text,
-      )
-    axes.set_xlabel(f"CH in percent, {method}")
-    axes.set_ylabel(f"{word} in percent")
-    plots.clean(axes, palette)
-    return figure
-
-  listed = "; ".join(
-    f"{p.label}: {word} {p.accuracy:.1f}, CH {p.content_heatmap:.1f}"
-    + (", on the front" if p.is_on_front else "")
-    for p in own
-  )
-  unit = f"{word} and CH in percent, maps of {method}"
-  return plots.drawn(title, unit, [(draw, listed)], png=True)

@@ -12,6 +12,7 @@ from gc_jax.report.plots import PAPER, Chart, Palette, clean, drawn
 
 MAX_LINES = 6  # of a panel: more are not told apart
 _SIZE_INCHES = (4.5, 2.5)  # of a panel
+_MIN_PLOT_INCHES = 2.0  # beside long names
 _LETTER_INCHES = 0.072  # of a name, on average
 _NAME_GAP_INCHES = 0.16  # from one name to the next
 _DASHES = (
@@ -104,6 +105,7 @@ def _line_figure(
   names = [line.word for line in lines] if len(lines) > 1 else []
   named_inches = max((_name_inches(name) for name in names), default=0.0)
   width, height = _SIZE_INCHES
+  width = max(width, _MIN_PLOT_INCHES + named_inches + 0.64)
   left = 0.52 / width
   right = 1.0 - (named_inches + 0.12) / width
   plot_inches = (right - left) * width

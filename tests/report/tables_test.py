@@ -57,10 +57,11 @@ def _csv(text):
 def _html(table):
   html = formats.render(
     "comparison.html",
-    **dict.fromkeys(("data_name", "preface", "figure", "remarks"), ""),
+    **dict.fromkeys(("data_name", "preface", "cards", "remarks"), ""),
     **dict.fromkeys(("chart", "robustness")),
     groups=[],
-    tables=formats.for_page([[table]])[0],
+    glance=formats.for_page([[table]])[0],
+    tables=[],
   )
   return html.partition("<script>")[0]
 

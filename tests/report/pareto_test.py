@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from gc_jax.report import comparison, plots
+from gc_jax.report import pareto, plots
 from gc_jax.report.artefact import Evaluated
 from tests.report import evaluations
 
@@ -20,7 +20,7 @@ def _points(**models):
     label: [Evaluated(pathlib.Path(label), about, one) for one in runs]
     for label, runs in models.items()
   }
-  return comparison.pareto_points(made)
+  return pareto.points(made)
 
 
 def test_the_front_holds_those_that_no_other_beats():
@@ -45,11 +45,11 @@ def test_a_point_is_the_mean_over_seeds_that_have_both_numbers():
 
 def test_the_chart_needs_two_models_and_says_their_numbers():
   models = {"a_$1$": [_results(80.0, 10.0)]}
-  assert comparison.pareto_chart(_points(**models)) is None
-  chart = comparison.pareto_chart(_points(**models, b=[_results(70.0, 5.0)]))
-  assert "a_$1$: Top-1 80.0, CH 10.0, on the front" in chart.svg
-  assert "b: Top-1 70.0, CH 5.0." in chart.svg
-  assert ">a_$1$<" in chart.svg
+  assert pareto.chart(_points(**models)) is None
+  chart = pareto.chart(_points(**models, b=[_results(70.0, 5.0)]))
+  assert "a_$1$: Top-1 80.0, CH 10.0, on the front" in chart.svgs[0]
+  assert "b: Top-1 70.0, CH 5.0." in chart.svgs[0]
+  assert ">a_$1$<" in chart.svgs[0]
 
 
 @pytest.mark.parametrize("method", ["gradcam_elementwise", "gradcam"])
@@ -59,7 +59,7 @@ def test_long_names_end_within_the_chart_of_either_map(method):
   points = _points(
     **{name: [_results(*at, method=method)] for name, at in places.items()}
   )
-  chart = comparison.pareto_chart(points)
+  chart = pareto.chart(points)
   assert chart.unit.partition(", maps of ")[2].startswith("Grad-CAM")
   # The file grows with what sticks out of the chart's 7.2 inches.
   assert plots.read_png(chart.png).shape[1] <= 7.2 * 200
@@ -67,6 +67,6 @@ def test_long_names_end_within_the_chart_of_either_map(method):
 
 def test_the_csv_has_every_method():
   both = _results(80.0, 10.0) | _results(80.0, 9.0, method="gradcam")
-  lines = comparison.pareto_csv(_points(**{"a, b": [both]})).splitlines()
+  lines = pareto.to_csv(_points(**{"a, b": [both]})).splitlines()
   assert lines[1] == '"a, b",gradcam_elementwise,top1,80.0000,10.0000,1,1'
   assert lines[2].startswith('"a, b",gradcam,top1,80.0000,9.0000')
