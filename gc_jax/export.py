@@ -1,38 +1,41 @@
-"""Exports a run: python -m gc_jax.export --workdir=DIR --out=FILE."""
+"""Exports a run: python -m gc_jax.export --workdir=DIR --out=FILE|FOLDER."""
 
 import argparse
-import hashlib
 import json
+import pathlib
+import re
 import sys
 from collections.abc import Sequence
-
-import numpy as np
-from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
 from gc_jax import cli
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files, signals, speaking
-from gc_jax.runtime.messages import number_of
+from gc_jax.runtime.messages import unknown_name_message
 
-# How far PyTorch may be, relative to the largest value: float32 sums in another
-# order, through a hundred layers.
-TOLERANCE = 1e-4
-_NUM_IMAGES = 8  # that the two sides are compared on
+# Format -> how --out ends.
+_FILES = {"safetensors": ".safetensors", "pth": ".pth"}
+_FOLDERS = {"folder": "", "stablehlo": ".stablehlo"}
+FORMATS = _FILES | _FOLDERS
 
 _DESCRIPTION = """\
-Writes the last checkpoint of a run as a file that PyTorch loads, under
-torchvision's names: load_state_dict(..., strict=True) takes it.
+Writes the last checkpoint of a run for use elsewhere. The --out says how:
 
-  FILE.safetensors     weights, and what they are; needs no PyTorch to write
+  FOLDER               model.safetensors, config.json and README.md, a model
+                       card: in timm's conventions, as Hugging Face's Hub takes
+                       them
+  FILE.safetensors     weights under torchvision's names, and what they are
   FILE.pth             the same as a state dict; what they are, in FILE.pth.json
-  FILE.safetensors.md  the model card: how to load it, what it scores
+  FOLDER.stablehlo     programs for JAX without gc_jax, on CPUs, GPUs and TPUs:
+                       logits and maps of uint8 pictures
 
-A run that trains on is exported as far as it has come.
+Beside a file lies its card, FILE.safetensors.md or FILE.pth.md. Only .pth needs
+PyTorch. A run that trains on is exported as far as it has come.
 """
 _EPILOG = """\
-example:
-  python -m gc_jax.export --workdir=runs/gc --out=gc.safetensors --verify
+examples:
+  python -m gc_jax.export --workdir=runs/gc --out=exported/gc --verify
+  python -m gc_jax.export --workdir=runs/gc --out=exported/gc.stablehlo \\
+    --method=layercam
 """
 
 
@@ -49,117 +52,149 @@ def main(argv: Sequence[str] | None = None) -> int:
   add(
     "--out",
     required=True,
-    metavar="FILE",
-    help=".safetensors (added if there is no suffix) or .pth",
+    metavar="FILE|FOLDER",
+    help="what to write; without a suffix, a folder",
+  )
+  add(
+    "--format",
+    default="",
+    metavar="NAME",
+    help=f"one of {', '.join(FORMATS)} (default: what --out ends in)",
+  )
+  add(
+    "--method",
+    default="",
+    metavar="NAME",
+    help="of stablehlo: whose maps its program makes, one of "
+    f"{cli.names_in('gc_jax.attribution', 'METHODS')} (default: "
+    "gradcam_elementwise)",
+  )
+  add(
+    "--license",
+    default="",
+    metavar="ID",
+    help="the licence you publish the weights under, as the Hub names it "
+    "(mit, apache-2.0), for the card",
   )
   add(
     "--verify",
     action="store_true",
-    help="load the file in PyTorch and compare logits and both Grad-CAM maps "
-    "on pictures of the run; exits with 1 if they differ",
+    help="load it elsewhere and compare with the run on its pictures: in "
+    "PyTorch logits and both Grad-CAM maps, and logits by the card's own code "
+    "where its library is installed; stablehlo in a process without gc_jax. "
+    "Exits with 1 if they differ",
   )
   add("--overwrite", action="store_true", help="replace what is there")
   args = parser.parse_args(argv)
-  return cli.exit_status(
-    lambda: _export(args.workdir, args.out, args.verify, args.overwrite)
-  )
+  return cli.exit_status(lambda: _export(args))
 
 
-def _export(workdir: str, out: str, verify: bool, overwrite: bool) -> bool:
-  """Writes the file and its card; returns False if PyTorch's results differ.
+def _export(args: argparse.Namespace) -> bool:
+  """Writes everything; returns False if others' results differ.
 
   Raises:
     ValueError: an argument, the run or the machine does not allow it; raised
       before anything is written.
     checkpoint.CheckpointError: the run has no readable checkpoint.
   """
-  workdir = files.as_path(workdir)
+  out, form = _target(args.out, args.format)
+  if args.method and form != "stablehlo":
+    raise ValueError(
+      f"--method is of --format=stablehlo, whose programs make maps; {out} "
+      f"holds weights ({form}), which know no method. Leave it out."
+    )
+  if not re.fullmatch(r"[a-z0-9.-]*", args.license):
+    raise ValueError(
+      "--license must be an identifier of Hugging Face's list, like mit or "
+      f"cc-by-4.0; it is {args.license!r}. Leave it out if there is none, and "
+      "write the terms into the card."
+    )
+  workdir = files.as_path(args.workdir)
   config = saved_config.read(workdir)
+  _check_free(out, form, args.overwrite)
   with speaking.doing("importing jax"):
-    from gc_jax import torch_io
-    from gc_jax.inference import trained
-    from gc_jax.report import artefact, describe
-    from gc_jax.torch_io import card
+    from gc_jax.inference import exporting
 
-  out = torch_io.on_disk(out)
-  if not out.suffix:
-    out = out.with_name(f"{out.name}.safetensors")
-  torch_io.check_suffix(out)
-  if verify:
-    torch_io.import_torch("To verify what is exported")
-  beside = out.with_name(f"{out.name}.md")
+  return exporting.export(
+    workdir,
+    config,
+    out,
+    form,
+    method=args.method or "gradcam_elementwise",
+    license=args.license,
+    verify=args.verify,
+  )
+
+
+def _target(out: str, form: str) -> tuple[pathlib.Path, str]:
+  """Returns the path to write, and its format."""
+  if form and form not in FORMATS:
+    raise ValueError(unknown_name_message("--format", form, FORMATS))
+  path = files.as_path(out)
+  if files.is_in_bucket(path):
+    raise ValueError(
+      f"--out must be on a disk; {path} is in a bucket. Export to a disk, and "
+      "copy that: gcloud storage cp -r."
+    )
+  ends = {suffix: name for name, suffix in FORMATS.items()}
+  if not form and path.suffix not in ends:
+    raise ValueError(
+      f"--out must end in {', '.join(filter(None, ends))}, or in nothing for a "
+      f"folder; {str(path)!r} does not. Rename it, or say what it is: "
+      "--format=folder."
+    )
+  form = form or ends[path.suffix]
+  is_file = path.suffix in _FILES.values()
+  if is_file and ends[path.suffix] != form:
+    kind = "a folder" if form in _FOLDERS else f"a {FORMATS[form]} file"
+    raise ValueError(
+      f"--out must be {kind} for --format={form}; {str(path)!r} ends in "
+      f"{path.suffix}. Change one of the two."
+    )
+  if form in _FILES and not is_file:
+    path = path.with_name(path.name + FORMATS[form])
+  return path, form
+
+
+def _check_free(out: pathlib.Path, form: str, overwrite: bool) -> None:
+  """Raises ValueError if something is there that may not be replaced."""
+  if form in _FOLDERS:
+    _check_folder(out, form, overwrite)
+    return
   # A state dict has its metadata in a file of its own.
-  described = [out.with_name(f"{out.name}.json")] * (out.suffix == ".pth")
-  for path in (out, beside, *described):
+  beside = ["md", *["json"] * (form == "pth")]
+  for path in (out, *(out.with_name(f"{out.name}.{end}") for end in beside)):
+    if path.is_dir():
+      raise ValueError(f"{path} is a folder, not a file. Choose another --out.")
     if path.exists() and not overwrite:
       raise ValueError(
         f"{path} exists, and nothing was written. Choose another --out, or "
         "give --overwrite."
       )
-  loaded = trained.load_model(workdir)
-  if verify:
-    card.check_verifiable(loaded.model)
-  run = artefact.load(workdir)
-  # Before anything is written: the run's data may be gone.
-  images = _evaluated_images(config) if verify else None
-  text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-  metadata = torch_io.Metadata(
-    architecture=loaded.name,
-    class_names=loaded.class_names,
-    multi_label=loaded.multi_label,
-    image_size=loaded.image_size,
-    config_digest=hashlib.sha256(text.encode()).hexdigest(),
-  )
-  for path in torch_io.save_model(out, loaded.model, metadata):
-    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
-  text = card.model_card(
-    out,
-    metadata,
-    len(loaded.class_names),
-    describe.training(run.about),
-    run.results,
-  )
-  files.write_text(beside, text)
-  print(f"wrote {beside}", flush=True)
 
-  if images is None:
-    return True
-  differences = card.largest_differences(out, loaded.model, images)
-  count = number_of(len(images), "image")
-  for name, difference in differences.items():
-    print(
-      f"largest difference of {name} in PyTorch, over {count}: "
-      f"{difference:.1e} of the largest value"
+
+def _check_folder(out: pathlib.Path, form: str, overwrite: bool) -> None:
+  if not out.exists():
+    return
+  if not out.is_dir():
+    raise ValueError(f"{out} is a file, not a folder. Choose another --out.")
+  # A new clone of a repository of the Hub has hidden files only.
+  if all(path.name.startswith(".") for path in out.iterdir()):
+    return
+  try:
+    found = json.loads((out / "config.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    found = {}
+  if not isinstance(found, dict) or found.get("exported_as") != form:
+    raise ValueError(
+      f"{out} holds files that are no earlier export as {form}, and nothing "
+      "was written. Choose another --out."
     )
-  wrong = [k for k, v in differences.items() if not v <= TOLERANCE]
-  if wrong:
-    print(
-      f"error: PyTorch must compute what {workdir} does, to {TOLERANCE:g} of "
-      f"the largest value; it does not, in {', '.join(wrong)}. Do not use "
-      f"{out}.",
-      file=sys.stderr,
+  if not overwrite:
+    raise ValueError(
+      f"{out} holds an earlier export, and nothing was written. Choose another "
+      "--out, or give --overwrite."
     )
-  return not wrong
-
-
-def _evaluated_images(config: dict) -> UInt8[np.ndarray, "B H W 3"]:
-  """Returns the first pictures of the run's evaluation split."""
-  from gc_jax import data
-  from gc_jax.data.dataset import Reader
-  from gc_jax.data.pairs import Square
-
-  config = ConfigDict(config)
-  dataset = data.load(config.data, config.data.eval_split)
-  square = Square(
-    Reader(dataset, config.data.on_error),
-    config.data.image_size,
-    config.data.eval_resize_px,
-    config.data.eval_squash,
-  )
-  count = min(_NUM_IMAGES, len(dataset.source))
-  images = [square.image(index) for index in range(count)]
-  blank = square.blank()["image"]  # in place of a picture passed over
-  return np.stack([blank if image is None else image for image in images])
 
 
 if __name__ == "__main__":

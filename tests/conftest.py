@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import threading
 import typing
 
@@ -153,6 +154,54 @@ def smoke_run(shared_folder, compilation_cache):
       )
       assert done.returncode == 0, done.stderr
   return workdir
+
+
+# timm as its users have it, and the torchvision built for the tests' PyTorch.
+_TIMM = ("timm==1.0.31", "torchvision==0.28.0")
+# The index's torchvision is built with CUDA. Beside PyTorch's CPU build it does
+# not load its operators, and stops as it describes these; networks need none.
+_OPERATORS = """\
+import torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+  library.define(f"{name}(Tensor dets, Tensor scores, float iou) -> Tensor")
+"""
+
+
+@pytest.fixture(scope="session")
+def with_timm(shared_folder):
+  """Environment of subprocesses that import timm and torchvision.
+
+  Where they are not installed, they go into a folder of these tests: beside the
+  tests' own packages, pip would exchange PyTorch for another build.
+  """
+
+  def fault(env):
+    done = subprocess.run(
+      [sys.executable, "-c", "import timm"],
+      capture_output=True,
+      text=True,
+      env=env,
+    )
+    return "".join(done.stderr.strip().splitlines()[-1:])
+
+  if not fault(dict(os.environ)):
+    return dict(os.environ)
+  folder = shared_folder / "timm"
+  env = {**os.environ, "PYTHONPATH": str(folder)}
+  with filelock.FileLock(f"{folder}.lock"):
+    if not folder.exists():
+      pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+      done = subprocess.run(
+        [*pip, f"--target={folder}", *_TIMM], capture_output=True, text=True
+      )
+      if done.returncode:
+        pytest.skip(f"timm is not installed, and pip: {done.stderr[-300:]}")
+      if "does not exist" in fault(env):
+        (folder / "sitecustomize.py").write_text(_OPERATORS)
+  if why := fault(env):
+    pytest.skip(f"timm is installed, and cannot be imported: {why}")
+  return env
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,23 @@
 """python -m gc_jax.export: a run, its file, its card, and the proof."""
 
-import pathlib
+import dataclasses
+import json
 import re
+import subprocess
 import sys
 import types
 
+import jaxtyping
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 import gc_jax
 from gc_jax import export, models, torch_io
-from gc_jax.inference import trained
-from gc_jax.models.network import Network
-from gc_jax.torch_io import card, names
+from gc_jax.inference import programs, trained
+from gc_jax.torch_io import loading, names
 from tests.torch_io import torch_models
 
 COMPARED = {"logits", "gradcam", "gradcam_elementwise"}
@@ -68,7 +71,7 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
     f"--workdir={smoke_run}", f"--out={out}", "--verify"
   )
   assert status == 0, errors
-  found = re.findall(r"of (\S+) in PyTorch, over 8 images: (\S+)", printed)
+  found = re.findall(r"of (\w+) in PyTorch, over 8 images: (\S+)", printed)
   assert {name for name, _ in found} == COMPARED
   assert all(float(value) < 1e-4 for _, value in found)
   assert all(f"wrote {path}" in printed for path in tmp_path.iterdir())
@@ -105,7 +108,7 @@ def test_a_cards_code_makes_the_architecture(name, tmp_path, load_by):
     for key, shape in names.torch_shapes(name, 3).items()
   }
   safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
-  theirs = load_by(card.loading_code("weights.safetensors", name, 3))
+  theirs = load_by(loading.code_by_names("weights.safetensors", name, 3))
   assert not theirs.training
   pools = torch.nn.AdaptiveMaxPool2d
   count = sum(isinstance(module, pools) for module in theirs.modules())
@@ -139,19 +142,158 @@ def test_the_metadata_of_a_pth_is_not_overwritten_either(
   assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
 
 
-def test_a_name_without_suffix_becomes_safetensors(
+def test_a_name_without_suffix_becomes_a_folder(
+  command, smoke_run, tmp_path, with_timm, monkeypatch
+):
+  out = tmp_path / "gc"
+  flags = [f"--workdir={smoke_run}", f"--out={out}", "--license=mit"]
+  monkeypatch.setenv("PYTHONPATH", with_timm.get("PYTHONPATH", ""))
+  status, printed, errors = command(*flags, "--verify")
+  assert status == 0, errors
+  names_of = {path.name for path in out.iterdir()}
+  assert names_of == {"model.safetensors", "config.json", "README.md"}
+  # The card's own code, in torchvision itself.
+  (found,) = re.findall(r"code for torchvision in PyTorch.*: (\S+) of", printed)
+  assert float(found) < 1e-4
+  _, front, text = (out / "README.md").read_text().split("---\n", 2)
+  block = yaml.safe_load(front)
+  assert block["license"] == "mit" and block["library_name"] == "torchvision"
+  (model,) = block["model-index"]
+  (top1,) = (
+    each for each in model["results"][0]["metrics"] if each["type"] == "top1"
+  )
+  low, high = top1["args"]["interval_95"]
+  assert low <= top1["value"] <= high
+  assert "Trained on 64 pictures of context digits" in text
+  config = json.loads((out / "config.json").read_text())
+  assert config["label_names"] == [str(digit) for digit in range(10)]
+  assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
+  same = trained.load_model(out).class_names
+  assert same == trained.load_model(smoke_run).class_names
+
+
+def test_a_card_whose_code_is_wrong_is_found_out(
+  command, smoke_run, tmp_path, with_timm, monkeypatch
+):
+  average = dataclasses.replace(
+    models.MODELS["resnet8-small-gmp"], torch_pooling="other"
+  )
+  monkeypatch.setitem(models.MODELS, "resnet8-small-gmp", average)
+  monkeypatch.setenv("PYTHONPATH", with_timm.get("PYTHONPATH", ""))
+  status, _, errors = command(
+    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
+  )
+  assert status == 1 and "in logits by the card's code" in errors
+
+
+def test_a_folder_is_replaced_only_where_an_export_was(
   command, smoke_run, tmp_path
 ):
-  assert command(f"--workdir={smoke_run}", f"--out={tmp_path / 'gc'}")[0] == 0
-  assert torch_io.load_model(tmp_path / "gc.safetensors")
+  out = tmp_path / "gc"
+  out.mkdir()
+  (out / ".gitattributes").touch()  # a new clone from the Hub
+  flags = [f"--workdir={smoke_run}", f"--out={out}"]
+  assert command(*flags)[0] == 0
+  status, _, errors = command(*flags)
+  assert status == 2 and "holds an earlier export" in errors
+  assert command(*flags, "--overwrite")[0] == 0
+  kept = {path: path.read_bytes() for path in out.iterdir()}
+  status, _, errors = command(*flags, "--overwrite", "--format=stablehlo")
+  assert status == 2 and "no earlier export as stablehlo" in errors
+  assert {path: path.read_bytes() for path in out.iterdir()} == kept
+  before = sorted(smoke_run.rglob("*"))
+  status, _, errors = command(
+    f"--workdir={smoke_run}", f"--out={smoke_run}", "--overwrite"
+  )
+  assert status == 2 and "no earlier export" in errors
+  assert sorted(smoke_run.rglob("*")) == before
+
+
+# What a reader of the card does, where gc_jax is not.
+_ALONE = """\
+import sys
+import numpy as np
+
+images, targets = (np.load("given.npz")[name] for name in ("images", "targets"))
+CODE
+np.savez("found.npz", logits=logits, maps=maps)
+assert not any(name.startswith(("gc_jax", "flax")) for name in sys.modules)
+"""
+
+
+def test_programs_compute_the_same_without_gc_jax(
+  command, smoke_run, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  out = tmp_path / "gc.stablehlo"
+  status, printed, errors = command(
+    *(f"--workdir={smoke_run}", f"--out={out}", "--method=layercam"),
+    "--verify",
+  )
+  assert status == 0, errors
+  found = re.findall(r"of (\w+) without gc_jax, over 8 images: (\S+)", printed)
+  assert {name for name, _ in found} == {"predict", "logits", "maps"}
+  assert "one picture at a time" not in printed
+
+  config = json.loads((out / "config.json").read_text())
+  assert config["platforms"] == ["cpu", "cuda", "tpu"]
+  explain = config["programs"]["explain"]
+  assert explain["method"] == "layercam"
+  assert explain["arguments"]["images"]["shape"] == ["b", 64, 64, 3]
+  text = (out / "README.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 64, 64, 3), np.uint8)
+  targets = np.array([0, 9, -1], np.int32)
+  np.savez(out / "given.npz", images=images, targets=targets)
+  script = _ALONE.replace("CODE", "".join(blocks))
+  done = subprocess.run(
+    [sys.executable, "-I", "-c", script],
+    capture_output=True,
+    text=True,
+    cwd=out,
+  )
+  assert done.returncode == 0, done.stderr
+  with np.load(out / "found.npz") as found:
+    theirs = dict(found)
+  model = gc_jax.load(smoke_run)
+  logits = gc_jax.predict(model, images)
+  np.testing.assert_allclose(theirs["logits"], logits, rtol=1e-4, atol=1e-5)
+  targets[-1] = np.argmax(logits[-1])
+  maps = gc_jax.explain(model, images, targets, "layercam", normalize=False)
+  np.testing.assert_allclose(theirs["maps"], maps, rtol=1e-4, atol=1e-6)
+
+
+def test_programs_that_differ_are_found_out(
+  command, smoke_run, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  right = programs.make
+
+  def shifted(*args):
+    made = right(*args)
+    bias = made.weights["fc.bias"] + np.arange(10, dtype=np.float32)
+    return dataclasses.replace(made, weights={**made.weights, "fc.bias": bias})
+
+  monkeypatch.setattr(programs, "make", shifted)
+  status, _, errors = command(
+    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.stablehlo'}", "--verify"
+  )
+  assert status == 1 and "computed without gc_jax must be" in errors
 
 
 @pytest.mark.parametrize(
   "workdir, name, message",
   [
-    ("RUN", "model.onnx", "must end in .safetensors, .pth"),
+    ("RUN", "model.onnx", "must end in .safetensors, .pth, .stablehlo"),
     (".", "a.pth", "no config.json"),
     ("RUN", "a.safetensors", "pip install torch=="),
+    ("RUN", "a --format=onnx", "Unknown --format='onnx'"),
+    ("RUN", "a.pth --format=safetensors", "must be a .safetensors file for"),
+    ("RUN", "a.pth --format=folder", "must be a folder for --format=folder"),
+    ("RUN", "a --method=gradcam", "--method is of --format=stablehlo"),
+    ("RUN", "a.stablehlo --method=gradcamm", "Did you mean 'gradcam'"),
+    ("RUN", "a --license=MIT", "an identifier of Hugging Face's list"),
   ],
 )
 def test_an_export_that_cannot_be_made_says_why(
@@ -160,9 +302,10 @@ def test_an_export_that_cannot_be_made_says_why(
   if name == "a.safetensors":
     monkeypatch.setitem(sys.modules, "torch", None)
   workdir = smoke_run if workdir == "RUN" else tmp_path / workdir
+  name, *flags = name.split()
   out = tmp_path / name
   status, _, errors = command(
-    f"--workdir={workdir}", f"--out={out}", "--verify"
+    f"--workdir={workdir}", f"--out={out}", "--verify", *flags
   )
   assert status == 2 and message in errors
   assert not list(tmp_path.iterdir())
@@ -181,47 +324,5 @@ def test_a_wrong_file_is_found_out(command, smoke_run, tmp_path, monkeypatch):
     f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
   )
   assert status == 1
-  assert "PyTorch must compute what" in errors
+  assert "what is computed in PyTorch must be" in errors
   assert "in logits, gradcam" in errors
-
-
-@pytest.mark.parametrize(
-  "name", ["alexnet", "squeezenet1_1-gmp", "resnet18", "resnet50-gmp", "vgg16"]
-)
-def test_every_family_is_compared(name, tmp_path, small_perceptrons):
-  """The functional passes against our models; float32 roundings."""
-  model = models.create(name, 4, key=models.init_key(3))
-  path = tmp_path / "a.safetensors"
-  torch_io.save_model(path, model, torch_io.Metadata(name))
-  size = 64 if name != "alexnet" else 96
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
-  differences = card.largest_differences(path, model, images)
-  assert set(differences) == COMPARED
-  assert max(differences.values()) < 1e-4
-
-
-def test_a_network_that_states_no_pass_in_pytorch_is_refused_by_name():
-  class Mine(Network):
-    pass
-
-  with pytest.raises(ValueError, match="Mine has no torch_features and torch_"):
-    card.check_verifiable(Mine())
-
-
-def test_a_card_lists_the_results_of_its_model():
-  results = {
-    "val/top1": 91.25,
-    "val/top5": None,
-    "val/gradcam_elementwise/negative_quadrants_heatmap": 7.0,
-    "val/gradcam/content_heatmap": 50.0,
-  }
-  text = card.model_card(
-    pathlib.Path("a.pth"), torch_io.Metadata("resnet18"), 3, "A run.", results
-  )
-  listed = text.split("## Results")[1].split("## Classes")[0].splitlines()
-  assert [line for line in listed if line.startswith("-")] == [
-    "- Top-1: 91.2 (images classified correctly)",
-    "- NQH: 7.0 (negative quadrants heatmap: map of a composite on its "
-    "distractors; lower is better)",
-  ]

@@ -37,6 +37,7 @@ class LoadedModel:
   source: str  # where it is from, for people
   consistency: bool | None = None  # trained with that loss; None if unknown
   step: int = 0  # updates of the run; 0 for a file
+  num_train: int | None = None  # pictures it learned from; None if unknown
 
 
 def load(
@@ -227,6 +228,7 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
     source=f"{workdir}, step {saved.step}",
     consistency=None if weight is None else weight > 0,
     step=saved.step,
+    num_train=saved.meta.get("num_train"),
   )
 
 

@@ -172,7 +172,7 @@ class Chain(NumberedNetwork):
 
     x = network.average_to_grid(network.at_least_float32(features), self.grid)
     # PyTorch flattens channels first.
-    x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
     if self.drops_features:
       x = drop(nnx.relu(first(drop(x, 0))), 1)
       x = nnx.relu(second(x))
@@ -235,6 +235,7 @@ VGG16 = network.Architecture(
   },
   min_px=32,
   torch_code=network.from_torchvision("vgg16"),
+  timm=network.Timm("vgg16", first_conv="features.0", classifier="head.fc"),
 )
 
 

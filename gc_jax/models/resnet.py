@@ -192,6 +192,7 @@ def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: Callable):
     min_px=1,
     torch_code=network.from_torchvision(title.lower()),
     torch_pooling="avgpool",
+    timm=network.Timm(title.lower(), first_conv="conv1", classifier="fc"),
   )
 
 

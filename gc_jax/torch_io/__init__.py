@@ -1,6 +1,6 @@
 """Models exchanged with PyTorch: files in, files out, both sides compared."""
 
-from gc_jax.torch_io import card, names
+from gc_jax.torch_io import card, loading, names, proof
 from gc_jax.torch_io.files import (
   Metadata,
   Source,
@@ -26,8 +26,10 @@ __all__ = [
   "is_packaged",
   "load_initial",
   "load_model",
+  "loading",
   "names",
   "on_disk",
+  "proof",
   "read",
   "save_model",
 ]

@@ -1,222 +1,329 @@
-"""What goes with exported weights: the model card, and the proof.
+"""The model card: what weights were trained and measured on, and what not.
 
-The card tells people how to load the file in PyTorch. The proof runs the file
-there, by the operations that the network states itself: torchvision need not be
-installed.
+In a folder it starts with the metadata that Hugging Face's Hub reads.
 """
 
-import json
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jaxtyping import UInt8
+import yaml
 
-from gc_jax.attribution import METHODS
+from gc_jax import data
+from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS, Key
-from gc_jax.method.types import Array
-from gc_jax.models import MODELS, is_gmp
-from gc_jax.models.network import RGB_MEAN, RGB_STD, Network
-from gc_jax.torch_io import files, pickles
-from gc_jax.torch_io.reading import SAFETENSORS
+from gc_jax.method.protocols import PROTOCOLS
+from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.report import artefact, cautions, describe
+from gc_jax.torch_io import packaged
+from gc_jax.torch_io.files import Metadata
 
-# Both Grad-CAM variants, which differ by what averages the gradient.
-_CAMS = ("gradcam", "gradcam_elementwise")
-
-
-def loading_code(filename: str, architecture: str, num_classes: int) -> str:
-  """Returns PyTorch code that makes the model and loads the weights."""
-  known = MODELS[architecture]
-  lines = ["import torch"]
-  if filename.endswith(SAFETENSORS):
-    lines.append("from safetensors.torch import load_file")
-    load = f'load_file("{filename}")'
-  else:
-    load = f'torch.load("{filename}", weights_only=True)'
-  lines += known.torch_code.format(num_classes=num_classes).splitlines()
-  if is_gmp(architecture):
-    lines.append(
-      f"model.{known.torch_pooling} = torch.nn.AdaptiveMaxPool2d((1, 1))"
-      "  # pools by the global maximum"
-    )
-  lines += [f"model.load_state_dict({load})", "model.eval()"]
-  return "\n".join(lines) + "\n"
+_FEW_CLASSES = 4
+_MANY_MASKED = 1 / 3
 
 
-def model_card(
-  path: pathlib.Path,
-  metadata: files.Metadata,
-  num_classes: int,
-  run: str,
-  results: Mapping[str, Any],
-) -> str:
-  """Returns the card of the weights at `path`, as Markdown.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exported:
+  """A trained model as its card describes it."""
 
-  `run` says in a sentence what was trained; the results of its final evaluation
-  may be empty.
+  name: str  # of the file or folder
+  metadata: Metadata
+  num_classes: int
+  run: artefact.Evaluated
+  grid: tuple[int, int]  # h, w of the features, which most maps lie on
+  step: int | None = None  # completed updates of these weights
+  num_train: int | None = None  # pictures of the training split, if known
+  license: str = ""  # the weights', an identifier of Hugging Face's list
+
+  def trained_with(self, path: str) -> Any:
+    """Returns a field of the run's configuration; None where it lacks it."""
+    return self.run.about.trained_with(path)
+
+  @property
+  def resize_px(self) -> int:
+    """The shorter side of a picture before its centre is cropped."""
+    return self.trained_with("data.eval_resize_px") or self.metadata.image_size
+
+  @property
+  def results(self) -> artefact.Evaluated | None:
+    """The run's results, if they are of these weights."""
+    at = self.run.results.get("step")
+    return self.run if at is not None and at == self.step else None
+
+
+def model_card(exported: Exported, how: str, block: Mapping[str, Any]) -> str:
+  """Returns the card as Markdown.
+
+  Args:
+    exported: what it is of.
+    how: the sections that say how to load it.
+    block: the Hub's metadata, from `hub_metadata`; none if empty.
   """
-  names = metadata.class_names
-  classes = "\n".join(f"{i}. {name}" for i, name in enumerate(names))
-  lines = []
-  for name, metric in METRICS.items():
-    method = "gradcam_elementwise" if metric.is_of_maps else ""
-    value = results.get(f"val/{Key(name, method).name}")
-    if value is not None and metric.unit == "percent":
-      worse = "" if metric.higher_is_better else "; lower is better"
-      line = f"- {metric.title}: {value:.1f} ({metric.meaning}{worse})"
-      lines.append(line)
-  measured = "\n".join(lines)
-  mean, std = (json.dumps(values) for values in (RGB_MEAN, RGB_STD))
-  return f"""\
-# {path.name}
+  metadata = exported.metadata
+  classes = "\n".join(f"{i}. {n}" for i, n in enumerate(metadata.class_names))
+  outputs = {
+    None: "",
+    True: "Each has a sigmoid of its own: a picture may show several.",
+    False: "One softmax over all: a picture shows one.",
+  }[metadata.multi_label]
+  front = ""
+  if block:
+    lines = yaml.safe_dump(dict(block), sort_keys=False, allow_unicode=True)
+    front = f"---\n{lines}---\n\n"
+  return (
+    f"""\
+{front}# {exported.name}
 
-{run}
+{describe.training(exported.run.about)}
 
 Trained by gc_jax. Configuration (SHA-256): `{metadata.config_digest}`.
 
-## In PyTorch
+{how}
+## Pictures
 
-```python
-{loading_code(path.name, metadata.architecture, num_classes)}```
-
-Pictures are RGB in [0, 1], channels first, normalised by ImageNet's statistics:
-
-```python
-mean, std = torch.tensor({mean}), torch.tensor({std})
-logits = model((pictures - mean[:, None, None]) / std[:, None, None])
-```
+{_pictures(exported)}
 
 ## Results
 
-Of the run's final evaluation, in percent; maps by element-wise Grad-CAM.
+{_results(exported)}
 
-{measured or "None yet."}
+## Limits
+
+{_bullets(_limits(exported))}
+
+## Licence
+
+{_bullets(_licences(exported))}
 
 ## Classes
 
-{classes or f"{num_classes}, without names."}
-"""
+{classes or f"{exported.num_classes}, without names."}
+
+{outputs}
+""".rstrip()
+    + "\n"
+  )
 
 
-def check_verifiable(model: Network) -> None:
-  """Raises ValueError if a network states no forward pass in PyTorch."""
-  if not hasattr(model, "torch_features"):
-    raise ValueError(
-      "--verify must know the network's forward pass in PyTorch; "
-      f"{type(model).__name__} has no torch_features and torch_classify. Leave "
-      "it out, and compare the logits in PyTorch yourself."
-    )
-
-
-def largest_differences(
-  path: pathlib.Path,
-  model: Network,
-  images: UInt8[np.ndarray, "B H W 3"],
-) -> dict[str, float]:
-  """Returns how far PyTorch's results are from ours, at most.
-
-  Of `logits`, `gradcam` and `gradcam_elementwise`, maps of the predicted class:
-  the largest absolute difference over all images, divided by the largest
-  absolute value. `path` is what `save_model` wrote of the model.
-  """
-  torch = pickles.import_torch(f"To verify {path}")
-  content, _ = files.read(path)
-  ours = _ours(model, images)
-  target = ours["logits"].argmax(-1)
-  theirs = _theirs(Operations(torch, content.arrays), model, images, target)
-  return {
-    name: float(np.abs(ours[name] - their).max() / (np.abs(their).max() or 1.0))
-    for name, their in theirs.items()
+def hub_metadata(
+  exported: Exported, library: str, *tags: str
+) -> dict[str, Any]:
+  """Returns the fields that Hugging Face's Hub reads at the top of a card."""
+  block: dict[str, Any] = {}
+  if exported.license:
+    block["license"] = exported.license
+  about = exported.run.about
+  name = str(exported.trained_with("data.name") or "")
+  named = [] if name in ("", "folder") else [name.removeprefix("tfds:")]
+  own = ["gc_jax", "interpretability", "grad-cam"]
+  block |= {
+    "library_name": library,
+    "pipeline_tag": "image-classification",
+    "tags": ["image-classification", *tags, *own],
   }
-
-
-def _ours(model: Network, images: Array) -> dict[str, np.ndarray]:
-  graphdef, state = nnx.split(model)
-
-  @jax.jit
-  def run(state, images):
-    model = nnx.merge(graphdef, state, copy=True)
-    model.eval()
-    logits = model.classify(model.features(model.normalize(images)))
-    target = jnp.argmax(logits, -1, keepdims=True)
-    cams = {name: METHODS[name](model, images, target)[:, 0] for name in _CAMS}
-    return {"logits": logits, **cams}
-
-  # PyTorch multiplies in float32; accelerators would not, unless told to.
-  with jax.default_matmul_precision("highest"):
-    return jax.tree.map(np.asarray, run(state, images))
-
-
-def _theirs(
-  ops: "Operations", model: Network, images: Array, target: np.ndarray
-) -> dict[str, np.ndarray]:
-  torch = ops.torch
-  # Copies: jax lends arrays that cannot be written to, and PyTorch warns.
-  normalized = np.array(model.normalize(jnp.asarray(images)), np.float32)
-  inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2)
-  with torch.no_grad():
-    features = model.torch_features(ops, inputs)
-  features = features.detach().requires_grad_()
-  logits = model.torch_classify(ops, features)
-  chosen = logits[torch.arange(len(target)), torch.from_numpy(target)]
-  (gradient,) = torch.autograd.grad(chosen.sum(), features)
-  channel = gradient.mean((2, 3), keepdim=True)
-  tensors = {
-    "logits": logits,
-    "gradcam": (channel * features).sum(1).relu(),
-    "gradcam_elementwise": (gradient * features).sum(1).relu(),
-  }
-  return {name: x.detach().numpy() for name, x in tensors.items()}
-
-
-class Operations:
-  """PyTorch's layers, named by keys of a state dict, in evaluation mode."""
-
-  def __init__(self, torch: Any, arrays: Mapping[str, np.ndarray]):
-    self.torch = torch
-    self._f = torch.nn.functional
-    self._weights = {
-      key: torch.from_numpy(array.copy()) for key, array in arrays.items()
+  if named:
+    block["datasets"] = named
+  found = _measured(exported)
+  if found:
+    block["metrics"] = list(dict.fromkeys(key.metric for key in found))
+    metrics = []
+    for key in found:
+      entry = {
+        "type": key.metric,
+        "name": METRICS[key.metric].title,
+        "value": round(exported.run.number(key), 2),
+      }
+      if interval := exported.run.interval(key):
+        entry["args"] = {"interval_95": [round(end, 2) for end in interval]}
+      metrics.append(entry)
+    dataset = {
+      "type": about.data_name.removeprefix("tfds:"),
+      "name": data.title(about.data_name),
+      "split": about.split,
     }
+    result = {
+      "task": {"type": "image-classification"},
+      "dataset": dataset,
+      "metrics": metrics,
+    }
+    block["model-index"] = [{"name": exported.name, "results": [result]}]
+  return block
 
-  def conv(self, x, name: str, stride: int = 1, padding: int | None = None):
-    """Convolves; padding None = (kernel_size - 1) / 2."""
-    kernel = self._weights[f"{name}.weight"]
-    bias = self._weights.get(f"{name}.bias")
-    if padding is None:
-      padding = (kernel.shape[-1] - 1) // 2
-    return self._f.conv2d(x, kernel, bias, stride, padding)
 
-  def norm(self, x, name: str):
-    """Normalises by running statistics."""
-    parts = ("running_mean", "running_var", "weight", "bias")
-    return self._f.batch_norm(x, *(self._weights[f"{name}.{p}"] for p in parts))
+def _measured(exported: Exported) -> list[Key]:
+  """Returns what was measured of these weights, in percent."""
+  if exported.results is None:
+    return []
+  method = _method(exported)
+  keys = [
+    Key(name, method if metric.is_of_maps else "")
+    for name, metric in METRICS.items()
+    if metric.unit == "percent"
+  ]
+  return [key for key in keys if exported.run.number(key) is not None]
 
-  def linear(self, x, name: str):
-    """Applies a dense layer."""
-    weight, bias = (self._weights[f"{name}.{p}"] for p in ("weight", "bias"))
-    return self._f.linear(x, weight, bias)
 
-  def max_pool(self, x, window, stride, padding=0, partial_windows=False):
-    """Pools by the maximum; `partial_windows` pools those at the edge, too."""
-    return self._f.max_pool2d(
-      x, window, stride, padding, ceil_mode=partial_windows
+def _method(exported: Exported) -> str:
+  """Returns whose maps the card speaks of: the paper's, if measured."""
+  methods = exported.run.about.methods
+  preferred = "gradcam_elementwise"
+  return preferred if preferred in methods else methods[0] if methods else ""
+
+
+def _title(key: Key) -> str:
+  metric = METRICS[key.metric]
+  arrow = {True: " ↑", False: " ↓", None: ""}[metric.higher_is_better]
+  return metric.title + arrow
+
+
+def _pictures(exported: Exported) -> str:
+  size, resize = exported.metadata.image_size, exported.resize_px
+  if exported.trained_with("data.eval_squash"):
+    fitted = f"the whole picture scaled to {size}×{size}, its aspect lost"
+  else:
+    fitted = f"the shorter side scaled to {resize} pixels"
+    fitted += f" and the centre of {size}×{size} kept"
+  mean, std = (", ".join(map(str, each)) for each in (RGB_MEAN, RGB_STD))
+  lines = [
+    f"In evaluation a picture was turned upright as its EXIF says, made RGB of "
+    f"8 bits (transparent pixels on white), and {fitted}, by bilinear "
+    "interpolation with antialias (torchvision's and Pillow's). Divided by "
+    f"255, it is normalised: mean {mean}; standard deviation {std}."
+  ]
+  about = exported.run.about
+  if about.protocol in PROTOCOLS and PROTOCOLS[about.protocol].whole:
+    side = about.settings.get("eval.shorter_side_px")
+    lines.append(
+      f"Maps were measured on whole pictures, their shorter side {side:g} "
+      "pixels."
     )
+  return " ".join(lines)
 
-  def pool_globally(self, x, pooling: str):
-    """Returns the "max" or the "average" of each channel, `[B D]`."""
-    if pooling == "max":
-      return self._f.adaptive_max_pool2d(x, 1).flatten(1)
-    return x.mean((2, 3))
 
-  def average_to_grid(self, x, side: int):
-    """Returns averages of side x side cells, flattened with channels first."""
-    return self._f.adaptive_avg_pool2d(x, (side, side)).flatten(1)
+def _results(exported: Exported) -> str:
+  run, found = exported.run, _measured(exported)
+  if not found:
+    at = run.results.get("step")
+    if at is None:
+      return "None yet: the run had not been evaluated."
+    return (
+      f"None of these weights (step {exported.step}): the run was evaluated at "
+      f"step {at}."
+    )
+  rows = ["| | % | 95% interval | uniform map | |", "|---|--:|---|--:|---|"]
+  for key in found:
+    metric = METRICS[key.metric]
+    interval = run.interval(key)
+    ends = "{:.1f} to {:.1f}".format(*interval) if interval else ""
+    blind = run.number(Key(key.metric, "uniform")) if key.method else None
+    rows.append(
+      f"| {_title(key)} | {run.number(key):.1f} | {ends} | "
+      f"{'' if blind is None else f'{blind:.1f}'} | {metric.meaning} |"
+    )
+  of_maps = any(key.method for key in found)
+  about = run.about
+  lines = [
+    f"{about.num_images:,} pictures of {data.title(about.data_name)}, split "
+    f"{about.split}."
+  ]
+  if of_maps:
+    lines.append(
+      f"Maps by {title_of(_method(exported))}; *uniform map* is what a map "
+      "gets that looks at nothing."
+    )
+  return "\n".join([" ".join(lines), "", *rows])
 
-  def concatenate(self, parts):
-    """Joins channels."""
-    return self.torch.cat(parts, 1)
+
+def _limits(exported: Exported) -> list[str]:
+  metadata = exported.metadata
+  title = data.title(str(exported.trained_with("data.name") or "unknown data"))
+  count = "" if exported.num_train is None else f"{exported.num_train:,} "
+  others = (
+    "of anything else its outputs say nothing"
+    if metadata.multi_label
+    else "a picture of anything else gets one of them too"
+  )
+  said = [
+    f"Trained on {count}pictures of {title}, split "
+    f"{exported.trained_with('data.train_split')}. It knows "
+    f"{exported.num_classes} classes; {others}."
+  ]
+  if start := exported.trained_with("init_from"):
+    # A path would tell strangers of this machine's folders.
+    name = start if packaged.is_packaged(start) else pathlib.Path(start).name
+    said.append(f"Training started from the weights of `{name}`.")
+  size = f"{metadata.image_size}×{metadata.image_size}"
+  cells = "×".join(map(str, exported.grid))
+  return [
+    *said,
+    f"Trained at {size} pixels, where a map has {cells} cells. Other sizes "
+    "work, and were not measured.",
+    "Results hold for pictures like those of that data. On others, expect "
+    "less.",
+    *_masked(exported),
+    *cautions.cautions(exported.run),
+    *_limits_of_maps(exported),
+    "A map shows what a score rests on. It is no segmentation.",
+  ]
+
+
+def _masked(exported: Exported) -> list[str]:
+  """Says how many composites taught nothing, where that matters."""
+  shares = [
+    share
+    for record in exported.run.training
+    if (share := record.get("train/masked_pairs_frac")) is not None
+  ]
+  if not shares or not exported.run.about.consistency:
+    return []
+  share, count = sum(shares) / len(shares), exported.num_classes
+  if share <= _MANY_MASKED and count > _FEW_CLASSES:
+    return []
+  return [
+    f"Of {count} classes, few distractors are of another class: the "
+    f"consistency loss left out {100 * share:.0f} % of the pairs."
+  ]
+
+
+def _limits_of_maps(exported: Exported) -> list[str]:
+  of_maps = [key for key in _measured(exported) if key.method]
+  if not of_maps:
+    return []
+  said = [
+    "Maps were measured for classes that the picture shows, by "
+    f"{title_of(_method(exported))}. Of a class that it does not show, and of "
+    "other methods, this card says nothing."
+  ]
+  return said + cautions.below_controls({"": [exported.run]})
+
+
+def _licences(exported: Exported) -> list[str]:
+  name = str(exported.trained_with("data.name") or "")
+  said = []
+  if name in data.DATASETS:
+    said.append(f"Data: {data.DATASETS[name].license}")
+  elif name:
+    page = name.removeprefix("tfds:").split("/")[0]
+    said.append(
+      "Data: under the terms that tensorflow-datasets names: "
+      f"https://www.tensorflow.org/datasets/catalog/{page}"
+    )
+  start = exported.trained_with("init_from") or ""
+  if packaged.is_packaged(start):
+    licence = packaged.find(start).licence
+    said.append(f"Weights that training started from: {licence}.")
+  said.append(
+    f"Weights: {exported.license}."
+    if exported.license
+    else "Weights: whoever publishes them chooses, within the data's terms."
+  )
+  said.append(
+    "Method: Pillai & Pirsiavash, *Explainable Models with Consistent "
+    "Interpretations*, AAAI 2021. gc_jax holds none of their code."
+  )
+  return said
+
+
+def _bullets(sentences: list[str]) -> str:
+  return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -137,9 +137,10 @@ def _train(
   """Returns the state after the last step, and what goes with it."""
   config = run.config
   meta = {"train_secs": 0.0, "skipped": 0.0} | meta
-  # With them a checkpoint can be explained without its data.
+  # With them a checkpoint can be explained and exported without its data.
   meta["class_names"] = list(train_set.class_names)
   meta["multi_label"] = train_set.multi_label
+  meta["num_train"] = len(train_set.source)
   start_step = int(state.step)
   if start_step == run.total_steps:
     return state, meta

@@ -16,7 +16,7 @@ from flax import nnx
 import gc_jax
 from gc_jax.data import image_files
 from gc_jax.inference import trained
-from gc_jax.torch_io import card, packaged
+from gc_jax.torch_io import packaged, proof
 
 NAME = "imagenet:squeezenet1_1"
 
@@ -79,7 +79,7 @@ def test_logits_are_those_of_the_networks_own_pixels(loaded):
   images = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3), np.uint8)
   caffe = images[..., ::-1].astype(np.float32) - (104, 117, 123)
   x = torch.from_numpy(caffe.transpose(0, 3, 1, 2)).float()
-  ops = card.Operations(torch, raw)
+  ops = proof.Operations(torch, raw)
   features = loaded.model.torch_features(ops, x)
   theirs = loaded.model.torch_classify(ops, features).numpy()
   ours = gc_jax.predict(loaded.model, images)
