@@ -14,6 +14,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import gc_jax
 from configs import base
@@ -150,17 +151,24 @@ def test_every_command_of_the_pages_runs(
       assert metric in results.read_text()
 
 
-def test_the_code_for_a_trained_model_runs(smoke_run):
+def test_the_code_for_a_trained_model_runs(smoke_run, tmp_path):
   page = (ROOT / "gc_jax/docs/explain.md").read_text()
   (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
   assert "gc_jax.load(" in block
-  names = {
-    "torch_model": torch_models.create("resnet18", num_classes=10),
-    "images": np.zeros((2, 64, 64, 3), np.uint8),
-  }
-  block = block.replace("runs/gc", str(smoke_run))
-  exec(block.replace('"resnet50")  #', '"resnet18")  #'), names)
-  assert names["maps"].shape == (2, 2, 2)
+  torch_model = torch_models.create("resnet18", num_classes=10)
+  torch.save(torch_model.state_dict(), tmp_path / "resnet50.pth")
+  for written, here in (
+    ('"resnet50")', '"resnet18")'),
+    ("resnet50.pth", str(tmp_path / "resnet50.pth")),
+    ("runs/gc", str(smoke_run)),
+    ('["cat", "dog"]', '["3", "5"]'),
+  ):
+    assert written in block
+    block = block.replace(written, here)
+  images = np.zeros((2, 64, 64, 3), np.uint8)
+  names = {"torch_model": torch_model, "images": images}
+  exec(block, names)
+  assert names["pictures"].shape == images.shape
 
 
 @pytest.fixture
