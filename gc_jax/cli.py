@@ -16,7 +16,7 @@ import re
 import runpy
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from absl import app, flags
@@ -47,13 +47,24 @@ def exit_status(work: Callable[[], bool | None]) -> int:
   become a line on stderr. Nothing that takes long is silent.
   """
   try:
-    with speaking.never_silent(), speaking.doing("starting"):
+    with speaking.never_silent(), speaking.doing("working"):
       return NO if work() is False else DONE
   except (UserError, ValueError, OSError, ImportError) as error:
     # A progress bar may have left the cursor in its line.
     start = "\n" if sys.stderr.isatty() else ""
     print(f"{start}error: {error}", file=sys.stderr)
     return WRONG
+
+
+def tell(lines: Iterable[str]) -> None:
+  """Prints the lines of a command as they come."""
+  with speaking.doing("working") as task:
+    for line in lines:
+      speaking.heard()
+      print(line, flush=True)
+      # "reading the model": what goes on from here.
+      if line.partition(" ")[0].endswith("ing"):
+        task.text = line
 
 
 def fail(message: str) -> NoReturn:

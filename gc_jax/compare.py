@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with speaking.doing("importing what tables and charts need"):
       from gc_jax.report import comparison
 
-    written, remarks = comparison.compare(args.runs, args.out)
+    with speaking.doing("drawing tables and charts"):
+      written, remarks = comparison.compare(args.runs, args.out)
     for remark in remarks:
       print(f"note: {remark}")
     for path in written:

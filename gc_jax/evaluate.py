@@ -79,11 +79,11 @@ def _evaluate() -> None:
   with speaking.doing("importing what an evaluation needs"):
     from gc_jax.evaluation import run
 
-  for line in run.evaluate(
-    config, source=source, arch=_ARCH.value, methods=methods, out=out
-  ):
-    speaking.heard()
-    print(line, flush=True)
+  cli.tell(
+    run.evaluate(
+      config, source=source, arch=_ARCH.value, methods=methods, out=out
+    )
+  )
 
 
 def _asked_for() -> tuple[str, ml_collections.ConfigDict]:

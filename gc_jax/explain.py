@@ -152,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with speaking.doing("importing jax"):
       from gc_jax.inference import pictures
 
-    for line in pictures.explain_files(flags):
-      speaking.heard()
-      print(line, flush=True)
+    cli.tell(pictures.explain_files(flags))
 
   return cli.exit_status(work)
 

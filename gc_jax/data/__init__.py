@@ -13,7 +13,7 @@ import ml_collections
 
 from gc_jax.data.dataset import Dataset
 from gc_jax.data.sets import stock_sets
-from gc_jax.runtime import files
+from gc_jax.runtime import files, speaking
 from gc_jax.runtime.messages import unknown_name_message
 
 __all__ = [
@@ -149,11 +149,12 @@ def load(config_data: ml_collections.ConfigDict, split: str) -> Dataset:
   """
   check_name(config_data.name)
   config_data = _with_paths(config_data)
-  if config_data.name.startswith(stock_sets.PREFIX):
-    from gc_jax.data.sets import stock
+  with speaking.doing(f"reading {split} of {config_data.name}"):
+    if config_data.name.startswith(stock_sets.PREFIX):
+      from gc_jax.data.sets import stock
 
-    return stock.load(config_data.name, split, data_dir=config_data.dir)
-  return DATASETS[config_data.name].load(config_data, split)
+      return stock.load(config_data.name, split, data_dir=config_data.dir)
+    return DATASETS[config_data.name].load(config_data, split)
 
 
 def was_watched(

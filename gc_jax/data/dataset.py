@@ -48,6 +48,8 @@ class Dataset:
   names: Sequence[str] | None = None  # `name` of every record, likewise
   # Broken records or objects left out under `--config.data.on_error=skip`.
   num_dropped: int = 0
+  # Records that say where an object of their classes is, where that is known.
+  num_located: int | None = None
 
   def all_labels(self) -> Any:
     """Returns the labels of every record; reads them all if it must."""
@@ -62,6 +64,8 @@ class Dataset:
 
     Reads records, evenly spread, until one does: at most `_MOST_LOOKED_AT`.
     """
+    if self.num_located is not None:
+      return self.num_located > 0
     count = len(self.source)
     step = max(1, -(-count // _MOST_LOOKED_AT))
     return any(_is_located(self.source, i) for i in range(0, count, step))

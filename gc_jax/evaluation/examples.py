@@ -7,6 +7,7 @@ shows the picture, not the model.
 Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from gc_jax.evaluation.ledger import Ledger
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.models import init_key
+from gc_jax.report import logs
 from gc_jax.report.gallery import RANKINGS, Example
 from gc_jax.report.rows import CONFIDENCE
 from gc_jax.runtime import parallel
@@ -48,17 +50,22 @@ def gallery(
   kinds = [(kind, row) for kind, rows in chosen.items() for row in rows]
   rows = [row for _, row in kinds]
   names = planner.dataset.names
-  alone = _looks(planner, rows, planner.with_objects, methods, judges=True)
   beside: list[dict] = [{} for _ in rows]
-  if with_composites:
-    beside = [
-      {
-        "composite": look.batch["image"],
-        "cell": int(look.batch["cell"]),
-        "composite_maps": look.cams,
-      }
-      for look in _looks(planner, rows, planner.composite, methods)
-    ]
+  with _showing(
+    "explaining the gallery", len(rows) * (1 + with_composites)
+  ) as shown:
+    alone = _looks(
+      planner, rows, planner.with_objects, methods, shown, judges=True
+    )
+    if with_composites:
+      beside = [
+        {
+          "composite": look.batch["image"],
+          "cell": int(look.batch["cell"]),
+          "composite_maps": look.cams,
+        }
+        for look in _looks(planner, rows, planner.composite, methods, shown)
+      ]
   return [
     Example(
       index=int(planner.pairs.index[row]),
@@ -90,6 +97,17 @@ def gallery(
   ]
 
 
+def _showing(
+  name: str, total: int
+) -> contextlib.AbstractContextManager[logs.Progress]:
+  """Returns the progress over some pictures, begun; closed at the end."""
+  shown = logs.Progress(
+    total, enabled=parallel.is_main(), unit="picture", name=name
+  )
+  shown.update(0)
+  return contextlib.closing(shown)
+
+
 class _Look(NamedTuple):
   """A pair's entries of the batch, what is predicted, its normalised maps."""
 
@@ -105,6 +123,7 @@ def _looks(
   rows: Sequence[int],
   maker: Maker,
   methods: tuple[str, ...],
+  shown: logs.Progress,
   model: nnx.Module | None = None,
   judges: bool = False,
 ) -> list[_Look]:
@@ -115,6 +134,7 @@ def _looks(
     rows: of them.
     maker: of their pictures.
     methods: of the maps.
+    shown: says how far it is.
     model: another than the planner's.
     judges: whether a picture whose one class is not the predicted one comes
       with maps of that class too.
@@ -146,6 +166,7 @@ def _looks(
       found.append(
         _Look(row(batch), int(predicted[i]), likely[i], row(cams), others)
       )
+    shown.advance(int((batch["row"] >= 0).sum()))
   return found
 
 
@@ -223,21 +244,24 @@ def sanity(
   """
   rows = spread(planner, num_rows)
 
-  def maps(model=None):
-    looks = _looks(planner, rows, planner.with_objects, methods, model)
-    return {m: np.stack([look.cams[m] for look in looks]) for m in methods}
-
-  before = maps()
   stages = list(randomization.stages(planner.model))
   correlations: dict[str, list[float]] = {name: [] for name in methods}
   # The first and the last are the same for any number of rows.
   strips = {rows[place]: {name: {} for name in methods} for place in (0, -1)}
-  for stage in stages:
-    anew = randomization.randomized(planner.model, stage, init_key(0))
-    after = maps(parallel.on_all_devices(anew, planner.mesh))
-    for name in methods:
-      found = randomization.rank_correlation(before[name], after[name])
-      correlations[name].append(float(np.mean(found)))
-      for place in (0, -1):
-        strips[rows[place]][name][stage] = after[name][place]
+  total = len(rows) * (1 + len(stages))
+  with _showing("randomising weights", total) as shown:
+
+    def maps(model=None):
+      looks = _looks(planner, rows, planner.with_objects, methods, shown, model)
+      return {m: np.stack([look.cams[m] for look in looks]) for m in methods}
+
+    before = maps()
+    for stage in stages:
+      anew = randomization.randomized(planner.model, stage, init_key(0))
+      after = maps(parallel.on_all_devices(anew, planner.mesh))
+      for name in methods:
+        found = randomization.rank_correlation(before[name], after[name])
+        correlations[name].append(float(np.mean(found)))
+        for place in (0, -1):
+          strips[rows[place]][name][stage] = after[name][place]
   return stages, correlations, strips

@@ -29,7 +29,8 @@ from gc_jax.evaluation.faithfulness import faithful
 from gc_jax.evaluation.ledger import Ledger, Measured, Totals
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.method.types import PairBatch
-from gc_jax.runtime import parallel
+from gc_jax.report import logs
+from gc_jax.runtime import parallel, speaking
 
 # Pairs whose maps by all methods, costly ones too, are made at once. The same
 # everywhere, so that one program does: they take longest to compile.
@@ -233,7 +234,11 @@ class Planner:
     with_clean = 0, *epsilons
     return [
       self._pass("FGSM", first, self.square, attacked, epsilons, False),
-      self._pass("PGD", few, self.square, attacked, with_clean, True),
+      # 60 gradients a picture: in batches that end within a minute on a CPU.
+      dataclasses.replace(
+        self._pass("PGD", few, self.square, attacked, with_clean, True),
+        batch_size=self._batch_size(few[:MAPS_AT_ONCE], self.square),
+      ),
     ]
 
   def _grids(self, methods, height, width) -> tuple[tuple[int, int], ...]:
@@ -258,26 +263,50 @@ def evenly(rows: Int[np.ndarray, "N"], count: int) -> Int[np.ndarray, "n"]:
   return rows[places.astype(int)]
 
 
-def run(passes: list[Pass], planner: Planner, ledger: Ledger) -> Iterator[Pass]:
+def run(
+  passes: list[Pass],
+  planner: Planner,
+  ledger: Ledger,
+  at_once: bool = True,
+) -> Iterator[Pass]:
   """Measures what the ledger lacks; yields the pass after each of its batches.
 
-  While one pass is measured, a thread compiles the next.
+  While one pass is measured, a thread compiles the next. Each shows how many
+  of its pictures are done: `at_once`, or only if it takes long.
   """
   begun = (
     (one, _begun(one, planner, ledger.done.get(one.name, 0))) for one in passes
   )
-  waiting = None
   with contextlib.closing(parallel.one_ahead(begun)) as ahead:
     for one, batches in ahead:
-      for batch, found in batches:
-        with jax.set_mesh(planner.mesh):
-          measured = one.step(_called, batch)
-        # Fetched one batch late: the devices compute while the next is made.
+      with contextlib.closing(_shown(one, planner, ledger, at_once)) as shown:
+        waiting = None
+        for batch, found in batches:
+          with jax.set_mesh(planner.mesh):
+            measured = one.step(_called, batch)
+          # Fetched one batch late: the devices compute while the next is made.
+          if waiting is not None:
+            yield _added(ledger, shown, one, *waiting)
+          waiting = measured, batch["row"], found
         if waiting is not None:
-          yield _added(ledger, *waiting)
-        waiting = one, measured, batch["row"], found
-  if waiting is not None:
-    yield _added(ledger, *waiting)
+          yield _added(ledger, shown, one, *waiting)
+
+
+def _shown(
+  one: Pass, planner: Planner, ledger: Ledger, at_once: bool
+) -> logs.Progress:
+  """Returns the progress of a pass, which begins to show."""
+  done = ledger.done.get(one.name, 0)
+  shown = logs.Progress(
+    len(one.rows),
+    done,
+    enabled=parallel.is_main(),
+    unit="pair" if planner.dataset.multi_label else "picture",
+    name=f"measuring {one.name}",
+    at_once=at_once,
+  )
+  shown.update(done)
+  return shown
 
 
 def _begun(
@@ -293,7 +322,7 @@ def _begun(
     (parallel.to_devices(share.batch, mesh), share.boxes) for share in shared
   )
   first = list(itertools.islice(batches, 1))
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), speaking.doing(f"compiling {one.name}"):
     for batch, _ in first:
       one.step(_compiled, batch)
   return itertools.chain(first, batches)
@@ -336,12 +365,20 @@ def shares(
   )
 
 
-def _added(ledger: Ledger, one: Pass, measured: Measured, row, boxes) -> Pass:
-  """Adds a batch's numbers to the ledger; returns the pass."""
+def _added(
+  ledger: Ledger,
+  shown: logs.Progress,
+  one: Pass,
+  measured: Measured,
+  row,
+  boxes,
+) -> Pass:
+  """Adds a batch's numbers to the ledger, and shows it; returns the pass."""
   columns, totals, rows = parallel.fetch(
     (measured.columns, measured.totals, row)
   )
   if one.on_host is not None:
     totals = totals | one.on_host(parallel.fetch(measured.cams), boxes)
   ledger.add(one.name, rows, columns, totals)
+  shown.update(ledger.done[one.name])
   return one

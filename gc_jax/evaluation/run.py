@@ -30,7 +30,7 @@ from gc_jax.report import artefact, cautions, logs, page
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.gallery import Example
 from gc_jax.report.rows import Rows
-from gc_jax.runtime import checkpoint, files, parallel
+from gc_jax.runtime import checkpoint, files, parallel, speaking
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import (
   class_differences,
@@ -101,7 +101,7 @@ def evaluate(
     plan = planner.passes(artefact.QUESTIONS, methods, costly)
     ledger = ledgers.load(out / PARTIAL, len(planner.pairs.index), identity)
     yield from _measured(plan, planner, ledger, out / PARTIAL)
-    yield "looking at pictures, and at weights randomised layer by layer"
+    yield "randomising weights layer by layer, and looking at pictures"
     started = time.monotonic()
     stages, randomization, strips = examples.sanity(
       planner, methods, config.eval.sanity_rows
@@ -134,7 +134,8 @@ def evaluate(
     step=loaded.step,
     total_steps=total_steps,
   )
-  written = page.write_evaluation(done)
+  with speaking.doing("drawing the page"):
+    written = page.write_evaluation(done)
   # Last: with it the evaluation is finished.
   written += artefact.save(done)
   (out / PARTIAL).unlink(missing_ok=True)
@@ -156,6 +157,11 @@ class Evaluation:
     self._val = data.load(config.data, config.data.val_split)
     self._test = data.load(config.data, config.data.eval_split)
 
+  @property
+  def splits(self) -> tuple[Dataset, Dataset]:
+    """Returns the pictures to validate with, and those to test with."""
+    return self._val, self._test
+
   def quick(self, model: nnx.Module) -> dict[str, float]:
     """Returns classification on the validation split."""
     planner = plans.Planner(
@@ -163,7 +169,8 @@ class Evaluation:
     )
     ledger = Ledger(len(planner.pairs.index))
     plan = planner.passes(("classification",))
-    for _ in plans.run(plan, planner, ledger):
+    # While a model trains, it is the training that is shown.
+    for _ in plans.run(plan, planner, ledger, at_once=False):
       pass
     return summary.flat(summary.accuracies(ledger))
 
@@ -217,9 +224,10 @@ def _evaluated(
 ) -> Evaluated:
   """Returns the results, with fields of `About` as `about`."""
   config, dataset, pairs = planner.config, planner.dataset, planner.pairs
-  found, by_class = summary.results(
-    ledger, pairs, config.eval, dataset.class_names
-  )
+  with speaking.doing("computing intervals of 95%"):
+    found, by_class = summary.results(
+      ledger, pairs, config.eval, dataset.class_names
+    )
   results = summary.flat(found)
   if config.data.on_error == "skip":
     num_skipped = len(dataset.source) - results["val/num_examples"]
@@ -324,7 +332,7 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
 
 
 def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
-  """Runs the passes, with progress; saves the ledger now and then."""
+  """Runs the passes; saves the ledger now and then."""
   count = sum(one.num_batches for one in plan)
   total = sum(len(one.rows) for one in plan)
   yield (
@@ -334,23 +342,13 @@ def _measured(plan, planner, ledger, partial: Path) -> Iterator[str]:
   done = sum(ledger.done.values())
   if done:
     yield f"going on from {partial}: {done:,} of {total:,} are measured"
-  bar = logs.Progress(total, done, unit="row")
   clock = saved = time.monotonic()
-  current = None
-  try:
-    for one in plans.run(plan, planner, ledger):
-      now = time.monotonic()
-      ledger.secs += now - clock
-      clock = now
-      if one is not current:
-        pairs = number_of(len(one.rows), "pair")
-        bar.message(f"measuring {one.name}: {pairs}")
-        current = one
-      bar.update(sum(ledger.done.values()))
-      if now - saved > _SAVE_EVERY_SECS:
-        ledger.save(partial)
-        saved = now
-    ledger.save(partial)
-  finally:
-    bar.close()
+  for _ in plans.run(plan, planner, ledger):
+    now = time.monotonic()
+    ledger.secs += now - clock
+    clock = now
+    if now - saved > _SAVE_EVERY_SECS:
+      ledger.save(partial)
+      saved = now
+  ledger.save(partial)
   yield f"measured in {logs.format_secs(ledger.secs)}, of all sittings"

@@ -1,5 +1,6 @@
 """What a run tells while it trains: metrics.jsonl, TensorBoard, progress."""
 
+import contextlib
 import io
 import json
 import logging
@@ -14,10 +15,12 @@ from typing import Any
 
 import tqdm
 
-from gc_jax.runtime import files
+from gc_jax.runtime import files, speaking
 
 FILENAME = "metrics.jsonl"
-LINE_EVERY_SECS = 15.0
+LINE_EVERY_SECS = 10.0  # less than `speaking.QUIET_SECS`
+_BAR_EVERY_SECS = 1.0
+_WARM = 3  # steps without a compilation, before a time left is shown
 _UPLOAD_EVERY_SECS = 60.0
 
 _logger = logging.getLogger(__name__)
@@ -180,16 +183,20 @@ def _scalar(value: Any) -> int | float | None:
 
 
 class Progress:
-  """Shows steps done, steps per second and the time left.
+  """Shows what is done of what is to do, how fast, and the time left.
 
-  A bar on a terminal, plain lines elsewhere.
+  A bar on a terminal, plain lines elsewhere. Speed and time left are those of
+  steps without a compilation: neither the first update counts, nor one after
+  `rest`.
 
   Args:
-    total_steps: updates of the whole training.
-    start_step: updates already done when this run began.
+    total_steps: all there is to do.
+    start_step: what of it was done before.
     enabled: False on every process but the first: nothing is shown.
     stream: standard error unless given.
     unit: what is counted.
+    name: what is done: "training", "FGSM".
+    at_once: whether it begins to show at once, or only once it takes long.
   """
 
   def __init__(
@@ -199,15 +206,23 @@ class Progress:
     enabled: bool = True,
     stream: io.TextIOBase | None = None,
     unit: str = "step",
+    name: str = "training",
+    at_once: bool = True,
   ):
     self._total_steps = total_steps
     self._stream = sys.stderr if stream is None else stream
     self._enabled = enabled
     self._unit = unit
+    self._name = name
+    self._at_once = at_once
     self._shown: dict[str, str] = {}
-    self._origin = (start_step, time.monotonic())
-    self._compiled = False
-    self._last_line_secs = -float("inf")
+    self._latest: tuple[int, float] | None = None  # step, when; None: a rest
+    self._warm_steps, self._warm_secs = 0, 0.0
+    self._shown_at = -math.inf if at_once else time.monotonic()
+    self._opened = contextlib.ExitStack()
+    self._task = self._opened.enter_context(speaking.doing(""))
+    self._done = start_step
+    self._name_task()
     self._bar = None
     if enabled and self._stream.isatty():
       self._bar = tqdm.tqdm(
@@ -215,34 +230,59 @@ class Progress:
         initial=start_step,
         unit=unit,
         file=self._stream,
+        desc=None if name == "training" else name,
         dynamic_ncols=True,
+        leave=at_once,
+        delay=0 if at_once else LINE_EVERY_SECS,
       )
 
+  def is_due(self) -> bool:
+    """Returns whether something should be shown, if there is anything new."""
+    every = LINE_EVERY_SECS if self._bar is None else _BAR_EVERY_SECS
+    return self._enabled and time.monotonic() - self._shown_at >= every
+
   def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
-    """Shows that `step` updates are done, with the newest of `metrics`."""
+    """Shows that `step` updates are done, with the newest of `metrics`.
+
+    Numbers of a validation are shown with their own step alone.
+    """
+    now = time.monotonic()
+    self._count(step, now)
+    self._done = step
+    self._name_task()
     if not self._enabled:
       return
     metrics = metrics or {}
-    for name, word in _words(metrics).items():
+    once = {}
+    for name, (word, form) in _words(metrics).items():
       if metrics.get(name) is not None:
-        self._shown[word] = f"{float(metrics[name]):.4g}"
+        shown = once if name.startswith("val/") else self._shown
+        shown[word] = form.format(float(metrics[name]))
+    line = self._line(step, once)
+    due = bool(once) or self.is_due() or (self._at_once and self._ends(step))
+    if due:
+      self._shown_at = now
     if self._bar is not None:
       self._bar.set_postfix(self._shown, refresh=False)
       self._bar.update(step - self._bar.n)
-      return
-    now = time.monotonic()
-    due = now - self._last_line_secs >= LINE_EVERY_SECS
-    if due or step >= self._total_steps:
-      self._last_line_secs = now
-      self.message(self._line(step, now))
-    if not self._compiled:  # the first steps hold the compilation
-      self._compiled = True
-      self._origin = (step, now)
+      if once:
+        self.message(line)
+    elif due:
+      self.message(line)
+
+  def advance(self, count: int) -> None:
+    """Shows that so many more are done."""
+    self.update(self._done + count)
+
+  def rest(self) -> None:
+    """Leaves the time until the next update out of the speed."""
+    self._latest = None
 
   def message(self, text: str) -> None:
     """Prints a line of its own without breaking the bar."""
     if not self._enabled:
       return
+    speaking.heard()
     if self._bar is not None:
       self._bar.write(text, file=self._stream)
     else:
@@ -254,29 +294,57 @@ class Progress:
       self._bar.close()
       self._bar = None
     self._enabled = False
+    self._opened.close()
 
-  def _line(self, step: int, now: float) -> str:
-    first_step, first_secs = self._origin
+  def _ends(self, step: int) -> bool:
+    return step >= self._total_steps
+
+  def _name_task(self) -> None:
+    self._task.text = (
+      f"{self._name}, {self._unit} {self._done:,} of {self._total_steps:,} done"
+    )
+
+  def _count(self, step: int, now: float) -> None:
+    if self._latest is not None and step > self._latest[0]:
+      self._warm_steps += step - self._latest[0]
+      self._warm_secs += now - self._latest[1]
+    if self._latest is None or step > self._latest[0]:
+      self._latest = step, now
+
+  def _line(self, step: int, once: Mapping[str, str]) -> str:
     percent = 100 * step / max(self._total_steps, 1)
     parts = [f"{percent:3.0f}%", f"{self._unit} {step:,}/{self._total_steps:,}"]
-    if step > first_step and now > first_secs:
-      rate = (step - first_step) / (now - first_secs)
+    if self._name != "training":
+      parts.insert(0, self._name)
+    if self._warm_steps >= _WARM and self._warm_secs > 0:
+      rate = self._warm_steps / self._warm_secs
       parts.append(f"{rate:.3g} {self._unit}s/s")
-      if step < self._total_steps:
+      if not self._ends(step):
         left_secs = (self._total_steps - step) / rate
         parts.append(f"{format_secs(left_secs)} left")
-    parts += [f"{word} {value}" for word, value in self._shown.items()]
+    shown = {**self._shown, **once}
+    parts += [f"{word} {value}" for word, value in shown.items()]
     return "  ".join(parts)
 
 
-def _words(metrics: Mapping[str, Any]) -> dict[str, str]:
-  """Returns metric -> its word in the bar, in this order."""
+def _words(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+  """Returns metric -> its word in the bar and its form, in this order."""
+  number = "{:.4g}"
   return {
-    "train/loss": "loss",
-    **{f"train/{term}_loss": term for term in terms(metrics)},
-    "val/loss": "val loss",
-    "val/top1": "val top-1",
-    "val/f1_overall": "val F1",
+    "train/loss": ("loss", number),
+    **{f"train/{term}_loss": (term, number) for term in terms(metrics)},
+    # One for each term that masks: "masked_pairs", "energy_masked".
+    **{
+      name: (
+        name.removeprefix("train/").removesuffix("_frac").replace("_", " "),
+        "{:.0%}",
+      )
+      for name in metrics
+      if name.startswith("train/") and "masked" in name
+    },
+    "val/loss": ("val loss", number),
+    "val/top1": ("val top-1", number),
+    "val/f1_overall": ("val F1", number),
   }
 
 

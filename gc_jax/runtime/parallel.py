@@ -26,7 +26,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gc_jax.runtime import signals
+from gc_jax.runtime import signals, speaking
 
 AXIS = "data"
 _T = TypeVar("_T")
@@ -70,6 +70,8 @@ def initialize(multihost: bool) -> None:
       f"{', '.join(_PLACE)} are not set, and jax finds none ({error}) Start "
       "it with a script of launch/, set all three, or leave out --multihost."
     ) from error
+  if not is_main():
+    speaking.mute()
   if not signals.is_ignored():
     signal.signal(signal.SIGINT, _passed_on)
   # When another is lost, jax aborts this process and says so. The stacks of all

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-QUIET_SECS = 10.0  # so long nothing is said before a line says what goes on
+QUIET_SECS = 13.0  # so long nothing is said before a line says what goes on
 
 
 class Task:
@@ -86,6 +86,7 @@ def never_silent() -> Iterator[None]:
     yield
   finally:
     ended.set()
+    thread.join()
     _voice.is_watched = False
 
 

@@ -24,12 +24,12 @@ from gc_jax.inference import trained
 from gc_jax.inference.trained import Initial
 from gc_jax.report import artefact
 from gc_jax.report.page import write_report
-from gc_jax.runtime import checkpoint, files, parallel
+from gc_jax.runtime import checkpoint, files, parallel, speaking
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.checkpoint import CheckpointError, Checkpoints
 from gc_jax.runtime.messages import class_differences
 from gc_jax.runtime.signals import Stopped, told_if_stopped
-from gc_jax.training import build, checks, guidance
+from gc_jax.training import announcement, build, checks, guidance
 from gc_jax.training.recording import Profile, Run
 from gc_jax.training.step import TrainState, eval_model, make_train_step
 
@@ -64,21 +64,27 @@ def train_and_evaluate(
   steps_per_epoch = len(train_set.source) // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
+  evaluation = Evaluation(config, mesh)
+  for line in announcement.announced(
+    config, (train_set, *evaluation.splits), total_steps, mesh.size
+  ):
+    speaking.say(line)
 
   with _opened(workdir, config, train_set), jax.set_mesh(mesh):
     _logger.info("%s. Writing to %s", parallel.describe(), workdir)
-    graphdef, state = build.create_state(
-      build.model_maker(config, num_classes, jax.default_backend()),
-      tx,
-      parallel.replicated(mesh),
-      models.init_key(config.seed),
-    )
+    with speaking.doing("compiling the first state"):
+      graphdef, state = build.create_state(
+        build.model_maker(config, num_classes, jax.default_backend()),
+        tx,
+        parallel.replicated(mesh),
+        models.init_key(config.seed),
+      )
     if initial is not None:
       state = build.started_from(initial, state, config, train_set.class_names)
       del initial  # a second copy of every weight
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    state, meta = checkpoints.restore(state)
-    evaluation = Evaluation(config, mesh)
+    with speaking.doing("reading the checkpoint"):
+      state, meta = checkpoints.restore(state)
     run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     with (
       parallel.stop_awaited(),
@@ -185,7 +191,9 @@ def _train(
   ):
     for step in range(start_step + 1, run.total_steps + 1):
       profile.before(step)
-      state, metrics = train_step(state, next(ahead))
+      batch = next(ahead)
+      with run.compiling(step):
+        state, metrics = train_step(state, batch)
       profile.after(step, state)
       run.add(step, metrics)
       last = step == run.total_steps
@@ -270,6 +278,11 @@ def _check_initial_classes(
 
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
+  with speaking.doing("drawing the page"):
+    return _drawn_report(workdir, baseline)
+
+
+def _drawn_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
   if baseline:
     try:
       return write_report(workdir, baseline)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from gc_jax.method.types import Metrics
 from gc_jax.report import cautions
 from gc_jax.report.logs import MetricsWriter, Progress
-from gc_jax.runtime import files, parallel
+from gc_jax.runtime import files, parallel, speaking
 from gc_jax.runtime.messages import UserError
 from gc_jax.training import build
 from gc_jax.training.step import TrainState
@@ -58,6 +58,8 @@ class Run:
       total_steps, start_step, enabled=parallel.is_main()
     )
     self._clock = time.perf_counter()
+    self._is_first_pause = True
+    self._first_step = start_step + 1
     if start_step:
       self._progress.message(
         f"Continuing from the checkpoint of step {start_step} of {total_steps}"
@@ -73,6 +75,18 @@ class Run:
     self._pending.append((step, metrics))
     if step % self.config.log.every_steps == 0:
       self.flush(step - 1)
+    elif self._pending[-2:-1] and self._progress.is_due():
+      self._show(*self._pending[-2])
+
+  def _show(self, step: int, metrics: Metrics) -> None:
+    """Shows a step, once it is computed, without writing its line.
+
+    On the main process alone: it must not ask the others for numbers.
+    """
+    values = jax.block_until_ready(metrics)
+    known = {k: v for k, v in values.items() if v[0].is_fully_replicated}
+    sums = {k: (float(v), float(n)) for k, (v, n) in known.items()}
+    self._progress.update(step, {k: v / n for k, (v, n) in sums.items() if n})
 
   def flush(self, last_step: int) -> None:
     """Writes the mean metrics of all steps up to `last_step`.
@@ -124,11 +138,25 @@ class Run:
     self._writer.save()
 
   @contextlib.contextmanager
+  def compiling(self, step: int) -> Iterator[None]:
+    """Says so while the first step is compiled; others are only computed."""
+    with contextlib.ExitStack() as stack:
+      if step == self._first_step:
+        stack.enter_context(speaking.doing("compiling the train step"))
+      yield
+
+  @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Stops the clock of the training speed."""
+    """Stops the clock of the training speed: an evaluation is no part of it.
+
+    The first one compiles, and does not count for the time left either.
+    """
     started = time.perf_counter()
     yield
     self._clock += time.perf_counter() - started
+    if self._is_first_pause:
+      self._progress.rest()
+    self._is_first_pause = False
 
   def close(self) -> None:
     """Closes files and the progress bar."""

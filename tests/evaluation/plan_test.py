@@ -308,3 +308,41 @@ def test_the_thread_compiles_all_that_is_run(planned, caplog):
 
 def _said(x):
   return x + 1
+
+
+def test_every_pass_says_how_many_pictures_are_done_before_it_computes(
+  planned, monkeypatch
+):
+  """All questions at once, FGSM and PGD too; nothing is compiled here."""
+  told = []
+
+  class Told(plans.logs.Progress):
+    def __init__(self, total, done=0, **fields):
+      super().__init__(total, done, **fields)
+      self._of = fields["name"].removeprefix("measuring "), total
+
+    def update(self, step, metrics=None):
+      told.append((*self._of, step))
+
+  monkeypatch.setattr(plans.logs, "Progress", Told)
+  planner = planned()
+
+  def silent(one):
+    def step(call, batch):
+      assert call is not plans._called or told[-1][0] == one.name
+      return plans.Measured({}, {}, {})
+
+    return dataclasses.replace(one, step=step, on_host=None)
+
+  questions = ("classification", "localisation", "faithfulness", "attacks")
+  plan = planner.passes(questions, (*METHODS, "smoothgrad"), ("smoothgrad",))
+  measured(planner, [silent(one) for one in plan])
+  assert {"FGSM", "PGD", "insertion, deletion and boxes"} <= {
+    one.name for one in plan
+  }
+  for one in plan:
+    steps = [step for name, _, step in told if name == one.name]
+    assert steps[0] == 0 and steps[-1] == len(one.rows), one.name
+    assert len(steps) == 1 + one.num_batches
+  (pgd,) = (one for one in plan if one.name == "PGD")
+  assert pgd.batch_size <= plans.MAPS_AT_ONCE  # 10 steps an epsilon

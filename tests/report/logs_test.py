@@ -9,7 +9,13 @@ import pytest
 import tensorboardX
 
 from gc_jax.report import logs
-from gc_jax.report.logs import MetricsWriter, Progress, read_metrics
+from gc_jax.report.logs import (
+  LINE_EVERY_SECS,
+  MetricsWriter,
+  Progress,
+  read_metrics,
+)
+from gc_jax.runtime import speaking
 
 
 def _write(workdir, steps, start_step=0):
@@ -167,26 +173,73 @@ def test_elsewhere_than_a_terminal_lines_come_at_intervals(clock):
     bar.update(step, {"train/loss": 0.5, "unknown": "text"})
   bar.close()
   lines = stream.getvalue().splitlines()
-  assert len(lines) == 8  # steps 1, 16, 31, ..., 91 and the last
-  assert lines[1] == " 16%  step 16/100  1 steps/s  1m 24s left  loss 0.5"
+  assert len(lines) == 11  # steps 1, 11, 21, ..., 91 and the last
+  assert lines[0] == "  1%  step 1/100  loss 0.5"
+  assert lines[1] == " 11%  step 11/100  1 steps/s  1m 29s left  loss 0.5"
   assert lines[-1].startswith("100%  step 100/100")
   assert "left" not in lines[-1]
+  assert LINE_EVERY_SECS < speaking.QUIET_SECS
 
 
-def test_a_resumed_run_counts_from_where_it_began(clock):
+@pytest.mark.parametrize("start_step", [0, 90])
+def test_steps_that_hold_a_compilation_are_in_no_time_left(clock, start_step):
+  """None is shown before three others, in a run that goes on neither."""
   stream = io.StringIO()
-  bar = Progress(100, start_step=90, stream=stream)
-  clock[0] = 2.0
-  bar.update(91)
-  assert " 91%  step 91/100  0.5 steps/s  18s left" in stream.getvalue()
+  bar = Progress(200, start_step, stream=stream)
+  clock[0] = 3_000.0  # the first step was compiled
+  for step in range(1, 3):
+    bar.update(start_step + step)
+    clock[0] += 12.0
+  bar.update(start_step + 3)
+  assert "left" not in stream.getvalue()
+  clock[0] += 12.0
+  bar.update(start_step + 4)
+  bar.rest()
+  clock[0] += 3_000.0  # and the first evaluation
+  bar.update(start_step + 5)
+  clock[0] += 12.0
+  bar.update(start_step + 6)
+  bar.close()
+  left = logs.format_secs(12 * (200 - start_step - 6))
+  assert f"0.0833 steps/s  {left} left" in stream.getvalue().splitlines()[-1]
 
 
-def test_every_guidance_term_is_shown():
+def test_numbers_of_a_validation_stand_on_the_line_of_their_step_alone(clock):
+  stream = io.StringIO()
+  bar = Progress(100, stream=stream)
+  bar.update(1, {"train/loss": 2.0})
+  bar.update(2, {"val/top1": 50.0})
+  clock[0] += 20.0
+  bar.update(3, {"train/loss": 1.0})
+  bar.close()
+  _, validated, last = stream.getvalue().splitlines()
+  assert validated == "  2%  step 2/100  loss 2  val top-1 50"
+  assert last.endswith("step 3/100  loss 1")
+
+
+def test_every_guidance_term_is_shown_and_what_it_masks():
   stream = io.StringIO()
   terms = {"train/energy_loss": 2.0, "train/consistency_loss": 3.0}
   weights = {"train/energy_weight": 1.0, "train/consistency_weight": 25.0}
-  Progress(1, stream=stream).update(1, {"train/loss": 1.0} | terms | weights)
-  assert "loss 1  energy 2  consistency 3\n" in stream.getvalue()
+  masked = {"train/masked_pairs_frac": 0.25, "train/energy_masked_frac": 0.0}
+  metrics = {"train/loss": 1.0} | terms | weights | masked
+  Progress(1, stream=stream).update(1, metrics)
+  assert (
+    "loss 1  energy 2  consistency 3  masked pairs 25%  energy masked 0%\n"
+    in stream.getvalue()
+  )
+
+
+def test_what_is_short_may_stay_unsaid_and_what_is_long_is_said(clock):
+  stream = io.StringIO()
+  bar = Progress(9, stream=stream, unit="picture", name="PGD", at_once=False)
+  for done in range(9):
+    bar.update(done)
+    clock[0] += 1.9
+  bar.update(9)
+  bar.close()
+  assert stream.getvalue().startswith("PGD   67%  picture 6/9  0.526 pictures/")
+  assert len(stream.getvalue().splitlines()) == 1
 
 
 def test_on_a_terminal_messages_stand_on_their_own_lines():
@@ -194,11 +247,14 @@ def test_on_a_terminal_messages_stand_on_their_own_lines():
   bar = Progress(10, stream=stream)
   bar.update(4, {"train/loss": 0.25})
   bar.message("saved checkpoint 4")
-  bar.update(10)
+  bar.update(10, {"val/top1": 75.0})
   bar.close()
   assert "\rsaved checkpoint 4\n" in stream.getvalue()
   assert "10/10" in stream.getvalue()
   assert "loss=0.25" in stream.getvalue()
+  assert "step 10/10" in stream.getvalue() and "val top-1 75\n" in (
+    stream.getvalue()
+  )
 
 
 def test_disabled_shows_nothing():

@@ -105,6 +105,11 @@ def load(
       "the metrics of maps."
     )
   labels = [layout.labels[name] for name in pictures]
+  located = [
+    name
+    for name, own in zip(pictures, labels, strict=True)
+    if name in objects and set(objects[name]["label"]) & set(own)
+  ]
   return Dataset(
     source=FolderSource(str(layout.root), pictures, labels, objects),
     class_names=layout.class_names,
@@ -113,6 +118,7 @@ def load(
     labels=labels,
     names=pictures,
     num_dropped=annotations.num_left_out,
+    num_located=len(located),
   )
 
 
