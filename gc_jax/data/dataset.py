@@ -1,9 +1,9 @@
 """A loaded split: its records by index, read, and drawn by what they show."""
 
-import collections
 import dataclasses
 import functools
 import logging
+import multiprocessing
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,8 @@ _REJECTIONS = 20  # tries at an example without the class
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()
-_num_skipped: collections.Counter[str] = collections.Counter()
+# Broken records that were told of: name and length of the split, index.
+_told: set[tuple[str, int, int]] = set()
 
 
 class DecodeError(ValueError):
@@ -50,6 +51,8 @@ class Dataset:
   num_dropped: int = 0
   # Records that say where an object of their classes is, where that is known.
   num_located: int | None = None
+  # Records known to be broken, which were told of: `Reader` passes over them.
+  broken: Collection[int] = frozenset()
 
   def all_labels(self) -> Any:
     """Returns the labels of every record; reads them all if it must."""
@@ -138,6 +141,8 @@ class Reader:
     Raises:
       DecodeError: the record cannot be read, and `on_error` is "raise".
     """
+    if self.on_error == "skip" and index in self.dataset.broken:
+      return None
     name = ""
     try:
       record = self.dataset.source[index]
@@ -153,16 +158,23 @@ class Reader:
           f"{message}. Mend or remove it, or set --config.data.on_error=skip "
           "to go on without such pictures, and have them counted."
         ) from error
-    self._log(message)
+    self.tell(index, message)
     return None
 
-  def _log(self, message: str) -> None:
-    """Logs the first ten, then every tenth, every hundredth, and so on."""
+  def tell(self, index: int, message: str) -> None:
+    """Warns of a record that is skipped, once; of many, of ever fewer.
+
+    Decoding processes do not: each would. The one that trains on their batches
+    does, see `pipeline`.
+    """
+    if multiprocessing.parent_process() is not None:
+      return
     with _lock:
-      _num_skipped[self.dataset.name] += 1
-      count = _num_skipped[self.dataset.name]
-    if count % 10 ** (len(str(count)) - 1) == 0:
-      _logger.warning("%s. Skipped (number %d).", message, count)
+      known = (self.dataset.name, len(self.dataset.source), index) in _told
+      _told.add((self.dataset.name, len(self.dataset.source), index))
+      count = len(_told)
+    if not known and count % 10 ** (len(str(count)) - 1) == 0:
+      _logger.warning("%s. Skipped (picture number %d).", message, count)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Training data is a function of (seed, step): it depends neither on how many
 processes, workers or threads read it, nor on the step a run resumes at.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -46,6 +47,9 @@ _TRIES = 20  # at pictures that may be broken
 _PICTURE, _REPLACEMENT, _TARGET, _DISTRACTORS, _DISTRACTOR_PICTURE = range(5)
 
 _logger = logging.getLogger(__name__)
+
+# The last picture skipped for an example, or -1: to be told, not trained on.
+_BROKEN = "broken"
 
 # What a batch brings only if it is asked for, and in which entries: side of
 # the pictures -> entry -> (shape, dtype) for one example.
@@ -151,10 +155,32 @@ def train_batches(
     )
     num_workers = 0
   if num_workers:
-    return workers.batches_of(
+    made = workers.batches_of(
       batches.to_iter_dataset(_WORKER_READ_OPTIONS), num_workers
     )
-  return iter(batches.to_iter_dataset(READ_OPTIONS))
+  else:
+    made = iter(batches.to_iter_dataset(READ_OPTIONS))
+  return _told(made, make_example.reader) if on_error == "skip" else made
+
+
+def _told(batches: Iterator[Batch], reader: Reader) -> Iterator[Batch]:
+  """Warns of each broken picture once, whichever workers meet it how often."""
+  told = set(reader.dataset.broken)
+  with contextlib.closing(batches):
+    for batch in batches:
+      for index in set(batch.pop(_BROKEN).tolist()) - told - {-1}:
+        told.add(index)
+        # A picture that cannot be read warns here, and says why.
+        if reader.read(index, _reads):
+          name = f"Example {index} of {reader.dataset.name}"
+          reader.tell(index, f"{name} has an annotation that cannot be read")
+      yield batch
+
+
+def _reads(record: Mapping[str, Any]) -> bool:
+  """Returns whether a picture can be read; raises DecodeError if not."""
+  decode.check(decode.read_header(record["image"]))
+  return True
 
 
 def shuffled(position: int, num_examples: int, seed: int) -> int:
@@ -206,7 +232,8 @@ class _MakeExample:
       example |= more
       skipped += skipped_too
     if self.reader.on_error == "skip":
-      example["skipped"] = np.asarray(skipped, np.float32)
+      example["skipped"] = np.asarray(len(skipped), np.float32)
+      example[_BROKEN] = np.asarray(skipped[-1] if skipped else -1)
     return example
 
   def _generator(
@@ -224,7 +251,7 @@ class _MakeExample:
     return draw_target(labels, self.target_draw, generator)
 
   def _picture(self, position: int, out: np.ndarray):
-    """Returns labels, entries about objects, and how many were skipped."""
+    """Returns labels, entries about objects, and which were skipped."""
 
     def read(record):
       generator = self._generator(position, _PICTURE, 0, skipped)
@@ -241,10 +268,12 @@ class _MakeExample:
     dataset = self.reader.dataset
     num_examples = len(dataset.source)
     index = shuffled(position, num_examples, self.seed)
+    broken: list[int] = []
     for skipped in range(_TRIES):
       found = self.reader.read(index, read)
       if found is not None:
-        return *found, skipped
+        return *found, broken
+      broken.append(index)
       replacement = self._generator(position, _REPLACEMENT, 0, skipped)
       index = int(replacement.integers(num_examples))
     raise DecodeError(
@@ -255,14 +284,18 @@ class _MakeExample:
 
   def _distractors(
     self, position: int, labels: np.ndarray
-  ) -> tuple[dict[str, Any], int]:
-    """Returns entries of the batch, and how many pictures were skipped."""
+  ) -> tuple[dict[str, Any], list[int]]:
+    """Returns entries of the batch, and which pictures were skipped."""
     target = self._target(position, labels)
     size = self.augment.image_size
     pictures = np.zeros((NUM_DISTRACTORS, size, size, 3), np.uint8)
-    skipped = count = 0
+    count = 0
     taken: list[int] = []
-    while target is not None and skipped < _TRIES and count < NUM_DISTRACTORS:
+    broken: list[int] = []
+    while (
+      target is not None and len(broken) < _TRIES and count < NUM_DISTRACTORS
+    ):
+      skipped = len(broken)
       choice = self._generator(position, _DISTRACTORS, count, skipped)
       drawn = self.class_index.draw(target, choice, self.distractor_draw, taken)
       if drawn is None:
@@ -274,14 +307,14 @@ class _MakeExample:
         return self.augment(record["image"], generator, out)
 
       if self.reader.read(drawn, read) is None:
-        skipped += 1
+        broken.append(drawn)
       else:
         count += 1
     return {
       "target": np.asarray(target or 0, np.int32),
       "distractors": pictures,
       "distractor_mask": np.asarray(count == NUM_DISTRACTORS, np.float32),
-    }, skipped
+    }, broken
 
 
 def _object_mask(

@@ -28,6 +28,7 @@ _BEFORE_A_RUN = (files.LOCK, "compiled")
 _NOT_THE_RUN = (
   "data.dir",
   "data.num_workers",
+  "data.on_error",  # a run that has passed over nothing is the same
   "model.remat",
   "eval.batch_size",
   "eval.max_shapes",

@@ -31,6 +31,12 @@ UTF-8, or UTF-16 with a byte order mark; commas, semicolons or tabs separate
 their cells. Every line of labels.csv must be right; wrong boxes and masks may
 be left out (`on_error`).
 
+Every picture is decoded once before a run begins, a JPEG at an eighth of its
+size: one message names all that are broken. What was found is kept until a file
+changes. The pictures of official archives are not decoded when these are
+prepared, for that would take hours: a broken one there stops a run when it is
+read, or is skipped then.
+
 The folder of each class and each split must hold a picture. A warning counts
 all other files by ending. Links are followed; a link to a folder that holds it
 stops the run, and so does a name that is not UTF-8. Names are compared after
@@ -57,7 +63,12 @@ import tensorflow_datasets as tfds
 
 from gc_jax.data.dataset import Dataset, warn_once
 from gc_jax.data.decode import DecodeError, read_header
-from gc_jax.data.sets import folder_layout, folder_objects, shapes
+from gc_jax.data.sets import (
+  folder_layout,
+  folder_objects,
+  folder_pictures,
+  shapes,
+)
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.data.storage import parts_of
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
@@ -80,8 +91,9 @@ def load(
 ) -> Dataset:
   """Returns a split of a folder; nothing is written into it.
 
-  What annotations say is kept in `data_dir` until a file of the folder changes.
-  `on_error="skip"` leaves out wrong annotations, and counts them.
+  What annotations say, and which pictures are broken, is kept in `data_dir`
+  until a file of the folder changes. `on_error="skip"` leaves out wrong
+  annotations, and counts them; broken pictures stay, and readers skip them.
 
   Raises:
     ValueError: if the split is unknown, or the folder or an annotation is not
@@ -93,6 +105,8 @@ def load(
   pictures = _part(split, layout)
   if on_error == "raise":
     _check_links(pictures, layout)
+  broken = folder_pictures.broken(layout, _index_folder(data_dir))
+  _report_broken(broken, pictures, layout, on_error)
   annotations = _read_objects(layout, data_dir)
   _report(annotations, layout, on_error)
   found = annotations.of_picture
@@ -119,6 +133,9 @@ def load(
     names=pictures,
     num_dropped=annotations.num_left_out,
     num_located=len(located),
+    broken=frozenset(
+      index for index, name in enumerate(pictures) if name in broken
+    ),
   )
 
 
@@ -199,8 +216,7 @@ def _read_objects(
   root = layout.root.resolve()
   key = json.dumps([_VERSION, str(root), layout.files])
   digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-  data_dir = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
-  index = Path(data_dir, "folder", f"{root.name}-{digest}.json")
+  index = _index_folder(data_dir) / f"{root.name}-{digest}.json"
   if index.exists():
     return folder_objects.Objects(**json.loads(index.read_text()))
   objects = folder_objects.read_objects(layout)
@@ -212,6 +228,35 @@ def _read_objects(
   except OSError as error:
     _logger.warning("The index of %s is not kept: %s", layout.root, error)
   return objects
+
+
+def _index_folder(data_dir: str | os.PathLike) -> Path:
+  """Returns where is kept what is known of folders."""
+  data_dir = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
+  return Path(data_dir, "folder")
+
+
+def _report_broken(
+  broken: dict[str, str],
+  pictures: Sequence[str],
+  layout: Layout,
+  on_error: str,
+) -> None:
+  """Raises or logs which pictures cannot be read, all of the folder at once."""
+  if not broken:
+    return
+  message = (
+    f"{number_of(len(broken), 'picture')} of {len(layout.labels):,} in "
+    f"{layout.root} cannot be read:\n  "
+    + listed([f"{k}: {v}" for k, v in broken.items()], 20, between="\n  ")
+  )
+  if on_error == "skip":
+    warn_once(f"{message}\nThey are skipped, and counted.")
+  elif not broken.keys().isdisjoint(pictures):
+    raise ValueError(
+      f"{message}\nMend or remove them, or set --config.data.on_error=skip to "
+      "go on without them, and have them counted; a run may go on with either."
+    )
 
 
 def _check_links(pictures: Sequence[str], layout: Layout) -> None:

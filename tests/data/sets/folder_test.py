@@ -1,12 +1,14 @@
 """A folder of one's own as a data set: its records, batches and pictures."""
 
 import logging
+import re
 
 import pytest
 
-from gc_jax.data import pipeline
+from gc_jax.data import decode, pipeline
 from gc_jax.data.sets import folder
-from tests.data import evaluated, photos
+from gc_jax.runtime import speaking
+from tests.data import photos
 from tests.data.photos import write
 
 PHOTO_OF = {"cat": "chelsea.png", "cup": "coffee.png", "moto": "moon.png"}
@@ -94,7 +96,7 @@ def test_nothing_is_written_into_the_folder_and_no_picture_is_copied(root):
   load(root)
   assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
   kept = [p for p in (root.parent / "tfds").rglob("*") if p.is_file()]
-  assert [p.suffix for p in kept] == [".json"]
+  assert [p.suffix for p in kept] == [".json"] * 2  # annotations, pictures
 
 
 # Folders that are not what they should be.
@@ -135,14 +137,51 @@ JPEG = photos.encode(photos.load("coffee.png", (96, 72)))
     (b"this is not a picture", r"starts? with b'this is not '"),
   ],
 )
-def test_a_broken_picture_is_named(root, content, message):
+def test_broken_pictures_of_all_splits_are_named_at_once(
+  root, content, message
+):
   write(root, "train/cup/001.jpg", content)
   write(root, "val/cup/000.jpg", content)
-  message = rf"of folder/mine, \w+/cup/00\d.jpg, .*{message}"
-  with pytest.raises(ValueError, match=f"Example 3 {message}"):
-    next(train_batches(load(root)))
-  with pytest.raises(ValueError, match=f"Example 1 {message}"):
-    evaluated.batch(load(root, "validation"), 48)
+  for split in ("train", "validation"):
+    with pytest.raises(ValueError, match=r"2 pictures of 9 in .*/mine") as told:
+      load(root, split)
+    for name in ("train/cup/001.jpg", "val/cup/000.jpg"):
+      assert re.search(f"{name}: .*{message}", str(told.value))
+    assert "--config.data.on_error=skip" in str(told.value)
+  # Of a part without any, nothing stops.
+  assert len(load(root, "train[:3]").source) == 3
+  assert load(root, on_error="skip").broken == {3}
+
+
+def test_only_pictures_that_changed_are_checked_again(root, monkeypatch):
+  load(root)
+  read = []
+  check = decode.check
+  monkeypatch.setattr(
+    decode, "check", lambda header: read.append(header) or check(header)
+  )
+  load(root, "validation")
+  assert read == []
+  write(root, "train/cup/001.jpg", b"GIF8 and no more")
+  with pytest.raises(ValueError, match=r"1 picture of 9 [\s\S]*cup/001.jpg"):
+    load(root)
+  write(root, "train/cup/001.jpg", JPEG)
+  assert load(root).broken == frozenset() and len(read) == 1
+
+
+def test_what_is_checked_is_told_with_how_many_are_done(root, capsys):
+  said = []
+
+  class Listened(speaking.Task):
+    def __setattr__(self, name, value):
+      super().__setattr__(name, value)
+      said.append(value)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(speaking, "Task", Listened)
+    load(root)
+  assert capsys.readouterr().err == f"checking 9 pictures of {root}\n"
+  assert "checking pictures, 9 of 9 done" in said
 
 
 def test_a_picture_that_is_gone_is_named(root):
