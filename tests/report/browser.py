@@ -56,9 +56,10 @@ class Browser:
     message, self._buffer = self._buffer.split(b"\0", 1)
     return json.loads(message)
 
-  def open(self, path, width=1280, height=900, dark=False):
+  def open(self, path, width=1280, height=900, dark=False, script=True):
     """Opens a file and waits until it has been laid out."""
     self.events = []
+    self("Emulation.setScriptExecutionDisabled", value=not script)
     self.resize(width, height)
     self(
       "Emulation.setEmulatedMedia",
@@ -73,7 +74,8 @@ class Browser:
     ] != "complete" or self.run("location.href").startswith("about:"):
       assert time.monotonic() < until, f"{path} did not load"
       time.sleep(0.05)
-    self.settle()
+    if script:
+      self.settle()
 
   def resize(self, width, height=900):
     """Gives the page another width."""

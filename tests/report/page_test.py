@@ -62,6 +62,14 @@ def _read(path):
   assert "url(http" not in found.source and "@import" not in found.source
   for image in found.images:
     assert image["src"].startswith(_EMBEDDED) and image["alt"]
+    # Known before it is drawn, so that nothing moves.
+    assert int(image["width"]) > 0 and int(image["height"]) > 0
+  ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
+  assert len(ids) == len(set(ids))
+  for _, attrs in found.tags:
+    for name in ("href", "aria-labelledby"):
+      aim = attrs.get(name, "").removeprefix("#")
+      assert not aim or aim in ids, f"{name} leads nowhere: {aim}"
   return found
 
 

@@ -44,39 +44,39 @@
       ? `${shown} pictures`
       : `${shown} of ${cards.length} pictures`;
   };
+  // Numbers of the classes, by the chosen method.
+  const numbers = document.getElementById("numbers-by-class");
+  const byMethod = numbers && JSON.parse(numbers.textContent);
+  const renumber = () => {
+    const select = controls.elements.method;
+    const chosen = byMethod?.[wanted("method") || numbers.dataset.method];
+    if (!chosen) return;
+    for (const row of all("table.classes tbody tr")) {
+      for (const cell of all("[data-column]", row)) {
+        cell.textContent = chosen[row.dataset.class][cell.dataset.column];
+      }
+    }
+    for (const word of all("[data-shown-method]")) {
+      word.textContent = select?.value
+        ? select.selectedOptions[0].textContent
+        : word.dataset.shownMethod;
+    }
+  };
+
   if (controls) {
+    const update = () => {
+      filter();
+      renumber();
+    };
     controls.hidden = false;
     controls.addEventListener("submit", (event) => event.preventDefault());
-    controls.addEventListener("change", filter);
+    controls.addEventListener("change", update);
+    // The fields have their first values once the event is over.
     controls.addEventListener("reset", () => setTimeout(() => {
       setOpacity(100);
-      filter();
+      update();
     }));
-    filter();
-  }
-
-  // Numbers of the classes by the chosen method.
-  const numbers = document.getElementById("numbers-by-class");
-  if (numbers && controls) {
-    const byMethod = JSON.parse(numbers.textContent);
-    const rows = all("table.classes tbody tr");
-    const first = controls.elements.method?.value;
-    controls.addEventListener("change", () => {
-      const chosen = byMethod[wanted("method") || numbers.dataset.method];
-      for (const row of chosen ? rows : []) {
-        const cells = all("[data-column]", row);
-        const values = chosen[row.dataset.class] ?? [];
-        for (const cell of cells) {
-          cell.textContent = values[cell.dataset.column] ?? "";
-        }
-      }
-      for (const word of all("[data-shown-method]")) {
-        const select = controls.elements.method;
-        word.textContent = select?.value
-          ? select.selectedOptions[0].textContent
-          : word.dataset.shownMethod;
-      }
-    });
+    update();
   }
 
   // Sorting: a click, another for the other way, a third for the first order.
