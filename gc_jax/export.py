@@ -18,18 +18,18 @@ _FOLDERS = {"folder": "", "stablehlo": ".stablehlo"}
 FORMATS = _FILES | _FOLDERS
 
 _DESCRIPTION = """\
-Writes the last checkpoint of a run for use elsewhere. The --out says how:
+Writes the last checkpoint of a run for use elsewhere. The name in --out says
+how:
 
-  FOLDER               model.safetensors, config.json and README.md, a model
-                       card: in timm's conventions, as Hugging Face's Hub takes
-                       them
+  FOLDER               model.safetensors, config.json and README.md (a model
+                       card), as timm and the Hugging Face Hub take them
   FILE.safetensors     weights under torchvision's names, and what they are
   FILE.pth             the same as a state dict; what they are, in FILE.pth.json
   FOLDER.stablehlo     programs for JAX without gc_jax, on CPUs, GPUs and TPUs:
                        logits and maps of uint8 pictures
 
-Beside a file lies its card, FILE.safetensors.md or FILE.pth.md. Only .pth needs
-PyTorch. A run that trains on is exported as far as it has come.
+A file gets a card beside it, FILE.safetensors.md or FILE.pth.md. Only .pth
+needs PyTorch. If the run is still training, its last checkpoint is exported.
 """
 _EPILOG = """\
 examples:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--out",
     required=True,
     metavar="FILE|FOLDER",
-    help="what to write; without a suffix, a folder",
+    help="what to write; a name without a suffix is a folder",
   )
   add(
     "--format",
@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   add(
     "--verify",
     action="store_true",
-    help="load it elsewhere and compare with the run on its pictures: in "
-    "PyTorch logits and both Grad-CAM maps, and logits by the card's own code "
-    "where its library is installed; stablehlo in a process without gc_jax. "
-    "Exits with 1 if they differ",
+    help="load the export elsewhere and compare it with the run on its "
+    "pictures: in PyTorch the logits and both Grad-CAM maps, and the logits by "
+    "the card's own code where its library is installed; stablehlo in a "
+    "process without gc_jax. Exits with 1 if they differ",
   )
   add("--overwrite", action="store_true", help="replace what is there")
   args = parser.parse_args(argv)
