@@ -4,8 +4,8 @@ r"""Your own pictures: a folder for each class.
     --config.data.path=DIR
 
 DIR holds `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `CLASS/*.jpg` alone;
-masks, boxes, and several classes a picture, as gc_jax/data/sets/folder.py says.
-Without masks or boxes, every metric of maps but NQH counts 0 pairs.
+masks, boxes, and several classes in a picture: see gc_jax/docs/data.md.
+Without masks or boxes, NQH is the only metric of maps.
 
 Variants, after a colon: `ce` (plain), `gc` (the default: with the Grad-CAM
 consistency loss), `gmp` (global max pooling), `gmp_gc` (both). They are meant
