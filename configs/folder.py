@@ -64,6 +64,8 @@ def _make_small(c: ml_collections.ConfigDict) -> None:
   c.data.eval_resize_px = 128
   c.data.num_workers = 0
   c.optim.lr_per_256 = 0.8
+  if c.loss.consistency_weight:
+    c.loss.consistency_weight = 150.0
   c.eval.every_epochs = c.checkpoint.every_epochs = 5.0
   c.loss.ramp_epochs = c.num_epochs / 2
   c.compose.mode = "packed_by_class"  # classes are few
@@ -78,8 +80,6 @@ def _finetune(c: ml_collections.ConfigDict) -> None:
   c.optim.lr_per_256 = 0.1
   c.optim.warmup_epochs = 1.0
   c.optim.clip_norm = 1.0
-  if c.loss.consistency_weight:
-    c.loss.consistency_weight = 150.0
   c.loss.ramp_epochs = c.num_epochs / 2
 
 
