@@ -30,13 +30,14 @@ MAX_MATRIX = 25  # classes in a matrix; of more, the most frequent mistakes
 _MAX_LISTED = 20
 _MAX_COLUMNS = 12
 RULE = (
-  "A class stands out if one of its numbers differs from those of the other "
-  "classes by more than chance (p < 0.05, exact or by ranks, corrected for all "
-  "classes and metrics), and is an outlier among theirs (Student's t of the "
-  "class against the others, p < 0.05, corrected for all classes) by at least "
-  f"{_MIN_POINTS:g} points. Of fewer than {_MIN_CLASSES} classes, whose spread "
-  f"is unknown: by {_MIN_POINTS_OF_FEW:g} points. Classes with fewer than "
-  f"{_MIN_PAIRS} pairs of picture and class are left out."
+  "A class stands out if one of its numbers differs from the other classes' by "
+  "more than chance (p < 0.05, exact or by ranks, corrected for all classes "
+  f"and metrics), and is an outlier among theirs: at least {_MIN_POINTS:g} points "
+  "from their mean, and p < 0.05 by Student's t of the class against the "
+  f"others, corrected for all classes. Of fewer than {_MIN_CLASSES} classes "
+  f"the spread is unknown: there it must be {_MIN_POINTS_OF_FEW:g} points from the "
+  f"next one. Classes with fewer than {_MIN_PAIRS} pairs of picture and class "
+  "are left out."
 )
 
 
@@ -136,7 +137,7 @@ def _outliers(
     target, return_inverse=True, return_counts=True
   )
   num = len(labels)
-  if num < 2:
+  if num < 2 or np.ptp(values) == 0:
     return []
   means = 100.0 * np.bincount(place, values) / counts
   if np.isin(values, (0, 1)).all():
@@ -152,22 +153,25 @@ def _outliers(
   found = []
   for k in np.flatnonzero(chance * num * num_metrics < _LEVEL):
     others = np.delete(means, k)
-    away = means[k] - others.mean()
+    low, high = float(others.min()), float(others.max())
+    away = float(means[k] - others.mean())
+    beyond = max(low - means[k], means[k] - high)
     if num < _MIN_CLASSES:
-      stands_out = abs(away) >= _MIN_POINTS_OF_FEW
+      stands_out = beyond >= _MIN_POINTS_OF_FEW
     else:
       spread = others.std(ddof=1) * np.sqrt(1 + 1 / (num - 1))
       outlying = 2 * stats.t.sf(abs(away) / max(spread, 1e-9), num - 2)
-      stands_out = abs(away) >= _MIN_POINTS and outlying * num < _LEVEL
-    is_outside = not others.min() <= means[k] <= others.max()
-    if stands_out and is_outside:
+      stands_out = (
+        beyond > 0 and abs(away) >= _MIN_POINTS and outlying * num < _LEVEL
+      )
+    if stands_out:
       found.append(
         Finding(
           int(labels[k]),
           metric,
           float(means[k]),
-          float(others.min()),
-          float(others.max()),
+          low,
+          high,
           num - 1,
           int(counts[k]),
           (away < 0) == metric.higher_is_better,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gc_jax.attribution import title_of
+from gc_jax.method.metrics import Key
 from gc_jax.report import artefact, page
 from gc_jax.report.page import write_report
 from tests.report import evaluations
@@ -410,6 +411,42 @@ def test_an_evaluations_page_says_what_was_measured_how(made):
   row = re.search(r'<tr id="class-2".*?</tr>', found.source, re.S)[0]
   assert "two &lt;&amp;&gt;" in row
   assert 'data-column="0">86.5</td>' in row and ">30.0</td>" in row
+
+
+def test_the_page_says_which_class_stands_out_and_where_it_looks_first(made):
+  found = _write(made)
+  _holds(found, "No class does", "test 1", "Taken for")
+  words = ("What stands out", "Where it looks", "By class", "At a glance")
+  places = [found.text.index(one) for one in words]
+  assert places == sorted(places)
+  key = Key("pointing_game", ELEMENTWISE)
+  points = np.float32(np.arange(80) % 10 > 0)
+  points[made.rows.target == 2] = 0
+  columns = {**made.rows.columns, key: points}
+  rows = made.rows._replace(columns=columns)
+  found = _write(dataclasses.replace(made, rows=rows))
+  _holds(found, "PG 0.0 against", "Over 26 pairs of picture and class")
+  assert "No class does" not in found
+  assert "#class-2" in [attrs.get("href") for _, attrs in found.tags]
+
+
+def test_an_error_shows_the_map_of_what_was_predicted_and_how_sure(made):
+  example = dataclasses.replace(
+    made.examples[0],
+    name="cats/7.jpg",
+    probability=0.125,
+    predicted_probability=0.75,
+    predicted_maps={ELEMENTWISE: made.examples[0].maps[ELEMENTWISE]},
+  )
+  artefact.save(dataclasses.replace(made, examples=[example]))
+  (loaded,) = artefact.load(made.folder).examples
+  assert (loaded.name, loaded.probability) == ("cats/7.jpg", 0.125)
+  found = _write(dataclasses.replace(made, examples=[loaded]))
+  _holds(
+    found,
+    *("p(one)12.5%", "p(two <&>)75.0%", "cats/7.jpg"),
+    "Grad-CAM, element-wise, of two <&>",
+  )
 
 
 def test_the_sanity_check_names_the_methods_that_fail(made):
