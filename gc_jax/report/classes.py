@@ -32,12 +32,12 @@ _MAX_COLUMNS = 12
 RULE = (
   "A class stands out if one of its numbers differs from the other classes' by "
   "more than chance (p < 0.05, exact or by ranks, corrected for all classes "
-  f"and metrics), and is an outlier among theirs: at least {_MIN_POINTS:g} points "
-  "from their mean, and p < 0.05 by Student's t of the class against the "
-  f"others, corrected for all classes. Of fewer than {_MIN_CLASSES} classes "
-  f"the spread is unknown: there it must be {_MIN_POINTS_OF_FEW:g} points from the "
-  f"next one. Classes with fewer than {_MIN_PAIRS} pairs of picture and class "
-  "are left out."
+  "and metrics), and is an outlier among theirs: at least "
+  f"{_MIN_POINTS:g} points from their mean, and p < 0.05 by Student's t of the "
+  "class against the others, corrected for all classes. Of fewer than "
+  f"{_MIN_CLASSES} classes the spread is unknown: there it must be "
+  f"{_MIN_POINTS_OF_FEW:g} points from the next one. Classes with fewer than "
+  f"{_MIN_PAIRS} pairs of picture and class are left out."
 )
 
 

@@ -231,7 +231,10 @@
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(target).setAttribute("aria-current", "true");
+      const link = links.get(target);
+      link.setAttribute("aria-current", "true");
+      // Where the contents are a line, it moves along.
+      link.closest("nav").scrollLeft = link.offsetLeft - 24;
     }
   }, { rootMargin: "0px 0px -75% 0px" });
   for (const head of links.keys()) mark.observe(head);
