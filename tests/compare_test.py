@@ -13,6 +13,7 @@ from PIL import Image
 
 from gc_jax import compare
 from tests.report import evaluations
+from tests.smoke import unlike_new
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = [
@@ -88,6 +89,7 @@ def _check_figure(path, columns, rows):
 def test_runs_become_a_table_and_a_figure(out, runs):
   done = _compare(*runs, f"--out={out}")
   assert done.returncode == 0, done.stderr
+  assert unlike_new(out) == []
   assert _names(out) == FILES
   assert all(f"wrote {out / name}" in done.stdout for name in FILES)
   markdown = (out / "comparison.md").read_text()

@@ -22,6 +22,7 @@ from gc_jax.report import artefact
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 from tests import smoke
+from tests.smoke import unlike_new
 
 # Whole evaluations.
 pytestmark = pytest.mark.slow
@@ -78,6 +79,7 @@ def interrupted(smoke_run, monkeypatch):
 
 def test_every_metric_is_there(finished):
   out, lines = finished
+  assert unlike_new(out) == []
   found = artefact.load(out)
   results = found.results
   maps = [

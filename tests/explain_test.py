@@ -22,6 +22,7 @@ from gc_jax.attribution import METHODS, Method
 from gc_jax.data import image_files
 from gc_jax.inference import trained
 from gc_jax.report import pictures
+from tests.smoke import unlike_new
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -79,6 +80,7 @@ def explained(explain, tmp_path):
   def explained(*args, out=tmp_path / "out"):
     done = explain(*args, f"--out={out}")
     assert done.status == 0, done.err
+    assert unlike_new(out) == []
     text = (out / "explanations.json").read_text()
     return done.out, json.loads(text)
 

@@ -18,6 +18,7 @@ import gc_jax
 from gc_jax import export, models, torch_io
 from gc_jax.inference import programs, trained
 from gc_jax.torch_io import loading, names
+from tests.smoke import unlike_new
 from tests.torch_io import torch_models
 
 COMPARED = {"logits", "gradcam", "gradcam_elementwise"}
@@ -75,6 +76,7 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
   assert {name for name, _ in found} == COMPARED
   assert all(float(value) < 1e-4 for _, value in found)
   assert all(f"wrote {path}" in printed for path in tmp_path.iterdir())
+  assert unlike_new(tmp_path) == []
 
   text = (tmp_path / f"model.{suffix}.md").read_text()
   assert "0. 0\n1. 1\n" in text and "global max pooling" in text

@@ -1,6 +1,8 @@
 """The run that several files of tests look at, and how it is started."""
 
+import os
 import pathlib
+import stat
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,4 +23,15 @@ def command(workdir, *flags):
     f"--workdir={workdir}",
     *([] if any(flag.startswith("--config=") for flag in flags) else FLAGS),
     *flags,
+  ]
+
+
+def unlike_new(folder):
+  """Returns files below a folder without the permissions of any new file."""
+  mask = os.umask(0)
+  os.umask(mask)
+  return [
+    path
+    for path in folder.rglob("*")
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) != 0o666 & ~mask
   ]

@@ -6,6 +6,10 @@ sent to all processes of a command.
 """
 
 import contextlib
+import functools
+import gc
+import glob
+import itertools
 import os
 import re
 import signal
@@ -28,6 +32,8 @@ _BATCHES_HERE = 2  # one that is being copied, one that is being removed
 # Each array of a batch, and each semaphore, takes whole pages.
 _BATCH_PAGES_BYTES = 32_768
 _WORKER_BYTES = 200_000
+_RANDOM_LETTERS = 16  # of the name of a block
+_numbers = itertools.count()  # of the iterators of this process
 # Why the system may end a process by a signal.
 _REASONS = {
   "SIGBUS": f"{_SHARED_MEMORY} is full, as others write there too. Give it "
@@ -90,12 +96,14 @@ def batches_of(
   # Grain hands absl flags to its workers. A notebook never parses them.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+  prefix = f"/gc_jax_{os.getpid()}_{next(_numbers)}_"
   iterator = iter(
     batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=num_workers), _start_worker
+      grain.MultiprocessingOptions(num_workers=num_workers),
+      functools.partial(_start_worker, prefix),
     )
   )
-  with contextlib.closing(iterator), _losses_told():
+  with _memory_given_back(prefix), contextlib.closing(iterator), _losses_told():
     # The workers start here, or in threads that start here.
     with signals.kept_from_children():
       batch = _copied(next(iterator))
@@ -104,15 +112,38 @@ def batches_of(
       batch = _copied(next(iterator))
 
 
-def _start_worker(index: int, count: int) -> None:
+def _start_worker(prefix: str, index: int, count: int) -> None:
+  """Sets up a worker, whose blocks of shared memory get names of this kind."""
   del index, count
   signals.end_with_parent()
+  # There is no public way to name blocks that others make.
+  shared_memory._SHM_NAME_PREFIX = prefix
+  shared_memory._SHM_SAFE_NAME_LENGTH = len(prefix) + _RANDOM_LETTERS
 
 
 def _copied(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   # In shared memory a batch would stay until a device has computed on it, and
   # those of many steps are under way at once.
   return {name: np.array(array) for name, array in batch.items()}
+
+
+@contextlib.contextmanager
+def _memory_given_back(prefix: str) -> Iterator[None]:
+  """Frees the blocks of shared memory that nobody has freed at the end.
+
+  Grain frees a batch in a thread, once nothing refers to it: after an error
+  some are left, and of a worker that was killed all. Python would free them
+  when the process ends, and warn that they leaked.
+  """
+  try:
+    yield
+  finally:
+    gc.collect()
+    for path in glob.glob(f"{_SHARED_MEMORY}{prefix}*"):
+      with contextlib.suppress(FileNotFoundError):  # Grain was faster
+        block = shared_memory.SharedMemory(os.path.basename(path))
+        block.close()
+        block.unlink()
 
 
 @contextlib.contextmanager

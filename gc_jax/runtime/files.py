@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -199,7 +200,8 @@ def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   """Opens a file that takes the name `path` once it is complete.
 
   Readers see the old file or the new one, never a part. Missing parent folders
-  are made.
+  are made. It has the permissions of any new file, also if it is written by its
+  name: safetensors puts one in its place that only its owner may read.
   """
   path = as_path(path)
   if is_in_bucket(path):
@@ -212,7 +214,9 @@ def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   try:
     with temporary.open("wb") as file:
+      permissions = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
       yield file
+    temporary.chmod(permissions)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

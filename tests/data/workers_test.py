@@ -149,10 +149,14 @@ def test_a_worker_that_is_lost_is_told_with_what_to_do(code, words):
 
 SCRIPT = """
 import contextlib, os, sys, time
+from gc_jax.data import pipeline
 from tests.data.workers_test import batches, dataset_of
 
 if __name__ == "__main__":
-  made = batches(dataset_of(), int(sys.argv[1]), image_size=256)
+  dataset = dataset_of(40)
+  if "broken" in sys.argv:  # of the fifth batch
+    dataset.source[pipeline.shuffled(18, 40, 0)]["image"] = b"no picture"
+  made = batches(dataset, int(sys.argv[1]), image_size=256)
   with contextlib.closing(made):
     next(made)
     print("on", flush=True)
@@ -227,14 +231,24 @@ def test_signals_to_all_of_a_command_leave_workers_and_its_death_ends_them(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks into /proc")
-def test_a_worker_that_is_killed_ends_training_by_a_line(tmp_path):
-  process = start(tmp_path, 1, 1000)
+@pytest.mark.parametrize("trouble", ["killed", "broken"])
+def test_after_an_error_a_line_says_so_and_no_shared_memory_is_left(
+  tmp_path, trouble
+):
+  """Whether a worker is lost, or meets a broken picture, while others go on."""
+  process = start(tmp_path, 3, 1000, trouble)
   assert process.stdout.readline() == "on\n", process.communicate()
-  (child,) = children_of(process.pid)
-  os.kill(child, signal.SIGKILL)
-  _, said = process.communicate(timeout=60)
+  if trouble == "killed":
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
+  _, said = process.communicate(timeout=120)
   assert process.returncode == 1
-  assert "WorkerLostError: A process that decodes pictures was ended by" in said
+  message = {
+    "killed": "WorkerLostError: A process that decodes pictures was ended by",
+    "broken": "cannot be read: it is no picture",
+  }
+  assert message[trouble] in said
+  assert "leaked" not in said
+  assert not list(pathlib.Path("/dev/shm").glob(f"gc_jax_{process.pid}_*"))
 
 
 def can_unshare():

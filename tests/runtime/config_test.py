@@ -6,6 +6,7 @@ import pytest
 
 from configs import quickstart
 from gc_jax.runtime import config as saved_config
+from gc_jax.runtime import files
 
 
 def make(**overrides):
@@ -44,6 +45,28 @@ def test_a_broken_configuration_is_told_and_left_alone(tmp_path, text, found):
   assert path.read_text() == text
 
 
+def test_a_folder_of_other_files_is_no_workdir(tmp_path):
+  saved_config.check_same_run(make(), tmp_path / "new")
+  # A run that ended before it wrote anything, in a folder that launch/ made.
+  (tmp_path / files.LOCK).touch()
+  (tmp_path / "compiled").mkdir()
+  saved_config.check_same_run(make(), tmp_path)
+  (tmp_path / "letter.txt").touch()
+  with pytest.raises(ValueError, match=r"holds letter\.txt and no conf"):
+    saved_config.check_same_run(make(), tmp_path)
+  with pytest.raises(ValueError, match=r"letter\.txt must be a folder, "):
+    saved_config.check_same_run(make(), tmp_path / "letter.txt")
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_every_field_has_its_name_and_what_is_said_beside_it():
+  said = saved_config.meanings()
+  assert said.keys() == saved_config.flatten(make().to_dict()).keys()
+  assert said["batch_size"] == "images of an update, over all devices"
+  assert said["data.num_workers"].endswith("room for what processes hand over")
+  assert "lambda" in said["loss.consistency_weight"]
+
+
 def test_a_run_goes_on_elsewhere_and_with_the_defaults_of_newer_fields(
   tmp_path, saved
 ):
@@ -51,7 +74,8 @@ def test_a_run_goes_on_elsewhere_and_with_the_defaults_of_newer_fields(
   assert config["optim"]["step_epochs"] == [30, 60]
   del config["accumulate_steps"], config["model"]["bn_group"]
   saved(config)
-  moved = make(**{"data.num_workers": 2, "log.every_steps": 7})
+  moved = {"data.num_workers": 2, "data.on_error": "skip"}
+  moved = make(**moved, **{"log.every_steps": 7})
   for same in (make(), moved):
     saved_config.check_same_run(same, tmp_path)
   with pytest.raises(ValueError, match="accumulate_steps: 1 there, 2 now"):

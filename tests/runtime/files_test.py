@@ -246,3 +246,18 @@ def test_a_waiting_process_is_told_the_holder_and_may_refuse(tmp_path):
     with pytest.raises(KeyError), files.locked(lock, refuse):
       raise AssertionError
   assert f"process {os.getpid()}" in told[0]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_has_the_permissions_of_any_new_one_whoever_wrote_it(
+  tmp_path, mask
+):
+  """As safetensors does, which puts a private file in place of an empty one."""
+  before = os.umask(mask)
+  try:
+    with files.replacing(tmp_path / "weights") as file:
+      os.unlink(file.name)
+      os.close(os.open(file.name, os.O_CREAT | os.O_WRONLY, 0o600))
+  finally:
+    os.umask(before)
+  assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o666 & ~mask

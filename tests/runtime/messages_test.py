@@ -2,7 +2,7 @@
 
 import pytest
 
-from gc_jax.runtime.messages import listed, unknown_name_message
+from gc_jax.runtime.messages import listed, nearest_fields, unknown_name_message
 
 CLASSES = [f"class_number_{i:04}" for i in range(1500)]
 
@@ -40,3 +40,25 @@ def test_few_names_are_all_listed_in_their_order_and_long_ones_cut():
   )
   message = unknown_name_message("class", "x" * 9_999, ["y" * 9_999] * 30)
   assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+  ("name", "nearest"),
+  [
+    ("size", ["data.image_size"]),  # by its last part
+    ("data.imagesize", ["data.image_size"]),  # nearly as it is spelled
+    ("folder", ["data.path", "report.baseline"]),  # by what is said of it
+    ("report.folder", ["report.baseline"]),  # and where
+    ("model.epochs", ["num_epochs"]),
+    ("xyzzy", []),
+    ("", []),
+  ],
+)
+def test_fields_are_near_by_spelling_and_by_meaning(name, nearest):
+  meanings = {
+    "data.path": "folder of the pictures",
+    "data.image_size": "pixels, square",
+    "report.baseline": "folder of a run",
+    "num_epochs": "",
+  }
+  assert nearest_fields(name, meanings) == nearest

@@ -33,7 +33,7 @@ from gc_jax.runtime.messages import class_differences
 from gc_jax.training import build, loop
 from gc_jax.training.step import TrainState
 from tests.data import photos
-from tests.smoke import ROOT, command
+from tests.smoke import ROOT, command, unlike_new
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +87,7 @@ def test_a_run_leaves_the_files_and_numbers_of_the_contract(smoke_run):
     *("results.json", "report.html", "gallery.npz"),
   } <= names
   assert any(name.startswith("events.out.tfevents") for name in names)
+  assert unlike_new(smoke_run) == []
   results = json.loads((smoke_run / "results.json").read_text())
   assert results["step"] == 8
   assert results["val/num_examples"] == 40
