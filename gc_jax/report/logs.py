@@ -20,6 +20,10 @@ from gc_jax.runtime import files, speaking
 FILENAME = "metrics.jsonl"
 LINE_EVERY_SECS = 10.0  # less than `speaking.QUIET_SECS`
 _BAR_EVERY_SECS = 1.0
+# Without the time left by tqdm, in which the compilation counts.
+_BAR = (
+  "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+)
 _WARM = 3  # steps without a compilation, before a time left is shown
 _UPLOAD_EVERY_SECS = 60.0
 
@@ -231,6 +235,7 @@ class Progress:
         unit=unit,
         file=self._stream,
         desc=None if name == "training" else name,
+        bar_format=_BAR,
         dynamic_ncols=True,
         leave=at_once,
         delay=0 if at_once else LINE_EVERY_SECS,
@@ -263,7 +268,9 @@ class Progress:
     if due:
       self._shown_at = now
     if self._bar is not None:
-      self._bar.set_postfix(self._shown, refresh=False)
+      self._bar.set_postfix_str(
+        "  ".join(self._speed(step) + _pairs(self._shown)), refresh=False
+      )
       self._bar.update(step - self._bar.n)
       if once:
         self.message(line)
@@ -316,15 +323,23 @@ class Progress:
     parts = [f"{percent:3.0f}%", f"{self._unit} {step:,}/{self._total_steps:,}"]
     if self._name != "training":
       parts.insert(0, self._name)
-    if self._warm_steps >= _WARM and self._warm_secs > 0:
-      rate = self._warm_steps / self._warm_secs
-      parts.append(f"{rate:.3g} {self._unit}s/s")
-      if not self._ends(step):
-        left_secs = (self._total_steps - step) / rate
-        parts.append(f"{format_secs(left_secs)} left")
     shown = {**self._shown, **once}
-    parts += [f"{word} {value}" for word, value in shown.items()]
-    return "  ".join(parts)
+    return "  ".join(parts + self._speed(step) + _pairs(shown))
+
+  def _speed(self, step: int) -> list[str]:
+    """Returns how fast it goes and the time left, once that is known."""
+    if self._warm_steps < _WARM or self._warm_secs <= 0:
+      return []
+    rate = self._warm_steps / self._warm_secs
+    speed = [f"{rate:.3g} {self._unit}s/s"]
+    if not self._ends(step):
+      left_secs = (self._total_steps - step) / rate
+      speed.append(f"{format_secs(left_secs)} left")
+    return speed
+
+
+def _pairs(shown: Mapping[str, str]) -> list[str]:
+  return [f"{word} {value}" for word, value in shown.items()]
 
 
 def _words(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -251,10 +251,24 @@ def test_on_a_terminal_messages_stand_on_their_own_lines():
   bar.close()
   assert "\rsaved checkpoint 4\n" in stream.getvalue()
   assert "10/10" in stream.getvalue()
-  assert "loss=0.25" in stream.getvalue()
+  assert "loss 0.25]" in stream.getvalue()
   assert "step 10/10" in stream.getvalue() and "val top-1 75\n" in (
     stream.getvalue()
   )
+
+
+def test_a_bar_shows_the_time_left_of_steps_without_a_compilation(clock):
+  stream = _Terminal()
+  bar = Progress(10, stream=stream)
+  clock[0] = 3_000.0
+  for step in range(1, 9):
+    bar.update(step)
+    clock[0] += 6.0
+  bar.close()
+  shown = stream.getvalue().split("\r")
+  assert not any("left" in one for one in shown if " 3/10" in one)
+  assert "8/10 [" in shown[-1] and "0.167 steps/s  12s left]" in shown[-1]
+  assert "<" not in stream.getvalue()  # tqdm's own
 
 
 def test_disabled_shows_nothing():
