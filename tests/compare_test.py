@@ -94,14 +94,15 @@ def test_runs_become_a_table_and_a_figure(out, runs):
   assert all(f"wrote {out / name}" in done.stdout for name in FILES)
   markdown = (out / "comparison.md").read_text()
   assert "| ResNet18 GC | Grad-CAM, element-wise | 2 | " in markdown
-  assert "**21.0 ± 1.4**" in markdown
+  # Two seeds apart by 2 show nothing of 4 points.
+  assert "| 21.0 ± 1.4 |" in markdown
   labels = ["ResNet18 Baseline", "ResNet18 GC", "ResNet18 GMP"]
   lines = _csv(out / "comparison.csv")
   assert [line["model"] for line in lines[:3]] == labels
   _check_page(
     out / "comparison.html",
     "3 models on context digits",
-    *('src="data:image/png;base64,', "figcaption>ResNet18 GMP: "),
+    *('src="data:image/', "figcaption>ResNet18 GMP: "),
     *("seeds 0 and 1.", "Difference from ResNet18 Baseline"),
   )
   _check_figure(out / "figure.png", columns=1 + 3, rows=2)
@@ -116,7 +117,11 @@ def test_runs_become_a_table_and_a_figure(out, runs):
     ("ResNet18 GMP", "17.0000", "1", "0"),
   ]
   _, _, table = markdown.partition("## Difference from ResNet18 Baseline")
-  assert re.search(r"\| ResNet18 GC \| .* \| 2 \|.*\+\d\.\d\d\*\* \[\+", table)
+  of_seeds, single = table.strip().splitlines()[2:4]
+  assert re.search(
+    r"ResNet18 GC \| .*\+8\.\d\d \[-.*\] no difference", of_seeds
+  )
+  assert re.search(r"ResNet18 GMP \| .*\+4\.\d\d \[\+.*\] better", single)
   assert "All numbers in percentage points." in table
   told = json.loads((out / "differences.json").read_text())
   assert list(told) == ["ResNet18 GC", "ResNet18 GMP"]

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from gc_jax import data
 from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import (
   cards,
+  cautions,
   charts,
   describe,
+  differences,
   formats,
   page,
   paper,
@@ -21,15 +22,8 @@ from gc_jax.report import (
   pictures,
 )
 from gc_jax.report.artefact import Evaluated, load_finished
-from gc_jax.report.rows import CASES, Difference, load_mean, paired
 from gc_jax.report.tables import (
-  OF_MAPS,
-  Cell,
   Models,
-  Row,
-  Table,
-  column,
-  costly_notes,
   first,
   in_order,
   measured,
@@ -43,8 +37,6 @@ FILENAMES = (
   *("pareto.csv", "pareto.png", "robustness.png", "differences.json"),
 )
 _MAX_ROWS = 8  # images in the figure
-# Label to what a model differs in from the first.
-Differences = Mapping[str, Mapping[Key, Difference]]
 
 
 def compare(
@@ -80,20 +72,29 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   firsts = {label: members[0] for label, members in models.items()}
   about = first(models).about
   protocol = describe.protocols([one.about for one in firsts.values()])
-  glance, layouts, full = (
-    overview(models),
+  method = page.headline_method(first(models))
+  wanted = differences.from_first(models, method)
+  groups = [
+    [overview(models), overview(models, interval=True)],
     paper.make_layouts(models),
     measured(models),
-  )
-  found, remarks = differences(models)
-  differing = [difference_table(models, found)] if found else []
+  ]
+  tested = differences.settle(models, groups, wanted)
+  (glance, with_intervals), layouts, full = tested.groups
+  differing = differences.table(models, method, tested.found)
+  differing = [] if differing is None else [differing]
   points = pareto.points(models)
   chart = pareto.chart(points)
   robustness = charts.robustness_chart(firsts)
-  figure, shown, method, missing = _figure(firsts)
-  remarks = [*describe.shared_seeds(models), *remarks, *missing]
+  figure, shown, map_method, missing = _figure(firsts)
+  remarks = [
+    *describe.shared_seeds(models),
+    *cautions.differing_methods(models).values(),
+    *differences.remarks(models, tested.whys),
+    *missing,
+  ]
   glance_words, full_words = formats.for_page(
-    [[overview(models, interval=True), *differing], [*layouts, *full]]
+    [[with_intervals, *differing], [*layouts, *full]]
   )
 
   html = formats.render(
@@ -107,6 +108,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
           members[0].about, [member.about for member in members]
         ),
         [str(member.folder) for member in members],
+        _cautions(members),
       )
       for label, members in models.items()
     ],
@@ -118,7 +120,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
     class_names=next(
       (one.class_names for one in firsts.values() if one.class_names), []
     ),
-    map_title=title_of(method),
+    map_title=title_of(map_method),
     remarks=remarks,
     color_bar=pictures.color_bar(),
     scaling=pictures.SCALING,
@@ -131,11 +133,14 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   }
   if figure is not None:
     contents["figure.png"] = figure
-  if found:
-    told = {
-      label: {key.name: one._asdict() for key, one in own.items()}
-      for label, own in found.items()
-    }
+  if differing:
+    told: dict[str, dict] = {}
+    for sides in wanted:
+      if one := tested.found.get(sides):
+        key = sides[0].key
+        told.setdefault(sides[0].label, {})[key.name] = one._asdict() | {
+          "verdict": one.verdict(key.metric)
+        }
     contents["differences.json"] = json.dumps(told, indent=2).encode()
   if chart is not None:
     contents["pareto.csv"] = pareto.to_csv(points).encode()
@@ -143,6 +148,12 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   if robustness is not None:
     contents["robustness.png"] = robustness.png
   return contents, remarks
+
+
+def _cautions(members: Sequence[Evaluated]) -> list[str]:
+  """Returns what makes a model's numbers mean less, each once."""
+  said = [sentence for one in members for sentence in cautions.cautions(one)]
+  return list(dict.fromkeys(said))
 
 
 def _figure(
@@ -208,59 +219,3 @@ def _check_out(out: files.AnyPath) -> None:
       f"comparison. {str(out)!r} holds {', '.join(others[:3])}"
       f"{' and more' if len(others) > 3 else ''}. Choose another folder."
     )
-
-
-# Paired differences.
-
-
-def differences(models: Models) -> tuple[Differences, list[str]]:
-  """Returns what models differ in from the first, and why some are left out.
-
-  Of accuracy and of the headline method's maps.
-  """
-  (baseline, own), *others = models.items()
-  if not others:
-    return {}, []
-  about, method = own[0].about, page.headline_method(own[0])
-  keys = [Key(name) for name in ("top1", *CASES)]
-  keys += [
-    Key(c.metric, method) for c in OF_MAPS if c.higher_is_better is not None
-  ]
-  num_classes = max(len(m.class_names) for own in models.values() for m in own)
-  theirs, why = load_mean([one.folder for one in own], keys)
-  if theirs is None:
-    return {}, [f"No paired differences from {baseline}: {why}"]
-  found, remarks = {}, []
-  for label, members in others:
-    folders = [one.folder for one in members]
-    ours, why = load_mean(folders, keys, like=theirs)
-    if any(describe.by_protocols([about, members[0].about])):
-      ours, why = None, "it was measured by another protocol."
-    if ours is None:
-      remarks.append(f"No paired differences of {label}: {why}")
-    elif both := paired(ours, theirs, about.protocol, num_classes):
-      found[label] = both
-  return found, remarks
-
-
-def difference_table(models: Models, found: Differences) -> Table:
-  """Returns paired differences from the first model, a row for each other."""
-  method = page.headline_method(first(models))
-  shown = {key.metric for own in found.values() for key in own}
-  columns = [column(name, decimals=2) for name in METRICS if name in shown]
-  rows = []
-  for label, own in found.items():
-    cells = {
-      key.metric: Cell(one.value, interval=(one.low, one.high))
-      for key, one in own.items()
-    }
-    rows.append(Row(label, method, cells, len(models[label])))
-  note = (
-    "Each number less the first model's, over the pairs of image and class "
-    "that both have; every resample takes the same images for both. An "
-    "interval without 0 rules out chance in the images, not in training: that "
-    "takes several seeds."
-  )
-  notes = [note, *costly_notes(models, rows, columns)]
-  title = f"Difference from {next(iter(models))}"
-  return Table(columns, rows, title, notes, sign="+")

@@ -82,7 +82,8 @@ class CellText(NamedTuple):
   """A cell in words: "45.2 ± 0.3", "[44.1, 46.3]"; "" for what is unknown."""
 
   number: str = ""
-  interval: str = ""
+  interval: str = ""  # with a verdict
+  verdict: str = ""
   is_best: bool = False
 
 
@@ -157,8 +158,8 @@ def _cell(table: Table, row: Row, column: Column) -> CellText:
   if cell.interval is not None:
     low, high = cell.interval
     form = f"{table.sign}.{decimals}f"
-    interval = f"[{low:{form}}, {high:{form}}]"
-  return CellText(number, interval, table.is_best(row, column))
+    interval = f"[{low:{form}}, {high:{form}}] {cell.verdict}".rstrip()
+  return CellText(number, interval, cell.verdict, table.is_best(row, column))
 
 
 def _notes(table: Table, explained: Mapping[str, Any]) -> list[str]:

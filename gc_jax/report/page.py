@@ -18,6 +18,7 @@ from gc_jax.report import (
   charts,
   classes,
   describe,
+  differences,
   formats,
   gallery,
   logs,
@@ -60,7 +61,11 @@ def write_report(
   if other is not None:
     describe.check_comparable([evaluated, other])
   drawn, strip = charts.charts(evaluated), charts.sanity_figure(evaluated)
-  html = _page(evaluated, other, drawn, strip, [FILENAME])
+  models, other_label = _models(evaluated, other)
+  tested = _tested(models)
+  html = _page(
+    evaluated, other, models, other_label, tested, drawn, strip, [FILENAME]
+  )
   return write_files(evaluated.folder, {FILENAME: html}, ())[0]
 
 
@@ -71,17 +76,23 @@ def write_evaluation(evaluated: Evaluated) -> list[files.AnyPath]:
   left it. Returns the paths written, the page first.
   """
   models = describe.group([evaluated])
+  tested = _tested(models)
+  _, layouts, measured, plain = tested.groups
   drawn, strip = charts.charts(evaluated), charts.sanity_figure(evaluated)
   contents = {
     FILENAME: b"",
-    **formats.to_files(make_tables(models), describe.protocol(evaluated.about)),
+    **formats.to_files(
+      [*layouts, *plain, *measured], describe.protocol(evaluated.about)
+    ),
     "figure_methods.png": charts.methods_figure(evaluated),
     "curves.png": plots.stack(list(drawn.values())) if drawn else None,
     **{f"{name}.png": chart.png for name, chart in drawn.items()},
     "sanity.png": strip,
   }
   contents = {k: v for k, v in contents.items() if v is not None}
-  contents[FILENAME] = _page(evaluated, None, drawn, strip, list(contents))
+  contents[FILENAME] = _page(
+    evaluated, None, models, "", tested, drawn, strip, list(contents)
+  )
   return write_files(evaluated.folder, contents, FILENAMES)
 
 
@@ -103,18 +114,30 @@ def write_files(
   return [folder / name for name in contents]
 
 
-def make_tables(models: tables.Models) -> list[tables.Table]:
-  """Returns the paper's layouts, a glance, all measured with intervals."""
-  return [
-    *paper.make_layouts(models),
-    tables.overview(models),
-    *tables.measured(models),
+def _tested(models: tables.Models) -> differences.Settled:
+  """Returns tables at a glance, the paper's, all, and the first for files.
+
+  With two models their difference is tested as well, the second's from the
+  first's.
+  """
+  groups = [
+    [tables.overview(models, interval=True)],
+    paper.make_layouts(models),
+    tables.measured(models),
+    [tables.overview(models)],
   ]
+  method = headline_method(tables.first(models))
+  return differences.settle(
+    models, groups, differences.from_first(models, method)
+  )
 
 
 def _page(
   evaluated: Evaluated,
   other: Evaluated | None,
+  models: tables.Models,
+  other_label: str,
+  tested: differences.Settled,
   drawn: Mapping[str, plots.Chart],
   strip: bytes | None,
   written: Sequence[str],
@@ -124,14 +147,7 @@ def _page(
   `drawn` and `strip` are the `charts.charts` and `charts.sanity_figure`.
   """
   about = evaluated.about
-  models, other_label = _models(evaluated, other)
-  groups = [[], [], []]
-  if evaluated.results:
-    groups = [
-      [tables.overview(models, interval=True)],
-      paper.make_layouts(models),
-      tables.measured(models),
-    ]
+  groups = tested.groups[:3] if evaluated.results else [[], [], []]
   glance, paper_tables, full_tables = formats.for_page(groups)
   method = headline_method(evaluated)
   pairs = [] if other is None else cards.pairs(evaluated, other)
@@ -147,11 +163,15 @@ def _page(
     title=describe.label(about),
     data_name=data.title(about.data_name),
     sentence=describe.sentence(about),
-    cautions=cautions.cautions(evaluated),
+    cautions=[
+      *cautions.cautions(evaluated),
+      *cautions.differing_methods(models).values(),
+      *differences.remarks(models, tested.whys),
+    ],
     ranking=gallery.RANKINGS.get(about.ranked_by),
     has_outlines=any(e.object_mask.any() for e in evaluated.examples),
     protocol=describe.protocol(about),
-    headlines=_headlines(evaluated, other),
+    headlines=_headlines(evaluated, other, models, tested.found),
     count=evaluated.number(Key("num_examples")),
     uniform=evaluated.number(Key("content_heatmap", "uniform")),
     center=evaluated.number(Key("pointing_game", "center")),
@@ -250,8 +270,8 @@ class Headline(NamedTuple):
   metric: Metric
   value: float
   interval: tuple[float, float] | None
-  change: float | None
-  is_better: bool | None
+  change: str = ""  # with its own interval, if that is known; "" for none
+  verdict: str = ""  # see `Difference.verdict`, or "not tested"
 
 
 def headline_method(evaluated: Evaluated) -> str:
@@ -261,23 +281,32 @@ def headline_method(evaluated: Evaluated) -> str:
 
 
 def _headlines(
-  evaluated: Evaluated, other: Evaluated | None
+  evaluated: Evaluated,
+  other: Evaluated | None,
+  models: tables.Models,
+  tested: differences.Found,
 ) -> dict[str, Headline]:
   """Returns metric -> its number, with its change from another evaluation."""
   found = {}
+  labels = list(models)[::-1]  # the other is the first
   for name, metric in METRICS.items():
     method = headline_method(evaluated) or METHOD
     key = Key(name, method if metric.is_of_maps else "")
-    value, change = evaluated.number(key), None
+    value = evaluated.number(key)
     if value is None:
       continue
+    own = Headline(metric, value, evaluated.interval(key))
     before = None if other is None else other.number(key)
     if before is not None:
       # As the reader would subtract, and never -0.
       change = round(round(value, 1) - round(before, 1), 1) + 0.0
-    is_better = (change > 0) == metric.higher_is_better if change else None
-    interval = evaluated.interval(key)
-    found[name] = Headline(metric, value, interval, change, is_better)
+      words, verdict = f"{change:+.1f}", differences.NOT_TESTED
+      sides = tuple(differences.Side(label, key) for label in labels)
+      if one := tested.get(sides):
+        words += f" (95% interval {one.low:+.1f} to {one.high:+.1f})"
+        verdict = one.verdict(name)
+      own = own._replace(change=words.replace("-", "−"), verdict=verdict)
+    found[name] = own
   return found
 
 

@@ -16,7 +16,7 @@ A picture is the unit of chance: the bootstrap draws its pairs together.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -32,7 +32,6 @@ CASES = ("true_positives", "false_positives", "false_negatives")
 CONFIDENCE = "confidence"  # in the class explained, of a picture's first row
 PREDICTED = "predicted"  # the class with the highest score, if one is asked for
 _BLOCK = 16  # resamples at a time
-_NUM_RESAMPLES = 1_000  # of differences
 _K = TypeVar("_K", bound=Hashable)
 
 
@@ -71,37 +70,31 @@ def load(folder: files.AnyPath, keys: Iterable[Key]) -> Rows | None:
     raise broken(path, str(error)) from error
 
 
-def load_mean(
-  folders: Sequence[files.AnyPath],
-  keys: Sequence[Key],
-  like: Rows | None = None,
-) -> tuple[Rows | None, str]:
-  """Returns rows with the mean of each column over seeds.
+def of_seeds(
+  evaluations: Sequence[Any], keys: Sequence[Key], like: Rows | None = None
+) -> tuple[list[Rows] | None, str]:
+  """Returns the rows of evaluations, of the same pairs.
 
   Args:
-    folders: of the evaluations of one model's seeds.
+    evaluations: `Evaluated`s of one model's seeds: `rows` where they are not
+      saved yet, else those in their `folder`.
     keys: the wanted columns; those that a folder lacks are left out.
     like: rows of the pairs that all must have.
 
   Returns:
     Rows and ""; or None and the reason, a sentence.
   """
-  read = []
-  for folder in folders:
-    own = load(folder, keys)
+  found = []
+  for one in evaluations:
+    own = one.rows or load(one.folder, keys)
     if own is None:
-      why = f"{folder} has no {FILENAME}, as an older version wrote it."
+      why = f"{one.folder} has no {FILENAME}, as an older version wrote it."
       return None, f"{why} Evaluate it again."
     like = like or own
     if not all(map(np.array_equal, own[:3], like[:3])):
-      return None, f"{folder} is of other images or classes."
-    read.append(own.columns)
-  columns = {
-    key: np.mean([columns[key] for columns in read], 0, np.float64)
-    for key in keys
-    if all(key in columns for columns in read)
-  }
-  return like._replace(columns=columns), ""
+      return None, f"{one.folder} is of other images or classes."
+    found.append(own)
+  return found, ""
 
 
 def broken(path: files.AnyPath, why: str) -> ValueError:
@@ -202,65 +195,6 @@ def interval(means: Float[np.ndarray, "R"]) -> tuple[float, float]:
   """Returns the ends of the 95% interval, of the resamples with a mean."""
   low, high = np.quantile(means[~np.isnan(means)], (0.025, 0.975))
   return float(low), float(high)
-
-
-class Difference(NamedTuple):
-  """A number less another model's, in percentage points."""
-
-  value: float
-  low: float  # ends of the 95% interval
-  high: float
-  num_pairs: int  # that both have
-
-
-def paired(
-  ours: Rows, theirs: Rows, protocol: str, num_classes: int
-) -> dict[Key, Difference]:
-  """Returns what two models differ in, of the columns that both have.
-
-  A resample of the pictures is drawn for both at once, so that what is hard for
-  both cancels. Pairs that either lacks are left out.
-
-  Args:
-    ours: one model's rows.
-    theirs: another's, of the same pairs. It is subtracted.
-    protocol: a key of `PROTOCOLS`.
-    num_classes: of the data set.
-  """
-  both = [_with_f1(ours.columns), _with_f1(theirs.columns)]
-  samples = {}
-  for key in [key for key in both[0] if key in both[1]]:
-    lacking = np.isnan(both[0][key] + both[1][key])
-    for side, columns in enumerate(both if not lacking.all() else ()):
-      samples[key, side] = sample(
-        key.metric,
-        np.where(lacking, np.nan, columns[key]),
-        ours,
-        protocol,
-        num_classes,
-      )
-  means = resampled(samples, ours.index, _NUM_RESAMPLES)
-  found = {}
-  for key, side in samples:
-    if side == 0:
-      own, other = samples[key, 0], samples[key, 1]
-      ends = interval(means[key, 0] - means[key, 1])
-      found[key] = Difference(
-        100 * (mean(own) - mean(other)),
-        *(100 * end for end in ends),
-        num_pairs=len(own.index),
-      )
-  return found
-
-
-def _with_f1(columns: Mapping[Key, np.ndarray]) -> dict[Key, np.ndarray]:
-  """Returns the columns, with F1's cases as one of `[N 3]`."""
-  found = dict(columns)
-  for key in columns:
-    if key.metric == CASES[0]:
-      cases = [found.pop(key._replace(metric=name)) for name in CASES]
-      found[key._replace(metric="f1_overall")] = np.stack(cases, 1)
-  return found
 
 
 def _resamples(num_pictures: int, num_resamples: int):

@@ -61,6 +61,8 @@ class Cell:
   num_runs: int = 1  # that have this number
   interval: tuple[float, float] | None = None  # of 95%
   is_on_fewer: bool = False  # measured on fewer examples than other rows
+  is_unshown: bool = False  # may be the best by chance
+  verdict: str = ""  # of a difference: "better" and so on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +114,12 @@ class Table:
   def is_best(self, row: Row, column: Column) -> bool:
     """Returns whether no other model does better under the row's method.
 
-    Numbers that print the same are equally good; where all do, none is best.
+    Numbers that print the same are equally good; where all do, none is best,
+    nor is one that may be so by chance (`is_unshown`), or a difference.
     Controls and quoted rows neither are best nor compete. A number measured on
     fewer examples competes only if all were.
     """
-    if row.kind != "model" or column.key not in row.cells:
+    if row.kind != "model" or column.key not in row.cells or self.sign:
       return False
     cells = [
       r.cells[column.key]
@@ -126,6 +129,8 @@ class Table:
       and r.kind == "model"
     ]
     own, on_fewer = row.cells[column.key], all(c.is_on_fewer for c in cells)
+    if own.is_unshown:
+      return False
     rivals = [
       round(cell.mean, column.decimals)
       for cell in cells

@@ -11,7 +11,7 @@ import pytest
 
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import Key
-from gc_jax.report import artefact, page
+from gc_jax.report import artefact, page, paper, tables
 from gc_jax.report.page import write_report
 from tests.report import evaluations
 
@@ -115,14 +115,27 @@ def test_a_baseline_adds_its_row_the_changes_and_its_maps(gc, baseline):
   found = _read(write_report(gc, baseline))
   _holds(
     found,
-    "+8.4 against ResNet18 Baseline (better)",
-    "−0.4 against ResNet18 Baseline (worse)",
+    "+8.4 (95% interval +6.3 to +7.5) against ResNet18 Baseline: better",
+    "against ResNet18 Baseline: no difference shown",  # top-1
+    "+0.0 against ResNet18 Baseline: not tested",  # NQH is in no rows
     "Before: 16.0%",  # 13.0 + index 3
     "This run: 24.4%",
     "+8.4 points",
   )
   assert '<strong class="best">21.4</strong>' in found.source
   assert len(found.images) == 3 * 4 + 2 * 3
+
+
+def test_a_change_without_pairs_is_not_called_better(gc, baseline):
+  (baseline / "rows.npz").unlink()
+  found = _read(write_report(gc, baseline))
+  _holds(
+    found,
+    "+8.4 against ResNet18 Baseline: not tested",
+    "has no rows.npz, as an older version wrote it. Evaluate it again.",
+  )
+  assert "Baseline: better" not in found
+  assert '<strong class="best">' not in found.source
 
 
 def test_a_baseline_of_the_same_configuration_is_told_apart(tmp_path, gc):
@@ -262,7 +275,8 @@ def test_without_objects_their_metrics_are_absent_and_a_sentence_says_why(
     assert not re.search(rf"\b{word}\b", rest), word
   assert "Best" not in found  # nothing is known to have ranked them
   loaded = artefact.load(path)
-  for table in page.make_tables({"model": [loaded]}):
+  models = {"model": [loaded]}
+  for table in [*paper.make_layouts(models), *tables.measured(models)]:
     metrics = {column.metric for column in table.columns}
     assert not any("pointing" in m or "content" in m for m in metrics)
 

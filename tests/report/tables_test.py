@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gc_jax.report import artefact, describe, formats, page, tables
+from gc_jax.report import artefact, describe, formats, paper, tables
 from tests.report import evaluations
 
 GC_1 = ("ResNet18 GC", "Grad-CAM, element-wise")
@@ -21,7 +21,12 @@ def _models(*made):
 
 def _tables(*made):
   """Returns the first words of a title -> table, of all of some evaluations."""
-  found = page.make_tables(_models(*made))
+  models = _models(*made)
+  found = [
+    *paper.make_layouts(models),
+    tables.overview(models),
+    *tables.measured(models),
+  ]
   return {table.heading.partition(":")[0]: table for table in found}
 
 
