@@ -17,7 +17,7 @@ same data in the same way. It writes to --out:
   comparison.md    accuracy and maps at a glance, and how each model differs
                    from the first, with paired 95% intervals, as Markdown
   comparison.csv   the glance with four decimals, for other programs
-  tables.md        the paper's Tables 1 to 6 over the models, then everything
+  tables.md        everything measured; on ImageNet and COCO the paper's tables
   tables.csv       the same, a line for every cell, with 95% intervals
   tables.tex       the same as LaTeX, for a paper
   comparison.html  one page with tables and figures, to pass on

@@ -6,6 +6,7 @@ this package costs nothing. Beside them, "tfds:NAME" is a stock set of TFDS.
 """
 
 import importlib
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Entry(NamedTuple):
   # Or a function of `config.data` that looks them up.
   classes: Classes | Callable[[ml_collections.ConfigDict], Classes]
   background_frac: bool = False  # whether this field shapes the pictures
+  named_by_path: bool = False  # whether --config.data.path says which one it is
 
 
 def _reader(module: str, *fields: str, **settings):
@@ -121,6 +123,7 @@ DATASETS: dict[str, Entry] = {
     license="Pictures of the user's own folder, under their owners' terms.",
     load=_reader("folder", "path", "on_error"),
     classes=_folder_classes,
+    named_by_path=True,
   ),
 }
 
@@ -206,10 +209,18 @@ def classes(config_data: ml_collections.ConfigDict, count: int = 0) -> Classes:
   return known._replace(count=count or known.count)
 
 
-def title(name: str) -> str:
-  """Returns what reports call a data set, for any --config.data.name."""
+def title(name: str, path: str | None = None) -> str:
+  """Returns what reports call a data set, for any --config.data.name.
+
+  Args:
+    name: of the data set.
+    path: its --config.data.path, where that is known.
+  """
   if name in DATASETS:
-    return DATASETS[name].title
+    entry = DATASETS[name]
+    is_named = entry.named_by_path and path
+    folder = pathlib.PurePath(path).name if is_named else ""
+    return f"{entry.title} {folder}".strip()
   plain = name.removeprefix(stock_sets.PREFIX).replace("_", " ")
   return _stock_layout(name).title or plain
 

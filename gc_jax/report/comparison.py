@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 
-from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.report import (
   cards,
@@ -99,7 +98,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
 
   html = formats.render(
     "comparison.html",
-    data_name=data.title(about.data_name),
+    data_name=describe.data_title(about),
     preface=protocol,
     groups=[
       (

@@ -89,7 +89,8 @@ def training(about: About, others: Sequence[About] = ()) -> str:
   epochs = setting("num_epochs")
   plural = "epoch" if epochs == 1 else "epochs"
   trained = "trained" if epochs is None else f"trained for {epochs:g} {plural}"
-  name = data.title(str(setting("data.name") or "unknown data"))
+  known = str(setting("data.name") or "unknown data")
+  name = data.title(known, setting("data.path"))
   parts = [f"{model}, {trained} on {name}{_data_details(about)}"]
   if about.consistency:
     weight = setting("loss.consistency_weight")
@@ -134,8 +135,14 @@ def sentence(about: About, others: Sequence[About] = ()) -> str:
     return training(about, others)
   return (
     f"{training(about, others)} Evaluated on {about.num_images:,} images of "
-    f"{data.title(about.data_name)}, split {about.split}."
+    f"{data_title(about)}, split {about.split}."
   )
+
+
+def data_title(about: About) -> str:
+  """Returns what it was evaluated on: "ImageNet", or "folder birds"."""
+  path = saved_config.field(about.config, "data.path")
+  return data.title(about.data_name, path)
 
 
 def tolerance(about: About) -> str:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import ATTACKS, METRICS, Key, Metric
 from gc_jax.report import (
@@ -161,7 +160,7 @@ def _page(
     evaluated=evaluated,
     name=evaluated.folder.resolve().name,
     title=describe.label(about),
-    data_name=data.title(about.data_name),
+    data_name=describe.data_title(about),
     sentence=describe.sentence(about),
     cautions=[
       *cautions.cautions(evaluated),

@@ -235,3 +235,14 @@ def test_other_numbers_of_images_are_refused_in_a_few_words(make):
   made.append(_about(make("x"), num_images=10))
   with pytest.raises(ValueError, match=r"number of eval.* and 5 more\."):
     describe.check_comparable(made)
+
+
+def test_a_users_folder_is_called_by_its_name(tmp_path):
+  tree = evaluations.config(data__name="folder", data__path="/home/me/birds")
+  about = evaluations.about(data_name="folder", config=tree, trained=tree)
+  assert describe.data_title(about) == "folder birds"
+  told = describe.sentence(about)
+  assert "on folder birds" in told and "images of folder birds, split" in told
+  imagenet = evaluations.config(data__name="imagenet", data__path="/archives")
+  about = evaluations.about(data_name="imagenet", config=imagenet)
+  assert describe.data_title(about) == "ImageNet"
