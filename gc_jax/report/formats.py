@@ -13,6 +13,7 @@ from gc_jax.attribution import title_of
 from gc_jax.report.tables import Cell, Column, Row, Table
 
 _LATEX_POINTS = 345.0  # the width of the text in an article of 10 points
+_LATEX_LINES = 52  # of tables on one of its pages
 _LATEX_ESCAPES = str.maketrans(
   {
     "\\": r"\textbackslash{}",
@@ -231,7 +232,7 @@ def to_files(made: Sequence[Table], preface: str) -> dict[str, bytes]:
   markdown = render("tables.md", tables=words, preface=preface)
   latex = render(
     "tables.tex",
-    tables=[(table, _latex_blocks(table)) for table in words],
+    tables=[(table, _latex_floats(table)) for table in words],
     preface=preface,
   )
   return {
@@ -263,6 +264,15 @@ def _latex_blocks(table: TableText) -> list[tuple[int, int]]:
     blocks[-1] = (blocks[-1][0], place + 1)
     left -= width
   return blocks
+
+
+def _latex_floats(table: TableText) -> list[list[tuple[int, int]]]:
+  """Returns the parts of `_latex_blocks`, those together that fit a page."""
+  at_once = max(1, _LATEX_LINES // (len(table.rows) + 5))
+  blocks = _latex_blocks(table)
+  return [
+    blocks[start : start + at_once] for start in range(0, len(blocks), at_once)
+  ]
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
