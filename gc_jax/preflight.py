@@ -65,13 +65,14 @@ def _fits() -> bool:
     from gc_jax.pods import check
     from gc_jax.report import formats
 
-  found = check.preflight(
-    _CONFIG.value,
-    _TOPOLOGY.value,
-    per_device=check.read_per_device(_PER_CHIP_BATCH.value),
-    num_classes=_NUM_CLASSES.value,
-    fast=_FAST.value,
-  )
+  with speaking.doing(f"compiling for {_TOPOLOGY.value}"):
+    found = check.preflight(
+      _CONFIG.value,
+      _TOPOLOGY.value,
+      per_device=check.read_per_device(_PER_CHIP_BATCH.value),
+      num_classes=_NUM_CLASSES.value,
+      fast=_FAST.value,
+    )
   print(formats.render("preflight.txt", **found), end="")
   if out is not None:
     files.write_text(out, json.dumps(found, indent=2) + "\n")

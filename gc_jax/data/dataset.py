@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
+from gc_jax.runtime import speaking
+
 _MOST_LOOKED_AT = 10_000
 _REJECTIONS = 20  # tries at an example without the class
 
@@ -60,7 +62,12 @@ class Dataset:
       return self.labels
     count = len(self.source)
     _logger.info("Reading the labels of %d examples of %s", count, self.name)
-    return [self.source[index]["labels"] for index in range(count)]
+    labels = []
+    with speaking.doing("") as task:
+      for index in range(count):
+        labels.append(self.source[index]["labels"])
+        task.text = f"reading labels, {index + 1:,} of {count:,} done"
+    return labels
 
   def has_objects(self) -> bool:
     """Returns whether any record says where an object of its classes is.

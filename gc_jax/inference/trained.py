@@ -18,7 +18,7 @@ from flax import nnx
 from gc_jax import models, torch_io
 from gc_jax.inference import arrays, classes
 from gc_jax.report import gallery
-from gc_jax.runtime import checkpoint, files
+from gc_jax.runtime import checkpoint, files, speaking
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import listed, unknown_name_message
 
@@ -76,7 +76,8 @@ def load_model(
 ) -> LoadedModel:
   """Returns what `load` does, with what its file says about it."""
   names = None if class_names is None else classes.read_names(class_names)
-  loaded = _loaded(source, arch)
+  with speaking.doing("reading the model"):
+    loaded = _loaded(source, arch)
   if names is not None:
     _check_names(loaded, names)
     loaded = dataclasses.replace(loaded, class_names=names)
