@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from configs import quickstart
 from gc_jax.report.logs import read_metrics
+from gc_jax.runtime import speaking
 from gc_jax.runtime.config import get_config
 from gc_jax.training import recording
 from gc_jax.training.step import TrainState
@@ -62,3 +64,50 @@ def test_many_masked_pairs_are_told_once_with_what_to_do(
   assert told.count("--config.compose.mode=packed_by_class") == warned
   (first, *_) = read_metrics(tmp_path / "metrics.jsonl")
   assert first["train/masked_pairs_frac"] == (masked / 2 + 1) / 8
+
+
+@pytest.fixture
+def run(tmp_path):
+  """A run of 100 steps that writes its numbers every 50."""
+  config = quickstart.get_config()
+  config.log.every_steps = 50
+  with contextlib.closing(recording.Run(config, tmp_path, 10, 100, 0)) as run:
+    yield run
+
+
+def metrics(loss=2.0):
+  of = lambda *value: tuple(map(jnp.asarray, value))
+  return {"train/loss": of(loss, 1.0), "train/masked_pairs_frac": of(3.0, 4.0)}
+
+
+def test_the_first_step_is_shown_at_once_and_writes_no_line(run, capsys):
+  run.add(1, metrics())
+  assert capsys.readouterr().err == ""  # it is still computed
+  run.add(2, metrics())
+  line = "  1%  step 1/100  loss 2  masked pairs 75%\n"
+  assert capsys.readouterr().err == line
+  run.add(3, metrics())
+  assert capsys.readouterr().err == "", "others in their time"
+  assert read_metrics(run.workdir / "metrics.jsonl") == []
+
+
+def test_only_the_first_evaluation_is_left_out_of_the_time_left(
+  run, monkeypatch
+):
+  rests = []
+  monkeypatch.setattr(run._progress, "rest", lambda: rests.append(1))
+  for _ in range(3):
+    with run.paused():
+      pass
+  assert rests == [1]
+
+
+def test_the_first_step_alone_is_said_to_be_compiled(run):
+  said = []
+  for step in (1, 2):
+    with run.compiling(step):
+      said.append(speaking._voice.tasks[-1].text)
+  assert said == [
+    "compiling the train step",
+    "training, step 0 of 100 done",
+  ]
