@@ -13,12 +13,12 @@ import pytest
 from flax import nnx
 
 from gc_jax.method import cam as cams
-from gc_jax.method import compose
+from gc_jax.method import compose, losses
 from gc_jax.method.fields import FIELDS, Field, Fields
-from gc_jax.models import chain, network
+from gc_jax.models import chain, network, pure_head
 from gc_jax.training import composites, guidance
 from gc_jax.training.step import gradients
-from gc_jax.training.term import Term
+from gc_jax.training.term import Term, elementwise_cam
 from tests.training.small import (
   BY_CLASS,
   INDEPENDENT,
@@ -543,22 +543,53 @@ def test_a_layout_needs_no_batch_that_the_mode_divides(make_tiny):
   assert values["consistency"] > 0
 
 
+def small_squeezenet(pooling):
+  """A map a class is pooled, behind a dropout; no BatchNorm."""
+  return chain.SqueezeNet(
+    NUM_CLASSES,
+    chain=((4, 3, 2, 1), chain.POOL, (2, 3)),
+    pooling=pooling,
+    rngs=nnx.Rngs(0),
+  )
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_where_all_hold_the_class_the_map_is_the_heads_of_all_features(
+  pooling, monkeypatch
+):
+  monkeypatch.setattr(network, "dropout", lambda x, rate, key: x)
+  model, batch = small_squeezenet(pooling), batch_of(np.array([1, 1, 2, 2]))
+  layout = compose.Layout(
+    np.array([[2, 0, 3, 1]]),
+    np.array([[0, 1, 2, 3]]),
+    np.ones((1, 4), np.float32),
+    np.ones((1, 4, 4), bool),
+  )
+  found, _ = gradients_of(model, recipe("consistency"), batch, layout)
+  images = model.normalize(batch["image"])
+  target = batch["label"][layout.tiles]
+  expected, seen = (
+    cams.normalize_cam(elementwise_cam(pure_head(model), features, target))
+    for features in (
+      compose.assemble(layout, model.features(images)),
+      model.features(compose.assemble(layout, images)),
+    )
+  )
+  by_hand = losses.consistency_loss(expected, seen).mean()
+  assert by_hand > 1e-4
+  assert float(found["consistency"]) == pytest.approx(float(by_hand), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["average", "max", "perceptron", "dropped"])
 def test_of_distinct_classes_both_packings_have_one_loss_to_the_bit(
   make_tiny, kind
 ):
-  """A perceptron after poolings that leave unequal grids; and dropout."""
+  """Also of a perceptron after poolings that leave unequal grids."""
   model = {
     "average": make_tiny,
     "max": lambda: make_tiny("max"),
     "perceptron": lambda: make_chain(pool_window=3, dropout_rate=0.5),
-    # A map a class, at its maximum, behind a dropout.
-    "dropped": lambda: chain.SqueezeNet(
-      NUM_CLASSES,
-      chain=((4, 3, 2, 0), chain.POOL, (2, 3)),
-      pooling="max",
-      rngs=nnx.Rngs(0),
-    ),
+    "dropped": lambda: small_squeezenet("max"),
   }[kind]()
   label = np.random.default_rng(0).permutation(NUM_CLASSES)[:8]
   contains = jax.nn.one_hot(label, NUM_CLASSES, dtype=bool)
