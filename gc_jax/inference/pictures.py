@@ -23,7 +23,7 @@ from gc_jax.inference.trained import LoadedModel
 from gc_jax.method import metrics
 from gc_jax.report import explanations
 from gc_jax.report.explanations import ClassScore, Explanation, Skipped
-from gc_jax.runtime import files
+from gc_jax.runtime import files, speaking
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
 _ON_ERROR = ("fail", "skip")
@@ -68,9 +68,10 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
   readable, sizes, skipped = yield from _checked(found, flags.on_error)
 
   yield "reading the model"
-  loaded = trained.load_model(
-    flags.workdir or flags.checkpoint, flags.arch, flags.class_names
-  )
+  with speaking.doing("reading the model"):
+    loaded = trained.load_model(
+      flags.workdir or flags.checkpoint, flags.arch, flags.class_names
+    )
   outputs, about_outputs = _outputs(loaded, flags.outputs)
   shapes, multiple = image_files.model_sizes(
     sizes,
@@ -102,15 +103,18 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
     height, width = shapes[indices[0]]
     if (height, width) not in compiled:
       compiled[height, width] = None
-      yield (
+      task = (
         f"compiling for {height} by {width} pixels, shape {len(compiled)} of "
         f"{len(set(shapes))}"
       )
+      yield task
     both = [
       image_files.read_twice(readable[i].path, shapes[i]) for i in indices
     ]
     images, scaled = zip(*both, strict=True)
-    logits, cams = _explained(loaded, scaled, rows, target, methods)
+    with speaking.doing(task):
+      logits, cams = _explained(loaded, scaled, rows, target, methods)
+    task = "explaining"
     for row, (i, image) in enumerate(zip(indices, images, strict=True)):
       path = readable[i].path
       true = class_of(readable[i].folders)

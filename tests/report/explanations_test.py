@@ -2,12 +2,14 @@
 
 import dataclasses
 import html
+import io
 import json
 import pathlib
 import re
 import urllib.parse
 
 import numpy as np
+import pypdf
 import pytest
 from PIL import Image
 
@@ -279,6 +281,18 @@ def test_the_page_fits_and_every_picture_is_there(opened, width, dark):
   assert len(boxes) == 2 and all(below == above for below, above in boxes)
   assert chromium.errors() == []
   assert all(url.startswith("file:") for url in chromium.requests())
+
+
+def test_all_pictures_are_printed(opened):
+  chromium, page = opened
+  chromium.open(page, height=200)  # most of them are far below
+  printed = pypdf.PdfReader(io.BytesIO(chromium.pdf()))
+  pictures = [image for page in printed.pages for image in page.images]
+  # Of the second, the map is empty; it shows the same picture twice.
+  assert len({image.data for image in pictures}) >= 3 + 2
+  told = "".join(page.extract_text() for page in printed.pages)
+  for words in ("long_", "b.jpg", "c.jpg", "right (folder: dog)", "empty map"):
+    assert words in told
 
 
 def test_pictures_are_found_by_class_and_verdict(opened):
