@@ -88,13 +88,15 @@ def recipes_for_help() -> str:
   if not _asked_for_help():
     return ""
   return f"""
-Recipes, and the variants that may follow behind a colon. Words with a comma may
-follow a variant; ',smoke' shrinks any of them to seconds, without its data:
+Recipes, and the variants that may follow after a colon, as in
+configs/folder.py:gc,small. Words with a comma may follow a variant; ',smoke'
+shrinks any of them to seconds, without its data:
 
 {_recipes()}
 
-Every field of a recipe may be changed, --config.optim.lr_per_256=0.05. They
-stand in {_FIELDS_FILE}, with their units and defaults.
+Every field of a recipe can be changed, for example
+--config.optim.lr_per_256=0.05. {_FIELDS_FILE} lists
+them, with their units and defaults.
 """
 
 
@@ -103,14 +105,14 @@ def _asked_for_help() -> bool:
 
 
 def _recipes() -> str:
-  """Returns a line for each recipe of this repository, and its variants."""
+  """Returns each recipe of this repository, its title and its variants."""
   lines = []
   for path in sorted(_RECIPES.glob("*.py")):
     text = path.read_text(encoding="utf-8")
     title = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     variants, options = _variants(path)
     if variants:
-      lines.append(f"  {_shown(path)}  {title}")
+      lines += [f"  {_shown(path)}", f"    {title}"]
       names = [*(f":{name}" for name in variants), *(f",{o}" for o in options)]
       names = textwrap.wrap(" ".join(names), 72)
       lines += [f"    {line}" for line in names]

@@ -72,7 +72,7 @@ TOLD_AT_ONCE = {
   **dict.fromkeys(COMMANDS, "error: "),
   f"{MAIN} more": "Unexpected argument 'more'",
   f"main --config={ROOT}/configs/quickstat.py --workdir=w": (
-    "quickstart.py  Context digits"
+    "quickstart.py\n    Context digits"
   ),
   f"main --config={ROOT}/configs/quickstart.py:gap --workdir=w": (
     "Unknown config variant 'gap'"
@@ -211,7 +211,7 @@ def test_help_ends_with_0(ended, line):
 def test_help_of_main_lists_recipes_variants_and_where_fields_stand(ended):
   said, *_ = ended["main --help"]
   for words in (
-    *("configs/folder.py  Your own pictures", ":ce :gc :gmp :gmp_gc"),
+    *("configs/folder.py\n    Your own pictures", ":ce :gc :gmp :gmp_gc"),
     *(":objects_gmp_gc", "gc_jax/runtime/config.py"),
   ):
     assert words in said
