@@ -1,0 +1,53 @@
+"""What a reader must know before the numbers."""
+
+import dataclasses
+
+import pytest
+
+from gc_jax.attribution import METHODS, settings_of
+from gc_jax.report import cautions, differences
+from tests.report import evaluations
+
+IG = "integrated_gradients"
+
+
+def _by_steps(tmp_path, *steps):
+  """Two models, whose integrated gradients took so many steps; 0: unknown."""
+  return {
+    name: [
+      evaluations.make(
+        tmp_path / name,
+        method_settings={IG: {"steps": count}} if count else {},
+      )
+    ]
+    for name, count in zip("ab", steps, strict=True)
+  }
+
+
+@pytest.mark.parametrize(
+  "steps, words",
+  [
+    ((16, 64), "its rows do not compare: steps=16 (a); steps=64 (b)."),
+    ((64, 0), "steps=64 (a); unknown, as an older version did not record it"),
+    ((64, 64), ""),
+    ((0, 0), ""),
+  ],
+)
+def test_methods_computed_otherwise_are_named_and_not_compared(
+  tmp_path, steps, words
+):
+  models = _by_steps(tmp_path, *steps)
+  found = cautions.differing_methods(models)
+  assert list(found) == [IG] * bool(words)
+  assert words in "".join(found.values())
+  compared = differences.from_first(models, IG)
+  assert any(own.key.method for own, _ in compared) == (not words)
+
+
+def test_an_evaluation_records_what_its_methods_were_computed_with():
+  assert settings_of(METHODS)[IG] == {"steps": 64}
+  assert "gradcam" not in settings_of(METHODS)
+  fewer = dataclasses.replace(
+    METHODS[IG], explain=lambda model, images, targets, *, steps=16: None
+  )
+  assert fewer.settings == {"steps": 16}
