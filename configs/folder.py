@@ -47,7 +47,7 @@ def get_config(variant: str = "gc") -> ml_collections.ConfigDict:
   if name.endswith("gc"):
     # The release's λ on 14x14 cells; early maps are nearly empty, and dividing
     # by their sum makes the gradient explode: it rises from 0.
-    c.loss.consistency_weight = 25.0
+    c.loss.consistency_weight = 150.0 if options & set(OPTIONS) else 25.0
     c.loss.ramp_epochs = 10.0
   if "small" in options:
     _make_small(c)
@@ -64,8 +64,6 @@ def _make_small(c: ml_collections.ConfigDict) -> None:
   c.data.eval_resize_px = 128
   c.data.num_workers = 0
   c.optim.lr_per_256 = 0.8
-  if c.loss.consistency_weight:
-    c.loss.consistency_weight = 150.0
   c.eval.every_epochs = c.checkpoint.every_epochs = 5.0
   c.loss.ramp_epochs = c.num_epochs / 2
   c.compose.mode = "packed_by_class"  # classes are few
