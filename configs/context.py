@@ -17,10 +17,11 @@ picture shows two or three. Two more words may follow a variant:
 
 Hardware: 2 CPU cores. Drawing the 70,000 pictures of `fashion_`, once, took
 3.5 minutes and 430 MB, the 5,500 of `objects_` 12 seconds. Time and score of
-whole runs: not yet measured; hyper-parameters are the quickstart's, those of
-`finetune` were chosen on the validation split. A sign of life: after 1,000 of
-its 10,000 steps (1 minute) `fashion_ce` had 68 % of the first 1,000 test
-pictures right.
+whole runs: not yet measured; hyper-parameters are the quickstart's. A sign of
+life: after 1,000 of its 10,000 steps (1 minute) `fashion_ce` had 68 % of the
+first 1,000 test pictures right. Those of `finetune` were chosen on the
+validation split, where `objects_ce` had 53.0 % right, CH 28.0 and NQH 52.4, and
+`objects_gc` 57.4 %, 31.5 and 33.1, of one seed.
 """
 
 import ml_collections

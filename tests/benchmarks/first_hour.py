@@ -193,17 +193,18 @@ def timed(arguments: list[str], log: pathlib.Path) -> Timed:
     cwd=ROOT,
   )
   first, longest, written, after = 0.0, 0.0, b"", b""
-  while True:
-    piece = os.read(process.stdout.fileno(), 1 << 16)
-    now = time.perf_counter()
-    if now - last > longest:
-      longest, after = now - last, written
-    first = first or now - started
-    last = now
-    if not piece:
-      break
-    written += piece
-  log.write_bytes(written)
+  with log.open("wb", buffering=0) as file:
+    while True:
+      piece = os.read(process.stdout.fileno(), 1 << 16)
+      now = time.perf_counter()
+      if now - last > longest:
+        longest, after = now - last, written
+      first = first or now - started
+      last = now
+      if not piece:
+        break
+      written += piece
+      file.write(piece)
   lines = after.decode(errors="replace").splitlines()
   return Timed(
     command=shlex.join(["python", "-m", *arguments]),
