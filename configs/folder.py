@@ -20,8 +20,8 @@ for some thousand pictures on one GPU. More words may follow:
 Hardware and scores, of the 193 photographs in four classes that
 tests/benchmarks/first_hour.py makes, 40 of them for validation, on which both
 recipes were chosen: `small` got 70 % right, NQH 33; `small,finetune` 80 % and
-34. Each took under five minutes on two CPU cores that other work kept busy, with
-compilation and evaluation. The others: not yet measured.
+34. Each took under five minutes on two CPU cores that other work kept busy,
+compilation and evaluation included. The others: not yet measured.
 """
 
 import ml_collections
