@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 from gc_jax.report import artefact
+from gc_jax.report import rows as pair_rows
 
 METHOD = "val/gradcam_elementwise"
 METRICS = {
@@ -138,7 +139,8 @@ def trained(
 def _keep(workdir: Path, folder: Path) -> None:
   """Copies what a report needs of its baseline, and no more."""
   folder.mkdir(parents=True, exist_ok=True)
-  shutil.copy(workdir / "config.json", folder / "config.json")
+  for name in ("config.json", pair_rows.FILENAME):
+    shutil.copy(workdir / name, folder / name)
   run = artefact.load(workdir)
   fixed = [example for example in run.examples if example.kind == "fixed"]
   artefact.save(dataclasses.replace(run, folder=folder, examples=fixed))

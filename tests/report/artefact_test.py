@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from gc_jax.method.metrics import Key
 from gc_jax.report import artefact, gallery
+from gc_jax.report import rows as pair_rows
 from tests.report import evaluations
 
 
@@ -205,3 +207,11 @@ def test_an_old_gallery_filled_its_empty_maps_and_they_are_empty_again(
   assert not then.randomized["gradcam"]["head"].any()
   np.testing.assert_array_equal(then.maps["layercam"], maps["layercam"])
   np.testing.assert_array_equal(then.maps["uniform"], flat)
+
+
+def test_the_quickstarts_baseline_has_what_differences_are_made_of():
+  folder = pathlib.Path(__file__).parents[2] / "configs/references"
+  baseline = artefact.load(folder / "quickstart_ce")
+  top1 = Key("top1")
+  rows = pair_rows.load(baseline.folder, [top1])
+  assert 100 * rows.columns[top1].mean() == pytest.approx(baseline.number(top1))
