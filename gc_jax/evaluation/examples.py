@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gc_jax.attribution import randomization
 from gc_jax.data.pairs import Maker
@@ -75,7 +75,7 @@ def gallery(
       target=int(planner.pairs.target[row]),
       predicted=look.predicted,
       maps=look.cams,
-      randomized=(strips or {}).get(row, {}),
+      randomized=(strips or {}).get(row, {}) if kind == "fixed" else {},
       scores={
         metric: {
           method: float(100 * column[row])
@@ -182,6 +182,22 @@ def spread(planner: plan.Planner, count: int) -> list[int]:
   return plan.evenly(rows, count).tolist()
 
 
+def surely_wrong(
+  ledger: Ledger, candidates: Bool[np.ndarray, "N"]
+) -> list[int]:
+  """Returns the candidates whose class the model thinks the least likely.
+
+  Of those classified wrongly: none where pictures show several classes.
+  """
+  top1 = ledger.columns.get(Key("top1"))
+  confidence = ledger.columns.get(Key(CONFIDENCE))
+  if top1 is None or confidence is None:
+    return []
+  rows = np.flatnonzero(candidates & (top1 == 0) & ~np.isnan(confidence))
+  order = rows[np.argsort(confidence[rows], kind="stable")]
+  return order[:_EXAMPLES_PER_KIND].tolist()
+
+
 class Telling(NamedTuple):
   """The rows of a gallery."""
 
@@ -191,7 +207,7 @@ class Telling(NamedTuple):
 
 
 def telling(planner: plan.Planner, ledger: Ledger, method: str) -> Telling:
-  """Returns rows of different pictures: best, typical, worst and fixed ones.
+  """Returns rows of pictures: best, typical, worst, fixed and wrong ones.
 
   They are ranked by a method's maps as far as these were measured, and only
   rows that were are shown: by content heatmap, else by negative quadrants
@@ -227,6 +243,7 @@ def telling(planner: plan.Planner, ledger: Ledger, method: str) -> Telling:
     "typical": order[middle : middle + n],
     "worst": order[:n],
     "fixed": plan.evenly(rows, _FIXED_EXAMPLES),
+    "wrong": surely_wrong(ledger, candidates),
   }
   chosen = {kind: list(map(int, group)) for kind, group in groups.items()}
   return Telling(ranked_by, chosen, with_composites)

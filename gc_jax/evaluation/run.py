@@ -106,7 +106,11 @@ def evaluate(
     stages, randomization, strips = examples.sanity(
       planner, methods, config.eval.sanity_rows
     )
-    chosen = {"fixed": examples.spread(planner, _NUM_EXAMPLES)}
+    pairs = planner.pairs
+    chosen = {
+      "fixed": examples.spread(planner, _NUM_EXAMPLES),
+      "wrong": examples.surely_wrong(ledger, pairs.first & (pairs.target >= 0)),
+    }
     gallery = examples.gallery(planner, ledger, chosen, methods, strips=strips)
     ledger.secs += time.monotonic() - started
 

@@ -64,8 +64,9 @@ class Example:
     image: RGB, as the model saw it.
     object_mask: pixels of any object of class `target`, a ground-truth class.
     maps: method -> map, >= 0, sums to 1, or to 0 if it is empty.
-    kind: best | typical | worst, by one of `RANKINGS`; or fixed: the pictures
-      that every evaluation of this data shows, for side-by-side figures.
+    kind: best | typical | worst, by one of `RANKINGS`; wrong: classified so,
+      the true class the least likely; or fixed: the pictures that every
+      evaluation of this data shows, for side-by-side figures.
     randomized: method -> stage of `Curves.stages` -> map of the model with its
       weights randomised down to there. Only for a few examples.
     composite: 2×2 images, `image` in `cell`, distractors elsewhere; or None.

@@ -231,6 +231,19 @@ def test_the_gallery_is_ranked_by_what_there_is_and_an_empty_map_is_worst(
   assert _telling(planner, ledger, **columns).chosen["best"] == []
 
 
+def test_the_gallery_shows_where_the_model_is_surely_wrong():
+  ledger = Ledger(8)
+  every = np.ones(8, bool)
+  assert examples.surely_wrong(ledger, every) == []  # of several labels
+  ledger.columns[Key("top1")] = np.float32([0, 1, 0, 0, 0, 0, np.nan, 0])
+  ledger.columns[Key(CONFIDENCE)] = np.float32(
+    [0.3, 0.9, 0.1, 0.2, 0.05, 0.4, 0.0, np.nan]
+  )
+  assert examples.surely_wrong(ledger, every) == [4, 2, 3, 0]
+  every[2] = False
+  assert examples.surely_wrong(ledger, every) == [4, 3, 0, 5]
+
+
 def test_rounding_bounds_the_programs_and_too_many_are_refused(planned):
   def frames(**fields):
     plan = planned(protocol="release", **fields).passes(RUNS, METHODS)
