@@ -168,6 +168,7 @@ def _page(
       *differences.remarks(models, tested.whys),
     ],
     ranking=gallery.RANKINGS.get(about.ranked_by),
+    ranked_method=title_of("".join(about.methods[:1])),
     has_outlines=any(e.object_mask.any() for e in evaluated.examples),
     protocol=describe.protocol(about),
     headlines=_headlines(evaluated, other, models, tested.found),
