@@ -6,8 +6,9 @@ Makes a folder of 193 photographs in four classes, in the formats and sizes that
 people have, from pictures inside Python packages. Then trains on them from
 scratch and from ImageNet's weights, explains, evaluates, compares and exports,
 each command as a user gives it. Prints, of each, the seconds to its first line,
-its longest silence and its whole time, as a table and as JSON. Needs
-tests/requirements.txt.
+its longest silence, its whole time and the time of all cores, as a table and as
+JSON. Needs tests/requirements.txt. On a machine that does other work, the time
+of all cores tells best what an idle one would take.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import resource
 import shlex
 import subprocess
 import sys
@@ -181,11 +183,13 @@ class Timed:
   longest_silence_secs: float
   silent_after: str  # the line before that silence; "" if the command's start
   secs: float
+  cpu_secs: float  # of all cores
 
 
 def timed(arguments: list[str], log: pathlib.Path) -> Timed:
   """Runs a command, and notes when it writes anything, not by a terminal."""
-  started = last = time.perf_counter()
+  cpu_secs, started = _cpu_secs(), time.perf_counter()
+  last = started
   process = subprocess.Popen(
     [sys.executable, "-m", *arguments],
     stdout=subprocess.PIPE,
@@ -213,7 +217,14 @@ def timed(arguments: list[str], log: pathlib.Path) -> Timed:
     longest_silence_secs=round(longest, 1),
     silent_after=lines[-1] if lines else "",
     secs=round(time.perf_counter() - started, 1),
+    cpu_secs=round(_cpu_secs() - cpu_secs, 1),
   )
+
+
+def _cpu_secs() -> float:
+  """Returns what processes that this one waited for have used."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -234,12 +245,14 @@ def main() -> None:
     done = steps[name] = timed(command, out / f"{name}.log")
     print(f"{name}: {done.secs} s, exit {done.exit_status}", file=sys.stderr)
   total = round(sum(done.secs for done in steps.values()), 1)
-  print("| command | first line | longest silence | in all |")
-  print("|---|--:|--:|--:|")
+  print("| command | first line | longest silence | in all | of all cores |")
+  print("|---|--:|--:|--:|--:|")
   for name, done in steps.items():
     cells = done.first_line_secs, done.longest_silence_secs, done.secs
-    print(f"| {name} | {' | '.join(f'{secs:.1f} s' for secs in cells)} |")
-  print(f"| all | | | {total / 60:.1f} min |")
+    cells = [f"{secs:.1f} s" for secs in (*cells, done.cpu_secs)]
+    print(f"| {name} | {' | '.join(cells)} |")
+  cpu_secs = sum(done.cpu_secs for done in steps.values())
+  print(f"| all | | | {total / 60:.1f} min | {cpu_secs / 60:.1f} min |")
   found = {
     "cores": os.cpu_count(),
     "load": os.getloadavg(),
