@@ -4,6 +4,7 @@ A command, and nothing to import: `gc_jax.explain` is the function.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -154,14 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with speaking.doing("importing jax"):
       from gc_jax.inference import pictures
 
-    cli.tell(pictures.explain_files(flags))
+    # Closed, it writes explanations.json also if Ctrl-C ends it at a line.
+    with contextlib.closing(pictures.explain_files(flags)) as lines:
+      cli.tell(lines)
 
   return cli.exit_status(work)
 
 
 if __name__ == "__main__":
   with signals.ending_at_ctrl_c(
-    "Pictures that a line names are written; the same command with --overwrite "
-    "writes all of them, and explanations.json."
+    "Pictures that a line names are written, and on the page; the same command "
+    "with --overwrite explains all of them."
   ):
     sys.exit(main())

@@ -17,7 +17,7 @@ from flax import nnx
 from PIL import Image
 
 import gc_jax
-from gc_jax import models, torch_io
+from gc_jax import cli, models, torch_io
 from gc_jax.attribution import METHODS, Method
 from gc_jax.data import image_files
 from gc_jax.inference import trained
@@ -260,6 +260,33 @@ def test_explanations_are_replaced_only_if_asked(
   _, told = explained(camera, *flags, "--target=3", "--overwrite")
   assert told[0]["overlay"].startswith("gravel")
   assert told[1]["overlay"].startswith("camera") and told[1]["target"] == 3
+
+
+def test_what_was_written_before_ctrl_c_is_indexed_and_not_explained_itself(
+  explain, explained, smoke_run, folder, monkeypatch
+):
+  out = folder / "out"
+  flags = [folder, f"--workdir={smoke_run}", "--batch_size=1", "--size=0"]
+  tell = cli.tell
+
+  def tell_until_written(lines):
+    for line in lines:
+      tell([line])
+      if line.startswith("wrote "):
+        raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cli, "tell", tell_until_written)
+    done = explain(*flags, f"--out={out}")
+  assert done.status == 130
+  entries = json.loads((out / "explanations.json").read_text())
+  assert [entry["overlay"] for entry in entries] == [
+    path.name for path in out.glob("*.png")
+  ]
+  assert (out / "index.html").exists()
+  said, entries = explained(*flags, "--overwrite", out=out)
+  assert said.startswith("found 5 pictures\n")
+  assert len(entries) == 5
 
 
 def test_many_shapes_are_rounded_and_said(

@@ -5,6 +5,7 @@ All faults of files, flags and model are found before a program is compiled.
 
 import argparse
 import collections
+import contextlib
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -99,55 +100,74 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
   class_of = classes.by_folder(loaded.class_names)
   written: list[list[Explanation]] = [[] for _ in readable]
   compiled: dict[tuple[int, int], None] = {}
-  for rows, indices in _batches(shapes, flags.batch_size):
-    height, width = shapes[indices[0]]
-    if (height, width) not in compiled:
-      compiled[height, width] = None
-      task = (
-        f"compiling for {height} by {width} pixels, shape {len(compiled)} of "
-        f"{len(set(shapes))}"
-      )
-      yield task
-    both = [
-      image_files.read_twice(readable[i].path, shapes[i]) for i in indices
-    ]
-    images, scaled = zip(*both, strict=True)
-    with speaking.doing(task):
-      logits, cams = _explained(loaded, scaled, rows, target, methods)
-    task = "explaining"
-    for row, (i, image) in enumerate(zip(indices, images, strict=True)):
-      path = readable[i].path
-      true = class_of(readable[i].folders)
-      scores = _scores(loaded.class_names, logits[row], target, true, outputs)
-      page_image = explanations.write_image(folder, path.stem, image)
-      for method, (overlay_name, map_name) in names[path].items():
-        cam = cams[method][row]
-        explanation = Explanation(
-          file=str(path),
-          size=image.shape[:2],
-          model=loaded.source,
-          outputs=outputs,
-          model_size=shapes[i],
-          method=method,
-          **scores,
-          map_shape=cam.shape,
-          map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
-          overlay=overlay_name,
-          map=map_name,
-          page_image=page_image,
+  with _indexed(folder, earlier, written, skipped):
+    for rows, indices in _batches(shapes, flags.batch_size):
+      height, width = shapes[indices[0]]
+      if (height, width) not in compiled:
+        compiled[height, width] = None
+        task = (
+          f"compiling for {height} by {width} pixels, shape {len(compiled)} of "
+          f"{len(set(shapes))}"
         )
-        explanation = explanations.write(folder, explanation, image, cam)
-        written[i].append(explanation)
-        yield _line(folder, explanation)
-  in_order = list(itertools.chain(*written))
-  index = explanations.write_index(folder, earlier, in_order, skipped)
-  yield f"wrote {index}: {number_of(len(in_order), 'explanation')}"
+        yield task
+      both = [
+        image_files.read_twice(readable[i].path, shapes[i]) for i in indices
+      ]
+      images, scaled = zip(*both, strict=True)
+      with speaking.doing(task):
+        logits, cams = _explained(loaded, scaled, rows, target, methods)
+      task = "explaining"
+      for row, (i, image) in enumerate(zip(indices, images, strict=True)):
+        path = readable[i].path
+        true = class_of(readable[i].folders)
+        scores = _scores(loaded.class_names, logits[row], target, true, outputs)
+        page_image = explanations.write_image(folder, path.stem, image)
+        for method, (overlay_name, map_name) in names[path].items():
+          cam = cams[method][row]
+          explanation = Explanation(
+            file=str(path),
+            size=image.shape[:2],
+            model=loaded.source,
+            outputs=outputs,
+            model_size=shapes[i],
+            method=method,
+            **scores,
+            map_shape=cam.shape,
+            map_is_empty=bool(metrics.is_empty(jnp.asarray(cam))),
+            overlay=overlay_name,
+            map=map_name,
+            page_image=page_image,
+          )
+          explanation = explanations.write(folder, explanation, image, cam)
+          written[i].append(explanation)
+          yield _line(folder, explanation)
+  count = sum(map(len, written))
+  index = folder / explanations.FILENAME
+  yield f"wrote {index}: {number_of(count, 'explanation')}"
   if skipped:
     yield (
       f"skipped {number_of(len(skipped), 'picture')} that cannot be read; "
       f"{folder / explanations.SKIPPED} says why"
     )
   yield f"wrote {folder / explanations.PAGE}: open it in a browser"
+
+
+@contextlib.contextmanager
+def _indexed(
+  folder: files.AnyPath,
+  earlier: Sequence[Explanation],
+  written: Sequence[Sequence[Explanation]],
+  skipped: Sequence[Skipped],
+) -> Iterator[None]:
+  """Writes explanations.json and the page at the end, whatever ends it.
+
+  Without it a later run would take the overlays for pictures to explain.
+  """
+  try:
+    yield
+  finally:
+    if done := list(itertools.chain(*written)):
+      explanations.write_index(folder, earlier, done, skipped)
 
 
 def _check_flags(flags: argparse.Namespace, methods: Sequence[str]) -> None:

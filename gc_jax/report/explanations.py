@@ -239,17 +239,18 @@ def write(
   Returns it with the name of the map that the page shows.
   """
   seen = explanation.model_size
+  with files.replacing(out / explanation.map) as file:
+    np.save(file, cam)
+  if not explanation.map_is_empty:
+    name = f"{_OF_PAGE}/{explanation.overlay}"
+    with files.replacing(out / name) as file:
+      file.write(pictures.heat_layer(cam, image.shape[:2], seen).content)
+    explanation = dataclasses.replace(explanation, page_map=name)
+  # Last: a picture that no index names would be taken for one to explain.
   picture = pictures.heat_overlay(image, cam, seen=seen)
   with files.replacing(out / explanation.overlay) as file:
     file.write(pictures.png_bytes(picture))
-  with files.replacing(out / explanation.map) as file:
-    np.save(file, cam)
-  if explanation.map_is_empty:
-    return explanation
-  name = f"{_OF_PAGE}/{explanation.overlay}"
-  with files.replacing(out / name) as file:
-    file.write(pictures.heat_layer(cam, image.shape[:2], seen).content)
-  return dataclasses.replace(explanation, page_map=name)
+  return explanation
 
 
 def write_index(
