@@ -96,7 +96,8 @@ def rank_correlation(
 ) -> Float[np.ndarray, "N"]:
   """Returns Spearman's correlation of each pair of maps.
 
-  Equal cells share their mean rank; 0 where a map is constant.
+  Equal cells share their mean rank; NaN where a map is constant, an empty one
+  for example: it has no order to compare.
   """
   import scipy.stats  # takes a second, which other commands save
 
@@ -108,4 +109,15 @@ def rank_correlation(
   norms = [np.sqrt((r**2).sum(1)) for r in centred]
   product = norms[0] * norms[1]
   inner = (centred[0] * centred[1]).sum(1)
-  return np.where(product > 0, inner / np.where(product > 0, product, 1), 0.0)
+  has_order = product > 0
+  return np.where(has_order, inner / np.where(has_order, product, 1), np.nan)
+
+
+def mean_correlation(
+  a: Float[Array | np.ndarray, "N h w"],
+  b: Float[Array | np.ndarray, "N h w"],
+) -> float | None:
+  """Returns the mean over pairs that have a `rank_correlation`, or None."""
+  found = rank_correlation(a, b)
+  found = found[np.isfinite(found)]
+  return float(found.mean()) if len(found) else None

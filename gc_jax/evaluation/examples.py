@@ -251,18 +251,19 @@ def telling(planner: plan.Planner, ledger: Ledger, method: str) -> Telling:
 
 def sanity(
   planner: plan.Planner, methods: tuple[str, ...], num_rows: int
-) -> tuple[list[str], dict[str, list[float]], Strips]:
+) -> tuple[list[str], dict[str, list[float | None]], Strips]:
   """Returns how maps change as weights are randomised.
 
   Returns:
     The stages, from the head down; method -> mean over pictures of the rank
     correlation of the map after each stage with the trained model's, near 1 if
-    it did not change; and the maps of the first and the last pair.
+    it did not change, None if no picture has one; and the maps of the first and
+    the last pair.
   """
   rows = spread(planner, num_rows)
 
   stages = list(randomization.stages(planner.model))
-  correlations: dict[str, list[float]] = {name: [] for name in methods}
+  correlations: dict[str, list[float | None]] = {name: [] for name in methods}
   # The first and the last are the same for any number of rows.
   strips = {rows[place]: {name: {} for name in methods} for place in (0, -1)}
   total = len(rows) * (1 + len(stages))
@@ -277,8 +278,8 @@ def sanity(
       anew = randomization.randomized(planner.model, stage, init_key(0))
       after = maps(parallel.on_all_devices(anew, planner.mesh))
       for name in methods:
-        found = randomization.rank_correlation(before[name], after[name])
-        correlations[name].append(float(np.mean(found)))
+        mean = randomization.mean_correlation(before[name], after[name])
+        correlations[name].append(mean)
         for place in (0, -1):
           strips[rows[place]][name][stage] = after[name][place]
   return stages, correlations, strips

@@ -92,7 +92,7 @@ class Curves:
     insertion, deletion: method -> mean probability of the class at each.
     stages: what was randomised, cumulatively, from the head down.
     randomization: method -> mean rank correlation with the trained model's
-      map after each stage.
+      map after each stage; None where every map was empty, or constant.
   """
 
   robustness: Mapping[str, Mapping[str, float]] = _empty()
@@ -100,7 +100,7 @@ class Curves:
   insertion: Mapping[str, Sequence[float]] = _empty()
   deletion: Mapping[str, Sequence[float]] = _empty()
   stages: Sequence[str] = ()
-  randomization: Mapping[str, Sequence[float]] = _empty()
+  randomization: Mapping[str, Sequence[float | None]] = _empty()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

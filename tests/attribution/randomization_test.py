@@ -152,7 +152,12 @@ def test_the_rank_correlation_is_spearmans():
   np.testing.assert_array_equal(on_device, found)
 
 
-def test_a_constant_map_correlates_with_nothing():
+def test_a_constant_map_has_no_order_to_compare():
   rng = np.random.default_rng(0)
   a = rng.random((1, 3, 3)).astype(np.float32)
-  assert randomization.rank_correlation(a, np.ones_like(a)) == 0
+  assert np.isnan(randomization.rank_correlation(a, np.ones_like(a)))
+  assert np.isnan(randomization.rank_correlation(0 * a, a))
+  # A mean is over the others.
+  both, one_empty = np.concatenate([a, a]), np.concatenate([a, 0 * a])
+  assert randomization.mean_correlation(both, one_empty) == pytest.approx(1)
+  assert randomization.mean_correlation(a, 0 * a) is None

@@ -469,6 +469,10 @@ def test_the_sanity_check_names_the_methods_that_fail(made):
   found = _write(made)
   assert "Every method's maps change" in found
   assert "still 0.5 or more" not in found
+  made.curves.randomization["smoothgrad"][-1] = None  # empty maps
+  found = _write(made)
+  assert "Not measured of SmoothGrad: with all weights random" in found
+  assert "Every method's maps change" not in found
 
 
 def test_the_share_below_a_map_is_that_on_the_object(made):
