@@ -127,34 +127,47 @@ def without_objects(evaluated: Evaluated) -> str:
 def below_controls(models: Mapping[str, Sequence[Evaluated]]) -> list[str]:
   """Returns which maps do worse than maps that look at nothing, sentences.
 
-  One for each metric and control. Of several seeds, their mean is held against
-  the control.
+  One for each control, however many metrics and methods: the numbers stand in
+  the table. Of several seeds, their mean is held against the control.
   """
   sentences = []
-  for metric, facts in METRICS.items():
-    if not facts.is_of_maps or facts.higher_is_better is None:
-      continue
-    for control in CONTROLS:
-      worse: dict[float, list[str]] = {}
-      for label, members in models.items():
-        limit = _mean(members, Key(metric, control))
-        for method in members[0].about.methods:
-          value = _mean(members, Key(metric, method))
-          if value is None or limit is None:
-            continue
-          ours, theirs = round(value, 1), round(limit, 1)
-          if ours != theirs and (ours > theirs) != facts.higher_is_better:
-            of = f" of {label}" if len(models) > 1 else ""
-            words = f"{title_of(method)}{of} ({ours:.1f})"
-            worse.setdefault(theirs, []).append(words)
-      for theirs, listed in worse.items():
-        side = "below" if facts.higher_is_better else "above"
-        sentences.append(
-          f"{facts.title} {side} that of a map that looks at nothing "
-          f"({title_of(control)}, {theirs:.1f}), which is worse: "
-          f"{', '.join(listed)}."
-        )
+  for control in CONTROLS:
+    metrics: dict[str, list[str]] = {}  # by the maps that do worse in them
+    for metric, facts in METRICS.items():
+      if facts.is_of_maps and facts.higher_is_better is not None:
+        for limit, maps in _worse_than(models, metric, control).items():
+          metrics.setdefault(maps, []).append(f"{facts.title} ({limit:.1f})")
+    if metrics:
+      parts = [f"in {', '.join(m)} than {maps}" for maps, m in metrics.items()]
+      sentences.append(
+        f"{title_of(control)}, a map that looks at nothing, does better: "
+        f"{'; '.join(parts)}."
+      )
   return sentences
+
+
+def _worse_than(
+  models: Mapping[str, Sequence[Evaluated]], metric: str, control: str
+) -> dict[float, str]:
+  """Returns number of the control -> words for the maps that do worse."""
+  worse: dict[float, list[str]] = {}
+  count = 0
+  for label, members in models.items():
+    limit = _mean(members, Key(metric, control))
+    for method in members[0].about.methods:
+      value = _mean(members, Key(metric, method))
+      if value is None or limit is None:
+        continue
+      count += 1
+      ours, theirs = round(value, 1), round(limit, 1)
+      is_higher = ours > theirs
+      if ours != theirs and is_higher != METRICS[metric].higher_is_better:
+        of = f" of {label}" if len(models) > 1 else ""
+        worse.setdefault(theirs, []).append(f"{title_of(method)}{of}")
+  return {
+    limit: "all maps" if len(maps) == count > 1 else ", ".join(maps)
+    for limit, maps in worse.items()
+  }
 
 
 def _mean(members: Sequence[Evaluated], key: Key) -> float | None:

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from gc_jax.attribution import METHODS, settings_of
+from gc_jax.attribution import CONTROLS, METHODS, settings_of, title_of
+from gc_jax.method.metrics import Key
 from gc_jax.report import cautions, differences
 from tests.report import evaluations
 
@@ -51,3 +52,16 @@ def test_an_evaluation_records_what_its_methods_were_computed_with():
     METHODS[IG], explain=lambda model, images, targets, *, steps=16: None
   )
   assert fewer.settings == {"steps": 16}
+
+
+def test_maps_below_a_control_are_told_in_one_sentence_for_each_control(
+  tmp_path,
+):
+  made = evaluations.make(tmp_path / "e")
+  for metric in ("pointing_game", "content_heatmap"):
+    for method in evaluations.METHODS:
+      made.results[f"val/{Key(metric, method).name}"] = 1.0
+  found = cautions.below_controls({"": [made]})
+  assert len(found) <= len(CONTROLS)
+  of_center = [one for one in found if one.startswith(title_of("center"))]
+  assert "than all maps" in "".join(of_center)

@@ -66,7 +66,7 @@ def test_a_card_says_what_limits_the_model(exported):
   assert "started from the weights of `imagenet.pth`" in limits
   assert "/home/me" not in text
   # A Gaussian in the centre points better.
-  assert "PG below that of a map that looks at nothing" in limits
+  assert "a map that looks at nothing, does better: in PG (" in limits
   assert "shorter side scaled to 75 pixels" in part(text, "Pictures")
   assert "BSD-3-Clause" in part(text, "Licence")
   assert "left out" not in limits
