@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -287,7 +287,7 @@ def write_index(
 class _Card(NamedTuple):
   """A picture on the page, by one model."""
 
-  name: str  # of its file
+  name: str  # of its file, with folders where others are called so
   first: Explanation
   explanations: Sequence[Explanation]
   classes: Sequence[int]  # to find it by, of those that the page offers
@@ -311,12 +311,13 @@ def _page(
       if i is not None:
         titles[e.model, i] = _title(i, class_name)
   classes = sorted(set(titles.values()), key=_natural)
+  names = _short_names({e.file for e in entries})
   cards = []
   for group in by_picture.values():
     ids = {i for e in group for i in (e.target, e.predicted, e.true)} - {None}
     cards.append(
       _Card(
-        PurePath(group[0].file).name,
+        names[group[0].file],
         group[0],
         group,
         sorted({classes.index(titles[group[0].model, i]) for i in ids}),
@@ -340,6 +341,18 @@ def _page(
     title_of_class=_title,
     title_of_method=title_of,
   )
+
+
+def _short_names(paths: Collection[str]) -> dict[str, str]:
+  """Returns path -> the shortest end of it that no other has."""
+  found, depth = {}, 1
+  while left := [path for path in paths if path not in found]:
+    ends = {p: PurePath(*PurePath(p).parts[-depth:]).as_posix() for p in left}
+    counts = collections.Counter(ends.values())
+    is_whole = lambda path, depth=depth: len(PurePath(path).parts) <= depth
+    found |= {p: e for p, e in ends.items() if counts[e] == 1 or is_whole(p)}
+    depth += 1
+  return found
 
 
 class _Model(NamedTuple):

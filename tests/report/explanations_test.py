@@ -223,6 +223,11 @@ def test_a_picture_of_the_same_name_replaces_none_on_the_page(tmp_path):
   )
   assert first.page_image != other.page_image
   explanations.write_index(tmp_path, [first], [other])
+  page = (tmp_path / PAGE).read_text()
+  assert re.findall("<h4[^>]*>(.*?)</h4>", page) == [
+    "pictures/cat.jpg",
+    "others/cat.jpg",
+  ]
   again = write(tmp_path, IMAGE + 1)  # the picture was changed
   explanations.write_index(tmp_path, [first, other], [again])
   shown = {path.name for path in (tmp_path / "index_files").iterdir()}
