@@ -2,8 +2,10 @@
 
 The public names; nothing else is public. A trained model: `load`, `predict`,
 `explain`, `overlay`, `class_names`. Models: `MODELS`, `create`. Explanations:
-`METHODS`. The method of the paper, as pure functions on arrays: `cam`,
-`compose`, `losses`, `metrics`.
+`METHODS`. A model of yours, in any library: `wrap`, `places`, and for it
+`predict`, `explain`, `localize`, `negative_quadrants`, and the guidance losses
+`consistency` and `energy`. The method of the paper, as pure functions on
+arrays: `cam`, `compose`, `losses`, `metrics`.
 
 Each is imported when it is first asked for: a command whose arguments are wrong
 says so before jax is imported.
@@ -14,9 +16,13 @@ import typing
 
 if typing.TYPE_CHECKING:
   from gc_jax.attribution import METHODS
+  from gc_jax.attribution.guided import consistency, energy
+  from gc_jax.attribution.wrapping import places, wrap
   from gc_jax.inference.arrays import class_names, explain, overlay, predict
   from gc_jax.inference.trained import load
+  from gc_jax.inference.wrapped import negative_quadrants
   from gc_jax.method import cam, compose, losses, metrics
+  from gc_jax.method.located import localize
   from gc_jax.models import MODELS, create
 
 __all__ = [
@@ -25,13 +31,19 @@ __all__ = [
   "cam",
   "class_names",
   "compose",
+  "consistency",
   "create",
+  "energy",
   "explain",
   "load",
+  "localize",
   "losses",
   "metrics",
+  "negative_quadrants",
   "overlay",
+  "places",
   "predict",
+  "wrap",
 ]
 
 # Where each of them is.
@@ -41,13 +53,19 @@ _HOMES = {
   "cam": "method.cam",
   "class_names": "inference.arrays",
   "compose": "method.compose",
+  "consistency": "attribution.guided",
   "create": "models",
+  "energy": "attribution.guided",
   "explain": "inference.arrays",
   "load": "inference.trained",
+  "localize": "method.located",
   "losses": "method.losses",
   "metrics": "method.metrics",
+  "negative_quadrants": "inference.wrapped",
   "overlay": "inference.arrays",
+  "places": "attribution.wrapping",
   "predict": "inference.arrays",
+  "wrap": "attribution.wrapping",
 }
 
 

@@ -29,6 +29,7 @@ from gc_jax.attribution.weighted_activations import (
   gradcam_plus_plus,
   layercam,
 )
+from gc_jax.attribution.wrapping import Tapped
 
 _CELLS = 8  # side of the control maps, which metrics enlarge like any other
 
@@ -67,7 +68,7 @@ class Method:
 
   def __call__(
     self,
-    model: nnx.Module,
+    model: nnx.Module | Tapped,
     images: Array,
     targets: Int[Array, "B P"],
     **settings: Any,
@@ -75,8 +76,10 @@ class Method:
     """Returns raw maps >= 0, in the method's own unit.
 
     Args:
-      model: in evaluation mode, with `normalize`, `features` and `classify`.
-      images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
+      model: in evaluation mode, with `normalize`, `features` and `classify`; or
+        any other, from `wrap`.
+      images: RGB, uint8 or float in [0, 1], `[B H W 3]`; of a wrapped model as
+        it takes them.
       targets: P classes to explain in each image.
       **settings: the keyword arguments of the method's function.
     """

@@ -10,21 +10,20 @@ B1): probability passes a BatchNorm unchanged, a sum divides it in proportion to
 its terms, and the contrast is taken at the input of the last layer.
 """
 
-import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend import core
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import taps
-from gc_jax.models.network import FEATURES, BatchNorm, Network
+from gc_jax.attribution import programs, taps
+from gc_jax.attribution.programs import Operation, Value
+from gc_jax.attribution.wrapping import Tapped, tapped
+from gc_jax.models.network import Network
 
 EPSILON = 1e-20  # added to denominators only
-
-_LAYERS = (nnx.Conv, nnx.Linear)
 
 
 def excitation_backprop(model, images, targets, *, layer: str | None = None):
@@ -61,7 +60,7 @@ def default_layer(model: nnx.Module) -> str:
 
 
 def propagated(
-  model: nnx.Module,
+  model: nnx.Module | Tapped,
   images: Array,
   targets: Int[Array, "B P"],
   layer: str | None = None,
@@ -71,14 +70,18 @@ def propagated(
 
   Both are signed, of every channel, and sum to 1; with contrast, the second is
   the difference that the first was handed down from, and both sum to 0.
+
+  Raises:
+    ValueError: an operation between the layer and the logits has no rule.
   """
-  model = taps.in_float32(model)
-  layer = default_layer(model) if layer is None else layer
-  place = taps.input_path(model, layer)
-  from_class, from_last = _handing_down(model, images, place, sign=1)
+  if layer is None and not isinstance(model, Tapped):
+    layer = default_layer(model)
+  net = tapped(model, layer)
+  images = net.prepared(images)
+  from_class, from_last = _handing_down(net, images, sign=1)
   if not contrasts:
     return jax.vmap(from_class, in_axes=1, out_axes=1)(targets)
-  from_opposite, _ = _handing_down(model, images, place, sign=-1)
+  from_opposite, _ = _handing_down(net, images, sign=-1)
 
   def one_target(target):
     difference = from_class(target)[1] - from_opposite(target)[1]
@@ -87,59 +90,101 @@ def propagated(
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
 
 
-def _handing_down(model, images, place: str, sign: int):
+def _handing_down(net: Tapped, images: Array, sign: int):
   """Runs the model once; returns two functions that hand probabilities down.
 
-  class -> what arrives at a place, the input of the module with that path, and
-    at the last layer, whose weights are multiplied by the sign;
-  what is at the last layer -> what arrives at the place.
+  class -> what arrives at the place of the net, and at the input of the last
+    product with weights, which are multiplied by the sign;
+  what is at the last product -> what arrives at the place.
   """
-  last = ".".join(model.last_layer)
-  block = [
-    type(module)
-    for path, module in nnx.iter_modules(model)
-    if place != FEATURES and ".".join(map(str, path)) == place
-  ]
+  tail = lambda offset: net(images, offset)[0]
+  shape = jax.eval_shape(lambda: net(images)[1])
+  offset = jnp.zeros(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
+  inputs = []  # of every product, in the order of the program
+  jax.eval_shape(
+    lambda x: programs.walk(tail, (x,), _Rules(lambda n: None, inputs)).array,
+    offset,
+  )
+  if not inputs:
+    raise ValueError(
+      f"A product with weights must follow {net.at!r} on the way to the "
+      "logits; none does. Look at an earlier place."
+    )
+  last = len(inputs) - 1
+  probe = jnp.zeros(inputs[last].shape, inputs[last].dtype)
 
-  def run(tap):
-    """Returns the activations at both paths, and the logits."""
-    seen = {}
-
-    def tapped(path, x):
-      if path in (place, last):
-        x = seen[path] = tap(path, x)
-      return x
-
-    def call(path, module, x):
-      x = tapped(path, x)
-      if isinstance(module, BatchNorm):
-        return _passed_through(module, x)
-      if isinstance(module, _LAYERS):
-        return _excited(module, x, sign if path == last else 1)
-      return module(x)
-
-    copy = taps.intercept(model, (*_LAYERS, BatchNorm, *block), call)
-    features = copy.features(copy.normalize(images))
-    return seen, copy.classify(tapped(FEATURES, features))
-
-  def forward(probes):
-    seen, logits = run(lambda path, x: _tap(x, probes[path]))
+  def forward(offset, probe):
+    seen = []
+    rules = _Rules(lambda n: (sign, probe) if n == last else None, seen)
+    logits = programs.walk(tail, (offset,), rules).array
     return seen[last], logits
 
-  shapes = jax.eval_shape(lambda: run(lambda path, x: x)[0])
-  probes = {path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.items()}
-  (at_last, logits), pull = jax.vjp(_by_rules(forward, probes), probes)
+  (at_last, logits), pull = jax.vjp(forward, offset, probe)
   nothing = jnp.zeros_like(at_last), jnp.zeros_like(logits)
 
   def from_class(target):
     start = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-    found = pull((nothing[0], start))[0]
-    return found[place], found[last]
+    return pull((nothing[0], start))
 
   def from_last(probability):
-    return pull((probability, nothing[1]))[0][place]
+    return pull((probability, nothing[1]))[0]
 
   return from_class, from_last
+
+
+class _Rules:
+  """What excitation backprop makes of each operation.
+
+  Args:
+    tapped: number of a product -> (sign of its weights, probe at its input),
+      or None for one that is not the last.
+    seen: gets the input of every product.
+  """
+
+  def __init__(self, tapped: Callable[[int], Any], seen: list[Array]):
+    self._tapped, self._seen = tapped, seen
+
+  def __call__(self, operation: Operation) -> list[Value]:
+    """Returns the outputs; their gradients are the rule."""
+    name, arrays, followed = (
+      operation.name,
+      operation.arrays,
+      operation.followed,
+    )
+    if len(followed) == 1 and name in programs.PRODUCTS:
+      return [Value(self._product(operation, followed[0]), True)]
+    if len(followed) == 1 and name in programs.SUMS | {"reduce_window_max"}:
+      one = operation.of_one(followed[0])
+      return [Value(_with_rule(one, one)(arrays[followed[0]]), True)]
+    if len(followed) == 1 and name in _SCALES:
+      # Of a normalisation or an average: probability passes unchanged.
+      one = operation.of_one(followed[0])
+      return [Value(_passed_through(one, arrays[followed[0]]), True)]
+    if len(followed) == 2 and name in ("add", "add_any"):
+      return [Value(_shared(*arrays), True)]
+    if programs.only_chooses(operation) or (
+      len(followed) == 1 and name in _SHIFTS
+    ):
+      return [Value(x, True) for x in operation.compute(arrays)]
+    raise programs.does_not_hold(operation, "Excitation backprop")
+
+  def _product(self, operation: Operation, place: int) -> Array:
+    x, sign = operation.arrays[place], 1
+    if isinstance(found := self._tapped(len(self._seen)), tuple):
+      sign, probe = found
+      x = _tap(x, probe)
+    self._seen.append(x)
+    weights = jax.nn.relu(sign * operation.arrays[1 - place])
+    positive = [x, weights] if place == 0 else [weights, x]
+    excited = Operation(
+      operation.name, [Value(each) for each in positive], operation.compute
+    )
+    return _with_rule(operation.of_one(place), excited.of_one(place))(x)
+
+
+# Of an activation and a number that is none.
+_SCALES = {"mul", "div"}
+_SHIFTS = {"add", "add_any", "sub"}
 
 
 @jax.custom_vjp
@@ -150,19 +195,6 @@ def _tap(x, probe):
 
 
 _tap.defvjp(lambda x, probe: (x, None), lambda _, p: (p, p))
-
-
-def _excited(module: nnx.Module, x: Array, sign: int) -> Array:
-  """Returns module(x); its gradient is the rule for weights of one sign."""
-
-  def positive(x):
-    copy = nnx.clone(module)
-    copy.kernel[...] = jax.nn.relu(sign * copy.kernel[...])
-    if copy.bias is not None:
-      copy.bias[...] = jnp.zeros_like(copy.bias[...])
-    return copy(x)
-
-  return _with_rule(module, positive)(x)
 
 
 def _with_rule(
@@ -182,10 +214,12 @@ def _with_rule(
   return function
 
 
-def _passed_through(module: nnx.Module, x: Array) -> Array:
-  """Returns module(x); its gradient is the identity."""
-  function = jax.custom_vjp(lambda x: module(x))
-  function.defvjp(lambda x: (module(x), None), lambda _, p: (p,))
+def _passed_through(scaled: Callable[[Array], Array], x: Array) -> Array:
+  """Returns scaled(x); its gradient is that of x, repeated where that is."""
+  function = jax.custom_vjp(lambda x: scaled(x))
+  repeated = lambda x: jnp.broadcast_to(x, jax.eval_shape(scaled, x).shape)
+  backward = lambda x, p: jax.vjp(repeated, x)[1](p)
+  function.defvjp(lambda x: (scaled(x), x), backward)
   return function(x)
 
 
@@ -203,72 +237,3 @@ def _shares(terms, p):
 
 
 _shared.defvjp(lambda a, b: (a + b, (a, b)), _shares)
-
-# Between modules, sums of two branches, poolings and averages have rules. All
-# else moves numbers, or is a ReLU: there the gradient is the rule.
-_AVERAGES = {"reduce_sum", "reduce_window_sum", "reduce_window_max"}
-_AVERAGES |= {"dot_general", "div", "mul"}
-_INLINED = {"jit", "pjit", "closed_call"}
-
-
-def _by_rules(function: Callable, argument) -> Callable:
-  """Returns the function with excitation rules between modules.
-
-  It takes trees of arrays shaped like `argument`.
-  """
-  traced, out = jax.make_jaxpr(function, return_shape=True)(argument)
-  structure = jax.tree.structure(out)
-
-  def run(argument):
-    leaves = jax.tree.leaves(argument)
-    found = _evaluate(traced.jaxpr, traced.consts, leaves, [True] * len(leaves))
-    return jax.tree.unflatten(structure, [value for value, _ in found])
-
-  return run
-
-
-def _evaluate(jaxpr, consts, values, follows) -> list[tuple[Array, bool]]:
-  """Returns the outputs, and whether each follows from what is followed."""
-  known = dict(zip(jaxpr.constvars, [(c, False) for c in consts], strict=True))
-  known |= dict(
-    zip(jaxpr.invars, zip(values, follows, strict=True), strict=True)
-  )
-  look = lambda atom: (
-    (atom.val, False) if isinstance(atom, core.Literal) else known[atom]
-  )
-  for equation in jaxpr.eqns:
-    operands = [look(atom) for atom in equation.invars]
-    found = _applied(equation, _alone(jaxpr, equation), operands)
-    known |= dict(zip(equation.outvars, found, strict=True))
-  return [look(atom) for atom in jaxpr.outvars]
-
-
-def _applied(equation, compute, operands) -> list[tuple[Array, bool]]:
-  """Returns the outputs of one operation, under its rule."""
-  values, follows = map(list, zip(*operands, strict=True))
-  name = equation.primitive.name
-  if name in _INLINED:
-    inner = equation.params["jaxpr"]
-    return _evaluate(inner.jaxpr, inner.consts, values, follows)
-  real = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
-  if real and name in ("add", "add_any") and all(follows):
-    return [(_shared(*values), True)]
-  if real and name in _AVERAGES and sum(follows) == 1:
-    place = follows.index(True)
-    one = lambda x: compute([*values[:place], x, *values[place + 1 :]])[0]
-    return [(_with_rule(one, one)(values[place]), True)]
-  return [(output, any(follows)) for output in compute(values)]
-
-
-def _alone(jaxpr, equation) -> Callable[[list[Array]], list[Array]]:
-  """Returns what one operation of a trace computes from its operands."""
-  is_input = [not isinstance(atom, core.Literal) for atom in equation.invars]
-  single = jaxpr.replace(
-    constvars=[],
-    invars=list(itertools.compress(equation.invars, is_input)),
-    outvars=equation.outvars,
-    eqns=[equation],
-    debug_info=jaxpr.debug_info.with_unknown_names(),
-  )
-  function = core.jaxpr_as_fun(core.ClosedJaxpr(single, []))
-  return lambda values: function(*itertools.compress(values, is_input))

@@ -12,10 +12,12 @@ Source: Srinivas & Fleuret 2019, arXiv:1905.00780, eq. 5 and 9.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution.taps import in_float32, intercept
-from gc_jax.models.network import BatchNorm
+from gc_jax.attribution import programs
+from gc_jax.attribution.programs import Operation, Value
+from gc_jax.attribution.wrapping import Tapped, tapped
 
 RESCALES = ("layer", "channel")
 
@@ -45,12 +47,12 @@ def fullgrad(model, images, targets, *, rescale: str = "layer"):
 
 def _map(
   of_input: Float[Array, "B P H W C"],
-  of_biases: dict[str, Array],
+  of_biases: list[Array],
   rescale: str,
 ) -> Float[Array, "B P H W"]:
   height, width = of_input.shape[2:4]
   total = jnp.zeros(of_input.shape[:4], of_input.dtype)
-  for term in (of_input, *of_biases.values()):
+  for term in (of_input, *of_biases):
     if term.ndim == 5:
       # Channels are summed first: enlarging is linear.
       small = _rescaled(jnp.abs(term), rescale).sum(-1)
@@ -59,46 +61,124 @@ def _map(
 
 
 def terms(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
-) -> tuple[Float[Array, "B P"], Float[Array, "B P H W C"], dict[str, Array]]:
+  model: nnx.Module | Tapped, images: Array, targets: Int[Array, "B P"]
+) -> tuple[Float[Array, "B P"], Float[Array, "B P H W C"], list[Array]]:
   """Returns the score of each target, and the terms that it is the sum of.
 
   The sum is exact for nets of ReLUs, poolings and maxima in evaluation mode.
 
   Returns:
-    Raw logits; gradient times input; path of a layer -> gradient times bias,
-    `[B P h w D]`, without h and w for a dense layer.
+    Raw logits; gradient times input; gradient times bias of each layer that has
+    one, from the picture up, `[B P h w D]` where it is a map.
+
+  Raises:
+    ValueError: the model has an operation that is not linear between kinks.
   """
-  model = in_float32(model)
-  images = model.normalize(images)
-  shapes, biases = {}, {}
+  net = tapped(model)
+  images = net.prepared(images)
 
-  def logits(images, probes):
-    def call(path, module, x):
-      z, bias = module(x), _bias(module)
-      if bias is None:
-        return z
-      shapes[path], biases[path] = (z.shape, z.dtype), bias
-      return z + probes.get(path, 0)
+  def forward(images, probes):
+    found = []
+    rule = _Biases(probes, found)
+    walked = programs.walk(lambda x: net(x)[0], (images,), rule)
+    scores = rule.added(walked)  # the logits have a bias too
+    return scores, ([bias for _, bias in found], [z for z, _ in found])
 
-    copy = intercept(model, (nnx.Conv, nnx.Linear, BatchNorm), call)
-    return copy.classify(copy.features(images))
-
-  jax.eval_shape(logits, images, {})
-  probes = {path: jnp.zeros(*shape) for path, shape in shapes.items()}
-  all_scores, pull = jax.vjp(logits, images, probes)
+  _, (_, shapes) = jax.eval_shape(lambda x: forward(x, None), images)
+  probes = [jnp.zeros(z.shape, z.dtype) for z in shapes]
+  all_scores, pull, (biases, _) = jax.vjp(forward, images, probes, has_aux=True)
 
   def one_target(target):
     start = jax.nn.one_hot(target, all_scores.shape[-1], dtype=all_scores.dtype)
     at_input, at_layers = pull(start)
-    return (
-      (all_scores * start).sum(-1),
-      at_input * images,
-      {path: _times(at_layers[path], biases[path]) for path in probes},
-    )
+    of_biases = [
+      _as_map(net, gradient * bias)
+      for gradient, bias in zip(at_layers, biases, strict=True)
+    ]
+    score = (all_scores * start).sum(-1)
+    return score, net.channels_last(at_input * images), of_biases
 
-  over_targets = jax.vmap(one_target, in_axes=1, out_axes=1)
-  return over_targets(targets)
+  return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
+
+
+def _as_map(net: Tapped, term: Array) -> Array:
+  """Returns a term of a map with channels last, others as they are."""
+  first = net.cells.axes.index("D") == 1 and term.ndim == 4
+  return jnp.moveaxis(term, 1, -1) if first else term
+
+
+class _Biases:
+  """Finds what each layer adds to a linear function of its input.
+
+  What is added to a convolution, and what a normalisation multiplies and then
+  adds, makes one bias. It follows a value, as its `note`, up to the operation
+  that is more than a multiplication and an addition.
+
+  Args:
+    probes: added to the outputs of layers with a bias, in order; None: none.
+    found: gets (output, bias) of each of these layers.
+  """
+
+  def __init__(
+    self, probes: list[Array] | None, found: list[tuple[Array, Array]]
+  ):
+    self._probes, self._found = probes, found
+    self._known: dict[int, tuple[Value, Array]] = {}
+
+  def __call__(self, operation: Operation) -> list[Value]:
+    """Returns the outputs, with their biases."""
+    followed = operation.followed
+    moves = operation.name in programs.MOVES
+    affine = len(followed) == 1 and operation.name in _AFFINE
+    if moves or affine:
+      return self._carried(operation)
+    product = operation.name in programs.PRODUCTS | programs.SUMS
+    added = operation.name in ("add", "add_any", "sub")
+    chooses = programs.only_chooses(operation)
+    if not (chooses or added or (product and len(followed) == 1)):
+      raise programs.does_not_hold(operation, "FullGrad")
+    arrays = [self.added(operand) for operand in operation.operands]
+    return [Value(x, True) for x in operation.compute(arrays)]
+
+  def _carried(self, operation: Operation) -> list[Value]:
+    """Returns the outputs; their biases are those of 0 in place of input."""
+    outputs = operation.compute(operation.arrays)
+    notes = [operation.operands[i].note for i in operation.followed]
+    adds = operation.name in _ADDS
+    if not adds and all(note is None for note in notes):
+      return [Value(x, True) for x in outputs]
+    biases = operation.compute(
+      [
+        operand.array
+        if not operand.follows
+        else jnp.zeros_like(operand.array)
+        if operand.note is None
+        else operand.note
+        for operand in operation.operands
+      ]
+    )
+    return [
+      Value(x, True, bias) for x, bias in zip(outputs, biases, strict=True)
+    ]
+
+  def added(self, value: Value) -> ArrayLike:
+    """Returns a value with the probe of its bias, if it has one."""
+    if value.note is None:
+      return value.array
+    known = self._known.get(id(value.array))
+    if known is None:
+      probed = value.array
+      if self._probes is not None:
+        probed += self._probes[len(self._found)]
+      self._found.append((value.array, value.note))
+      # The value is kept: its id is not given away while it is known by it.
+      known = self._known[id(value.array)] = (value, probed)
+    return known[1]
+
+
+# Of an activation and a number that is none.
+_ADDS = {"add", "add_any", "sub"}
+_AFFINE = _ADDS | {"mul", "div", "neg"}
 
 
 def divide(
@@ -106,21 +186,9 @@ def divide(
 ) -> tuple[Float[Array, "B P H W"], Float[Array, "B P"], Float[Array, "B P"]]:
   """Returns `fullgrad`, what all `terms` sum to, and should: the score."""
   score, of_input, of_biases = terms(model, images, targets)
-  every = (of_input, *of_biases.values())
+  every = (of_input, *of_biases)
   found = sum(term.sum(range(2, term.ndim)) for term in every)
   return _map(of_input, of_biases, "layer"), found, score
-
-
-def _times(gradient: Float[Array, "B *hw D"], bias: Float[Array, "D"]) -> Array:
-  return gradient * bias.reshape(*[1] * (gradient.ndim - 1), -1)
-
-
-def _bias(module: nnx.Module) -> Float[Array, "D"] | None:
-  """Returns what a layer adds to a linear function of its input."""
-  if isinstance(module, BatchNorm):
-    scale = module.scale[...] * jax.lax.rsqrt(module.var[...] + module.epsilon)
-    return module.bias[...] - scale * module.mean[...]
-  return None if module.bias is None else module.bias[...]
 
 
 def _rescaled(

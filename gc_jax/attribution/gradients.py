@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gc_jax.attribution.taps import dtype_of, in_float32
+from gc_jax.attribution.wrapping import Tapped, tapped
 from gc_jax.models.network import RGB_MEAN, in_unit_range
 
 # Of quickstart's ResNet on 100 test pictures, sums miss 2.5% of the change of
@@ -25,12 +25,12 @@ def input_gradients(model, images, targets):
   Source: Simonyan et al. 2014, arXiv:1312.6034.
   Differs: they take the largest channel, not the sum.
   """
-  gradient = _gradient_of(model, targets)(_pixels(model, images))
-  return jnp.abs(gradient).sum(-1)
+  net = tapped(model)
+  return jnp.abs(_gradient_of(net, targets)(_pixels(net, images))).sum(-1)
 
 
 def integrated_gradients(model, images, targets, *, steps: int = STEPS):
-  """Returns what each pixel adds to the score on the way from mean grey.
+  """Returns what each pixel adds to the score on the way from the start.
 
   The map is the magnitude of `attributions`, summed over channels.
   """
@@ -45,8 +45,9 @@ def attributions(
   (x - x_0) * mean over n of grad f(x_0 + (n - 1/2) / steps * (x - x_0))
 
   x_0 is the mean colour of ImageNet, 0 after normalisation: from black, dark
-  objects would get nothing. With enough steps they sum to f(x) - f(x_0). One
-  gradient is taken after the other, so memory does not grow with the steps.
+  objects would get nothing. Of a wrapped model it is 0. With enough steps they
+  sum to f(x) - f(x_0). One gradient is taken after the other, so memory does
+  not grow with the steps.
 
   Raises:
     ValueError: there are no steps.
@@ -55,13 +56,14 @@ def attributions(
   Differs: midpoints, not right ends, which are nearer to the integral.
   """
   _check_at_least_one("steps", steps)
-  images = _pixels(model, images)
-  start = _grey(images)
-  gradient = _gradient_of(model, targets)
+  net = tapped(model)
+  images = _pixels(net, images)
+  start = _start(net, images)
+  gradient = _gradient_of(net, targets)
   middles = (jnp.arange(steps, dtype=images.dtype) + 0.5) / steps
   way = images - start
   mean = _mean_over(lambda middle: gradient(start + middle * way), middles)
-  return way[:, None] * mean
+  return net.channels_last(way)[:, None] * mean
 
 
 def divide(
@@ -72,9 +74,10 @@ def divide(
   Last what that should be: f(x) - f(x_0).
   """
   signed = attributions(model, images, targets)
-  images = _pixels(model, images)
-  scores = _scores_of(in_float32(model))
-  change = scores(images) - scores(_grey(images))
+  net = tapped(model)
+  images = _pixels(net, images)
+  scores = _scores_of(net)
+  change = scores(images) - scores(_start(net, images))
   score = jnp.take_along_axis(change, targets, 1)
   return _magnitude(signed), signed.sum((2, 3, 4)), score
 
@@ -95,8 +98,9 @@ def smoothgrad(
   Differs: none.
   """
   _check_at_least_one("num_samples", num_samples)
-  images = _pixels(model, images)
-  gradient = _gradient_of(model, targets)
+  net = tapped(model)
+  images = _pixels(net, images)
+  gradient = _gradient_of(net, targets)
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
   sigma = sigma_frac * spread[:, None, None, None]
   key = jax.random.key(0) if key is None else key
@@ -114,11 +118,15 @@ def _magnitude(signed: Float[Array, "B P H W 3"]) -> Float[Array, "B P H W"]:
   return jnp.abs(signed.sum(-1))
 
 
-def _pixels(model, images) -> Float[Array, "B H W 3"]:
-  return in_unit_range(images).astype(dtype_of(model))
+def _pixels(net: Tapped, images) -> Float[Array, "B *HW3"]:
+  """Returns what gradients are taken of: of our own models RGB in [0, 1]."""
+  pixels = in_unit_range(images) if net.own else net.prepared(images)
+  return pixels.astype(net.dtype)
 
 
-def _grey(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def _start(net: Tapped, images: Float[Array, "B *HW3"]) -> Array:
+  if not net.own:
+    return jnp.zeros_like(images)
   return jnp.broadcast_to(jnp.array(RGB_MEAN, images.dtype), images.shape)
 
 
@@ -128,21 +136,22 @@ def _check_at_least_one(name: str, count: int) -> None:
 
 
 def _scores_of(
-  model,
-) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B K"]]:
-  return lambda x: model.classify(model.features(model.normalize(x)))
+  net: Tapped,
+) -> Callable[[Float[Array, "B *HW3"]], Float[Array, "B K"]]:
+  return lambda x: net(net.prepared(x))[0]
 
 
 def _gradient_of(
-  model, targets
-) -> Callable[[Float[Array, "B H W 3"]], Float[Array, "B P H W 3"]]:
+  net: Tapped, targets
+) -> Callable[[Float[Array, "B *HW3"]], Float[Array, "B P H W 3"]]:
   """Returns a function from pixels to the gradient of each target's score."""
-  scores = _scores_of(in_float32(model))
+  scores = _scores_of(net)
 
   def gradient(pixels):
     logits, pull = jax.vjp(scores, pixels)
     start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    return jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
+    found = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
+    return net.channels_last(found)
 
   return gradient
 

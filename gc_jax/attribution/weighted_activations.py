@@ -2,7 +2,7 @@
 
 All take what `Method` does, and the setting `layer`: the layer to look at, of
 `taps.layers`; None for the features. A `ValueError` names the layers of a model
-that does not have it.
+that does not have it. A wrapped model is looked at where it was wrapped.
 """
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gc_jax.attribution import taps
+from gc_jax.attribution.wrapping import Tapped, tapped
 from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
 from gc_jax.models.network import FEATURES
@@ -69,26 +70,11 @@ def gradcam_plus_plus(model, images, targets, *, layer: str | None = None):
 def _features_and_gradients(
   model, images, targets, layer
 ) -> tuple[Float[Array, "B h w D"], Float[Array, "B P h w D"]]:
-  if layer is None or taps.input_path(model, layer) == FEATURES:
+  if not isinstance(model, Tapped) and (
+    layer is None or taps.input_path(model, layer) == FEATURES
+  ):
     features = cams.at_least_float32(model.features(model.normalize(images)))
     return features, cams.class_gradients(pure_head(model), features, targets)
-  return _inside(taps.in_float32(model), images, targets, layer)
-
-
-def _inside(model, images, targets, layer):
-  """Returns activations and gradients of a layer inside `features`."""
-  images = model.normalize(images)
-
-  def forward(offset):
-    seen = []
-    tap = lambda x: (seen.append(x), x + offset)[1]
-    features = taps.tapped_features(model, {layer: tap})(images)
-    return model.classify(features), seen[0]
-
-  # An offset of one number tells the layer's shape.
-  shape = jax.eval_shape(forward, jnp.zeros(()))[1]
-  zeros = jnp.zeros(shape.shape, shape.dtype)
-  logits, pull, activations = jax.vjp(forward, zeros, has_aux=True)
-  start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-  gradients = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
+  net = tapped(model, layer)
+  _, activations, gradients, _ = net.looked(net.prepared(images), targets)
   return activations, gradients

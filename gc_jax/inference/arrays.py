@@ -6,6 +6,7 @@ command beside them.
 
 import bisect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from gc_jax.attribution import METHODS
-from gc_jax.inference import classes
+from gc_jax.attribution.wrapping import Tapped
+from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -24,18 +26,23 @@ PREDICTED = -1  # as a target of `run`: the class with the highest logit
 _LARGEST_SIDE = 512  # pixels; every architecture takes this
 
 
-def predict(model: nnx.Module, images: ArrayLike) -> Float[Array, "B K"]:
+def predict(
+  model: nnx.Module | Tapped, images: ArrayLike
+) -> Float[Array, "B K"]:
   """Returns the logits of every class, float32.
 
   Args:
     model: from `load`, or any of `MODELS`. It runs in evaluation mode, and is
-      left as it was.
+      left as it was. Or any other, from `wrap`.
     images: RGB, uint8 or float in [0, 1], `[B H W 3]`. The model does its own
-      normalisation. One compilation for each shape.
+      normalisation. One compilation for each shape. Of a wrapped model: as it
+      takes them.
 
   Raises:
     ValueError: the images are something else, or too small for the model.
   """
+  if isinstance(model, Tapped):
+    return wrapped.predict(model, images)
   images = checked_images(images)
   check_fits(model, *images.shape[1:3])
   return run(model, images, np.zeros((len(images), 0), np.int32), ())[0]
@@ -51,11 +58,12 @@ def class_names(model: nnx.Module) -> tuple[str, ...]:
 
 
 def explain(
-  model: nnx.Module,
+  model: nnx.Module | Tapped,
   images: ArrayLike,
   targets: ArrayLike | Sequence,
   method: str = "gradcam_elementwise",
   normalize: bool = True,
+  **settings: Any,
 ) -> Float[Array, "B *P h w"]:
   """Returns where the model sees a class, as a map over the picture.
 
@@ -63,13 +71,15 @@ def explain(
 
   Args:
     model: from `load`, or any of `MODELS`. It runs in evaluation mode, and is
-      left as it was.
-    images: RGB, uint8 or float in [0, 1], `[B H W 3]`.
+      left as it was. Or any other, from `wrap`.
+    images: RGB, uint8 or float in [0, 1], `[B H W 3]`. Of a wrapped model: as
+      it takes them.
     targets: classes: `[B]`, one for each image, or `[B P]`, several; ids in
       0..K-1, or names where the model has them (`class_names`).
     method: a key of `METHODS`.
     normalize: False for raw maps, in the method's own unit (logits, for
       Grad-CAM).
+    **settings: of the method, as `layer="layer3"` or `steps=16`.
 
   Returns:
     Maps `[B h w]` (or `[B P h w]`, as the targets are), float32, each >= 0 and
@@ -81,32 +91,20 @@ def explain(
   """
   if method not in METHODS:
     raise ValueError(unknown_name_message("method", method, METHODS))
-  images = checked_images(images)
-  targets = np.asarray(targets)
-  if targets.dtype.kind == "U":
-    targets = classes.ids_of(targets, class_names(model))
-  if targets.shape[:1] != images.shape[:1] or targets.ndim not in (1, 2):
-    raise ValueError(
-      f"targets must be [B] or [B P], classes for each of the {len(images)} "
-      f"images; they have shape {targets.shape}. For one image and one class, "
-      "give [class]."
-    )
-  if not np.issubdtype(targets.dtype, np.integer):
-    raise ValueError(
-      f"targets must be integers, class ids; they are {targets.dtype}. Convert "
-      "them, or name the classes."
-    )
-  num_classes = check_fits(model, *images.shape[1:3])
-  outside = targets[(targets < 0) | (targets >= num_classes)]
-  if outside.size:
-    raise ValueError(
-      f"targets must be in 0..{num_classes - 1}, the model's classes; "
-      f"{outside.flat[0]} is not. Count from 0."
-    )
-  pairs = targets.astype(np.int32).reshape(len(images), -1)
-  _, cams = run(model, images, pairs, (method,))
-  cam = _as_distribution(cams[method]) if normalize else cams[method]
-  return cam.reshape(*targets.shape, *cam.shape[2:])
+  static = METHODS[method], tuple(sorted(settings.items()))
+  if isinstance(model, Tapped):
+    cam = wrapped.explain(model, images, targets, *static)
+  else:
+    images = checked_images(images)
+    targets = np.asarray(targets)
+    if targets.dtype.kind == "U":
+      targets = classes.ids_of(targets, class_names(model))
+    num_classes = check_fits(model, *images.shape[1:3])
+    wrapped.check_targets(targets, len(images), num_classes)
+    pairs = targets.astype(np.int32).reshape(len(images), -1)
+    cam = _maps(*nnx.split(model), images, pairs, *static)
+  cam = _as_distribution(cam) if normalize else cam
+  return cam.reshape(*np.shape(targets), *cam.shape[2:])
 
 
 def overlay(
@@ -193,7 +191,8 @@ def run(
 
   Nothing is checked; a target of `PREDICTED` is what the model says.
   """
-  return _run(*nnx.split(model), images, targets, methods)
+  entries = tuple((name, METHODS[name]) for name in methods)
+  return _run(*nnx.split(model), images, targets, entries)
 
 
 @program(2)
@@ -203,8 +202,13 @@ def _run(model, images, targets, methods):
   targets = jnp.where(targets == PREDICTED, predicted, targets)
   # The trunk is written once more in each method; XLA computes it once.
   return logits, {
-    name: METHODS[name](model, images, targets) for name in methods
+    name: method(model, images, targets) for name, method in methods
   }
+
+
+@program(2, 3)
+def _maps(model, images, targets, method, settings):
+  return method(model, images, targets, **dict(settings))
 
 
 _as_distribution = jax.jit(metrics.as_distribution)

@@ -192,18 +192,24 @@ def dropout(
 
 
 def average_to_grid(
-  x: Float[Array, "B H W D"], grid: int
-) -> Float[Array, "B g g D"]:
-  """Returns the means over `grid * grid` windows that cover the input.
+  x: Float[Array, "B H W D"], grid: int | tuple[int, int]
+) -> Float[Array, "B g k D"]:
+  """Returns the means over `grid` windows that cover the input.
+
+  The grid is (g, k), or the g of a square one.
 
   Window i reaches from floor(i n / g) to ceil((i + 1) n / g), as in PyTorch's
   adaptive pooling: where g does not divide n, windows overlap.
   """
-  rows, columns = (np.zeros((grid, n), np.float32) for n in x.shape[1:3])
+  cells = (grid, grid) if isinstance(grid, int) else grid
+  rows, columns = (
+    np.zeros(shape, np.float32)
+    for shape in zip(cells, x.shape[1:3], strict=True)
+  )
   for weights in (rows, columns):
-    size = weights.shape[1]
-    for i in range(grid):
-      start, stop = i * size // grid, -(-(i + 1) * size // grid)
+    num, size = weights.shape
+    for i in range(num):
+      start, stop = i * size // num, -(-(i + 1) * size // num)
       weights[i, start:stop] = 1 / (stop - start)
   return jnp.einsum("gh,bhwd,kw->bgkd", rows, x, columns, precision="highest")
 

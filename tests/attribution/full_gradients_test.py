@@ -61,7 +61,7 @@ def test_the_terms_add_up_to_the_score_to_the_last_digits_of_float64(name):
   assert score.dtype == np.float64 and np.abs(score).min() > 1e-3
   total = total.sum((2, 3, 4))
   assert np.abs(total / score - 1).max() > 0.01  # the biases matter
-  for term in of_biases.values():
+  for term in of_biases:
     total += term.reshape(*targets.shape, -1).sum(-1)
   np.testing.assert_allclose(total, score, rtol=1e-10)
   num_biases = {"alexnet": 8, "vgg16": 16, "squeezenet1_1": 26}

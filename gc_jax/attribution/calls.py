@@ -1,0 +1,112 @@
+"""How a model is called so that one output is seen, and moved by an offset."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, PyTree
+
+
+@runtime_checkable
+class Call(Protocol):
+  """How a model whose arrays are given is called. Two equal ones run alike."""
+
+  def __call__(
+    self,
+    variables: PyTree,
+    images: Array,
+    at: str | None,
+    offset: Array | None,
+  ) -> tuple[Array, dict[str, Array], PyTree]:
+    """Returns logits, path -> output of a module, and the variables after.
+
+    The offset is added to the output at a path. For None every path is seen.
+    """
+
+  def state(self, variables: PyTree) -> PyTree:
+    """Returns what a call may change, as the library has it."""
+
+  def in_training(self, variables: PyTree) -> bool:
+    """Returns whether a call would use the batch's statistics or drop out."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Static:
+  """What a model has beside arrays, as a part of a `Call`.
+
+  It is hashed by what it is where it can be, and by identity otherwise.
+  """
+
+  value: Any
+
+  def __hash__(self) -> int:
+    try:
+      return hash(self.value)
+    except TypeError:
+      return id(self.value)
+
+  def __eq__(self, other: object) -> bool:
+    if not isinstance(other, Static):
+      return NotImplemented
+    if self.value is other.value:
+      return True
+    try:
+      hash(self.value)
+      return bool(self.value == other.value)
+    except TypeError:
+      return False
+
+
+class Recorder:
+  """Sees the outputs of modules, and adds the offset at one of them."""
+
+  def __init__(self, at: str | None, offset: Array | None):
+    self.at, self.offset = at, offset
+    self.seen: dict[str, Array] = {}
+
+  def __call__(self, path: str, output: Any) -> Any:
+    """Returns the output, with the offset if it is the one at the place."""
+    if self.at not in (None, path):
+      return output
+    if self.at is None:
+      if isinstance(output, jax.Array):
+        self.seen[path] = output
+      return output
+    if path in self.seen:
+      raise ValueError(
+        f"A place must be passed once in a call; the model passes {path!r} "
+        "more often. Tap the module around it, or wrap a function f(images, "
+        "tap) that taps one of the times."
+      )
+    if not isinstance(output, jax.Array):
+      raise ValueError(
+        f"The output at {path!r} must be one array; it is a "
+        f"{type(output).__name__}. Tap another place; gc_jax.places lists them."
+      )
+    self.seen[path] = output
+    if self.offset is None:
+      return output
+    return output + self.offset.astype(output.dtype)
+
+
+def observed_class(module: Any, name: str, recorder: Recorder) -> type:
+  """Returns the class of a module, derived so that its output is seen.
+
+  All else that a model does with the module stays as it was.
+  """
+  kind = type(module)
+
+  def __call__(self, *args, **kwargs):
+    return recorder(name, kind.__call__(self, *args, **kwargs))
+
+  return type(kind.__name__, (kind,), {"__call__": __call__})
+
+
+def without_arrays(settings: Mapping[str, Any]) -> tuple[dict, dict]:
+  """Returns the settings of a call that hold arrays, and the others."""
+  has_arrays = lambda value: any(
+    isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
+  )
+  arrays = {name: x for name, x in settings.items() if has_arrays(x)}
+  return arrays, {k: v for k, v in settings.items() if k not in arrays}

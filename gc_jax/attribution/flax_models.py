@@ -1,0 +1,136 @@
+"""Models in flax: ours, and those that users write in NNX and in Linen."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from gc_jax.attribution import taps
+from gc_jax.attribution.calls import (
+  Recorder,
+  Static,
+  observed_class,
+  without_arrays,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  """Runs a model of ours on normalised images."""
+
+  graphdef: Static
+
+  def __call__(self, variables, images, at, offset):
+    model = nnx.merge(self.graphdef.value, variables, copy=True)
+    recorder = Recorder(at, offset)
+    names = taps.layers(model) if at is None else (at,)
+    features = taps.tapped_features(
+      model, {name: functools.partial(recorder, name) for name in names}
+    )
+    return model.classify(features(images)), recorder.seen, nnx.state(model)
+
+  def state(self, variables):
+    return variables
+
+  def in_training(self, variables):
+    return _in_training(nnx.merge(self.graphdef.value, variables))
+
+
+def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
+  """Returns how a model of ours is called, and its arrays."""
+  if settings:
+    raise ValueError(
+      "A model of gc_jax takes no settings of a call; "
+      f"{', '.join(settings)} came. Leave them out."
+    )
+  graphdef, variables = nnx.split(model)
+  return _Own(Static(graphdef)), variables
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nnx:
+  graphdef: Static
+  settings: Static
+
+  def __call__(self, variables, images, at, offset):
+    model = nnx.merge(self.graphdef.value, variables, copy=True)
+    recorder = Recorder(at, offset)
+    for name, module in nnx_modules(model).items():
+      if at in (None, name):
+        module.__class__ = observed_class(module, name, recorder)
+    logits = model(images, **self.settings.value)
+    return logits, recorder.seen, nnx.state(model)
+
+  def state(self, variables):
+    return variables
+
+  def in_training(self, variables):
+    return _in_training(nnx.merge(self.graphdef.value, variables))
+
+
+def _in_training(model: nnx.Module) -> bool:
+  """Returns whether a module uses the batch's statistics or drops out."""
+  return any(
+    getattr(module, "use_running_average", None) is False
+    or getattr(module, "deterministic", None) is False
+    for _, module in nnx.iter_modules(model)
+  )
+
+
+def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
+  """Returns path -> module of all modules inside a model that are called."""
+  return {
+    ".".join(map(str, path)): module
+    for path, module in nnx.iter_modules(model)
+    if path and callable(module)
+  }
+
+
+def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):
+  """Returns how a user's module is called, and its arrays."""
+  graphdef, variables = nnx.split(model)
+  return _Nnx(Static(graphdef), Static(dict(settings))), variables
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linen:
+  module: Static
+  settings: Static
+
+  def __call__(self, variables, images, at, offset):
+    import flax.linen as nn
+
+    variables, arrays = variables
+    recorder = Recorder(at, offset)
+
+    def observed(call, args, kwargs, context):
+      output = call(*args, **kwargs)
+      path = ".".join(context.module.path)
+      if context.method_name != "__call__" or not path:
+        return output
+      return recorder(path, output)
+
+    with nn.intercept_methods(observed):
+      logits, updated = self.module.value.apply(
+        variables,
+        images,
+        **self.settings.value,
+        **arrays,
+        mutable=[name for name in variables if name != "params"],
+      )
+    return logits, recorder.seen, ({**variables, **updated}, arrays)
+
+  def state(self, variables):
+    return variables[0]
+
+  def in_training(self, variables):
+    return False  # the settings of the call say so, in words of the user's
+
+
+def linen_parts(model: tuple, settings: Mapping[str, Any]):
+  """Returns how a (module, variables) is called, and its arrays."""
+  module, variables = model
+  arrays, settings = without_arrays(settings)
+  return _Linen(Static(module), Static(settings)), (dict(variables), arrays)

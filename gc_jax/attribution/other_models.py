@@ -1,0 +1,279 @@
+"""Models of other libraries, and plain functions.
+
+A library is imported only when a model of it comes: then it is imported
+already.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from gc_jax.attribution.calls import (
+  Recorder,
+  Static,
+  observed_class,
+  without_arrays,
+)
+
+FUNCTION = "tap"  # the place of functions
+
+
+class _Item(NamedTuple):
+  """A step into a list or a dict; one to an attribute is its name."""
+
+  key: Hashable
+
+
+@dataclasses.dataclass(frozen=True)
+class _Equinox:
+  """Runs a model of one image on each image of a batch."""
+
+  static: Static  # the model without its arrays
+  settings: Static
+  has_state: bool
+
+  def __call__(self, variables, images, at, offset):
+    import equinox
+
+    arrays, state, settings, key = variables
+    model = equinox.combine(arrays, self.static.value)
+    modules = equinox_modules(model)
+
+    def one(image, offset, state, key):
+      recorder = Recorder(at, offset)
+      observed = model
+      # The innermost first, so that no way to a module leads through another
+      # that is observed already.
+      for name, steps in sorted(
+        modules.items(), key=lambda each: -len(each[1])
+      ):
+        if at in (None, name):
+          observed = equinox.tree_at(
+            functools.partial(_followed, steps=steps),
+            observed,
+            _observed()(_followed(observed, steps), name, recorder),
+          )
+      output = observed(
+        *((image, state) if self.has_state else (image,)),
+        **({} if key is None else {"key": key}),
+        **settings,
+        **self.settings.value,
+      )
+      logits, state = output if self.has_state else (output, state)
+      return logits, recorder.seen, state
+
+    keys = None if key is None else jax.random.split(key, len(images))
+    over_images = jax.vmap(
+      one,
+      in_axes=(0, 0, None, 0),
+      out_axes=(0, 0, None),
+      **_axis_name(model),
+    )
+    logits, seen, state = over_images(images, offset, state, keys)
+    return logits, seen, (arrays, state, settings, key)
+
+  def state(self, variables):
+    return variables[1]
+
+  def in_training(self, variables):
+    import equinox
+
+    model = equinox.combine(variables[0], self.static.value)
+    kinds = equinox.nn.BatchNorm, equinox.nn.Dropout
+    leaves = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, kinds))
+    return any(isinstance(x, kinds) and not x.inference for x in leaves)
+
+
+def equinox_parts(model: Any, settings: Mapping[str, Any]):
+  """Returns how a module, or a (module, state), is called, and its arrays."""
+  import equinox
+
+  has_state = isinstance(model, tuple)
+  model, state = model if has_state else (model, None)
+  variables, static = equinox.partition(model, equinox.is_array)
+  arrays, settings = without_arrays(settings)
+  key = arrays.pop("key", None)
+  call = _Equinox(Static(static), Static(settings), has_state)
+  return call, (variables, state, arrays, key)
+
+
+def equinox_modules(model: Any) -> dict[str, tuple]:
+  """Returns path -> steps of all modules inside a model that are called."""
+  import equinox
+
+  found = {}
+
+  def search(node, steps):
+    if isinstance(node, equinox.Module):
+      if steps and callable(node):
+        names = [s if isinstance(s, str) else str(s.key) for s in steps]
+        found[".".join(names)] = steps
+      names = [field.name for field in dataclasses.fields(node)]
+      children = [(name, getattr(node, name, None)) for name in names]
+    elif isinstance(node, Mapping):
+      children = [(_Item(key), value) for key, value in node.items()]
+    elif isinstance(node, list | tuple):
+      children = [(_Item(i), value) for i, value in enumerate(node)]
+    else:
+      return
+    for step, child in children:
+      search(child, (*steps, step))
+
+  search(model, ())
+  return found
+
+
+def equinox_name(model: Any, where: Callable[[Any], Any]) -> str:
+  """Returns the path of the module that `where` gives.
+
+  Raises:
+    ValueError: it gives something else.
+  """
+  module = where(model)
+  for name, steps in equinox_modules(model).items():
+    if _followed(model, steps) is module:
+      return name
+  raise ValueError(
+    "at must give a module inside the model, as lambda m: m.layer4; it gives "
+    f"a {type(module).__name__}."
+  )
+
+
+def _followed(model: Any, steps: tuple) -> Any:
+  for step in steps:
+    model = getattr(model, step) if isinstance(step, str) else model[step.key]
+  return model
+
+
+def _axis_name(model: Any) -> dict[str, Any]:
+  """Returns the name under which a model's normalisations know the batch."""
+  import equinox
+
+  is_norm = lambda x: isinstance(x, equinox.nn.BatchNorm)
+  leaves = jax.tree.leaves(model, is_leaf=is_norm)
+  names = {norm.axis_name for norm in filter(is_norm, leaves)}
+  if len(names) > 1:
+    raise ValueError(
+      "All equinox.nn.BatchNorm of a model must have one axis_name; these have "
+      f"{', '.join(sorted(map(repr, names)))}."
+    )
+  return {"axis_name": names.pop()} if names else {}
+
+
+@functools.cache
+def _observed() -> type:
+  """Returns the class of an Equinox module whose output is seen."""
+  import equinox
+
+  class Observed(equinox.Module):
+    module: Any
+    name: str = equinox.field(static=True)
+    recorder: Recorder = equinox.field(static=True)
+
+    def __call__(self, *args, **kwargs):
+      output = self.module(*args, **kwargs)
+      if isinstance(output, tuple):  # with a state
+        return (self.recorder(self.name, output[0]), *output[1:])
+      return self.recorder(self.name, output)
+
+  return Observed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keras:
+  model: Static
+  settings: Static
+
+  def __call__(self, variables, images, at, offset):
+    recorder = Recorder(at, offset)
+    trainable, others = variables
+    layers = {
+      name: layer
+      for name, layer in keras_layers(self.model.value).items()
+      if at in (None, name)
+    }
+    kinds = {name: type(layer) for name, layer in layers.items()}
+    try:
+      for name, layer in layers.items():
+        layer.__class__ = observed_class(layer, name, recorder)
+      logits, others = self.model.value.stateless_call(
+        trainable, others, images, **self.settings.value
+      )
+    finally:
+      for name, layer in layers.items():
+        layer.__class__ = kinds[name]
+    return logits, recorder.seen, (trainable, others)
+
+  def state(self, variables):
+    return variables[1]
+
+  def in_training(self, variables):
+    return bool(self.settings.value.get("training"))
+
+
+def keras_layers(model: Any, before: str = "") -> dict[str, Any]:
+  """Returns name -> layer; one inside another begins with the other's name."""
+  found = {}
+  for layer in getattr(model, "layers", ()):
+    found[f"{before}{layer.name}"] = layer
+    found |= keras_layers(layer, f"{before}{layer.name}.")
+  return found
+
+
+def keras_parts(model: Any, settings: Mapping[str, Any]):
+  """Returns how a Keras model is called, and its arrays.
+
+  Raises:
+    ValueError: Keras does not run on JAX.
+  """
+  import keras
+
+  if keras.backend.backend() != "jax":
+    raise ValueError(
+      "Keras must run on JAX; it runs on "
+      f"{keras.backend.backend()}. Set KERAS_BACKEND=jax before it is imported."
+    )
+  values = lambda variables: [variable.value for variable in variables]
+  arrays = (
+    values(model.trainable_variables),
+    values(model.non_trainable_variables),
+  )
+  return _Keras(Static(model), Static(dict(settings))), arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+  """Runs f(images, tap), which calls the tap once on its activations."""
+
+  function: Callable[[Array, Callable[[Array], Array]], Array]
+
+  def __call__(self, variables, images, at, offset):
+    recorder = Recorder(at, offset)
+    logits = self.function(images, functools.partial(recorder, FUNCTION))
+    return logits, recorder.seen, variables
+
+  def state(self, variables):
+    return variables
+
+  def in_training(self, variables):
+    return False  # nobody can tell
+
+
+def _joined(features: Callable, classify: Callable, images, tap):
+  return classify(tap(features(images)))
+
+
+def function_parts(model: Any, settings: Mapping[str, Any]):
+  """Returns how a function, or a pair of them, is called; it has no arrays."""
+  if settings:
+    raise ValueError(
+      f"A function takes no settings of a call; {', '.join(settings)} came. "
+      "Bind them with functools.partial."
+    )
+  if isinstance(model, tuple):
+    model = functools.partial(_joined, *model)
+  return _Function(model), ()

@@ -1,0 +1,310 @@
+"""A model that somebody else wrote, as a function with a place to look at.
+
+`wrap` makes a `Tapped` of it: a forward pass that also gives the activations at
+one place, and adds an offset there. The derivative with respect to the offset
+is the gradient of a logit at that place: only what follows it is
+differentiated. A second derivative is plain `jax.grad`.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from gc_jax.attribution import taps
+from gc_jax.attribution.calls import Call
+from gc_jax.attribution.libraries import LIBRARIES, Library
+from gc_jax.method.cam import at_least_float32
+from gc_jax.models.network import normalize_pixels
+from gc_jax.runtime.messages import unknown_name_message
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+  """Where batch, channels and cells are in the activations at a place.
+
+  Attributes:
+    axes: "BhwD" or "BDhw" of a map, "BnD" of tokens.
+    grid: (h, w) of tokens.
+    prefix: tokens before those of the grid, as a class token.
+  """
+
+  axes: str = "BhwD"
+  grid: tuple[int, int] | None = None
+  prefix: int = 0
+
+  def of(self, x: Array, place: str) -> Float[Array, "B h w D"]:
+    """Returns activations as maps.
+
+    Raises:
+      ValueError: they are none.
+    """
+    if x.ndim != len(self.axes):
+      raise ValueError(self._wrong(x, place))
+    if self.grid is None:
+      return jnp.transpose(x, [self.axes.index(axis) for axis in "BhwD"])
+    if x.shape[1] != self.prefix + math.prod(self.grid):
+      raise ValueError(self._wrong(x, place))
+    cells = x[:, self.prefix :]
+    return cells.reshape(x.shape[0], *self.grid, x.shape[-1])
+
+  def back(self, maps: Float[Array, "B h w D"]) -> Array:
+    """Returns maps as the activations have them; zeros in the prefix."""
+    if self.grid is None:
+      return jnp.transpose(maps, ["BhwD".index(axis) for axis in self.axes])
+    tokens = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    return jnp.pad(tokens, ((0, 0), (self.prefix, 0), (0, 0)))
+
+  def _wrong(self, x: Array, place: str) -> str:
+    if self.grid is not None:
+      wanted = f"[B {self.prefix}+{self.grid[0]}*{self.grid[1]} D] tokens"
+    else:
+      wanted = f"a grid of cells, [{' '.join(self.axes)}]"
+    return (
+      f"The output at {place!r} must be {wanted}; it has shape {x.shape}. Tap "
+      "another place (gc_jax.places lists them), give axes='BDhw' if channels "
+      "come first, or grid=(h, w) and prefix=n if it is n tokens and then h * "
+      "w of a grid."
+    )
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["variables"],
+  meta_fields=["call", "at", "cells", "channels_first", "own"],
+)
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+  """A model with a place to look at: a tree of arrays, made by `wrap`.
+
+  Attributes:
+    variables: every array of the model.
+    call: runs it, see `libraries.Call`.
+    at: the place.
+    cells: how the activations at the place lie.
+    channels_first: whether images are `[B 3 H W]`.
+    own: whether it is a `Network` of ours, which takes RGB pixels and knows
+      their normalisation. All others take images as they take them.
+  """
+
+  variables: PyTree
+  call: Call
+  at: str
+  cells: Cells
+  channels_first: bool = False
+  own: bool = False
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Returns float32, or float64 if variables are."""
+    dtypes = (x.dtype for x in jax.tree.leaves(self.variables))
+    return jnp.result_type(
+      jnp.float32, *(d for d in dtypes if jnp.issubdtype(d, jnp.floating))
+    )
+
+  def prepared(self, images: Array) -> Array:
+    """Returns images as floats, and normalised if the model is ours."""
+    if self.own:
+      return normalize_pixels(images).astype(self.dtype)
+    if jnp.issubdtype(images.dtype, jnp.floating):
+      return images
+    return images.astype(jnp.float32)
+
+  def as_images(self, x: Array) -> Array:
+    """Returns `[B H W 3]` as the model takes images."""
+    return jnp.moveaxis(x, -1, -3) if self.channels_first else x
+
+  def check_evaluates(self) -> None:
+    """Checks that the model is in evaluation mode, where that can be seen.
+
+    Raises:
+      ValueError: it is in training mode.
+    """
+    if self.call.in_training(self.variables):
+      raise ValueError(
+        "The model must be in evaluation mode, so that nothing is dropped and "
+        "statistics are not the batch's. Call model.eval() and wrap it again."
+      )
+
+  @property
+  def state(self) -> PyTree:
+    """Returns what a call may change, as the model's library has it."""
+    return self.call.state(self.variables)
+
+  def channels_last(self, x: Array) -> Array:
+    """Returns what lies as an image does, `[... H W 3]`."""
+    return jnp.moveaxis(x, -3, -1) if self.channels_first else x
+
+  def __call__(
+    self, images: Array, offset: Float[Array, "B h w D"] | None = None
+  ) -> tuple[Float[Array, "B K"], Float[Array, "B h w D"], PyTree]:
+    """Runs the model once.
+
+    Args:
+      images: as the model takes them; of ours, normalised.
+      offset: added to the activations at the place; None adds nothing.
+
+    Returns:
+      Logits; the activations at the place, without the offset; the variables
+      after the call, with new running statistics where the model is in
+      training mode.
+    """
+    native = None if offset is None else self.cells.back(offset)
+    logits, seen, variables = self.call(self.variables, images, self.at, native)
+    if self.at not in seen:
+      raise ValueError(
+        f"A call of the model must pass the place {self.at!r}, and did not. "
+        "Tap another; gc_jax.places lists those that are passed."
+      )
+    if logits.ndim != 2:
+      raise ValueError(
+        f"The model must return logits [B K]; it returned {logits.shape}. Wrap "
+        "a function f(images, tap) that returns them."
+      )
+    return logits, self.cells.of(seen[self.at], self.at), variables
+
+  def looked(
+    self, images: Array, targets: Int[Array, "B P"]
+  ) -> tuple[Array, Float[Array, "B h w D"], Float[Array, "B P h w D"], PyTree]:
+    """Returns logits, activations, gradients of targets, and variables.
+
+    The gradients are d logit / d activation. All is differentiable by
+    the variables, the gradients too.
+    """
+
+    def forward(offset):
+      logits, activations, variables = self(images, offset)
+      return logits, (activations, variables)
+
+    shape = jax.eval_shape(lambda: self(images)[1])
+    zeros = jnp.zeros(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
+    logits, pull, (activations, variables) = jax.vjp(
+      forward, zeros, has_aux=True
+    )
+    start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    gradients = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
+    return logits, at_least_float32(activations), gradients, variables
+
+
+def wrap(
+  model: Any,
+  at: str | Callable[[Any], Any] = "",
+  *,
+  axes: str = "",
+  grid: tuple[int, int] | None = None,
+  prefix: int = 0,
+  channels_first: bool | None = None,
+  **call: Any,
+) -> Tapped:
+  """Returns a model with a place to look at, for all that takes a model here.
+
+  The model is left as it was, and runs as it is: in the mode that it is in, on
+  images as it takes them.
+
+  Args:
+    model: an `nnx.Module`; a Linen `(module, variables)`; an `equinox.Module`
+      of one image, or `(module, state)`; a `keras.Model` on JAX; a function
+      `f(images, tap)` of logits, which calls `tap(x)` once and goes on with
+      what that returns; or a pair of functions `(features, classify)`.
+    at: path of the module whose output is looked at: "layer4", "blocks.11", a
+      Keras layer's name, a layer of a model of ours under torchvision's name
+      (the last, unless given). Of Equinox also a function, `lambda m:
+      m.layer4`. Functions need none.
+    axes: of the output there: "BhwD" (the default), or "BDhw" (Equinox's).
+    grid: (h, w) of an output `[B n D]` of tokens.
+    prefix: tokens that come before those of the grid, as a class token.
+    channels_first: whether images are `[B 3 H W]`; by default as `axes`.
+    **call: keyword arguments of the model's call, as `train=False`.
+
+  Raises:
+    ValueError: there is no such place.
+    TypeError: the model is of no kind above.
+  """
+  if grid is not None and axes:
+    raise ValueError("axes= goes with maps and grid= with tokens: give one.")
+  if axes and sorted(axes) != sorted("BhwD"):
+    raise ValueError(f"axes must be 'BhwD' or 'BDhw'; it is {axes!r}.")
+  library = _library(model)
+  known = library.places(model)
+  if callable(at):
+    if library.named is None:
+      raise TypeError("at must be the name of a place; it is a function.")
+    at = library.named(model, at)
+  at = at or library.place(model)
+  if known and at not in known:
+    raise ValueError(
+      f"{unknown_name_message('at', at, known)} gc_jax.places lists them with "
+      "their shapes."
+    )
+  function, variables = library.parts(model, call)
+  axes = axes or library.axes
+  if channels_first is None:
+    channels_first = axes.index("D") < axes.index("h")
+  cells = Cells("BnD", grid, prefix) if grid else Cells(axes)
+  return Tapped(
+    variables, function, at, cells, channels_first, library is LIBRARIES["own"]
+  )
+
+
+def _library(model: Any) -> Library:
+  for library in LIBRARIES.values():
+    if library.makes(model):
+      return library
+  raise TypeError(
+    "model must be an nnx.Module, a Linen (module, variables), an Equinox "
+    "module, a Keras model, a function f(images, tap) or a pair (features, "
+    f"classify); it is a {type(model).__name__}."
+  )
+
+
+def places(
+  model: Any, images: Any, **call: Any
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the places that `wrap` can tap, with the shapes of their outputs.
+
+  Nothing is computed.
+
+  Args:
+    model: as `wrap` takes it.
+    images: as the model takes them; a `jax.ShapeDtypeStruct` will do.
+    **call: keyword arguments of the model's call.
+  """
+  library = _library(model)
+  function, variables = library.parts(model, call)
+  is_own = library is LIBRARIES["own"]
+  net = Tapped(variables, function, "", Cells(), own=is_own)
+  in_order = []
+
+  def outputs(net, images):
+    seen = function(net.variables, net.prepared(images), None, None)[1]
+    in_order.extend(seen)
+    return seen
+
+  shapes = jax.eval_shape(outputs, net, images)
+  return {name: shapes[name] for name in in_order}
+
+
+def tapped(model: Any, layer: str | None = None) -> Tapped:
+  """Returns what methods look at: a model of ours at a layer, in float32.
+
+  A `Tapped` comes back as it is.
+
+  Raises:
+    ValueError: there is no such layer, or one of a `Tapped` is asked for.
+  """
+  if isinstance(model, Tapped):
+    if layer not in (None, model.at):
+      raise ValueError(
+        f"layer={layer!r} must be left out for a wrapped model, which is "
+        f"looked at where it was wrapped, {model.at!r}. Wrap it elsewhere."
+      )
+    return model
+  layer = layer or taps.last_layer(model)
+  taps.input_path(model, layer)
+  function, variables = LIBRARIES["own"].parts(taps.in_float32(model), {})
+  return Tapped(variables, function, layer, Cells(), own=True)

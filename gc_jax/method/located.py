@@ -1,0 +1,113 @@
+"""Where maps of yours point: the map metrics as functions of arrays."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from gc_jax.method import metrics
+from gc_jax.method.protocols import PROTOCOLS
+
+
+class Located(NamedTuple):
+  """How well each map points at its object, as fractions in [0, 1].
+
+  A picture without an object, no pixel of a mask or of a box, has NaN.
+  """
+
+  pointing_game: Float[Array, "B"]
+  stochastic_pointing_game_exact: Float[Array, "B"]
+  content_heatmap: Float[Array, "B"]
+
+
+def localize(
+  maps: ArrayLike,
+  *,
+  masks: ArrayLike | None = None,
+  boxes: ArrayLike | None = None,
+  size: tuple[int, int] | None = None,
+  protocol: str = "corrected",
+  tolerance_px: float = 15.0,
+) -> Located:
+  """Returns how well maps point at objects, a number a picture.
+
+  Works under `jit` and `vmap`; what depends on the values of boxes is checked
+  outside of them.
+
+  Args:
+    maps: `[B h w]`, >= 0, of any scale; enlarged to the picture. An empty one
+      counts as uniform.
+    masks: `[B H W]`, above 0 (or True) on the object.
+    boxes: in place of masks, `[B N 4]`: (ymin, xmin, ymax, xmax) in pixels of
+      the picture, up to and without the last; N of each picture, of which those
+      without area do not count. The object is their union.
+    size: (H, W) of the pictures that the boxes are of.
+    protocol: of `PROTOCOLS`; what it says of a number a picture is what becomes
+      of boxes that begin above or left of the picture: clipped, or as sliced by
+      the authors' programs ("release"), empty.
+    tolerance_px: a point hits if it is nearer than this to the object.
+
+  Raises:
+    ValueError: shapes do not fit, or boxes are fractions of the picture.
+
+  Source: Pillai & Pirsiavash 2021, section 4.
+  Differs: the stochastic pointing game by its expectation, without drawing.
+  """
+  if protocol not in PROTOCOLS:
+    raise ValueError(
+      f"protocol must be one of {', '.join(PROTOCOLS)}; it is {protocol!r}."
+    )
+  maps = jnp.asarray(maps)
+  if maps.ndim != 3:
+    raise ValueError(f"maps must be [B h w]; they have shape {maps.shape}.")
+  if (masks is None) == (boxes is None):
+    raise ValueError("Give either masks= or boxes=.")
+  if boxes is not None:
+    masks = _filled(jnp.asarray(boxes), size, PROTOCOLS[protocol].border)
+  masks = jnp.asarray(masks) > 0
+  if masks.ndim != 3 or len(masks) != len(maps):
+    raise ValueError(
+      f"Each of the {len(maps)} maps must have a mask [H W] or boxes [N 4]; "
+      f"masks have shape {masks.shape}."
+    )
+  large = metrics.as_distribution(
+    metrics.upsample(metrics.as_distribution(maps), *masks.shape[1:])
+  )
+  near = metrics.dilate(masks, float(tolerance_px))
+  known = masks.any((1, 2))
+  found = (
+    metrics.pointing_game(large, near),
+    metrics.content_heatmap(large, near),
+    metrics.content_heatmap(large, masks),
+  )
+  return Located(*(jnp.where(known, each, jnp.nan) for each in found))
+
+
+def _filled(boxes: Array, size: tuple[int, int] | None, border: str) -> Array:
+  """Returns the union of each picture's boxes, `[B H W]`."""
+  if size is None:
+    raise ValueError("size=(H, W) of the pictures must be given with boxes=.")
+  if boxes.ndim != 3 or boxes.shape[-1] != 4:
+    raise ValueError(
+      f"boxes must be [B N 4]; they have shape {boxes.shape}. For one box a "
+      "picture give boxes[:, None]."
+    )
+  if not isinstance(boxes, jax.core.Tracer):
+    values = np.asarray(boxes)
+    if values.size and values.any() and values.max() <= 1:
+      raise ValueError(
+        "boxes must be in pixels; none is above 1, so they look like "
+        "fractions. Multiply them by H and W."
+      )
+  start, stop = boxes[..., :2], boxes[..., 2:]
+  if border == "release":
+    stop = jnp.where((start < 0).any(-1, keepdims=True), start, stop)
+
+  def between(axis):
+    at = jnp.arange(size[axis])[None, None]
+    return (at >= start[..., axis, None]) & (at < stop[..., axis, None])
+
+  return (between(0)[..., :, None] & between(1)[..., None, :]).any(1)

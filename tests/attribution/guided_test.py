@@ -1,0 +1,183 @@
+"""Guidance in a loop of one's own: the trainer's losses, for any model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import gc_jax
+from gc_jax.method import cam as cams
+from gc_jax.method import compose, losses
+from tests.attribution import foreign
+from tests.attribution.wrapping_test import made, ours
+
+LABELS = jnp.array([0, 1, 2, 3, 4, 0, 1, 2])
+KEY = jax.random.key(7)
+
+
+def batch(dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(1), (8, 32, 32, 3), dtype)
+
+
+def by_hand(model, images, mode):
+  """The paper's loss, with features and classify of our own model."""
+  key_layout = jax.random.split(KEY)[1]
+  layout = compose.MODES[mode].draw(
+    jax.random.split(key_layout, 1)[0],
+    jax.nn.one_hot(LABELS, 5, dtype=bool),
+    LABELS,
+    jnp.ones(8),
+  )
+
+  def cam(images, targets):
+    features = model.features(images)
+    gradients = cams.class_gradients(model.classify, features, targets)
+    return cams.normalize_cam(
+      cams.elementwise_grad_cam(features[:, None], gradients)
+    )
+
+  own = cam(images, LABELS[:, None])[:, 0]
+  found = cam(compose.assemble(layout, images), LABELS[layout.explained])
+  values = losses.consistency_loss(compose.expected_cam(layout, own), found)
+  return losses.masked_mean(values, layout.mask)
+
+
+@pytest.mark.parametrize("mode", ["packed", "independent"])
+@pytest.mark.parametrize("library", ["nnx", "equinox"])
+def test_the_consistency_loss_is_the_papers(library, mode):
+  net, _ = made(library)
+  images = batch()
+  expected = by_hand(ours(), images, mode)
+  if library == "equinox":
+    images = jnp.moveaxis(images, -1, 1)
+  run = jax.jit(
+    lambda net, x: gc_jax.consistency(net, x, LABELS, KEY, mode=mode)
+  )
+  found = run(net, images)
+  assert float(found.loss) > 0
+  np.testing.assert_allclose(found.loss, expected, rtol=1e-4)
+  np.testing.assert_allclose(found.logits, net(images)[0], atol=1e-4)
+  assert 0 <= float(found.metrics["masked_frac"]) < 1
+
+
+def derivatives(library):
+  """Returns the loss's derivative along a random way, and its difference."""
+  with jax.enable_x64(True):
+    images = batch(jnp.float64)[:, :16, :16]
+    if library == "equinox":
+      images = jnp.moveaxis(images, -1, 1)
+    make = lambda variables: variables
+    if library == "function":
+      variables = jax.tree.map(
+        lambda x: x.astype(jnp.float64), foreign.weights_of(ours())
+      )
+      make = lambda weights: gc_jax.wrap(foreign.function_net(weights))
+    else:
+      variables, _ = made(library, jnp.float64)
+    is_real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    leaves, structure = jax.tree.flatten(variables)
+    reals = [x for x in leaves if is_real(x)]
+    keys = jax.random.split(KEY, len(reals))
+    way = [
+      1e-2 * jax.random.normal(key, x.shape, x.dtype)
+      for key, x in zip(keys, reals, strict=True)
+    ]
+
+    @jax.jit
+    def loss(distance):
+      moved = iter(x + distance * w for x, w in zip(reals, way, strict=True))
+      both = [next(moved) if is_real(x) else x for x in leaves]
+      net = make(jax.tree.unflatten(structure, both))
+      return gc_jax.consistency(net, images, LABELS, KEY).loss
+
+    step = 1e-5
+    difference = (loss(step) - loss(-step)) / (2 * step)
+    return jax.jit(jax.grad(loss))(0.0), difference
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox", "function"])
+def test_its_gradient_is_the_finite_difference_in_float64(library):
+  found, expected = derivatives(library)
+  assert abs(float(expected)) > 1e-6
+  np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_the_energy_loss_is_the_mass_outside_the_object():
+  net, _ = made("function")
+  images = batch()
+  masks = np.zeros((8, 32, 32))
+  masks[:, :16] = 255
+  masks[0] = 0  # without an object: it does not count
+  found = jax.jit(lambda x: gc_jax.energy(net, x, LABELS, jnp.asarray(masks)))(
+    images
+  )
+  maps = gc_jax.explain(net, images, LABELS, normalize=False)[1:]
+  # The upper half of 4x4 cells is inside; of an empty map, nothing is.
+  inside = maps[:, :2].sum((1, 2)) / (maps.sum((1, 2)) + 1e-8)
+  assert found.metrics["masked_frac"] == 1 / 8
+  np.testing.assert_allclose(found.loss, 1 - inside.mean(), atol=1e-5)
+
+
+def test_several_labels_draw_a_class_that_is_shown():
+  net, _ = made("function")
+  counts = jax.nn.one_hot(LABELS, 5, dtype=jnp.int32) * 2
+  counts = counts.at[0].set(0)  # nothing to explain
+  found = gc_jax.consistency(net, batch(), counts, KEY)
+  assert float(found.metrics["masked_frac"]) >= 1 / 8
+  assert np.isfinite(found.loss)
+
+
+def test_a_step_of_ones_own_trains_and_moves_statistics_once_for_each_call():
+  model = foreign.nnx_net(foreign.weights_of(ours()))
+  model.train()
+  optimizer = nnx.Optimizer(model, optax.sgd(1e-2), wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model, optimizer, images, labels, key):
+    def loss_fn(model):
+      net = gc_jax.wrap(model, at="layer2.1")
+      seen = gc_jax.consistency(net, images, labels, key)
+      nnx.update(model, seen.state)
+      ce = optax.softmax_cross_entropy_with_integer_labels(seen.logits, labels)
+      return ce.mean() + 10.0 * seen.loss
+
+    loss, grads = nnx.value_and_grad(loss_fn)(model)
+    optimizer.update(model, grads)
+    return loss
+
+  before = model.bn1.mean[...], model.conv1.kernel[...]
+  values = [
+    float(step(model, optimizer, batch(), LABELS, KEY)) for _ in range(4)
+  ]
+  assert values[-1] < values[0]
+  after = model.bn1.mean[...], model.conv1.kernel[...]
+  assert all((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_composites_stay_on_their_device():
+  mesh = jax.make_mesh(
+    (4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  net, _ = made("function")
+  images = jnp.concatenate([batch(), batch()])
+  labels = jnp.concatenate([LABELS, LABELS])
+  run = jax.jit(lambda x, y: gc_jax.consistency(net, x, y, KEY, groups=4).loss)
+  split = NamedSharding(mesh, PartitionSpec("data"))
+  found = run(jax.device_put(images, split), jax.device_put(labels, split))
+  np.testing.assert_allclose(found, run(images, labels), rtol=1e-5)
+
+
+def test_wrong_arguments_are_named():
+  net, _ = made("function")
+  images = batch()
+  with pytest.raises(ValueError, match=r"Unknown mode='pack'.*'packed'"):
+    gc_jax.consistency(net, images, LABELS, KEY, mode="pack")
+  with pytest.raises(ValueError, match="6 images of a batch must be divisible"):
+    gc_jax.consistency(net, images[:6], LABELS[:6], KEY)
+  with pytest.raises(ValueError, match=r"labels must be \[B\] or \[B K\]"):
+    gc_jax.consistency(net, images, LABELS[:4], KEY)
+  with pytest.raises(ValueError, match="key must be given"):
+    gc_jax.energy(net, images, jnp.ones((8, 5), int), jnp.ones((8, 32, 32)))

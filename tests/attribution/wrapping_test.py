@@ -1,0 +1,353 @@
+"""Models of other libraries give the maps of ours, with the same weights."""
+
+import functools
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import gc_jax
+from gc_jax.attribution import METHODS
+from gc_jax.attribution.wrapping import Tapped
+from gc_jax.models.network import normalize_pixels
+from tests.attribution import foreign
+
+TARGETS = jnp.array([[0, 1], [2, 3]])
+# Of pixels: a wrapped model's are its own, normalised here, not ours.
+OF_PIXELS = ("input_gradients", "integrated_gradients", "smoothgrad")
+OF_LAYERS = [name for name in METHODS if name not in OF_PIXELS]
+AT = {"layer": "layer2"}
+LIBRARIES = ("nnx", "linen", "equinox", "function", "pair")
+
+
+def pixels():
+  return jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+
+
+@functools.cache
+def ours():
+  model = gc_jax.create("resnet8-small", 5)
+  model.train()  # statistics of pixels, so that maps are not empty
+  model.features(2 * jax.random.normal(jax.random.key(1), (8, 32, 32, 3)))
+  model.eval()
+  return model
+
+
+def made(library, dtype=jnp.float32):
+  """Returns a wrapped model with our weights, and its images."""
+  model, images = ours(), normalize_pixels(pixels()).astype(dtype)
+  weights = jax.tree.map(lambda x: x.astype(dtype), foreign.weights_of(model))
+  if library == "nnx":
+    return gc_jax.wrap(foreign.nnx_net(weights), at="layer2.1"), images
+  if library == "linen":
+    return gc_jax.wrap(foreign.linen_net(weights), at="layer2_1"), images
+  if library == "equinox":
+    net = gc_jax.wrap(foreign.eqx_net(weights), at=lambda m: m.layer2[1])
+    return net, jnp.moveaxis(images, -1, 1)
+  if library == "pair":
+    return gc_jax.wrap((model.features, model.classify)), images
+  return gc_jax.wrap(foreign.function_net(weights)), images
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def maps_of(net, images, targets, methods, settings=()):
+  return {
+    name: METHODS[name](net, images, targets, **dict(settings))
+    for name in methods
+  }
+
+
+@functools.cache
+def reference():
+  graphdef, state = nnx.split(ours())
+  run = lambda state, images: {
+    name: METHODS[name](
+      nnx.merge(graphdef, state),
+      images,
+      TARGETS,
+      **(AT if METHODS[name].layer else {}),
+    )
+    for name in OF_LAYERS
+  }
+  return jax.jit(run)(state, pixels())
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_maps_are_those_of_our_own_model(library):
+  net, images = made(library)
+  found = maps_of(net, images, TARGETS, tuple(OF_LAYERS))
+  for name, expected in reference().items():
+    scale = float(expected.max())
+    assert scale > 0
+    np.testing.assert_allclose(
+      found[name] / scale, expected / scale, atol=1e-4, err_msg=name
+    )
+
+
+def test_gradients_of_pixels_are_the_same_in_every_library():
+  run = lambda net, images: maps_of(net, images, TARGETS, OF_PIXELS[:2])
+  expected = run(*made("function"))
+  for library in ("nnx", "linen", "equinox"):
+    for name, found in run(*made(library)).items():
+      scale = float(expected[name].max())
+      np.testing.assert_allclose(
+        found / scale, expected[name] / scale, atol=1e-4, err_msg=name
+      )
+
+
+def test_integrated_gradients_of_a_wrapped_model_start_at_zero():
+  net, images = made("function")
+  _, found, score = METHODS["integrated_gradients"].divide(net, images, TARGETS)
+  change = net(images)[0] - net(jnp.zeros_like(images))[0]
+  np.testing.assert_allclose(
+    score, jnp.take_along_axis(change, TARGETS, 1), rtol=1e-5
+  )
+  np.testing.assert_allclose(found, score, rtol=0.05)
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox"])
+def test_places_are_listed_with_the_shapes_of_their_outputs(library):
+  weights = foreign.weights_of(ours())
+  model = {
+    "nnx": foreign.nnx_net,
+    "linen": foreign.linen_net,
+    "equinox": foreign.eqx_net,
+  }[library](weights)
+  shape = (2, 3, 32, 32) if library == "equinox" else (2, 32, 32, 3)
+  found = gc_jax.places(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+  last = {"nnx": "layer2.1", "linen": "layer2_1", "equinox": "layer2.1"}[
+    library
+  ]
+  expected = (2, 64, 4, 4) if library == "equinox" else (2, 4, 4, 64)
+  assert found[last].shape == expected
+  assert found["fc"].shape == (2, 5)
+  assert len(found) >= 12
+
+
+def test_the_layers_of_our_own_models_are_places():
+  found = gc_jax.places(ours(), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8))
+  assert [*found] == ["maxpool", "layer1", "layer2"]
+
+
+class Tokens(nnx.Module):
+  """A class token and 3x4 patches; a dense layer mixes their channels."""
+
+  def __init__(self, rngs):
+    self.embed = nnx.Conv(3, 8, (4, 4), 4, padding="VALID", rngs=rngs)
+    self.block = nnx.Linear(8, 8, rngs=rngs)
+    self.head = nnx.Linear(8, 5, rngs=rngs)
+
+  def __call__(self, images):
+    x = self.embed(images)
+    x = x.reshape(len(x), -1, 8)
+    x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+    return self.head(nnx.relu(self.block(x)).mean(1))
+
+
+def test_tokens_become_the_cells_of_a_grid():
+  model = Tokens(nnx.Rngs(0))
+  images = jax.random.normal(jax.random.key(0), (2, 12, 16, 3))
+  net = gc_jax.wrap(model, at="block", grid=(3, 4), prefix=1)
+  _, activations, _ = net(images)
+  assert activations.shape == (2, 3, 4, 8)
+  x = model.embed(images).reshape(2, -1, 8)
+  np.testing.assert_allclose(
+    activations.reshape(2, 12, 8), model.block(x), atol=1e-6
+  )
+  # The gradient at the grid alone; the class token has none.
+  _, _, gradients, _ = net.looked(images, jnp.array([[1], [2]]))
+  on = (
+    (activations > 0)[:, None]
+    * model.head.kernel[...].T[jnp.array([[1], [2]])][:, :, None, None]
+    / 13
+  )
+  np.testing.assert_allclose(gradients, on, atol=1e-6)
+  with pytest.raises(ValueError, match=r"\[B 0\+3\*4 D\] tokens.*\(2, 13, 8\)"):
+    gc_jax.wrap(model, at="block", grid=(3, 4))(images)
+  with pytest.raises(ValueError, match=r"must be a grid of cells.*prefix=n"):
+    gc_jax.wrap(model, at="block")(images)
+
+
+def test_a_place_that_is_unknown_twice_passed_or_never_passed_is_named():
+  class Twice(nnx.Module):
+    def __init__(self, rngs):
+      self.conv = nnx.Conv(3, 3, (1, 1), rngs=rngs)
+      self.spare = nnx.Conv(3, 3, (1, 1), rngs=rngs)
+
+    def __call__(self, images):
+      return self.conv(self.conv(images)).mean((1, 2))
+
+  model, images = Twice(nnx.Rngs(0)), pixels()
+  with pytest.raises(ValueError, match=r"Unknown at='conf'.*gc_jax\.places"):
+    gc_jax.wrap(model, at="conf")
+  with pytest.raises(ValueError, match="passes 'conv' more often"):
+    gc_jax.wrap(model, at="conv")(images)
+  with pytest.raises(ValueError, match="must pass the place 'spare'"):
+    gc_jax.wrap(model, at="spare")(images)
+  with pytest.raises(TypeError, match="it is a dict"):
+    gc_jax.wrap({"a": 1})
+  linen = foreign.linen_net(foreign.weights_of(ours()))
+  with pytest.raises(ValueError, match="must pass the place 'layer9'"):
+    gc_jax.wrap(linen, at="layer9")(images)
+
+
+def test_a_model_in_training_mode_is_not_explained():
+  model = foreign.nnx_net(foreign.weights_of(ours()))
+  model.train()
+  net = gc_jax.wrap(model, at="layer2.1")
+  with pytest.raises(ValueError, match=r"evaluation mode.*model\.eval\(\)"):
+    gc_jax.explain(net, pixels(), [0, 1])
+
+
+def test_a_method_without_a_rule_names_the_operation():
+  def smooth(images, tap):
+    x = tap(jnp.tanh(images))
+    return jnp.tanh(x.mean((1, 2)) @ jnp.ones((3, 5)))
+
+  net = gc_jax.wrap(smooth)
+  for name in ("cmwp", "excitation_backprop", "fullgrad"):
+    with pytest.raises(ValueError, match=r"'tanh' of activations.*Grad-CAM"):
+      METHODS[name](net, pixels(), TARGETS)
+  assert METHODS["gradcam"](net, pixels(), TARGETS).shape == (2, 2, 32, 32)
+
+
+def test_the_users_module_is_left_as_it_was_and_statistics_come_back():
+  model = foreign.nnx_net(foreign.weights_of(ours()))
+  model.train()
+  before = jax.tree.map(np.array, nnx.state(model))
+  kinds = [type(module) for _, module in nnx.iter_modules(model)]
+  net = gc_jax.wrap(model, at="layer2.1")
+  _, _, after = net(normalize_pixels(pixels()))
+  assert kinds == [type(module) for _, module in nnx.iter_modules(model)]
+  jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+  model(normalize_pixels(pixels()))  # what the user's own call does
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+    after,
+    nnx.state(model),
+  )
+
+
+def test_explaining_costs_a_forward_pass_and_the_tails_gradient():
+  net, images = made("nnx")
+  targets = TARGETS[:, :1]
+
+  def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+  explained = flops(
+    lambda net, x: METHODS["gradcam"](net, x, targets), net, images
+  )
+  forward = flops(lambda net, x: net(x)[0], net, images)
+  tail = flops(
+    lambda x, w: jax.vjp(lambda x: x.mean((1, 2)) @ w, x)[1](jnp.ones((2, 5))),
+    jnp.zeros((2, 4, 4, 64)),
+    jnp.zeros((64, 5)),
+  )
+  assert explained <= 1.05 * (forward + tail)
+
+
+def test_explain_predict_and_quadrants_take_wrapped_models():
+  net, images = made("function")
+  own = ours()
+  np.testing.assert_allclose(
+    gc_jax.predict(net, images), gc_jax.predict(own, pixels()), atol=1e-4
+  )
+  found = gc_jax.explain(net, images, [1, 2], "gradcam")
+  expected = gc_jax.explain(own, pixels(), [1, 2], "gradcam", layer="layer2")
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  inside = jax.jit(
+    lambda x: gc_jax.explain(net, x, jnp.array([1, 2]), "gradcam")
+  )
+  np.testing.assert_allclose(inside(images), expected, atol=1e-5)
+  for wrong in (-1, 5):
+    with pytest.raises(ValueError, match=r"targets must be in 0\.\.4"):
+      gc_jax.explain(net, images, [0, wrong])
+  found = gc_jax.negative_quadrants(net, images, [1, 2], jax.random.key(0))
+  assert found.shape == (2,) and ((found >= 0) & (found <= 1)).all()
+  alone = gc_jax.negative_quadrants(net, images, [1, 1], jax.random.key(0))
+  assert np.isnan(alone).all()
+
+
+def test_a_redefined_method_is_compiled_anew(monkeypatch):
+  net, images = made("function")
+  before = gc_jax.explain(net, images, [1, 2], "layercam")
+  flat = lambda model, images, targets: jnp.ones((*targets.shape, 2, 2))
+  entry = METHODS["layercam"]
+  monkeypatch.setitem(METHODS, "layercam", type(entry)("Flat", flat))
+  assert before.shape == (2, 4, 4)
+  for model, x in ((net, images), (ours(), pixels())):
+    after = gc_jax.explain(model, x, [1, 2], "layercam")
+    np.testing.assert_allclose(after, 0.25)
+
+
+def test_one_shape_is_compiled_once():
+  net, images = made("function")
+  calls = []
+
+  def counted(images, tap):
+    calls.append(images.shape)
+    return foreign.function_net(foreign.weights_of(ours()))(images, tap)
+
+  net = gc_jax.wrap(counted)
+  gc_jax.explain(net, images, [1, 2], "gradcam")
+  traced = len(calls)
+  for _ in range(20):
+    gc_jax.explain(gc_jax.wrap(counted), images, [1, 2], "gradcam")
+  # The number of classes is looked up in a trace that is kept as well.
+  assert len(calls) <= traced + 20
+  assert isinstance(net, Tapped)
+
+
+class LinenDropout(nn.Module):
+  @nn.compact
+  def __call__(self, images, train):
+    x = nn.Conv(4, (3, 3), name="conv")(images)
+    return nn.Dense(5)(nn.Dropout(0.5, deterministic=not train)(x).mean((1, 2)))
+
+
+def test_settings_of_a_linen_call_are_given_to_it():
+  model, images = LinenDropout(), pixels()
+  variables = model.init(jax.random.key(0), images, False)
+  rngs = {"dropout": jax.random.key(1)}
+  net = gc_jax.wrap((model, variables), at="conv", train=True, rngs=rngs)
+  np.testing.assert_allclose(
+    jax.jit(lambda net: net(images)[0])(net),
+    model.apply(variables, images, True, rngs=rngs),
+    rtol=1e-5,
+  )
+
+
+def test_an_equinox_model_with_a_state_gives_the_new_one():
+  class Net(eqx.Module):
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.BatchNorm
+
+    def __call__(self, image, state):
+      x, state = self.norm(self.conv(image), state)
+      return jax.nn.relu(x).mean((1, 2)), state
+
+  def make(key):
+    return Net(
+      eqx.nn.Conv2d(3, 5, 3, key=key),
+      eqx.nn.BatchNorm(5, axis_name="images", mode="ema"),
+    )
+
+  model, state = eqx.nn.make_with_state(make)(jax.random.key(0))
+  images = jnp.moveaxis(pixels(), -1, 1)
+  net = gc_jax.wrap((model, state), at="norm")
+  logits, activations, after = net(images)
+  expected, new = jax.vmap(
+    model, axis_name="images", in_axes=(0, None), out_axes=(0, None)
+  )(images, state)
+  np.testing.assert_allclose(logits, expected, rtol=1e-5)
+  assert activations.shape == (2, 30, 30, 5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+    net.call.state(after),
+    new,
+  )

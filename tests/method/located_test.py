@@ -1,0 +1,82 @@
+"""Map metrics for users: values by hand, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gc_jax
+
+
+def peaks():
+  """Two maps: one peaks at the upper left, the other at the lower right."""
+  maps = np.zeros((2, 4, 4), np.float32)
+  maps[0, 0, 0] = maps[1, 3, 3] = 1
+  return jnp.asarray(maps)
+
+
+def left_half():
+  masks = np.zeros((2, 64, 64), bool)
+  masks[:, :, :32] = True
+  return masks
+
+
+def test_values_by_hand():
+  found = gc_jax.localize(peaks(), masks=left_half())
+  np.testing.assert_array_equal(found.pointing_game, [1, 0])
+  np.testing.assert_allclose(found.content_heatmap, [1, 0], atol=1e-6)
+  # Without a tolerance the games ask for the object itself.
+  strict = gc_jax.localize(peaks(), masks=left_half(), tolerance_px=1.0)
+  np.testing.assert_allclose(
+    strict.stochastic_pointing_game_exact, strict.content_heatmap
+  )
+
+
+def test_boxes_are_masks_of_their_pixels():
+  boxes = np.array([[[0, 0, 64, 32]], [[0, 0, 64, 32]]])
+  empty = np.zeros((2, 1, 4), int)  # boxes without area do not count
+  found = gc_jax.localize(
+    peaks(), boxes=np.concatenate([boxes, empty], 1), size=(64, 64)
+  )
+  expected = gc_jax.localize(peaks(), masks=left_half())
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_box_that_begins_outside_is_clipped_or_as_the_release_slices_it():
+  boxes = np.array([[[-1, 0, 64, 32]], [[0, 0, 64, 32]]])
+  at = {"boxes": boxes, "size": (64, 64)}
+  clipped = gc_jax.localize(peaks(), **at)
+  sliced = gc_jax.localize(peaks(), protocol="release", **at)
+  assert clipped.pointing_game[0] == 1
+  assert np.isnan(sliced.pointing_game[0])
+  assert sliced.pointing_game[1] == clipped.pointing_game[1]
+
+
+def test_it_runs_under_jit_and_vmap():
+  maps, masks = peaks(), jnp.asarray(left_half())
+  plain = gc_jax.localize(maps, masks=masks)
+  jitted = jax.jit(lambda m, o: gc_jax.localize(m, masks=o))(maps, masks)
+  many = jax.vmap(lambda m: gc_jax.localize(m, masks=masks))(maps[None])
+  for a, b, c in zip(plain, jitted, many, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    np.testing.assert_allclose(a, c[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({}, "either masks= or boxes="),
+    ({"boxes": np.ones((2, 1, 4))}, r"size=\(H, W\)"),
+    ({"boxes": np.ones((2, 4)), "size": (8, 8)}, r"boxes must be \[B N 4\]"),
+    (
+      {"boxes": np.array([[[0, 0, 0.5, 1]]] * 2), "size": (8, 8)},
+      "look like fractions",
+    ),
+    ({"masks": np.ones((3, 8, 8))}, "Each of the 2 maps must have a mask"),
+    ({"masks": np.ones((2, 8, 8)), "protocol": "x"}, "protocol must be one of"),
+  ],
+)
+def test_wrong_arguments_are_named(given, message):
+  with pytest.raises(ValueError, match=message):
+    gc_jax.localize(peaks(), **given)
