@@ -4,6 +4,7 @@ Recipes are shrunk to seconds, and what is not here (data, a checkpoint, the
 compiler of TPUs) is taken by what is. The code that extends gc_jax runs too.
 """
 
+import json
 import pathlib
 import re
 import shlex
@@ -12,9 +13,13 @@ import subprocess
 import sys
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
+from flax import nnx
 
 import gc_jax
 from configs import base
@@ -26,6 +31,7 @@ from gc_jax.method.metrics import METRICS
 from gc_jax.models import MODELS
 from gc_jax.training.guidance import TERMS
 from gc_jax.training.loop import train_and_evaluate
+from tests.attribution import foreign
 from tests.torch_io import torch_models
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -169,6 +175,50 @@ def test_the_code_for_a_trained_model_runs(smoke_run, tmp_path):
   names = {"torch_model": torch_model, "images": images}
   exec(block, names)
   assert names["pictures"].shape == images.shape
+
+
+def test_the_code_for_a_model_of_ones_own_runs():
+  page = (ROOT / "gc_jax/docs/library.md").read_text()
+  wraps, maps, guidance = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  assert wraps.count("gc_jax.wrap(") == 6
+  model = foreign.NnxNet(5, nnx.Rngs(0))
+  model.eval()
+  model.layer4 = model.layer2[1]  # as the page calls its place
+  images = jax.random.normal(jax.random.key(0), (8, 32, 32, 3))
+  names = {
+    "gc_jax": gc_jax,
+    "jax": jax,
+    "nnx": nnx,
+    "optax": optax,
+    "model": model,
+    "images": images,
+    "labels": jnp.arange(8) % 5,
+    "masks": np.ones((8, 32, 32)),
+    "key": jax.random.key(1),
+  }
+  exec(wraps.splitlines()[0], names)
+  exec(maps, names)
+  assert names["outside"].shape == (8,)
+  exec(guidance, names)
+  before = model.bn1.mean[...]
+  model.train()
+  loss, _ = nnx.value_and_grad(names["loss_fn"])(model)
+  assert np.isfinite(loss) and (model.bn1.mean[...] != before).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox"])
+def test_the_examples_loops_train(library):
+  done = subprocess.run(
+    [sys.executable, "-m", f"tests.examples.{library}_loop", "--steps=2"],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout)["negative_quadrants_heatmap"] > 0
+  path = ROOT / f"tests/examples/{library}_loop.py"
+  assert len(path.read_text().splitlines()) < 80
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""The consistency loss in a loop of one's own: Equinox.
+
+python -m tests.examples.equinox_loop --weight=0    and    --weight=50
+"""
+
+import equinox as eqx
+import jax
+import optax
+
+import gc_jax
+from tests.examples import digits
+
+
+class Stage(eqx.Module):
+  """A convolution that halves the sides, its normalisation and a ReLU."""
+
+  conv: eqx.nn.Conv2d
+  norm: eqx.nn.GroupNorm
+
+  def __init__(self, before, channels, key):
+    self.conv = eqx.nn.Conv2d(before, channels, 3, 2, 1, key=key)
+    self.norm = eqx.nn.GroupNorm(8, channels)
+
+  def __call__(self, x):
+    return jax.nn.relu(self.norm(self.conv(x)))
+
+
+class Net(eqx.Module):
+  """Three stages and average pooling, of one image [3 H W]."""
+
+  stages: list
+  head: eqx.nn.Linear
+
+  def __init__(self, key):
+    sizes = (3, 32), (32, 64), (64, 128)
+    *keys, last = jax.random.split(key, 4)
+    self.stages = [Stage(*size, k) for size, k in zip(sizes, keys, strict=True)]
+    self.head = eqx.nn.Linear(128, 10, key=last)
+
+  def __call__(self, image):
+    x = image
+    for stage in self.stages:
+      x = stage(x)
+    return self.head(x.mean((1, 2)))
+
+
+def main() -> None:
+  """Trains, and prints top-1 and NQH."""
+  arguments = digits.arguments()
+  model = Net(jax.random.key(0))
+  tx = optax.adam(optax.cosine_decay_schedule(2e-3, arguments.steps))
+  opt_state = tx.init(eqx.filter(model, eqx.is_array))
+  last = lambda m: m.stages[-1]
+
+  @eqx.filter_jit
+  def train_step(model, opt_state, images, labels, key, weight):
+    def loss_fn(model):
+      net = gc_jax.wrap(model, at=last)
+      seen = gc_jax.consistency(net, images, labels, key)
+      ce = optax.softmax_cross_entropy_with_integer_labels(seen.logits, labels)
+      return ce.mean() + weight * seen.loss
+
+    grads = eqx.filter_grad(loss_fn)(model)
+    updates, opt_state = tx.update(grads, opt_state)
+    return eqx.apply_updates(model, updates), opt_state
+
+  for step, batch in enumerate(digits.batches(arguments.steps, True)):
+    ramp = jax.numpy.minimum(2 * step / arguments.steps, 1.0)
+    model, opt_state = train_step(
+      model, opt_state, *batch, arguments.weight * ramp
+    )
+  digits.show(gc_jax.wrap(model, at=last), channels_first=True)
+
+
+if __name__ == "__main__":
+  main()
