@@ -128,9 +128,9 @@ class _Biases:
   def __call__(self, operation: Operation) -> list[Value]:
     """Returns the outputs, with their biases."""
     followed = operation.followed
-    moves = operation.name in programs.MOVES
-    affine = len(followed) == 1 and operation.name in _AFFINE
-    if moves or affine:
+    carries = operation.name in programs.MOVES | _AFFINE
+    # Layers that are joined have a term each.
+    if carries and len(followed) == 1:
       return self._carried(operation)
     product = operation.name in programs.PRODUCTS | programs.SUMS
     added = operation.name in ("add", "add_any", "sub")

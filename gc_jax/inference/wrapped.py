@@ -78,7 +78,9 @@ def negative_quadrants(
   return jnp.where(layout.mask > 0, found, jnp.nan)[:, 0]
 
 
-def check_targets(targets: Array, num_images: int, num_classes: int) -> None:
+def check_targets(
+  targets: Array | np.ndarray, num_images: int, num_classes: int
+) -> None:
   """Checks class ids; of values known in a trace only, the shape.
 
   Raises:

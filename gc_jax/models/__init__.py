@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import chain, resnet
-from gc_jax.models.network import Architecture, Network
+from gc_jax.models.network import Architecture
 
 _GMP = "-gmp"
 
@@ -87,7 +87,7 @@ class Head:
     """Returns `classify_pooled` of what was pooled."""
     return self._model().classify_pooled(pooled)
 
-  def _model(self) -> Network:
+  def _model(self) -> nnx.Module:
     return nnx.merge(self.graphdef, self.state, copy=True)
 
 

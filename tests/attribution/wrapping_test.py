@@ -89,22 +89,21 @@ def test_maps_are_those_of_our_own_model(library):
 
 
 def test_gradients_of_pixels_are_the_same_in_every_library():
-  run = lambda net, images: maps_of(net, images, TARGETS, OF_PIXELS[:2])
-  expected = run(*made("function"))
-  for library in ("nnx", "linen", "equinox"):
-    for name, found in run(*made(library)).items():
-      scale = float(expected[name].max())
-      np.testing.assert_allclose(
-        found / scale, expected[name] / scale, atol=1e-4, err_msg=name
-      )
+  run = lambda net, x: maps_of(net, x, TARGETS, ("input_gradients",))
+  expected = run(*made("function"))["input_gradients"]
+  scale = float(expected.max())
+  for library in ("nnx", "equinox"):
+    found = run(*made(library))["input_gradients"]
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
 
 
 def test_integrated_gradients_of_a_wrapped_model_start_at_zero():
   net, images = made("function")
-  _, found, score = METHODS["integrated_gradients"].divide(net, images, TARGETS)
+  run = jax.jit(METHODS["integrated_gradients"].divide)
+  _, found, score = run(net, images, TARGETS)
   change = net(images)[0] - net(jnp.zeros_like(images))[0]
   np.testing.assert_allclose(
-    score, jnp.take_along_axis(change, TARGETS, 1), rtol=1e-5
+    score, jnp.take_along_axis(change, TARGETS, 1), rtol=1e-4
   )
   np.testing.assert_allclose(found, score, rtol=0.05)
 
