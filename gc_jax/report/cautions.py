@@ -188,11 +188,14 @@ def differing_methods(
   for method in names:
     ways: dict[str, list[str]] = {}
     for label, members in models.items():
+      settings = [one.about.method_settings.get(method) for one in members]
+      is_mixed = any(own != settings[0] for own in settings)
       for one in members:
         if method in one.about.methods:
           own = one.about.method_settings.get(method)
           words = ", ".join(f"{k}={v}" for k, v in (own or {}).items())
-          ways.setdefault(words, []).append(label)
+          name = f"{label}, {one.folder.name}" if is_mixed else label
+          ways.setdefault(words, []).append(name)
     if len(ways) > 1:
       listed = "; ".join(
         f"{words or 'unknown, as an older version did not record it'} "

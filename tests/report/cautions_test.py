@@ -45,6 +45,12 @@ def test_methods_computed_otherwise_are_named_and_not_compared(
   assert any(own.key.method for own, _ in compared) == (not words)
 
 
+def test_runs_of_one_model_computed_otherwise_are_told_apart(tmp_path):
+  (a,), (b,) = _by_steps(tmp_path, 16, 64).values()
+  said = cautions.differing_methods({"GC": [a, b]})[IG]
+  assert "steps=16 (GC, a); steps=64 (GC, b)." in said
+
+
 def test_an_evaluation_records_what_its_methods_were_computed_with():
   assert settings_of(METHODS)[IG] == {"steps": 64}
   assert "gradcam" not in settings_of(METHODS)
