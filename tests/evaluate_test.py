@@ -174,6 +174,8 @@ def test_a_finished_evaluation_is_kept(finished, smoke_run):
   before = tell()
   (line,) = evaluate(smoke_run, out)
   assert "finished; nothing to do" in line
+  with pytest.raises(ValueError, match=r"no folder of a run.*_evaluated for"):
+    list(evaluate(smoke_run, smoke_run))
   with pytest.raises(ValueError, match=r"something else.*methods"):
     list(evaluate(smoke_run, out, ("gradcam",)))
   assert tell() == before

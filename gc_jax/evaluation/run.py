@@ -302,6 +302,11 @@ def _outputs_note(loaded: LoadedModel, dataset: Dataset) -> str:
 
 def _open(out: Path, identity: dict[str, Any]) -> None:
   """Makes the folder; refuses one with anything but this evaluation."""
+  if (out / saved_config.FILENAME).is_file():
+    raise ValueError(
+      f"--out must be no folder of a run, and {out} is one; nothing of it was "
+      f"touched. Choose another: --out={out}_evaluated for example."
+    )
   if artefact.is_evaluation(out):
     about = artefact.load(out).about
     there = about.identity
