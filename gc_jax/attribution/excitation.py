@@ -156,8 +156,16 @@ class _Rules:
     if len(followed) == 1 and name in programs.SUMS | {"reduce_window_max"}:
       one = operation.of_one(followed[0])
       return [Value(_with_rule(one, one)(arrays[followed[0]]), True)]
+    if followed == [1] and name in ("div", "sub"):
+      # It falls as the activation rises: nothing is excited by it.
+      raise programs.does_not_hold(operation, "Excitation backprop")
+    if name == "clamp" and followed == [1]:
+      # As a minimum of a maximum: below alone, nothing is excited.
+      one, lowest = operation.of_one(1), lambda x: jnp.maximum(x, arrays[0])
+      return [Value(_passed_through(one, arrays[1], lowest), True)]
     if len(followed) == 1 and name in _SCALES:
-      # Of a normalisation or an average: probability passes unchanged.
+      # Of a normalisation or an average: probability passes unchanged. So it
+      # does where a ReLU6 cuts off the units that excite most.
       one = operation.of_one(followed[0])
       return [Value(_passed_through(one, arrays[followed[0]]), True)]
     if len(followed) == 2 and name in ("add", "add_any"):
@@ -183,7 +191,7 @@ class _Rules:
 
 
 # Of an activation and a number that is none.
-_SCALES = {"mul", "div"}
+_SCALES = {"mul", "div", "min"}
 _SHIFTS = {"add", "add_any", "sub"}
 
 
@@ -214,10 +222,15 @@ def _with_rule(
   return function
 
 
-def _passed_through(scaled: Callable[[Array], Array], x: Array) -> Array:
-  """Returns scaled(x); its gradient is that of x, repeated where that is."""
+def _passed_through(
+  scaled: Callable[[Array], Array],
+  x: Array,
+  like: Callable[[Array], Array] = lambda x: x,
+) -> Array:
+  """Returns scaled(x); its gradient is that of like(x), repeated as that is."""
   function = jax.custom_vjp(lambda x: scaled(x))
-  repeated = lambda x: jnp.broadcast_to(x, jax.eval_shape(scaled, x).shape)
+  shape = jax.eval_shape(scaled, x).shape
+  repeated = lambda x: jnp.broadcast_to(like(x), shape)
   backward = lambda x, p: jax.vjp(repeated, x)[1](p)
   function.defvjp(lambda x: (scaled(x), x), backward)
   return function(x)

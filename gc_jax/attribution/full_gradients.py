@@ -11,6 +11,7 @@ Source: Srinivas & Fleuret 2019, arXiv:1905.00780, eq. 5 and 9.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -128,9 +129,14 @@ class _Biases:
   def __call__(self, operation: Operation) -> list[Value]:
     """Returns the outputs, with their biases."""
     followed = operation.followed
-    carries = operation.name in programs.MOVES | _AFFINE
-    # Layers that are joined have a term each.
-    if carries and len(followed) == 1:
+    # Of layers put side by side each keeps a bias of its own.
+    moves = operation.name in programs.MOVES and (
+      operation.name != "concatenate" or len(followed) == 1
+    )
+    affine = operation.name in _AFFINE and len(followed) == 1
+    if affine and operation.name == "div":
+      affine = followed == [0]  # a number over an activation is not linear
+    if moves or affine:
       return self._carried(operation)
     product = operation.name in programs.PRODUCTS | programs.SUMS
     added = operation.name in ("add", "add_any", "sub")
@@ -138,13 +144,30 @@ class _Biases:
     if not (chooses or added or (product and len(followed) == 1)):
       raise programs.does_not_hold(operation, "FullGrad")
     arrays = [self.added(operand) for operand in operation.operands]
-    return [Value(x, True) for x in operation.compute(arrays)]
+    outputs = operation.compute(arrays)
+    if not (chooses and _has_numbers(operation)):
+      return [Value(x, True) for x in outputs]
+    # The number that a clip puts in the place of an activation is a bias.
+    xs = tuple(arrays[i] for i in followed)
+    of_followed = lambda *xs: operation.compute(
+      [
+        xs[followed.index(i)] if i in followed else x
+        for i, x in enumerate(arrays)
+      ]
+    )
+    _, linear = jax.jvp(of_followed, xs, tuple(map(_finite, xs)))
+    return [
+      Value(x, True, jnp.where(jnp.isfinite(x), x - z, 0))
+      for x, z in zip(outputs, linear, strict=True)
+    ]
 
   def _carried(self, operation: Operation) -> list[Value]:
     """Returns the outputs; their biases are those of 0 in place of input."""
     outputs = operation.compute(operation.arrays)
     notes = [operation.operands[i].note for i in operation.followed]
-    adds = operation.name in _ADDS
+    adds = operation.name in _ADDS or (
+      operation.name in programs.MOVES and _has_numbers(operation)
+    )
     if not adds and all(note is None for note in notes):
       return [Value(x, True) for x in outputs]
     biases = operation.compute(
@@ -158,7 +181,8 @@ class _Biases:
       ]
     )
     return [
-      Value(x, True, bias) for x, bias in zip(outputs, biases, strict=True)
+      Value(x, True, _finite(bias))
+      for x, bias in zip(outputs, biases, strict=True)
     ]
 
   def added(self, value: Value) -> ArrayLike:
@@ -181,8 +205,27 @@ _ADDS = {"add", "add_any", "sub"}
 _AFFINE = _ADDS | {"mul", "div", "neg"}
 
 
+def _has_numbers(operation: Operation) -> bool:
+  """Returns whether an operand is neither followed nor surely 0.
+
+  Such are the bound of a clip, the value of a padding, a class token.
+  """
+  return any(
+    not operand.follows
+    and jnp.issubdtype(jnp.result_type(operand.array), jnp.floating)
+    # An array may be of a trace: only a number in the program itself is known.
+    and (isinstance(operand.array, jax.Array) or np.any(operand.array))
+    for operand in operation.operands
+  )
+
+
+def _finite(x: Array) -> Array:
+  """Returns x with 0 for the infinity that maxima are padded with."""
+  return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def divide(
-  model: nnx.Module, images: Array, targets: Int[Array, "B P"]
+  model: nnx.Module | Tapped, images: Array, targets: Int[Array, "B P"]
 ) -> tuple[Float[Array, "B P H W"], Float[Array, "B P"], Float[Array, "B P"]]:
   """Returns `fullgrad`, what all `terms` sum to, and should: the score."""
   score, of_input, of_biases = terms(model, images, targets)

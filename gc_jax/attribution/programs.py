@@ -137,14 +137,16 @@ def _called(equation) -> tuple[Any, Sequence[ArrayLike]] | None:
   """Returns the program that an operation calls, and its constants.
 
   A function with a derivative of its own that only chooses, as `jax.nn.relu`,
-  is not entered: its derivative says what happens at a tie.
+  is not entered: its derivative says what happens at a tie. One that cuts off
+  above, as `jax.nn.relu6`, is: there are rules for that.
   """
   name = equation.primitive.name
   if name not in _CALLS:
     return None
   inner = next(equation.params[k] for k in _INNER if k in equation.params)
   jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-  if name == "custom_jvp_call" and _names(jaxpr) <= MOVES | CHOICES:
+  uncut = MOVES | CHOICES - {"min", "clamp"}
+  if name == "custom_jvp_call" and _names(jaxpr) <= uncut:
     return None
   return jaxpr, consts
 

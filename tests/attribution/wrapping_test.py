@@ -350,3 +350,63 @@ def test_an_equinox_model_with_a_state_gives_the_new_one():
     net.call.state(after),
     new,
   )
+
+
+def row_between(x, value):
+  return jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=value)
+
+
+# What puts numbers in the place of activations, after a normalisation.
+CUT = {
+  "relu6": lambda x: jax.nn.relu6(9 * x),
+  "clip": lambda x: jnp.clip(x, -0.5, 0.5),
+  "clamp": lambda x: jax.lax.clamp(-0.5, x, 0.5),
+  "floor": lambda x: jnp.maximum(x, 0.3),
+  "where": lambda x: jnp.where(x > 0, x, 0.25),
+  "pad": lambda x: row_between(x, 1.0),
+  "maximum": lambda x: (
+    row_between(2 * x + 1, -jnp.inf).reshape(2, 5, 2, 8, 3).max(2)
+  ),
+  "token": lambda x: jnp.concatenate([x, jnp.ones((2, 1, 8, 3))], 1),
+}
+
+
+def cut(name):
+  weights = jax.random.normal(jax.random.key(0), (3, 5))
+  net = gc_jax.wrap(lambda x, tap: CUT[name](tap(x)).mean((1, 2)) @ weights)
+  return net, jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_fullgrad_counts_the_numbers_that_take_the_place_of_activations(name):
+  maps, found, score = METHODS["fullgrad"].divide(*cut(name), TARGETS)
+  np.testing.assert_allclose(found, score, atol=1e-5)
+  assert np.isfinite(maps).all()
+
+
+@pytest.mark.parametrize("name", ["relu6", "clip", "clamp"])
+def test_probability_passes_units_that_are_cut_off_above(name):
+  net, images = cut(name)
+  found = METHODS["excitation_backprop"](net, jnp.abs(images), TARGETS)
+  np.testing.assert_allclose(found.sum((-2, -1)), 1, rtol=1e-5)
+
+
+def test_what_falls_as_an_activation_rises_has_no_rule():
+  weights = jnp.ones((3, 5))
+  images = 1 + pixels()
+  over = gc_jax.wrap(lambda x, tap: (2 / tap(x)).mean((1, 2)) @ weights)
+  less = gc_jax.wrap(lambda x, tap: (2 - tap(x)).mean((1, 2)) @ weights)
+  for name, net, operation in (
+    ("fullgrad", over, "div"),
+    ("excitation_backprop", over, "div"),
+    ("excitation_backprop", less, "sub"),
+  ):
+    with pytest.raises(ValueError, match=f"'{operation}' of activations"):
+      METHODS[name](net, images, TARGETS)
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox"])
+def test_a_model_that_is_wrapped_anew_is_not_compiled_anew(library):
+  treedefs = [jax.tree.structure(made(library)[0]) for _ in range(2)]
+  assert treedefs[0] == treedefs[1]
+  assert hash(treedefs[0]) == hash(treedefs[1])
