@@ -40,6 +40,11 @@ class Static:
 
   value: Any
 
+  @classmethod
+  def of(cls, settings: Mapping[str, Any]) -> "Static":
+    """Returns settings as pairs, which can be hashed if they can."""
+    return cls(tuple(sorted(settings.items())))
+
   def __hash__(self) -> int:
     try:
       return hash(self.value)

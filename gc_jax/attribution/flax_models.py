@@ -60,7 +60,7 @@ class _Nnx:
     for name, module in nnx_modules(model).items():
       if at in (None, name):
         module.__class__ = observed_class(module, name, recorder)
-    logits = model(images, **self.settings.value)
+    logits = model(images, **dict(self.settings.value))
     return logits, recorder.seen, nnx.state(model)
 
   def state(self, variables):
@@ -91,7 +91,7 @@ def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
 def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):
   """Returns how a user's module is called, and its arrays."""
   graphdef, variables = nnx.split(model)
-  return _Nnx(Static(graphdef), Static(dict(settings))), variables
+  return _Nnx(Static(graphdef), Static.of(settings)), variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Linen:
       logits, updated = self.module.value.apply(
         variables,
         images,
-        **self.settings.value,
+        **dict(self.settings.value),
         **arrays,
         mutable=[name for name in variables if name != "params"],
       )
@@ -133,4 +133,4 @@ def linen_parts(model: tuple, settings: Mapping[str, Any]):
   """Returns how a (module, variables) is called, and its arrays."""
   module, variables = model
   arrays, settings = without_arrays(settings)
-  return _Linen(Static(module), Static(settings)), (dict(variables), arrays)
+  return _Linen(Static(module), Static.of(settings)), (dict(variables), arrays)

@@ -32,15 +32,21 @@ class _Item(NamedTuple):
 class _Equinox:
   """Runs a model of one image on each image of a batch."""
 
-  static: Static  # the model without its arrays
+  static: Static  # the model without its arrays: leaves, and their tree
   settings: Static
   has_state: bool
+
+  def model(self, arrays):
+    import equinox
+
+    leaves, tree = self.static.value
+    return equinox.combine(arrays, jax.tree.unflatten(tree, leaves))
 
   def __call__(self, variables, images, at, offset):
     import equinox
 
     arrays, state, settings, key = variables
-    model = equinox.combine(arrays, self.static.value)
+    model = self.model(arrays)
     modules = equinox_modules(model)
 
     def one(image, offset, state, key):
@@ -61,7 +67,7 @@ class _Equinox:
         *((image, state) if self.has_state else (image,)),
         **({} if key is None else {"key": key}),
         **settings,
-        **self.settings.value,
+        **dict(self.settings.value),
       )
       logits, state = output if self.has_state else (output, state)
       return logits, recorder.seen, state
@@ -82,7 +88,7 @@ class _Equinox:
   def in_training(self, variables):
     import equinox
 
-    model = equinox.combine(variables[0], self.static.value)
+    model = self.model(variables[0])
     kinds = equinox.nn.BatchNorm, equinox.nn.Dropout
     leaves = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, kinds))
     return any(isinstance(x, kinds) and not x.inference for x in leaves)
@@ -97,7 +103,9 @@ def equinox_parts(model: Any, settings: Mapping[str, Any]):
   variables, static = equinox.partition(model, equinox.is_array)
   arrays, settings = without_arrays(settings)
   key = arrays.pop("key", None)
-  call = _Equinox(Static(static), Static(settings), has_state)
+  # A tree of these can be compared and hashed even where it holds lists.
+  leaves, tree = jax.tree.flatten(static)
+  call = _Equinox(Static((tuple(leaves), tree)), Static.of(settings), has_state)
   return call, (variables, state, arrays, key)
 
 
@@ -201,7 +209,7 @@ class _Keras:
       for name, layer in layers.items():
         layer.__class__ = observed_class(layer, name, recorder)
       logits, others = self.model.value.stateless_call(
-        trainable, others, images, **self.settings.value
+        trainable, others, images, **dict(self.settings.value)
       )
     finally:
       for name, layer in layers.items():
@@ -212,7 +220,7 @@ class _Keras:
     return variables[1]
 
   def in_training(self, variables):
-    return bool(self.settings.value.get("training"))
+    return bool(dict(self.settings.value).get("training"))
 
 
 def keras_layers(model: Any, before: str = "") -> dict[str, Any]:
@@ -242,7 +250,7 @@ def keras_parts(model: Any, settings: Mapping[str, Any]):
     values(model.trainable_variables),
     values(model.non_trainable_variables),
   )
-  return _Keras(Static(model), Static(dict(settings))), arrays
+  return _Keras(Static(model), Static.of(settings)), arrays
 
 
 @dataclasses.dataclass(frozen=True)
