@@ -47,7 +47,7 @@ def localize(
     size: (H, W) of the pictures that the boxes are of.
     protocol: of `PROTOCOLS`; what it says of a number a picture is what becomes
       of boxes that begin above or left of the picture: clipped, or as sliced by
-      the authors' programs ("release"), empty.
+      the authors' programs ("release"), empty unless it reaches the far end.
     tolerance_px: a point hits if it is nearer than this to the object.
 
   Raises:
@@ -104,7 +104,8 @@ def _filled(boxes: Array, size: tuple[int, int] | None, border: str) -> Array:
       )
   start, stop = boxes[..., :2], boxes[..., 2:]
   if border == "release":
-    stop = jnp.where((start < 0).any(-1, keepdims=True), start, stop)
+    # A slice counts from the other end: of most such boxes nothing is left.
+    start = jnp.where(start < 0, start + jnp.array(size)[None, None], start)
 
   def between(axis):
     at = jnp.arange(size[axis])[None, None]

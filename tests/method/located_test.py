@@ -44,13 +44,23 @@ def test_boxes_are_masks_of_their_pixels():
 
 
 def test_a_box_that_begins_outside_is_clipped_or_as_the_release_slices_it():
-  boxes = np.array([[[-1, 0, 64, 32]], [[0, 0, 64, 32]]])
+  boxes = np.array([[[-1, 0, 63, 32]], [[0, 0, 64, 32]]])
   at = {"boxes": boxes, "size": (64, 64)}
   clipped = gc_jax.localize(peaks(), **at)
   sliced = gc_jax.localize(peaks(), protocol="release", **at)
   assert clipped.pointing_game[0] == 1
   assert np.isnan(sliced.pointing_game[0])
   assert sliced.pointing_game[1] == clipped.pointing_game[1]
+  row = np.zeros((2, 64, 64))
+  row[:, -1:64, :32] = 1
+  found = gc_jax.localize(
+    peaks(),
+    boxes=np.array([[[-1, 0, 64, 32]]] * 2),
+    size=(64, 64),
+    protocol="release",
+  )
+  expected = gc_jax.localize(peaks(), masks=row)
+  np.testing.assert_array_equal(found.content_heatmap, expected.content_heatmap)
 
 
 def test_it_runs_under_jit_and_vmap():
