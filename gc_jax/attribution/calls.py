@@ -24,6 +24,9 @@ class Call(Protocol):
     The offset is added to the output at a path. For None every path is seen.
     """
 
+  # Whether it may hold arrays beside its variables.
+  holds_arrays: bool
+
   def state(self, variables: PyTree) -> PyTree:
     """Returns what a call may change, as the library has it."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
@@ -21,6 +21,8 @@ class _Own:
   """Runs a model of ours on normalised images."""
 
   graphdef: Static
+
+  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     model = nnx.merge(self.graphdef.value, variables, copy=True)
@@ -53,6 +55,8 @@ def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
 class _Nnx:
   graphdef: Static
   settings: Static
+
+  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     model = nnx.merge(self.graphdef.value, variables, copy=True)
@@ -98,6 +102,8 @@ def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):
 class _Linen:
   module: Static
   settings: Static
+
+  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     import flax.linen as nn

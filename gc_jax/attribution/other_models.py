@@ -7,7 +7,7 @@ already.
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from jaxtyping import Array
@@ -41,6 +41,8 @@ class _Equinox:
 
     leaves, tree = self.static.value
     return equinox.combine(arrays, jax.tree.unflatten(tree, leaves))
+
+  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     import equinox
@@ -196,6 +198,8 @@ class _Keras:
   model: Static
   settings: Static
 
+  holds_arrays: ClassVar[bool] = False
+
   def __call__(self, variables, images, at, offset):
     recorder = Recorder(at, offset)
     trainable, others = variables
@@ -258,6 +262,8 @@ class _Function:
   """Runs f(images, tap), which calls the tap once on its activations."""
 
   function: Callable[[Array, Callable[[Array], Array]], Array]
+
+  holds_arrays: ClassVar[bool] = True  # those of its closure
 
   def __call__(self, variables, images, at, offset):
     recorder = Recorder(at, offset)

@@ -118,18 +118,19 @@ def _images(images: ArrayLike) -> Array:
 
 
 def _program(function: Callable, *static: int) -> Callable:
-  """Returns a function that is compiled, unless it is part of a trace.
+  """Returns a function of a net and arrays that is compiled where it may be.
 
-  There a function that was wrapped may hold arrays of the trace, which must not
-  outlive it in a cache.
+  It is not in a trace, whose arrays must not outlive it in a cache, and not for
+  a net that may hold arrays which change.
   """
   compiled = jax.jit(function, static_argnums=static)
 
   @functools.wraps(function)
-  def run(*args):
-    leaves = jax.tree.leaves([x for i, x in enumerate(args) if i not in static])
+  def run(net, images, *args):
+    leaves = jax.tree.leaves((net, images))
     in_trace = any(isinstance(x, jax.core.Tracer) for x in leaves)
-    return (function if in_trace else compiled)(*args)
+    as_it_is = in_trace or net.call.holds_arrays
+    return (function if as_it_is else compiled)(net, images, *args)
 
   return run
 

@@ -12,7 +12,6 @@ from flax import nnx
 
 import gc_jax
 from gc_jax.attribution import METHODS
-from gc_jax.attribution.wrapping import Tapped
 from gc_jax.models.network import normalize_pixels
 from tests.attribution import foreign
 
@@ -284,22 +283,34 @@ def test_a_redefined_method_is_compiled_anew(monkeypatch):
     np.testing.assert_allclose(after, 0.25)
 
 
+TRACES = []
+
+
+class Traced(nn.Module):
+  @nn.compact
+  def __call__(self, images):
+    TRACES.append(images.shape)
+    x = nn.Conv(4, (3, 3), name="conv")(images)
+    return nn.Dense(5)(x.mean((1, 2)))
+
+
 def test_one_shape_is_compiled_once():
-  net, images = made("function")
-  calls = []
-
-  def counted(images, tap):
-    calls.append(images.shape)
-    return foreign.function_net(foreign.weights_of(ours()))(images, tap)
-
-  net = gc_jax.wrap(counted)
+  model, images = Traced(), pixels()
+  variables = model.init(jax.random.key(0), images)
+  net = gc_jax.wrap((model, variables), at="conv")
   gc_jax.explain(net, images, [1, 2], "gradcam")
-  traced = len(calls)
-  for _ in range(20):
-    gc_jax.explain(gc_jax.wrap(counted), images, [1, 2], "gradcam")
-  # The number of classes is looked up in a trace that is kept as well.
-  assert len(calls) <= traced + 20
-  assert isinstance(net, Tapped)
+  TRACES.clear()
+  for _ in range(3):
+    gc_jax.explain(net, images, [1, 2], "gradcam")
+  assert not TRACES
+
+
+def test_a_function_whose_weights_change_is_not_remembered():
+  weights = jnp.ones((3, 5))
+  net = gc_jax.wrap(lambda images, tap: tap(images).mean((1, 2)) @ weights)
+  assert gc_jax.predict(net, pixels()).any()
+  weights = jnp.zeros((3, 5))
+  assert not gc_jax.predict(net, pixels()).any()
 
 
 class LinenDropout(nn.Module):
