@@ -222,6 +222,9 @@ def handlers(monkeypatch):
   before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
   signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
+  # A command that Ctrl-C ended still listens, until its process is gone.
+  if (pipe := signal.set_wakeup_fd(-1)) != -1:
+    os.close(pipe)
   for number, handler in before.items():
     signal.signal(number, handler)
 

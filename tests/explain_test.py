@@ -263,7 +263,7 @@ def test_explanations_are_replaced_only_if_asked(
 
 
 def test_what_was_written_before_ctrl_c_is_indexed_and_not_explained_itself(
-  explain, explained, smoke_run, folder, monkeypatch
+  explain, explained, smoke_run, folder, monkeypatch, handlers
 ):
   out = folder / "out"
   flags = [folder, f"--workdir={smoke_run}", "--batch_size=1", "--size=0"]
