@@ -1,17 +1,21 @@
 """How a model is called so that one output is seen, and moved by an offset."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array, PyTree
 
 
-@runtime_checkable
-class Call(Protocol):
+class Call(abc.ABC):
   """How a model whose arrays are given is called. Two equal ones run alike."""
 
+  # Whether it may hold arrays beside its variables.
+  holds_arrays: ClassVar[bool] = False
+
+  @abc.abstractmethod
   def __call__(
     self,
     variables: PyTree,
@@ -24,14 +28,18 @@ class Call(Protocol):
     The offset is added to the output at a path. For None every path is seen.
     """
 
-  # Whether it may hold arrays beside its variables.
-  holds_arrays: bool
-
   def state(self, variables: PyTree) -> PyTree:
     """Returns what a call may change, as the library has it."""
+    return variables
 
   def in_training(self, variables: PyTree) -> bool:
-    """Returns whether a call would use the batch's statistics or drop out."""
+    """Returns whether a call would use the batch's statistics or drop out.
+
+    False where nobody can tell, as the settings of the call say so, in words of
+    the user's.
+    """
+    del variables
+    return False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 
 from gc_jax.attribution import taps
 from gc_jax.attribution.calls import (
+  Call,
   Recorder,
   Static,
   observed_class,
@@ -17,12 +18,23 @@ from gc_jax.attribution.calls import (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
-  """Runs a model of ours on normalised images."""
+class _Module(Call):
+  """An NNX module in two parts, of which this is the one without arrays."""
 
   graphdef: Static
 
-  holds_arrays: ClassVar[bool] = False
+  def in_training(self, variables):
+    model = nnx.merge(self.graphdef.value, variables)
+    return any(
+      getattr(module, "use_running_average", None) is False
+      or getattr(module, "deterministic", None) is False
+      for _, module in nnx.iter_modules(model)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own(_Module):
+  """Runs a model of ours on normalised images."""
 
   def __call__(self, variables, images, at, offset):
     model = nnx.merge(self.graphdef.value, variables, copy=True)
@@ -32,12 +44,6 @@ class _Own:
       model, {name: functools.partial(recorder, name) for name in names}
     )
     return model.classify(features(images)), recorder.seen, nnx.state(model)
-
-  def state(self, variables):
-    return variables
-
-  def in_training(self, variables):
-    return _in_training(nnx.merge(self.graphdef.value, variables))
 
 
 def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
@@ -52,11 +58,8 @@ def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Nnx:
-  graphdef: Static
+class _Nnx(_Module):
   settings: Static
-
-  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     model = nnx.merge(self.graphdef.value, variables, copy=True)
@@ -66,21 +69,6 @@ class _Nnx:
         module.__class__ = observed_class(module, name, recorder)
     logits = model(images, **dict(self.settings.value))
     return logits, recorder.seen, nnx.state(model)
-
-  def state(self, variables):
-    return variables
-
-  def in_training(self, variables):
-    return _in_training(nnx.merge(self.graphdef.value, variables))
-
-
-def _in_training(model: nnx.Module) -> bool:
-  """Returns whether a module uses the batch's statistics or drops out."""
-  return any(
-    getattr(module, "use_running_average", None) is False
-    or getattr(module, "deterministic", None) is False
-    for _, module in nnx.iter_modules(model)
-  )
 
 
 def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
@@ -99,11 +87,9 @@ def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Linen:
+class _Linen(Call):
   module: Static
   settings: Static
-
-  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     import flax.linen as nn
@@ -130,9 +116,6 @@ class _Linen:
 
   def state(self, variables):
     return variables[0]
-
-  def in_training(self, variables):
-    return False  # the settings of the call say so, in words of the user's
 
 
 def linen_parts(model: tuple, settings: Mapping[str, Any]):

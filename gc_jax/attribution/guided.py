@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from gc_jax.attribution.wrapping import Tapped
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
-from gc_jax.method.metrics import upsample
 from gc_jax.models.network import average_to_grid
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -104,7 +103,9 @@ def consistency(
   explained = flat(jax.vmap(jnp.take)(grouped(target), layout.explained))
   composites = net.as_images(composites)
   _, cam, after = _seen(after, composites, explained)
-  own, cam = _at_one_scale(own, cams.normalize_cam(cam), last.shape[1:3])
+  own, cam = compose.at_one_scale(
+    own, cams.normalize_cam(cam), *last.shape[1:3]
+  )
   expected = flat(jax.vmap(compose.expected_cam)(layout, grouped(own)))
   values = losses.consistency_loss(expected, cam, reduction)
   return _guided(logits, values, flat(layout.mask), after)
@@ -169,14 +170,6 @@ def _seen(net: Tapped, images, targets):
   )
   cam = cams.elementwise_grad_cam(activations[:, None], gradients)
   return logits, cam, dataclasses.replace(net, variables=after)
-
-
-def _at_one_scale(own, cam, size):
-  """Returns both maps, a composite's twice as high and wide as a picture's."""
-  if cam.shape[-2:] == (2 * own.shape[-2], 2 * own.shape[-1]):
-    return own, cam
-  height, width = size
-  return upsample(own, height, width), upsample(cam, 2 * height, 2 * width)
 
 
 def _guided(logits, values, counts, net: Tapped) -> Guided:

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array
 
 from gc_jax.attribution.calls import (
+  Call,
   Recorder,
   Static,
   observed_class,
@@ -29,7 +30,7 @@ class _Item(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Equinox:
+class _Equinox(Call):
   """Runs a model of one image on each image of a batch."""
 
   static: Static  # the model without its arrays: leaves, and their tree
@@ -41,8 +42,6 @@ class _Equinox:
 
     leaves, tree = self.static.value
     return equinox.combine(arrays, jax.tree.unflatten(tree, leaves))
-
-  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     import equinox
@@ -194,11 +193,9 @@ def _observed() -> type:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Keras:
+class _Keras(Call):
   model: Static
   settings: Static
-
-  holds_arrays: ClassVar[bool] = False
 
   def __call__(self, variables, images, at, offset):
     recorder = Recorder(at, offset)
@@ -258,7 +255,7 @@ def keras_parts(model: Any, settings: Mapping[str, Any]):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Function:
+class _Function(Call):
   """Runs f(images, tap), which calls the tap once on its activations."""
 
   function: Callable[[Array, Callable[[Array], Array]], Array]
@@ -269,12 +266,6 @@ class _Function:
     recorder = Recorder(at, offset)
     logits = self.function(images, functools.partial(recorder, FUNCTION))
     return logits, recorder.seen, variables
-
-  def state(self, variables):
-    return variables
-
-  def in_training(self, variables):
-    return False  # nobody can tell
 
 
 def _joined(features: Callable, classify: Callable, images, tap):

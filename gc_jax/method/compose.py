@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
 
 from gc_jax.method.cam import normalize_cam
+from gc_jax.method.metrics import upsample
 
 
 class Layout(NamedTuple):
@@ -285,3 +286,25 @@ def expected_by_class(
   holds = layout.holds[..., None, None]
   normalized = normalize_cam(jnp.where(holds, cam, 0), of_tiles=True)
   return jnp.where(holds, normalized, 0)
+
+
+def at_one_scale(
+  cam: Float[Array, "*B h w"],
+  composite_cam: Float[Array, "M P h2 w2"],
+  height: int,
+  width: int,
+) -> tuple[Float[Array, "*B y x"], Float[Array, "M P y2 x2"]]:
+  """Returns both maps, a composite's twice as high and wide as an original's.
+
+  They are so already if strides divide the image. Poolings without padding,
+  AlexNet's, make 6x6 cells of 224 pixels but 13x13 of 448: then both maps, each
+  already normalised, are enlarged to pixels, and not normalised again.
+
+  Source: the release's AlexNet.
+  """
+  if composite_cam.shape[-2:] == (2 * cam.shape[-2], 2 * cam.shape[-1]):
+    return cam, composite_cam
+  return (
+    upsample(cam, height, width),
+    upsample(composite_cam, 2 * height, 2 * width),
+  )

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import chain, resnet
-from gc_jax.models.network import Architecture
+from gc_jax.models.architecture import Architecture
 
 _GMP = "-gmp"
 

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import convolution, network
+from gc_jax.models.architecture import Architecture, Timm, from_torchvision
 
 # A layer of a chain is POOL; of a convolution with a ReLU behind it, (channels,
 # kernel, stride, padding); of a fire module, (squeezed, expanded) channels.
@@ -208,7 +209,7 @@ def _run_stage(stage, pool_window: int, trunk: nnx.Dict, x: Array) -> Array:
   return x
 
 
-ALEXNET = network.Architecture(
+ALEXNET = Architecture(
   title="AlexNet",
   network=Chain,
   fields={
@@ -220,9 +221,9 @@ ALEXNET = network.Architecture(
     "linear_init": network.TORCH_INIT,
   },
   min_px=63,
-  torch_code=network.from_torchvision("alexnet"),
+  torch_code=from_torchvision("alexnet"),
 )
-VGG16 = network.Architecture(
+VGG16 = Architecture(
   title="VGG16",
   network=Chain,
   fields={
@@ -234,8 +235,8 @@ VGG16 = network.Architecture(
     "linear_init": SMALL_INIT,
   },
   min_px=32,
-  torch_code=network.from_torchvision("vgg16"),
-  timm=network.Timm("vgg16", first_conv="features.0", classifier="head.fc"),
+  torch_code=from_torchvision("vgg16"),
+  timm=Timm("vgg16", first_conv="features.0", classifier="head.fc"),
 )
 
 
@@ -335,11 +336,11 @@ class SqueezeNet(NumberedNetwork):
     return ops.pool_globally(maps, self.pooling)
 
 
-SQUEEZENET1_1 = network.Architecture(
+SQUEEZENET1_1 = Architecture(
   title="SqueezeNet 1.1",
   network=SqueezeNet,
   fields={},
   min_px=17,
-  torch_code=network.from_torchvision("squeezenet1_1"),
+  torch_code=from_torchvision("squeezenet1_1"),
   torch_pooling="classifier[3]",
 )

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.method.cam import at_least_float32
 from gc_jax.models.convolution import Conv
-from gc_jax.runtime.messages import unknown_name_message
 
 # Mean and standard deviation of ImageNet's RGB pixels in [0, 1], which every
 # torchvision checkpoint was trained with.
@@ -320,85 +318,3 @@ def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
     jnp.array(each, images.dtype, ndmin=4) for each in (RGB_MEAN, RGB_STD)
   )
   return (images - mean) / std
-
-
-class Timm(NamedTuple):
-  """An architecture in timm, whose loader takes torchvision's names too."""
-
-  name: str  # as `timm.create_model` knows it
-  # timm's names of the first convolution, and of the layer whose outputs are
-  # the logits.
-  first_conv: str
-  classifier: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Architecture:
-  """An entry of `MODELS`: an architecture's facts. Call it to build one."""
-
-  title: str  # as papers write it, without the pooling: "ResNet18"
-  network: type[Network]
-  fields: Mapping[str, Any]  # arguments of `network`, beside K
-  min_px: int  # the smallest side of a picture that leaves a cell of features
-  # Lines of Python that make it as `model` in PyTorch, with average pooling;
-  # `{num_classes}` is K. "" if there are none.
-  torch_code: str = ""
-  # The attribute of that `model` that pools globally; "" if a perceptron takes
-  # a grid of features instead.
-  torch_pooling: str = ""
-  timm: Timm | None = None  # None: timm does not have it
-
-  def __call__(
-    self, num_classes: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
-  ) -> Network:
-    """Returns a network with activations of a dtype and float32 parameters."""
-    return self.network(
-      num_classes=num_classes, **self.fields, dtype=dtype, rngs=rngs
-    )
-
-  def changed(self, **fields: Any) -> "Architecture":
-    """Returns the same architecture with other arguments of its constructor.
-
-    PyTorch's code makes no other than the original, with either pooling: it is
-    dropped when more changes than that.
-    """
-    changed = dataclasses.replace(self, fields={**self.fields, **fields})
-    if fields.keys() <= {"pooling"}:
-      return changed
-    return dataclasses.replace(changed, torch_code="", timm=None)
-
-  @property
-  def pools_by_maximum(self) -> bool:
-    """Whether the logits are of global maxima."""
-    return self.fields.get("pooling") == "max"
-
-
-# What `torchvision.models` calls the networks of our families.
-TORCHVISION = frozenset(
-  {
-    "alexnet",
-    *(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")),
-    *("squeezenet1_0", "squeezenet1_1"),
-    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-  }
-)
-
-
-def from_torchvision(name: str) -> str:
-  """Returns the `torch_code` of a model that torchvision has.
-
-  Raises:
-    ValueError: it has none of that name.
-  """
-  if name not in TORCHVISION:
-    raise ValueError(
-      unknown_name_message("model of torchvision", name, sorted(TORCHVISION))
-      + " Of others, give lines of Python that make it as torch_code, or none."
-    )
-  return f"""\
-import torchvision
-
-model = torchvision.models.{name}(num_classes={{num_classes}})
-"""

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import network
+from gc_jax.models.architecture import Architecture, Timm, from_torchvision
 from gc_jax.models.convolution import max_pool
 
 # (channels, kernel, stride) of the convolutions of a block.
@@ -185,14 +186,14 @@ class ResNet(network.Network):
 
 
 def _torchvisions(title: str, stage_sizes: tuple[int, ...], block: Callable):
-  return network.Architecture(
+  return Architecture(
     title=title,
     network=ResNet,
     fields={"stage_sizes": stage_sizes, "block": block},
     min_px=1,
-    torch_code=network.from_torchvision(title.lower()),
+    torch_code=from_torchvision(title.lower()),
     torch_pooling="avgpool",
-    timm=network.Timm(title.lower(), first_conv="conv1", classifier="fc"),
+    timm=Timm(title.lower(), first_conv="conv1", classifier="fc"),
   )
 
 
@@ -201,7 +202,7 @@ RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), basic_block)
 RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), bottleneck)
 RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), bottleneck)
 # For pictures of 64 pixels: two stages, an 8x8 feature grid.
-RESNET8_SMALL = network.Architecture(
+RESNET8_SMALL = Architecture(
   title="ResNet8-small",
   network=ResNet,
   fields={

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models.network import Architecture, Network
+from gc_jax.models.architecture import Architecture
+from gc_jax.models.network import Network
 from gc_jax.runtime import messages
 
 _LAST = {

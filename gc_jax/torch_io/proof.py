@@ -1,8 +1,8 @@
 """The proof that exported weights compute in PyTorch what ours do.
 
 `largest_differences` runs them by the operations that the network states
-itself: torchvision need not be installed. `run_by_card` runs a card's own code
-where its library is.
+itself: torchvision need not be installed. `difference_by_card` runs a card's
+own code where its library is.
 """
 
 import pathlib

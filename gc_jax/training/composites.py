@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
-from gc_jax.method.metrics import upsample
 from gc_jax.method.types import Batch
 from gc_jax.models import pure_head
 from gc_jax.training.term import Draw, Explained, Seen, elementwise_cam
@@ -129,7 +128,9 @@ def consistency(
   composite_cam = cams.normalize_cam(
     elementwise_cam(pure_head(model, key), model.features(composites), target)
   )
-  cam, composite_cam = at_one_scale(cam, composite_cam, *seen.images.shape[1:3])
+  cam, composite_cam = compose.at_one_scale(
+    cam, composite_cam, *seen.images.shape[1:3]
+  )
   if by_class:
     expected = jax.vmap(compose.place)(cam)
   else:
@@ -186,28 +187,6 @@ def _tile_cams(
 
     cam = jax.vmap(joint_cam, 1, 1)(targets, speaks, others)
   return _flat(in_cells(how.grouped(cam))).swapaxes(1, 2)
-
-
-def at_one_scale(
-  cam: Float[Array, "*B h w"],
-  composite_cam: Float[Array, "M P h2 w2"],
-  height: int,
-  width: int,
-) -> tuple[Float[Array, "*B y x"], Float[Array, "M P y2 x2"]]:
-  """Returns both maps, a composite's twice as high and wide as an original's.
-
-  They are so already if strides divide the image. Poolings without padding,
-  AlexNet's, make 6x6 cells of 224 pixels but 13x13 of 448: then both maps, each
-  already normalised, are enlarged to pixels, and not normalised again.
-
-  Source: the release's AlexNet.
-  """
-  if composite_cam.shape[-2:] == (2 * cam.shape[-2], 2 * cam.shape[-1]):
-    return cam, composite_cam
-  return (
-    upsample(cam, height, width),
-    upsample(composite_cam, 2 * height, 2 * width),
-  )
 
 
 def images_unit(config: ConfigDict, num_devices: int) -> int:

@@ -1,7 +1,8 @@
 """Guidance terms by name: what each is, and the draws of all of them.
 
-To add one: its maths in `method.losses`, its fields in `method.fields`, an
-entry here, a recipe that gives it weight. Everything else reads the entry.
+To add one: its fields in `method.fields`, its function and an entry here, a
+recipe that gives it weight. Everything else reads the entry. Maths that others
+may want, as losses of arrays, are in `method.losses`.
 """
 
 import types
@@ -33,7 +34,7 @@ def _located(
 def on_cells(seen: Seen) -> Float[Array, "B h w"]:
   """Returns the share of each cell of the features that the object covers."""
   mask = seen.batch["object_mask"].astype(jnp.float32)
-  return average_to_grid(mask[..., None], seen.features.shape[1])[..., 0]
+  return average_to_grid(mask[..., None], seen.features.shape[1:3])[..., 0]
 
 
 # name -> all that is known of it. Add at the end: the random numbers of a term

@@ -238,7 +238,7 @@ def test_other_numbers_of_images_are_refused_in_a_few_words(make):
 
 
 def test_a_users_folder_is_called_by_its_name(tmp_path):
-  tree = evaluations.config(data__name="folder", data__path="/home/me/birds")
+  tree = evaluations.config(data__name="folder", data__path="/data/birds")
   about = evaluations.about(data_name="folder", config=tree, trained=tree)
   assert describe.data_title(about) == "folder birds"
   told = describe.sentence(about)

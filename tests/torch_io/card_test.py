@@ -57,14 +57,14 @@ def test_a_card_lists_what_was_measured_with_intervals(exported):
 def test_a_card_says_what_limits_the_model(exported):
   made = exported(
     data__train_split="train",
-    init_from="/home/me/imagenet.pth",
+    init_from="/data/imagenet.pth",
     data__eval_resize_px=75,
   )
   text = card.model_card(made, "", {})
   limits = part(text, "Limits")
   assert "4,000 pictures of context digits, split train" in limits
   assert "started from the weights of `imagenet.pth`" in limits
-  assert "/home/me" not in text
+  assert "/data/" not in text
   # A Gaussian in the centre points better.
   assert "a map that looks at nothing, does better: in PG (" in limits
   assert "shorter side scaled to 75 pixels" in part(text, "Pictures")

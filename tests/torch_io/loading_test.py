@@ -14,7 +14,7 @@ from jax import numpy as jnp
 import gc_jax
 from gc_jax import models, torch_io
 from gc_jax.data import geometry
-from gc_jax.models import network
+from gc_jax.models import architecture
 from gc_jax.report import artefact
 from gc_jax.torch_io import card, loading, names
 from tests.report import evaluations
@@ -173,7 +173,7 @@ def test_torchvision_has_what_cards_name_with_our_names_and_shapes(with_timm):
   there, shapes = json.loads(
     in_subprocess(_IN_TORCHVISION, with_timm, json.dumps(codes))
   )
-  assert set(there) >= network.TORCHVISION
+  assert set(there) >= architecture.TORCHVISION
   assert len(codes) == 8
   for name in codes:
     ours = names.torch_shapes(name, 3)
@@ -184,7 +184,7 @@ def test_no_card_names_a_model_that_torchvision_lacks(monkeypatch):
   with pytest.raises(
     ValueError, match="Unknown model of torchvision='resnet26'"
   ):
-    network.from_torchvision("resnet26")
+    architecture.from_torchvision("resnet26")
   wide = models.MODELS["resnet18"].changed(width=128)
   monkeypatch.setitem(models.MODELS, "wide", wide)
   assert loading.codes(exported("wide"), loading.WEIGHTS) == {}
