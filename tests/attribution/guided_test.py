@@ -105,6 +105,35 @@ def test_its_gradient_is_the_finite_difference_in_float64(library):
   np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_a_fixed_target_changes_the_gradient_and_not_the_loss():
+  keys = jax.random.split(KEY, 2)
+  weights = {
+    "trunk": jax.random.normal(keys[0], (3, 16)),
+    "head": jax.random.normal(keys[1], (16, 5)),
+  }
+
+  def loss(weights, stop_gradient):
+    # Cells depend on the whole picture, so that a map in a composite is now
+    # above, now below that of the picture: were it below in all cells, moving
+    # the target, which sums to 1, would change nothing.
+    def run(images, tap):
+      context = jnp.tanh(9 * images.mean((1, 2)) @ weights["trunk"])
+      cells = images[:, ::8, ::8] @ weights["trunk"]
+      cells = tap(jax.nn.relu(cells * context[:, None, None]))
+      return cells.mean((1, 2)) @ weights["head"]
+
+    seen = gc_jax.consistency(
+      gc_jax.wrap(run), batch(), LABELS, KEY, stop_gradient=stop_gradient
+    )
+    return seen.loss
+
+  run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  (moving, free), (fixed, held) = run(weights, False), run(weights, True)
+  np.testing.assert_allclose(moving, fixed, rtol=1e-5)
+  change = jnp.abs(free["trunk"] - held["trunk"]).max()
+  assert change > 0.01 * jnp.abs(free["trunk"]).max()
+
+
 def test_the_energy_loss_is_the_mass_outside_the_object():
   net, _ = made("function")
   images = batch()

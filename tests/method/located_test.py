@@ -32,6 +32,15 @@ def test_values_by_hand():
   )
 
 
+def test_a_map_spread_evenly_scores_the_share_of_the_object():
+  found = gc_jax.localize(jnp.ones((2, 4, 4)), masks=left_half())
+  np.testing.assert_allclose(found.content_heatmap, 32 / 64, rtol=1e-5)
+  # A point hits at a distance of 14 pixels, and not of 15.
+  np.testing.assert_allclose(
+    found.stochastic_pointing_game_exact, (32 + 14) / 64, rtol=1e-5
+  )
+
+
 def test_boxes_are_masks_of_their_pixels():
   boxes = np.array([[[0, 0, 64, 32]], [[0, 0, 64, 32]]])
   empty = np.zeros((2, 1, 4), int)  # boxes without area do not count
