@@ -1,14 +1,20 @@
 """Convolutions and max-pools whose gradients are fast on CPUs.
 
-Elsewhere the gradients are XLA's own; both are the same but for rounding.
+Elsewhere the gradients are XLA's own; both are the same but for rounding. They
+have forward-mode derivatives too, which are XLA's everywhere.
 """
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 
@@ -29,14 +35,14 @@ class Conv(nnx.Conv):
     return y if bias is None else y + bias[None, None, None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def convolve(
   stride: int,
   padding: int,
   x: Float[Array, "B H W C"],
   kernel: Float[Array, "k k C D"],
 ) -> Float[Array, "B h w D"]:
-  """Convolves x, zeros padded on every side; has no forward-mode derivative."""
+  """Convolves x, zeros padded on every side."""
   return _convolve(x, kernel, stride, [(padding, padding)] * 2)
 
 
@@ -51,22 +57,40 @@ def _convolve(x, kernel, stride, pads, spread=1):
   )
 
 
-def _convolve_backward(stride, padding, kept, gradient):
+@functools.partial(convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(stride, padding, operands, tangents):
+  y = convolve(stride, padding, *operands)
+  changes = [
+    with_transpose(
+      partial(_change, stride, padding, which),
+      partial(_gradient, stride, padding, which),
+      operands,
+      tangent,
+    )
+    for which, tangent in enumerate(tangents)
+    if not isinstance(tangent, SymbolicZero)
+  ]
+  return y, functools.reduce(jnp.add, changes)
+
+
+def _change(stride, padding, which, x, kernel, tangent):
+  """Returns how the convolution changes with x (0) or with the kernel (1)."""
+  operands = (tangent, kernel) if which == 0 else (x, tangent)
+  return convolve(stride, padding, *operands)
+
+
+def _gradient(stride, padding, which, x, kernel, gradient):
+  """Returns the gradient with respect to x (0) or to the kernel (1)."""
+
   def of_xla(x, kernel, gradient):
     pads = [(padding, padding)] * 2
     _, pull = jax.vjp(lambda *args: _convolve(*args, stride, pads), x, kernel)
-    return pull(gradient)
+    return pull(gradient)[which]
 
-  def of_cpu(*operands):
-    return (
-      _input_gradient(stride, padding, *operands),
-      _kernel_gradient(stride, padding, *operands),
-    )
-
-  return jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla)
-
-
-convolve.defvjp(lambda *args: (convolve(*args), args[2:]), _convolve_backward)
+  of_cpu = partial((_input_gradient, _kernel_gradient)[which], stride, padding)
+  return jax.lax.platform_dependent(
+    x, kernel, gradient, cpu=of_cpu, default=of_xla
+  )
 
 
 def _input_gradient(stride, padding, x, kernel, gradient):
@@ -168,27 +192,36 @@ def _maxima(window, stride, pads, x):
   )
 
 
-_max_pool = jax.custom_vjp(_maxima, nondiff_argnums=(0, 1, 2))
+_max_pool = jax.custom_jvp(_maxima, nondiff_argnums=(0, 1, 2))
 
 
-def _max_pool_forward(window, stride, pads, x):
-  y = _maxima(window, stride, pads, x)
-  return y, (x, y)
-
-
-def _max_pool_backward(window, stride, pads, kept, gradient):
-  def of_xla(x, _, gradient):
-    _, backward = jax.vjp(functools.partial(_maxima, window, stride, pads), x)
-    return backward(gradient)[0]
-
-  # XLA's select-and-scatter takes a seventh of a ResNet's step on a CPU.
-  of_cpu = functools.partial(_scatter_by_place, window, stride, pads)
-  return (
-    jax.lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=of_xla),
+@_max_pool.defjvp
+def _max_pool_jvp(window, stride, pads, operands, tangents):
+  (x,), (tangent,) = operands, tangents
+  y = _max_pool(window, stride, pads, x)
+  maxima = partial(_maxima, window, stride, pads)
+  return y, with_transpose(
+    partial(_chosen, maxima),
+    partial(_max_pool_back, window, stride, pads),
+    # Which number is chosen has no derivative.
+    (jax.lax.stop_gradient(x), jax.lax.stop_gradient(y)),
+    tangent,
   )
 
 
-_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+def _chosen(maxima, x, y, tangent):
+  del y
+  return jax.jvp(maxima, (x,), (tangent,))[1]
+
+
+def _max_pool_back(window, stride, pads, x, y, gradient):
+  def of_xla(x, _, gradient):
+    _, backward = jax.vjp(partial(_maxima, window, stride, pads), x)
+    return backward(gradient)[0]
+
+  # XLA's select-and-scatter takes a seventh of a ResNet's step on a CPU.
+  of_cpu = partial(_scatter_by_place, window, stride, pads)
+  return jax.lax.platform_dependent(x, y, gradient, cpu=of_cpu, default=of_xla)
 
 
 def _scatter_by_place(window, stride, pads, x, y, gradient):
@@ -230,3 +263,86 @@ def _scatter_by_place(window, stride, pads, x, y, gradient):
   whole = apart.reshape(batch, rows * stride, columns * stride, depth)
   (top, _), (left, _) = pads
   return whole[:, top : top + x.shape[1], left : left + x.shape[2]]
+
+
+def with_transpose(
+  forward: Callable[..., Array],
+  back: Callable[..., Array],
+  kept: Sequence[Array],
+  x: Array,
+) -> Array:
+  """Returns `forward(*kept, x)`, transposed by `back`.
+
+  So both modes of differentiation hold. `jax.custom_derivatives.linear_call` is
+  the same for kept arrays without derivatives and without `vmap`.
+
+  Args:
+    forward: linear in x; gives one array.
+    back: its transpose, (*kept, gradient of the result) -> gradient of x.
+    kept: what else both need.
+    x: an array.
+  """
+  return _with_transpose.bind(*kept, x, forward=forward, back=back)
+
+
+_with_transpose = Primitive("with_transpose")
+
+
+@_with_transpose.def_impl
+def _with_transpose_impl(*operands, forward, back):
+  del back
+  return forward(*operands)
+
+
+mlir.register_lowering(
+  _with_transpose, mlir.lower_fun(_with_transpose_impl, multiple_results=False)
+)
+
+
+@_with_transpose.def_abstract_eval
+def _with_transpose_shape(*operands, forward, back):
+  del back
+  return jax.make_jaxpr(forward)(*operands).out_avals[0]
+
+
+def _with_transpose_jvp(operands, tangents, *, forward, back):
+  *kept, x = operands
+  *of_kept, of_x = tangents
+  y = with_transpose(forward, back, kept, x)
+  parts = []
+  if not isinstance(of_x, ad.Zero):
+    parts.append(with_transpose(forward, back, kept, of_x))
+  if moved := [i for i, t in enumerate(of_kept) if not isinstance(t, ad.Zero)]:
+
+    def of_moved(*values):
+      now = dict(enumerate(kept)) | dict(zip(moved, values, strict=True))
+      return forward(*now.values(), x)
+
+    at, along = ([each[i] for i in moved] for each in (kept, of_kept))
+    parts.append(jax.jvp(of_moved, at, along)[1])
+  return y, functools.reduce(jnp.add, parts)
+
+
+def _with_transpose_transpose(gradient, *operands, forward, back):
+  del forward
+  *kept, x = operands
+  if isinstance(gradient, ad.Zero):
+    return [None] * len(kept) + [ad.Zero(x.aval)]
+  return [None] * len(kept) + [back(*kept, gradient)]
+
+
+def _with_transpose_batch(operands, axes, *, forward, back):
+  *of_kept, of_x = axes
+
+  def back_of_all(*operands):
+    found = jax.vmap(back, in_axes=(*of_kept, 0), out_axes=of_x or 0)(*operands)
+    return found.sum(0) if of_x is None else found
+
+  forward_of_all = jax.vmap(forward, in_axes=tuple(axes))
+  *kept, x = operands
+  return with_transpose(forward_of_all, back_of_all, kept, x), 0
+
+
+ad.primitive_jvps[_with_transpose] = _with_transpose_jvp
+ad.primitive_transposes[_with_transpose] = _with_transpose_transpose
+batching.primitive_batchers[_with_transpose] = _with_transpose_batch

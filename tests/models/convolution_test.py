@@ -90,6 +90,57 @@ def test_gradients_of_gradients_are_those_of_xla(stride):
       np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
+def of_xlas_pool(x):
+  return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+BOTH_MODES = {
+  "jvp": lambda f, x, to: jax.jvp(f, x, to),
+  "linearize": lambda f, x, to: jax.linearize(f, *x)[1](*to),
+  "forward of reverse": lambda f, x, to: jax.jvp(jax.grad(f, (0, 1)), x, to),
+  "reverse of forward": lambda f, x, to: jax.grad(
+    lambda *x: jax.jvp(f, x, to)[1], (0, 1)
+  )(*x),
+  "hessian": lambda f, x, to: jax.hessian(
+    lambda a: f(*(each * a for each in x))
+  )(1.5),
+  "vmap of each operand": lambda f, x, to: [
+    jax.vmap(
+      lambda a, i=i: jax.jvp(
+        jax.grad(lambda *x: a * f(*x), (0, 1)),
+        (*x[:i], a * x[i], *x[i + 1 :]),
+        to,
+      )
+    )(jnp.array([1.0, 2.0]))
+    for i in range(2)
+  ],
+}
+
+
+@pytest.mark.parametrize("mode", BOTH_MODES)
+def test_forward_mode_holds_and_goes_with_reverse_mode(mode):
+  """Through a convolution and a pooling, as XLA has it, in float64."""
+  with jax.enable_x64(True):
+    x = draw(3, 9, 10, jnp.float64)
+    to = tuple(jnp.cos(7 * each) for each in x)
+
+    def loss(convolution, pool, *x):
+      return jnp.sin(pool(convolution(2, 1, *map(jnp.sin, x)))).sum()
+
+    def derivatives(convolution, pool):
+      function = functools.partial(loss, convolution, pool)
+      return jax.jit(functools.partial(BOTH_MODES[mode], function))(x, to)
+
+    pool = functools.partial(max_pool, window=3, stride=2, padding=1)
+    found = derivatives(convolve, pool)
+    expected = derivatives(of_xla, of_xlas_pool)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11),
+      found,
+      expected,
+    )
+
+
 def test_gradients_keep_the_types_of_a_bfloat16_layer():
   layer = network.conv(
     3, 4, 3, 2, dtype=jnp.bfloat16, rngs=nnx.Rngs(models.init_key(0))
