@@ -23,6 +23,7 @@ from gc_jax.attribution.gradients import (
   integrated_gradients,
   smoothgrad,
 )
+from gc_jax.attribution.masking import rise
 from gc_jax.attribution.weighted_activations import (
   gradcam,
   gradcam_elementwise,
@@ -120,6 +121,7 @@ METHODS = {
     divide=gradients.divide,
   ),
   "smoothgrad": Method("SmoothGrad", smoothgrad, is_costly=True),
+  "rise": Method("RISE", rise, is_costly=True),
 }
 
 # Maps that look at nothing, as rows beside every table of the methods: what a

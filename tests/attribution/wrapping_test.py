@@ -17,7 +17,7 @@ from tests.attribution import foreign
 
 TARGETS = jnp.array([[0, 1], [2, 3]])
 # Of pixels: a wrapped model's are its own, normalised here, not ours.
-OF_PIXELS = ("input_gradients", "integrated_gradients", "smoothgrad")
+OF_PIXELS = ("input_gradients", "integrated_gradients", "smoothgrad", "rise")
 OF_LAYERS = [name for name in METHODS if name not in OF_PIXELS]
 AT = {"layer": "layer2"}
 LIBRARIES = ("nnx", "linen", "equinox", "function", "pair")
@@ -87,12 +87,15 @@ def test_maps_are_those_of_our_own_model(library):
     )
 
 
-def test_gradients_of_pixels_are_the_same_in_every_library():
-  run = lambda net, x: maps_of(net, x, TARGETS, ("input_gradients",))
-  expected = run(*made("function"))["input_gradients"]
+@pytest.mark.parametrize(
+  ("name", "settings"), [("input_gradients", ()), ("rise", (("num_masks", 9),))]
+)
+def test_maps_of_pixels_are_the_same_in_every_library(name, settings):
+  run = lambda net, x: maps_of(net, x, TARGETS, (name,), settings)[name]
+  expected = run(*made("function"))
   scale = float(expected.max())
   for library in ("nnx", "equinox"):
-    found = run(*made(library))["input_gradients"]
+    found = run(*made(library))
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
 
 

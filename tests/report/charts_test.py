@@ -90,14 +90,14 @@ def test_methods_stand_in_one_order_at_most_six_lines_together(made):
   drawn = charts.charts(dataclasses.replace(made, curves=curves))
   titles = [METHODS[m].title for m in evaluations.METHODS]
   controls = {"Uniform map", "Centred Gaussian"}
-  for name, sizes in (("insertion", [4, 4, 2]), ("randomization", [5, 5])):
+  for name, most in (("insertion", 4), ("randomization", 6)):
     shown = []
     for svg in drawn[name].svgs:
       words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
       named = [word for word in words if word in titles]
       shown.append(named)
       assert (controls <= set(words)) == (name == "insertion")
-    assert [len(named) for named in shown] == sizes
+    assert all(0 < len(named) <= most for named in shown)
     assert [word for named in shown for word in named] == titles
   assert len(drawn["robustness"].svgs) == 1
 
@@ -159,7 +159,7 @@ def test_methods_that_ignore_the_weights_are_flagged(made):
   assert [one.title for one in found if one.verdict == "stays high"] == [
     found[0].title  # the worst first
   ]
-  assert found[0].title == "SmoothGrad"
+  assert found[0].title == METHODS[[*METHODS][-1]].title
   made.curves.randomization["cmwp"][-1] = -0.8  # the same map upside down
   made.curves.randomization["gradcam"][-1] = float("nan")
   _, second, *_, last = charts.sanity(made)

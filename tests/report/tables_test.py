@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from gc_jax.attribution import METHODS, title_of
 from gc_jax.report import artefact, describe, formats, paper, tables
 from tests.report import evaluations
 
@@ -374,10 +375,11 @@ def test_quoted_rows_and_controls_are_never_best_and_take_no_best(tmp_path):
   made[1].results["val/cmwp/content_heatmap"] = 34.44
   text = formats.to_markdown(_tables(*made)["Table 3"])
   assert text.count("**34.44**") == 1
-  # One model: its methods compete, and Insertion 51 of a control is higher.
+  # One model: its methods compete, and Insertion of a control is higher.
   lines = _markdown(_full(evaluations.make(tmp_path / "c")))
-  assert "| **49.0** |" in lines[-3] and "SmoothGrad" in lines[-3]
-  assert "| 51.0 |" in lines[-1] and "**" not in lines[-1] + lines[-2]
+  best, last = 39.0 + len(METHODS), title_of([*METHODS][-1])
+  assert f"| **{best}** |" in lines[-3] and last in lines[-3]
+  assert f"| {best + 2} |" in lines[-1] and "**" not in lines[-1] + lines[-2]
 
 
 def test_what_was_measured_on_fewer_pairs_is_never_the_best(tmp_path):
