@@ -8,6 +8,7 @@ import ast
 import contextlib
 import functools
 import importlib
+import itertools
 import pathlib
 import re
 
@@ -204,7 +205,11 @@ def test_the_table_of_recipes_is_what_configs_offer():
   rows = re.findall(
     r"^\| \[(\w+)\.py\]\([^)]*\) \|.*\|(.*)\|$", page, re.MULTILINE
   )
-  table = {name: tuple(re.findall("`([^`]+)`", row)) for name, row in rows}
+  table = {}
+  for name, row in rows:
+    # "`a` `b`, then `-c` `-d`" is a-c, a-d, b-c, b-d.
+    parts = [re.findall("`([^`]+)`", part) for part in row.split(", then ")]
+    table[name] = tuple(map("".join, itertools.product(*parts)))
   offered = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
     if path.stem != "base":

@@ -59,13 +59,13 @@ COMMANDS = [c for page in PAGES for c in commands(page)]
 COMMANDS += [
   f"python -m gc_jax.main --config=configs/{recipe} --workdir=runs/{name}"
   for name, recipe in (
-    ("multi", "quickstart_multi.py"),
+    ("multi", "miniature.py:multi-alexnet-gc"),
     ("objects", "context.py:objects_gc"),
   )
 ]
 # Where results hold what those of a softmax of ten do not.
 HELD = {
-  "configs/quickstart_multi.py": "val/f1_per_class",
+  "configs/miniature.py": "val/pgd_8/f1_overall",
   "configs/imagenet.py": "val/top5",
   "configs/coco.py": "val/f1_overall",
 }

@@ -8,6 +8,7 @@ from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.runtime.config import at_least, one_of
 from gc_jax.runtime.messages import unknown_name_message
 
+ALSO = ("attacks", "faithfulness")  # what the end of a run may ask besides
 _MAY_BE_ZERO = ("round_px", "num_resamples")  # all other numbers may not
 
 
@@ -17,6 +18,8 @@ def validate_evaluation(config: ConfigDict) -> None:
   one_of("eval.protocol", config.eval.protocol, PROTOCOLS)
   one_of("eval.border", config.eval.border, ("", "clipped", "release"))
   check_methods("--config.eval.methods", tuple(config.eval.methods))
+  for question in config.eval.also:
+    one_of("eval.also", question, ALSO)
   at_least(config, "data.image_size", 0, exclusive=True)
   for name, value in config.eval.items():
     if type(value) in (int, float):

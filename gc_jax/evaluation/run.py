@@ -186,12 +186,15 @@ class Evaluation:
   ) -> Evaluated:
     """Returns classification and localisation on the evaluation split.
 
-    `after_batch` is called on every process, and may raise.
+    And what `config.eval.also` asks. `after_batch` is called on every process,
+    and may raise.
     """
     planner = plans.Planner(model, self._test, self._config, self._mesh)
     ledger = Ledger(len(planner.pairs.index))
     methods = tuple(self._config.eval.methods)
-    plan = planner.passes(artefact.OF_RUNS, methods)
+    also = tuple(self._config.eval.also)
+    questions = (*artefact.OF_RUNS, *also)
+    plan = planner.passes(questions, methods)
     for _ in plans.run(plan, planner, ledger):
       after_batch()
     telling = examples.telling(planner, ledger, methods[0])
@@ -210,7 +213,9 @@ class Evaluation:
       {},
       source=str(workdir),
       methods=methods,
+      num_costly_images=len(planner.few()) if also else 0,
       num_compilations=len(plan),
+      questions=questions,
       ranked_by=telling.ranked_by,
       on_validation=data.was_watched(
         self._test, self._config.data, self._config.data

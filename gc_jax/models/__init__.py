@@ -12,9 +12,14 @@ from gc_jax.models.architecture import Architecture
 
 _GMP = "-gmp"
 
-_PERCEPTRONS = {"alexnet": chain.ALEXNET, "vgg16": chain.VGG16}
+_PERCEPTRONS = {
+  "alexnet-small": chain.ALEXNET_SMALL,
+  "alexnet": chain.ALEXNET,
+  "vgg16": chain.VGG16,
+}
 _POOLED = {
   "resnet8-small": resnet.RESNET8_SMALL,
+  "resnet11-small": resnet.RESNET11_SMALL,
   "resnet18": resnet.RESNET18,
   "resnet34": resnet.RESNET34,
   "resnet50": resnet.RESNET50,

@@ -223,6 +223,45 @@ ALEXNET = Architecture(
   min_px=63,
   torch_code=from_torchvision("alexnet"),
 )
+# For pictures of 64 pixels: a 7x7 feature grid.
+ALEXNET_SMALL = Architecture(
+  title="AlexNet-small",
+  network=Chain,
+  fields={
+    "chain": (
+      (32, 5, 2, 2),
+      POOL,
+      (64, 3, 1, 1),
+      (64, 3, 1, 1),
+      POOL,
+    ),
+    "pool_window": 3,
+    "grid": 7,
+    "hidden": 256,
+    "drops_features": True,
+    "dropout_rate": 0.25,
+    "conv_init": network.HE_INIT,
+    "linear_init": network.TORCH_INIT,
+  },
+  min_px=13,
+  torch_code="""\
+from torch import nn
+from torchvision.models import alexnet
+
+model = alexnet(num_classes={num_classes})
+model.features = nn.Sequential(
+  *(nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+  *(nn.Conv2d(32, 64, 3, 1, 1), nn.ReLU()),
+  *(nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+)
+model.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+model.classifier = nn.Sequential(
+  *(nn.Dropout(0.25), nn.Linear(7 * 7 * 64, 256), nn.ReLU()),
+  *(nn.Dropout(0.25), nn.Linear(256, 256), nn.ReLU()),
+  nn.Linear(256, {num_classes}),
+)
+""",
+)
 VGG16 = Architecture(
   title="VGG16",
   network=Chain,

@@ -201,31 +201,56 @@ RESNET18 = _torchvisions("ResNet18", (2, 2, 2, 2), basic_block)
 RESNET34 = _torchvisions("ResNet34", (3, 4, 6, 3), basic_block)
 RESNET50 = _torchvisions("ResNet50", (3, 4, 6, 3), bottleneck)
 RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), bottleneck)
-# For pictures of 64 pixels: two stages, an 8x8 feature grid.
-RESNET8_SMALL = Architecture(
-  title="ResNet8-small",
-  network=ResNet,
-  fields={
-    "stage_sizes": (1, 2),
-    "block": basic_block,
-    "width": 32,
-    "stem_kernel": 3,
-  },
-  min_px=1,
-  # Not torchvision's, but made of its blocks.
-  torch_code="""\
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
-model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes={num_classes})
+
+def _small(title: str, block: Callable, torch_block: str, torch_code: str):
+  """Returns a network for pictures of 64 pixels: an 8x8 feature grid."""
+  # Not torchvision's, but made of its blocks.
+  code = f"""\
+from torch import nn
+from torchvision.models.resnet import {torch_block} as Block, ResNet
+
+model = ResNet(Block, [1, 1, 1, 1], num_classes={{num_classes}})
 model.conv1 = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
 model.bn1 = nn.BatchNorm2d(32)
-shortcut = nn.Conv2d(32, 64, 1, 2, bias=False), nn.BatchNorm2d(64)
-halving = BasicBlock(32, 64, 2, nn.Sequential(*shortcut))
-model.layer1 = nn.Sequential(BasicBlock(32, 32))
-model.layer2 = nn.Sequential(halving, BasicBlock(64, 64))
+{torch_code}
 model.layer3 = model.layer4 = nn.Identity()
-model.fc = nn.Linear(64, {num_classes})
-""",
-  torch_pooling="avgpool",
+"""
+  return Architecture(
+    title=title,
+    network=ResNet,
+    fields={
+      "stage_sizes": (1, 2),
+      "block": block,
+      "width": 32,
+      "stem_kernel": 3,
+    },
+    min_px=1,
+    torch_code=code,
+    torch_pooling="avgpool",
+  )
+
+
+RESNET8_SMALL = _small(
+  "ResNet8-small",
+  basic_block,
+  "BasicBlock",
+  """\
+shortcut = nn.Conv2d(32, 64, 1, 2, bias=False), nn.BatchNorm2d(64)
+halving = Block(32, 64, 2, nn.Sequential(*shortcut))
+model.layer1 = nn.Sequential(Block(32, 32))
+model.layer2 = nn.Sequential(halving, Block(64, 64))
+model.fc = nn.Linear(64, {num_classes})""",
+)
+RESNET11_SMALL = _small(
+  "ResNet11-small",
+  bottleneck,
+  "Bottleneck",
+  """\
+widening = nn.Conv2d(32, 128, 1, bias=False), nn.BatchNorm2d(128)
+shortcut = nn.Conv2d(128, 256, 1, 2, bias=False), nn.BatchNorm2d(256)
+halving = Block(128, 64, 2, nn.Sequential(*shortcut))
+model.layer1 = nn.Sequential(Block(32, 32, 1, nn.Sequential(*widening)))
+model.layer2 = nn.Sequential(halving, Block(256, 64))
+model.fc = nn.Linear(256, {num_classes})""",
 )

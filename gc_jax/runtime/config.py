@@ -49,7 +49,7 @@ _EVALUATED_DATA = (
   "data.eval_squash",
 )
 # Fields of an evaluation that move no number which two of them share.
-_NOT_MEASURED = ("eval.methods", "eval.every_epochs")
+_NOT_MEASURED = ("eval.methods", "eval.also", "eval.every_epochs")
 
 
 def get_config() -> ConfigDict:
@@ -140,6 +140,9 @@ def get_config() -> ConfigDict:
   c.eval.methods = ("gradcam_elementwise", "gradcam")  # keys of
   #   gc_jax.METHODS, explained after training; the first on the gallery.
   #   `gc_jax.evaluate` has its own --methods
+  c.eval.also = ()  # asked after training beside classification and
+  #   localisation: "attacks", "faithfulness", at the cost of minutes.
+  #   `gc_jax.evaluate` asks everything
   c.eval.protocol = "paper"  # paper: pictures and annotations as squares of
   #   data.image_size | release: pictures whole, annotations as they are, to the
   #   letter of the authors' programs | corrected: release, without its empty
@@ -157,7 +160,7 @@ def get_config() -> ConfigDict:
   c.eval.spg_runs = 5
   c.eval.num_resamples = 1_000  # bootstrap over pictures for 95% intervals; 0
   #   = none
-  # `gc_jax.evaluate` only:
+  # `gc_jax.evaluate`, or what `also` names:
   c.eval.epsilons = (1, 2, 8, 16, 32, 64)  # of FGSM and PGD, in 1/255
   c.eval.costly_rows = 50  # pairs of picture and class on which methods of
   #   many passes, PGD, insertion, deletion and boxes are measured

@@ -20,7 +20,7 @@ from pathlib import Path
 from gc_jax import data
 from gc_jax.method import compose
 from gc_jax.report.logs import FILENAME, read_metrics
-from tests.benchmarks import quickstart_table, step
+from tests.benchmarks import experiments, quickstart_table, step
 
 # Number of classes -> epochs, each of 400 digits a class: 1,500 to 3,000 steps.
 EPOCHS = {2: 30, 4: 20, 10: 12}
@@ -150,7 +150,7 @@ def _arguments(num_classes: int, row: str, seed: int) -> list[str]:
 
 
 def _measured(workdir: Path, arguments: list[str]) -> dict[str, float]:
-  results = quickstart_table.trained(workdir, arguments, ("-c", _MAIN))
+  results = experiments.trained(workdir, arguments, ("-c", _MAIN))
   lines = read_metrics(workdir / FILENAME)
   masked = [
     line["train/masked_pairs_frac"]
@@ -165,11 +165,10 @@ def _measured(workdir: Path, arguments: list[str]) -> dict[str, float]:
 def _row(found, num_classes: int, row: str, seeds: list[int]) -> dict:
   own = [found[num_classes, row, seed] for seed in seeds]
   result = {"classes": num_classes, "row": row} | {
-    name: quickstart_table.spread([each[name] for each in own])
-    for name in own[0]
+    name: experiments.spread([each[name] for each in own]) for name in own[0]
   }
   if (num_classes, PLAIN, seeds[0]) in found:
-    result["nqh_ratio"] = quickstart_table.spread(
+    result["nqh_ratio"] = experiments.spread(
       [
         found[num_classes, row, seed][NQH]
         / found[num_classes, PLAIN, seed][NQH]

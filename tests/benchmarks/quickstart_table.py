@@ -17,13 +17,13 @@ import argparse
 import dataclasses
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from gc_jax.report import artefact
 from gc_jax.report import rows as pair_rows
+from tests.benchmarks import experiments
 
 METHOD = "val/gradcam_elementwise"
 METRICS = {
@@ -52,7 +52,6 @@ ROWS |= {
   f"objects_{row}": [f"--config=configs/context.py:objects_{row},finetune"]
   for row in ("ce", "gc")
 }
-_MAIN = ("-m", "gc_jax.main")
 PAIRS = (
   ("gc", "ce"),
   ("gmp_gc", "gmp"),
@@ -78,13 +77,13 @@ def main() -> None:
   results = {}
   for seed in arguments.seeds:
     for row in arguments.rows:
-      results[row, seed] = trained(
+      results[row, seed] = experiments.trained(
         arguments.out / f"{row}_{seed}", [*ROWS[row], f"--config.seed={seed}"]
       )
 
   rows = {
     row: {
-      name: spread([results[row, s][key] for s in arguments.seeds])
+      name: experiments.spread([results[row, s][key] for s in arguments.seeds])
       for name, key in METRICS.items()
     }
     for row in arguments.rows
@@ -125,17 +124,6 @@ def main() -> None:
   )
 
 
-def trained(
-  workdir: Path, arguments: list[str], program: tuple[str, ...] = _MAIN
-) -> dict[str, float]:
-  """Returns the results of a run, which is begun or continued if need be."""
-  path = workdir / "results.json"
-  if not path.exists():
-    command = [sys.executable, *program, f"--workdir={workdir}", *arguments]
-    subprocess.run(command, check=True)
-  return json.loads(path.read_text())
-
-
 def _keep(workdir: Path, folder: Path) -> None:
   """Copies what a report needs of its baseline, and no more."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -144,12 +132,6 @@ def _keep(workdir: Path, folder: Path) -> None:
   run = artefact.load(workdir)
   fixed = [example for example in run.examples if example.kind == "fixed"]
   artefact.save(dataclasses.replace(run, folder=folder, examples=fixed))
-
-
-def spread(values: list[float]) -> dict[str, float]:
-  """Returns the mean and the sample standard deviation of the seeds' values."""
-  std = statistics.stdev(values) if len(values) > 1 else 0.0
-  return {"mean": statistics.mean(values), "std": std, "n": len(values)}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ SIZES = {
   "resnet50": (25_557_032, 7, 14),
   "resnet101": (44_549_160, 7, 14),
 }
+SMALL = {"resnet8-small", "resnet11-small", "alexnet-small"}
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def test_parameters_and_grids_are_as_many_as_torchvisions(name):
   assert grid(name, 224, 448) == (of_224, of_448)
 
 
-@pytest.mark.parametrize("name", sorted({*SIZES, "resnet8-small"}))
+@pytest.mark.parametrize("name", sorted({*SIZES, *SMALL}))
 def test_the_smallest_picture_leaves_a_cell_and_a_smaller_one_none(name):
   smallest = models.MODELS[name].min_px
   assert min(grid(name, smallest, smallest)) > 0
@@ -61,11 +62,9 @@ def test_every_architecture_with_a_global_pooling_comes_with_both():
   maximum = {name for name in models.MODELS if models.is_gmp(name)}
   plain = models.MODELS.keys() - maximum
   # The perceptrons of AlexNet and VGG16 take a grid of features.
-  assert plain == {*SIZES, "resnet8-small"}
-  assert {models.without_gmp(n) for n in maximum} == plain - {
-    "alexnet",
-    "vgg16",
-  }
+  assert plain == {*SIZES, *SMALL}
+  perceptrons = {"alexnet", "alexnet-small", "vgg16"}
+  assert {models.without_gmp(n) for n in maximum} == plain - perceptrons
   for name in ("resnet8-small", "squeezenet1_1"):
     pair = abstract(name), abstract(f"{name}-gmp")
     assert [model.pooling for model in pair] == ["average", "max"]

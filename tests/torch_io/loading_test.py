@@ -174,7 +174,7 @@ def test_torchvision_has_what_cards_name_with_our_names_and_shapes(with_timm):
     in_subprocess(_IN_TORCHVISION, with_timm, json.dumps(codes))
   )
   assert set(there) >= architecture.TORCHVISION
-  assert len(codes) == 8
+  assert len(codes) == 10
   for name in codes:
     ours = names.torch_shapes(name, 3)
     assert shapes[name] == {key: list(shape) for key, shape in ours.items()}

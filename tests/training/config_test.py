@@ -7,6 +7,7 @@ from configs import (
   context,
   folder,
   imagenet,
+  miniature,
   quickstart,
   quickstart_multi,
 )
@@ -22,6 +23,7 @@ RECIPES = (
   (context, context.VARIANTS),
   (imagenet, imagenet.VARIANTS),
   (coco, imagenet.VARIANTS),
+  (miniature, miniature.VARIANTS),
 )
 
 
@@ -174,6 +176,7 @@ def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
       )
       for mode in ("packed", "packed_by_class")
     ),
+    ({"eval__also": ("attack",)}, r"eval\.also='attack'.* mean 'attacks'\?"),
     ({"data__name": "folder"}, r"data\.path must name a folder .* is empty"),
     (
       {"data__crop": "random_resized", "data__crop_padding_px": 4},
