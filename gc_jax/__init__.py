@@ -3,9 +3,9 @@
 The public names; nothing else is public. A trained model: `load`, `predict`,
 `explain`, `overlay`, `class_names`. Models: `MODELS`, `create`. Explanations:
 `METHODS`. A model of yours, in any library: `wrap`, `places`, and for it
-`predict`, `explain`, `localize`, `negative_quadrants`, and the guidance losses
-`consistency` and `energy`. The method of the paper, as pure functions on
-arrays: `cam`, `compose`, `losses`, `metrics`.
+`predict`, `explain`, `localize`, `negative_quadrants`, `insertion`, `deletion`,
+and the guidance losses `consistency` and `energy`. The method of the paper, as
+pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
 
 Each is imported when it is first asked for: a command whose arguments are wrong
 says so before jax is imported.
@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
   from gc_jax.attribution.wrapping import places, wrap
   from gc_jax.inference.arrays import class_names, explain, overlay, predict
   from gc_jax.inference.trained import load
-  from gc_jax.inference.wrapped import negative_quadrants
+  from gc_jax.inference.wrapped import deletion, insertion, negative_quadrants
   from gc_jax.method import cam, compose, losses, metrics
   from gc_jax.method.located import localize
   from gc_jax.models import MODELS, create
@@ -33,8 +33,10 @@ __all__ = [
   "compose",
   "consistency",
   "create",
+  "deletion",
   "energy",
   "explain",
+  "insertion",
   "load",
   "localize",
   "losses",
@@ -55,8 +57,10 @@ _HOMES = {
   "compose": "method.compose",
   "consistency": "attribution.guided",
   "create": "models",
+  "deletion": "inference.wrapped",
   "energy": "attribution.guided",
   "explain": "inference.arrays",
+  "insertion": "inference.wrapped",
   "load": "inference.trained",
   "localize": "method.located",
   "losses": "method.losses",

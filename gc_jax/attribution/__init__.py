@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -143,6 +144,37 @@ def settings_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
   """Returns what methods are computed with, of those that take anything."""
   found = {name: METHODS[name].settings for name in methods}
   return {name: settings for name, settings in found.items() if settings}
+
+
+def check_classes(
+  name: str, classes: Array | np.ndarray, num_images: int, num_classes: int
+) -> None:
+  """Checks class ids that `name` gave; of values of a trace, the shape.
+
+  Raises:
+    ValueError: they are not `[B]` or `[B P]`, integers, in 0..K-1.
+  """
+  if classes.shape[:1] != (num_images,) or classes.ndim not in (1, 2):
+    raise ValueError(
+      f"{name} must be [B] or [B P], classes for each of the {num_images} "
+      f"images; they have shape {classes.shape}. For one image and one class, "
+      "give [class]."
+    )
+  if not jnp.issubdtype(classes.dtype, jnp.integer):
+    raise ValueError(
+      f"{name} must be integers, class ids; they are {classes.dtype}."
+    )
+  if isinstance(classes, jax.core.Tracer) or not (
+    isinstance(classes, np.ndarray) or classes.is_fully_addressable
+  ):
+    return
+  values = np.asarray(classes)
+  outside = values[(values < 0) | (values >= num_classes)]
+  if outside.size:
+    raise ValueError(
+      f"{name} must be in 0..{num_classes - 1}, the model's classes; "
+      f"{outside.flat[0]} is not. Count from 0."
+    )
 
 
 def grids(

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gc_jax.attribution.wrapping import Tapped, tapped
-from gc_jax.models.network import RGB_MEAN, in_unit_range
 
 # Of quickstart's ResNet on 100 test pictures, sums miss 2.5% of the change of
 # the predicted class's score by 16 steps, 1.2% by 32, 0.6% by 64, 0.2% by 128;
@@ -26,7 +25,7 @@ def input_gradients(model, images, targets):
   Differs: they take the largest channel, not the sum.
   """
   net = tapped(model)
-  return jnp.abs(_gradient_of(net, targets)(_pixels(net, images))).sum(-1)
+  return jnp.abs(_gradient_of(net, targets)(net.pixels(images))).sum(-1)
 
 
 def integrated_gradients(model, images, targets, *, steps: int = STEPS):
@@ -57,8 +56,8 @@ def attributions(
   """
   _check_at_least_one("steps", steps)
   net = tapped(model)
-  images = _pixels(net, images)
-  start = _start(net, images)
+  images = net.pixels(images)
+  start = net.start(images)
   gradient = _gradient_of(net, targets)
   middles = (jnp.arange(steps, dtype=images.dtype) + 0.5) / steps
   way = images - start
@@ -75,9 +74,9 @@ def divide(
   """
   signed = attributions(model, images, targets)
   net = tapped(model)
-  images = _pixels(net, images)
+  images = net.pixels(images)
   scores = _scores_of(net)
-  change = scores(images) - scores(_start(net, images))
+  change = scores(images) - scores(net.start(images))
   score = jnp.take_along_axis(change, targets, 1)
   return _magnitude(signed), signed.sum((2, 3, 4)), score
 
@@ -99,7 +98,7 @@ def smoothgrad(
   """
   _check_at_least_one("num_samples", num_samples)
   net = tapped(model)
-  images = _pixels(net, images)
+  images = net.pixels(images)
   gradient = _gradient_of(net, targets)
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
   sigma = sigma_frac * spread[:, None, None, None]
@@ -116,18 +115,6 @@ def smoothgrad(
 
 def _magnitude(signed: Float[Array, "B P H W 3"]) -> Float[Array, "B P H W"]:
   return jnp.abs(signed.sum(-1))
-
-
-def _pixels(net: Tapped, images) -> Float[Array, "B *HW3"]:
-  """Returns what gradients are taken of: of our own models RGB in [0, 1]."""
-  pixels = in_unit_range(images) if net.own else net.prepared(images)
-  return pixels.astype(net.dtype)
-
-
-def _start(net: Tapped, images: Float[Array, "B *HW3"]) -> Array:
-  if not net.own:
-    return jnp.zeros_like(images)
-  return jnp.broadcast_to(jnp.array(RGB_MEAN, images.dtype), images.shape)
 
 
 def _check_at_least_one(name: str, count: int) -> None:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.attribution.wrapping import Tapped
+from gc_jax.attribution import check_classes
+from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
 from gc_jax.models.network import average_to_grid
@@ -43,7 +45,7 @@ class Guided(NamedTuple):
 
 
 def consistency(
-  net: Tapped,
+  net: nnx.Module | Tapped,
   images: Array,
   labels: ArrayLike,
   key: PRNGKeyArray,
@@ -57,7 +59,7 @@ def consistency(
   """Returns how far maps of composites are from those of their pictures.
 
   Args:
-    net: from `wrap`.
+    net: from `wrap`, or a model of gc_jax.
     images: as the model takes them; it must take pictures twice as high and
       wide too.
     labels: the class of each image, `[B]`; or `[B K]`, how often each class is
@@ -77,6 +79,7 @@ def consistency(
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: "packed" is ours, see `compose.packed`.
   """
+  net = net_of(net)
   if mode not in MODES:
     raise ValueError(unknown_name_message("mode", mode, MODES))
   in_one = compose.MODES[mode].images_in_one
@@ -112,7 +115,7 @@ def consistency(
 
 
 def energy(
-  net: Tapped,
+  net: nnx.Module | Tapped,
   images: Array,
   labels: ArrayLike,
   object_mask: ArrayLike,
@@ -123,7 +126,7 @@ def energy(
   """Returns the share of each map's mass that lies outside the object.
 
   Args:
-    net: from `wrap`.
+    net: from `wrap`, or a model of gc_jax.
     images: as the model takes them.
     labels: as `consistency` takes them.
     object_mask: `[B H W]`, above 0 on the object; an image without one does not
@@ -133,6 +136,7 @@ def energy(
 
   Source: Rao et al. 2023, arXiv:2303.11932.
   """
+  net = net_of(net)
   target, _, mask = _explained(net, images, labels, mask, key)
   logits, cam, after = _seen(net, images, target[:, None])
   covered = (jnp.asarray(object_mask) > 0).astype(jnp.float32)
@@ -149,8 +153,14 @@ def _explained(net, images, labels, mask, key):
       f"labels must be [B] or [B K] for the {len(images)} images; they have "
       f"shape {labels.shape}."
     )
+  num_classes = net.num_classes(images)
   mask = jnp.ones(len(images)) if mask is None else mask.astype(jnp.float32)
   if labels.ndim == 2:
+    if labels.shape[1] != num_classes:
+      raise ValueError(
+        f"labels [B K] must have a column for each of the {num_classes} "
+        f"classes; they have shape {labels.shape}."
+      )
     contains = labels > 0
     if key is None:
       raise ValueError(
@@ -158,8 +168,7 @@ def _explained(net, images, labels, mask, key):
       )
     target = jax.random.categorical(key, jnp.where(contains, 0.0, -jnp.inf))
     return target, contains, mask * contains.any(-1)
-  logits = jax.eval_shape(lambda n, x: n(n.prepared(x))[0], net, images)
-  num_classes = logits.shape[-1]
+  check_classes("labels", labels, len(images), num_classes)
   return labels, jax.nn.one_hot(labels, num_classes, dtype=bool), mask
 
 

@@ -20,7 +20,11 @@ from gc_jax.attribution import taps
 from gc_jax.attribution.calls import Call
 from gc_jax.attribution.libraries import LIBRARIES, Library
 from gc_jax.method.cam import at_least_float32
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.network import (
+  in_unit_range,
+  mean_colour,
+  normalize_pixels,
+)
 from gc_jax.runtime.messages import unknown_name_message
 
 
@@ -115,6 +119,15 @@ class Tapped:
       return images
     return images.astype(jnp.float32)
 
+  def pixels(self, images: Array) -> Array:
+    """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
+    pixels = in_unit_range(images) if self.own else self.prepared(images)
+    return pixels.astype(self.dtype)
+
+  def start(self, pixels: Array) -> Array:
+    """Returns pixels that show nothing: of ours the mean colour, else 0."""
+    return mean_colour(pixels) if self.own else jnp.zeros_like(pixels)
+
   def as_images(self, x: Array) -> Array:
     """Returns `[B H W 3]` as the model takes images."""
     return jnp.moveaxis(x, -1, -3) if self.channels_first else x
@@ -130,6 +143,31 @@ class Tapped:
         "The model must be in evaluation mode, so that nothing is dropped and "
         "statistics are not the batch's. Call model.eval() and wrap it again."
       )
+
+  def num_classes(self, images: Array) -> int:
+    """Returns K of images as the model takes them. Nothing is computed.
+
+    Raises:
+      ValueError: the model takes them with their axes in another order.
+    """
+    try:
+      return jax.eval_shape(_logits, self, images).shape[-1]
+    except Exception as error:
+      order = (
+        (0, 2, 3, 1) if images.shape[1] < images.shape[-1] else (0, 3, 1, 2)
+      )
+      other = jax.ShapeDtypeStruct(
+        tuple(images.shape[i] for i in order), images.dtype
+      )
+      try:
+        jax.eval_shape(_logits, self, other)
+      except Exception:
+        raise error from None
+      where = "last" if order[-1] == 1 else "first"
+      raise ValueError(
+        f"images must be {list(other.shape)} for this model; they have shape "
+        f"{images.shape}. Its channels come {where}: transpose{order}."
+      ) from error
 
   @property
   def state(self) -> PyTree:
@@ -189,6 +227,10 @@ class Tapped:
     start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     gradients = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
     return logits, at_least_float32(activations), gradients, variables
+
+
+def _logits(net: Tapped, images: Array) -> Array:
+  return net(net.prepared(images))[0]
 
 
 def wrap(
@@ -287,6 +329,23 @@ def places(
 
   shapes = jax.eval_shape(outputs, net, images)
   return {name: shapes[name] for name in in_order}
+
+
+def net_of(model: Any) -> Tapped:
+  """Returns a `Tapped` as it is, and a model of ours wrapped.
+
+  Raises:
+    TypeError: it is another model.
+  """
+  if isinstance(model, Tapped):
+    return model
+  if LIBRARIES["own"].makes(model):
+    return wrap(model)
+  raise TypeError(
+    "The model must come from gc_jax.wrap or be one of gc_jax's own; it is a "
+    f"{type(model).__name__}. Give gc_jax.wrap(model, at=...), with a place "
+    "that gc_jax.places lists."
+  )
 
 
 def tapped(model: Any, layer: str | None = None) -> Tapped:

@@ -15,11 +15,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from gc_jax.attribution import METHODS
-from gc_jax.attribution.wrapping import Tapped
+from gc_jax.attribution import METHODS, check_classes
+from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
-from gc_jax.runtime.messages import unknown_name_message
 
 PREDICTED = -1  # as a target of `run`: the class with the highest logit
 
@@ -43,6 +42,7 @@ def predict(
   """
   if isinstance(model, Tapped):
     return wrapped.predict(model, images)
+  _check_ours(model)
   images = checked_images(images)
   check_fits(model, *images.shape[1:3])
   return run(model, images, np.zeros((len(images), 0), np.int32), ())[0]
@@ -61,13 +61,14 @@ def explain(
   model: nnx.Module | Tapped,
   images: ArrayLike,
   targets: ArrayLike | Sequence,
-  method: str = "gradcam_elementwise",
+  method: str | wrapped.Explain = "gradcam_elementwise",
   normalize: bool = True,
   **settings: Any,
 ) -> Float[Array, "B *P h w"]:
   """Returns where the model sees a class, as a map over the picture.
 
-  Compiles once for each architecture, method and shape.
+  Compiles once for each architecture, method and shape. Runs in a `jax.jit` of
+  yours too, and inside `jax.set_mesh`.
 
   Args:
     model: from `load`, or any of `MODELS`. It runs in evaluation mode, and is
@@ -76,7 +77,9 @@ def explain(
       it takes them.
     targets: classes: `[B]`, one for each image, or `[B P]`, several; ids in
       0..K-1, or names where the model has them (`class_names`).
-    method: a key of `METHODS`.
+    method: a key of `METHODS`; or a function (model, images, targets `[B P]`)
+      -> raw maps `[B P h w]`, which must be the same object at every call to be
+      compiled once.
     normalize: False for raw maps, in the method's own unit (logits, for
       Grad-CAM).
     **settings: of the method, as `layer="layer3"` or `steps=16`.
@@ -89,22 +92,33 @@ def explain(
   Raises:
     ValueError: the images, the targets or the method are something else.
   """
-  if method not in METHODS:
-    raise ValueError(unknown_name_message("method", method, METHODS))
-  static = METHODS[method], tuple(sorted(settings.items()))
+  entry = wrapped.method_of(method)
   if isinstance(model, Tapped):
-    cam = wrapped.explain(model, images, targets, *static)
+    cam = wrapped.explain(model, images, targets, entry, settings)
   else:
+    _check_ours(model)
+    arrays, static = wrapped.settings_of(entry, settings)
     images = checked_images(images)
-    targets = np.asarray(targets)
-    if targets.dtype.kind == "U":
-      targets = classes.ids_of(targets, class_names(model))
+    if not isinstance(targets, jax.Array):
+      targets = np.asarray(targets)
+      if targets.dtype.kind == "U":
+        targets = classes.ids_of(targets, class_names(model))
     num_classes = check_fits(model, *images.shape[1:3])
-    wrapped.check_targets(targets, len(images), num_classes)
+    check_classes("targets", targets, len(images), num_classes)
     pairs = targets.astype(np.int32).reshape(len(images), -1)
-    cam = _maps(*nnx.split(model), images, pairs, *static)
+    cam = _maps(*nnx.split(model), images, pairs, arrays, entry, static)
+  if cam.ndim != 4 or len(cam) != len(images):
+    raise ValueError(
+      "method must return maps [B P h w] of P targets of each of the "
+      f"{len(images)} images; it returned {cam.shape}."
+    )
   cam = _as_distribution(cam) if normalize else cam
   return cam.reshape(*np.shape(targets), *cam.shape[2:])
+
+
+def _check_ours(model: nnx.Module) -> None:
+  if not hasattr(model, "classify"):
+    net_of(model)  # says that it must be wrapped
 
 
 def overlay(
@@ -206,9 +220,9 @@ def _run(model, images, targets, methods):
   }
 
 
-@program(2, 3)
-def _maps(model, images, targets, method, settings):
-  return method(model, images, targets, **dict(settings))
+@program(3, 4)
+def _maps(model, images, targets, arrays, method, settings):
+  return method(model, images, targets, **arrays, **dict(settings))
 
 
 _as_distribution = jax.jit(metrics.as_distribution)
@@ -245,6 +259,8 @@ def checked_images(images: ArrayLike) -> Array | np.ndarray:
       f"images must be uint8 or float; they are {images.dtype}. Convert them: "
       "astype('uint8') if they are in 0..255."
     )
+  if isinstance(images, jax.core.Tracer):
+    return images.astype(np.float32)
   low, high = float(images.min()), float(images.max())
   if not (low >= 0 and high <= 1):  # NaN is neither
     raise ValueError(

@@ -1,48 +1,108 @@
 """Models of users in use: what `wrap` returned, on arrays of pictures."""
 
 import functools
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.attribution import METHODS, Method
-from gc_jax.attribution.wrapping import Tapped
-from gc_jax.method import compose, metrics
+from gc_jax.attribution import METHODS, Method, check_classes
+from gc_jax.attribution.calls import without_arrays
+from gc_jax.attribution.wrapping import Tapped, net_of
+from gc_jax.method import compose, curves, metrics
+from gc_jax.runtime.messages import unknown_name_message
+
+# Maps of P targets of a model's images, as `Method.explain` makes them.
+Explain = Callable[..., Array]
 
 
 def predict(net: Tapped, images: ArrayLike) -> Float[Array, "B K"]:
   """Returns the logits of every class, of images as the model takes them."""
   net.check_evaluates()
-  return _compiled_logits(net, _images(images))
+  images = _images(images)
+  net.num_classes(images)
+  return _compiled_logits(net, images)
 
 
 def explain(
   net: Tapped,
   images: ArrayLike,
   targets: ArrayLike | Sequence,
-  method: Method,
-  settings: tuple[tuple[str, Any], ...] = (),
+  method: Explain,
+  settings: Mapping[str, Any] | None = None,
 ) -> Float[Array, "B P h w"]:
   """Returns raw maps of a method; `[B]` targets are one a picture."""
   net.check_evaluates()
   images, targets = _images(images), jnp.asarray(targets)
-  num_classes = jax.eval_shape(_logits, net, images).shape[-1]
-  check_targets(targets, len(images), num_classes)
+  num_classes = net.num_classes(images)
+  check_classes("targets", targets, len(images), num_classes)
   pairs = targets.astype(jnp.int32).reshape(len(images), -1)
-  return _compiled_maps(net, images, pairs, method, settings)
+  arrays, static = settings_of(method, settings or {})
+  return _compiled_maps(net, images, pairs, arrays, method, static)
+
+
+def method_of(method: str | Explain) -> Explain:
+  """Returns the entry of `METHODS`, or the function that was given.
+
+  Raises:
+    ValueError: there is no such method.
+    TypeError: it is neither a name nor a function.
+  """
+  if callable(method):
+    return method
+  if not isinstance(method, str):
+    raise TypeError(
+      "method must be a name or a function (model, images, targets) -> maps "
+      f"[B P h w]; it is a {type(method).__name__}."
+    )
+  if method not in METHODS:
+    raise ValueError(unknown_name_message("method", method, METHODS))
+  return METHODS[method]
+
+
+def settings_of(
+  method: Explain, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+  """Returns settings that hold arrays, and the others as a program's constants.
+
+  Raises:
+    ValueError: the method takes no such setting, or it cannot be hashed.
+  """
+  function = method.explain if isinstance(method, Method) else method
+  takes = inspect.signature(function).parameters.values()
+  known = [one.name for one in takes if one.kind is one.KEYWORD_ONLY]
+  takes_all = any(one.kind is one.VAR_KEYWORD for one in takes)
+  for name in settings:
+    if name not in known and not takes_all:
+      title = getattr(method, "title", "") or "the method"
+      raise ValueError(
+        f"{title} takes no setting {name!r}; it takes "
+        f"{', '.join(known) or 'none'}."
+      )
+  arrays, static = without_arrays(settings)
+  for name, value in static.items():
+    try:
+      hash(value)
+    except TypeError:
+      raise ValueError(
+        f"{name} must be a jax.Array, or a value that can be hashed, as a "
+        f"number or a tuple; it is a {type(value).__name__}."
+      ) from None
+  return arrays, tuple(sorted(static.items()))
 
 
 def negative_quadrants(
-  net: Tapped,
+  net: nnx.Module | Tapped,
   images: ArrayLike,
   labels: ArrayLike | Sequence,
   key: PRNGKeyArray,
-  method: str = "gradcam_elementwise",
+  method: str | Explain = "gradcam_elementwise",
+  **settings: Any,
 ) -> Float[Array, "B"]:
   """Returns the share of each composite's map that lies on its distractors.
 
@@ -50,12 +110,13 @@ def negative_quadrants(
   class.
 
   Args:
-    net: from `wrap`, in evaluation mode.
+    net: from `wrap`, in evaluation mode, or a model of gc_jax.
     images: as the model takes them; it must take pictures twice as high and
       wide too.
     labels: `[B]`, the class of each image.
     key: of the draw of distractors and cells.
-    method: a key of `METHODS`, of maps that lie on a layer.
+    method: as `explain` takes it, of maps that lie on a layer.
+    **settings: of the method.
 
   Returns:
     Fractions; 3/4 is what a uniform map scores. NaN where the other images of
@@ -64,47 +125,137 @@ def negative_quadrants(
   Source: Pillai & Pirsiavash 2021, section 4 (NQH).
   Differs: distractors are drawn from the batch.
   """
-  net.check_evaluates()
-  images, labels = _images(images), jnp.asarray(labels)
-  num_classes = jax.eval_shape(_logits, net, images).shape[-1]
-  check_targets(labels, len(images), num_classes)
+  net, images, labels, num_classes = _checked(net, images, labels)
   contains = jax.nn.one_hot(labels, num_classes, dtype=bool)
   layout = compose.independent(key, contains, labels, jnp.ones(len(images)))
   composites = compose.assemble(layout, net.channels_last(images))
   composites = net.as_images(composites)
-  cams = explain(net, composites, labels[layout.explained], METHODS[method])
+  cams = explain(
+    net, composites, labels[layout.explained], method_of(method), settings
+  )
   cams = metrics.as_distribution(cams)
   found = metrics.negative_quadrants_heatmap(cams, layout.cell)
   return jnp.where(layout.mask > 0, found, jnp.nan)[:, 0]
 
 
-def check_targets(
-  targets: Array | np.ndarray, num_images: int, num_classes: int
-) -> None:
-  """Checks class ids; of values known in a trace only, the shape.
+def insertion(
+  net: nnx.Module | Tapped,
+  images: ArrayLike,
+  labels: ArrayLike | Sequence,
+  maps: ArrayLike,
+  *,
+  num_steps: int = 16,
+  multi_label: bool = False,
+  grey: ArrayLike | Sequence[float] | None = None,
+) -> Float[Array, "B"]:
+  """Returns the area under a class's probability as its pixels appear.
+
+  Pixels replace those of a blurred picture, the brightest of the map first. A
+  map that finds what the model uses has a high area.
+
+  Args:
+    net: from `wrap`, in evaluation mode, or a model of gc_jax.
+    images: as the model takes them.
+    labels: `[B]`, the class of each image that the maps explain.
+    maps: `[B h w]`, of any scale; enlarged to the picture. Of an empty one,
+      pixels go row by row.
+    num_steps: equal parts in which pixels change: so many forward passes. The
+      source takes 224 for 224 by 224 pixels; evaluations take 16.
+    multi_label: whether the probability is a sigmoid, not the softmax.
+    grey: of a covered pixel, a number or one of each channel; None is the mean
+      colour of ImageNet for gc_jax's own models, 0 for all others.
+
+  Returns:
+    Areas in [0, 1].
 
   Raises:
-    ValueError: they are not `[B]` or `[B P]`, integers, in 0..K-1.
+    ValueError: an argument is something else.
+
+  Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421; see `curves.curves`.
   """
-  if targets.shape[:1] != (num_images,) or targets.ndim not in (1, 2):
+  settings = num_steps, multi_label
+  return _area("insertion", net, images, labels, maps, grey, *settings)
+
+
+def deletion(
+  net: nnx.Module | Tapped,
+  images: ArrayLike,
+  labels: ArrayLike | Sequence,
+  maps: ArrayLike,
+  *,
+  num_steps: int = 16,
+  multi_label: bool = False,
+  grey: ArrayLike | Sequence[float] | None = None,
+) -> Float[Array, "B"]:
+  """Returns the area under a class's probability as its pixels vanish.
+
+  Grey replaces them, the brightest of the map first. A map that finds what the
+  model uses has a low area. Arguments, errors and source are those of
+  `insertion`.
+  """
+  settings = num_steps, multi_label
+  return _area("deletion", net, images, labels, maps, grey, *settings)
+
+
+def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
+  net, images, labels, _ = _checked(net, images, labels)
+  maps = jnp.asarray(maps)
+  if maps.ndim != 3 or len(maps) != len(images) or 0 in maps.shape:
     raise ValueError(
-      f"targets must be [B] or [B P], classes for each of the {num_images} "
-      f"images; they have shape {targets.shape}. For one image and one class, "
-      "give [class]."
+      f"maps must be [B h w], one for each of the {len(images)} images; they "
+      f"have shape {maps.shape}."
     )
-  if not jnp.issubdtype(targets.dtype, jnp.integer):
+  if not jnp.issubdtype(maps.dtype, jnp.floating):
     raise ValueError(
-      f"targets must be integers, class ids; they are {targets.dtype}."
+      f"maps must be float; they are {maps.dtype}. Give what explain returns."
     )
-  if isinstance(targets, jax.core.Tracer):
-    return
-  values = np.asarray(targets)
-  outside = values[(values < 0) | (values >= num_classes)]
-  if outside.size:
+  if num_steps < 1:
+    raise ValueError(f"num_steps must be at least 1; it is {num_steps}.")
+  static = kind, num_steps, multi_label
+  return _compiled_areas(net, images, labels, maps, grey, *static)
+
+
+def _areas(net, images, labels, maps, grey, kind, num_steps, multi_label):
+  pixels = net.pixels(images)
+  covered = net.start(pixels) if grey is None else _filled(net, pixels, grey)
+  probability = jax.nn.sigmoid if multi_label else jax.nn.softmax
+
+  def probabilities(shown):
+    logits = net(net.prepared(net.as_images(shown)))[0]
+    return probability(logits.astype(jnp.float32))
+
+  fractions, scores = curves.curves(
+    probabilities,
+    net.channels_last(pixels),
+    net.channels_last(covered),
+    labels[:, None],
+    maps[:, None],
+    num_steps=num_steps,
+    kinds=(kind,),
+  )
+  return curves.area_under(fractions, scores[kind])[:, 0]
+
+
+def _filled(net, pixels, grey):
+  """Returns pictures of one colour."""
+  last = jnp.zeros_like(net.channels_last(pixels))
+  grey = jnp.asarray(grey, last.dtype).reshape(1, 1, 1, -1)
+  return net.as_images(last + grey)
+
+
+def _checked(net, images, labels):
+  """Returns a net, its images, a label of each, and the number of classes."""
+  net = net_of(net)
+  net.check_evaluates()
+  images, labels = _images(images), jnp.asarray(labels)
+  num_classes = net.num_classes(images)
+  check_classes("labels", labels, len(images), num_classes)
+  if labels.ndim != 1:
     raise ValueError(
-      f"targets must be in 0..{num_classes - 1}, the model's classes; "
-      f"{outside.flat[0]} is not. Count from 0."
+      f"labels must be [B], a class of each image; they have shape "
+      f"{labels.shape}."
     )
+  return net, images, labels, num_classes
 
 
 def _images(images: ArrayLike) -> Array:
@@ -117,7 +268,7 @@ def _images(images: ArrayLike) -> Array:
   return images
 
 
-def _program(function: Callable, *static: int) -> Callable:
+def program(function: Callable, *static: int) -> Callable:
   """Returns a function of a net and arrays that is compiled where it may be.
 
   It is not in a trace, whose arrays must not outlive it in a cache, and not for
@@ -139,9 +290,10 @@ def _logits(net, images):
   return net(net.prepared(images))[0]
 
 
-def _maps(net, images, targets, method, settings):
-  return method(net, images, targets, **dict(settings))
+def _maps(net, images, targets, arrays, method, settings):
+  return method(net, images, targets, **arrays, **dict(settings))
 
 
-_compiled_logits = _program(_logits)
-_compiled_maps = _program(_maps, 3, 4)
+_compiled_logits = program(_logits)
+_compiled_maps = program(_maps, 4, 5)
+_compiled_areas = program(_areas, 5, 6, 7)

@@ -311,6 +311,14 @@ def in_unit_range(images: Array) -> Float[Array, "B H W 3"]:
   return at_least_float32(images)
 
 
+def mean_colour(
+  pixels: Float[Array, "B H W 3"],
+) -> Float[Array, "B H W 3"]:
+  """Returns what is 0 after normalisation, for RGB pixels in [0, 1]."""
+  # Not broadcast, so that it lies on devices as the pixels do.
+  return jnp.zeros_like(pixels) + jnp.array(RGB_MEAN, pixels.dtype, ndmin=4)
+
+
 def normalize_pixels(images: Array) -> Float[Array, "B H W 3"]:
   """Returns `(pixels - mean) / std` of RGB pixels, uint8 or float in [0, 1]."""
   images = in_unit_range(images)
