@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
   """Returns the number of steps and the weight of the consistency loss."""
   parser = argparse.ArgumentParser()
   parser.add_argument("--steps", type=int, default=1500)
-  parser.add_argument("--weight", type=float, default=50.0)
+  parser.add_argument("--weight", type=float, default=100.0)
   return parser.parse_args()
 
 

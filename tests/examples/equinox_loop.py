@@ -1,6 +1,6 @@
 """The consistency loss in a loop of one's own: Equinox.
 
-python -m tests.examples.equinox_loop --weight=0    and    --weight=50
+python -m tests.examples.equinox_loop --weight=0    and    --weight=100
 """
 
 import equinox as eqx
@@ -12,28 +12,29 @@ from tests.examples import digits
 
 
 class Stage(eqx.Module):
-  """A convolution that halves the sides, its normalisation and a ReLU."""
+  """A convolution, its normalisation and a ReLU; residual where sizes allow."""
 
   conv: eqx.nn.Conv2d
   norm: eqx.nn.GroupNorm
 
-  def __init__(self, before, channels, key):
-    self.conv = eqx.nn.Conv2d(before, channels, 3, 2, 1, key=key)
-    self.norm = eqx.nn.GroupNorm(8, channels)
+  def __init__(self, before, after, stride, key):
+    self.conv = eqx.nn.Conv2d(before, after, 3, stride, 1, key=key)
+    self.norm = eqx.nn.GroupNorm(8, after)
 
   def __call__(self, x):
-    return jax.nn.relu(self.norm(self.conv(x)))
+    y = self.norm(self.conv(x))
+    return jax.nn.relu(x + y if x.shape == y.shape else y)
 
 
 class Net(eqx.Module):
-  """Three stages and average pooling, of one image [3 H W]."""
+  """Stages that halve the sides or do not; average pooling; one image."""
 
   stages: list
   head: eqx.nn.Linear
 
   def __init__(self, key):
-    sizes = (3, 32), (32, 64), (64, 128)
-    *keys, last = jax.random.split(key, 4)
+    sizes = (3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1), (128, 128, 1)
+    *keys, last = jax.random.split(key, 6)
     self.stages = [Stage(*size, k) for size, k in zip(sizes, keys, strict=True)]
     self.head = eqx.nn.Linear(128, 10, key=last)
 
@@ -65,6 +66,7 @@ def main() -> None:
     return eqx.apply_updates(model, updates), opt_state
 
   for step, batch in enumerate(digits.batches(arguments.steps, True)):
+    # Maps start nearly empty: the weight rises from 0.
     ramp = jax.numpy.minimum(2 * step / arguments.steps, 1.0)
     model, opt_state = train_step(
       model, opt_state, *batch, arguments.weight * ramp

@@ -1,6 +1,6 @@
 """The consistency loss in a loop of one's own: Linen.
 
-python -m tests.examples.linen_loop --weight=0    and    --weight=50
+python -m tests.examples.linen_loop --weight=0    and    --weight=100
 """
 
 import flax.linen as nn
@@ -12,24 +12,27 @@ from tests.examples import digits
 
 
 class Stage(nn.Module):
-  """A convolution that halves the sides, its normalisation and a ReLU."""
+  """A convolution, its normalisation and a ReLU; residual where sizes allow."""
 
   channels: int
+  strides: int
 
   @nn.compact
   def __call__(self, x, train):
-    x = nn.Conv(self.channels, (3, 3), 2)(x)
-    return nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+    y = nn.Conv(self.channels, (3, 3), self.strides)(x)
+    y = nn.BatchNorm(not train, momentum=0.9)(y)
+    return nn.relu(x + y if x.shape == y.shape else y)
 
 
 class Net(nn.Module):
-  """Three stages and average pooling."""
+  """Three stages that halve the sides, two that do not, average pooling."""
 
   @nn.compact
   def __call__(self, images, train):
     x = images
-    for i, channels in enumerate((32, 64, 128)):
-      x = Stage(channels, name=f"stage{i + 1}")(x, train)
+    sizes = (32, 2), (64, 2), (128, 2), (128, 1), (128, 1)
+    for i, (channels, strides) in enumerate(sizes):
+      x = Stage(channels, strides, name=f"stage{i + 1}")(x, train)
     return nn.Dense(10)(x.mean((1, 2)))
 
 
@@ -46,7 +49,7 @@ def main() -> None:
   def train_step(variables, opt_state, images, labels, key, weight):
     def loss_fn(params):
       tried = {**variables, "params": params}
-      net = gc_jax.wrap((model, tried), at="stage3", train=True)
+      net = gc_jax.wrap((model, tried), at="stage5", train=True)
       seen = gc_jax.consistency(net, images, labels, key)
       ce = optax.softmax_cross_entropy_with_integer_labels(seen.logits, labels)
       return ce.mean() + weight * seen.loss, seen.state
@@ -57,11 +60,12 @@ def main() -> None:
     return {**after, "params": params}, opt_state
 
   for step, batch in enumerate(batches):
-    ramp = min(2 * step / arguments.steps, 1.0)  # maps start nearly empty
+    # Maps start nearly empty: the weight rises from 0.
+    ramp = min(2 * step / arguments.steps, 1.0)
     variables, opt_state = train_step(
       variables, opt_state, *batch, arguments.weight * ramp
     )
-  digits.show(gc_jax.wrap((model, variables), at="stage3", train=False))
+  digits.show(gc_jax.wrap((model, variables), at="stage5", train=False))
 
 
 if __name__ == "__main__":
