@@ -157,6 +157,31 @@ def mean(one: Sample, times: np.ndarray | float = 1.0) -> float:
   return float(means.mean() * one.share)
 
 
+def pseudo_values(
+  one: Sample, pictures: Shaped[np.ndarray, "P"]
+) -> Float[np.ndarray, "P"]:
+  """Returns a number for each picture, whose mean is the sample's mean.
+
+  A ratio of sums, or a mean of groups' means, is as much above its mean as the
+  picture moves it, to first order.
+
+  Args:
+    one: of these pictures, or some of them.
+    pictures: ascending.
+  """
+  middle = mean(one)
+  if one.groups is None:
+    shares = (one.above - middle * one.below) / one.below.sum()
+  else:
+    counts = np.bincount(one.groups)
+    means = np.bincount(one.groups, one.above) / np.maximum(counts, 1)
+    shares = one.share * (one.above - means[one.groups])
+    shares /= counts[one.groups] * np.count_nonzero(counts)
+  places = np.searchsorted(pictures, one.index)
+  count = len(pictures)
+  return middle + count * np.bincount(places, shares, count)
+
+
 def resampled(
   samples: Mapping[_K, Sample], index: np.ndarray, num_resamples: int
 ) -> dict[_K, Float[np.ndarray, "R"]]:
