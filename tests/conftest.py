@@ -204,6 +204,38 @@ def with_timm(shared_folder):
   return env
 
 
+@pytest.fixture(scope="session")
+def make_tiny_vit():
+  """Builds a ViT of two blocks; pictures and cells as those of `make_tiny`."""
+  from flax import nnx
+
+  from gc_jax.models import init_key
+  from gc_jax.models.vit import VisionTransformer
+
+  def make(pooling="", num_classes=10, seed=0, dtype=jnp.float32):
+    del pooling  # it has none
+    return VisionTransformer(
+      num_classes,
+      num_layers=2,
+      num_heads=2,
+      channels=8,
+      patch=4,
+      grid=3,
+      dtype=dtype,
+      rngs=nnx.Rngs(init_key(seed)),
+    )
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def make_for(make_tiny, make_tiny_vit):
+  """Returns what builds a net that a method holds for."""
+  return lambda method: (
+    make_tiny_vit if method == "attention_rollout" else make_tiny
+  )
+
+
 @pytest.fixture(scope="module")
 def hearing_ctrl_c():
   """What is started hears it, also if these tests run in the background."""
@@ -270,10 +302,11 @@ def bucket(monkeypatch):
 
 
 @pytest.fixture
-def small_perceptrons(monkeypatch):
-  """AlexNet and VGG16 with hidden layers of 64: a thirtieth of their size."""
+def small_models(monkeypatch):
+  """The large architectures with few blocks or channels."""
   from gc_jax import models
+  from tests.torch_io import torch_models
 
-  for name in ("alexnet", "vgg16"):
-    small = models.MODELS[name].changed(hidden=64)
-    monkeypatch.setitem(models.MODELS, name, small)
+  for name, known in models.MODELS.items():
+    if fields := torch_models.small(name):
+      monkeypatch.setitem(models.MODELS, name, known.changed(**fields))

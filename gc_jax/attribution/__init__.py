@@ -25,6 +25,8 @@ from gc_jax.attribution.gradients import (
   smoothgrad,
 )
 from gc_jax.attribution.masking import rise
+from gc_jax.attribution.programs import DoesNotHold
+from gc_jax.attribution.rollout import attention_rollout
 from gc_jax.attribution.weighted_activations import (
   gradcam,
   gradcam_elementwise,
@@ -50,6 +52,8 @@ class Method:
       it on fewer pictures.
     divide: (model, images, targets) -> the maps, what the attributions behind
       them sum to, and what they should; None if they divide no score.
+    has_rules: whether it walks through the program and knows some operations
+      only: of other networks it raises `programs.DoesNotHold`.
   """
 
   title: str
@@ -58,6 +62,7 @@ class Method:
   cells: int = 0
   is_costly: bool = False
   divide: Callable[..., tuple[Array, Array, Array]] | None = None
+  has_rules: bool = False
 
   @property
   def settings(self) -> dict[str, Any]:
@@ -109,11 +114,16 @@ METHODS = {
   "gradcam": Method("Grad-CAM", gradcam, taps.last_layer),
   "gradcam_plus_plus": Method("Grad-CAM++", gradcam_plus_plus, taps.last_layer),
   "layercam": Method("LayerCAM", layercam, taps.last_layer),
-  "cmwp": Method("cMWP", cmwp, default_layer),
+  "cmwp": Method("cMWP", cmwp, default_layer, has_rules=True),
   "excitation_backprop": Method(
-    "Excitation backprop", excitation_backprop, default_layer
+    "Excitation backprop", excitation_backprop, default_layer, has_rules=True
   ),
-  "fullgrad": Method("FullGrad", fullgrad, divide=full_gradients.divide),
+  "fullgrad": Method(
+    "FullGrad", fullgrad, divide=full_gradients.divide, has_rules=True
+  ),
+  "attention_rollout": Method(
+    "Attention rollout", attention_rollout, taps.last_layer, has_rules=True
+  ),
   "input_gradients": Method("Input gradients", input_gradients),
   "integrated_gradients": Method(
     "Integrated gradients",
@@ -175,6 +185,34 @@ def check_classes(
       f"{name} must be in 0..{num_classes - 1}, the model's classes; "
       f"{outside.flat[0]} is not. Count from 0."
     )
+
+
+def unfit(
+  methods: Iterable[str], model: nnx.Module | Tapped, images: Any
+) -> dict[str, str]:
+  """Returns the methods that do not hold for a network, and why not.
+
+  Nothing is computed: the model, in evaluation mode, and the images may be
+  shapes alone.
+  """
+  split = not isinstance(model, Tapped)
+  graphdef, variables = nnx.split(model) if split else (None, model)
+  targets = jax.ShapeDtypeStruct((images.shape[0], 1), jnp.int32)
+
+  def maps(method, variables, images, targets):
+    net = nnx.merge(graphdef, variables) if split else variables
+    return method(net, images, targets)
+
+  found = {}
+  for name in methods:
+    if not METHODS[name].has_rules:
+      continue
+    run = functools.partial(maps, METHODS[name])
+    try:
+      jax.eval_shape(run, variables, images, targets)
+    except DoesNotHold as error:
+      found[name] = str(error)
+  return found
 
 
 def grids(

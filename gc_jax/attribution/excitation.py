@@ -106,7 +106,7 @@ def _handing_down(net: Tapped, images: Array, sign: int):
     offset,
   )
   if not inputs:
-    raise ValueError(
+    raise programs.DoesNotHold(
       f"A product with weights must follow {net.at!r} on the way to the "
       "logits; none does. Look at an earlier place."
     )

@@ -7,7 +7,8 @@ for any network made of these, in any library.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -60,11 +61,13 @@ class Operation(NamedTuple):
     name: of JAX's primitive.
     operands: what it gets.
     compute: arrays of the operands -> its outputs.
+    params: of the primitive.
   """
 
   name: str
   operands: Sequence[Value]
   compute: Callable[[Sequence[ArrayLike]], list[Array]]
+  params: Mapping[str, Any] = MappingProxyType({})
 
   @property
   def arrays(self) -> list[ArrayLike]:
@@ -120,7 +123,9 @@ def _evaluated(jaxpr, consts, inputs, rule) -> list[Value]:
     elif (inner := _called(equation)) is not None:
       found = _evaluated(*inner, operands, rule)
     else:
-      operation = Operation(equation.primitive.name, operands, compute)
+      operation = Operation(
+        equation.primitive.name, operands, compute, equation.params
+      )
       if any(_is_real(v.aval) for v in equation.outvars):
         found = rule(operation)
       else:  # a comparison or a position: nothing is handed down through it
@@ -166,10 +171,14 @@ def only_chooses(operation: Operation) -> bool:
   return operation.name in MOVES | CHOICES | {"custom_jvp_call"}
 
 
-def does_not_hold(operation: Operation, what: str) -> ValueError:
+class DoesNotHold(ValueError):
+  """A method does not hold for a network; the message says why."""
+
+
+def does_not_hold(operation: Operation, what: str) -> DoesNotHold:
   """Returns the error that a method has no rule for an operation."""
   of = "of two activations" if len(operation.followed) > 1 else "of activations"
-  return ValueError(
+  return DoesNotHold(
     f"{what} must find only operations it has a rule for: convolutions, "
     "products with weights, normalisations in evaluation mode, poolings, sums "
     f"and ReLUs. This model has {operation.name!r} {of}. Use a method of "

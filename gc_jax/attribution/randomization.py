@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models.network import TORCH_INIT, BatchNorm, Network
+from gc_jax.models.network import TORCH_INIT, Network
 
 _LAYERS = (nnx.Conv, nnx.Linear)
 
@@ -28,9 +28,8 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
 def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   """Returns a copy, initialised anew from the head down to a stage.
 
-  Each layer is drawn as its architecture draws it. BatchNorms start as before
-  training: their statistics are learned too, and belong to the weights before
-  them. The copy is in evaluation mode.
+  Each layer is drawn as its architecture draws it, and norms start as before
+  training. The copy is in evaluation mode.
 
   Args:
     model: left as it was.
@@ -55,11 +54,8 @@ def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
 
 
 def _initialize(module: nnx.Module, key: PRNGKeyArray) -> None:
-  if isinstance(module, BatchNorm):
-    for variable in (module.scale, module.var):
-      variable[...] = jnp.ones_like(variable[...])
-    for variable in (module.bias, module.mean):
-      variable[...] = jnp.zeros_like(variable[...])
+  if hasattr(module, "initialize"):
+    module.initialize(key)
     return
   init = getattr(module, "init", TORCH_INIT)
   key_kernel, key_bias = jax.random.split(key)
@@ -80,9 +76,11 @@ def _layers(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
   place = {part: i for i, part in enumerate(parts)}
   found = []
   for names, module in nnx.iter_modules(model):
-    if isinstance(module, (*_LAYERS, BatchNorm)):
+    if isinstance(module, _LAYERS) or hasattr(module, "initialize"):
       names = list(map(str, names))
-      depth = next(i for i in (1, 2) if ".".join(names[:i]) in part_of)
+      depth = max(
+        i for i in range(len(names) + 1) if ".".join(names[:i]) in part_of
+      )
       part = part_of[".".join(names[:depth])]
       block = [int(n) for n in names[depth : depth + 1] if n.isdecimal()]
       found.append(((place[part], block), part, module))

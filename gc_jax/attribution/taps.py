@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gc_jax.models.network import FEATURES, Network
+from gc_jax.models.network import FEATURES, Network, context_of
 
 # (dotted path of the module, the module, its input) -> its output
 Call = Callable[[str, nnx.Module, Array], Array]
@@ -137,4 +137,12 @@ def tapped_features(
     return module(by_path[path](x) if path in by_path else x)
 
   copy = intercept(model, kinds, call)
-  return lambda images: last(copy.features(images))
+
+  def run(images):
+    features = copy.features(images)
+    if not context_of(model):
+      return last(features)
+    explained, context = copy.parted(features)
+    return jnp.concatenate([last(explained), context], axis=-1)
+
+  return run

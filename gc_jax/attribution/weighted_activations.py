@@ -13,7 +13,7 @@ from gc_jax.attribution import taps
 from gc_jax.attribution.wrapping import Tapped, tapped
 from gc_jax.method import cam as cams
 from gc_jax.models import pure_head
-from gc_jax.models.network import FEATURES
+from gc_jax.models.network import FEATURES, context_of
 
 
 def gradcam(model, images, targets, *, layer: str | None = None):
@@ -74,7 +74,9 @@ def _features_and_gradients(
     layer is None or taps.input_path(model, layer) == FEATURES
   ):
     features = cams.at_least_float32(model.features(model.normalize(images)))
-    return features, cams.class_gradients(pure_head(model), features, targets)
+    gradients = cams.class_gradients(pure_head(model), features, targets)
+    explained = features.shape[-1] - context_of(model)
+    return features[..., :explained], gradients[..., :explained]
   net = tapped(model, layer)
   _, activations, gradients, _ = net.looked(net.prepared(images), targets)
   return activations, gradients

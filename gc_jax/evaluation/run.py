@@ -71,6 +71,8 @@ def evaluate(
   loaded = trained.load_model(source, arch)
   dataset = data.load(config.data, config.data.eval_split)
   check_fits(loaded, dataset, config)
+  methods, left_out = fitting(methods, loaded.model, config)
+  yield from left_out
   is_run = loaded.consistency is not None  # files do not say it
   trained_by, total_steps = {}, 0
   if is_run:
@@ -147,6 +149,28 @@ def evaluate(
     yield f"wrote {path}"
 
 
+def fitting(
+  methods: tuple[str, ...], model: nnx.Module, config: ConfigDict
+) -> tuple[tuple[str, ...], list[str]]:
+  """Returns the methods that hold for a network, and a remark on each other.
+
+  Nothing is computed: the model may be shapes alone.
+
+  Raises:
+    ValueError: none is left.
+  """
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+  left_out = attribution.unfit(methods, model, image)
+  kept = tuple(name for name in methods if name not in left_out)
+  if not kept:
+    raise ValueError(
+      "One of the methods asked for must hold for this model; none does. "
+      + " ".join(left_out.values())
+    )
+  return kept, [f"note: {n} is left out. {why}" for n, why in left_out.items()]
+
+
 class Evaluation:
   """The evaluations of a training run: quick ones meanwhile, one at its end.
 
@@ -165,6 +189,10 @@ class Evaluation:
   def splits(self) -> tuple[Dataset, Dataset]:
     """Returns the pictures to validate with, and those to test with."""
     return self._val, self._test
+
+  def fitting(self, model: nnx.Module) -> tuple[tuple[str, ...], list[str]]:
+    """Returns what `fitting` does, of the methods in the configuration."""
+    return fitting(tuple(self._config.eval.methods), model, self._config)
 
   def quick(self, model: nnx.Module) -> dict[str, float]:
     """Returns classification on the validation split."""
@@ -191,7 +219,7 @@ class Evaluation:
     """
     planner = plans.Planner(model, self._test, self._config, self._mesh)
     ledger = Ledger(len(planner.pairs.index))
-    methods = tuple(self._config.eval.methods)
+    methods, _ = self.fitting(model)
     also = tuple(self._config.eval.also)
     questions = (*artefact.OF_RUNS, *also)
     plan = planner.passes(questions, methods)

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.models import chain, resnet
+from gc_jax.models import chain, convnext, resnet, vit
 from gc_jax.models.architecture import Architecture
 
 _GMP = "-gmp"
 
-_PERCEPTRONS = {
+_NOT_POOLED = {
   "alexnet-small": chain.ALEXNET_SMALL,
   "alexnet": chain.ALEXNET,
   "vgg16": chain.VGG16,
+  "vit_tiny": vit.VIT_TINY,
+  "vit_small": vit.VIT_SMALL,
+  "vit_base": vit.VIT_BASE,
 }
 _POOLED = {
   "resnet8-small": resnet.RESNET8_SMALL,
@@ -25,9 +28,10 @@ _POOLED = {
   "resnet50": resnet.RESNET50,
   "resnet101": resnet.RESNET101,
   "squeezenet1_1": chain.SQUEEZENET1_1,
+  "convnext_tiny": convnext.CONVNEXT_TINY,
 }
 # Those that pool globally come with either pooling.
-MODELS: dict[str, Architecture] = _PERCEPTRONS | {
+MODELS: dict[str, Architecture] = _NOT_POOLED | {
   name + suffix: architecture.changed(pooling=pooling)
   for name, architecture in _POOLED.items()
   for suffix, pooling in (("", "average"), (_GMP, "max"))

@@ -30,9 +30,13 @@ class Architecture:
   network: type[Network]
   fields: Mapping[str, Any]  # arguments of `network`, beside K
   min_px: int  # the smallest side of a picture that leaves a cell of features
+  unit_px: int = 1  # what must divide the sides of training's pictures
   # Lines of Python that make it as `model` in PyTorch, with average pooling;
-  # `{num_classes}` is K. "" if there are none.
+  # `{num_classes}` is K, `{image_size}` the side of pictures. "" if there are
+  # none.
   torch_code: str = ""
+  # An expression that makes what that `model` loads of a file's `{weights}`.
+  torch_weights: str = "{weights}"
   # The attribute of that `model` that pools globally; "" if a perceptron takes
   # a grid of features instead.
   torch_pooling: str = ""
@@ -71,6 +75,7 @@ TORCHVISION = frozenset(
     *("squeezenet1_0", "squeezenet1_1"),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
     *("wide_resnet50_2", "wide_resnet101_2"),
   }
 )

@@ -86,18 +86,47 @@ def linear(
   out_features: int,
   *,
   init: Init = TORCH_INIT,
+  dtype: DTypeLike | None = None,
   rngs: nnx.Rngs,
 ) -> nnx.Linear:
-  """Returns a float32 dense layer, by default initialised as PyTorch's."""
+  """Returns a dense layer with float32 parameters.
+
+  By default it is initialised as PyTorch's, and its outputs are float32.
+  """
   layer = nnx.Linear(
     in_features,
     out_features,
+    dtype=dtype,
     kernel_init=init.kernel,
     bias_init=init.bias(in_features),
     rngs=rngs,
   )
   layer.init = init
   return layer
+
+
+class LayerNorm(nnx.LayerNorm):
+  """Layer normalisation as torch.nn.LayerNorm(eps=1e-6) computes it.
+
+  Everything inside is float32; a dtype of None gives outputs of the input's.
+  """
+
+  def __init__(
+    self,
+    num_features: int,
+    *,
+    dtype: DTypeLike | None = None,
+    rngs: nnx.Rngs,
+  ):
+    super().__init__(
+      num_features, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+  def initialize(self, key: PRNGKeyArray) -> None:
+    """Sets scale and bias as they start."""
+    del key
+    self.scale[...] = jnp.ones_like(self.scale[...])
+    self.bias[...] = jnp.zeros_like(self.bias[...])
 
 
 class Origin(nnx.Variable):
@@ -130,6 +159,17 @@ class BatchNorm(nnx.BatchNorm):
     )
     # Batches seen. PyTorch's checkpoints hold it; nothing here depends on it.
     self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+  def initialize(self, key: PRNGKeyArray) -> None:
+    """Sets parameters and statistics as they start.
+
+    Statistics are learned too, and belong to the weights before them.
+    """
+    del key
+    for variable in (self.scale, self.var):
+      variable[...] = jnp.ones_like(variable[...])
+    for variable in (self.bias, self.mean):
+      variable[...] = jnp.zeros_like(variable[...])
 
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
     """Returns the normalised activations; training updates the statistics."""
@@ -256,7 +296,10 @@ class Network(nnx.Module):
 
   Attributes:
     pooling: how the head pools all cells, "average" or "max"; "" if a
-      perceptron takes a grid of them instead.
+      perceptron takes a grid of them instead, or attention all of them.
+    num_context: how many of the last channels of `features` are no explained
+      activations, but what `classify` needs besides: the class token of a
+      ViT, the same in every cell. Maps are made of the channels before them.
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs are the logits; of a
       convolution, once pooled.
@@ -268,6 +311,7 @@ class Network(nnx.Module):
   """
 
   pooling: str = ""
+  num_context: int = 0
   dtype: DTypeLike
   last_layer: tuple[str, ...]
   torch_names: Mapping[str, str] = MappingProxyType({})
@@ -290,6 +334,13 @@ class Network(nnx.Module):
     """Returns the logits."""
     return self.classify_pooled(self.pool(features, key))
 
+  def parted(
+    self, features: Float[Array, "*B D"]
+  ) -> tuple[Float[Array, "*B E"], Float[Array, "*B C"]]:
+    """Returns the explained channels, and the `num_context` others."""
+    count = features.shape[-1] - self.num_context
+    return features[..., :count], features[..., count:]
+
   def segment(
     self, call: Callable[[nnx.Module, Array], Array], module: nnx.Module, x
   ) -> Array:
@@ -299,6 +350,11 @@ class Network(nnx.Module):
   def normalize(self, images: Array) -> Float[Array, "B H W 3"]:
     """Returns RGB pixels as `features` takes them; see `normalize_pixels`."""
     return normalize_pixels(images).astype(self.dtype)
+
+
+def context_of(model: nnx.Module) -> int:
+  """Returns how many channels of a model's features no map is made of."""
+  return model.num_context if isinstance(model, Network) else 0
 
 
 def in_unit_range(images: Array) -> Float[Array, "B H W 3"]:

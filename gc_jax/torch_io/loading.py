@@ -34,7 +34,9 @@ logits = model(transform(picture)[None])
 """
 
 
-def code_by_names(filename: str, architecture: str, num_classes: int) -> str:
+def code_by_names(
+  filename: str, architecture: str, num_classes: int, image_size: int
+) -> str:
   """Returns PyTorch code that makes the model and loads the weights.
 
   Of an architecture that states no code, it ends with the state dict.
@@ -48,13 +50,16 @@ def code_by_names(filename: str, architecture: str, num_classes: int) -> str:
     load = f'torch.load("{filename}", weights_only=True)'
   if not known.torch_code:
     return "\n".join([*lines, f"state_dict = {load}"]) + "\n"
-  lines += known.torch_code.format(num_classes=num_classes).splitlines()
+  lines += known.torch_code.format(
+    num_classes=num_classes, image_size=image_size
+  ).splitlines()
   if known.pools_by_maximum:
     lines.append(
       f"model.{known.torch_pooling} = torch.nn.AdaptiveMaxPool2d((1, 1))"
       "  # pools by the global maximum"
     )
-  lines += [f"model.load_state_dict({load})", "model.eval()"]
+  weights = known.torch_weights.format(weights=load, image_size=image_size)
+  lines += [f"model.load_state_dict({weights})", "model.eval()"]
   return "\n".join(lines) + "\n"
 
 
@@ -68,10 +73,15 @@ def codes(exported: Exported, filename: str) -> dict[str, str]:
   if known.timm and filename == WEIGHTS:
     found[_TIMM] = TIMM_CODE
   if known.torch_code:
-    found[_of_code(known.torch_code)] = code_by_names(
-      filename, exported.metadata.architecture, exported.num_classes
-    )
+    found[_of_code(known.torch_code)] = _code(exported, filename)
   return found
+
+
+def _code(exported: Exported, filename: str) -> str:
+  about = exported.metadata
+  return code_by_names(
+    filename, about.architecture, exported.num_classes, about.image_size
+  )
 
 
 def _of_code(torch_code: str) -> str:
@@ -87,7 +97,7 @@ def library(architecture: str) -> str:
 def section(exported: Exported, filename: str) -> str:
   """Returns the card's part on loading a file, or the folder it is in."""
   architecture = exported.metadata.architecture
-  code = code_by_names(filename, architecture, exported.num_classes)
+  code = _code(exported, filename)
   if not MODELS[architecture].torch_code:
     code += "# Make a module with these names and shapes as `model`, then:\n"
     code += "# model.load_state_dict(state_dict)\n"

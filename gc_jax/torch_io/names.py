@@ -48,9 +48,10 @@ _Arrays = Mapping[str, np.ndarray]
 
 def torch_key(network: type[Network], path: Iterable[str | int]) -> str:
   """Returns PyTorch's key of a network's variable: "layer1.0.bn1.weight"."""
-  first, *middle, last = map(str, path)
-  first = network.torch_names.get(first, first)
-  return ".".join([first, *middle, _LAST.get(last, last)])
+  names = [*map(str, path)]
+  names[0] = network.torch_names.get(names[0], names[0])
+  names[-1] = _LAST.get(names[-1], names[-1])
+  return ".".join(names)
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:

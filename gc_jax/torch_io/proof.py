@@ -21,11 +21,12 @@ from jaxtyping import UInt8
 
 from gc_jax.attribution import METHODS
 from gc_jax.method.types import Array
-from gc_jax.models.network import Network
+from gc_jax.models.network import Network, context_of
 from gc_jax.torch_io import files, loading, pickles
 
 # Both Grad-CAM variants, which differ by what averages the gradient.
 _CAMS = ("gradcam", "gradcam_elementwise")
+_AFFINE = ("weight", "bias")
 _NOT_HERE = 77  # exit status of a script whose libraries are not there
 
 
@@ -159,6 +160,8 @@ def _theirs(
   logits = model.torch_classify(ops, features)
   chosen = logits[torch.arange(len(target)), torch.from_numpy(target)]
   (gradient,) = torch.autograd.grad(chosen.sum(), features)
+  explained = features.shape[1] - context_of(model)
+  features, gradient = features[:, :explained], gradient[:, :explained]
   channel = gradient.mean((2, 3), keepdim=True)
   tensors = {
     "logits": logits,
@@ -178,23 +181,71 @@ class Operations:
       key: torch.from_numpy(array.copy()) for key, array in arrays.items()
     }
 
-  def conv(self, x, name: str, stride: int = 1, padding: int | None = None):
+  def weight(self, key: str):
+    """Returns a tensor of the state dict."""
+    return self._weights[key]
+
+  def conv(
+    self,
+    x,
+    name: str,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+  ):
     """Convolves; padding None = (kernel_size - 1) / 2."""
     kernel = self._weights[f"{name}.weight"]
     bias = self._weights.get(f"{name}.bias")
     if padding is None:
       padding = (kernel.shape[-1] - 1) // 2
-    return self._f.conv2d(x, kernel, bias, stride, padding)
+    return self._f.conv2d(x, kernel, bias, stride, padding, groups=groups)
 
   def norm(self, x, name: str):
     """Normalises by running statistics."""
     parts = ("running_mean", "running_var", "weight", "bias")
     return self._f.batch_norm(x, *(self._weights[f"{name}.{p}"] for p in parts))
 
+  def layer_norm(self, x, name: str):
+    """Normalises over the last axis."""
+    weight, bias = self._affine(name)
+    return self._f.layer_norm(x, weight.shape, weight, bias, eps=1e-6)
+
   def linear(self, x, name: str):
     """Applies a dense layer."""
-    weight, bias = (self._weights[f"{name}.{p}"] for p in ("weight", "bias"))
-    return self._f.linear(x, weight, bias)
+    return self._f.linear(x, *self._affine(name))
+
+  def gelu(self, x):
+    """Applies the exact GELU."""
+    return self._f.gelu(x)
+
+  def attention(self, x, name: str, num_heads: int):
+    """Applies the self-attention of nn.MultiheadAttention to `[B n D]`."""
+    weight, bias = (self._weights[f"{name}.in_proj_{p}"] for p in _AFFINE)
+    projected = self._f.linear(x, weight, bias).chunk(3, -1)
+    in_heads = [each.unflatten(-1, (num_heads, -1)) for each in projected]
+    found = self._f.scaled_dot_product_attention(
+      *(each.transpose(1, 2) for each in in_heads)
+    )
+    return self.linear(found.transpose(1, 2).flatten(2), f"{name}.out_proj")
+
+  def tokens(self, first, cells):
+    """Returns `[B n D]` tokens and those of a grid `[B D h w]`."""
+    return self.torch.cat([first, cells.flatten(2).mT], 1)
+
+  def positions(self, key: str, side: int, grid):
+    """Returns embeddings of a class token and of a grid's cells, `[1 n D]`.
+
+    They are saved for a grid of `side` times `side` cells.
+    """
+    token, cells = self._weights[key].split([1, side**2], 1)
+    square = cells.mT.unflatten(-1, (side, side))
+    square = self._f.interpolate(
+      square, tuple(grid), mode="bicubic", align_corners=True
+    )
+    return self.tokens(token, square)
+
+  def _affine(self, name: str):
+    return [self._weights[f"{name}.{part}"] for part in _AFFINE]
 
   def max_pool(self, x, window, stride, padding=0, partial_windows=False):
     """Pools by the maximum; `partial_windows` pools those at the edge, too."""

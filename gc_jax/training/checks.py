@@ -98,11 +98,19 @@ def _validate_pictures(config: ConfigDict) -> None:
       "nothing."
     )
   smallest = models.MODELS[config.model.name].min_px
+  unit = models.MODELS[config.model.name].unit_px
   if data.image_size < smallest:
     raise ValueError(
       f"--config.data.image_size={data.image_size} must be at least {smallest} "
       f"for --config.model.name={config.model.name!r}, so that features are "
       "left of a picture. Use larger pictures, or another model."
+    )
+  if data.image_size % unit:
+    raise ValueError(
+      f"--config.data.image_size={data.image_size} must be divisible by "
+      f"{unit}, the side of a patch, for --config.model.name="
+      f"{config.model.name!r}, so that patches cover the picture. Use "
+      f"{math.ceil(data.image_size / unit) * unit}."
     )
   if 0 < data.eval_resize_px < data.image_size:
     raise ValueError(

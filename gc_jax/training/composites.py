@@ -15,6 +15,7 @@ from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
 from gc_jax.method.types import Batch
 from gc_jax.models import pure_head
+from gc_jax.models.network import context_of
 from gc_jax.training.term import Draw, Explained, Seen, elementwise_cam
 
 
@@ -126,7 +127,12 @@ def consistency(
   target = _flat(jax.vmap(jnp.take)(target, layout.explained))
 
   composite_cam = cams.normalize_cam(
-    elementwise_cam(pure_head(model, key), model.features(composites), target)
+    elementwise_cam(
+      pure_head(model, key),
+      model.features(composites),
+      target,
+      context_of(model),
+    )
   )
   cam, composite_cam = compose.at_one_scale(
     cam, composite_cam, *seen.images.shape[1:3]
@@ -147,8 +153,9 @@ def _tile_cams(
   Under average pooling it is each image's own map. Under maximum pooling a
   channel speaks where it is largest, so for the image alone that has its
   maximum over all that hold the class; the others' maps lack it. The weights
-  of a perceptron belong to a cell's place: what it makes of four images does
-  not follow from what it makes of each, and the own maps are taken here too.
+  of a perceptron belong to a cell's place, and attention weighs each cell
+  against all others: what they make of four images does not follow from what
+  they make of each, and the own maps are taken here too.
 
   No image may sit in two cells: see `given`.
 
@@ -167,7 +174,8 @@ def _tile_cams(
 
   targets = by_composite(explained)
   if seen.model.pooling != "max":
-    cam = elementwise_cam(seen.classify, seen.features, targets)
+    num_context = context_of(seen.model)
+    cam = elementwise_cam(seen.classify, seen.features, targets, num_context)
   else:
     pooled = in_cells(how.grouped(seen.classify.pool(seen.features)))
     holds = layout.holds[..., None]

@@ -65,16 +65,22 @@ def train_and_evaluate(
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
   evaluation = Evaluation(config, mesh)
+  make_model = build.model_maker(config, num_classes, jax.default_backend())
+  model = nnx.eval_shape(make_model, models.init_key(config.seed))
+  model.eval()
+  _, left_out = evaluation.fitting(model)
   for line in announcement.announced(
     config, (train_set, *evaluation.splits), total_steps, mesh.size
   ):
+    speaking.say(line)
+  for line in left_out:
     speaking.say(line)
 
   with _opened(workdir, config, train_set), jax.set_mesh(mesh):
     _logger.info("%s. Writing to %s", parallel.describe(), workdir)
     with speaking.doing("compiling the first state"):
       graphdef, state = build.create_state(
-        build.model_maker(config, num_classes, jax.default_backend()),
+        make_model,
         tx,
         parallel.replicated(mesh),
         models.init_key(config.seed),

@@ -19,6 +19,7 @@ from gc_jax.method import cam as cams
 from gc_jax.method.fields import Fields
 from gc_jax.method.types import Batch
 from gc_jax.models import Head
+from gc_jax.models.network import context_of
 
 
 class Explained(NamedTuple):
@@ -59,17 +60,26 @@ class Seen:
     gradient that weighs them.
     """
     target = self.explained.target[:, None]
-    return elementwise_cam(self.classify, self.features, target)[:, 0]
+    num_context = context_of(self.model)
+    cam = elementwise_cam(self.classify, self.features, target, num_context)
+    return cam[:, 0]
 
 
 def elementwise_cam(
   classify: Callable[[Array], Array],
   features: Float[Array, "B h w D"],
   target: Int[Array, "B P"],
+  num_context: int = 0,
 ) -> Float[Array, "B P h w"]:
-  """Returns the element-wise Grad-CAM of every target, not normalised."""
+  """Returns the element-wise Grad-CAM of every target, not normalised.
+
+  It is of all but the last `num_context` channels, see `Network`.
+  """
   gradients = cams.class_gradients(classify, features, target)
-  return cams.elementwise_grad_cam(features[:, None], gradients)
+  explained = features.shape[-1] - num_context
+  return cams.elementwise_grad_cam(
+    features[:, None, ..., :explained], gradients[..., :explained]
+  )
 
 
 def every_image(

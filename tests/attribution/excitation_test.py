@@ -112,7 +112,7 @@ def test_maps_are_those_of_pytorch_by_hand(name, contrast):
 
 
 @pytest.mark.parametrize("name", ["resnet8-small", "squeezenet1_1", "vgg16"])
-def test_with_contrast_nothing_is_left_in_sum(name, small_perceptrons):
+def test_with_contrast_nothing_is_left_in_sum(name, small_models):
   signed, difference = propagated(made(name), 64, contrasts=True)
   assert np.abs(signed).max() > 0
   for values in (signed, difference):
@@ -120,7 +120,7 @@ def test_with_contrast_nothing_is_left_in_sum(name, small_perceptrons):
     np.testing.assert_allclose(total, 0, atol=1e-5)
 
 
-def test_the_default_layers_are_the_releases(small_perceptrons):
+def test_the_default_layers_are_the_releases(small_models):
   for name, layer in {
     "resnet18": "layer3",
     "resnet8-small": "layer1",

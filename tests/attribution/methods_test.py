@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.attribution import CONTROLS, METHODS, grids
+from gc_jax.attribution import CONTROLS, METHODS, grids, unfit
+from gc_jax.attribution.programs import DoesNotHold
 from gc_jax.attribution.taps import in_float32
 from gc_jax.method import metrics
 
@@ -25,23 +26,36 @@ def pixels():
   return jnp.asarray(values, jnp.uint8)
 
 
+def abstract(name):
+  """An architecture's shapes alone."""
+  make = lambda key: models.create(name, 3, key=key)
+  model = nnx.eval_shape(make, models.init_key(0))
+  model.eval()
+  return model
+
+
 def jitted(model, name, **settings):
   run = nnx.jit(functools.partial(METHODS[name], **settings))
   return functools.partial(run, model)
 
 
 @pytest.fixture(scope="module")
-def model(make_tiny):
-  net = make_tiny("max")
-  # Statistics of pixels, so that some maps are not empty.
-  net.train()
-  net.features(net.normalize(pixels()))
-  net.eval()
-  return net
+def model_for(make_for):
+  @functools.cache
+  def made(method):
+    net = make_for(method)("max")
+    # Statistics of pixels, so that some maps are not empty.
+    net.train()
+    net.features(net.normalize(pixels()))
+    net.eval()
+    return net
+
+  return made
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
-def test_each_class_is_explained_alone_jitted_or_not(model, name, settings):
+def test_each_class_is_explained_alone_jitted_or_not(model_for, name, settings):
+  model = model_for(name)
   before = jax.tree.map(np.array, nnx.state(model))
   both = jitted(model, name, **settings)(pixels(), TARGETS)
   alone = METHODS[name](model, pixels(), TARGETS[:, 1:], **settings)
@@ -52,8 +66,8 @@ def test_each_class_is_explained_alone_jitted_or_not(model, name, settings):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_bytes_and_fractions_give_the_same_map(model, name):
-  explain = jitted(model, name)
+def test_bytes_and_fractions_give_the_same_map(model_for, name):
+  explain = jitted(model_for(name), name)
   fractions = pixels().astype(jnp.float32) / 255
   np.testing.assert_allclose(
     explain(fractions, TARGETS), explain(pixels(), TARGETS), atol=1e-5
@@ -62,9 +76,9 @@ def test_bytes_and_fractions_give_the_same_map(model, name):
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_a_black_picture_one_logit_and_bfloat16_will_do(
-  make_tiny, name, settings
+  make_for, name, settings
 ):
-  model = make_tiny("average", 1, dtype=jnp.bfloat16)
+  model = make_for(name)("average", 1, dtype=jnp.bfloat16)
   model.eval()
   images = pixels().at[0].set(0)
   found = jitted(model, name, **settings)(images, jnp.zeros((2, 1), int))
@@ -76,10 +90,10 @@ def test_a_black_picture_one_logit_and_bfloat16_will_do(
 @pytest.mark.parametrize(
   ("name", "settings"), [c for c in CASES if c[0] not in CAMS or c[1]]
 )
-def test_nothing_is_rounded_inside_a_bfloat16_model(make_tiny, name, settings):
+def test_nothing_is_rounded_inside_a_bfloat16_model(make_for, name, settings):
   found = []
   for dtype in (jnp.float32, jnp.bfloat16):
-    model = make_tiny("max", dtype=dtype)
+    model = make_for(name)("max", dtype=dtype)
     model.eval()
     found.append(jitted(model, name, **settings)(pixels(), TARGETS))
   assert model.dtype == jnp.bfloat16  # left as it was
@@ -100,17 +114,41 @@ def test_a_layer_is_chosen_by_its_name(make_tiny, name):
 
 
 @pytest.mark.parametrize("method", [*METHODS, *CONTROLS])
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "squeezenet1_1"])
+@pytest.mark.parametrize(
+  "name", ["resnet18", "alexnet", "squeezenet1_1", "vit_tiny", "convnext_tiny"]
+)
 def test_the_sizes_of_maps_are_known_before_any_is_made(
-  name, method, small_perceptrons
+  name, method, small_models
 ):
   model = models.create(name, 3)
   model.eval()
   run = (METHODS | CONTROLS)[method]
   images = jax.ShapeDtypeStruct((1, 96, 131, 3), jnp.uint8)
   targets = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  cams = jax.eval_shape(functools.partial(run, model), images, targets)
+  graphdef, state = nnx.split(model)
+  maps = lambda state, *args: run(nnx.merge(graphdef, state), *args)
+  if method in METHODS and unfit([method], model, images):
+    with pytest.raises(DoesNotHold):
+      jax.eval_shape(maps, state, images, targets)
+    return
+  cams = jax.eval_shape(maps, state, images, targets)
   assert grids([run], model, 96, 131) == {cams.shape[2:]}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "convnext_tiny"])
+def test_methods_that_do_not_hold_are_known_before_any_is_made(
+  name, small_models
+):
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+  found = unfit(METHODS, abstract(name), images)
+  rules = {"cmwp", "excitation_backprop", "fullgrad"}
+  expected = {
+    "resnet18": {"attention_rollout"},
+    "vit_tiny": rules,
+    "convnext_tiny": {*rules, "attention_rollout"},
+  }
+  assert {*found} == expected[name]
+  assert all("must find" in why and "Use a" in why for why in found.values())
 
 
 # Controls look at neither model nor images.
@@ -146,7 +184,8 @@ def test_neither_control_knows_a_quadrant(name, cell):
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)
-def test_a_float64_model_is_explained_in_float64(model, name, settings):
+def test_a_float64_model_is_explained_in_float64(model_for, name, settings):
+  model = model_for(name)
   narrow = METHODS[name](model, pixels(), TARGETS, **settings)
   with jax.enable_x64(True):
     wide = nnx.clone(model)

@@ -26,7 +26,7 @@ def numbers(model):
   }
 
 
-def test_stages_go_from_the_head_down(small_perceptrons):
+def test_stages_go_from_the_head_down(small_models):
   stages = randomization.stages
   assert stages(made("resnet8-small")) == ("fc", "layer2", "layer1", "conv1")
   assert stages(made("alexnet")) == (
@@ -35,6 +35,10 @@ def test_stages_go_from_the_head_down(small_perceptrons):
   )
   fires = [f"features.{i}" for i in (12, 11, 10, 9, 7, 6, 4, 3, 0)]
   assert stages(made("squeezenet1_1")) == ("classifier.1", *fires)
+  blocks = ("encoder_layer_1", "encoder_layer_0")
+  assert stages(made("vit_tiny")) == ("heads", *blocks, "conv_proj")
+  parts = [f"features.{i}" for i in reversed(range(8))]
+  assert stages(made("convnext_tiny")) == ("classifier", *parts)
 
 
 class Stranger(nnx.Module):
@@ -56,15 +60,17 @@ def test_a_model_that_says_nothing_is_taken_by_its_attributes():
   assert changed == {"answer", "middle"}
 
 
-@pytest.mark.parametrize("name", ["resnet8-small", "alexnet"])
+@pytest.mark.parametrize(
+  "name", ["resnet8-small", "alexnet", "vit_tiny", "convnext_tiny"]
+)
 def test_down_to_a_stage_everything_changes_and_nothing_below(
-  name, small_perceptrons
+  name, small_models
 ):
   model = made(name)
   # Norms and biases as after training.
   rng = np.random.default_rng(0)
   for _, variable in nnx.to_flat_state(nnx.state(model)):
-    if variable[...].ndim == 1:
+    if variable[...].ndim in (1, 3):
       variable[...] = variable[...] + rng.uniform(0.5, 1, variable.shape)
   before = numbers(model)
   stages = randomization.stages(model)
@@ -90,6 +96,13 @@ def _belongs(path, stage):
   first, *rest = map(str, path)
   if first == "bn1":
     return stage == "conv1"
+  if first == "encoder":
+    place = {"layers": rest[1:2], "ln": ["heads"]}.get(rest[0], ["conv_proj"])
+    return stage in place
+  if first == "class_token":
+    return stage == "conv_proj"
+  if (first, stage) == ("head", "classifier"):
+    return True
   numbered = {"trunk": "features", "head": "classifier"}
   if first in numbered:
     return f"{numbered[first]}.{rest[0]}" == stage
@@ -97,11 +110,13 @@ def _belongs(path, stage):
 
 
 @pytest.mark.parametrize(
-  "name", ["resnet8-small", "alexnet", "vgg16", "squeezenet1_1"]
+  "name",
+  [
+    *("resnet8-small", "alexnet", "vgg16", "squeezenet1_1"),
+    *("vit_tiny", "convnext_tiny"),
+  ],
 )
-def test_weights_are_drawn_as_the_architecture_draws_them(
-  name, small_perceptrons
-):
+def test_weights_are_drawn_as_the_architecture_draws_them(name, small_models):
   """Of the same spread and tails as those of a new model."""
   model = made(name)
   last = randomization.stages(model)[-1]

@@ -29,21 +29,28 @@ def pixels(photographs):
   )
 
 
-@pytest.fixture(scope="module")
-def model(make_tiny, pixels):
+def seen(net, pixels):
   """In training mode, with the statistics of photographs."""
-  net = make_tiny("max")
   net.train()
   net.features(net.normalize(jnp.asarray(pixels)))
   return net
 
 
 @pytest.fixture(scope="module")
-def evaluated(model):
-  """The same model, in evaluation mode."""
+def model(make_tiny, pixels):
+  return seen(make_tiny("max"), pixels)
+
+
+def in_evaluation(model):
   copy = nnx.clone(model)
   copy.eval()
   return copy
+
+
+@pytest.fixture(scope="module")
+def evaluated(model):
+  """The same model, in evaluation mode."""
+  return in_evaluation(model)
 
 
 def assert_close(maps, expected, atol=1e-6):
@@ -71,9 +78,9 @@ def test_predictions_are_the_models_own_logits_in_evaluation_mode(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_maps_are_those_of_the_method_called_directly(
-  model, evaluated, pixels, method
-):
+def test_maps_are_those_of_the_method_called_directly(make_for, pixels, method):
+  model = seen(make_for(method)("max"), pixels)
+  evaluated = in_evaluation(model)
   raw = gc_jax.explain(model, pixels, [3, 7], method, normalize=False)
   expected = nnx.jit(METHODS[method])(
     evaluated, jnp.asarray(pixels), jnp.array([[3], [7]])

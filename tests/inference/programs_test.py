@@ -44,9 +44,9 @@ def called(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_exported_for_any_batch(
-  method, make_tiny, images, called
+  method, make_for, images, called
 ):
-  model = make_tiny("max" if method == "gradcam" else "average")
+  model = make_for(method)("max" if method == "gradcam" else "average")
   model.eval()
   made = programs.make(model, SIZE, method)
   assert made.one_by_one == ""
@@ -81,7 +81,7 @@ def test_a_target_of_minus_one_is_the_class_predicted(
   )
 
 
-def test_perceptrons_take_any_batch(small_perceptrons):
+def test_perceptrons_take_any_batch(small_models):
   for name in ("alexnet", "vgg16"):
     model = models.create(name, 3)
     made = programs.make(model, 64, "gradcam_elementwise", ("cpu",))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models import chain, network
+from gc_jax.models import chain, convnext, network, vit
 
 # torchvision's own numbers of parameters at 1,000 classes; the grid of features
 # of 224 and 448 pixels.
@@ -21,6 +21,10 @@ SIZES = {
   "resnet34": (21_797_672, 7, 14),
   "resnet50": (25_557_032, 7, 14),
   "resnet101": (44_549_160, 7, 14),
+  "vit_tiny": (5_717_416, 14, 28),
+  "vit_small": (22_050_664, 14, 28),
+  "vit_base": (86_567_656, 14, 28),
+  "convnext_tiny": (28_589_128, 7, 14),
 }
 SMALL = {"resnet8-small", "resnet11-small", "alexnet-small"}
 
@@ -61,10 +65,13 @@ def test_the_smallest_picture_leaves_a_cell_and_a_smaller_one_none(name):
 def test_every_architecture_with_a_global_pooling_comes_with_both():
   maximum = {name for name in models.MODELS if models.is_gmp(name)}
   plain = models.MODELS.keys() - maximum
-  # The perceptrons of AlexNet and VGG16 take a grid of features.
+  # The perceptrons of AlexNet and VGG16 take a grid of features, a ViT's class
+  # token is given all of them.
   assert plain == {*SIZES, *SMALL}
-  perceptrons = {"alexnet", "alexnet-small", "vgg16"}
-  assert {models.without_gmp(n) for n in maximum} == plain - perceptrons
+  assert {models.without_gmp(n) for n in maximum} == plain - {
+    *("alexnet", "alexnet-small", "vgg16"),
+    *("vit_tiny", "vit_small", "vit_base"),
+  }
   for name in ("resnet8-small", "squeezenet1_1"):
     pair = abstract(name), abstract(f"{name}-gmp")
     assert [model.pooling for model in pair] == ["average", "max"]
@@ -155,11 +162,35 @@ def tiny_squeezenet():
   )
 
 
-@pytest.mark.parametrize("kind", ["resnet", "chain", "squeezenet"])
+def tiny_vit():
+  return vit.VisionTransformer(
+    *(5,),
+    num_layers=2,
+    num_heads=2,
+    channels=8,
+    patch=4,
+    grid=2,
+    rngs=nnx.Rngs(models.init_key(0)),
+  )
+
+
+def tiny_convnext():
+  return convnext.ConvNeXt(
+    *(5,),
+    stage_sizes=(1, 2),
+    widths=(4, 8),
+    layer_scale=0.5,
+    rngs=nnx.Rngs(models.init_key(0)),
+  )
+
+
+@pytest.mark.parametrize(
+  "kind", ["resnet", "chain", "squeezenet", "vit", "convnext"]
+)
 def test_recomputing_segments_changes_nothing(make_tiny, kind):
   """Outputs, gradients, and running statistics, which are updated once."""
   make = {"chain": tiny_chain, "squeezenet": tiny_squeezenet}
-  make["resnet"] = make_tiny
+  make |= {"resnet": make_tiny, "vit": tiny_vit, "convnext": tiny_convnext}
   results, recomputed = [], []
   for remat in (False, True):
     graphdef, params, rest = nnx.split(make[kind](), nnx.Param, ...)
@@ -175,7 +206,8 @@ def test_recomputing_segments_changes_nothing(make_tiny, kind):
     recomputed.append(str(jax.make_jaxpr(loss)(params)).count("remat"))
     results.append(jax.jit(step)(params))
   assert recomputed[0] == 0
-  assert recomputed[1] >= {"resnet": 1, "chain": 2, "squeezenet": 2}[kind]
+  segments = {"resnet": 1, "chain": 2, "squeezenet": 2, "vit": 1, "convnext": 4}
+  assert recomputed[1] >= segments[kind]
   for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
     # The same operations; float32 sums may be taken in another order.
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -166,7 +166,7 @@ print(json.dumps([dir(torchvision.models), shapes]))
 @pytest.mark.slow
 def test_torchvision_has_what_cards_name_with_our_names_and_shapes(with_timm):
   codes = {
-    name: known.torch_code.format(num_classes=3)
+    name: known.torch_code.format(num_classes=3, image_size=224)
     for name, known in models.MODELS.items()
     if not models.is_gmp(name)
   }
@@ -174,7 +174,7 @@ def test_torchvision_has_what_cards_name_with_our_names_and_shapes(with_timm):
     in_subprocess(_IN_TORCHVISION, with_timm, json.dumps(codes))
   )
   assert set(there) >= architecture.TORCHVISION
-  assert len(codes) == 10
+  assert len(codes) == 14
   for name in codes:
     ours = names.torch_shapes(name, 3)
     assert shapes[name] == {key: list(shape) for key, shape in ours.items()}
@@ -194,7 +194,7 @@ def test_no_card_names_a_model_that_torchvision_lacks(monkeypatch):
   assert loading.timm_config(exported("wide"))["library"] == "pytorch"
   pooled = models.MODELS["resnet18"].changed(pooling="max")
   monkeypatch.setitem(models.MODELS, "mine", pooled)
-  assert "AdaptiveMaxPool2d" in loading.code_by_names("a.pth", "mine", 3)
+  assert "AdaptiveMaxPool2d" in loading.code_by_names("a.pth", "mine", 3, 64)
 
 
 def test_a_model_that_timm_lacks_names_its_library():

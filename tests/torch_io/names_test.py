@@ -9,25 +9,26 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import METHODS
+from gc_jax.models import network
 from gc_jax.torch_io import load_initial, load_model, names
 from tests.torch_io import torch_models
 from tests.torch_io.conftest import NAME, same, save
 
 GRAD_CAMS = ("gradcam", "gradcam_elementwise")
 
-# The deep and the small ones of a family have no other kind of layer.
+# The deep, wide and small ones of a family have no other kind of layer.
 NAMES = sorted(
   name
   for name in models.MODELS
   if "-small" not in name
-  and models.without_gmp(name) not in ("resnet34", "resnet101")
+  and models.without_gmp(name)
+  not in ("resnet34", "resnet101", "vit_small", "vit_base")
 )
 NUM_CLASSES = 5
-HIDDEN = 64  # as the fixture `small_perceptrons` makes ours
 
 
 def twin(name):
-  small = {"hidden": HIDDEN} if name in ("alexnet", "vgg16") else {}
+  small = torch_models.small(name)
   return torch_models.create(name, NUM_CLASSES, **small).eval()
 
 
@@ -36,7 +37,7 @@ def arrays(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_go_to_pytorch_and_back_bit_for_bit(name, small_perceptrons):
+def test_weights_go_to_pytorch_and_back_bit_for_bit(name, small_models):
   theirs = twin(name)
   there = arrays(theirs)
   back = names.to_torch(names.from_torch(name, there, "PyTorch"))
@@ -50,9 +51,7 @@ def test_weights_go_to_pytorch_and_back_bit_for_bit(name, small_perceptrons):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_features_logits_and_maps_are_pytorchs_at_any_size(
-  name, small_perceptrons
-):
+def test_features_logits_and_maps_are_pytorchs_at_any_size(name, small_models):
   """Odd sizes show strides, paddings and borders; all float32."""
   theirs = twin(name)
   ours = names.from_torch(name, arrays(theirs), "PyTorch")
@@ -84,6 +83,8 @@ def test_features_logits_and_maps_are_pytorchs_at_any_size(
   close(features, seen.permute(0, 2, 3, 1))
   close(logits, scores)
   (gradient,) = torch.autograd.grad(scores[0, 1] + scores[1, 3], seen)
+  explained = seen.shape[1] - network.context_of(ours)
+  seen, gradient = seen[:, :explained], gradient[:, :explained]
   mean = gradient.mean((2, 3), keepdim=True)
   close(cams["gradcam_elementwise"], (gradient * seen).sum(1).relu())
   close(cams["gradcam"], (mean * seen).sum(1).relu())

@@ -9,9 +9,13 @@ from gc_jax.torch_io import proof
 
 
 @pytest.mark.parametrize(
-  "name", ["alexnet", "squeezenet1_1-gmp", "resnet18", "resnet50-gmp", "vgg16"]
+  "name",
+  [
+    *("alexnet", "squeezenet1_1-gmp", "resnet18", "resnet50-gmp", "vgg16"),
+    *("vit_tiny", "convnext_tiny-gmp"),
+  ],
 )
-def test_every_family_is_compared(name, tmp_path, small_perceptrons):
+def test_every_family_is_compared(name, tmp_path, small_models):
   """The functional passes against our models; float32 roundings."""
   model = models.create(name, 4, key=models.init_key(3))
   path = tmp_path / "a.safetensors"

@@ -1,0 +1,222 @@
+"""Attention rollout with gradients: which patches reach a logit by attention.
+
+Attention is found in the traced program, whatever wrote it: numbers over their
+sum, of what an exponential gave (a softmax), in a product with activations.
+
+Source: Chefer et al. 2021, arXiv:2103.15679, eq. 5 and 6.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gc_jax.attribution import programs
+from gc_jax.attribution.programs import DoesNotHold, Operation, Value
+from gc_jax.attribution.wrapping import Tapped, tapped
+
+
+def attention_rollout(
+  model: nnx.Module | Tapped, images: Array, targets: Int[Array, "B P"]
+) -> Float[Array, "B P h w"]:
+  """Returns how far each patch reaches the logit through all attentions.
+
+  R = (I + M_L) ... (I + M_1) - I,  M_l = mean over heads of relu(dA_l * A_l)
+
+  A_l are the shares of the l-th attention, dA_l the logit's gradient by them.
+  The map is the class token's row of R. Where no token comes before the grid
+  there is none, and it is the mean of all rows.
+
+  Raises:
+    DoesNotHold: there is no attention of all tokens on all, or the place of a
+      wrapped model does not say which are patches.
+
+  Source: Chefer et al. 2021, arXiv:2103.15679.
+  Differs: without a class token, theirs says nothing.
+  """
+  net = tapped(model)
+  images = net.prepared(images)
+  grid = jax.eval_shape(lambda net, x: net(x)[1], net, images).shape[1:3]
+
+  def found(images, probes):
+    rule = _Attentions(probes)
+    walked = programs.walk(lambda x: net(x)[0], (images,), rule)
+    return walked.array, rule.found
+
+  shapes, axes = _shapes_and_axes(found, images)
+  prefix = _prefix(shapes, axes, grid, net)
+  probes = [jnp.zeros(shape, net.dtype) for shape in shapes]
+
+  def forward(probes):
+    logits, attentions = found(images, probes)
+    return logits, [each.shares for each in attentions]
+
+  logits, pull, shares = jax.vjp(forward, probes, has_aux=True)
+
+  def one_target(target):
+    start = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
+    (gradients,) = pull(start)
+    num_tokens = prefix + grid[0] * grid[1]
+    row = jnp.zeros((logits.shape[0], num_tokens), logits.dtype)
+    row = row.at[:, 0].set(1) if prefix else row + 1 / num_tokens
+    first = row
+    for gradient, share, at in reversed(
+      [*zip(gradients, shares, axes, strict=True)]
+    ):
+      mixed = at.ordered(jax.nn.relu(gradient * share)).mean(-1)
+      row += jnp.einsum("bq,bqk->bk", row, mixed, precision="highest")
+    return (row - first)[:, prefix:].reshape(-1, *grid)
+
+  return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
+
+
+class _Axes(NamedTuple):
+  """Where an attention has images, queries and keys; the others are heads."""
+
+  images: int
+  queries: int
+  keys: int
+
+  def ordered(self, x: Array) -> Float[Array, "B q k heads"]:
+    """Returns shares or gradients, all heads in the last axis."""
+    x = jnp.moveaxis(x, self, (0, 1, 2))
+    return x.reshape(*x.shape[:3], -1)
+
+
+class _Attention(NamedTuple):
+  shares: Array
+  batched: Sequence[int]  # axes of images and heads
+  queries: Sequence[int]
+  keys: Sequence[int]
+
+
+def _shapes_and_axes(found, images: Array):
+  """Returns of each attention the shape, and what its axes are.
+
+  The axis of images is the one that grows if an image more comes.
+  """
+
+  def shapes_of(count):
+    seen = []
+
+    def look(images):
+      seen.extend(found(images, None)[1])
+      return images
+
+    more = jax.ShapeDtypeStruct((count, *images.shape[1:]), images.dtype)
+    jax.eval_shape(look, more)
+    return seen
+
+  count = images.shape[0]  # may have no number yet, in an export
+  few, more = shapes_of(count), shapes_of(count + 1)
+  if not few:
+    raise DoesNotHold(
+      "Attention rollout must find attention, a softmax in a product with "
+      "activations; this model has none outside of loops. Use a Grad-CAM."
+    )
+  axes = []
+  for one, other in zip(few, more, strict=True):
+    shape = one.shares.shape
+    of_images = [
+      axis
+      for axis in one.batched
+      if (shape[axis], other.shares.shape[axis]) == (count, count + 1)
+    ]
+    if not len(of_images) == len(one.queries) == len(one.keys) == 1:
+      raise _not_of_all(shape)
+    axes.append(_Axes(*of_images, *one.queries, *one.keys))
+  return [one.shares.shape for one in few], axes
+
+
+def _prefix(shapes, axes, grid, net: Tapped) -> int:
+  """Returns how many tokens come before those of the grid."""
+  for shape, at in zip(shapes, axes, strict=True):
+    num_tokens = shape[at.keys]
+    if shape[at.queries] != num_tokens or num_tokens != shapes[0][axes[0].keys]:
+      raise _not_of_all(shape)
+  prefix = num_tokens - grid[0] * grid[1]
+  if prefix < 0 or (net.cells.grid and prefix != net.cells.prefix):
+    raise DoesNotHold(
+      f"Attention rollout must know which of {num_tokens} tokens are patches; "
+      f"at {net.at!r} are {grid[0]} x {grid[1]} cells. Wrap the model where "
+      "its patches are, with grid=(h, w) and prefix=n."
+    )
+  return prefix
+
+
+def _not_of_all(shape) -> DoesNotHold:
+  return DoesNotHold(
+    "Attention rollout must find attention of all tokens on all, as in a ViT; "
+    f"this model has one whose shares have shape {shape}. Use a Grad-CAM."
+  )
+
+
+class _Part(NamedTuple):
+  """What a value is of a softmax: its "exp", the "sum" of it, or "shares"."""
+
+  kind: str
+  of: Any  # the same for all parts of one softmax
+
+
+class _Attentions:
+  """Computes each operation as it is, and finds attention among them.
+
+  Args:
+    probes: added to the shares of each attention, in order; None: none.
+
+  Attributes:
+    found: every attention, its shares without the probe.
+  """
+
+  def __init__(self, probes: Sequence[Array] | None):
+    self._probes = probes
+    self.found: list[_Attention] = []
+
+  def __call__(self, operation: Operation) -> list[Value]:
+    """Returns the outputs, with what they are of a softmax."""
+    arrays = list(operation.arrays)
+    notes = [operation.operands[i].note for i in operation.followed]
+    note = None
+    if operation.name == "exp":
+      note = _Part("exp", object())
+    elif operation.name == "reduce_sum" and _is(notes[0], "exp"):
+      note = _Part("sum", notes[0].of)
+    elif operation.name == "div" and len(notes) == 2:
+      above, below = notes
+      if _is(above, "exp") and _is(below, "sum") and above.of is below.of:
+        note = _Part("shares", above.of)
+    elif operation.name in programs.MOVES | {"select_n"} and len(notes) == 1:
+      note = notes[0]
+    elif operation.name == "dot_general" and len(notes) == 2:
+      places = [i for i in (0, 1) if _is(notes[i], "shares")]
+      if len(places) == 1:
+        arrays[places[0]] = self._probed(operation, places[0])
+    return [Value(x, True, note) for x in operation.compute(arrays)]
+
+  def _probed(self, operation: Operation, place: int) -> Array:
+    shares = operation.arrays[place]
+    contracted, batched = operation.params["dimension_numbers"]
+    keys, batched = contracted[place], batched[place]
+    # A group of heads that share their keys may have an axis of its own.
+    queries = [
+      axis
+      for axis in range(shares.ndim)
+      if axis not in (*keys, *batched)
+      and shares.shape[axis] == _size(shares, keys)
+    ]
+    self.found.append(_Attention(shares, batched, queries, keys))
+    if self._probes is None:
+      return shares
+    return shares + self._probes[len(self.found) - 1].astype(shares.dtype)
+
+
+def _size(x: Array, axes: Sequence[int]) -> int:
+  return math.prod(x.shape[axis] for axis in axes)
+
+
+def _is(note: _Part | None, kind: str) -> bool:
+  return note is not None and note.kind == kind

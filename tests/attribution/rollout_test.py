@@ -1,0 +1,194 @@
+"""Attention rollout against the paper's equation, in any way of writing."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import gc_jax
+from gc_jax.attribution import METHODS, taps
+from gc_jax.attribution.programs import DoesNotHold
+from gc_jax.models import vit
+
+TARGETS = jnp.array([[0, 1], [2, 0]])
+GRID, HEADS, DEPTH = (2, 3), 2, 8
+rollout = METHODS["attention_rollout"]
+
+
+def by_hand(score, shares, row):
+  """The paper's R by products of matrices, and the row that is asked for.
+
+  Args:
+    score: of the probes added to each attention's shares `[B H n n]`.
+    shares: of each attention.
+    row: R -> the map.
+  """
+  gradients = jax.grad(score)([jnp.zeros_like(each) for each in shares])
+  num = shares[0].shape[-1]
+  relevance = jnp.broadcast_to(jnp.eye(num), (len(shares[0]), num, num))
+  for gradient, share in zip(gradients, shares, strict=True):
+    mixed = jax.nn.relu(gradient * share).mean(1)
+    relevance = relevance + mixed @ relevance
+  return row(relevance)
+
+
+def test_of_our_vit_it_is_the_class_tokens_row_of_the_papers_matrix(
+  make_tiny_vit,
+):
+  model = make_tiny_vit()
+  model.eval()
+  images = jax.random.uniform(jax.random.key(0), (2, 16, 20, 3))
+  graphdef, state = nnx.split(model)
+
+  def run(probes, target):
+    """Attention once more, from its equation."""
+    seen = []
+
+    def call(path, module, x):
+      weight, bias = module.in_proj_weight[...], module.in_proj_bias[...]
+      parts = jnp.split(x @ weight + bias[None, None], 3, -1)
+      heads = [each.reshape(*x.shape[:2], 2, 4) for each in parts]
+      scores = jnp.einsum("bqhd,bkhd->bhqk", heads[0], heads[1]) / 2
+      seen.append(jax.nn.softmax(scores))
+      shares = seen[-1] + (0 if probes is None else probes[len(seen) - 1])
+      found = jnp.einsum("bhqk,bkhd->bqhd", shares, heads[2])
+      return module.out_proj(found.reshape(x.shape))
+
+    copy = taps.intercept(nnx.merge(graphdef, state), vit.Attention, call)
+    logits = copy.classify(copy.features(copy.normalize(images)))
+    return jnp.take_along_axis(logits, target[:, None], 1).sum(), seen
+
+  row = lambda relevance: relevance[:, 0, 1:].reshape(2, 4, 5)
+  found = jax.jit(lambda x: rollout(model, x, TARGETS))(images)
+  for p, target in enumerate(TARGETS.T):
+    _, shares = run(None, target)
+    assert len(shares) == 2
+    score = lambda probes, target=target: run(probes, target)[0]
+    expected = by_hand(score, shares, row)
+    assert expected.max() > 0
+    np.testing.assert_allclose(
+      found[:, p], expected, atol=1e-5 * float(expected.max())
+    )
+  wrapped = rollout(gc_jax.wrap(model), images, TARGETS)
+  np.testing.assert_allclose(wrapped, found, rtol=1e-3, atol=1e-6)
+
+
+def plain(q, k, v, probe=None):
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / DEPTH**0.5
+  above = jnp.exp(scores - scores.max(-1, keepdims=True))
+  shares = above / above.sum(-1, keepdims=True)
+  shares = shares if probe is None else shares + probe
+  return jnp.einsum("bhqk,bkhd->bqhd", shares, v)
+
+
+def one_head(q, k, v):
+  return jax.nn.softmax(q @ k.T / DEPTH**0.5) @ v
+
+
+# Batches and heads in any order of axes.
+WAYS = {
+  "plain": plain,
+  "jax": jax.nn.dot_product_attention,
+  "nnx": nnx.dot_product_attention,
+  "linen": nn.dot_product_attention,
+  "vmap": jax.vmap(jax.vmap(one_head, in_axes=1, out_axes=1)),
+  "heads first": lambda *qkv: jax.vmap(
+    jax.vmap(one_head), in_axes=2, out_axes=2
+  )(*qkv),
+}
+
+
+def net_of(attend, x, tap, probes=(None, None)):
+  """Two attentions of 6 patches and perhaps a token before them."""
+  weights = jax.random.normal(jax.random.key(0), (2, 3, 16, 16)) / 4
+  x = tap(x)
+  for (q, k, v), probe in zip(weights, probes, strict=True):
+    heads = [(x @ w).reshape(*x.shape[:2], HEADS, DEPTH) for w in (q, k, v)]
+    extra = (probe,) if attend is plain else ()
+    x = x + jnp.tanh(attend(*heads, *extra)).reshape(x.shape)
+  return x
+
+
+def tokens(count):
+  return jax.random.normal(jax.random.key(1), (2, count, 16))
+
+
+HEAD = jax.random.normal(jax.random.key(2), (16, 5))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_is_found_however_it_is_written(way, prefix):
+  read = (lambda x: x[:, 0]) if prefix else (lambda x: x.mean(1))
+  run = lambda x, tap: read(net_of(WAYS[way], x, tap)) @ HEAD
+  net = gc_jax.wrap(run, grid=GRID, prefix=prefix)
+  x = tokens(prefix + 6)
+  found = rollout(net, x, TARGETS)
+
+  def shares_of(x):
+    """Both attentions' shares: what a probe of one key alone adds."""
+    seen = []
+
+    def attend(q, k, v):
+      scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / DEPTH**0.5
+      seen.append(jax.nn.softmax(scores))
+      return plain(q, k, v)
+
+    net_of(attend, x, lambda x: x)
+    return seen
+
+  def row(relevance):
+    relevance = relevance - jnp.eye(relevance.shape[-1])[None]
+    of = relevance[:, 0] if prefix else relevance.mean(1)
+    return of[:, prefix:].reshape(2, *GRID)
+
+  def score(probes, target):
+    logits = read(net_of(plain, x, lambda x: x, probes)) @ HEAD
+    return jnp.take_along_axis(logits, target[:, None], 1).sum()
+
+  for p, target in enumerate(TARGETS.T):
+    expected = by_hand(
+      functools.partial(score, target=target), shares_of(x), row
+    )
+    np.testing.assert_allclose(
+      found[:, p], expected, atol=1e-5 * float(expected.max())
+    )
+
+
+def windows(x, tap):
+  """Attention within each half of the tokens."""
+  halves = tap(x).reshape(2 * len(x), 3, 16)
+  return net_of(plain, halves, lambda x: x).reshape(x.shape).mean(1) @ HEAD
+
+
+@pytest.mark.parametrize(
+  "run, wanted, message",
+  [
+    (lambda x, tap: tap(x).mean(1) @ HEAD, {}, "none outside of loops"),
+    (windows, {}, r"of all tokens on all.*\(4, 2, 3, 3\)"),
+    (
+      lambda x, tap: net_of(plain, x, lambda x: tap(x[:, :4])).mean(1) @ HEAD,
+      {"grid": (2, 2)},
+      None,
+    ),
+    (
+      lambda x, tap: (
+        net_of(plain, jnp.pad(tap(x), ((0, 0), (2, 0), (0, 0))), lambda x: x)
+        .mean(1) @ HEAD
+      ),
+      {},
+      "which of 8 tokens are patches; at 'tap' are 2 x 3 cells",
+    ),
+  ],
+)  # fmt: skip
+def test_what_has_no_attention_of_all_tokens_says_so(run, wanted, message):
+  net = gc_jax.wrap(run, **({"grid": GRID, "prefix": 0} | wanted))
+  if message is None:
+    assert rollout(net, tokens(6), TARGETS).shape == (2, 2, 2, 2)
+    return
+  with pytest.raises(DoesNotHold, match=message):
+    rollout(net, tokens(6), TARGETS)
