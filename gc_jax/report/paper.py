@@ -11,7 +11,7 @@ where architecture and pooling are the same.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gc_jax import data
 from gc_jax.attribution import CONTROLS, title_of
@@ -173,17 +173,25 @@ TABLES = {
 }
 
 
-def make_layouts(models: Models) -> list[Table]:
+def make_layouts(
+  models: Models, stands_for: Mapping[str, str] | None = None
+) -> list[Table]:
   """Returns the paper's tables of this data set, none of any other.
 
   Tables without a number of ours are left out, unless every question was asked.
 
   Args:
     models: as for `tables.overview`.
+    stands_for: architecture to that of the paper whose rows go beside it; the
+      data set then stands for ImageNet, or for COCO where a picture shows
+      several classes.
   """
-  data_name = tables.first(models).about.data_name
+  about = tables.first(models).about
+  data_name = about.data_name
+  if stands_for is not None:
+    data_name = "coco" if about.multi_label else "imagenet"
   made = [
-    _LAYOUTS.get(number, _maps_table)(models, number)
+    _LAYOUTS.get(number, _maps_table)(models, number, stands_for)
     for number, paper in TABLES.items()
     if paper.data_name == data_name
   ]
@@ -203,7 +211,7 @@ def _has_numbers(table: Table) -> bool:
   )
 
 
-def _maps_table(models: Models, number: int) -> Table:
+def _maps_table(models: Models, number: int, stands_for) -> Table:
   """Returns Table 1, 2, 3 or 4: a block of rows for each method."""
   paper = TABLES[number]
   columns = [tables.column(name, decimals=2) for name in paper.columns]
@@ -212,10 +220,10 @@ def _maps_table(models: Models, number: int) -> Table:
     for method in (*paper.methods, *CONTROLS)
     for row in tables.method_rows(models, method, columns)
   ]
-  return _finished(models, number, columns, rows)
+  return _finished(models, number, columns, rows, stands_for)
 
 
-def _variants_table(models: Models, number: int) -> Table:
+def _variants_table(models: Models, number: int, stands_for) -> Table:
   """Returns Table 5: both variants of Grad-CAM beside each other."""
   columns = []
   for key, (metric, method) in VARIANTS.items():
@@ -237,27 +245,31 @@ def _variants_table(models: Models, number: int) -> Table:
   ]
   for control in CONTROLS:  # which know no variant: one number under both
     rows += tables.method_rows(models, control, columns)
-  return _finished(models, number, columns, rows)
+  return _finished(models, number, columns, rows, stands_for)
 
 
-def _attacks_table(models: Models, number: int) -> Table:
+def _attacks_table(models: Models, number: int, stands_for) -> Table:
   """Returns Table 6, with rows for the other attacks on each model."""
   columns = tables.attack_columns(models, 2, EPSILONS)
   rows = tables.attack_rows(models, columns)
-  return _finished(models, number, columns, rows)
+  return _finished(models, number, columns, rows, stands_for)
 
 
 _LAYOUTS = {5: _variants_table, 6: _attacks_table}
 
 
 def _finished(
-  models: Models, number: int, columns: Sequence[Column], rows: Sequence[Row]
+  models: Models,
+  number: int,
+  columns: Sequence[Column],
+  rows: Sequence[Row],
+  stands_for: Mapping[str, str] | None,
 ) -> Table:
   """Returns the table, the paper's rows before the controls, with notes."""
   paper = TABLES[number]
   own = [row for row in rows if not row.is_control]
   controls = [row for row in rows if row.is_control]
-  quoted = _paper_rows(models, number)
+  quoted = _paper_rows(models, number, stands_for)
   laid_out = f"Laid out as the paper's Table {number}, {paper.caption}"
   if not quoted:
     laid_out += "; it has no row of such a model, so none stands here"
@@ -272,19 +284,29 @@ def _finished(
   if quoted and paper.caveat:
     notes.append(paper.caveat)
   what = paper.caption.partition(" on the ")[0]
-  title = f"{what}, {data.title(paper.data_name)}"
+  on = data.title(paper.data_name)
+  if stands_for is not None:
+    notes.append(
+      f"The paper's rows are of {on}, and of the architecture that ours stands "
+      "for: see whether rows differ alike, not how high they are."
+    )
+    on = describe.data_title(tables.first(models).about)
+  title = f"{what}, {on}"
   ordered = [*own, *quoted, *controls]
   return Table(columns, ordered, title, notes, number=number)
 
 
-def _paper_rows(models: Models, number: int) -> list[Row]:
+def _paper_rows(
+  models: Models, number: int, stands_for: Mapping[str, str] | None
+) -> list[Row]:
   """Returns the paper's rows that ours compare with, in its order."""
   paper = TABLES[number]
   abouts = [members[0].about for members in models.values()]
   wanted = {
-    (without_gmp(about.architecture), name)
+    ((stands_for or {}).get(architecture, architecture), name)
     for about in abouts
-    if about.data_name == paper.data_name
+    if about.data_name == paper.data_name or stands_for is not None
+    for architecture in [without_gmp(about.architecture)]
     for name in describe.paper_names(about)
   }
   titles = {

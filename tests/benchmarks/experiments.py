@@ -31,9 +31,14 @@ _KEPT = {*artefact.FILENAMES, saved_config.FILENAME, logs.FILENAME}
 class Experiment(NamedTuple):
   """A run: its folder's name, and the arguments of `gc_jax.main`."""
 
-  name: str
+  name: str  # with its seed behind a "_", where it has several
   arguments: tuple[str, ...]
   with_pictures: bool = False  # whether a small one keeps some of its pictures
+
+  @property
+  def cell(self) -> str:
+    """Returns its name without the seed."""
+    return self.name.rpartition("_")[0]
 
   def secs(self, out: Path) -> float | None:
     """Returns how long it took; None if it is not finished."""

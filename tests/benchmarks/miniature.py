@@ -7,7 +7,8 @@ questions need over three, one run at a time, three to five minutes each on two
 idle cores. Stop it whenever you like, and run it again to continue; what is
 finished is never made again. The most telling runs come first. `--small` leaves
 of each finished run what tables and tests need, without its weights; `--list`
-shows what is done, and makes nothing; `--cells` takes some of them:
+shows what is done, and makes nothing; `--page` writes the page of what is done,
+OUT/README.md, as every call does at its end; `--cells` takes some of them:
 
   python -m tests.benchmarks.miniature --out=runs/miniature --small \
     --cells 'digits-resnet-*' --seeds 0
@@ -17,9 +18,10 @@ import argparse
 import fnmatch
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from configs import miniature
-from tests.benchmarks import experiments
+from tests.benchmarks import experiments, miniature_page
 from tests.benchmarks.experiments import Experiment
 
 SEEDS = 5
@@ -34,29 +36,34 @@ CELLS = tuple(
   for row in miniature.ROWS[architecture]
 )
 _COMPOSITE_CELLS = 16**2  # of the ResNets' features, 128 pixels
+_SLOW = {
+  "num_epochs": 16.0,
+  "optim__lr_per_256": 0.16,
+  "optim__warmup_epochs": 2.0,
+}
 
 
 def _digits(row: str, **fields) -> tuple[str, dict]:
   return f"digits-resnet-{row}", fields
 
 
-# What the paper leaves open: name -> variant, and the fields that are changed.
+# Variants with other fields than the tables', for what the paper leaves open.
 # The fields are below `config`, "__" for a dot.
-QUESTIONS: dict[str, tuple[str, dict]] = {
-  # packed against independent
+VARIATIONS: dict[str, tuple[str, dict]] = {
   "digits-independent": _digits("gc", compose__mode="independent"),
   "objects-independent": (
     "objects-resnet-gc",
     {"compose__mode": "independent"},
   ),
-  # λ, and its ramp
-  "digits-lambda10": _digits("gc", loss__consistency_weight=10.0),
-  "digits-lambda25": _digits("gc", loss__consistency_weight=25.0),
-  "digits-lambda150": _digits("gc", loss__consistency_weight=150.0),
-  "digits-lambda300": _digits("gc", loss__consistency_weight=300.0),
+  **{
+    f"digits-lambda{weight}": _digits(
+      "gc", loss__consistency_weight=float(weight)
+    )
+    for weight in (10, 25, 150, 300)
+  },
   "digits-ramp0": _digits("gc", loss__ramp_epochs=0.0),
   "digits-ramp90": _digits("gc", loss__ramp_epochs=9.0),
-  # mean against sum: the same weight of a cell, and the paper's λ literally
+  # The same weight of a cell as with "mean", and one that is 3.4 times as high.
   "digits-sum": _digits(
     "gc",
     loss__reduction="sum",
@@ -65,9 +72,7 @@ QUESTIONS: dict[str, tuple[str, dict]] = {
   "digits-sum1": _digits(
     "gc", loss__reduction="sum", loss__consistency_weight=1.0
   ),
-  # stop-gradient
   "digits-stop": _digits("gc", loss__stop_gradient=True),
-  # how often the background follows the class; 0.5 is the variants' own
   **{
     f"digits-{row}-background{percent}": _digits(
       row, data__background_frac=percent / 100
@@ -75,31 +80,86 @@ QUESTIONS: dict[str, tuple[str, dict]] = {
     for percent in (0, 90)
     for row in ("ce", "gc")
   },
-  # Why GMP+GC gains less than in the paper. These are chosen among, so they are
-  # tested on the validation split.
+  # These are chosen among, so they are tested on the validation split.
   **{
     f"digits-{row}-{how}": _digits(row, data__eval_split="validation", **fields)
-    for how, rows in {
-      "tried": {"gmp": {}, "gmp_gc": {}},
-      "lambda5": {"gmp_gc": {"loss__consistency_weight": 5.0}},
-      "lambda100": {"gmp_gc": {"loss__consistency_weight": 100.0}},
-      "ramp0": {"gmp_gc": {"loss__ramp_epochs": 0.0}},
+    for how, rows, fields in (
+      ("as-is", ("gmp", "gmp_gc"), {}),
+      ("lambda5", ("gmp_gc",), {"loss__consistency_weight": 5.0}),
+      ("lambda100", ("gmp_gc",), {"loss__consistency_weight": 100.0}),
+      ("ramp0", ("gmp_gc",), {"loss__ramp_epochs": 0.0}),
       # An earlier trial's, which had the gain: 16 epochs of lr 0.01.
-      "slow": {
-        row: {
-          "num_epochs": 16.0,
-          "optim__lr_per_256": 0.16,
-          "optim__warmup_epochs": 2.0,
-          "loss__ramp_epochs": 14.4,
-        }
-        for row in ("gmp", "gmp_gc")
-      },
-      # A coarser grid: 4x4 cells, as a maximum over few.
-      "coarse": {row: {"data__image_size": 32} for row in ("gmp", "gmp_gc")},
-    }.items()
-    for row, fields in rows.items()
+      ("slow", ("gmp",), _SLOW),
+      ("slow", ("gmp_gc",), _SLOW | {"loss__ramp_epochs": 14.4}),
+      # 4x4 cells: a maximum over few.
+      ("coarse", ("gmp", "gmp_gc"), {"data__image_size": 32}),
+    )
+    for row in rows
   },
 }
+
+
+class Question(NamedTuple):
+  """What the paper leaves open: cells, the first to differ from."""
+
+  title: str
+  cells: tuple[str, ...]
+
+
+QUESTIONS = (
+  *(
+    Question(
+      f"`packed` or `independent` composites, {pictures}",
+      (f"{pictures}-resnet-gc", f"{pictures}-independent"),
+    )
+    for pictures in ("digits", "objects")
+  ),
+  Question(
+    "How large a λ (75 in the tables)",
+    (
+      "digits-resnet-ce",
+      *(f"digits-lambda{weight}" for weight in (10, 25)),
+      "digits-resnet-gc",
+      *(f"digits-lambda{weight}" for weight in (150, 300)),
+    ),
+  ),
+  Question(
+    "How long a ramp (half of the training in the tables)",
+    ("digits-resnet-gc", "digits-ramp0", "digits-ramp90"),
+  ),
+  Question(
+    "`mean` or `sum` over the cells of a map",
+    ("digits-resnet-gc", "digits-sum", "digits-sum1"),
+  ),
+  Question(
+    "A gradient through the target, or not",
+    ("digits-resnet-gc", "digits-stop"),
+  ),
+  *(
+    Question(f"When {percent} % of backgrounds follow the class", cells)
+    for percent, cells in (
+      (0, ("digits-ce-background0", "digits-gc-background0")),
+      (50, ("digits-resnet-ce", "digits-resnet-gc")),
+      (90, ("digits-ce-background90", "digits-gc-background90")),
+    )
+  ),
+  Question(
+    "GMP+GC against GMP: the tables' settings, λ, ramp (validation split)",
+    (
+      "digits-gmp-as-is",
+      *("digits-gmp_gc-as-is", "digits-gmp_gc-lambda5"),
+      *("digits-gmp_gc-lambda100", "digits-gmp_gc-ramp0"),
+    ),
+  ),
+  Question(
+    "The same with smaller steps for longer (validation split)",
+    ("digits-gmp-slow", "digits-gmp_gc-slow"),
+  ),
+  Question(
+    "The same on 4x4 cells (validation split)",
+    ("digits-gmp-coarse", "digits-gmp_gc-coarse"),
+  ),
+)
 # Whose pictures the page shows.
 _SHOWN = "objects-resnet-"
 
@@ -124,21 +184,31 @@ def main() -> None:
   parser.add_argument(
     "--list", action="store_true", help="show what is done, make nothing"
   )
+  parser.add_argument(
+    "--page", action="store_true", help="write the page, train nothing"
+  )
   arguments = parser.parse_args()
   wanted = [
     one
     for one in every_experiment(arguments.seeds)
-    if any(fnmatch.fnmatch(_cell(one), each) for each in arguments.cells)
+    if any(fnmatch.fnmatch(one.cell, each) for each in arguments.cells)
   ]
   if not wanted:
     parser.error(
       f"--cells {' '.join(arguments.cells)} must name some of: "
-      f"{', '.join((*CELLS, *QUESTIONS))}."
+      f"{', '.join((*CELLS, *VARIATIONS))}."
     )
   if arguments.list:
     print(experiments.listed(wanted, arguments.out))
     return
-  failed = experiments.make_all(wanted, arguments.out, arguments.small)
+  failed = []
+  if not arguments.page:
+    failed = experiments.make_all(wanted, arguments.out, arguments.small)
+  of_sets = {
+    name: [cell for cell in CELLS if cell.startswith(f"{name}-")]
+    for name in _SETS
+  }
+  miniature_page.write(arguments.out, of_sets, QUESTIONS, every_experiment())
   if failed:
     sys.exit(f"{len(failed)} of {len(wanted)} failed: {', '.join(failed)}.")
 
@@ -153,7 +223,7 @@ def every_experiment(seeds: list[int] | None = None) -> list[Experiment]:
   for seed in range(SEEDS_OF_QUESTIONS) if seeds is None else seeds:
     made += [
       _experiment(name, variant, fields, seed)
-      for name, (variant, fields) in QUESTIONS.items()
+      for name, (variant, fields) in VARIATIONS.items()
     ]
   return made
 
@@ -166,10 +236,6 @@ def _experiment(name: str, variant: str, fields: dict, seed: int) -> Experiment:
     (f"--config=configs/miniature.py:{variant}", *flags),
     with_pictures=seed == 0 and name.startswith(_SHOWN),
   )
-
-
-def _cell(one: Experiment) -> str:
-  return one.name.rpartition("_")[0]
 
 
 if __name__ == "__main__":
