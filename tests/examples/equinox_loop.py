@@ -15,15 +15,15 @@ class Stage(eqx.Module):
   """A convolution, its normalisation and a ReLU; residual where sizes allow."""
 
   conv: eqx.nn.Conv2d
-  norm: eqx.nn.GroupNorm
+  norm: eqx.nn.BatchNorm
 
   def __init__(self, before, after, stride, key):
     self.conv = eqx.nn.Conv2d(before, after, 3, stride, 1, key=key)
-    self.norm = eqx.nn.GroupNorm(8, after)
+    self.norm = eqx.nn.BatchNorm(after, "images", momentum=0.9, mode="batch")
 
-  def __call__(self, x):
-    y = self.norm(self.conv(x))
-    return jax.nn.relu(x + y if x.shape == y.shape else y)
+  def __call__(self, x, state):
+    y, state = self.norm(self.conv(x), state)
+    return jax.nn.relu(x + y if x.shape == y.shape else y), state
 
 
 class Net(eqx.Module):
@@ -38,40 +38,40 @@ class Net(eqx.Module):
     self.stages = [Stage(*size, k) for size, k in zip(sizes, keys, strict=True)]
     self.head = eqx.nn.Linear(128, 10, key=last)
 
-  def __call__(self, image):
-    x = image
+  def __call__(self, x, state):
     for stage in self.stages:
-      x = stage(x)
-    return self.head(x.mean((1, 2)))
+      x, state = stage(x, state)
+    return self.head(x.mean((1, 2))), state
 
 
 def main() -> None:
   """Trains, and prints top-1 and NQH."""
   arguments = digits.arguments()
-  model = Net(jax.random.key(0))
+  model, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
   tx = optax.adam(optax.cosine_decay_schedule(2e-3, arguments.steps))
   opt_state = tx.init(eqx.filter(model, eqx.is_array))
   last = lambda m: m.stages[-1]
 
   @eqx.filter_jit
-  def train_step(model, opt_state, images, labels, key, weight):
+  def train_step(model, state, opt_state, images, labels, key, weight):
     def loss_fn(model):
-      net = gc_jax.wrap(model, at=last)
+      net = gc_jax.wrap((model, state), at=last)
       seen = gc_jax.consistency(net, images, labels, key)
       ce = optax.softmax_cross_entropy_with_integer_labels(seen.logits, labels)
-      return ce.mean() + weight * seen.loss
+      return ce.mean() + weight * seen.loss, seen.state
 
-    grads = eqx.filter_grad(loss_fn)(model)
+    grads, after = eqx.filter_grad(loss_fn, has_aux=True)(model)
     updates, opt_state = tx.update(grads, opt_state)
-    return eqx.apply_updates(model, updates), opt_state
+    return eqx.apply_updates(model, updates), after, opt_state
 
   for step, batch in enumerate(digits.batches(arguments.steps, True)):
     # Maps start nearly empty: the weight rises from 0.
     ramp = jax.numpy.minimum(2 * step / arguments.steps, 1.0)
-    model, opt_state = train_step(
-      model, opt_state, *batch, arguments.weight * ramp
+    model, state, opt_state = train_step(
+      model, state, opt_state, *batch, arguments.weight * ramp
     )
-  digits.show(gc_jax.wrap(model, at=last), channels_first=True)
+  model = eqx.nn.inference_mode(model)
+  digits.show(gc_jax.wrap((model, state), at=last), channels_first=True)
 
 
 if __name__ == "__main__":
