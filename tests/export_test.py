@@ -42,14 +42,12 @@ def torchvision(monkeypatch):
   package.models = types.ModuleType("torchvision.models")
   package.models.resnet = torch_models
   package.models.VisionTransformer = torch_models.VisionTransformer
-  package.models.vision_transformer = torch_models
   for name in set(dir(torch_models)) & set(models.MODELS):
     setattr(package.models, name, getattr(torch_models, name))
   for module in (package, package.models):
     monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setitem(
-    sys.modules, "torchvision.models.resnet", package.models.resnet
-  )
+  for name in ("resnet", "vision_transformer"):
+    monkeypatch.setitem(sys.modules, f"torchvision.models.{name}", torch_models)
 
 
 @pytest.fixture

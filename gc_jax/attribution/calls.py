@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+from jax.extend import core
 from jaxtyping import Array, PyTree
 
 
@@ -80,15 +81,24 @@ class Recorder:
   def __init__(self, at: str | None, offset: Array | None):
     self.at, self.offset = at, offset
     self.seen: dict[str, Array] = {}
+    self._trace = _current_trace()
 
   def __call__(self, path: str, output: Any) -> Any:
     """Returns the output, with the offset if it is the one at the place."""
     if self.at not in (None, path):
       return output
+    is_inside = _current_trace() != self._trace
     if self.at is None:
-      if isinstance(output, jax.Array):
+      if isinstance(output, jax.Array) and not is_inside:
         self.seen[path] = output
       return output
+    if is_inside:
+      # What it puts out is one of many there, and is gone behind it.
+      raise ValueError(
+        f"A place must not be inside a vmap, jit, remat or loop of the model; "
+        f"{path!r} is. Tap the module around that; gc_jax.places lists all "
+        "that can be tapped."
+      )
     if path in self.seen:
       raise ValueError(
         f"A place must be passed once in a call; the model passes {path!r} "
@@ -104,6 +114,10 @@ class Recorder:
     if self.offset is None:
       return output
     return output + self.offset.astype(output.dtype)
+
+
+def _current_trace():
+  return core.get_opaque_trace_state(convention="flax")
 
 
 def observed_class(module: Any, name: str, recorder: Recorder) -> type:

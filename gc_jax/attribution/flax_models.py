@@ -96,6 +96,9 @@ class _Linen(Call):
 
     variables, arrays = variables
     recorder = Recorder(at, offset)
+    settings = dict(self.settings.value)
+    every = tuple(name for name in variables if name != "params")
+    mutable = settings.pop("mutable", every)
 
     def observed(call, args, kwargs, context):
       output = call(*args, **kwargs)
@@ -108,9 +111,9 @@ class _Linen(Call):
       logits, updated = self.module.value.apply(
         variables,
         images,
-        **dict(self.settings.value),
+        **settings,
         **arrays,
-        mutable=[name for name in variables if name != "params"],
+        mutable=list(mutable or ()),
       )
     return logits, recorder.seen, ({**variables, **updated}, arrays)
 

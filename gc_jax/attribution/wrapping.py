@@ -34,7 +34,8 @@ class Cells:
 
   Attributes:
     axes: "BhwD" or "BDhw" of a map, "BnD" of tokens.
-    grid: (h, w) of tokens.
+    grid: (h, w) of tokens; of a composite, twice as high and wide, there may
+      be four times as many.
     prefix: tokens before those of the grid, as a class token.
   """
 
@@ -52,10 +53,11 @@ class Cells:
       raise ValueError(self._wrong(x, place))
     if self.grid is None:
       return jnp.transpose(x, [self.axes.index(axis) for axis in "BhwD"])
-    if x.shape[1] != self.prefix + math.prod(self.grid):
-      raise ValueError(self._wrong(x, place))
-    cells = x[:, self.prefix :]
-    return cells.reshape(x.shape[0], *self.grid, x.shape[-1])
+    for grid in (self.grid, tuple(2 * side for side in self.grid)):
+      if x.shape[1] == self.prefix + math.prod(grid):
+        cells = x[:, self.prefix :]
+        return cells.reshape(x.shape[0], *grid, x.shape[-1])
+    raise ValueError(self._wrong(x, place))
 
   def back(self, maps: Float[Array, "B h w D"]) -> Array:
     """Returns maps as the activations have them; zeros in the prefix."""
@@ -261,7 +263,8 @@ def wrap(
     grid: (h, w) of an output `[B n D]` of tokens.
     prefix: tokens that come before those of the grid, as a class token.
     channels_first: whether images are `[B 3 H W]`; by default as `axes`.
-    **call: keyword arguments of the model's call, as `train=False`.
+    **call: keyword arguments of the model's call, as `train=False`. Of Linen
+      also `mutable`, the collections that a call may change, all by default.
 
   Raises:
     ValueError: there is no such place.

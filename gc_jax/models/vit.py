@@ -340,9 +340,10 @@ def _bicubic(given: int, wanted: int) -> np.ndarray:
 
 
 _TORCH_CODE = """\
-import torchvision
+from torchvision.models import VisionTransformer
+from torchvision.models.vision_transformer import interpolate_embeddings
 
-model = torchvision.models.VisionTransformer(
+model = VisionTransformer(
   image_size={{image_size}},
   patch_size=16,
   num_layers=12,
@@ -365,8 +366,7 @@ def _vit(title: str, num_heads: int, channels: int) -> Architecture:
       num_heads=num_heads, channels=channels, hidden=4 * channels
     ),
     # Positions are saved for 224 pixels, whatever the pictures were.
-    torch_weights="torchvision.models.vision_transformer"
-    ".interpolate_embeddings({image_size}, 16, {weights})",
+    torch_weights="interpolate_embeddings({image_size}, 16, {weights})",
   )
 
 
