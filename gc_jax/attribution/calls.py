@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+from flax import nnx
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
@@ -32,6 +33,11 @@ class Call(abc.ABC):
   def state(self, variables: PyTree) -> PyTree:
     """Returns what a call may change, as the library has it."""
     return variables
+
+  def as_module(self, variables: PyTree) -> nnx.Module | None:
+    """Returns the model as an NNX module; None if it is of another library."""
+    del variables
+    return None
 
   def in_training(self, variables: PyTree) -> bool:
     """Returns whether a call would use the batch's statistics or drop out.
@@ -120,7 +126,9 @@ def _current_trace():
   return core.get_opaque_trace_state(convention="flax")
 
 
-def observed_class(module: Any, name: str, recorder: Recorder) -> type:
+def observed_class(
+  module: Any, name: str, recorder: Callable[[str, Any], Any]
+) -> type:
   """Returns the class of a module, derived so that its output is seen.
 
   All else that a model does with the module stays as it was.

@@ -23,8 +23,11 @@ class _Module(Call):
 
   graphdef: Static
 
+  def as_module(self, variables):
+    return nnx.merge(self.graphdef.value, variables, copy=True)
+
   def in_training(self, variables):
-    model = nnx.merge(self.graphdef.value, variables)
+    model = self.as_module(variables)
     return any(
       getattr(module, "use_running_average", None) is False
       or getattr(module, "deterministic", None) is False

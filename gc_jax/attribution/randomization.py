@@ -20,7 +20,12 @@ def stages(model: nnx.Module) -> tuple[str, ...]:
   A `Network` names them itself, as torchvision does: "fc", "layer4", ...,
   "layer1", "conv1" of a ResNet. The parts of any other model are its attributes
   that hold layers, the last one that was set first.
+
+  Raises:
+    ValueError: a layer is in none of the parts that a `Network` names.
   """
+  if _remakes(model):
+    return tuple(reversed(model.parts()))
   found = dict.fromkeys(part for part, _ in _layers(model))
   return tuple(reversed(found))
 
@@ -47,10 +52,28 @@ def randomized(model: nnx.Module, stage: str, key: PRNGKeyArray) -> nnx.Module:
   anew = names[: names.index(stage) + 1]
   copy = nnx.clone(model)
   copy.eval()
+  if _remakes(model):
+    parts = model.parts()
+    return _remade(copy, {path for part in anew for path in parts[part]}, key)
   for number, (part, module) in enumerate(_layers(copy)):
     if part in anew:
       _initialize(module, jax.random.fold_in(key, number))
   return copy
+
+
+def _remakes(model: nnx.Module) -> bool:
+  return isinstance(model, Network) and model.anew is not None
+
+
+def _remade(model: Network, paths: set[str], key: PRNGKeyArray) -> Network:
+  """Returns the model with variables below some paths as a new one has them."""
+  new = jax.jit(lambda key: nnx.state(model.anew(key)))(key)
+  below = lambda path: any(
+    ".".join(map(str, path[:depth])) in paths for depth in range(len(path) + 1)
+  )
+  flat = [(path, v) for path, v in nnx.to_flat_state(new) if below(path)]
+  nnx.update(model, nnx.from_flat_state(flat))
+  return model
 
 
 def _initialize(module: nnx.Module, key: PRNGKeyArray) -> None:
@@ -78,9 +101,16 @@ def _layers(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
   for names, module in nnx.iter_modules(model):
     if isinstance(module, _LAYERS) or hasattr(module, "initialize"):
       names = list(map(str, names))
-      depth = max(
+      depths = [
         i for i in range(len(names) + 1) if ".".join(names[:i]) in part_of
-      )
+      ]
+      if not depths:
+        raise ValueError(
+          f"parts() of {type(model).__name__} must name every layer, for the "
+          f"sanity check to randomise; {'.'.join(names)} is in none of "
+          f"{', '.join(parts)}. Add it to one."
+        )
+      depth = max(depths)
       part = part_of[".".join(names[:depth])]
       block = [int(n) for n in names[depth : depth + 1] if n.isdecimal()]
       found.append(((place[part], block), part, module))

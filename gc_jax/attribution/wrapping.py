@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from gc_jax.attribution import taps
+from gc_jax.attribution.adapted import Adapted
 from gc_jax.attribution.calls import Call
 from gc_jax.attribution.libraries import LIBRARIES, Library
 from gc_jax.method.cam import at_least_float32
 from gc_jax.models.network import (
+  Network,
   in_unit_range,
   mean_colour,
   normalize_pixels,
@@ -170,6 +172,29 @@ class Tapped:
         f"images must be {list(other.shape)} for this model; they have shape "
         f"{images.shape}. Its channels come {where}: transpose{order}."
       ) from error
+
+  def as_network(self) -> Network:
+    """Returns the model as one that can be trained by command.
+
+    Raises:
+      ValueError: it is not of NNX, or cannot be cut at the place.
+    """
+    model = self.call.as_module(self.variables)
+    if model is None:
+      raise ValueError(
+        "Only an nnx.Module can be trained by command. Train models of other "
+        "libraries in a loop of your own, with gc_jax.consistency."
+      )
+    if self.own:
+      if self.at != taps.last_layer(model):
+        raise ValueError(
+          f"A model of gc_jax is trained at {taps.last_layer(model)!r}, and is "
+          f"wrapped at {self.at!r}. Wrap it without at=."
+        )
+      return model
+    return Adapted(
+      model, self.at, self.cells, self.channels_first, self.call.settings
+    )
 
   @property
   def state(self) -> PyTree:

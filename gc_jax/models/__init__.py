@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import chain, convnext, resnet, vit
-from gc_jax.models.architecture import Architecture
+from gc_jax.models.architecture import Architecture, made_by
+from gc_jax.runtime.messages import unknown_name_message
 
 _GMP = "-gmp"
 
@@ -48,6 +49,27 @@ def without_gmp(name: str) -> str:
   return name.removesuffix(_GMP)
 
 
+def find(name: str, what: str = "model") -> Architecture:
+  """Returns an architecture by its name.
+
+  Args:
+    name: a key of `MODELS`; or "package.module:function", a function
+      (num_classes, dtype, key) that returns `gc_jax.wrap(model, at=...)`.
+    what: names it in messages, as "--config.model.name".
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name in MODELS:
+    return MODELS[name]
+  if ":" in name:
+    return made_by(name, what)
+  raise ValueError(
+    f"{unknown_name_message(what, name, MODELS)} A function of yours that "
+    "makes a model is named package.module:function."
+  )
+
+
 def create(
   name: str,
   num_classes: int,
@@ -58,13 +80,13 @@ def create(
   """Returns a freshly initialised model.
 
   Args:
-    name: a key of `MODELS`.
+    name: of `find`.
     num_classes: K.
     dtype: of activations; parameters are float32.
     key: the initialisation is a function of it; by default `init_key(0)`.
   """
   rngs = nnx.Rngs(init_key(0) if key is None else key)
-  return MODELS[name](num_classes, dtype=dtype, rngs=rngs)
+  return find(name)(num_classes, dtype=dtype, rngs=rngs)
 
 
 def init_key(seed: int) -> PRNGKeyArray:

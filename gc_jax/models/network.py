@@ -303,20 +303,27 @@ class Network(nnx.Module):
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs are the logits; of a
       convolution, once pooled.
-    torch_names: first part of a path -> PyTorch's name for it, if it differs.
+    torch_names: first part of a path -> PyTorch's name for it, if it differs;
+      None: files have the model's own names and layouts.
     remat: whether the backward pass recomputes the insides of each `segment`
       instead of keeping them; set by `train(remat=True)`.
     class_names: of the outputs, in their order; set by `gc_jax.load`, empty if
       unknown. Part of the graph, as the shapes are: no number depends on it.
+    anew: key -> the network, initialised anew, all of it; None if its layers
+      say how each is drawn.
   """
 
   pooling: str = ""
   num_context: int = 0
   dtype: DTypeLike
   last_layer: tuple[str, ...]
-  torch_names: Mapping[str, str] = MappingProxyType({})
+  torch_names: Mapping[str, str] | None = MappingProxyType({})
   remat: bool = False
   class_names: tuple[str, ...] = ()
+  anew: Callable[[PRNGKeyArray], "Network"] | None = None
+
+  def check(self) -> None:
+    """Raises ValueError if what it states cannot hold; computes nothing."""
 
   def pool(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None

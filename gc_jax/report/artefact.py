@@ -75,6 +75,8 @@ class About:
   on_validation: bool = False
   step: int = 0  # updates of the evaluated state; 0: unknown
   total_steps: int = 0  # of its training; 0: unknown
+  # Method that was asked for to why it does not hold for the model.
+  left_out: Mapping[str, str] = _empty()
 
   def trained_with(self, path: str) -> Any:
     """Returns the field at "loss.reduction" of training; None where unknown."""

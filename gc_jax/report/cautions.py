@@ -24,6 +24,10 @@ def cautions(evaluated: Evaluated) -> list[str]:
     masked_pairs(
       evaluated.training, evaluated.about.trained_with("compose.mode")
     ),
+    *(
+      f"{title_of(name)} is left out. {why}"
+      for name, why in evaluated.about.left_out.items()
+    ),
   ]
   return [sentence for sentence in found if sentence]
 

@@ -92,7 +92,8 @@ def get_config() -> ConfigDict:
   #   also decode where /dev/shm has no room for what processes hand over
 
   c.model = ConfigDict()
-  c.model.name = "resnet18"  # architecture of the network, see gc_jax.MODELS
+  c.model.name = "resnet18"  # architecture of the network, see gc_jax.MODELS;
+  #   or a function of yours that makes one, package.module:function
   c.model.bn_group = 0  # images that a BatchNorm normalises together in
   #   training; 0 = all of a batch (or of a part), over every device. Counted
   #   in images, so that a run is the same on other devices. With no more than

@@ -4,6 +4,7 @@ from gc_jax.torch_io import card, loading, names, proof
 from gc_jax.torch_io.files import (
   Metadata,
   Source,
+  check_layout,
   check_suffix,
   load_initial,
   load_model,
@@ -20,6 +21,7 @@ __all__ = [
   "Metadata",
   "Source",
   "card",
+  "check_layout",
   "check_suffix",
   "import_torch",
   "in_folder",

@@ -11,10 +11,10 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from gc_jax import models
 from gc_jax.models import MODELS
 from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.runtime import files
-from gc_jax.runtime.messages import unknown_name_message
 from gc_jax.torch_io import names, packaged, reading
 from gc_jax.torch_io.pickles import import_torch
 from gc_jax.torch_io.reading import SAFETENSORS
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 class Metadata:
   """What a file says about its weights; the defaults where it does not."""
 
-  architecture: str = ""  # a key of `models.MODELS`
+  architecture: str = ""  # see `models.find`
   class_names: tuple[str, ...] = ()  # of the logits, in order
   # Whether a picture may show several classes: then each logit has a sigmoid,
   # else all have one softmax.
@@ -46,7 +46,7 @@ class Metadata:
   def to_strings(self) -> dict[str, str]:
     """Returns what is written, every value a string (JSON where it is not)."""
     strings = {
-      "format": "pt",  # kernels are laid out as in PyTorch
+      "format": "flax" if ":" in self.architecture else "pt",  # of kernels
       "architecture": self.architecture,
       "class_names": json.dumps(self.class_names, ensure_ascii=False),
       "multi_label": json.dumps(self.multi_label),
@@ -119,15 +119,15 @@ def load_model(
       release's, Lightning's), an index of several files or the folder of one,
       or a file of `save_model`; `.safetensors` needs no PyTorch. Or either of
       the first two in memory, with arrays of any library. Or imagenet:NAME.
-    arch: a key of `models.MODELS`. A file of `save_model` knows it; the keys of
-      others do not say how the model pools.
+    arch: see `models.find`. A file of `save_model` knows it; the keys of others
+      do not say how the model pools, and a function of yours must be named.
 
   Raises:
     ValueError: the source cannot be read or is not safe to read; or its weights
       are not those of `arch`, or have a single output.
   """
-  if arch is not None and arch not in MODELS:
-    raise ValueError(unknown_name_message("--arch", arch, MODELS))
+  if arch is not None:
+    models.find(arch, "--arch")
   where, content, metadata = _opened(source)
   name = _architecture(where, content.arrays, metadata.architecture, arch)
   model, found = _model(where, content, name)
@@ -174,10 +174,15 @@ def _architecture(
   asked: str | None,
 ) -> str:
   """Returns the architecture that the file states or the user asks for."""
-  if stated and stated not in MODELS:
+  if ":" in stated and asked is None:
+    # A file of a stranger's must not say what is run here.
     raise ValueError(
-      unknown_name_message(f"architecture in {where}", stated, MODELS)
+      f"{where} says that a function makes its model, {stated!r}. A file must "
+      f"not choose what is run here: --arch={stated} must, if you know that "
+      "function (arch in Python)."
     )
+  if stated and ":" not in stated:
+    models.find(stated, f"architecture in {where}")
   if asked and stated and asked != stated:
     raise ValueError(
       f"{where} says that it holds {stated!r}, and --arch={asked} was asked "
@@ -201,12 +206,12 @@ def _architecture(
 def save_model(
   path: files.AnyPath | str, model: nnx.Module, metadata: Metadata
 ) -> list[pathlib.Path]:
-  """Writes a model for PyTorch, under torchvision's keys.
+  """Writes a model for PyTorch, under torchvision's keys; or its own.
 
   Args:
     path: `.safetensors` (metadata inside), or `.pth`: a state dict, with its
       metadata in a `.json` beside it. A file of that name is replaced.
-    model: any of `models.MODELS`.
+    model: of `models.create`.
     metadata: what the file is to say about it.
 
   Returns:
@@ -214,6 +219,7 @@ def save_model(
   """
   path = on_disk(path)
   check_suffix(path)
+  check_layout(path, model)
   if path.suffix in SAFETENSORS:
     with files.replacing(path) as file:
       # By name, in pieces: `save` would hold a second copy of all weights.
@@ -230,6 +236,16 @@ def save_model(
   beside = reading.metadata_path(path)
   files.write_text(beside, json.dumps(metadata.to_strings(), indent=2) + "\n")
   return [path, beside]
+
+
+def check_layout(path: files.AnyPath, model: nnx.Module) -> None:
+  """Raises ValueError if a model has no form in a file of a suffix."""
+  if path.suffix == ".pth" and type(model).torch_names is None:
+    raise ValueError(
+      "A .pth must hold weights in PyTorch's layouts, and a model of yours has "
+      f"its own. Write {path.with_suffix('.safetensors').name} instead, or a "
+      ".stablehlo folder."
+    )
 
 
 def check_suffix(path: files.AnyPath) -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from gc_jax.models import MODELS
+from gc_jax import models
 from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.torch_io.card import Exported
 from gc_jax.torch_io.reading import SAFETENSORS
@@ -12,6 +12,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"  # names in a folder
 
 # In config.json, as the Hub shows them.
 _TIMM, _TORCHVISION, _PYTORCH = "timm", "torchvision", "pytorch"
+_FLAX = "flax"
 
 _STATISTICS = ", ".join(f"torch.tensor({[*v]})" for v in (RGB_MEAN, RGB_STD))
 USE_CODE = f"""\
@@ -41,7 +42,7 @@ def code_by_names(
 
   Of an architecture that states no code, it ends with the state dict.
   """
-  known = MODELS[architecture]
+  known = models.find(architecture)
   lines = ["import torch"]
   if filename.endswith(SAFETENSORS):
     lines.append("from safetensors.torch import load_file")
@@ -68,7 +69,7 @@ def codes(exported: Exported, filename: str) -> dict[str, str]:
 
   None where the architecture states no code.
   """
-  known = MODELS[exported.metadata.architecture]
+  known = models.find(exported.metadata.architecture)
   found = {}
   if known.timm and filename == WEIGHTS:
     found[_TIMM] = TIMM_CODE
@@ -90,15 +91,25 @@ def _of_code(torch_code: str) -> str:
 
 def library(architecture: str) -> str:
   """Returns what loads an exported folder, as the Hub calls it."""
-  known = MODELS[architecture]
+  known = models.find(architecture)
+  if known.network.torch_names is None:
+    return _FLAX
   return _TIMM if known.timm else _of_code(known.torch_code)
+
+
+def framework(library: str) -> str:
+  """Returns the framework of a library, as the Hub calls it."""
+  return "jax" if library == _FLAX else _PYTORCH
 
 
 def section(exported: Exported, filename: str) -> str:
   """Returns the card's part on loading a file, or the folder it is in."""
   architecture = exported.metadata.architecture
+  known = models.find(architecture)
+  if known.network.torch_names is None:
+    return _own_section(architecture, filename)
   code = _code(exported, filename)
-  if not MODELS[architecture].torch_code:
+  if not known.torch_code:
     code += "# Make a module with these names and shapes as `model`, then:\n"
     code += "# model.load_state_dict(state_dict)\n"
   by_names = f"""\
@@ -133,6 +144,27 @@ The weights have torchvision's names, so that they load without timm too.
 {by_names}"""
 
 
+def _own_section(architecture: str, filename: str) -> str:
+  """Returns the card's part on loading a model that a user's function makes."""
+  return f"""\
+## In JAX
+
+The model is what `{architecture}` makes, a function that this file does not
+hold. With it and gc_jax:
+
+```python
+import gc_jax
+
+model = gc_jax.load("{filename}", arch="{architecture}")
+logits = gc_jax.predict(model, pictures)  # uint8 [B H W 3], RGB
+```
+
+Without gc_jax, `safetensors.numpy.load_file("{filename}")` gives the arrays
+under the model's own names, in its own layouts. The model takes RGB in [0, 1],
+channels last, normalised by ImageNet's statistics.
+"""
+
+
 def timm_config(exported: Exported) -> dict[str, Any]:
   """Returns config.json in timm's conventions.
 
@@ -140,7 +172,7 @@ def timm_config(exported: Exported) -> dict[str, Any]:
   whose `architecture` it is.
   """
   metadata = exported.metadata
-  known = MODELS[metadata.architecture]
+  known = models.find(metadata.architecture)
   size, squash = metadata.image_size, exported.trained_with("data.eval_squash")
   config: dict[str, Any] = {
     "architecture": known.timm.name if known.timm else metadata.architecture,

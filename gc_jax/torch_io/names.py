@@ -7,7 +7,7 @@ names of what the model was part of when it was saved.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,9 +46,14 @@ _AVERAGE = re.compile(r"(^|[._])(ema|swa|avg|averaged|average|shadow)([._]|$)")
 _Arrays = Mapping[str, np.ndarray]
 
 
-def torch_key(network: type[Network], path: Iterable[str | int]) -> str:
-  """Returns PyTorch's key of a network's variable: "layer1.0.bn1.weight"."""
+def torch_key(network: type[Network], path: Sequence[str | int]) -> str:
+  """Returns PyTorch's key of a network's variable: "layer1.0.bn1.weight".
+
+  Of a module of a user's it is the module's own: "blocks.1.conv.kernel".
+  """
   names = [*map(str, path)]
+  if network.torch_names is None:
+    return ".".join(names[1:])
   names[0] = network.torch_names.get(names[0], names[0])
   names[-1] = _LAST.get(names[-1], names[-1])
   return ".".join(names)
@@ -58,22 +63,33 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
   """Returns the state dict that the same model has in torchvision.
 
   Contiguous arrays by key: convolutions `[out in h w]`, dense layers
-  `[out in]`, counts int64, everything else float32.
+  `[out in]`, counts int64, everything else float32. Of a module of a user's
+  they are its own, under its own names; states of random numbers are left out.
   """
+  network = type(model)
   # Copies: jax lends arrays that cannot be written to.
   return {
-    torch_key(type(model), path): np.array(
-      _transposed(np.asarray(variable[...]), to_torch=True), order="C"
+    torch_key(network, path): np.array(
+      _in_layout(network, np.asarray(variable[...]), to_torch=True), order="C"
     )
-    for path, variable in nnx.to_flat_state(nnx.state(model))
+    for path, variable in _kept(nnx.state(model))
   }
+
+
+def _kept(state: nnx.State) -> list[tuple[tuple, nnx.Variable]]:
+  """Returns path and variable of what files hold."""
+  return [
+    (path, variable)
+    for path, variable in nnx.to_flat_state(state)
+    if not isinstance(variable, nnx.RngState)
+  ]
 
 
 def from_torch(name: str, tensors: _Arrays, source: str) -> nnx.Module:
   """Returns a model in evaluation mode, with the weights of a state dict.
 
   Args:
-    name: a key of `models.MODELS`.
+    name: of `models.find`.
     tensors: PyTorch's arrays by key; floating ones of any width.
     source: where they come from, for messages.
 
@@ -81,7 +97,7 @@ def from_torch(name: str, tensors: _Arrays, source: str) -> nnx.Module:
     ValueError: lists the keys and shapes that are not the architecture's, and
       says which architecture they look like.
   """
-  architecture = models.MODELS[name]
+  architecture = models.find(name)
   problems = _problems(torch_shapes(name, num_classes(name, tensors)), tensors)
   if problems:
     known = architectures(tensors)
@@ -102,7 +118,8 @@ def from_torch(name: str, tensors: _Arrays, source: str) -> nnx.Module:
   filled = []
   for path, variable in nnx.to_flat_state(state):
     array = tensors.get(torch_key(architecture.network, path))
-    filled.append((path, variable.replace(_filled(variable, array))))
+    value = _filled(architecture.network, variable, array)
+    filled.append((path, variable.replace(value)))
   model = nnx.merge(graphdef, nnx.from_flat_state(filled))
   model.eval()
   return model
@@ -125,6 +142,8 @@ def of_one_model(
     ValueError: there are several models, or one beside something else.
   """
   arrays, wrappers, left_out = _unwrapped(tensors, source)
+  if models.find(name).network.torch_names is None:
+    return arrays, source, []
   found = _prefixes(name, arrays)
   trained = [p for p in found if not is_average(p)] or found
   if len(trained) > 1:
@@ -240,7 +259,7 @@ def _likely_prefix(name: str, tensors: _Arrays) -> str:
 
 
 def _last_layer(name: str) -> str:
-  network = models.MODELS[name].network
+  network = models.find(name).network
   return torch_key(network, [*network.last_layer, "bias"]).removesuffix(".bias")
 
 
@@ -253,6 +272,8 @@ def _saving(prefix: str) -> str:
 
 def num_classes(name: str, tensors: _Arrays) -> int | None:
   """Returns K by the shape of the last layer; None where it is missing."""
+  if models.find(name).network.torch_names is None:
+    return _own_num_classes(name, tensors)
   last = _last_layer(name)
   bias, kernel = (tensors.get(f"{last}.{n}") for n in ("bias", "weight"))
   if bias is not None and bias.ndim == 1:
@@ -260,14 +281,29 @@ def num_classes(name: str, tensors: _Arrays) -> int | None:
   return len(kernel) if kernel is not None and kernel.ndim > 1 else None
 
 
+def _own_num_classes(name: str, tensors: _Arrays) -> int | None:
+  """Returns K by the first array whose shape depends on it."""
+  two, three = (torch_shapes(name, count) for count in (2, 3))
+  for key, shape in two.items():
+    if shape != three[key]:
+      if key not in tensors or tensors[key].ndim != len(shape):
+        return None
+      axis = [a != b for a, b in zip(shape, three[key], strict=True)].index(
+        True
+      )
+      return tensors[key].shape[axis]
+  return None
+
+
 def torch_shapes(name: str, count: int | None) -> dict[str, tuple[int, ...]]:
   """Returns PyTorch's shapes by key; K = None fits no weights."""
-  architecture = models.MODELS[name]
+  architecture = models.find(name)
+  network = architecture.network
   _, state = _traced(architecture, count)
   empty = lambda variable: np.empty(variable.shape, np.bool_)
   return {
-    torch_key(architecture.network, path): _transposed(empty(v), True).shape
-    for path, v in nnx.to_flat_state(state)
+    torch_key(network, path): _in_layout(network, empty(v), True).shape
+    for path, v in _kept(state)
   }
 
 
@@ -278,8 +314,12 @@ def _traced(architecture: Architecture, count: int | None):
   return nnx.split(nnx.eval_shape(make, models.init_key(0)))
 
 
-def _transposed(array: np.ndarray, to_torch: bool) -> np.ndarray:
+def _in_layout(
+  network: type[Network], array: np.ndarray, to_torch: bool
+) -> np.ndarray:
   """Returns a kernel in the other's layout, a count in the other's integer."""
+  if network.torch_names is None:
+    return array
   if array.ndim == 4:  # [h w in out] <-> [out in h w]
     return array.transpose((3, 2, 0, 1) if to_torch else (2, 3, 1, 0))
   if array.ndim == 2:
@@ -289,7 +329,9 @@ def _transposed(array: np.ndarray, to_torch: bool) -> np.ndarray:
   return array
 
 
-def _filled(variable: nnx.Variable, array: np.ndarray | None):
+def _filled(
+  network: type[Network], variable: nnx.Variable, array: np.ndarray | None
+):
   if array is None:
     return jnp.zeros(variable.shape, variable.dtype)
   if jnp.issubdtype(variable.dtype, jnp.integer):
@@ -297,7 +339,8 @@ def _filled(variable: nnx.Variable, array: np.ndarray | None):
     largest = jnp.iinfo(variable.dtype).max
     count = np.clip(np.nan_to_num(array.astype(np.float64)), 0, largest)
     return jnp.asarray(count, variable.dtype)
-  return jnp.asarray(_transposed(array, to_torch=False), variable.dtype)
+  array = _in_layout(network, array, to_torch=False)
+  return jnp.asarray(array, variable.dtype)
 
 
 def _problems(

@@ -36,7 +36,8 @@ def check_verifiable(model: Network) -> None:
     raise ValueError(
       "--verify must know the network's forward pass in PyTorch; "
       f"{type(model).__name__} has no torch_features and torch_classify. Leave "
-      "it out, and compare the logits in PyTorch yourself."
+      "it out, and compare the logits in PyTorch yourself; or verify "
+      "--format=stablehlo, which every network has."
     )
 
 

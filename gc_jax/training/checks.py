@@ -13,13 +13,13 @@ from gc_jax.data import check_name
 from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation.checks import validate_evaluation
 from gc_jax.method import compose
+from gc_jax.models.architecture import Made
 from gc_jax.runtime.config import at_least, flatten, one_of
 from gc_jax.training import guidance
 from gc_jax.training.composites import neighbours
 
 # Fields with a fixed set of words.
 CHOICES = {
-  "model.name": models.MODELS,
   "compute_dtype": ("auto", "float32", "bfloat16"),
   "compose.mode": compose.MODES,
   "compose.distractors": ("batch", "dataset"),
@@ -55,6 +55,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     ValueError: names the field, what it must be, what it is, what to do.
   """
   check_name(config.data.name)
+  architecture = models.find(config.model.name, "--config.model.name")
   of_terms = {
     f"loss.{field.name}": field.choices
     for term in guidance.TERMS.values()
@@ -73,6 +74,8 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
       "trace, at least 1 and in this order, like (10,12); or (0,0) for none."
     )
   _validate_pictures(config)
+  if isinstance(architecture, Made):
+    _validate_made(config, architecture)
   validate_evaluation(config)
   if num_devices is not None:
     _validate_batch(config, num_devices)
@@ -97,8 +100,8 @@ def _validate_pictures(config: ConfigDict) -> None:
       "crop and must be 0 with --config.data.eval_squash=True, which crops "
       "nothing."
     )
-  smallest = models.MODELS[config.model.name].min_px
-  unit = models.MODELS[config.model.name].unit_px
+  architecture = models.find(config.model.name)
+  smallest, unit = architecture.min_px, architecture.unit_px
   if data.image_size < smallest:
     raise ValueError(
       f"--config.data.image_size={data.image_size} must be at least {smallest} "
@@ -127,6 +130,30 @@ def _validate_pictures(config: ConfigDict) -> None:
       "fill such a composite, and no cell is left for any other. Use 'batch' "
       "or 'independent'."
     )
+
+
+def _validate_made(config: ConfigDict, architecture: Made) -> None:
+  """Checks what a model of a user's must do; computes nothing."""
+  said = f"--config.model.name={config.model.name!r}"
+  for field, instead in (
+    ("bn_group", "nnx.BatchNorm normalises all of a batch together"),
+    ("remat", "use nnx.remat inside the model"),
+  ):
+    if config.model[field]:
+      raise ValueError(
+        f"--config.model.{field}={config.model[field]} is for the models of "
+        f"gc_jax, and {said} is none: {instead}. Leave it out."
+      )
+  size = config.data.image_size
+  for side in (size, 2 * size):
+    try:
+      architecture.check_takes(side)
+    except Exception as error:
+      raise ValueError(
+        f"{said} must take pictures of --config.data.image_size={size} pixels, "
+        f"and composites of {2 * size}; it fails at {side}: "
+        f"{type(error).__name__}: {error}"
+      ) from error
 
 
 def _validate_batch(config: ConfigDict, num_devices: int) -> None:

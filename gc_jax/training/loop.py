@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from gc_jax import data, models
 from gc_jax.data import pipeline
+from gc_jax.evaluation.checks import remarks
 from gc_jax.evaluation.run import Evaluation
 from gc_jax.inference import trained
 from gc_jax.inference.trained import Initial
@@ -73,7 +74,7 @@ def train_and_evaluate(
     config, (train_set, *evaluation.splits), total_steps, mesh.size
   ):
     speaking.say(line)
-  for line in left_out:
+  for line in remarks(left_out):
     speaking.say(line)
 
   with _opened(workdir, config, train_set), jax.set_mesh(mesh):

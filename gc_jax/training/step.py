@@ -24,6 +24,8 @@ from gc_jax.training.guidance import Drawn
 from gc_jax.training.term import Draw, Seen
 
 _CLASSIFICATION = "classification"
+# Variables that a step makes and that no state holds.
+_NOT_KEPT = nnx.Any(network.Origin, nnx.Intermediate)
 
 
 @struct.dataclass
@@ -237,7 +239,7 @@ def _part_sums(
     model.train(bn_groups=bn_groups, remat=config.model.remat)
     network.hold_origins(model)
     loss, metrics = _losses(config, model, settings, weights, part, probes)
-    _, _, after, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    _, _, _, after = nnx.split(model, nnx.Param, _NOT_KEPT, ...)
     return loss, (after, metrics)
 
   probes = _probes(graphdef, params, batch_stats, part)

@@ -138,7 +138,14 @@ def refused(message, num_devices=1, **overrides):
 
 
 @pytest.mark.parametrize(
-  "field", [*checks.CHOICES, "data.name", "loss.reduction", "eval.protocol"]
+  "field",
+  [
+    *checks.CHOICES,
+    "model.name",
+    "data.name",
+    "loss.reduction",
+    "eval.protocol",
+  ],
 )
 def test_an_unknown_word_is_refused_by_field_with_the_known_ones(field):
   refused(
