@@ -103,11 +103,13 @@ def smoothgrad(
   spread = images.max((1, 2, 3)) - images.min((1, 2, 3))
   sigma = sigma_frac * spread[:, None, None, None]
   key = jax.random.key(0) if key is None else key
+  shape = net.channels_last(images).shape[1:]
 
   def noisy(key):
     # The same for every picture, so that its neighbours do not change its map.
-    noise = jax.random.normal(key, images.shape[1:], jnp.float32)
-    return gradient(images + sigma * noise[None])
+    # And whichever way its channels lie.
+    noise = jax.random.normal(key, shape, jnp.float32)
+    return gradient(images + sigma * net.as_images(noise)[None])
 
   keys = jax.random.split(key, num_samples)
   return jnp.abs(_mean_over(noisy, keys)).sum(-1)

@@ -51,7 +51,9 @@ class Block(nnx.Module):
       }
     )
     self.start = layer_scale
-    self.layer_scale = nnx.Param(jnp.full((channels, 1, 1), layer_scale))
+    self.layer_scale = nnx.Param(
+      jnp.full((channels, 1, 1), layer_scale, jnp.float32)
+    )
 
   def initialize(self, key: PRNGKeyArray) -> None:
     """Sets the scale as it starts, for the sanity check."""

@@ -26,6 +26,10 @@ _PATCH_INIT = network.Init(
 _HEAD_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 
+def _zeros(*shape: int) -> Array:
+  return jnp.zeros(shape, jnp.float32)
+
+
 class Attention(nnx.Module):
   """Self-attention with the weights of torch.nn.MultiheadAttention."""
 
@@ -39,8 +43,8 @@ class Attention(nnx.Module):
   ):
     self.num_heads = num_heads
     self.dtype = dtype
-    self.in_proj_weight = nnx.Param(jnp.zeros((channels, 3 * channels)))
-    self.in_proj_bias = nnx.Param(jnp.zeros(3 * channels))
+    self.in_proj_weight = nnx.Param(_zeros(channels, 3 * channels))
+    self.in_proj_bias = nnx.Param(_zeros(3 * channels))
     self.out_proj = network.linear(
       channels, channels, init=network.TORCH_INIT, dtype=dtype, rngs=rngs
     )
@@ -122,7 +126,7 @@ class Encoder(nnx.Module):
   """Embeddings of positions, blocks, and a last norm."""
 
   def __init__(self, grid: int, channels: int, make_blocks, rngs: nnx.Rngs):
-    self.pos_embedding = nnx.Param(jnp.zeros((1, 1 + grid**2, channels)))
+    self.pos_embedding = nnx.Param(_zeros(1, 1 + grid**2, channels))
     self.layers = nnx.Dict(
       {f"encoder_layer_{i}": make() for i, make in enumerate(make_blocks)}
     )
@@ -131,8 +135,8 @@ class Encoder(nnx.Module):
 
   def initialize(self, key: PRNGKeyArray) -> None:
     """Draws the embeddings of positions."""
-    shape = self.pos_embedding.shape
-    self.pos_embedding[...] = 0.02 * jax.random.normal(key, shape)
+    shape, dtype = self.pos_embedding.shape, self.pos_embedding.dtype
+    self.pos_embedding[...] = 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class VisionTransformer(network.Network):
@@ -183,7 +187,7 @@ class VisionTransformer(network.Network):
       dtype=dtype,
       rngs=rngs,
     )
-    self.class_token = nnx.Param(jnp.zeros((1, 1, channels)))
+    self.class_token = nnx.Param(_zeros(1, 1, channels))
     make_block = partial(Block, channels, num_heads, norm_dtype=dtype)
     in_head = {num_layers - 1: None}  # in the dtype that it gets, float32
     self.encoder = Encoder(

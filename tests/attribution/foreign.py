@@ -1,4 +1,4 @@
-"""The quickstart's ResNet8 as users of other libraries would write it.
+"""The quickstart's ResNet8, and a ViT, as users of other libraries write them.
 
 Each is a plain network of its library, given the weights of ours by name, so
 that whatever is wrapped can be held against our own model.
@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from gc_jax.models import vit
 
 # (name, input channels, channels, stride) of the two stages' blocks.
 BLOCKS = (
@@ -257,3 +259,123 @@ def function_net(weights):
     return tap(x).mean((1, 2)) @ weights["fc.kernel"] + weights["fc.bias"][None]
 
   return run
+
+
+def keras_net(weights, dtype="float32"):
+  """Returns a Keras model, where the backend is JAX."""
+  import keras
+
+  before_that = keras.config.dtype_policy()
+  keras.config.set_dtype_policy(dtype)
+  layers, given = keras.layers, {}
+
+  def conv(x, name, stride=1):
+    kernel = given[name] = [weights[f"{name}.kernel"]]
+    side, _, _, channels = kernel[0].shape
+    x = layers.ZeroPadding2D(side // 2)(x)
+    layer = layers.Conv2D(channels, side, stride, use_bias=False, name=name)
+    return layer(x)
+
+  def norm(x, name):
+    parts = ("scale", "bias", "mean", "var")
+    given[name] = [weights[f"{name}.{part}"] for part in parts]
+    layer = layers.BatchNormalization(epsilon=1e-5, name=name)
+    return layer(x)
+
+  relu = lambda x, **kwargs: layers.ReLU(**kwargs)(x)
+  images = keras.Input((None, None, 3))
+  x = relu(norm(conv(images, "conv1", 2), "bn1"))
+  x = layers.ZeroPadding2D(1)(x)  # nothing is below 0
+  x = layers.MaxPooling2D(3, 2)(x)
+  for name, before, channels, stride in BLOCKS:
+    out = relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.bn1"))
+    out = norm(conv(out, f"{name}.conv2"), f"{name}.bn2")
+    if before != channels:
+      x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+    x = relu(layers.Add()([out, x]), name=f"{name}.out")
+  x = layers.GlobalAveragePooling2D()(x)
+  given["fc"] = [weights["fc.kernel"], weights["fc.bias"]]
+  logits = layers.Dense(given["fc"][1].size, name="fc")(x)
+  model = keras.Model(images, logits)
+  for name, values in given.items():
+    model.get_layer(name).set_weights(values)
+  keras.config.set_dtype_policy(before_that)
+  return model
+
+
+def own_vit():
+  """Returns a ViT of ours: two blocks, patches of 4 pixels."""
+  model = vit.VisionTransformer(
+    *(5,),
+    num_layers=2,
+    num_heads=2,
+    channels=8,
+    patch=4,
+    grid=3,
+    rngs=nnx.Rngs(0),
+  )
+  model.eval()
+  return model
+
+
+class LinenVit(nn.Module):
+  """The same in Linen."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images):
+    zeros = nn.initializers.zeros
+    norm = functools.partial(nn.LayerNorm, 1e-6)
+    x = nn.Conv(8, (4, 4), 4, padding="VALID", name="conv_proj")(images)
+    grid = x.shape[1:3]
+    token = self.param("class_token", zeros, (1, 1, 8))
+    token = jnp.broadcast_to(token, (len(x), 1, 8))
+    x = jnp.concatenate([token, x.reshape(len(x), -1, 8)], 1)
+    positions = self.param("pos_embedding", zeros, (1, 10, 8))
+    x = x + vit.enlarged(positions, grid)
+    for i in range(2):
+      normed = norm(name=f"ln_1_{i}")(x)
+      attend = nn.MultiHeadDotProductAttention(2, name=f"attention_{i}")
+      x = x + attend(normed)
+      hidden = nn.Dense(32, name=f"up_{i}")(norm(name=f"ln_2_{i}")(x))
+      hidden = nn.gelu(hidden, approximate=False)
+      x = x + nn.Dense(8, name=f"down_{i}")(hidden)
+    return nn.Dense(self.num_classes, name="head")(norm(name="ln")(x)[:, 0])
+
+
+def linen_vit(weights):
+  params = {
+    "class_token": weights["class_token"],
+    "pos_embedding": weights["encoder.pos_embedding"],
+  }
+
+  def copied(name, path):
+    params[name] = {
+      leaf: weights[f"{path}.{leaf}"]
+      for leaf in ("kernel", "scale", "bias")
+      if f"{path}.{leaf}" in weights
+    }
+
+  copied("conv_proj", "conv_proj")
+  copied("ln", "encoder.ln")
+  copied("head", "heads.head")
+  for i in range(2):
+    block = f"encoder.layers.encoder_layer_{i}"
+    copied(f"ln_1_{i}", f"{block}.ln_1")
+    copied(f"ln_2_{i}", f"{block}.ln_2")
+    copied(f"up_{i}", f"{block}.mlp.0")
+    copied(f"down_{i}", f"{block}.mlp.3")
+    of = lambda leaf, block=block: weights[f"{block}.self_attention.{leaf}"]
+    kernels = jnp.split(of("in_proj_weight"), 3, 1)
+    biases = jnp.split(of("in_proj_bias"), 3)
+    attention = {
+      name: {"kernel": kernel.reshape(8, 2, 4), "bias": bias.reshape(2, 4)}
+      for name, kernel, bias in zip(
+        ("query", "key", "value"), kernels, biases, strict=True
+      )
+    }
+    kernel, bias = of("out_proj.kernel"), of("out_proj.bias")
+    attention["out"] = {"kernel": kernel.reshape(2, 4, 8), "bias": bias}
+    params[f"attention_{i}"] = attention
+  return LinenVit(weights["heads.head.bias"].size), {"params": params}

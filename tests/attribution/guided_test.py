@@ -76,7 +76,7 @@ def derivatives(library):
       )
       make = lambda weights: gc_jax.wrap(foreign.function_net(weights))
     else:
-      variables, _ = made(library, jnp.float64)
+      variables, _ = made(library, jnp.float64, side=16)
     is_real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     leaves, structure = jax.tree.flatten(variables)
     reals = [x for x in leaves if is_real(x)]
@@ -98,7 +98,9 @@ def derivatives(library):
     return jax.jit(jax.grad(loss))(0.0), difference
 
 
-@pytest.mark.parametrize("library", ["nnx", "linen", "equinox", "function"])
+@pytest.mark.parametrize(
+  "library", ["nnx", "linen", "equinox", "function", "vit"]
+)
 def test_its_gradient_is_the_finite_difference_in_float64(library):
   found, expected = derivatives(library)
   assert abs(float(expected)) > 1e-6

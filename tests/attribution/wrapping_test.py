@@ -21,8 +21,9 @@ OF_PIXELS = ("input_gradients", "integrated_gradients", "smoothgrad", "rise")
 OF_LAYERS = [
   name for name in METHODS if name not in (*OF_PIXELS, "attention_rollout")
 ]
+CAMS = ("gradcam_elementwise", "gradcam", "gradcam_plus_plus", "layercam")
 AT = {"layer": "layer2"}
-LIBRARIES = ("nnx", "linen", "equinox", "function", "pair")
+LIBRARIES = ("nnx", "linen", "equinox", "function", "pair", "vit")
 
 
 def pixels():
@@ -38,10 +39,30 @@ def ours():
   return model
 
 
-def made(library, dtype=jnp.float32):
+@functools.cache
+def own_vit():
+  """A ViT of ours with all its weights random."""
+  model = foreign.own_vit()
+  for number, (_, variable) in enumerate(nnx.to_flat_state(nnx.state(model))):
+    noise = jax.random.normal(
+      jax.random.key(number), variable.shape, variable.dtype
+    )
+    variable[...] = variable[...] + 0.2 * noise
+  return model
+
+
+def made(library, dtype=jnp.float32, side=32):
   """Returns a wrapped model with our weights, and its images."""
-  model, images = ours(), normalize_pixels(pixels()).astype(dtype)
+  model = own_vit() if library == "vit" else ours()
+  images = normalize_pixels(pixels()[:, :side, :side]).astype(dtype)
   weights = jax.tree.map(lambda x: x.astype(dtype), foreign.weights_of(model))
+  if library == "vit":
+    net = foreign.linen_vit(weights)
+    grid = side // 4, side // 4
+    return gc_jax.wrap(net, at="ln_1_1", grid=grid, prefix=1), images
+  if library == "keras":
+    net = foreign.keras_net(weights, jnp.dtype(dtype).name)
+    return gc_jax.wrap(net, at="layer2.1.out"), images
   if library == "nnx":
     return gc_jax.wrap(foreign.nnx_net(weights), at="layer2.1"), images
   if library == "linen":
@@ -62,17 +83,22 @@ def maps_of(net, images, targets, methods, settings=()):
   }
 
 
+OF_VIT = (*CAMS, "attention_rollout")
+
+
 @functools.cache
-def reference():
-  graphdef, state = nnx.split(ours())
+def reference(is_vit=False):
+  """The maps of our own model, of every method that holds for it."""
+  graphdef, state = nnx.split(own_vit() if is_vit else ours())
+  at = AT if not is_vit else {}
   run = lambda state, images: {
     name: METHODS[name](
       nnx.merge(graphdef, state),
       images,
       TARGETS,
-      **(AT if METHODS[name].layer else {}),
+      **(at if METHODS[name].layer else {}),
     )
-    for name in OF_LAYERS
+    for name in (OF_VIT if is_vit else OF_LAYERS)
   }
   return jax.jit(run)(state, pixels())
 
@@ -80,8 +106,9 @@ def reference():
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_maps_are_those_of_our_own_model(library):
   net, images = made(library)
-  found = maps_of(net, images, TARGETS, tuple(OF_LAYERS))
-  for name, expected in reference().items():
+  wanted = reference(library == "vit")
+  found = maps_of(net, images, TARGETS, tuple(wanted))
+  for name, expected in wanted.items():
     scale = float(expected.max())
     assert scale > 0
     np.testing.assert_allclose(
@@ -90,7 +117,12 @@ def test_maps_are_those_of_our_own_model(library):
 
 
 @pytest.mark.parametrize(
-  ("name", "settings"), [("input_gradients", ()), ("rise", (("num_masks", 9),))]
+  ("name", "settings"),
+  [
+    ("input_gradients", ()),
+    ("smoothgrad", (("num_samples", 2),)),
+    ("rise", (("num_masks", 9),)),
+  ],
 )
 def test_maps_of_pixels_are_the_same_in_every_library(name, settings):
   run = lambda net, x: maps_of(net, x, TARGETS, (name,), settings)[name]
