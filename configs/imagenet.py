@@ -18,8 +18,28 @@ reports; to choose something yourself, hold out a part of training:
 `--config.data.train_split='train[:99%]'` and
 `--config.data.val_split='train[99%:]'`.
 
-Hardware: made for 8 accelerators of 16 GB. Time and score: not yet measured;
-the paper's top-1 of resnet18 is 69.4 plain and 67.7 with the loss.
+Table 6 is of `resnet50-ce`, `-gmp` and `-gmp_gc`: every `gc_jax.evaluate` asks
+FGSM and PGD. Tables 1 and 5: gc_jax/docs/recipes.md has the commands.
+
+Hardware: made for 8 accelerators of 16 GB or more. Below are the paper's scores
+(Table 1), ours, which are not yet measured, the compiler's FLOPs of a picture
+(libtpu, v5e:4x4, which every row fits), and the hours that 90 epochs would take
+16 chips of v5e at 30 % of their 197 TFLOP/s, which is assumed, not measured. If
+the hosts read pictures slower than that, it takes longer: a CPU core decodes
+about 1,100 a second (gc_jax/docs/benchmarks.md). With the release's composites
+a picture takes 51.43 GFLOP in `resnet18-gc`, 121.62 in `resnet50-gc`.
+
+                   top-1     PG    SPG     CH    NQH  ours   GFLOP  hours
+  resnet18-ce      69.43  79.80  60.50  54.36  24.35     -    9.98   0.34
+  resnet18-gc      67.74  80.00  65.85  57.73   7.62     -   21.86   0.74
+  resnet18-gmp     69.08  79.30  66.66  62.89  38.96     -    9.98   0.34
+  resnet18-gmp_gc  69.02  79.60  68.74  65.35  31.15     -   21.86   0.74
+  resnet50-ce      76.13  80.00  60.95  54.78  21.48     -   24.01   0.81
+  resnet50-gc      74.40  80.30  65.26  59.42   7.43     -   50.96    1.7
+  resnet50-gmp     74.63  79.80  66.29  54.23  33.91     -   24.02   0.81
+  resnet50-gmp_gc  74.14  79.60  69.51  59.70  21.30     -   50.96    1.7
+  alexnet-ce       56.51  72.80  53.45  45.78  43.53     -    3.86   0.13
+  alexnet-gc       56.16  73.70  61.15  48.10  33.94     -    9.28   0.31
 """
 
 import ml_collections

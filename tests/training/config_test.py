@@ -5,6 +5,7 @@ import pytest
 from configs import (
   coco,
   context,
+  finetune,
   folder,
   imagenet,
   miniature,
@@ -12,6 +13,7 @@ from configs import (
   quickstart_multi,
 )
 from gc_jax.data import Dataset
+from gc_jax.report import paper
 from gc_jax.runtime import config as saved_config
 from gc_jax.training import checks, guidance
 from tests.training.small import changed
@@ -23,6 +25,7 @@ RECIPES = (
   (context, context.VARIANTS),
   (imagenet, imagenet.VARIANTS),
   (coco, imagenet.VARIANTS),
+  (finetune, imagenet.VARIANTS),
   (miniature, miniature.VARIANTS),
 )
 
@@ -116,6 +119,35 @@ def test_recipes_of_the_paper_have_the_values_of_the_release():
   ):
     flat = saved_config.flatten(config.to_dict())
     assert {name: flat[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+  ("recipe", "number"), [(imagenet, 1), (coco, 2)], ids=["imagenet", "coco"]
+)
+def test_docstrings_have_the_papers_numbers_and_an_empty_cell(recipe, number):
+  rows = {
+    words[0]: words[1:]
+    for line in recipe.__doc__.splitlines()
+    if (words := line.split()) and words[0] in recipe.VARIANTS
+  }
+  names = {"ce": "Baseline", "gc": "GC", "gmp": "GMP", "gmp_gc": "GMP+GC"}
+  of_paper = {}
+  for variant in recipe.VARIANTS:
+    architecture, _, row = variant.partition("-")
+    cells = paper.TABLES[number].rows().get((architecture, names[row]))
+    if cells:
+      numbers = [f"{cell.mean:.2f}" for cell in cells.values()]
+      of_paper[variant] = [*numbers, "-"]  # ours: not yet measured
+  assert {name: row[: len(of_paper[name])] for name, row in rows.items()} == (
+    of_paper
+  )
+  # FLOPs of a picture, and hours that follow from them as the page says.
+  config = {name: recipe.get_config(name) for name in rows}
+  pictures = {"imagenet": 1_281_167, "coco": 82_081}
+  for name, row in rows.items():
+    gflop, hours = map(float, row[-2:])
+    of_run = config[name].num_epochs * pictures[config[name].data.name] * gflop
+    assert hours == pytest.approx(of_run / (16 * 197e3 * 0.3) / 3600, rel=0.06)
 
 
 def test_every_field_has_a_default_that_may_be_overridden():
