@@ -3,9 +3,9 @@
 The public names; nothing else is public. A trained model: `load`, `predict`,
 `explain`, `overlay`, `class_names`. Models: `MODELS`, `create`. Explanations:
 `METHODS`. A model of yours, in any library: `wrap`, `places`, and for it
-`predict`, `explain`, `localize`, `negative_quadrants`, `insertion`, `deletion`,
-and the guidance losses `consistency` and `energy`. The method of the paper, as
-pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
+`predict`, `explain`, `check`, `localize`, `negative_quadrants`, `insertion`,
+`deletion`, and the guidance losses `consistency` and `energy`. The method of
+the paper, as pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
 
 Each is imported when it is first asked for: a command whose arguments are wrong
 says so before jax is imported.
@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
   from gc_jax.attribution.guided import consistency, energy
   from gc_jax.attribution.wrapping import places, wrap
   from gc_jax.inference.arrays import class_names, explain, overlay, predict
+  from gc_jax.inference.checking import check
   from gc_jax.inference.trained import load
   from gc_jax.inference.wrapped import deletion, insertion, negative_quadrants
   from gc_jax.method import cam, compose, losses, metrics
@@ -29,6 +30,7 @@ __all__ = [
   "METHODS",
   "MODELS",
   "cam",
+  "check",
   "class_names",
   "compose",
   "consistency",
@@ -53,6 +55,7 @@ _HOMES = {
   "METHODS": "attribution",
   "MODELS": "models",
   "cam": "method.cam",
+  "check": "inference.checking",
   "class_names": "inference.arrays",
   "compose": "method.compose",
   "consistency": "attribution.guided",

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import full_gradients, gradients, taps
+from gc_jax.attribution import full_gradients, gradients, laws, taps
 from gc_jax.attribution.excitation import (
   cmwp,
   default_layer,
@@ -54,6 +54,8 @@ class Method:
       them sum to, and what they should; None if they divide no score.
     has_rules: whether it walks through the program and knows some operations
       only: of other networks it raises `programs.DoesNotHold`.
+    law: what must be true of a network for the method to hold; None if nothing
+      is known.
   """
 
   title: str
@@ -63,6 +65,7 @@ class Method:
   is_costly: bool = False
   divide: Callable[..., tuple[Array, Array, Array]] | None = None
   has_rules: bool = False
+  law: laws.Law | None = None
 
   @property
   def settings(self) -> dict[str, Any]:
@@ -109,30 +112,56 @@ def _center(model, images, targets):
 # In the order of tables.
 METHODS = {
   "gradcam_elementwise": Method(
-    "Grad-CAM, element-wise", gradcam_elementwise, taps.last_layer
+    "Grad-CAM, element-wise",
+    gradcam_elementwise,
+    taps.last_layer,
+    law=laws.AT_THE_PLACE,
   ),
-  "gradcam": Method("Grad-CAM", gradcam, taps.last_layer),
-  "gradcam_plus_plus": Method("Grad-CAM++", gradcam_plus_plus, taps.last_layer),
-  "layercam": Method("LayerCAM", layercam, taps.last_layer),
-  "cmwp": Method("cMWP", cmwp, default_layer, has_rules=True),
+  "gradcam": Method(
+    "Grad-CAM", gradcam, taps.last_layer, law=laws.AT_THE_PLACE
+  ),
+  "gradcam_plus_plus": Method(
+    "Grad-CAM++", gradcam_plus_plus, taps.last_layer, law=laws.AT_THE_PLACE
+  ),
+  "layercam": Method(
+    "LayerCAM", layercam, taps.last_layer, law=laws.AT_THE_PLACE
+  ),
+  "cmwp": Method("cMWP", cmwp, default_layer, has_rules=True, law=laws.BALANCE),
   "excitation_backprop": Method(
-    "Excitation backprop", excitation_backprop, default_layer, has_rules=True
+    "Excitation backprop",
+    excitation_backprop,
+    default_layer,
+    has_rules=True,
+    law=laws.MASS,
   ),
   "fullgrad": Method(
-    "FullGrad", fullgrad, divide=full_gradients.divide, has_rules=True
+    "FullGrad",
+    fullgrad,
+    divide=full_gradients.divide,
+    has_rules=True,
+    law=laws.completeness(full_gradients.divide, 0.001),
   ),
   "attention_rollout": Method(
-    "Attention rollout", attention_rollout, taps.last_layer, has_rules=True
+    "Attention rollout",
+    attention_rollout,
+    taps.last_layer,
+    has_rules=True,
+    law=laws.SHARES,
   ),
-  "input_gradients": Method("Input gradients", input_gradients),
+  "input_gradients": Method(
+    "Input gradients", input_gradients, law=laws.OF_PIXELS
+  ),
   "integrated_gradients": Method(
     "Integrated gradients",
     integrated_gradients,
     is_costly=True,
     divide=gradients.divide,
+    law=laws.completeness(gradients.divide, 0.05),
   ),
-  "smoothgrad": Method("SmoothGrad", smoothgrad, is_costly=True),
-  "rise": Method("RISE", rise, is_costly=True),
+  "smoothgrad": Method(
+    "SmoothGrad", smoothgrad, is_costly=True, law=laws.OF_NOISY_PIXELS
+  ),
+  "rise": Method("RISE", rise, is_costly=True, law=laws.ALONE),
 }
 
 # Maps that look at nothing, as rows beside every table of the methods: what a

@@ -24,8 +24,13 @@ def input_gradients(model, images, targets):
   Source: Simonyan et al. 2014, arXiv:1312.6034.
   Differs: they take the largest channel, not the sum.
   """
+  return jnp.abs(signed_gradients(model, images, targets)).sum(-1)
+
+
+def signed_gradients(model, images, targets) -> Float[Array, "B P H W 3"]:
+  """Returns d logit / d pixel, channel by channel."""
   net = tapped(model)
-  return jnp.abs(_gradient_of(net, targets)(net.pixels(images))).sum(-1)
+  return _gradient_of(net, targets)(net.pixels(images))
 
 
 def integrated_gradients(model, images, targets, *, steps: int = STEPS):

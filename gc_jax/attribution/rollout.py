@@ -6,6 +6,7 @@ sum, of what an exponential gave (a softmax), in a product with activations.
 Source: Chefer et al. 2021, arXiv:2103.15679, eq. 5 and 6.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -42,11 +43,7 @@ def attention_rollout(
   images = net.prepared(images)
   grid = jax.eval_shape(lambda net, x: net(x)[1], net, images).shape[1:3]
 
-  def found(images, probes):
-    rule = _Attentions(probes)
-    walked = programs.walk(lambda x: net(x)[0], (images,), rule)
-    return walked.array, rule.found
-
+  found = functools.partial(_found, net)
   shapes, axes = _shapes_and_axes(found, images)
   prefix = _prefix(shapes, axes, grid, net)
   probes = [jnp.zeros(shape, net.dtype) for shape in shapes]
@@ -72,6 +69,26 @@ def attention_rollout(
     return (row - first)[:, prefix:].reshape(-1, *grid)
 
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
+
+
+def attentions(net: Tapped, images: Array) -> list[Float[Array, "B q k heads"]]:
+  """Returns the shares of each attention, from the picture up.
+
+  Raises:
+    DoesNotHold: there is none.
+  """
+  found = functools.partial(_found, net)
+  _, axes = _shapes_and_axes(found, images)
+  return [
+    at.ordered(each.shares)
+    for each, at in zip(found(images, None)[1], axes, strict=True)
+  ]
+
+
+def _found(net: Tapped, images: Array, probes: Sequence[Array] | None):
+  rule = _Attentions(probes)
+  walked = programs.walk(lambda x: net(x)[0], (images,), rule)
+  return walked.array, rule.found
 
 
 class _Axes(NamedTuple):

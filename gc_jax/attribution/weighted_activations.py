@@ -21,7 +21,7 @@ def gradcam(model, images, targets, *, layer: str | None = None):
 
   Source: Selvaraju et al. 2017, arXiv:1610.02391.
   """
-  features, gradients = _features_and_gradients(model, images, targets, layer)
+  features, gradients = features_and_gradients(model, images, targets, layer)
   return cams.grad_cam(features[:, None], gradients.mean((-3, -2)))
 
 
@@ -30,7 +30,7 @@ def gradcam_elementwise(model, images, targets, *, layer: str | None = None):
 
   Source: Pillai & Pirsiavash 2021, eq. 3.
   """
-  features, gradients = _features_and_gradients(model, images, targets, layer)
+  features, gradients = features_and_gradients(model, images, targets, layer)
   return cams.elementwise_grad_cam(features[:, None], gradients)
 
 
@@ -41,7 +41,7 @@ def layercam(model, images, targets, *, layer: str | None = None):
 
   Source: Jiang et al. 2021, LayerCAM, IEEE TIP 30, eq. 7-8.
   """
-  features, gradients = _features_and_gradients(model, images, targets, layer)
+  features, gradients = features_and_gradients(model, images, targets, layer)
   return cams.elementwise_grad_cam(features[:, None], jax.nn.relu(gradients))
 
 
@@ -58,7 +58,7 @@ def gradcam_plus_plus(model, images, targets, *, layer: str | None = None):
 
   Source: Chattopadhay et al. 2018, arXiv:1710.11063, eq. 11 and 19.
   """
-  features, g = _features_and_gradients(model, images, targets, layer)
+  features, g = features_and_gradients(model, images, targets, layer)
   total = features.sum((1, 2))[:, None, None, None]
   # g^2 divided out, so that small gradients do not vanish in their squares.
   below = 2 + g * total
@@ -67,9 +67,10 @@ def gradcam_plus_plus(model, images, targets, *, layer: str | None = None):
   return cams.grad_cam(features[:, None], weights)
 
 
-def _features_and_gradients(
+def features_and_gradients(
   model, images, targets, layer
 ) -> tuple[Float[Array, "B h w D"], Float[Array, "B P h w D"]]:
+  """Returns what the maps are made of: activations, d logit / d activation."""
   if not isinstance(model, Tapped) and (
     layer is None or taps.input_path(model, layer) == FEATURES
   ):

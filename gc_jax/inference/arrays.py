@@ -180,14 +180,19 @@ def program(*static: int) -> Callable[[Callable], Callable]:
 
   def compiled(function):
     def of_parts(graphdef, state, *args):
-      model = nnx.merge(graphdef, state, copy=True)
-      model.eval()
-      return function(model, *args)
+      return function(evaluated(graphdef, state), *args)
 
     of_parts.__name__ = function.__name__
     return jax.jit(of_parts, static_argnums=(0, *(2 + i for i in static)))
 
   return compiled
+
+
+def evaluated(graphdef: nnx.GraphDef, state: nnx.State) -> nnx.Module:
+  """Returns a copy of a model in two parts, in evaluation mode."""
+  model = nnx.merge(graphdef, state, copy=True)
+  model.eval()
+  return model
 
 
 def logits_of(model: nnx.Module, images: Array) -> Float[Array, "B K"]:

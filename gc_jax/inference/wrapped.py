@@ -249,13 +249,22 @@ def _checked(net, images, labels):
   net.check_evaluates()
   images, labels = _images(images), jnp.asarray(labels)
   num_classes = net.num_classes(images)
-  check_classes("labels", labels, len(images), num_classes)
+  check_labels(labels, len(images), num_classes)
+  return net, images, labels, num_classes
+
+
+def check_labels(labels: Array, num_images: int, num_classes: int) -> None:
+  """Checks that labels are a class of each image, as `check_classes` does.
+
+  Raises:
+    ValueError: they are something else.
+  """
+  check_classes("labels", labels, num_images, num_classes)
   if labels.ndim != 1:
     raise ValueError(
       f"labels must be [B], a class of each image; they have shape "
       f"{labels.shape}."
     )
-  return net, images, labels, num_classes
 
 
 def _images(images: ArrayLike) -> Array:

@@ -1,0 +1,162 @@
+"""What must be true of a network for a method's maps to mean what they say.
+
+Each law compares what a method computes in a network with the same number by
+another way: completeness (a score and the parts it is divided into), mass (a
+unit of probability and what arrives), a finite difference (of a gradient).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gc_jax.attribution import excitation
+from gc_jax.attribution.gradients import signed_gradients
+from gc_jax.attribution.rollout import attentions
+from gc_jax.attribution.weighted_activations import features_and_gradients
+from gc_jax.attribution.wrapping import tapped
+from gc_jax.method.cam import at_least_float32
+
+# A way from a picture or its activations, in parts of their spread, and the
+# points on it at which derivatives are taken. At one point alone ReLUs' kinks
+# would spoil a difference: 20% of SqueezeNet's by a thousandth of the spread.
+_LENGTH, _POINTS = 0.1, 32
+
+
+class Law(NamedTuple):
+  """What can be measured of a method on any network.
+
+  Attributes:
+    title: what is compared, in words.
+    error: (model, images, targets) -> the difference, as a share of the whole.
+    most: the error up to which the method holds.
+    settings: the method's while it is checked, where its own take long.
+  """
+
+  title: str
+  error: Callable[..., Float[Array, ""]]
+  most: float
+  settings: Mapping[str, Any] = {}
+
+
+def completeness(divide: Callable, most: float) -> Law:
+  """Returns the law that parts sum to the score; `divide` as of a `Method`."""
+
+  def error(model, images, targets):
+    _, found, score = divide(model, images, targets)
+    return _relative(found, score)
+
+  return Law("sum of the parts and the score", error, most)
+
+
+def _mass(model, images, targets):
+  at_place, at_last = excitation.propagated(model, images, targets)
+  masses = [x.sum(range(2, x.ndim)) for x in (at_place, at_last)]
+  return _relative(jnp.stack(masses), jnp.ones((2, *targets.shape)))
+
+
+def _balance(model, images, targets):
+  both = excitation.propagated(model, images, targets, contrasts=True)
+  sides = [
+    [jax.nn.relu(sign * x).sum(range(2, x.ndim)) for x in both]
+    for sign in (1, -1)
+  ]
+  return _relative(*map(jnp.stack, sides))
+
+
+def _shares(model, images, targets):
+  del targets
+  net = tapped(model)
+  sums = [shares.sum(2) for shares in attentions(net, net.prepared(images))]
+  ones = [jnp.ones_like(each) for each in sums]
+  return jnp.stack([*map(_relative, sums, ones)]).max()
+
+
+def _at_the_place(model, images, targets):
+  activations, gradients = features_and_gradients(model, images, targets, None)
+  net = tapped(model)
+  images = net.prepared(images)
+  way = _way(activations)
+
+  def scores(distance):
+    logits = net(images, distance[:, None, None, None] * way)[0]
+    return jnp.take_along_axis(at_least_float32(logits), targets, 1)
+
+  def rates(distance):
+    found, pull = jax.vjp(scores, distance)
+    starts = jnp.eye(found.shape[1], dtype=found.dtype)
+    every = jnp.broadcast_to(starts[:, None], (len(starts), *found.shape))
+    return jax.vmap(lambda start: pull(start)[0], out_axes=1)(every)
+
+  of_method = (gradients * way[:, None]).sum((2, 3, 4))
+  at_start = rates(jnp.zeros(len(images), way.dtype))
+  error = _error_of_rates(rates, scores, way)
+  return jnp.maximum(error, _relative(of_method, at_start))
+
+
+def _of_pixels(model, images, targets):
+  net = tapped(model)
+  pixels = net.pixels(images)
+  way = _way(pixels)
+  moved = lambda distance: pixels + distance[:, None, None, None] * way
+
+  def scores(distance):
+    logits = net(net.prepared(moved(distance)))[0]
+    return jnp.take_along_axis(at_least_float32(logits), targets, 1)
+
+  def rates(distance):
+    found = signed_gradients(model, moved(distance), targets)
+    return (found * net.channels_last(way)[:, None]).sum((2, 3, 4))
+
+  return _error_of_rates(rates, scores, way)
+
+
+def _error_of_rates(rates, scores, way):
+  """Returns the error of rates of change, summed up, against the change.
+
+  Both are functions of each example's distance on its way.
+  """
+  ones = jnp.ones(way.shape[0], way.dtype)
+  middles = (jnp.arange(_POINTS, dtype=way.dtype) + 0.5) / _POINTS * _LENGTH
+  of_points = jax.lax.map(lambda middle: rates(middle * ones), middles)
+  change = scores(_LENGTH * ones) - scores(0 * ones)
+  return _relative(_LENGTH * of_points.mean(0), change)
+
+
+def _alone(model, images, targets):
+  del targets
+  net = tapped(model)
+  first = net.pixels(images[:1])
+  beside = jnp.concatenate([first, net.start(first)])
+  alone, beside = (net(net.prepared(x))[0] for x in (first, beside))
+  return _relative(beside[:1], alone)
+
+
+def _way(x: Float[Array, "B *D"]) -> Float[Array, "B *D"]:
+  """Returns a random change as large as x spreads in each example."""
+  axes = tuple(range(1, x.ndim))
+  return jax.random.normal(jax.random.key(0), x.shape, x.dtype) * x.std(
+    axes, keepdims=True
+  )
+
+
+def _relative(found: Array, expected: Array) -> Float[Array, ""]:
+  """Returns sum |found - expected| / sum |expected|: 0 if both are 0."""
+  missed, whole = jnp.abs(found - expected).sum(), jnp.abs(expected).sum()
+  return jnp.where(missed == 0, 0, missed / whole)
+
+
+MASS = Law("mass that arrives and 1", _mass, 0.01)
+BALANCE = Law("mass for the class and mass against it", _balance, 0.01)
+SHARES = Law("shares of each attention and 1", _shares, 0.01)
+AT_THE_PLACE = Law("gradient at the place and differences", _at_the_place, 0.05)
+OF_PIXELS = Law("gradient of pixels and differences", _of_pixels, 0.05)
+OF_NOISY_PIXELS = OF_PIXELS._replace(settings={"num_samples": 2})
+ALONE = Law(
+  "logits of a picture alone and beside another",
+  _alone,
+  0.01,
+  {"num_masks": 32},
+)
