@@ -5,6 +5,7 @@ compiler of TPUs) is taken by what is. The code that extends gc_jax runs too.
 """
 
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -180,7 +181,9 @@ def test_the_code_for_a_trained_model_runs(smoke_run, tmp_path):
 def test_the_code_for_a_model_of_ones_own_runs():
   page = (ROOT / "gc_jax/docs/library.md").read_text()
   page = page.replace("layer4", "layer2.1")  # its last block
-  wraps, maps, guidance = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  wraps, maps, check, guidance, *_ = re.findall(
+    r"```python\n(.*?)```", page, re.DOTALL
+  )
   assert wraps.count("gc_jax.wrap(") == 6
   model = foreign.NnxNet(5, nnx.Rngs(0))
   model.eval()
@@ -199,6 +202,7 @@ def test_the_code_for_a_model_of_ones_own_runs():
   exec(wraps.splitlines()[0], names)
   exec(maps, names)
   assert names["outside"].shape == (8,)
+  exec(check.replace("images", 'images, methods=["gradcam"]'), names)
   exec(guidance, names)
   before = model.bn1.mean[...]
   model.train()
@@ -277,3 +281,33 @@ def test_the_pages_data_set_is_read(extended, tmp_path):
   encoded = np.frombuffer(dataset.source[1]["image"], np.uint8)
   np.testing.assert_array_equal(cv2.imdecode(encoded, 1), pictures[1])
   assert data.classes(config.data).count == len(dataset.class_names)
+
+
+def test_a_method_of_ones_own_is_known_to_the_commands(tmp_path):
+  page = (ROOT / "gc_jax/docs/extending.md").read_text()
+  (line,) = re.findall(r"`(runpy\.[^`]*)`", page)
+  (block,) = re.findall(r"```python\n([^`]*\nMETHODS\[.*?)```", page, re.DOTALL)
+  file = tmp_path / "mine.py"
+  file.write_text(f"import runpy\nimport jax.numpy as jnp\n{block}\n{line}\n")
+  flags = ["none.jpg", "--workdir=none", f"--out={tmp_path / 'out'}"]
+  for method, fault in (("activation", "none.jpg"), ("other", "activation")):
+    done = subprocess.run(
+      [sys.executable, str(file), *flags, f"--method={method}"],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and fault in done.stderr
+    assert ("Unknown --method" in done.stderr) == (method == "other")
+
+
+def test_the_tour_runs_and_its_network_learns():
+  tour = json.loads((ROOT / "gc_jax/docs/tour.ipynb").read_text())
+  cells = [c for c in tour["cells"] if c["cell_type"] == "code"]
+  assert not any(cell["outputs"] for cell in cells)  # they would grow old
+  names = {}
+  for cell in cells:
+    exec("".join(cell["source"]), names)
+  assert names["losses"][-1] < 0.8 * names["losses"][0]
+  assert names["checked"]["fullgrad"].holds

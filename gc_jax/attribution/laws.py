@@ -5,7 +5,7 @@ another way: completeness (a score and the parts it is divided into), mass (a
 unit of probability and what arrives), a finite difference (of a gradient).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,13 +32,14 @@ class Law(NamedTuple):
     title: what is compared, in words.
     error: (model, images, targets) -> the difference, as a share of the whole.
     most: the error up to which the method holds.
-    settings: the method's while it is checked, where its own take long.
+    settings: the method's while it is checked, where its own take long; in
+      pairs, so that it can be hashed.
   """
 
   title: str
   error: Callable[..., Float[Array, ""]]
   most: float
-  settings: Mapping[str, Any] = {}
+  settings: tuple[tuple[str, Any], ...] = ()
 
 
 def completeness(divide: Callable, most: float) -> Law:
@@ -153,10 +154,10 @@ BALANCE = Law("mass for the class and mass against it", _balance, 0.01)
 SHARES = Law("shares of each attention and 1", _shares, 0.01)
 AT_THE_PLACE = Law("gradient at the place and differences", _at_the_place, 0.05)
 OF_PIXELS = Law("gradient of pixels and differences", _of_pixels, 0.05)
-OF_NOISY_PIXELS = OF_PIXELS._replace(settings={"num_samples": 2})
+OF_NOISY_PIXELS = OF_PIXELS._replace(settings=(("num_samples", 2),))
 ALONE = Law(
   "logits of a picture alone and beside another",
   _alone,
   0.01,
-  {"num_masks": 32},
+  (("num_masks", 32),),
 )

@@ -107,11 +107,6 @@ def explain(
     check_classes("targets", targets, len(images), num_classes)
     pairs = targets.astype(np.int32).reshape(len(images), -1)
     cam = _maps(*nnx.split(model), images, pairs, arrays, entry, static)
-  if cam.ndim != 4 or len(cam) != len(images):
-    raise ValueError(
-      "method must return maps [B P h w] of P targets of each of the "
-      f"{len(images)} images; it returned {cam.shape}."
-    )
   cam = _as_distribution(cam) if normalize else cam
   return cam.reshape(*np.shape(targets), *cam.shape[2:])
 
@@ -225,9 +220,7 @@ def _run(model, images, targets, methods):
   }
 
 
-@program(3, 4)
-def _maps(model, images, targets, arrays, method, settings):
-  return method(model, images, targets, **arrays, **dict(settings))
+_maps = program(3, 4)(wrapped.maps_of)
 
 
 _as_distribution = jax.jit(metrics.as_distribution)

@@ -109,7 +109,7 @@ def _verdict(
   """Returns what is found of a method; `errors` of laws are measured once."""
   law = entry.law
   try:
-    maps = run(functools.partial(entry, **(law.settings if law else {})))
+    maps = run(functools.partial(entry, **dict(law.settings if law else ())))
     if law and law.error not in errors:
       errors[law.error] = float(run(law.error))
   except Exception as refused:

@@ -299,10 +299,21 @@ def _logits(net, images):
   return net(net.prepared(images))[0]
 
 
-def _maps(net, images, targets, arrays, method, settings):
-  return method(net, images, targets, **arrays, **dict(settings))
+def maps_of(model, images, targets, arrays, method, settings):
+  """Returns raw maps of a method.
+
+  Raises:
+    ValueError: it returned something else.
+  """
+  maps = method(model, images, targets, **arrays, **dict(settings))
+  if maps.ndim != 4 or maps.shape[:2] != targets.shape:
+    raise ValueError(
+      "method must return maps [B P h w], for targets [B P] of shape "
+      f"{targets.shape}; it returned {maps.shape}."
+    )
+  return maps
 
 
 _compiled_logits = program(_logits)
-_compiled_maps = program(_maps, 4, 5)
+_compiled_maps = program(maps_of, 4, 5)
 _compiled_areas = program(_areas, 5, 6, 7)

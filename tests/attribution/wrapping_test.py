@@ -267,15 +267,17 @@ def test_the_users_module_is_left_as_it_was_and_statistics_come_back():
   )
 
 
-def test_explaining_costs_a_forward_pass_and_the_tails_gradient():
-  net, images = made("nnx")
-  targets = TARGETS[:, :1]
+@pytest.mark.parametrize("library", ["nnx", "linen", "function"])
+def test_explaining_costs_a_forward_pass_and_the_tails_gradient(library):
+  net, images = made(library)
 
   def flops(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
   explained = flops(
-    lambda net, x: METHODS["gradcam"](net, x, targets), net, images
+    lambda net, x: gc_jax.explain(net, x, jnp.array([0, 2]), "gradcam"),
+    net,
+    images,
   )
   forward = flops(lambda net, x: net(x)[0], net, images)
   tail = flops(

@@ -1,11 +1,16 @@
-"""Insertion and deletion of users' nets: exact values, and what is refused."""
+"""Users' nets in use: explained, measured, compiled once; what is refused."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gc_jax
+from gc_jax.attribution import METHODS
 
 SIDE = 8
 
@@ -97,3 +102,226 @@ def test_wrong_arguments_are_named(labels, maps, settings, message):
   for measure in (gc_jax.insertion, gc_jax.deletion):
     with pytest.raises(ValueError, match=message):
       measure(one_pixel(), pictures(), labels, maps, **settings)
+
+
+# Explain: a method of one's own, settings, transformations, meshes.
+
+
+class Net(nnx.Module):
+  """A convolution and a head, as a user writes them."""
+
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(3, 8, (3, 3), 2, rngs=rngs)
+    self.head = nnx.Linear(8, 5, rngs=rngs)
+
+  def __call__(self, images):
+    return self.head(nnx.relu(self.conv(images)).mean((1, 2)))
+
+
+@functools.cache
+def net():
+  return gc_jax.wrap(Net(nnx.Rngs(0)), at="conv")
+
+
+def batch(count=8):
+  return jax.random.uniform(jax.random.key(1), (count, 16, 16, 3))
+
+
+LABELS = np.arange(8) % 5
+
+
+def mean_activation(model, images, targets, *, power=1):
+  """A method as a user writes it, of a wrapped model."""
+  _, activations, _ = model(model.prepared(images))
+  cam = jax.nn.relu(activations).mean(-1) ** power
+  return jnp.repeat(cam[:, None], targets.shape[1], axis=1)
+
+
+def test_a_function_is_a_method_and_takes_its_settings(monkeypatch):
+  expected = jax.nn.relu(net()(batch())[1]).mean(-1)
+  expected = expected / expected.sum((1, 2), keepdims=True)
+  found = gc_jax.explain(net(), batch(), LABELS, mean_activation)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+  raw = functools.partial(gc_jax.explain, normalize=False)
+  once, twice = (
+    raw(net(), batch(), LABELS, mean_activation, power=power)
+    for power in (1, 2)
+  )
+  np.testing.assert_allclose(twice, once**2, rtol=1e-4)
+  # Registered, it is a name like any other, in a line.
+  monkeypatch.setitem(METHODS, "mine", METHODS["gradcam"])
+  np.testing.assert_array_equal(
+    raw(net(), batch(), LABELS, "mine"), raw(net(), batch(), LABELS, "gradcam")
+  )
+
+
+def test_settings_may_be_arrays(make_tiny):
+  model = make_tiny("average")
+  images = (255 * batch(2)).astype(np.uint8)
+  for each, x in ((net(), batch(2)), (model, images)):
+    first, again, other = (
+      gc_jax.explain(
+        each, x, [1, 2], "smoothgrad", num_samples=2, key=jax.random.key(seed)
+      )
+      for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert jnp.abs(first - other).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+  ("method", "settings", "error", "message"),
+  [
+    (
+      "gradcam",
+      {"steps": 3},
+      ValueError,
+      "Grad-CAM takes no setting 'steps'; i",
+    ),
+    ("rise", {"cells": [7]}, ValueError, "cells must be a jax.Array, or a va"),
+    (
+      lambda model, images, targets: images[..., 0],
+      {},
+      ValueError,
+      r"maps \[B P h w\].*it returned \(8, 16, 16\)",
+    ),
+  ],
+)
+def test_a_method_that_cannot_be_run_is_named(method, settings, error, message):
+  with pytest.raises(error, match=message):
+    gc_jax.explain(net(), batch(), LABELS, method, **settings)
+
+
+def test_our_own_models_are_explained_inside_jit_and_meshes(make_tiny):
+  model = make_tiny("average")
+  images = batch()
+
+  def both(images, labels):
+    return gc_jax.predict(model, images), gc_jax.explain(model, images, labels)
+
+  expected = both(images, LABELS)
+  close = functools.partial(
+    jax.tree.map, functools.partial(np.testing.assert_allclose, atol=1e-5)
+  )
+  close(jax.jit(both)(images, LABELS), expected)
+  for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4,), ("data",), (kind,))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+      given = jax.device_put((images, jnp.asarray(LABELS)), spread)
+      for run in (both, jax.jit(both)):
+        close(run(*given), expected)
+
+
+SURFACE = {
+  "predict": lambda x, y, maps: gc_jax.predict(net(), x),
+  "explain": lambda x, y, maps: gc_jax.explain(net(), x, y, "gradcam"),
+  "quadrants": lambda x, y, maps: gc_jax.negative_quadrants(
+    net(), x, y, jax.random.key(0)
+  ),
+  "insertion": lambda x, y, maps: gc_jax.insertion(net(), x, y, maps),
+  "localize": lambda x, y, maps: gc_jax.localize(maps, masks=x[..., 0] > 0.5),
+  "consistency": lambda x, y, maps: gc_jax.consistency(
+    net(), x, y, jax.random.key(0)
+  )[:3],
+}
+
+
+IN_MESHES = [(name, AxisType.Auto) for name in SURFACE]
+IN_MESHES += [
+  (name, AxisType.Explicit)
+  for name in ("predict", "explain", "insertion", "localize")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), IN_MESHES)
+def test_all_runs_inside_a_mesh_on_arrays_spread_over_it(name, kind):
+  run, given = SURFACE[name], (batch(), jnp.asarray(LABELS), batch()[..., 0])
+  expected = jax.jit(run)(*given)
+  mesh = jax.make_mesh((4,), ("data",), (kind,))
+  with jax.set_mesh(mesh):
+    spread = jax.device_put(given, NamedSharding(mesh, PartitionSpec("data")))
+    found = jax.jit(run)(*spread)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    found,
+    expected,
+  )
+
+
+def test_a_thousand_batches_of_one_shape_are_compiled_once():
+  model = gc_jax.wrap(Net(nnx.Rngs(1)), at="conv")
+  compiled = []
+
+  def count(event, duration, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+      compiled.append(event)
+
+  images = np.asarray(batch())
+  gc_jax.explain(model, images, LABELS, "layercam")
+  jax.monitoring.register_event_duration_secs_listener(count)
+  try:
+    for i in range(1_000):
+      gc_jax.explain(model, images + i, LABELS, "layercam")
+    assert not compiled
+    gc_jax.explain(model, images[:4], LABELS[:4], "layercam")
+    assert compiled  # another shape is seen
+  finally:
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+# What is refused.
+
+
+def training():
+  model = nnx.Sequential(
+    nnx.Conv(3, 5, (1, 1), rngs=nnx.Rngs(0)),
+    nnx.BatchNorm(5, rngs=nnx.Rngs(0)),
+    lambda x: x.mean((1, 2)),
+  )
+  model.train()
+  return gc_jax.wrap(model, at="layers.1")
+
+
+@pytest.mark.parametrize(
+  "run",
+  [
+    lambda net: gc_jax.predict(net, batch()),
+    lambda net: gc_jax.explain(net, batch(), LABELS),
+    lambda net: gc_jax.insertion(net, batch(), LABELS, batch()[..., 0]),
+    lambda net: gc_jax.check(net, batch()),
+    lambda net: gc_jax.negative_quadrants(
+      net, batch(), LABELS, jax.random.key(0)
+    ),
+  ],
+)
+def test_a_model_in_training_mode_is_not_measured(run):
+  with pytest.raises(ValueError, match=r"evaluation mode.*model\.eval\(\)"):
+    run(training())
+
+
+@pytest.mark.parametrize(
+  "run",
+  [
+    lambda x: gc_jax.predict(net(), x),
+    lambda x: gc_jax.explain(net(), x, LABELS),
+    lambda x: gc_jax.consistency(net(), x, LABELS, jax.random.key(0)),
+    lambda x: gc_jax.insertion(net(), x, LABELS, batch()[..., 0]),
+  ],
+)
+def test_images_of_the_other_layout_are_named_with_the_transposition(run):
+  message = r"be \[8, 16, 16, 3\].*last: transpose\(0, 2, 3, 1\)\."
+  with pytest.raises(ValueError, match=message):
+    run(batch().transpose(0, 3, 1, 2))
+  with pytest.raises(ValueError, match=r"give images\[None\]"):
+    gc_jax.predict(net(), batch()[0])
+
+
+def test_labels_of_a_loss_are_held_to_the_models_classes():
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match=r"labels must be in 0\.\.4.*; 5 is not"):
+    gc_jax.consistency(net(), batch(), LABELS + 1, key)
+  with pytest.raises(ValueError, match="a column for each of the 5 classes"):
+    gc_jax.energy(net(), batch(), np.ones((8, 4)), np.ones((8, 16, 16)), key)
+  with pytest.raises(TypeError, match=r"it is a Net\. Give gc_jax\.wrap"):
+    gc_jax.explain(Net(nnx.Rngs(0)), batch(), LABELS)
