@@ -8,8 +8,10 @@ from flax import nnx
 from scipy import stats
 
 from configs import base, quickstart
+from gc_jax.attribution import METHODS
 from gc_jax.data import pipeline
-from gc_jax.method import compose
+from gc_jax.method import cam as cams
+from gc_jax.method import compose, losses
 from gc_jax.models import pure_head
 from gc_jax.training import checks, composites, guidance
 from gc_jax.training.guidance import TERMS
@@ -211,3 +213,50 @@ def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():
   equal = jnp.ones((2, 7, 7)), jnp.ones((2, 1, 14, 14))
   same = compose.at_one_scale(*equal, 224, 224)
   assert same[0] is equal[0] and same[1] is equal[1]
+
+
+@pytest.mark.parametrize("mode", ["packed", "packed_by_class"])
+def test_of_a_vit_training_compares_the_maps_that_are_shown(
+  make_tiny_vit, mode
+):
+  """None of them holds the class token that its features bring along."""
+  model = make_tiny_vit()
+  model.eval()
+  images = jnp.asarray(batch_of(LABEL)["image"])
+  target, num = jnp.asarray(LABEL, jnp.int32), len(LABEL)
+  contains = jax.nn.one_hot(target, NUM_CLASSES, dtype=bool)
+  layout = compose.MODES[mode].draw(
+    jax.random.key(0), contains, target, jnp.ones(num)
+  )
+
+  @nnx.jit
+  def run(model, images):
+    normalized = model.normalize(images)
+    seen = Seen(
+      model=model,
+      classify=pure_head(model),
+      images=normalized,
+      features=model.features(normalized),
+      batch={},
+      explained=Explained(target, jnp.ones(num), contains),
+    )
+    drawn = composites.given(layout)
+    how, key = composites.Settings(), jax.random.key(1)
+    found = composites.consistency(how, seen, drawn, key)
+    explain = METHODS["gradcam_elementwise"]
+    of_tiles = explain(
+      model, compose.assemble(layout, images), target[layout.explained]
+    )
+    own = explain(model, images, target[:, None])[:, 0]
+    return found, seen.cam(), own, of_tiles
+
+  found, cam, own, of_tiles = run(model, images)
+  np.testing.assert_allclose(cam, own, rtol=1e-4, atol=1e-8)
+  assert float(own.max()) > 0
+  if mode == "packed_by_class":
+    return  # its expected map is of several pictures
+  expected = compose.expected_cam(layout, cams.normalize_cam(own))
+  by_hand = losses.consistency_loss(
+    expected, cams.normalize_cam(of_tiles), "mean"
+  )
+  np.testing.assert_allclose(found, by_hand, rtol=1e-3)
