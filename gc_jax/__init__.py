@@ -1,11 +1,12 @@
 """Image classifiers whose explanations can be trusted, trained in JAX.
 
-The public names; nothing else is public. A trained model: `load`, `predict`,
-`explain`, `overlay`, `class_names`. Models: `MODELS`, `create`. Explanations:
-`METHODS`. A model of yours, in any library: `wrap`, `places`, and for it
-`predict`, `explain`, `check`, `localize`, `negative_quadrants`, `insertion`,
-`deletion`, and the guidance losses `consistency` and `energy`. The method of
-the paper, as pure functions on arrays: `cam`, `compose`, `losses`, `metrics`.
+The public names; nothing else is public. A trained model: `train`, `load`,
+`predict`, `explain`, `overlay`, `class_names`. Models: `MODELS`, `create`.
+Explanations: `METHODS`. A model of yours, in any library: `wrap`, `places`, and
+for it `predict`, `explain`, `check`, `localize`, `negative_quadrants`,
+`insertion`, `deletion`, and the guidance losses `consistency` and `energy`. The
+method of the paper, as pure functions on arrays: `cam`, `compose`, `losses`,
+`metrics`.
 
 Each is imported when it is first asked for: a command whose arguments are wrong
 says so before jax is imported.
@@ -25,6 +26,9 @@ if typing.TYPE_CHECKING:
   from gc_jax.method import cam, compose, losses, metrics
   from gc_jax.method.located import localize
   from gc_jax.models import MODELS, create
+  from gc_jax.training.session import train
+
+__version__ = "0.1.0"
 
 __all__ = [
   "METHODS",
@@ -47,6 +51,7 @@ __all__ = [
   "overlay",
   "places",
   "predict",
+  "train",
   "wrap",
 ]
 
@@ -72,6 +77,7 @@ _HOMES = {
   "overlay": "inference.arrays",
   "places": "attribution.wrapping",
   "predict": "inference.arrays",
+  "train": "training.session",
   "wrap": "attribution.wrapping",
 }
 
@@ -79,7 +85,13 @@ _HOMES = {
 def __getattr__(name: str) -> typing.Any:
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+  try:
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+  except ModuleNotFoundError as error:
+    raise ImportError(
+      f"gc_jax.{name} needs the package {error.name!r}, which is not "
+      "installed. Run pip install 'gc_jax[all]'."
+    ) from error
   is_module = home.__name__.endswith(f".{name}")
   found = home if is_module else vars(home)[name]
   globals()[name] = found

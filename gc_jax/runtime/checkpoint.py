@@ -183,6 +183,11 @@ def has_checkpoint(workdir: files.AnyPath) -> bool:
   return bool(_steps_in(workdir / FOLDER))
 
 
+def last_step(workdir: files.AnyPath) -> int:
+  """Returns the completed updates of a run's last checkpoint; 0 without one."""
+  return max(_steps_in(workdir / FOLDER), default=0)
+
+
 def read_meta(workdir: files.AnyPath) -> dict[str, Any]:
   """Returns the `meta` of the last checkpoint that has any, or {}."""
   folder = _folder(workdir)
@@ -224,10 +229,40 @@ def read_variables(workdir: files.AnyPath) -> Variables:
         )
   if failed:
     raise _none_readable(folder, failed, "train again with another --workdir")
-  raise CheckpointError(
+  raise _no_checkpoint(workdir)
+
+
+def _no_checkpoint(workdir: files.AnyPath) -> CheckpointError:
+  return CheckpointError(
     f"{workdir} must hold a checkpoint; it has none yet. Wait for the first "
     "(--config.checkpoint.every_epochs), or give the training command again."
   )
+
+
+def read_state(
+  workdir: files.AnyPath, like: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+  """Returns the last readable state of another run, and its `meta`.
+
+  It has the shapes and devices of `like`. Nothing is changed there.
+
+  Raises:
+    CheckpointError: there is no checkpoint, or none can be read.
+  """
+  folder = _folder(workdir)
+  failed: dict[int, Exception] = {}
+  for step in sorted(_steps_in(folder), reverse=True):
+    error = None
+    try:
+      restored = _restore(folder, step, like)
+    except Exception as caught:
+      error = caught
+    if not parallel.any_process(error is not None):
+      return restored
+    failed[step] = error or _ELSEWHERE
+  if failed:
+    raise _none_readable(folder, failed, "go on from another run")
+  raise _no_checkpoint(workdir)
 
 
 def _read_variables(folder: files.AnyPath, step: int) -> Variables:

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from gc_jax import models
 from gc_jax.inference.trained import Initial
+from gc_jax.runtime import checkpoint, files
+from gc_jax.runtime import config as saved_config
 from gc_jax.runtime.messages import class_differences, listed
 from gc_jax.training.step import TrainState
 
@@ -162,6 +164,69 @@ def started_from(
     f"\n{differences}" if differences and is_akin else "",
   )
   return state
+
+
+def check_goes_on(
+  config: ConfigDict,
+  workdir: files.AnyPath,
+  class_names: Sequence[str],
+  total_steps: int,
+) -> list[str]:
+  """Checks that a run can go on from that of --config.go_on_from.
+
+  Nothing is compiled, or written.
+
+  Returns:
+    Lines that say what is taken over, and which settings are others.
+
+  Raises:
+    ValueError: there is no such run, or it has another model, other classes, or
+      as many steps already.
+    CheckpointError: it has no checkpoint.
+  """
+  flag = f"--config.go_on_from={config.go_on_from}"
+  source = files.as_path(config.go_on_from)
+  if config.init_from:
+    raise ValueError(
+      f"{flag} takes over a run's weights, and --config.init_from="
+      f"{config.init_from} others. Give one of the two."
+    )
+  if source.absolute() == workdir.absolute():
+    raise ValueError(
+      f"{flag} must be another run than --workdir={workdir}, which goes on by "
+      "itself when its own command is given again."
+    )
+  saved = saved_config.read(source)
+  name = saved_config.field(saved, "model.name")
+  if name != config.model.name:
+    raise ValueError(
+      f"{flag} must be a run of --config.model.name={config.model.name}; it "
+      f"trained {name!r}. Name that model, or start from its weights alone: "
+      "--config.init_from."
+    )
+  names = checkpoint.read_meta(source).get("class_names", ())
+  if names and (differences := class_differences(names, class_names)):
+    raise ValueError(
+      f"{flag} must have the classes of the data, in their order; it has "
+      f"others:\n{differences}\nStart from its weights alone: "
+      "--config.init_from."
+    )
+  step = checkpoint.last_step(source)
+  if step >= total_steps:
+    raise ValueError(
+      f"{flag} has done {step:,} updates, and --config.num_epochs="
+      f"{config.num_epochs:g} are {total_steps:,} in all. Ask for more epochs."
+    )
+  others = [
+    line
+    for line in saved_config.differences(saved, saved_config.to_dict(config))
+    if not line.startswith("--config.go_on_from")
+  ]
+  return [
+    f"going on from {source}, step {step:,}: its weights, running statistics, "
+    "optimizer and step are taken over, and nothing there is changed",
+    *others,
+  ]
 
 
 def num_params(state: TrainState) -> int:

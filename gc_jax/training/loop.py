@@ -65,6 +65,11 @@ def train_and_evaluate(
   steps_per_epoch = len(train_set.source) // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
+  goes_on = config.go_on_from and not checkpoint.has_checkpoint(workdir)
+  said = []
+  if goes_on:
+    class_names = train_set.class_names
+    said = build.check_goes_on(config, workdir, class_names, total_steps)
   evaluation = Evaluation(config, mesh)
   make_model = build.model_maker(config, num_classes, jax.default_backend())
   model = nnx.eval_shape(make_model, models.init_key(config.seed))
@@ -74,7 +79,7 @@ def train_and_evaluate(
     config, (train_set, *evaluation.splits), total_steps, mesh.size
   ):
     speaking.say(line)
-  for line in remarks(left_out):
+  for line in (*remarks(left_out), *said):
     speaking.say(line)
 
   with _opened(workdir, config, train_set), jax.set_mesh(mesh):
@@ -92,6 +97,9 @@ def train_and_evaluate(
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     with speaking.doing("reading the checkpoint"):
       state, meta = checkpoints.restore(state)
+      if goes_on:
+        source = files.as_path(config.go_on_from)
+        state, meta = checkpoint.read_state(source, state)
     run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     with (
       parallel.stop_awaited(),
