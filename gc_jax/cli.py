@@ -33,6 +33,8 @@ WRONG = 2  # the arguments or the data are wrong; a line says what to change
 
 _FIELDS_FILE = "gc_jax/runtime/config.py"
 _RECIPES = pathlib.Path(__file__).parents[1] / "configs"
+# Beside an installed package may lie a stranger's folder of that name.
+_IS_SOURCE = pathlib.Path(__file__).with_name("pyproject.toml").is_file()
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 _MOST_NEAR = 4  # fields that an unknown one may stand for
 
@@ -52,8 +54,18 @@ def exit_status(work: Callable[[], bool | None]) -> int:
   except (UserError, ValueError, OSError, ImportError) as error:
     # A progress bar may have left the cursor in its line.
     start = "\n" if sys.stderr.isatty() else ""
-    print(f"{start}error: {error}", file=sys.stderr)
+    print(f"{start}error: {error}{_install(error)}", file=sys.stderr)
     return WRONG
+
+
+def _install(error: Exception) -> str:
+  """Returns how to install what a command asks for, if that is missing."""
+  if not isinstance(error, ModuleNotFoundError):
+    return ""
+  return (
+    ". A command needs everything: pip install 'gc_jax[all]', or -r "
+    "requirements.txt of the repository."
+  )
 
 
 def tell(lines: Iterable[str]) -> None:
@@ -106,6 +118,11 @@ def _asked_for_help() -> bool:
 
 def _recipes() -> str:
   """Returns each recipe of this repository, its title and its variants."""
+  if not _IS_SOURCE:
+    return (
+      "  none here: they are in the repository of gc_jax, not in the package. "
+      "One of\n  your own is a short file, see gc_jax/docs/recipes.md."
+    )
   lines = []
   for path in sorted(_RECIPES.glob("*.py")):
     text = path.read_text(encoding="utf-8")

@@ -17,7 +17,6 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import IO
 
-import fsspec
 from etils import epath
 
 AnyPath = pathlib.Path | epath.Path
@@ -55,6 +54,8 @@ def as_path(path: str | os.PathLike) -> AnyPath:
       f"{text!r}. Use one of these."
     )
   if importlib.util.find_spec("tensorflow") is None:
+    import fsspec  # a tenth of a second that others save
+
     try:
       fsspec.get_filesystem_class("gcs")
     except ImportError as error:
