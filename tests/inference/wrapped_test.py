@@ -249,8 +249,19 @@ def test_all_runs_inside_a_mesh_on_arrays_spread_over_it(name, kind):
   )
 
 
+class Counted(Net):
+  """It appends to `RUNS` when Python runs it: when it is traced, then."""
+
+  def __call__(self, images):
+    RUNS.append(images.shape)
+    return super().__call__(images)
+
+
+RUNS = []
+
+
 def test_a_thousand_batches_of_one_shape_are_compiled_once():
-  model = gc_jax.wrap(Net(nnx.Rngs(1)), at="conv")
+  model = gc_jax.wrap(Counted(nnx.Rngs(1)), at="conv")
   compiled = []
 
   def count(event, duration, **kwargs):
@@ -259,13 +270,14 @@ def test_a_thousand_batches_of_one_shape_are_compiled_once():
 
   images = np.asarray(batch())
   gc_jax.explain(model, images, LABELS, "layercam")
+  RUNS.clear()
   jax.monitoring.register_event_duration_secs_listener(count)
   try:
     for i in range(1_000):
       gc_jax.explain(model, images + i, LABELS, "layercam")
-    assert not compiled
+    assert not compiled and not RUNS
     gc_jax.explain(model, images[:4], LABELS[:4], "layercam")
-    assert compiled  # another shape is seen
+    assert compiled and RUNS  # another shape is seen
   finally:
     jax.monitoring.unregister_event_duration_listener(count)
 
