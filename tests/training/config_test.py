@@ -230,6 +230,10 @@ def test_a_number_out_of_bounds_is_refused_by_field(field, value, bound):
       r"eval_resize_px=63 must be at least --config\.data\.image_size=64",
     ),
     (
+      {"model__name": "vit_tiny", "data__image_size": 100},
+      r"image_size=100 must be divisible by 16, .*name='vit_tiny'.*Use 112",
+    ),
+    (
       {"model__name": "alexnet", "data__image_size": 62},
       r"image_size=62 must be at least 63 for .*name='alexnet'",
     ),
