@@ -130,10 +130,7 @@ def negative_quadrants(
   layout = compose.independent(key, contains, labels, jnp.ones(len(images)))
   composites = compose.assemble(layout, net.channels_last(images))
   composites = net.as_images(composites)
-  cams = explain(
-    net, composites, labels[layout.explained], method_of(method), settings
-  )
-  cams = metrics.as_distribution(cams)
+  cams = explain(net, composites, labels[:, None], method_of(method), settings)
   found = metrics.negative_quadrants_heatmap(cams, layout.cell)
   return jnp.where(layout.mask > 0, found, jnp.nan)[:, 0]
 

@@ -35,7 +35,15 @@ def class_gradients(
 
   Returns:
     Gradients in logits per unit of activation, float32 or float64.
+
+  Raises:
+    ValueError: the targets are not `[B P]`.
   """
+  if target.ndim != 2:
+    raise ValueError(
+      "target must be [B P], P classes for each example; it has shape "
+      f"{target.shape}. For one class each, give target[:, None]."
+    )
   features = at_least_float32(features)
 
   def scores(features, target):

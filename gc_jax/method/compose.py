@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Real, Shaped
 
 from gc_jax.method.cam import normalize_cam
 from gc_jax.method.metrics import upsample
+from gc_jax.method.sharding import dividing_freely
+from gc_jax.method.types import is_present
 
 
 class Layout(NamedTuple):
@@ -42,9 +44,10 @@ class Layout(NamedTuple):
     return jnp.take_along_axis(self.tiles, self.cell, axis=-1)
 
 
+@dividing_freely
 def independent(
   key: PRNGKeyArray,
-  contains: Bool[Array, "B K"],
+  contains: Shaped[Array, "B K"],
   target: Int[Array, "B"],
   mask: Float[Array, "B"],
 ) -> Layout:
@@ -56,7 +59,7 @@ def independent(
 
   Args:
     key: the draw is a function of it.
-    contains: classes each image holds.
+    contains: above 0, or True, for the classes that each image holds.
     target: class explained in each image.
     mask: 0 for padding, which is neither explained nor a distractor.
 
@@ -64,9 +67,11 @@ def independent(
   Differs: distractors come from the batch, not from the whole training set.
   """
   key_cell, key_order = jax.random.split(key)
-  allowed = ~contains[:, target].T & (mask > 0)[None]  # [explained, distractor]
+  allowed = (
+    ~is_present(contains)[:, target].T & (mask > 0)[None]
+  )  # [explained, distractor]
   # A random order of the allowed ones; forbidden ones are sorted to the end.
-  order = jax.random.uniform(key_order, allowed.shape)
+  order = jax.random.uniform(key_order, allowed.shape, jnp.float32)
   order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)
   num_allowed = allowed.sum(1, keepdims=True)
   pick = jnp.arange(3)[None] % jnp.maximum(num_allowed, 1)
@@ -101,10 +106,10 @@ def _in_random_cells(
 ) -> tuple[Int[Array, "B 4"], Int[Array, "B 1"]]:
   """Returns tiles and cell of composites of each image and its distractors."""
   batch_size = distractors.shape[0]
-  cell = jax.random.randint(key, (batch_size, 1), 0, 4)
+  cell = jax.random.randint(key, (batch_size, 1), 0, 4, jnp.int32)
   # Cell c holds the image; the cells before and after, distractors in order.
   cells = jnp.arange(4)[None]
-  slot = jnp.clip(cells - (cells > cell), 0, 2)
+  slot = jnp.clip(cells - (cells > cell).astype(cells.dtype), 0, 2)
   tiles = jnp.where(
     cells == cell,
     jnp.arange(batch_size)[:, None],
@@ -113,9 +118,10 @@ def _in_random_cells(
   return tiles, cell
 
 
+@dividing_freely
 def packed(
   key: PRNGKeyArray,
-  contains: Bool[Array, "B K"],
+  contains: Shaped[Array, "B K"],
   target: Int[Array, "B"],
   mask: Float[Array, "B"],
 ) -> Layout:
@@ -128,12 +134,17 @@ def packed(
 
   Args:
     key: the draw is a function of it.
-    contains: classes each image holds. B must be divisible by 4.
+    contains: above 0, or True, for the classes that each image holds. B must be
+      divisible by 4.
     target: class explained in each image.
     mask: 1 where the image is to be explained; the others only distract.
 
+  Raises:
+    ValueError: 4 does not divide B.
+
   Source: none; ours.
   """
+  _check_fours(target)
   tiles = jax.random.permutation(key, target.shape[0]).reshape(-1, 4)
   cell = jnp.broadcast_to(jnp.arange(4), tiles.shape)
   alone = _holders(tiles, contains, target).sum(-1) == 1
@@ -141,9 +152,10 @@ def packed(
   return Layout(tiles, cell, valid.astype(jnp.float32))
 
 
+@dividing_freely
 def packed_by_class(
   key: PRNGKeyArray,
-  contains: Bool[Array, "B K"],
+  contains: Shaped[Array, "B K"],
   target: Int[Array, "B"],
   mask: Float[Array, "B"],
 ) -> Layout:
@@ -157,16 +169,23 @@ def packed_by_class(
 
   Args:
     key: the draw is a function of it.
-    contains: classes each image holds. B must be divisible by 4. An image that
-      holds several is dealt by its target, and counts as a holder of each.
+    contains: above 0, or True, for the classes that each image holds. B must be
+      divisible by 4. An image that holds several is dealt by its target, and
+      counts as a holder of each.
     target: class explained in each image.
     mask: 1 where the image is to be explained; the others only distract.
 
+  Raises:
+    ValueError: 4 does not divide B.
+
   Source: none; ours.
   """
+  _check_fours(target)
   key_rank, key_order, key_cell = jax.random.split(key, 3)
   rank = jax.random.permutation(key_rank, contains.shape[1])[target]
-  order = jnp.lexsort((jax.random.uniform(key_order, target.shape), rank))
+  order = jnp.lexsort(
+    (jax.random.uniform(key_order, target.shape, jnp.float32), rank)
+  )
   tiles = jax.random.permutation(
     key_cell, order.reshape(4, -1).T, axis=1, independent=True
   )
@@ -176,13 +195,22 @@ def packed_by_class(
   return Layout(tiles, cell, valid.astype(jnp.float32), holds)
 
 
+def _check_fours(target: Int[Array, "B"]) -> None:
+  if len(target) % 4:
+    raise ValueError(
+      "The batch must be divisible by 4: packed composites take four images "
+      f"each, and it has {len(target)}. Use {len(target) // 4 * 4 + 4}, or "
+      "independent composites."
+    )
+
+
 def _holders(
   tiles: Int[Array, "M 4"],
-  contains: Bool[Array, "B K"],
+  contains: Shaped[Array, "B K"],
   target: Int[Array, "B"],
 ) -> Bool[Array, "M 4 4"]:
   """Returns whether cell c has the class explained in cell p: `[m, p, c]`."""
-  holds = contains[tiles[:, None, :], target[tiles][:, :, None]]
+  holds = is_present(contains)[tiles[:, None, :], target[tiles][:, :, None]]
   return holds | jnp.eye(4, dtype=bool)[None]  # an image has its own
 
 
@@ -228,6 +256,7 @@ MODES = {
 }
 
 
+@dividing_freely
 def place(tiles: Array) -> Array:
   """Returns each row of four tiles as one 2x2 composite.
 
@@ -243,6 +272,7 @@ def place(tiles: Array) -> Array:
   return grid.swapaxes(2, 3).reshape(num, 2 * height, 2 * width, *rest)
 
 
+@dividing_freely
 def assemble(
   layout: Layout, images: Real[Array, "B H W C"]
 ) -> Real[Array, "M H2 W2 C"]:
@@ -250,6 +280,7 @@ def assemble(
   return place(images[layout.tiles])
 
 
+@dividing_freely
 def expected_cam(
   layout: Layout, cam: Float[Array, "B h w"]
 ) -> Float[Array, "M P h2 w2"]:
@@ -269,6 +300,7 @@ def expected_cam(
   return jax.vmap(place)(tiles)
 
 
+@dividing_freely
 def expected_by_class(
   layout: Layout, cam: Float[Array, "M P 4 h w"]
 ) -> Float[Array, "M P 4 h w"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from gc_jax.method import metrics
 from gc_jax.method.protocols import PROTOCOLS
+from gc_jax.method.types import is_present
 
 
 class Located(NamedTuple):
@@ -67,15 +68,13 @@ def localize(
     raise ValueError("Give either masks= or boxes=.")
   if boxes is not None:
     masks = _filled(jnp.asarray(boxes), size, PROTOCOLS[protocol].border)
-  masks = jnp.asarray(masks) > 0
+  masks = is_present(jnp.asarray(masks))
   if masks.ndim != 3 or len(masks) != len(maps):
     raise ValueError(
       f"Each of the {len(maps)} maps must have a mask [H W] or boxes [N 4]; "
       f"masks have shape {masks.shape}."
     )
-  large = metrics.as_distribution(
-    metrics.upsample(metrics.as_distribution(maps), *masks.shape[1:])
-  )
+  large = metrics.upsample(metrics.as_distribution(maps), *masks.shape[1:])
   near = metrics.dilate(masks, float(tolerance_px))
   known = masks.any((1, 2))
   found = (
@@ -97,18 +96,23 @@ def _filled(boxes: Array, size: tuple[int, int] | None, border: str) -> Array:
     )
   if not isinstance(boxes, jax.core.Tracer):
     values = np.asarray(boxes)
-    if values.size and values.any() and values.max() <= 1:
+    is_whole = np.issubdtype(values.dtype, np.integer)
+    if not is_whole and values.any() and values.max() <= 1:
       raise ValueError(
         "boxes must be in pixels; none is above 1, so they look like "
-        "fractions. Multiply them by H and W."
+        "fractions. Multiply them by H and W; boxes of one pixel give as "
+        "integers."
       )
+  boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
   start, stop = boxes[..., :2], boxes[..., 2:]
   if border == "release":
     # A slice counts from the other end: of most such boxes nothing is left.
-    start = jnp.where(start < 0, start + jnp.array(size)[None, None], start)
+    start = jnp.where(
+      start < 0, start + jnp.array(size, start.dtype)[None, None], start
+    )
 
   def between(axis):
-    at = jnp.arange(size[axis])[None, None]
+    at = jnp.arange(size[axis], dtype=start.dtype)[None, None]
     return (at >= start[..., axis, None]) & (at < stop[..., axis, None])
 
   return (between(0)[..., :, None] & between(1)[..., None, :]).any(1)

@@ -10,6 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from gc_jax.method.cam import EPSILON
+from gc_jax.method.fields import REDUCTIONS
+from gc_jax.method.types import check_alike
 
 
 def cross_entropy(
@@ -27,7 +29,11 @@ def binary_cross_entropy(
   Args:
     logits: one a class.
     labels: objects of each class in the image; a count above 0 is present.
+
+  Raises:
+    ValueError: they are not of one shape.
   """
+  check_alike(logits=logits, labels=labels)
   present = (labels > 0).astype(logits.dtype)
   return optax.sigmoid_binary_cross_entropy(logits, present).mean(-1)
 
@@ -47,9 +53,17 @@ def consistency_loss(
       so the sum is at most 2 and the mean at most 2 / (h w): a weight of 25
       with "mean" on 14x14 cells equals 0.1276 with "sum".
 
+  Raises:
+    ValueError: `reduction` is neither, or the maps are not of one shape.
+
   Source: Pillai & Pirsiavash 2021, eq. 5 ("sum"); the release ("mean").
   Differs: none.
   """
+  if reduction not in REDUCTIONS:
+    raise ValueError(
+      f"reduction must be one of {', '.join(REDUCTIONS)}; it is {reduction!r}."
+    )
+  check_alike(expected=expected, cam=cam)
   distance = jnp.abs(expected - cam)
   if reduction == "mean":
     return distance.mean((-2, -1))
@@ -67,11 +81,15 @@ def energy_loss(
     cam: maps >= 0, of any scale. An empty one has a loss of 1, no gradient.
     coverage: share of each cell that the object covers, in [0, 1].
 
+  Raises:
+    ValueError: they are not of one shape.
+
   Source: Rao et al. 2023, "Studying How to Efficiently and Effectively Guide
     Models with Explanations", the energy loss.
   Differs: their objects are boxes of whole cells; here a cell may be covered
     in part.
   """
+  check_alike(cam=cam, coverage=coverage)
   inside = (coverage * cam).sum((-2, -1))
   return 1 - inside / (cam.sum((-2, -1)) + EPSILON)
 
@@ -79,5 +97,10 @@ def energy_loss(
 def masked_mean(
   values: Float[Array, "*B"], mask: Float[Array, "*B"]
 ) -> Float[Array, ""]:
-  """Returns the mean of the values whose mask is 1; 0 if there are none."""
+  """Returns the mean of the values whose mask is 1; 0 if there are none.
+
+  Raises:
+    ValueError: they are not of one shape.
+  """
+  check_alike(values=values, mask=mask)
   return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)

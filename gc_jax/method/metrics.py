@@ -1,7 +1,9 @@
 """How well a map points at the object: PG, SPG, CH, NQH; facts of all metrics.
 
-A map is a distribution over pixels or cells (`as_distribution`). Every metric
-of maps is a fraction in [0, 1], one for each example, defined for every input.
+Maps are >= 0, of any scale: a metric looks at the distribution over pixels or
+cells that one is (`as_distribution`). Every metric of maps is a fraction in
+[0, 1], one for each example, defined for every input. Maps and masks of unlike
+shapes are a ValueError: nothing is broadcast.
 
 There are two routes to the same numbers. In pixels: `upsample` the map and
 compare it with the mask. On the map's own grid: the mass of an enlarged map
@@ -16,9 +18,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from gc_jax.method.types import GridAnnotation
+from gc_jax.method.cam import at_least_float32
+from gc_jax.method.sharding import dividing_freely
+from gc_jax.method.types import GridAnnotation, check_alike
 
 
 def upsample(
@@ -48,14 +52,14 @@ def as_distribution(cam: Float[Array, "*P h w"]) -> Float[Array, "*P h w"]:
 
 
 def dilate(
-  object_mask: Bool[Array, "*P H W"], tolerance_px: float
+  object_mask: Shaped[Array, "*P H W"], tolerance_px: float
 ) -> Bool[Array, "*P H W"]:
   """Returns the pixels nearer to the mask than a tolerance.
 
   dilated[p] = min over m in mask of |m - p|^2 < tolerance_px^2
 
   Args:
-    object_mask: pixels of the object.
+    object_mask: True, or not 0, for pixels of the object.
     tolerance_px: Euclidean, strict: at 15, distance 14 is in and 15 is out.
 
   Source: the release; the paper's section 4 says "15 pixels".
@@ -63,7 +67,7 @@ def dilate(
   limit = tolerance_px**2
   reach = math.ceil(tolerance_px) - 1
   height = object_mask.shape[-2]
-  planes = object_mask.reshape(-1, *object_mask.shape[-2:])
+  planes = object_mask.astype(bool).reshape(-1, *object_mask.shape[-2:])
   dilated = jnp.zeros_like(planes)
   # The disc, row by row: a horizontal window, shifted up or down.
   for dy in range(-reach, reach + 1):
@@ -83,48 +87,53 @@ def dilate(
 
 
 def pointing_game(
-  cam: Float[Array, "*P H W"], dilated: Bool[Array, "*P H W"]
+  cam: Float[Array, "*P H W"], dilated: Shaped[Array, "*P H W"]
 ) -> Float[Array, "*P"]:
   """Returns 1 where the map's first maximum falls on the dilated mask.
 
   Source: Zhang et al. 2018, arXiv:1608.00507; Pillai & Pirsiavash 2021, 4.
   """
+  check_alike(cam=cam, dilated=dilated)
   point = jnp.argmax(_flat(cam), -1)[..., None]
   hit = jnp.take_along_axis(_flat(dilated), point, -1)[..., 0]
-  return hit.astype(jnp.float32)
+  return hit.astype(bool).astype(jnp.float32)
 
 
+@dividing_freely
 def stochastic_pointing_game(
   key: PRNGKeyArray,
   cam: Float[Array, "*P H W"],
-  dilated: Bool[Array, "*P H W"],
+  dilated: Shaped[Array, "*P H W"],
   num_samples: int,
 ) -> Float[Array, "*P"]:
   """Returns the share of points drawn from the map that hit the dilated mask.
 
   Args:
     key: the points are a function of it.
-    cam: a distribution over pixels.
+    cam: a map; an empty one counts as uniform.
     dilated: the object's mask, dilated by the tolerance.
     num_samples: points drawn, with replacement.
 
   Source: Pillai & Pirsiavash 2021, section 4.
   """
+  check_alike(cam=cam, dilated=dilated)
+  cam = as_distribution(at_least_float32(cam))
   cumulative = jnp.cumsum(_flat(cam), -1)
-  uniform = jax.random.uniform(key, (*cumulative.shape[:-1], num_samples))
+  shape = (*cumulative.shape[:-1], num_samples)
+  uniform = jax.random.uniform(key, shape, jnp.float32)
   # Scaled by the last sum, so that rounding draws nothing past the end.
-  level = uniform * cumulative[..., -1:]
+  level = uniform.astype(cumulative.dtype) * cumulative[..., -1:]
   search = jnp.vectorize(
     lambda c, u: jnp.searchsorted(c, u, side="right"),
     signature="(n),(s)->(s)",
   )
   point = jnp.minimum(search(cumulative, level), cumulative.shape[-1] - 1)
   hits = jnp.take_along_axis(_flat(dilated), point, -1)
-  return hits.astype(jnp.float32).mean(-1)
+  return hits.astype(bool).astype(jnp.float32).mean(-1)
 
 
 def content_heatmap(
-  cam: Float[Array, "*P H W"], object_mask: Bool[Array, "*P H W"]
+  cam: Float[Array, "*P H W"], object_mask: Shaped[Array, "*P H W"]
 ) -> Float[Array, "*P"]:
   """Returns the mass of the map inside the mask.
 
@@ -132,12 +141,14 @@ def content_heatmap(
   (`stochastic_pointing_game_exact`).
 
   Args:
-    cam: a distribution over pixels.
-    object_mask: pixels of the object.
+    cam: a map; an empty one counts as uniform.
+    object_mask: True, or not 0, for pixels of the object.
 
   Source: Pillai & Pirsiavash 2021, section 4.
   """
-  return (cam * object_mask).sum((-2, -1))
+  check_alike(cam=cam, object_mask=object_mask)
+  cam = as_distribution(cam)
+  return jnp.where(object_mask.astype(bool), cam, 0).sum((-2, -1))
 
 
 def grid_content_heatmap(
@@ -156,11 +167,13 @@ def grid_content_heatmap(
       stochastic pointing game.
     everywhere: of the same annotation.
   """
+  check_alike(cam=cam, inside=inside, everywhere=everywhere)
   cam = as_distribution(cam)
   total = (cam * everywhere).sum((-2, -1))
   return (cam * inside).sum((-2, -1)) / total
 
 
+@dividing_freely
 def grid_pointing_game(
   cam: Float[Array, "*P h w"], annotation: GridAnnotation
 ) -> Float[Array, "*P"]:
@@ -191,6 +204,7 @@ def _interpolated(
   return low + weight * (high - low)
 
 
+@dividing_freely
 def negative_quadrants_heatmap(
   cam: Float[Array, "*P h2 w2"], cell: Int[Array, "*P"]
 ) -> Float[Array, "*P"]:
@@ -199,13 +213,20 @@ def negative_quadrants_heatmap(
   A uniform map scores 3/4.
 
   Args:
-    cam: a distribution over the cells of the composite's feature grid: an
-      enlarged map would bleed across the border of the quadrants.
+    cam: a map over the cells of the composite's feature grid: an enlarged one
+      would bleed across the border of the quadrants. An empty one counts as
+      uniform.
     cell: quadrant of the explained image, 0..3, row-major.
 
   Source: Pillai & Pirsiavash 2021, section 4.
   """
   *batch, height, width = cam.shape
+  if jnp.shape(cell) != tuple(batch):
+    raise ValueError(
+      f"cell must be one for each map, {tuple(batch)}; it has shape "
+      f"{jnp.shape(cell)}. Repeat what several share."
+    )
+  cam = as_distribution(cam)
   # Of an odd number of cells (AlexNet's 13) both sides share the middle one.
   halves = 1 + height % 2, 1 + width % 2
   cam = cam.repeat(halves[0], -2).repeat(halves[1], -1)
@@ -217,7 +238,8 @@ def negative_quadrants_heatmap(
 
 
 def _flat(planes: Array) -> Array:
-  return planes.reshape(*planes.shape[:-2], -1)
+  *batch, height, width = planes.shape
+  return planes.reshape(*batch, height * width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +312,7 @@ METRICS = {
     "NQH",
     "negative quadrants heatmap: map of a composite on its distractors",
     "composite",
-    lambda cam, cell: negative_quadrants_heatmap(as_distribution(cam), cell),
+    negative_quadrants_heatmap,
     higher_is_better=False,
   ),
   "insertion_auc": Metric(

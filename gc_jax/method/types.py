@@ -9,6 +9,7 @@ Axes, in jaxtyping strings everywhere:
 from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -18,6 +19,26 @@ Array = jax.Array | np.ndarray
 # printed: means of means would weigh a short last batch too much. Added up on
 # the host, scalars are numpy's.
 Metrics = dict[str, tuple[Array | np.number, Array | np.number]]
+
+
+def check_alike(**arrays: Array) -> None:
+  """Checks that arrays have one shape, so that none is broadcast to another.
+
+  Raises:
+    ValueError: they have not; says the shape of each.
+  """
+  shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+  if len({*shapes.values()}) > 1:
+    found = ", ".join(f"{name} has {shape}" for name, shape in shapes.items())
+    raise ValueError(
+      f"{' and '.join(shapes)} must have one shape; {found}. Enlarge maps with "
+      "metrics.upsample, and repeat what several share."
+    )
+
+
+def is_present(x: Array) -> Bool[Array, "..."]:
+  """Returns flags as they are, and where others are above 0."""
+  return x if x.dtype == bool else x > 0
 
 
 class Batch(TypedDict):

@@ -122,6 +122,27 @@ def test_only_pairs_count_whose_map_must_vanish_somewhere(mode, batch):
     np.testing.assert_array_equal(explained[:, 0], range(len(target)))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_counts_of_objects_are_flags(mode):
+  """The form of `labels`: two objects of a class are as good as one."""
+  contains = one_hot(np.array([0, 0, 1, 1, 2, 2, 0, 3]), 4)
+  counts = np.where(contains, np.arange(1, 9)[:, None], 0)
+  target = jnp.asarray(contains.argmax(1))
+  draws = [
+    drawn(mode)(jax.random.key(3), jnp.asarray(held), target, jnp.ones(8))
+    for held in (contains, counts, counts.astype(np.float32) / 2)
+  ]
+  for other in draws[1:]:
+    jax.tree.map(np.testing.assert_array_equal, draws[0], other)
+
+
+@pytest.mark.parametrize("mode", ["packed", "packed_by_class"])
+def test_a_batch_that_four_does_not_divide_is_refused(mode):
+  flags, target = jnp.ones((6, 3), bool), jnp.zeros(6, int)
+  with pytest.raises(ValueError, match=r"divisible by 4.*it has 6\. Use 8"):
+    compose.MODES[mode].draw(jax.random.key(0), flags, target, jnp.ones(6))
+
+
 # Image 0 may meet 2..7, and nobody else of class 0: 20 triples of them.
 LABEL = np.array([0, 0, 1, 1, 2, 2, 3, 3])
 MULTI = one_hot(LABEL, 4) | one_hot(np.array([1, 2, 2, 3, 3, 1, 1, 2]), 4)

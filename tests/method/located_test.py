@@ -82,6 +82,18 @@ def test_it_runs_under_jit_and_vmap():
     np.testing.assert_allclose(a, c[0], atol=1e-6)
 
 
+def test_a_box_of_one_pixel_in_integers_is_no_fraction():
+  """Of floats, nobody could tell."""
+  boxes = np.tile([0, 0, 1, 1], (2, 1, 1))
+  found = gc_jax.localize(peaks(), boxes=boxes, size=(64, 64))
+  mask = np.zeros((2, 64, 64), bool)
+  mask[:, 0, 0] = True
+  expected = gc_jax.localize(peaks(), masks=mask)
+  np.testing.assert_array_equal(found.content_heatmap, expected.content_heatmap)
+  with pytest.raises(ValueError, match="look like fractions"):
+    gc_jax.localize(peaks(), boxes=boxes / 1.0, size=(64, 64))
+
+
 @pytest.mark.parametrize(
   ("given", "message"),
   [

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -120,3 +121,19 @@ def test_an_empty_map_has_all_outside_and_stays_finite():
   value, grad = jax.value_and_grad(loss)(zeros)
   assert value == 1
   np.testing.assert_array_equal(grad, 0)
+
+
+def test_an_unknown_reduction_and_unlike_shapes_are_refused(monkeypatch):
+  """Neither is summed, nor broadcast to all pairs."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  cam, logits, ones = maps(0), jnp.ones((4, 3)), jnp.ones(4)
+  with pytest.raises(ValueError, match="one of mean, sum; it is 'avg'"):
+    losses.consistency_loss(cam, cam, "avg")
+  for wrong in (
+    lambda: losses.consistency_loss(cam[:, :1], cam),
+    lambda: losses.energy_loss(cam[:1], cam),
+    lambda: losses.masked_mean(ones, ones[:, None]),
+    lambda: losses.binary_cross_entropy(logits, jnp.ones((4, 1), int)),
+  ):
+    with pytest.raises(ValueError, match="must have one shape"):
+      wrong()

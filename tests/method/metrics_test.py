@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -203,3 +204,51 @@ def test_the_negative_quadrants_heatmap_is_the_mass_elsewhere(size):
   uniform = jnp.full(size, 1 / (size[0] * size[1]))
   negative = metrics.negative_quadrants_heatmap(uniform, jnp.asarray(2))
   assert float(negative) == pytest.approx(0.75, abs=1e-6)
+
+
+def test_maps_of_any_scale_and_masks_of_any_type_score_the_same():
+  maps = jnp.asarray(random_maps(6, 8))
+  masks = jnp.asarray(random_maps(6, 8, seed=1) > 0.01)
+  key, cell = jax.random.key(0), jnp.arange(6) % 4
+  bytes_ = masks.astype(jnp.uint8) * 255
+
+  def scores(cam, mask):
+    near = metrics.dilate(mask, 2.0)
+    return {
+      "content": metrics.content_heatmap(cam, mask),
+      "near": metrics.content_heatmap(cam, near),
+      "point": metrics.pointing_game(cam, mask),
+      "points": metrics.stochastic_pointing_game(key, cam, mask, 5),
+      "negative": metrics.negative_quadrants_heatmap(cam, cell),
+    }
+
+  expected = scores(metrics.as_distribution(maps), masks)
+  assert all(0 < v.mean() < 1 for v in expected.values())
+  for cam, mask in ((7 * maps, masks), (maps, bytes_), (maps, bytes_ / 255)):
+    found = scores(cam, mask)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
+    )
+
+
+def test_maps_and_masks_of_unlike_shapes_are_refused(monkeypatch):
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  maps, masks = jnp.ones((3, 6, 8)), jnp.ones((3, 6, 8), bool)
+  for wrong in (masks[:, None], masks[:, :4], masks[0]):
+    for score in (metrics.pointing_game, metrics.content_heatmap):
+      with pytest.raises(ValueError, match="must have one shape; cam has"):
+        score(maps, wrong)
+  with pytest.raises(ValueError, match="cell must be one for each map"):
+    metrics.negative_quadrants_heatmap(maps, jnp.asarray(0))
+
+
+def test_of_no_maps_there_are_no_scores():
+  maps, masks = jnp.ones((0, 6, 8)), jnp.ones((0, 6, 8), bool)
+  for found in (
+    metrics.negative_quadrants_heatmap(maps, jnp.zeros(0, int)),
+    metrics.pointing_game(maps, masks),
+    metrics.content_heatmap(maps, masks),
+    metrics.stochastic_pointing_game(jax.random.key(0), maps, masks, 3),
+    metrics.dilate(masks, 2.0)[:, 0, 0],
+  ):
+    assert found.shape == (0,)
