@@ -86,7 +86,7 @@ def terms(
     return scores, ([bias for _, bias in found], [z for z, _ in found])
 
   _, (_, shapes) = jax.eval_shape(lambda x: forward(x, None), images)
-  probes = [jnp.zeros(z.shape, z.dtype) for z in shapes]
+  probes = [jnp.zeros_like(z) for z in shapes]
   all_scores, pull, (biases, _) = jax.vjp(forward, images, probes, has_aux=True)
 
   def one_target(target):

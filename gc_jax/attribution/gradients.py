@@ -157,6 +157,5 @@ def _mean_over(function: Callable[[Array], Array], inputs: Array) -> Array:
   def add(total, value):
     return total + function(value), None
 
-  zeros = jnp.zeros(shape.shape, shape.dtype)
-  total, _ = jax.lax.scan(add, zeros, inputs)
+  total, _ = jax.lax.scan(add, jnp.zeros_like(shape), inputs)
   return total / len(inputs)

@@ -17,6 +17,8 @@ from gc_jax.attribution import check_classes
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
+from gc_jax.method.sharding import dividing_freely
+from gc_jax.method.types import is_present
 from gc_jax.models.network import average_to_grid
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -90,28 +92,44 @@ def consistency(
     )
   key_target, key_layout = jax.random.split(key)
   target, contains, mask = _explained(net, images, labels, mask, key_target)
-  grouped = lambda x: x.reshape(groups, -1, *x.shape[1:])
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  layout = jax.vmap(compose.MODES[mode].draw)(
-    jax.random.split(key_layout, groups),
-    *map(grouped, (contains, target, mask)),
+  last = net.channels_last(images)
+  layout, composites, explained = _composed(
+    key_layout, contains, target, mask, last, mode, groups
   )
-
   logits, cam, after = _seen(net, images, target[:, None])
   own = cams.normalize_cam(cam[:, 0])
   if stop_gradient:
     own = jax.lax.stop_gradient(own)
-  last = net.channels_last(images)
-  composites = flat(jax.vmap(compose.assemble)(layout, grouped(last)))
-  explained = flat(jax.vmap(jnp.take)(grouped(target), layout.explained))
-  composites = net.as_images(composites)
-  _, cam, after = _seen(after, composites, explained)
+  _, cam, after = _seen(after, net.as_images(composites), explained)
   own, cam = compose.at_one_scale(
     own, cams.normalize_cam(cam), *last.shape[1:3]
   )
-  expected = flat(jax.vmap(compose.expected_cam)(layout, grouped(own)))
-  values = losses.consistency_loss(expected, cam, reduction)
-  return _guided(logits, values, flat(layout.mask), after)
+  values = losses.consistency_loss(_expected(layout, own), cam, reduction)
+  counts = layout.mask.reshape(values.shape)
+  return _guided(logits, values, counts, after)
+
+
+@dividing_freely
+def _composed(key, contains, target, mask, images, mode, groups):
+  """Returns a layout for each group; all composites, and what they explain."""
+  grouped = lambda x: x.reshape(groups, -1, *x.shape[1:])
+  layout = jax.vmap(compose.MODES[mode].draw)(
+    jax.random.split(key, groups), *map(grouped, (contains, target, mask))
+  )
+  composites = jax.vmap(compose.assemble)(layout, grouped(images))
+  explained = jax.vmap(jnp.take)(grouped(target), layout.explained)
+  return layout, _flat(composites), _flat(explained)
+
+
+@dividing_freely
+def _expected(layout, own):
+  grouped = own.reshape(len(layout.tiles), -1, *own.shape[1:])
+  return _flat(jax.vmap(compose.expected_cam)(layout, grouped))
+
+
+def _flat(x: Array) -> Array:
+  """Returns an array without its leading axis of groups."""
+  return x.reshape(-1, *x.shape[2:])
 
 
 def energy(
@@ -139,10 +157,10 @@ def energy(
   net = net_of(net)
   target, _, mask = _explained(net, images, labels, mask, key)
   logits, cam, after = _seen(net, images, target[:, None])
-  covered = (jnp.asarray(object_mask) > 0).astype(jnp.float32)
+  covered = is_present(jnp.asarray(object_mask)).astype(jnp.float32)
   share = average_to_grid(covered[..., None], cam.shape[2:])[..., 0]
   values = losses.energy_loss(cam[:, 0], share)
-  return _guided(logits, values, mask * covered.any((1, 2)), after)
+  return _guided(logits, values, mask * covered.max((1, 2)), after)
 
 
 def _explained(net, images, labels, mask, key):
@@ -161,13 +179,13 @@ def _explained(net, images, labels, mask, key):
         f"labels [B K] must have a column for each of the {num_classes} "
         f"classes; they have shape {labels.shape}."
       )
-    contains = labels > 0
+    contains = is_present(labels)
     if key is None:
       raise ValueError(
         "key must be given to draw a class where labels are [B K]."
       )
     target = jax.random.categorical(key, jnp.where(contains, 0.0, -jnp.inf))
-    return target, contains, mask * contains.any(-1)
+    return target, contains, jnp.where(contains.any(-1), mask, 0)
   check_classes("labels", labels, len(images), num_classes)
   return labels, jax.nn.one_hot(labels, num_classes, dtype=bool), mask
 

@@ -55,21 +55,19 @@ def rise(
   height, width = net.channels_last(images).shape[1:3]
   probability = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
-  def add(sums, key):
+  def one(key):
+    """Returns the scores under a mask, the mask, and their products."""
     mask = _mask(key, height, width, cells, shown_frac).astype(net.dtype)
     pixels = images * net.as_images(mask[..., None])[None].astype(images.dtype)
-    scores = probability(at_least_float32(net(pixels)[0]))
+    scores = probability(at_least_float32(net(pixels)[0])).astype(net.dtype)
     scores = jnp.take_along_axis(scores, targets, axis=1)
-    of_scores, of_masks, of_both = sums
-    both = scores[..., None, None] * mask[None, None]
-    return (of_scores + scores, of_masks + mask, of_both + both), None
+    return scores, mask, scores[..., None, None] * mask[None, None]
 
-  shape = (height, width)
-  zeros = tuple(
-    jnp.zeros(each, net.dtype)
-    for each in (targets.shape, shape, (*targets.shape, *shape))
-  )
+  def add(sums, key):
+    return jax.tree.map(jnp.add, sums, one(key)), None
+
   keys = jax.random.split(jax.random.key(0) if key is None else key, num_masks)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, keys[0]))
   (of_scores, of_masks, of_both), _ = jax.lax.scan(add, zeros, keys)
   # A pixel that few masks ever show has no mean.
   mean = of_both / jnp.where(of_masks > 0, of_masks, 1)[None, None]

@@ -247,7 +247,9 @@ class Tapped:
       return logits, (activations, variables)
 
     shape = jax.eval_shape(lambda: self(images)[1])
-    zeros = jnp.zeros(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
+    zeros = jnp.zeros_like(
+      shape, dtype=jnp.promote_types(shape.dtype, jnp.float32)
+    )
     logits, pull, (activations, variables) = jax.vjp(
       forward, zeros, has_aux=True
     )

@@ -17,6 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from gc_jax.method.sharding import divided_as
+
 
 class Conv(nnx.Conv):
   """Flax's convolution with the gradients of `convolve`.
@@ -88,9 +90,8 @@ def _gradient(stride, padding, which, x, kernel, gradient):
     return pull(gradient)[which]
 
   of_cpu = partial((_input_gradient, _kernel_gradient)[which], stride, padding)
-  return jax.lax.platform_dependent(
-    x, kernel, gradient, cpu=of_cpu, default=of_xla
-  )
+  either = partial(jax.lax.platform_dependent, cpu=of_cpu, default=of_xla)
+  return divided_as((x, kernel)[which], either, x, kernel, gradient)
 
 
 def _input_gradient(stride, padding, x, kernel, gradient):
@@ -221,7 +222,8 @@ def _max_pool_back(window, stride, pads, x, y, gradient):
 
   # XLA's select-and-scatter takes a seventh of a ResNet's step on a CPU.
   of_cpu = partial(_scatter_by_place, window, stride, pads)
-  return jax.lax.platform_dependent(x, y, gradient, cpu=of_cpu, default=of_xla)
+  either = partial(jax.lax.platform_dependent, cpu=of_cpu, default=of_xla)
+  return divided_as(x, either, x, y, gradient)
 
 
 def _scatter_by_place(window, stride, pads, x, y, gradient):
