@@ -10,8 +10,10 @@ B1): probability passes a BatchNorm unchanged, a sum divides it in proportion to
 its terms, and the contrast is taken at the input of the last layer.
 """
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from gc_jax.attribution.programs import Operation, Value
 from gc_jax.attribution.wrapping import Tapped, tapped
 from gc_jax.models.network import Network
 
-EPSILON = 1e-20  # added to denominators only
+_FLOOR = 1e-20  # what is excited less, in sum, hands nothing down
 
 
 def excitation_backprop(model, images, targets, *, layer: str | None = None):
@@ -77,117 +79,136 @@ def propagated(
   if layer is None and not isinstance(model, Tapped):
     layer = default_layer(model)
   net = tapped(model, layer)
-  images = net.prepared(images)
-  from_class, from_last = _handing_down(net, images, sign=1)
-  if not contrasts:
-    return jax.vmap(from_class, in_axes=1, out_axes=1)(targets)
-  from_opposite, _ = _handing_down(net, images, sign=-1)
+  program = _Program(net, net.prepared(images))
 
   def one_target(target):
-    difference = from_class(target)[1] - from_opposite(target)[1]
-    return from_last(difference), difference
+    at_place, at_last = program.from_class(target)
+    if not contrasts:
+      return at_place, at_last
+    _, opposite = program.from_class(target, opposite=True)
+    difference = at_last - opposite
+    return program.from_last(difference), difference
 
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
 
 
-def _handing_down(net: Tapped, images: Array, sign: int):
-  """Runs the model once; returns two functions that hand probabilities down.
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """An operation that was done, and how it hands probability down.
 
-  class -> what arrives at the place of the net, and at the input of the last
-    product with weights, which are multiplied by the sign;
-  what is at the last product -> what arrives at the place.
+  Attributes:
+    inputs: numbers of the values that it got, and outputs of those it gave.
+    back: probability of each output -> of each input.
+    opposite: the same as if its weights were negated; of products alone.
   """
-  tail = lambda offset: net(images, offset)[0]
-  shape = jax.eval_shape(lambda: net(images)[1])
-  offset = jnp.zeros(shape.shape, jnp.promote_types(shape.dtype, jnp.float32))
-  inputs = []  # of every product, in the order of the program
-  jax.eval_shape(
-    lambda x: programs.walk(tail, (x,), _Rules(lambda n: None, inputs)).array,
-    offset,
-  )
-  if not inputs:
-    raise programs.DoesNotHold(
-      f"A product with weights must follow {net.at!r} on the way to the "
-      "logits; none does. Look at an earlier place."
+
+  inputs: Sequence[int]
+  outputs: Sequence[int]
+  back: Callable[..., Sequence[Array]]
+  opposite: Callable[..., Sequence[Array]] | None = None
+
+
+class _Program:
+  """What a net does from its place to the logits, step by step.
+
+  It runs once. The rules are no gradients in disguise: all that they compute is
+  differentiable, by the model's weights too.
+  """
+
+  def __init__(self, net: Tapped, images: Array):
+    self._steps: list[_Step] = []
+    self._numbers = itertools.count()
+    self._place = next(self._numbers)
+    shape = jax.eval_shape(lambda: net(images)[1])
+    self._offset = jnp.zeros_like(
+      shape, dtype=jnp.promote_types(shape.dtype, jnp.float32)
     )
-  last = len(inputs) - 1
-  probe = jnp.zeros(inputs[last].shape, inputs[last].dtype)
+    tail = lambda offset: net(images, offset)[0]
+    self._logits = programs.walk(tail, (self._offset,), self._done, self._place)
+    products = [step for step in self._steps if step.opposite]
+    if not products:
+      raise programs.DoesNotHold(
+        f"A product with weights must follow {net.at!r} on the way to the "
+        "logits; none does. Look at an earlier place."
+      )
+    self._last = products[-1]
 
-  def forward(offset, probe):
-    seen = []
-    rules = _Rules(lambda n: (sign, probe) if n == last else None, seen)
-    logits = programs.walk(tail, (offset,), rules).array
-    return seen[last], logits
+  def from_class(
+    self, target: Int[Array, "B"], opposite: bool = False
+  ) -> tuple[Array, Array]:
+    """Returns what arrives at the place, and at the input of the last product.
 
-  (at_last, logits), pull = jax.vjp(forward, offset, probe)
-  nothing = jnp.zeros_like(at_last), jnp.zeros_like(logits)
-
-  def from_class(target):
+    Each class has 1; `opposite` negates the weights of the last product.
+    """
+    logits = self._logits.array
     start = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-    return pull((nothing[0], start))
+    return self._down(self._logits.note, start, opposite)
 
-  def from_last(probability):
-    return pull((probability, nothing[1]))[0]
+  def from_last(self, probability: Array) -> Array:
+    """Returns what arrives at the place from the input of the last product."""
+    (number,) = self._last.inputs
+    return self._down(number, probability)[0]
 
-  return from_class, from_last
+  def _down(self, number, probability, opposite=False):
+    arrived, at_last = {number: probability}, None
+    for step in reversed(self._steps):
+      outputs = [arrived.pop(each, None) for each in step.outputs]
+      if all(each is None for each in outputs):
+        continue
+      is_last = step is self._last
+      parts = (step.opposite if is_last and opposite else step.back)(*outputs)
+      if is_last:
+        at_last = parts[0]
+      for each, part in zip(step.inputs, parts, strict=True):
+        arrived[each] = arrived[each] + part if each in arrived else part
+    return arrived.get(self._place, jnp.zeros_like(self._offset)), at_last
+
+  def _done(self, operation: Operation) -> list[Value]:
+    """Does an operation, and keeps the step."""
+    results = operation.compute(operation.arrays)
+    outputs = [next(self._numbers) for _ in results]
+    inputs = [operation.operands[i].note for i in operation.followed]
+    rules = _rules(operation, results)
+    self._steps.append(_Step(inputs, outputs, *rules))
+    return [
+      Value(x, True, number) for x, number in zip(results, outputs, strict=True)
+    ]
 
 
-class _Rules:
-  """What excitation backprop makes of each operation.
+def _rules(
+  operation: Operation, results: Sequence[Array]
+) -> tuple[Callable[..., Sequence[Array]], ...]:
+  """Returns how an operation hands down; of a product its opposite's way too.
 
-  Args:
-    tapped: number of a product -> (sign of its weights, probe at its input),
-      or None for one that is not the last.
-    seen: gets the input of every product.
+  Raises:
+    ValueError: there is no rule for it.
   """
-
-  def __init__(self, tapped: Callable[[int], Any], seen: list[Array]):
-    self._tapped, self._seen = tapped, seen
-
-  def __call__(self, operation: Operation) -> list[Value]:
-    """Returns the outputs; their gradients are the rule."""
-    name, arrays, followed = (
-      operation.name,
-      operation.arrays,
-      operation.followed,
-    )
-    if len(followed) == 1 and name in programs.PRODUCTS:
-      return [Value(self._product(operation, followed[0]), True)]
-    if len(followed) == 1 and name in programs.SUMS | {"reduce_window_max"}:
-      one = operation.of_one(followed[0])
-      return [Value(_with_rule(one, one)(arrays[followed[0]]), True)]
-    if followed == [1] and name in ("div", "sub"):
-      # It falls as the activation rises: nothing is excited by it.
-      raise programs.does_not_hold(operation, "Excitation backprop")
-    if name == "clamp" and followed == [1]:
-      # As a minimum of a maximum: below alone, nothing is excited.
-      one, lowest = operation.of_one(1), lambda x: jnp.maximum(x, arrays[0])
-      return [Value(_passed_through(one, arrays[1], lowest), True)]
-    if len(followed) == 1 and name in _SCALES:
-      # Of a normalisation or an average: probability passes unchanged. So it
-      # does where a ReLU6 cuts off the units that excite most.
-      one = operation.of_one(followed[0])
-      return [Value(_passed_through(one, arrays[followed[0]]), True)]
-    if len(followed) == 2 and name in ("add", "add_any"):
-      return [Value(_shared(*arrays), True)]
-    if programs.only_chooses(operation) or (
-      len(followed) == 1 and name in _SHIFTS
-    ):
-      return [Value(x, True) for x in operation.compute(arrays)]
+  name, arrays = operation.name, operation.arrays
+  followed = operation.followed
+  place = followed[0]
+  alone = operation.of_one(place) if len(followed) == 1 else None
+  if alone and name in programs.PRODUCTS:
+    return tuple(_product(operation, place, sign) for sign in (1, -1))
+  if alone and name in programs.SUMS | {"reduce_window_max"}:
+    return (_excited(alone, arrays[place]),)
+  if followed == [1] and name in ("div", "sub"):
+    # It falls as the activation rises: nothing is excited by it.
     raise programs.does_not_hold(operation, "Excitation backprop")
-
-  def _product(self, operation: Operation, place: int) -> Array:
-    x, sign = operation.arrays[place], 1
-    if isinstance(found := self._tapped(len(self._seen)), tuple):
-      sign, probe = found
-      x = _tap(x, probe)
-    self._seen.append(x)
-    weights = jax.nn.relu(sign * operation.arrays[1 - place])
-    positive = [x, weights] if place == 0 else [weights, x]
-    excited = Operation(
-      operation.name, [Value(each) for each in positive], operation.compute
-    )
-    return _with_rule(operation.of_one(place), excited.of_one(place))(x)
+  if name == "clamp" and followed == [1]:
+    # As a minimum of a maximum: below alone, nothing is excited.
+    lowest = lambda x: jnp.maximum(x, arrays[0])
+    return (_repeated(lowest, arrays[1], results[0].shape),)
+  if alone and name in _SCALES:
+    # Of a normalisation or an average: probability passes unchanged. So it
+    # does where a ReLU6 cuts off the units that excite most.
+    return (_repeated(lambda x: x, arrays[place], results[0].shape),)
+  if alone and name == "select_n" and place:
+    return (_chosen(operation, place, results[0]),)
+  if len(followed) == 2 and name in ("add", "add_any"):
+    return (functools.partial(_shares, *arrays),)
+  if programs.only_chooses(operation) or (alone and name in _SHIFTS):
+    return (_moved(operation, results),)
+  raise programs.does_not_hold(operation, "Excitation backprop")
 
 
 # Of an activation and a number that is none.
@@ -195,58 +216,72 @@ _SCALES = {"mul", "div", "min"}
 _SHIFTS = {"add", "add_any", "sub"}
 
 
-@jax.custom_vjp
-def _tap(x, probe):
-  """Returns x; the probe's gradient is what arrives here."""
-  del probe
-  return x
+def _product(operation: Operation, place: int, sign: int):
+  weights = jax.nn.relu(sign * operation.arrays[1 - place])
+  x = operation.arrays[place]
+  positive = [x, weights] if place == 0 else [weights, x]
+  excited = Operation(
+    operation.name, [Value(each) for each in positive], operation.compute
+  )
+  return _excited(excited.of_one(place), x)
 
 
-_tap.defvjp(lambda x, probe: (x, None), lambda _, p: (p, p))
-
-
-def _with_rule(
-  forward: Callable[[Array], Array], positive: Callable[[Array], Array]
-) -> Callable[[Array], Array]:
-  """Returns `forward` with p' = x * f^T(p / f(x)) in place of its gradient.
+def _excited(positive: Callable[[Array], Array], x: Array):
+  """Returns the rule p' = x * f^T(p / f(x)).
 
   Here f is `positive`: linear in x, or a maximum, with weights >= 0.
   """
-  function = jax.custom_vjp(lambda x: forward(x))
 
-  def backward(x, p):
+  def back(p):
     z, transposed = jax.vjp(positive, x)
-    return (x * transposed(p / (z + EPSILON))[0],)
+    floor = max(_FLOOR, float(jnp.finfo(z.dtype).tiny))
+    is_excited = jnp.abs(z) > floor
+    shares = jnp.where(is_excited, p / jnp.where(is_excited, z, 1), 0)
+    return (x * transposed(shares)[0],)
 
-  function.defvjp(lambda x: (forward(x), x), backward)
-  return function
+  return back
 
 
-def _passed_through(
-  scaled: Callable[[Array], Array],
-  x: Array,
-  like: Callable[[Array], Array] = lambda x: x,
-) -> Array:
-  """Returns scaled(x); its gradient is that of like(x), repeated as that is."""
-  function = jax.custom_vjp(lambda x: scaled(x))
-  shape = jax.eval_shape(scaled, x).shape
+def _repeated(like: Callable[[Array], Array], x: Array, shape):
+  """Returns the rule of like(x), repeated to a shape."""
   repeated = lambda x: jnp.broadcast_to(like(x), shape)
-  backward = lambda x, p: jax.vjp(repeated, x)[1](p)
-  function.defvjp(lambda x: (scaled(x), x), backward)
-  return function(x)
+  return lambda p: jax.vjp(repeated, x)[1](p)
 
 
-@jax.custom_vjp
-def _shared(a, b):
-  """Returns a + b; each gets its share of what arrives."""
-  return a + b
+def _chosen(operation: Operation, place: int, result: Array):
+  """Returns the rule of a choice between an activation and numbers.
+
+  Where a number above 0 cuts the activation off, as in a hard tanh, probability
+  passes as if it had been chosen.
+  """
+  which, *cases = operation.arrays
+  x = operation.arrays[place]
+  flags = [jnp.full_like(case, case is x) for case in cases]
+  (is_x,) = operation.compute([which, *flags])
+  passes = (is_x > 0) | ((result > 0) & (x >= result))
+  return lambda p: (jnp.where(passes, p, 0),)
 
 
-def _shares(terms, p):
-  a, b = terms
+def _shares(a: Array, b: Array, p: Array):
+  """Returns the share of each term of a sum in what arrives."""
   total = a + b
   ratio = jnp.where(total == 0, 0, p / jnp.where(total == 0, 1, total))
   return a * ratio, b * ratio
 
 
-_shared.defvjp(lambda a, b: (a + b, (a, b)), _shares)
+def _moved(operation: Operation, results: Sequence[Array]):
+  """Returns the rule of what moves or chooses: that of its gradient."""
+  arrays, followed = operation.arrays, operation.followed
+
+  def compute(*values):
+    now = dict(enumerate(arrays)) | dict(zip(followed, values, strict=True))
+    return operation.compute([*now.values()])
+
+  def back(*p):
+    gradients = [
+      jnp.zeros_like(x) if each is None else each
+      for x, each in zip(results, p, strict=True)
+    ]
+    return jax.vjp(compute, *(arrays[i] for i in followed))[1](gradients)
+
+  return back

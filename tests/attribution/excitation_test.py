@@ -9,7 +9,8 @@ import torch
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.attribution import excitation
+from gc_jax.attribution import METHODS, excitation
+from gc_jax.attribution.wrapping import wrap
 from gc_jax.models.network import normalize_pixels
 from tests.attribution import torch_excitation, twins
 
@@ -129,3 +130,24 @@ def test_the_default_layers_are_the_releases(small_models):
     "squeezenet1_1": "features.8",
   }.items():
     assert excitation.default_layer(made(name)) == layer
+
+
+def test_probability_passes_what_a_hard_tanh_cuts_off_above_alone():
+  """A unit of 1 or more is excited, whatever it excites further; one of -1."""
+  weights = jnp.ones((3, 5)) / 3
+  net = wrap(lambda x, tap: nnx.hard_tanh(tap(x)).mean((1, 2)) @ weights)
+  images = jnp.array([4.0, 0.5, -2.0])[None, None, None]
+  run = METHODS["excitation_backprop"].explain
+  signed, _ = excitation.propagated(net, images, jnp.array([[2]]))
+  # 1, 0.5 and -1 excite: 2, 1 and -2 of a sum of 1; below -1, nothing passes.
+  np.testing.assert_allclose(signed.ravel(), [2, 1, 0], rtol=1e-5)
+  assert run(net, images, jnp.array([[2]])).shape == (1, 1, 1, 1)
+
+
+def test_in_float16_what_excites_nothing_gets_nothing():
+  weights = jnp.array([[1.0, -1.0], [1.0, -1.0]], jnp.float16)
+  net = wrap(lambda x, tap: nnx.relu(tap(x)).mean((1, 2)) @ weights)
+  images = jnp.ones((1, 2, 2, 2), jnp.float16).at[0, 0].set(0)
+  for targets, expected in (([[0]], [0, 0, 0.5, 0.5]), ([[1]], [0] * 4)):
+    found = METHODS["excitation_backprop"](net, images, jnp.array(targets))
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
