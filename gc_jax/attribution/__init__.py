@@ -33,7 +33,7 @@ from gc_jax.attribution.weighted_activations import (
   gradcam_plus_plus,
   layercam,
 )
-from gc_jax.attribution.wrapping import Tapped
+from gc_jax.attribution.wrapping import Tapped, tapped
 
 _CELLS = 8  # side of the control maps, which metrics enlarge like any other
 
@@ -92,7 +92,21 @@ class Method:
         it takes them.
       targets: P classes to explain in each image.
       **settings: the keyword arguments of the method's function.
+
+    Raises:
+      ValueError: the model is in training mode, the targets are no classes of
+        it, or a setting is something else.
     """
+    targets = jnp.asarray(targets)
+    if targets.ndim != 2:
+      raise ValueError(
+        "targets must be [B P], P classes for each image; they have shape "
+        f"{targets.shape}. For one class an image, give targets[:, None]."
+      )
+    net = tapped(model)
+    net.check_evaluates()
+    num_classes = net.num_classes(images)
+    check_classes("targets", targets, len(images), num_classes)
     return self.explain(model, images, targets, **settings)
 
 

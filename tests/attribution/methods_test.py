@@ -197,3 +197,28 @@ def test_a_float64_model_is_explained_in_float64(model_for, name, settings):
     found = METHODS[name](wide, pixels(), TARGETS, **settings)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, narrow, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_in_training_mode_is_refused_and_left_as_it_was(make_tiny):
+  net = make_tiny()
+  net.train()
+  before = jax.tree.map(np.array, nnx.state(net))
+  for name in METHODS:
+    with pytest.raises(ValueError, match=r"evaluation mode.*model\.eval\(\)"):
+      METHODS[name](net, pixels(), TARGETS)
+  jax.tree.map(np.testing.assert_array_equal, before, nnx.state(net))
+
+
+@pytest.mark.parametrize(
+  ("targets", "message"),
+  [
+    ([3, 7], r"must be \[B P\].*\(2,\)\. .*give targets\[:, None\]"),
+    ([[-1], [3]], r"must be in 0\.\.9.*-1 is not"),
+    ([[3], [10]], r"must be in 0\.\.9.*10 is not"),
+    ([[3.0], [7.0]], "must be integers"),
+    ([[3]], "for each of the 2 images"),
+  ],
+)
+def test_targets_that_are_no_classes_are_refused(model_for, targets, message):
+  with pytest.raises(ValueError, match=message):
+    METHODS["gradcam"](model_for("gradcam"), pixels(), jnp.array(targets))
