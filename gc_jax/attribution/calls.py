@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.extend import core
 from jaxtyping import Array, PyTree
@@ -49,14 +50,19 @@ class Call(abc.ABC):
     return False
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Static:
-  """What a model has beside arrays, as a part of a `Call`.
+  """What a model has beside arrays: two equal ones are compiled once.
 
-  It is hashed by what it is where it can be, and by identity otherwise.
+  Lists, dicts, arrays of numpy and dataclasses inside are told apart by what
+  they hold at first; what else cannot be hashed, by identity.
   """
 
-  value: Any
+  def __init__(self, value: Any):
+    self.value = value
+    try:
+      self._key = _hashable(value)
+    except TypeError:
+      self._key = "id", id(value)
 
   @classmethod
   def of(cls, settings: Mapping[str, Any]) -> "Static":
@@ -64,21 +70,40 @@ class Static:
     return cls(tuple(sorted(settings.items())))
 
   def __hash__(self) -> int:
-    try:
-      return hash(self.value)
-    except TypeError:
-      return id(self.value)
+    return hash(self._key)
 
   def __eq__(self, other: object) -> bool:
     if not isinstance(other, Static):
       return NotImplemented
-    if self.value is other.value:
-      return True
-    try:
-      hash(self.value)
-      return bool(self.value == other.value)
-    except TypeError:
-      return False
+    return bool(self._key == other._key)
+
+
+def _hashable(value: Any) -> Any:
+  """Returns a value, or what tells it apart from others and can be hashed.
+
+  Raises:
+    TypeError: nothing does.
+  """
+  try:
+    hash(value)
+  except TypeError:
+    pass
+  else:
+    return value
+  if isinstance(value, np.ndarray):
+    held = value.shape, value.dtype.str, value.tobytes()
+  elif isinstance(value, Mapping):
+    held = tuple((k, _hashable(v)) for k, v in value.items())
+  elif isinstance(value, list | tuple):
+    held = tuple(map(_hashable, value))
+  elif isinstance(value, set):
+    held = frozenset(value)
+  elif dataclasses.is_dataclass(value):
+    fields = dataclasses.fields(value)
+    held = tuple(_hashable(getattr(value, field.name)) for field in fields)
+  else:
+    raise TypeError(f"{type(value).__name__} cannot be hashed.")
+  return type(value), held
 
 
 class Recorder:

@@ -75,12 +75,24 @@ class _Nnx(_Module):
 
 
 def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
-  """Returns path -> module of all modules inside a model that are called."""
-  return {
-    ".".join(map(str, path)): module
-    for path, module in nnx.iter_modules(model)
-    if path and callable(module)
-  }
+  """Returns path -> module of all modules inside a model that are called.
+
+  A module that several share has a path from each.
+  """
+  found = {}
+
+  def search(node, path, above):
+    for name, child in nnx.iter_children(node):
+      is_circle = any(child is each for each in above)
+      if is_circle or isinstance(child, nnx.Variable):
+        continue
+      here = (*path, str(name))
+      if isinstance(child, nnx.Module) and callable(child):
+        found[".".join(here)] = child
+      search(child, here, (*above, child))
+
+  search(model, (), (model,))
+  return found
 
 
 def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):

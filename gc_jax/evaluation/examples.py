@@ -20,6 +20,7 @@ from gc_jax.attribution import randomization
 from gc_jax.data.pairs import Maker
 from gc_jax.evaluation import localisation, plan
 from gc_jax.evaluation.ledger import Ledger
+from gc_jax.inference.arrays import split
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 from gc_jax.models import init_key
@@ -139,7 +140,7 @@ def _looks(
     judges: whether a picture whose one class is not the predicted one comes
       with maps of that class too.
   """
-  graph = planner.graph if model is None else nnx.split(model)
+  graph = planner.graph if model is None else split(model)
   size = parallel.divisible(plan.MAPS_AT_ONCE, planner.mesh)
   several = planner.dataset.multi_label
   to_probability = nnx.sigmoid if several else nnx.softmax

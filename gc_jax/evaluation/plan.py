@@ -27,6 +27,7 @@ from gc_jax.evaluation.attacks import attacked
 from gc_jax.evaluation.classification import predictions
 from gc_jax.evaluation.faithfulness import faithful
 from gc_jax.evaluation.ledger import Ledger, Measured, Totals
+from gc_jax.inference.arrays import split
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.method.types import PairBatch
 from gc_jax.report import logs
@@ -84,7 +85,7 @@ class Planner:
   ):
     self.model, self.dataset = model, dataset
     self.config, self.mesh = config, mesh
-    self.graph = nnx.split(model)
+    self.graph = split(model)
     self._settings = config.eval
     self._reader = Reader(dataset, config.data.on_error)
     labels = dataset.all_labels() if explains else [()] * len(dataset.source)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from gc_jax.attribution import METHODS, check_classes
+from gc_jax.attribution.calls import Static
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
@@ -106,7 +107,7 @@ def explain(
     num_classes = check_fits(model, *images.shape[1:3])
     check_classes("targets", targets, len(images), num_classes)
     pairs = targets.astype(np.int32).reshape(len(images), -1)
-    cam = _maps(*nnx.split(model), images, pairs, arrays, entry, static)
+    cam = _maps(*split(model), images, pairs, arrays, entry, static)
   cam = _as_distribution(cam) if normalize else cam
   return cam.reshape(*np.shape(targets), *cam.shape[2:])
 
@@ -169,7 +170,7 @@ def overlay(
 def program(*static: int) -> Callable[[Callable], Callable]:
   """Compiles a function of a model, arrays and settings.
 
-  The program takes the model in two parts, from `nnx.split`, and runs a copy in
+  The program takes the model in two parts, from `split`, and runs a copy in
   evaluation mode. `static` numbers the settings, from 0 after the model.
   """
 
@@ -183,8 +184,22 @@ def program(*static: int) -> Callable[[Callable], Callable]:
   return compiled
 
 
-def evaluated(graphdef: nnx.GraphDef, state: nnx.State) -> nnx.Module:
+def split(model: nnx.Module) -> tuple[Static, nnx.State]:
+  """Returns the parts of a model, whatever its attributes are.
+
+  Those of `nnx.split` cannot be constants of a program if an attribute, such as
+  a list of settings, cannot be hashed.
+  """
+  graphdef, state = nnx.split(model)
+  return Static(graphdef), state
+
+
+def evaluated(
+  graphdef: nnx.GraphDef | Static, state: nnx.State
+) -> nnx.Module:
   """Returns a copy of a model in two parts, in evaluation mode."""
+  if isinstance(graphdef, Static):
+    graphdef = graphdef.value
   model = nnx.merge(graphdef, state, copy=True)
   model.eval()
   return model
@@ -206,7 +221,7 @@ def run(
   Nothing is checked; a target of `PREDICTED` is what the model says.
   """
   entries = tuple((name, METHODS[name]) for name in methods)
-  return _run(*nnx.split(model), images, targets, entries)
+  return _run(*split(model), images, targets, entries)
 
 
 @program(2)
@@ -274,7 +289,7 @@ def check_fits(model: nnx.Module, height: int, width: int) -> int:
   Raises:
     ValueError: no cell of the feature grid is left; says what is needed.
   """
-  graph = nnx.split(model)
+  graph = split(model)
 
   def num_classes(height, width):
     """Returns K, or 0 if no features are left."""

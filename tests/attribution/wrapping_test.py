@@ -1,5 +1,6 @@
 """Models of other libraries give the maps of ours, with the same weights."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -460,3 +461,76 @@ def test_a_model_that_is_wrapped_anew_is_not_compiled_anew(library):
   treedefs = [jax.tree.structure(made(library)[0]) for _ in range(2)]
   assert treedefs[0] == treedefs[1]
   assert hash(treedefs[0]) == hash(treedefs[1])
+
+
+def test_a_module_that_two_share_is_known_under_both_paths():
+  class Block(nnx.Module):
+    def __init__(self, norm):
+      self.norm = norm
+
+    def __call__(self, x):
+      return x
+
+  class Sharing(nnx.Module):
+    def __init__(self, rngs):
+      conv = nnx.Conv(3, 5, (1, 1), rngs=rngs)
+      self.first, self.second = Block(conv), Block(conv)
+
+    def __call__(self, images):
+      return self.second.norm(self.first(images)).mean((1, 2))
+
+  model, images = Sharing(nnx.Rngs(0)), pixels()
+  found = gc_jax.places(model, images)
+  assert found["second.norm"].shape == found["first.norm"].shape
+  maps = [
+    gc_jax.explain(gc_jax.wrap(model, at=f"{block}.norm"), images, [0, 1])
+    for block in ("first", "second")
+  ]
+  np.testing.assert_array_equal(*maps)
+
+
+@dataclasses.dataclass
+class Sizes:  # cannot be hashed
+  channels: list[int]
+
+
+class Configured(nnx.Module):
+  """Of the form that our own models have, with a config of its own."""
+
+  def __init__(self, channels, rngs):
+    self.sizes = nnx.static(Sizes([channels]))
+    self.conv = nnx.Conv(3, channels, (3, 3), rngs=rngs)
+    self.fc = nnx.Linear(channels, 5, rngs=rngs)
+
+  def normalize(self, images):
+    return 2 * images
+
+  def features(self, images):
+    return nnx.relu(self.conv(images))
+
+  def classify(self, features):
+    return self.fc(features.mean((1, 2)) * self.sizes.channels[0])
+
+  def __call__(self, images):
+    TRACES.append(images.shape)
+    return self.classify(self.features(self.normalize(images)))
+
+
+def test_models_whose_attributes_cannot_be_hashed_are_compiled_once():
+  model, images = Configured(4, nnx.Rngs(0)), pixels()
+  net = gc_jax.wrap(model, at="conv")
+  expected = gc_jax.predict(net, images)
+  np.testing.assert_allclose(gc_jax.predict(model, images), expected, rtol=1e-5)
+  assert gc_jax.explain(model, images, [0, 1]).shape == (2, 32, 32)
+  gc_jax.explain(net, images, [0, 1])
+  TRACES.clear()
+  again = gc_jax.wrap(model, at="conv")
+  gc_jax.explain(again, images, [0, 1])
+  # The classes are counted, which traces; nothing is compiled.
+  assert len(TRACES) <= 1
+  model.sizes.channels[0] = 8  # what a list holds is compared
+  np.testing.assert_allclose(
+    gc_jax.predict(gc_jax.wrap(model, at="conv"), images) - model.fc.bias[...],
+    2 * (expected - model.fc.bias[...]),
+    rtol=1e-4,
+  )

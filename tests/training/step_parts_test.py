@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gc_jax.method import compose
+from gc_jax.models import network
+from gc_jax.models.chain import POOL, Chain
+from gc_jax.runtime.checkpoint import Checkpoints
 from tests.training.small import (
   LABEL,
   PACKED,
@@ -171,3 +175,52 @@ def test_activations_computed_anew_give_the_same_update(make_tiny, mode):
     assert ("remat" in str(jax.make_jaxpr(step)(state, batch))) == remat
     results.append(jax.jit(step)(state, batch))
   assert_same_update(*results)
+
+
+class Dropping(Chain):
+  """A user's network: its dropout draws random numbers of its own."""
+
+  def __init__(self, rngs):
+    super().__init__(
+      ((4, 3, 2, 1), POOL),
+      10,
+      pool_window=2,
+      grid=2,
+      hidden=8,
+      drops_features=True,
+      conv_init=network.TORCH_INIT,
+      linear_init=network.TORCH_INIT,
+      rngs=rngs,
+    )
+    self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+  def features(self, images):
+    return self.drop(super().features(images))
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_dropout_with_random_numbers_of_its_own_trains(num_parts, tmp_path):
+  """It draws anew in every step, and goes on from a checkpoint."""
+  config = recipe("consistency", accumulate_steps=num_parts)
+  step, state = make_step(Dropping(nnx.Rngs(0)), config, lr=0.0)
+  step = jax.jit(step)
+  first, metrics = step(state, batch_of())
+  assert jax.tree.structure(first) == jax.tree.structure(state)
+  second, others = step(first, batch_of())
+  assert np.isfinite(mean(metrics, "loss"))
+  assert mean(metrics, "loss") != mean(others, "loss")
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  checkpoints.save(first, {}, best=0.0)
+  checkpoints.wait()
+  restored, _ = checkpoints.restore(state)
+  checkpoints.close()
+  again, _ = step(restored, batch_of())
+  for one, other in zip(
+    jax.tree.leaves(again), jax.tree.leaves(second), strict=True
+  ):
+    np.testing.assert_array_equal(*map(plain_data, (one, other)))
+
+
+def plain_data(x):
+  is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.random.key_data(x) if is_key else x
