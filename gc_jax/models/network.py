@@ -260,9 +260,14 @@ def pool_globally(
   The maximum is taken at the *first* argmax in row-major order, as in PyTorch.
   `jnp.max` would split the gradient between ties, which are common after a ReLU
   and in bfloat16.
+
+  Raises:
+    ValueError: the pooling is neither.
   """
   if pooling == "average":
     return features.mean((1, 2))
+  if pooling != "max":
+    raise ValueError(f"pooling must be 'average' or 'max'; it is {pooling!r}.")
   cells = features.reshape(features.shape[0], -1, features.shape[-1])
   first = jnp.argmax(cells, axis=1, keepdims=True)
   return jnp.take_along_axis(cells, first, axis=1)[:, 0]

@@ -31,6 +31,8 @@ def test_global_pooling_takes_the_mean_or_the_first_maximum(dtype):
   grad = jax.grad(lambda f: network.pool_globally(f, "max").sum())(features)
   first = np.moveaxis(np.eye(15)[cells.argmax(1)], -1, 1).reshape(x.shape)
   np.testing.assert_array_equal(grad, first)
+  with pytest.raises(ValueError, match="'average' or 'max'; it is 'avg'"):
+    network.pool_globally(features, "avg")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 9), (13, 7), (27, 5)])
