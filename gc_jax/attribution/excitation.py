@@ -125,6 +125,7 @@ class _Program:
     )
     tail = lambda offset: net(images, offset)[0]
     self._logits = programs.walk(tail, (self._offset,), self._done, self._place)
+    self._keep_what_leads_to(self._logits.note)
     products = [step for step in self._steps if step.opposite]
     if not products:
       raise programs.DoesNotHold(
@@ -148,6 +149,14 @@ class _Program:
     """Returns what arrives at the place from the input of the last product."""
     (number,) = self._last.inputs
     return self._down(number, probability)[0]
+
+  def _keep_what_leads_to(self, number):
+    kept, needed = [], {number}
+    for step in reversed(self._steps):
+      if needed & {*step.outputs}:
+        kept.append(step)
+        needed |= {*step.inputs}
+    self._steps = kept[::-1]
 
   def _down(self, number, probability, opposite=False):
     arrived, at_last = {number: probability}, None

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -219,6 +220,9 @@ def test_a_model_in_training_mode_is_refused_and_left_as_it_was(make_tiny):
     ([[3]], "for each of the 2 images"),
   ],
 )
-def test_targets_that_are_no_classes_are_refused(model_for, targets, message):
+def test_targets_that_are_no_classes_are_refused(
+  model_for, targets, message, monkeypatch
+):
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   with pytest.raises(ValueError, match=message):
     METHODS["gradcam"](model_for("gradcam"), pixels(), jnp.array(targets))
