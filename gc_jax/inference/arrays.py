@@ -194,9 +194,7 @@ def split(model: nnx.Module) -> tuple[Static, nnx.State]:
   return Static(graphdef), state
 
 
-def evaluated(
-  graphdef: nnx.GraphDef | Static, state: nnx.State
-) -> nnx.Module:
+def evaluated(graphdef: nnx.GraphDef | Static, state: nnx.State) -> nnx.Module:
   """Returns a copy of a model in two parts, in evaluation mode."""
   if isinstance(graphdef, Static):
     graphdef = graphdef.value

@@ -108,8 +108,8 @@ def test_a_model_that_must_know_its_batch_takes_one_picture(
 def test_what_is_fast_on_cpus_is_in_no_program_for_others(make_tiny):
   """Gradients at pixels go through every convolution and the max-pool.
 
-  XLA's own gradient of a max-pool is a select-and-scatter, and that of a
-  kernel a convolution; ours for CPUs are neither.
+  XLA's own gradient of a max-pool is a select-and-scatter; ours for CPUs is
+  not. That of a kernel, on CPUs a product, nobody asks for.
   """
   model = make_tiny()
   model.eval()
@@ -122,6 +122,6 @@ def test_what_is_fast_on_cpus_is_in_no_program_for_others(make_tiny):
   assert "select_and_scatter" not in on_cpu
   assert "select_and_scatter" in on_tpu
   products = on_tpu.count("stablehlo.dot_general")
-  assert products < on_cpu.count("stablehlo.dot_general")
+  assert products == on_cpu.count("stablehlo.dot_general")
   # Which of the two is computed, the platform says where it runs.
   assert "_platform_index" in on_both and "select_and_scatter" in on_both

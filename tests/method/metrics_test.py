@@ -105,7 +105,8 @@ def test_the_stochastic_game_approaches_its_exact_expectation(size):
 
 
 def test_not_even_the_lowest_draw_falls_on_a_cell_without_mass(monkeypatch):
-  monkeypatch.setattr(jax.random, "uniform", lambda _, shape: jnp.zeros(shape))
+  lowest = lambda _, *of: jnp.zeros(*of)
+  monkeypatch.setattr(jax.random, "uniform", lowest)
   cam = jnp.array([[0.0, 0.0], [1.0, 0.0]])
   hits = metrics.stochastic_pointing_game(jax.random.key(0), cam, cam > 0, 3)
   assert hits == 1
