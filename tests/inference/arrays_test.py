@@ -63,7 +63,7 @@ def test_the_public_names_are_those_of_the_contract():
   assert gc_jax.predict is arrays.predict
   names = "METHODS MODELS cam class_names compose create explain load losses"
   names += " metrics overlay predict wrap places localize negative_quadrants"
-  names += " consistency energy insertion deletion check"
+  names += " consistency energy insertion deletion check train"
   assert set(gc_jax.__all__) == {*names.split()}
   assert all(hasattr(gc_jax, name) for name in gc_jax.__all__)
 
