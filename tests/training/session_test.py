@@ -73,6 +73,9 @@ def test_going_on_elsewhere_ends_bitwise_as_the_run_itself(
   assert f"going on from {half}, step 2: its weights, running stat" in said
   assert "--config.eval.every_epochs: 1.0 there, 2.0 now" in said
   assert digests(half) == before
+  # It did not begin anew, which would end alike: step 2 is not its own.
+  saved = {path.name for path in (gone.workdir / "checkpoints").iterdir()}
+  assert saved == {"4"}
   wanted = checkpoint.read_variables(whole.workdir)
   found = checkpoint.read_variables(gone.workdir)
   assert found.step == wanted.step == 4
