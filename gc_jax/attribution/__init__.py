@@ -103,24 +103,12 @@ class Method:
         "targets must be [B P], P classes for each image; they have shape "
         f"{targets.shape}. For one class an image, give targets[:, None]."
       )
-    tapped(model).check_evaluates()
+    net = tapped(model)
+    net.check_evaluates()
     is_known = not isinstance(targets, jax.core.Tracer)
-    num_classes = _num_classes(model, images) if is_known else 0
+    num_classes = net.num_classes(images) if is_known else 0
     check_classes("targets", targets, images.shape[0], num_classes)
     return self.explain(model, images, targets, **settings)
-
-
-def _num_classes(model: nnx.Module | Tapped, images: Array) -> int:
-  """Returns K. Nothing is computed."""
-  if isinstance(model, Tapped):
-    return model.num_classes(images)
-  graphdef, state = nnx.split(model)
-
-  def logits(state, images):
-    copy = nnx.merge(graphdef, state)
-    return copy.classify(copy.features(copy.normalize(images)))
-
-  return jax.eval_shape(logits, state, images).shape[-1]
 
 
 def _uniform(model, images, targets):

@@ -119,10 +119,7 @@ class _Program:
     self._steps: list[_Step] = []
     self._numbers = itertools.count()
     self._place = next(self._numbers)
-    shape = jax.eval_shape(lambda: net(images)[1])
-    self._offset = jnp.zeros_like(
-      shape, dtype=jnp.promote_types(shape.dtype, jnp.float32)
-    )
+    self._offset = net.no_offset(images)
     tail = lambda offset: net(images, offset)[0]
     self._logits = programs.walk(tail, (self._offset,), self._done, self._place)
     self._keep_what_leads_to(self._logits.note)

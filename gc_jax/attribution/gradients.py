@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gc_jax.attribution.wrapping import Tapped, tapped
+from gc_jax.method.types import check_at_least_one
 
 # Of quickstart's ResNet on 100 test pictures, sums miss 2.5% of the change of
 # the predicted class's score by 16 steps, 1.2% by 32, 0.6% by 64, 0.2% by 128;
@@ -59,7 +60,7 @@ def attributions(
   Source: Sundararajan et al. 2017, arXiv:1703.01365, eq. 3.
   Differs: midpoints, not right ends, which are nearer to the integral.
   """
-  _check_at_least_one("steps", steps)
+  check_at_least_one("steps", steps)
   net = tapped(model)
   images = net.pixels(images)
   start = net.start(images)
@@ -80,8 +81,7 @@ def divide(
   signed = attributions(model, images, targets)
   net = tapped(model)
   images = net.pixels(images)
-  scores = _scores_of(net)
-  change = scores(images) - scores(net.start(images))
+  change = net.logits(images) - net.logits(net.start(images))
   score = jnp.take_along_axis(change, targets, 1)
   return _magnitude(signed), signed.sum((2, 3, 4)), score
 
@@ -101,7 +101,7 @@ def smoothgrad(
   Source: Smilkov et al. 2017, arXiv:1706.03825.
   Differs: none.
   """
-  _check_at_least_one("num_samples", num_samples)
+  check_at_least_one("num_samples", num_samples)
   net = tapped(model)
   images = net.pixels(images)
   gradient = _gradient_of(net, targets)
@@ -124,25 +124,13 @@ def _magnitude(signed: Float[Array, "B P H W 3"]) -> Float[Array, "B P H W"]:
   return jnp.abs(signed.sum(-1))
 
 
-def _check_at_least_one(name: str, count: int) -> None:
-  if count < 1:
-    raise ValueError(f"{name} must be at least 1; it is {count}.")
-
-
-def _scores_of(
-  net: Tapped,
-) -> Callable[[Float[Array, "B *HW3"]], Float[Array, "B K"]]:
-  return lambda x: net(net.prepared(x))[0]
-
-
 def _gradient_of(
   net: Tapped, targets
 ) -> Callable[[Float[Array, "B *HW3"]], Float[Array, "B P H W 3"]]:
   """Returns a function from pixels to the gradient of each target's score."""
-  scores = _scores_of(net)
 
   def gradient(pixels):
-    logits, pull = jax.vjp(scores, pixels)
+    logits, pull = jax.vjp(net.logits, pixels)
     start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     found = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
     return net.channels_last(found)

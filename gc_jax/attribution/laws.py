@@ -104,7 +104,7 @@ def _of_pixels(model, images, targets):
   moved = lambda distance: pixels + distance[:, None, None, None] * way
 
   def scores(distance):
-    logits = net(net.prepared(moved(distance)))[0]
+    logits = net.logits(moved(distance))
     return jnp.take_along_axis(at_least_float32(logits), targets, 1)
 
   def rates(distance):
@@ -131,8 +131,7 @@ def _alone(model, images, targets):
   net = tapped(model)
   first = net.pixels(images[:1])
   beside = jnp.concatenate([first, net.start(first)])
-  alone, beside = (net(net.prepared(x))[0] for x in (first, beside))
-  return _relative(beside[:1], alone)
+  return _relative(net.logits(beside)[:1], net.logits(first))
 
 
 def _way(x: Float[Array, "B *D"]) -> Float[Array, "B *D"]:

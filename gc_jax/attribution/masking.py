@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.attribution.wrapping import tapped
 from gc_jax.method.cam import at_least_float32
+from gc_jax.method.types import check_at_least_one
 
 
 def rise(
@@ -43,9 +44,8 @@ def rise(
     expectation, and the mean score is taken off: a score that depends on no
     pixel has an empty map, where theirs is about the same everywhere.
   """
-  for name, count in (("num_masks", num_masks), ("cells", cells)):
-    if count < 1:
-      raise ValueError(f"{name} must be at least 1; it is {count}.")
+  check_at_least_one("num_masks", num_masks)
+  check_at_least_one("cells", cells)
   if not 0 < shown_frac < 1:
     raise ValueError(
       f"shown_frac must be above 0 and below 1; it is {shown_frac}."

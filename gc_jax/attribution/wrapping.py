@@ -152,10 +152,16 @@ class Tapped:
     """Returns K of images as the model takes them. Nothing is computed.
 
     Raises:
-      ValueError: the model takes them with their axes in another order.
+      ValueError: they are no batch of pictures, or the model takes them with
+        their axes in another order.
     """
+    if len(images.shape) != 4 or 0 in images.shape:
+      raise ValueError(
+        "images must be a batch of at least one, with four axes; they have "
+        f"shape {images.shape}. For one picture, give images[None]."
+      )
     try:
-      return jax.eval_shape(_logits, self, images).shape[-1]
+      return jax.eval_shape(Tapped.logits, self, images).shape[-1]
     except Exception as error:
       order = (
         (0, 2, 3, 1) if images.shape[1] < images.shape[-1] else (0, 3, 1, 2)
@@ -164,7 +170,7 @@ class Tapped:
         tuple(images.shape[i] for i in order), images.dtype
       )
       try:
-        jax.eval_shape(_logits, self, other)
+        jax.eval_shape(Tapped.logits, self, other)
       except Exception:
         raise error from None
       where = "last" if order[-1] == 1 else "first"
@@ -233,6 +239,16 @@ class Tapped:
       )
     return logits, self.cells.of(seen[self.at], self.at), variables
 
+  def logits(self, images: Array) -> Float[Array, "B K"]:
+    """Returns the scores of every class, of images or of their `pixels`."""
+    return self(self.prepared(images))[0]
+
+  def no_offset(self, images: Array) -> Float[Array, "B h w D"]:
+    """Returns zeros to add at the place; images are as a call takes them."""
+    shape = jax.eval_shape(lambda: self(images)[1])
+    dtype = jnp.promote_types(shape.dtype, jnp.float32)
+    return jnp.zeros_like(shape, dtype=dtype)
+
   def looked(
     self, images: Array, targets: Int[Array, "B P"]
   ) -> tuple[Array, Float[Array, "B h w D"], Float[Array, "B P h w D"], PyTree]:
@@ -246,20 +262,12 @@ class Tapped:
       logits, activations, variables = self(images, offset)
       return logits, (activations, variables)
 
-    shape = jax.eval_shape(lambda: self(images)[1])
-    zeros = jnp.zeros_like(
-      shape, dtype=jnp.promote_types(shape.dtype, jnp.float32)
-    )
     logits, pull, (activations, variables) = jax.vjp(
-      forward, zeros, has_aux=True
+      forward, self.no_offset(images), has_aux=True
     )
     start = jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     gradients = jax.vmap(lambda s: pull(s)[0], in_axes=1, out_axes=1)(start)
     return logits, at_least_float32(activations), gradients, variables
-
-
-def _logits(net: Tapped, images: Array) -> Array:
-  return net(net.prepared(images))[0]
 
 
 def wrap(

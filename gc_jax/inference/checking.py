@@ -93,7 +93,7 @@ def check(
   names = tuple(METHODS if methods is None else methods)
   entries = {name: wrapped.method_of(name) for name in names}
   targets, images = jnp.asarray(targets), jnp.asarray(images)
-  wrapped.check_labels(targets, *logits.shape)
+  wrapped.check_labels("targets", targets, *logits.shape)
   run = functools.partial(_run, net, images, targets[:, None])
   errors = {}
   return Checked(
@@ -139,7 +139,7 @@ def _run(net, images, targets, function) -> Array:
   if isinstance(net, Tapped):
     parts, made = net, lambda net: net
   else:
-    graphdef, parts = nnx.split(net)
+    graphdef, parts = arrays.split(net)
     made = lambda state: arrays.evaluated(graphdef, state)
   run = lambda parts, *args: function(made(parts), *args)
   return jax.jit(run)(parts, images, targets)

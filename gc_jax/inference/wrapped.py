@@ -15,6 +15,7 @@ from gc_jax.attribution import METHODS, Method, check_classes
 from gc_jax.attribution.calls import without_arrays
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import compose, curves, metrics
+from gc_jax.method.types import check_at_least_one
 from gc_jax.runtime.messages import unknown_name_message
 
 # Maps of P targets of a model's images, as `Method.explain` makes them.
@@ -24,7 +25,7 @@ Explain = Callable[..., Array]
 def predict(net: Tapped, images: ArrayLike) -> Float[Array, "B K"]:
   """Returns the logits of every class, of images as the model takes them."""
   net.check_evaluates()
-  images = _images(images)
+  images = jnp.asarray(images)
   net.num_classes(images)
   return _compiled_logits(net, images)
 
@@ -38,7 +39,7 @@ def explain(
 ) -> Float[Array, "B P h w"]:
   """Returns raw maps of a method; `[B]` targets are one a picture."""
   net.check_evaluates()
-  images, targets = _images(images), jnp.asarray(targets)
+  images, targets = jnp.asarray(images), jnp.asarray(targets)
   num_classes = net.num_classes(images)
   check_classes("targets", targets, len(images), num_classes)
   pairs = targets.astype(jnp.int32).reshape(len(images), -1)
@@ -206,8 +207,7 @@ def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
     raise ValueError(
       f"maps must be float; they are {maps.dtype}. Give what explain returns."
     )
-  if num_steps < 1:
-    raise ValueError(f"num_steps must be at least 1; it is {num_steps}.")
+  check_at_least_one("num_steps", num_steps)
   static = kind, num_steps, multi_label
   return _compiled_areas(net, images, labels, maps, grey, *static)
 
@@ -218,7 +218,7 @@ def _areas(net, images, labels, maps, grey, kind, num_steps, multi_label):
   probability = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
   def probabilities(shown):
-    logits = net(net.prepared(net.as_images(shown)))[0]
+    logits = net.logits(net.as_images(shown))
     return probability(logits.astype(jnp.float32))
 
   fractions, scores = curves.curves(
@@ -244,34 +244,26 @@ def _checked(net, images, labels):
   """Returns a net, its images, a label of each, and the number of classes."""
   net = net_of(net)
   net.check_evaluates()
-  images, labels = _images(images), jnp.asarray(labels)
+  images, labels = jnp.asarray(images), jnp.asarray(labels)
   num_classes = net.num_classes(images)
-  check_labels(labels, len(images), num_classes)
+  check_labels("labels", labels, len(images), num_classes)
   return net, images, labels, num_classes
 
 
-def check_labels(labels: Array, num_images: int, num_classes: int) -> None:
-  """Checks that labels are a class of each image, as `check_classes` does.
+def check_labels(
+  name: str, labels: Array, num_images: int, num_classes: int
+) -> None:
+  """Checks that `name` gave a class of each image, as `check_classes` does.
 
   Raises:
     ValueError: they are something else.
   """
-  check_classes("labels", labels, num_images, num_classes)
+  check_classes(name, labels, num_images, num_classes)
   if labels.ndim != 1:
     raise ValueError(
-      f"labels must be [B], a class of each image; they have shape "
+      f"{name} must be [B], a class of each image; they have shape "
       f"{labels.shape}."
     )
-
-
-def _images(images: ArrayLike) -> Array:
-  images = jnp.asarray(images)
-  if images.ndim != 4 or 0 in images.shape:
-    raise ValueError(
-      "images must be a batch of at least one, with four axes; they have shape "
-      f"{images.shape}. For one picture, give images[None]."
-    )
-  return images
 
 
 def program(function: Callable, *static: int) -> Callable:
@@ -292,10 +284,6 @@ def program(function: Callable, *static: int) -> Callable:
   return run
 
 
-def _logits(net, images):
-  return net(net.prepared(images))[0]
-
-
 def maps_of(model, images, targets, arrays, method, settings):
   """Returns raw maps of a method.
 
@@ -311,6 +299,6 @@ def maps_of(model, images, targets, arrays, method, settings):
   return maps
 
 
-_compiled_logits = program(_logits)
+_compiled_logits = program(Tapped.logits)
 _compiled_maps = program(maps_of, 4, 5)
 _compiled_areas = program(_areas, 5, 6, 7)

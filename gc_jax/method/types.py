@@ -36,6 +36,12 @@ def check_alike(**arrays: Array) -> None:
     )
 
 
+def check_at_least_one(name: str, count: int) -> None:
+  """Raises ValueError if a number of things is below 1."""
+  if count < 1:
+    raise ValueError(f"{name} must be at least 1; it is {count}.")
+
+
 def is_present(x: Array) -> Bool[Array, "..."]:
   """Returns flags as they are, and where others are above 0."""
   return x if x.dtype == bool else x > 0

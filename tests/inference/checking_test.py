@@ -166,7 +166,7 @@ def test_a_method_of_ones_own_is_checked_by_its_law_or_said_to_have_none(
 def test_what_cannot_be_checked_is_refused():
   with pytest.raises(ValueError, match="Unknown method='gradcamm'"):
     gc_jax.check(small(), pictures(), methods=["gradcamm"])
-  with pytest.raises(ValueError, match=r"labels must be in 0\.\.4"):
+  with pytest.raises(ValueError, match=r"targets must be in 0\.\.4"):
     gc_jax.check(small(), pictures(), [0, 5])
   with pytest.raises(TypeError, match=r"It is a Net|it is a Net.*gc_jax\.wrap"):
     gc_jax.check(Net(nnx.Rngs(0)), pictures())

@@ -321,6 +321,9 @@ def test_images_of_the_other_layout_are_named_with_the_transposition(run):
     run(batch().transpose(0, 3, 1, 2))
   with pytest.raises(ValueError, match=r"give images\[None\]"):
     gc_jax.predict(net(), batch()[0])
+  labels, covered = np.zeros(16, np.int32), np.ones((16, 16, 1))
+  with pytest.raises(ValueError, match=r"give images\[None\]"):
+    gc_jax.energy(net(), batch()[0], labels, covered)
 
 
 def test_labels_of_a_loss_are_held_to_the_models_classes():
