@@ -24,6 +24,7 @@ from gc_jax.evaluation.ledger import Measured
 from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.types import Batch, PairBatch
+from gc_jax.models.network import in_unit_range
 
 # FGSM by any step up to epsilon; FGSM on the pictures that PGD is measured on.
 WITHIN, ON_FEW = "fgsm-within", "fgsm-few"
@@ -110,7 +111,7 @@ def fgsm(
     Table 6.
   Differs: the paper says neither unit nor clipping nor label.
   """
-  images = _fractions(images)
+  images = in_unit_range(images)
   radius = jnp.asarray(epsilon, jnp.float32) / 255
   return _stepped(images, gradient, radius, images, radius)
 
@@ -125,7 +126,7 @@ def loss_gradient(
     batch: `image` (RGB, uint8 or float in [0, 1]) and `label`, whose loss is
       the cross-entropy, or `labels`, whose loss is the binary one.
   """
-  return _losses_and_gradient(model, _fractions(batch["image"]), batch)[1]
+  return _losses_and_gradient(model, in_unit_range(batch["image"]), batch)[1]
 
 
 def pgd(
@@ -155,7 +156,7 @@ def pgd(
   Differs: the first step, in place of a random start; the best iterate is
     kept, not the last.
   """
-  images = _fractions(batch["image"])
+  images = in_unit_range(batch["image"])
   radius = jnp.asarray(epsilon, jnp.float32) / 255
 
   def climb(step, climbed):
@@ -182,11 +183,6 @@ def _worst_so_far(
     return sign * jax.lax.cummin(sign * logits)
   own = jnp.take_along_axis(logits, batch["label"][None, :, None], axis=2)
   return jax.lax.cummax(logits - own)
-
-
-def _fractions(images: Array) -> Float[Array, "B H W 3"]:
-  scale = 255 if images.dtype == jnp.uint8 else 1
-  return images.astype(jnp.float32) / scale
 
 
 def _losses(model, images, batch) -> Float[Array, "B"]:

@@ -194,11 +194,9 @@ def split(model: nnx.Module) -> tuple[Static, nnx.State]:
   return Static(graphdef), state
 
 
-def evaluated(graphdef: nnx.GraphDef | Static, state: nnx.State) -> nnx.Module:
+def evaluated(graphdef: Static, state: nnx.State) -> nnx.Module:
   """Returns a copy of a model in two parts, in evaluation mode."""
-  if isinstance(graphdef, Static):
-    graphdef = graphdef.value
-  model = nnx.merge(graphdef, state, copy=True)
+  model = nnx.merge(graphdef.value, state, copy=True)
   model.eval()
   return model
 

@@ -93,7 +93,7 @@ def _overhead(planner, rows, mesh, rounds):
   sums = jax.jit(lambda cams: {k: v.sum((1, 2)) for k, v in cams.items()})
 
   def maps_alone(call, batch):
-    _, cams = call(localisation.maps, *planner.graph, batch, _METHODS)
+    _, cams, _ = call(localisation.maps, *planner.graph, batch, _METHODS)
     return Measured(call(sums, cams), {}, {})
 
   bare = dataclasses.replace(one, maker=planner.square, step=maps_alone)
@@ -116,7 +116,7 @@ def _plain(planner, rows, mesh, rounds):
   maps, masks = [], []
   for share in pair_rows.batches(planner.pairs, rows, square, mesh.size * 8):
     batch = parallel.to_devices(share.batch, mesh)
-    _, cams = localisation.maps(*planner.graph, batch, _METHODS)
+    _, cams, _ = localisation.maps(*planner.graph, batch, _METHODS)
     real = share.batch["row"] >= 0
     maps.append(np.asarray(cams[_METHODS[0]])[real])
     masks.append(share.batch["object_mask"][real])

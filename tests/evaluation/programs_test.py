@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from gc_jax.attribution import METHODS as METHODS_OF_MODELS
 from gc_jax.data import geometry
 from gc_jax.evaluation import attacks, classification, localisation
 from gc_jax.evaluation.faithfulness import completeness, faithful
+from gc_jax.inference.arrays import evaluated, split
 from gc_jax.method import metrics
 from gc_jax.method.metrics import Key
 
@@ -33,7 +33,7 @@ def model(make_tiny):
 
 @pytest.fixture(scope="module")
 def graph(model):
-  return nnx.split(model)
+  return split(model)
 
 
 def object_masks():
@@ -178,7 +178,7 @@ def test_a_score_is_divided_once_for_the_map_and_its_sums(graph, monkeypatch):
 
   name = "fullgrad"
   expected = localisation.ALL_METHODS[name](
-    nnx.merge(*graph), batch()["image"], batch()["target"][:, None]
+    evaluated(*graph), batch()["image"], batch()["target"][:, None]
   )[:, 0]
   only = dataclasses.replace(METHODS_OF_MODELS[name], explain=refuse)
   monkeypatch.setitem(METHODS_OF_MODELS, name, only)
