@@ -18,7 +18,7 @@ from gc_jax.models import without_gmp
 from gc_jax.report import describe, exchanges, formats, paper, rows
 from gc_jax.report.artefact import Evaluated
 from gc_jax.report.exchanges import Finding, Stratum
-from gc_jax.report.rows import CASES, Rows
+from gc_jax.report.rows import Rows
 
 HOLDS, FAILS = "holds", "does not"
 NOT_SHOWN, NOT_MEASURED = "not shown", "not measured"
@@ -283,10 +283,10 @@ def _keys(one: Evaluated, metric: str, method: str) -> list[Key]:
 
 def _columns(claim: Claim, evaluations: Sequence[Evaluated]) -> list[Key]:
   return [
-    key._replace(metric=part)
+    part
     for side in (claim.ours, claim.theirs)
     for key in _keys(evaluations[0], claim.metric, side.method)
-    for part in (CASES if key.metric == "f1_overall" else (key.metric,))
+    for part in rows.parts(key)
   ]
 
 
@@ -306,11 +306,9 @@ def _of_pictures(
     if key.metric == "f1_per_class":
       found.append(np.full(len(pictures), one.number(key) / 100))
       continue
-    parts = CASES if key.metric == "f1_overall" else (key.metric,)
-    columns = [own.columns.get(key._replace(metric=part)) for part in parts]
-    if any(column is None for column in columns):
+    values = rows.column(own, key)
+    if values is None:
       return None
-    values = columns[0] if len(columns) == 1 else np.stack(columns, 1)
     made = rows.sample(
       key.metric, values, own, one.about.protocol, len(one.class_names)
     )

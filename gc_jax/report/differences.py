@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from gc_jax.method.metrics import METRICS, Key
 from gc_jax.report import cautions, describe, rows
-from gc_jax.report.rows import CASES, Rows
+from gc_jax.report.rows import Rows
 from gc_jax.report.tables import (
   OF_MAPS,
   Cell,
@@ -93,7 +93,7 @@ def paired(
   if not wanted:
     return {}, {}
   keys = dict.fromkeys(
-    part for sides in wanted for side in sides for part in _parts(side.key)
+    part for sides in wanted for side in sides for part in rows.parts(side.key)
   )
   read, whys = _read(models, list(keys))
   samples: dict[tuple, rows.Sample] = {}
@@ -174,23 +174,12 @@ def _seeds(members) -> list[str]:
   return seeds if len(set(seeds)) == len(seeds) else []
 
 
-def _parts(key: Key) -> list[Key]:
-  """Returns the columns of rows.npz that a number is made of."""
-  if key.metric == "f1_overall":
-    return [key._replace(metric=name) for name in CASES]
-  return [key]
-
-
 def _columns(
   members: Sequence[Rows], key: Key
 ) -> list[Float[np.ndarray, "N *cases"]]:
   """Returns a number's column of each seed; none unless all have it."""
-  parts = _parts(key)
-  if not all(part in one.columns for one in members for part in parts):
-    return []
-  if len(parts) == 1:
-    return [one.columns[key] for one in members]
-  return [np.stack([one.columns[p] for p in parts], 1) for one in members]
+  found = [rows.column(one, key) for one in members]
+  return [] if any(each is None for each in found) else found
 
 
 def _half_width(of_seeds: Sequence[Sequence[float]], are_pairs: bool) -> float:

@@ -147,6 +147,21 @@ def sample(
   return made
 
 
+def parts(key: Key) -> list[Key]:
+  """Returns the columns of rows.npz that a number is made of."""
+  if key.metric == "f1_overall":
+    return [key._replace(metric=name) for name in CASES]
+  return [key]
+
+
+def column(own: Rows, key: Key) -> Float[np.ndarray, "N *cases"] | None:
+  """Returns what `sample` takes of a number; None if a part is missing."""
+  found = [own.columns.get(part) for part in parts(key)]
+  if any(each is None for each in found):
+    return None
+  return found[0] if len(found) == 1 else np.stack(found, 1)
+
+
 def mean(one: Sample, times: np.ndarray | float = 1.0) -> float:
   """Returns the mean with each value taken so many times."""
   if one.groups is None:
