@@ -125,23 +125,14 @@ class Checkpoints:
     Raises:
       CheckpointError: there are checkpoints, and none can be read.
     """
-    failed: dict[int, Exception] = {}
-    for step in sorted(_steps_in(self._folder), reverse=True):
-      error = None
-      try:
-        restored = _restore(self._folder, step, like)
-      except Exception as caught:
-        error = caught
-      if not parallel.any_process(error is not None):
-        for unreadable, why in failed.items():
-          self._set_aside(unreadable, why)
-        return restored
-      failed[step] = error or _ELSEWHERE
-    if failed:
+    restored, failed = _last_readable(self._folder, like)
+    if restored is None and failed:
       raise _none_readable(
         self._folder, failed, "use another --workdir to start from scratch"
       )
-    return like, {}
+    for step, why in failed.items():
+      self._set_aside(step, why)
+    return restored or (like, {})
 
   def _set_aside(self, step: int, error: Exception) -> None:
     folder, number = self._folder.parent, 1
@@ -250,6 +241,21 @@ def read_state(
     CheckpointError: there is no checkpoint, or none can be read.
   """
   folder = _folder(workdir)
+  restored, failed = _last_readable(folder, like)
+  if restored is not None:
+    return restored
+  if failed:
+    raise _none_readable(folder, failed, "go on from another run")
+  raise _no_checkpoint(workdir)
+
+
+def _last_readable(
+  folder: files.AnyPath, like: PyTree
+) -> tuple[tuple[PyTree, dict[str, Any]] | None, dict[int, Exception]]:
+  """Returns the last state and `meta` that every process can read, or None.
+
+  Then the later steps, which cannot be read, with the error of each.
+  """
   failed: dict[int, Exception] = {}
   for step in sorted(_steps_in(folder), reverse=True):
     error = None
@@ -258,11 +264,9 @@ def read_state(
     except Exception as caught:
       error = caught
     if not parallel.any_process(error is not None):
-      return restored
+      return restored, failed
     failed[step] = error or _ELSEWHERE
-  if failed:
-    raise _none_readable(folder, failed, "go on from another run")
-  raise _no_checkpoint(workdir)
+  return None, failed
 
 
 def _read_variables(folder: files.AnyPath, step: int) -> Variables:
