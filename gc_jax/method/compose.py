@@ -67,9 +67,8 @@ def independent(
   Differs: distractors come from the batch, not from the whole training set.
   """
   key_cell, key_order = jax.random.split(key)
-  allowed = (
-    ~is_present(contains)[:, target].T & (mask > 0)[None]
-  )  # [explained, distractor]
+  lacks_class = ~is_present(contains)[:, target].T  # [explained, distractor]
+  allowed = lacks_class & (mask > 0)[None]
   # A random order of the allowed ones; forbidden ones are sorted to the end.
   order = jax.random.uniform(key_order, allowed.shape, jnp.float32)
   order = jnp.argsort(jnp.where(allowed, order, 2.0), axis=1)

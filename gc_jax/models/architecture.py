@@ -183,7 +183,7 @@ def made_by(name: str, what: str) -> Architecture:
     )
     network.check()
   except Exception as error:
-    if str(error).startswith(what):
+    if str(error).startswith(wanted):
       raise
     raise ValueError(
       f"{what}={name!r} must make a network, and fails: "
@@ -212,7 +212,7 @@ def _imported(name: str, what: str) -> Callable:
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as error:
-    if not module_name.startswith(error.name or " "):
+    if not f"{module_name}.".startswith(f"{error.name}."):
       raise ValueError(
         f"{what}={name!r} must be importable; its module asks for "
         f"{error.name!r}, which is not here. Install it."

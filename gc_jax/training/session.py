@@ -85,5 +85,11 @@ def _changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
       near = nearest_fields(name, meanings())
       hint = f" Did you mean {near[0]!r}?" if near else ""
       raise ValueError(f"Unknown field {name!r} in fields.{hint}")
-    config.update_from_flattened_dict({name: value})
+    try:
+      config.update_from_flattened_dict({name: value})
+    except TypeError as error:
+      kind = type(known[name]).__name__
+      raise ValueError(
+        f"fields[{name!r}] must be of type {kind}; it is {value!r}."
+      ) from error
   return config

@@ -218,6 +218,21 @@ def test_a_name_that_makes_no_network_is_told_before_anything_compiles(
     checks.validate(config, 1)
 
 
+def test_an_error_is_told_of_the_function_or_module_that_has_it(
+  tmp_path, monkeypatch, mine
+):
+  unknown = lambda num_classes, dtype, key: gc_jax.wrap(num_classes)
+  monkeypatch.setattr(sys.modules["mine"], "unknown", unknown, raising=False)
+  with pytest.raises(
+    ValueError, match=r"^model='mine:unknown' must make a net"
+  ):
+    models.find("mine:unknown")
+  (tmp_path / "nowhere_nets.py").write_text("import nowhere")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ValueError, match="its module asks for 'nowhere'"):
+    models.find("nowhere_nets:make")
+
+
 @pytest.mark.parametrize(("field", "value"), [("bn_group", 4), ("remat", True)])
 def test_settings_of_our_own_layers_are_refused_for_others(field, value):
   config = small.recipe(model__name=NAME, **{f"model__{field}": value})

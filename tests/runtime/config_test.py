@@ -65,6 +65,7 @@ def test_every_field_has_its_name_and_what_is_said_beside_it():
   assert said["batch_size"] == "images of an update, over all devices"
   assert said["data.num_workers"].endswith("room for what processes hand over")
   assert "lambda" in said["loss.consistency_weight"]
+  assert said["go_on_from"].startswith("folder of a run to go on from")
 
 
 def test_a_run_goes_on_elsewhere_and_with_the_defaults_of_newer_fields(

@@ -127,6 +127,7 @@ def test_going_on_is_for_another_folder_and_the_same_classes(
     ("tests/smoke.py", {}, "has no get_config"),
     ("configs/quickstart.py:no", {}, "Unknown config variant 'no'"),
     ("configs/quickstart.py", {"epochs": 1}, "Did you mean 'num_epochs'"),
+    ("configs/quickstart.py", {"seed": 0.5}, "must be of type int; it is 0.5"),
   ],
 )
 def test_a_config_that_is_none_is_told(
