@@ -29,7 +29,7 @@ _SIDES = (224, *range(16, 513, 16), 28, 36, 40, 56, 72, 84, 100, 299)
 
 
 class _ReachedError(Exception):
-  """Ends a call at the place; not an error of anybody."""
+  """Ends a call at the place: nothing has failed."""
 
   def __init__(self, output: Array):
     self.output = output
@@ -45,7 +45,7 @@ class Adapted(Network):
   Args:
     model: from `wrap`; in the mode that `train()` and `eval()` set.
     at: path of the module whose output is the features.
-    cells: how it lies, `wrapping.Cells`.
+    cells: how the output there lies, `wrapping.Cells`.
     channels_first: whether the module takes `[B 3 H W]`.
     settings: of its call.
   """
@@ -88,7 +88,7 @@ class Adapted(Network):
     """Returns the side of pictures that the module takes.
 
     Raises:
-      Exception: what it raised of the first, if it takes none.
+      Exception: the module takes none; its own error for the first.
     """
     graphdef, state = nnx.split(self)
     failed = None
@@ -233,7 +233,7 @@ class Adapted(Network):
     return jnp.moveaxis(images, -1, -3) if self.channels_first else images
 
   def check(self) -> None:
-    """Raises ValueError unless all of the logits comes by the place.
+    """Raises ValueError if the logits need more than passes the place.
 
     Nothing is computed.
     """
@@ -255,8 +255,8 @@ class Adapted(Network):
     if any(passes_by):
       raise ValueError(
         f"All that the logits are made of must pass the place {self.at!r}, so "
-        "that training can go on from there; something passes by it. Wrap the "
-        "model at a later place, where its branches have met."
+        "that training can go on from there; some of it takes another way. "
+        "Wrap the model at a later place, where its branches have met."
       )
 
   def layer_inputs(self) -> dict[str, str]:

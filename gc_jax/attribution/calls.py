@@ -43,8 +43,8 @@ class Call(abc.ABC):
   def in_training(self, variables: PyTree) -> bool:
     """Returns whether a call would use the batch's statistics or drop out.
 
-    False where nobody can tell, as the settings of the call say so, in words of
-    the user's.
+    False where only a setting of the call says so, by a name that the user
+    chose.
     """
     del variables
     return False

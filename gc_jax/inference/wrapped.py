@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -208,6 +209,12 @@ def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
       f"maps must be float; they are {maps.dtype}. Give what explain returns."
     )
   check_at_least_one("num_steps", num_steps)
+  num_channels = net.channels_last(images).shape[-1]
+  if grey is not None and np.size(grey) not in (1, num_channels):
+    raise ValueError(
+      f"grey must be a number, or one for each of {num_channels} channels; it "
+      f"has {np.size(grey)}."
+    )
   static = kind, num_steps, multi_label
   return _compiled_areas(net, images, labels, maps, grey, *static)
 

@@ -77,7 +77,7 @@ class Block(nnx.Module):
     return x + ops.weight(f"{name}.layer_scale") * out
 
 
-class Chain(nnx.Dict):
+class Layers(nnx.Dict):
   """Layers by torchvision's numbers, each on what the last one returned."""
 
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -144,7 +144,7 @@ class ConvNeXt(network.Network):
       parts += [layers, stage]
       before = channels
     numbered = lambda layers: {str(i): each for i, each in enumerate(layers)}
-    self.trunk = nnx.Dict(numbered([Chain(numbered(p)) for p in parts]))
+    self.trunk = nnx.Dict(numbered([Layers(numbered(p)) for p in parts]))
     self.head = nnx.Dict(
       {
         "0": network.LayerNorm(before, rngs=rngs),

@@ -22,7 +22,7 @@ _PATCH_INIT = network.Init(
   nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
   zero_bias=True,
 )
-# torchvision's is 0, of which no map is made.
+# torchvision's starts at 0, where every gradient, and so every map, is 0.
 _HEAD_INIT = network.Init(nnx.initializers.normal(0.01), zero_bias=True)
 
 
@@ -189,13 +189,13 @@ class VisionTransformer(network.Network):
     )
     self.class_token = nnx.Param(_zeros(1, 1, channels))
     make_block = partial(Block, channels, num_heads, norm_dtype=dtype)
-    in_head = {num_layers - 1: None}  # in the dtype that it gets, float32
     self.encoder = Encoder(
       grid,
       channels,
+      # The last block is the head's, and computes in the float32 that it gets.
       [
-        partial(make_block, dtype=in_head.get(i, dtype), rngs=rngs)
-        for i in range(num_layers)
+        partial(make_block, dtype=of_block, rngs=rngs)
+        for of_block in [dtype] * (num_layers - 1) + [None]
       ],
       rngs,
     )

@@ -12,7 +12,6 @@ import safetensors.numpy
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models import MODELS
 from gc_jax.models.network import RGB_MEAN, RGB_STD
 from gc_jax.runtime import files
 from gc_jax.torch_io import names, packaged, reading
@@ -191,10 +190,10 @@ def _architecture(
   if asked or stated:
     return asked or stated
   looks = names.architectures(tensors)
-  advice = f"Name one of {', '.join(MODELS)}."
+  advice = f"Name one of {', '.join(models.MODELS)}."
   if looks:
     advice = f"It looks like --arch={looks[0]}"
-    if f"{looks[0]}-gmp" in MODELS:
+    if f"{looks[0]}-gmp" in models.MODELS:
       advice += f", or {looks[0]}-gmp if it pools by the maximum"
     advice += "."
   raise ValueError(

@@ -288,10 +288,8 @@ def _own_num_classes(name: str, tensors: _Arrays) -> int | None:
     if shape != three[key]:
       if key not in tensors or tensors[key].ndim != len(shape):
         return None
-      axis = [a != b for a, b in zip(shape, three[key], strict=True)].index(
-        True
-      )
-      return tensors[key].shape[axis]
+      changes = np.not_equal(shape, three[key])
+      return tensors[key].shape[int(changes.argmax())]
   return None
 
 

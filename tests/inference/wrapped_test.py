@@ -96,6 +96,7 @@ def test_a_model_of_ours_covers_pixels_with_the_mean_colour(make_tiny):
     ([0, 1], np.ones((2, 1, 4, 4)), {}, r"maps must be \[B h w\]"),
     ([0, 1], np.ones((2, 4, 4), int), {}, "maps must be float; they are int"),
     ([0, 1], np.ones((2, 4, 4)), {"num_steps": 0}, "num_steps must be at lea"),
+    ([0, 1], np.ones((2, 4, 4)), {"grey": (0.1, 0.2)}, "grey must be .* has 2"),
   ],
 )
 def test_wrong_arguments_are_named(labels, maps, settings, message):
