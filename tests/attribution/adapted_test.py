@@ -180,7 +180,7 @@ def fails(num_classes, dtype, key):
 
 
 WRONG = {
-  "skips": (wrapped(Skipping), "must pass the place 'block'.*takes another way"),
+  "skips": (wrapped(Skipping), "must pass the place .*takes another way"),
   "flat": (wrapped(Flat), "must take pictures of --config.data.image_size=64"),
   "maps": (wrapped(Maps), r"must return logits \[B K\]; it returned \(1, "),
   "nowhere": (wrapped(Maps, at="blok"), "Unknown at='blok'.*'block'"),
