@@ -16,8 +16,8 @@ with dashes between:
   resnet     basic blocks, an 8x8 grid                (ResNet18)
   bottleneck bottleneck blocks, an 8x8 grid           (ResNet50)
 
-and `ce` (plain), `gc`, `gmp` or `gmp_gc`; AlexNet has no global pooling, and
-the first two alone. `digits-resnet-gc` is the default. With `,smoke` any of
+and `ce` (plain), `gc`, `gmp` or `gmp_gc`; AlexNet has no global pooling, so it
+has the first two alone. `digits-resnet-gc` is the default. With `,smoke` any of
 them shrinks to seconds, on context digits.
 
 Each makes 2,500 updates of 16 pictures of 64 pixels, on half of which the

@@ -184,7 +184,7 @@ class _Program:
 def _rules(
   operation: Operation, results: Sequence[Array]
 ) -> tuple[Callable[..., Sequence[Array]], ...]:
-  """Returns how an operation hands down; of a product its opposite's way too.
+  """Returns how an operation hands down; of a product with the opposite too.
 
   Raises:
     ValueError: there is no rule for it.

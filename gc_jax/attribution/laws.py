@@ -145,7 +145,7 @@ def _way(x: Float[Array, "B *D"]) -> Float[Array, "B *D"]:
 def _relative(found: Array, expected: Array) -> Float[Array, ""]:
   """Returns sum |found - expected| / sum |expected|: 0 if both are 0."""
   missed, whole = jnp.abs(found - expected).sum(), jnp.abs(expected).sum()
-  return jnp.where(missed == 0, 0, missed / whole)
+  return missed / jnp.where(missed == 0, 1, whole)
 
 
 MASS = Law("mass that arrives and 1", _mass, 0.01)

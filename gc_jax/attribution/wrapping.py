@@ -21,12 +21,7 @@ from gc_jax.attribution.adapted import Adapted
 from gc_jax.attribution.calls import Call
 from gc_jax.attribution.libraries import LIBRARIES, Library
 from gc_jax.method.cam import at_least_float32
-from gc_jax.models.network import (
-  Network,
-  in_unit_range,
-  mean_colour,
-  normalize_pixels,
-)
+from gc_jax.models import network
 from gc_jax.runtime.messages import unknown_name_message
 
 
@@ -118,19 +113,19 @@ class Tapped:
   def prepared(self, images: Array) -> Array:
     """Returns images as floats, and normalised if the model is ours."""
     if self.own:
-      return normalize_pixels(images).astype(self.dtype)
+      return network.normalize_pixels(images).astype(self.dtype)
     if jnp.issubdtype(images.dtype, jnp.floating):
       return images
     return images.astype(jnp.float32)
 
   def pixels(self, images: Array) -> Array:
     """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
-    pixels = in_unit_range(images) if self.own else self.prepared(images)
-    return pixels.astype(self.dtype)
+    convert = network.in_unit_range if self.own else self.prepared
+    return convert(images).astype(self.dtype)
 
   def start(self, pixels: Array) -> Array:
     """Returns pixels that show nothing: of ours the mean colour, else 0."""
-    return mean_colour(pixels) if self.own else jnp.zeros_like(pixels)
+    return (network.mean_colour if self.own else jnp.zeros_like)(pixels)
 
   def as_images(self, x: Array) -> Array:
     """Returns `[B H W 3]` as the model takes images."""
@@ -163,23 +158,21 @@ class Tapped:
     try:
       return jax.eval_shape(Tapped.logits, self, images).shape[-1]
     except Exception as error:
-      order = (
-        (0, 2, 3, 1) if images.shape[1] < images.shape[-1] else (0, 3, 1, 2)
-      )
-      other = jax.ShapeDtypeStruct(
-        tuple(images.shape[i] for i in order), images.dtype
-      )
+      to_last = images.shape[1] < images.shape[-1]
+      order = (0, 2, 3, 1) if to_last else (0, 3, 1, 2)
+      shape = tuple(images.shape[i] for i in order)
+      other = jax.ShapeDtypeStruct(shape, images.dtype)
       try:
         jax.eval_shape(Tapped.logits, self, other)
       except Exception:
         raise error from None
-      where = "last" if order[-1] == 1 else "first"
+      where = "last" if to_last else "first"
       raise ValueError(
-        f"images must be {list(other.shape)} for this model; they have shape "
+        f"images must be {list(shape)} for this model; they have shape "
         f"{images.shape}. Its channels come {where}: transpose{order}."
       ) from error
 
-  def as_network(self) -> Network:
+  def as_network(self) -> network.Network:
     """Returns the model as one that can be trained by command.
 
     Raises:

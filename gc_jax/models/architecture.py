@@ -39,7 +39,7 @@ class Architecture:
   # `{num_classes}` is K, `{image_size}` the side of pictures. "" if there are
   # none.
   torch_code: str = ""
-  # An expression that makes what that `model` loads of a file's `{weights}`.
+  # An expression for what that `model` loads, made of a file's `{weights}`.
   torch_weights: str = "{weights}"
   # The attribute of that `model` that pools globally; "" if a perceptron takes
   # a grid of features instead.
@@ -133,7 +133,10 @@ class Made(Architecture):
     return network
 
   def check_takes(self, side: int) -> None:
-    """Raises what the network does of square pictures; computes nothing."""
+    """Raises the network's own error unless it takes squares of a side.
+
+    Nothing is computed.
+    """
 
     def logits(key, images):
       network = self(2, rngs=nnx.Rngs(key))

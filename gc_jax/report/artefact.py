@@ -75,7 +75,7 @@ class About:
   on_validation: bool = False
   step: int = 0  # updates of the evaluated state; 0: unknown
   total_steps: int = 0  # of its training; 0: unknown
-  # Method that was asked for to why it does not hold for the model.
+  # Methods that were asked for and do not hold for the model: name to why.
   left_out: Mapping[str, str] = _empty()
 
   def trained_with(self, path: str) -> Any:
