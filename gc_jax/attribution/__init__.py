@@ -34,6 +34,7 @@ from gc_jax.attribution.weighted_activations import (
   layercam,
 )
 from gc_jax.attribution.wrapping import Tapped, tapped
+from gc_jax.method.types import is_known
 
 _CELLS = 8  # side of the control maps, which metrics enlarge like any other
 
@@ -105,8 +106,7 @@ class Method:
       )
     net = tapped(model)
     net.check_evaluates()
-    is_known = not isinstance(targets, jax.core.Tracer)
-    num_classes = net.num_classes(images) if is_known else 0
+    num_classes = net.num_classes(images) if is_known(targets) else 0
     check_classes("targets", targets, images.shape[0], num_classes)
     return self.explain(model, images, targets, **settings)
 
@@ -218,9 +218,7 @@ def check_classes(
     raise ValueError(
       f"{name} must be integers, class ids; they are {classes.dtype}."
     )
-  if isinstance(classes, jax.core.Tracer) or not (
-    isinstance(classes, np.ndarray) or classes.is_fully_addressable
-  ):
+  if not is_known(classes):
     return
   values = np.asarray(classes)
   outside = values[(values < 0) | (values >= num_classes)]

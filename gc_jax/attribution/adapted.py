@@ -45,7 +45,7 @@ class Adapted(Network):
   Args:
     model: from `wrap`; in the mode that `train()` and `eval()` set.
     at: path of the module whose output is the features.
-    cells: how the output there lies, `wrapping.Cells`.
+    cells: how the output there lies, `calls.Cells`.
     channels_first: whether the module takes `[B 3 H W]`.
     settings: of its call.
   """

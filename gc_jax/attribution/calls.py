@@ -2,14 +2,18 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend import core
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
+
+from gc_jax.method.types import is_known
 
 
 class Call(abc.ABC):
@@ -48,6 +52,58 @@ class Call(abc.ABC):
     """
     del variables
     return False
+
+
+def check_batch(images: Array | jax.ShapeDtypeStruct) -> None:
+  """Checks the shape of images.
+
+  Raises:
+    ValueError: they are no batch of pictures.
+  """
+  if len(images.shape) != 4 or 0 in images.shape:
+    raise ValueError(
+      "images must be a batch of at least one, with four axes; they have shape "
+      f"{images.shape}. For one picture, give images[None]."
+    )
+
+
+def check_rgb(images: Array | np.ndarray) -> None:
+  """Checks images for a model of ours; of those in a trace, no values.
+
+  Raises:
+    ValueError: they are not RGB, uint8 or float in [0, 1], `[B H W 3]`.
+  """
+  if images.ndim != 4 or images.shape[-1] != 3:
+    hint = "Stack RGB pictures of one size."
+    if images.ndim == 3 and images.shape[-1] == 3:
+      hint = "For one picture, give images[None]."
+    elif images.ndim == 4 and images.shape[1] == 3:
+      hint = "The channels come last: transpose(0, 2, 3, 1)."
+    elif images.ndim == 4 and images.shape[-1] in (1, 4):
+      hint = "Convert grey or RGBA pictures to RGB."
+    raise ValueError(
+      f"images must be RGB [B H W 3]; they have shape {images.shape}. {hint}"
+    )
+  if 0 in images.shape:
+    raise ValueError(
+      f"images must hold at least one pixel; they have shape {images.shape}. "
+      "Leave empty batches out."
+    )
+  if images.dtype == np.uint8:
+    return
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(
+      f"images must be uint8 or float; they are {images.dtype}. Convert them: "
+      "astype('uint8') if they are in 0..255."
+    )
+  if not is_known(images):
+    return
+  low, high = float(images.min()), float(images.max())
+  if not (low >= 0 and high <= 1):  # NaN is neither
+    raise ValueError(
+      f"Float images must be in [0, 1]; they are in [{low:g}, {high:g}]. "
+      "Divide 0..255 by 255, and do not normalise: the model does."
+    )
 
 
 class Static:
@@ -104,6 +160,57 @@ def _hashable(value: Any) -> Any:
   else:
     raise TypeError(f"{type(value).__name__} cannot be hashed.")
   return type(value), held
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+  """Where batch, channels and cells are in the activations at a place.
+
+  Attributes:
+    axes: "BhwD" or "BDhw" of a map, "BnD" of tokens.
+    grid: (h, w) of tokens; of a composite, twice as high and wide, there may
+      be four times as many.
+    prefix: tokens before those of the grid, as a class token.
+  """
+
+  axes: str = "BhwD"
+  grid: tuple[int, int] | None = None
+  prefix: int = 0
+
+  def of(self, x: Array, place: str) -> Float[Array, "B h w D"]:
+    """Returns activations as maps.
+
+    Raises:
+      ValueError: they are none.
+    """
+    if x.ndim != len(self.axes):
+      raise ValueError(self._wrong(x, place))
+    if self.grid is None:
+      return jnp.transpose(x, [self.axes.index(axis) for axis in "BhwD"])
+    for grid in (self.grid, tuple(2 * side for side in self.grid)):
+      if x.shape[1] == self.prefix + math.prod(grid):
+        cells = x[:, self.prefix :]
+        return cells.reshape(x.shape[0], *grid, x.shape[-1])
+    raise ValueError(self._wrong(x, place))
+
+  def back(self, maps: Float[Array, "B h w D"]) -> Array:
+    """Returns maps as the activations have them; zeros in the prefix."""
+    if self.grid is None:
+      return jnp.transpose(maps, ["BhwD".index(axis) for axis in self.axes])
+    tokens = maps.reshape(maps.shape[0], -1, maps.shape[-1])
+    return jnp.pad(tokens, ((0, 0), (self.prefix, 0), (0, 0)))
+
+  def _wrong(self, x: Array, place: str) -> str:
+    if self.grid is not None:
+      wanted = f"[B {self.prefix}+{self.grid[0]}*{self.grid[1]} D] tokens"
+    else:
+      wanted = f"a grid of cells, [{' '.join(self.axes)}]"
+    return (
+      f"The output at {place!r} must be {wanted}; it has shape {x.shape}. Tap "
+      "another place (gc_jax.places lists them), give axes='BDhw' if channels "
+      "come first, or grid=(h, w) and prefix=n if it is n tokens and then h * "
+      "w of a grid."
+    )
 
 
 class Recorder:

@@ -18,7 +18,7 @@ from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
 from gc_jax.method.sharding import dividing_freely
-from gc_jax.method.types import is_present
+from gc_jax.method.types import check_at_least_one, is_present
 from gc_jax.models.network import average_to_grid
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -48,12 +48,12 @@ class Guided(NamedTuple):
 
 def consistency(
   net: nnx.Module | Tapped,
-  images: Array,
+  images: ArrayLike,
   labels: ArrayLike,
   key: PRNGKeyArray,
   *,
   mode: str = "packed",
-  mask: Array | None = None,
+  mask: ArrayLike | None = None,
   groups: int = 1,
   reduction: str = "mean",
   stop_gradient: bool = False,
@@ -82,6 +82,8 @@ def consistency(
   Differs: "packed" is ours, see `compose.packed`.
   """
   net = net_of(net)
+  images = net.batch(images)
+  check_at_least_one("groups", groups)
   if mode not in MODES:
     raise ValueError(unknown_name_message("mode", mode, MODES))
   in_one = compose.MODES[mode].images_in_one
@@ -134,12 +136,12 @@ def _flat(x: Array) -> Array:
 
 def energy(
   net: nnx.Module | Tapped,
-  images: Array,
+  images: ArrayLike,
   labels: ArrayLike,
   object_mask: ArrayLike,
   key: PRNGKeyArray | None = None,
   *,
-  mask: Array | None = None,
+  mask: ArrayLike | None = None,
 ) -> Guided:
   """Returns the share of each map's mass that lies outside the object.
 
@@ -155,9 +157,16 @@ def energy(
   Source: Rao et al. 2023, arXiv:2303.11932.
   """
   net = net_of(net)
+  images, object_mask = net.batch(images), jnp.asarray(object_mask)
+  wanted = net.channels_last(images).shape[:3]
+  if object_mask.shape != wanted:
+    raise ValueError(
+      f"object_mask must be [B H W] as the images are, {wanted}; it has shape "
+      f"{object_mask.shape}."
+    )
   target, _, mask = _explained(net, images, labels, mask, key)
   logits, cam, after = _seen(net, images, target[:, None])
-  covered = is_present(jnp.asarray(object_mask)).astype(jnp.float32)
+  covered = is_present(object_mask).astype(jnp.float32)
   share = average_to_grid(covered[..., None], cam.shape[2:])[..., 0]
   values = losses.energy_loss(cam[:, 0], share)
   return _guided(logits, values, mask * covered.max((1, 2)), after)
@@ -172,7 +181,13 @@ def _explained(net, images, labels, mask, key):
       f"shape {labels.shape}."
     )
   num_classes = net.num_classes(images)
-  mask = jnp.ones(len(images)) if mask is None else mask.astype(jnp.float32)
+  mask = jnp.ones(len(images)) if mask is None else jnp.asarray(mask)
+  if mask.shape != labels.shape[:1]:
+    raise ValueError(
+      f"mask must be [B], one for each of the {len(images)} images; it has "
+      f"shape {mask.shape}."
+    )
+  mask = mask.astype(jnp.float32)
   if labels.ndim == 2:
     if labels.shape[1] != num_classes:
       raise ValueError(

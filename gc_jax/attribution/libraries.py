@@ -84,3 +84,24 @@ LIBRARIES = {
     place=lambda model: other_models.FUNCTION,
   ),
 }
+
+
+def library_of(model: Any) -> Library:
+  """Returns the library that a model is of.
+
+  Raises:
+    TypeError: it is of none.
+  """
+  # What makes a model can be called too, as a function can.
+  first = _first(model)
+  came = f"the class {first.__name__}" if isinstance(first, type) else ""
+  if not came and _is(model, "flax.linen", "Module"):
+    came = f"a {type(model).__name__} without its variables"
+  for library in () if came else LIBRARIES.values():
+    if library.makes(model):
+      return library
+  raise TypeError(
+    "model must be an nnx.Module, a Linen (module, variables), an Equinox "
+    "module, a Keras model, a function f(images, tap) or a pair (features, "
+    f"classify); it is {came or f'a {type(model).__name__}'}."
+  )

@@ -8,72 +8,21 @@ differentiated. A second derivative is plain `jax.grad`.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from gc_jax.attribution import taps
 from gc_jax.attribution.adapted import Adapted
-from gc_jax.attribution.calls import Call
-from gc_jax.attribution.libraries import LIBRARIES, Library
+from gc_jax.attribution.calls import Call, Cells, check_batch, check_rgb
+from gc_jax.attribution.libraries import LIBRARIES, library_of
 from gc_jax.method.cam import at_least_float32
 from gc_jax.models import network
 from gc_jax.runtime.messages import unknown_name_message
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-  """Where batch, channels and cells are in the activations at a place.
-
-  Attributes:
-    axes: "BhwD" or "BDhw" of a map, "BnD" of tokens.
-    grid: (h, w) of tokens; of a composite, twice as high and wide, there may
-      be four times as many.
-    prefix: tokens before those of the grid, as a class token.
-  """
-
-  axes: str = "BhwD"
-  grid: tuple[int, int] | None = None
-  prefix: int = 0
-
-  def of(self, x: Array, place: str) -> Float[Array, "B h w D"]:
-    """Returns activations as maps.
-
-    Raises:
-      ValueError: they are none.
-    """
-    if x.ndim != len(self.axes):
-      raise ValueError(self._wrong(x, place))
-    if self.grid is None:
-      return jnp.transpose(x, [self.axes.index(axis) for axis in "BhwD"])
-    for grid in (self.grid, tuple(2 * side for side in self.grid)):
-      if x.shape[1] == self.prefix + math.prod(grid):
-        cells = x[:, self.prefix :]
-        return cells.reshape(x.shape[0], *grid, x.shape[-1])
-    raise ValueError(self._wrong(x, place))
-
-  def back(self, maps: Float[Array, "B h w D"]) -> Array:
-    """Returns maps as the activations have them; zeros in the prefix."""
-    if self.grid is None:
-      return jnp.transpose(maps, ["BhwD".index(axis) for axis in self.axes])
-    tokens = maps.reshape(maps.shape[0], -1, maps.shape[-1])
-    return jnp.pad(tokens, ((0, 0), (self.prefix, 0), (0, 0)))
-
-  def _wrong(self, x: Array, place: str) -> str:
-    if self.grid is not None:
-      wanted = f"[B {self.prefix}+{self.grid[0]}*{self.grid[1]} D] tokens"
-    else:
-      wanted = f"a grid of cells, [{' '.join(self.axes)}]"
-    return (
-      f"The output at {place!r} must be {wanted}; it has shape {x.shape}. Tap "
-      "another place (gc_jax.places lists them), give axes='BDhw' if channels "
-      "come first, or grid=(h, w) and prefix=n if it is n tokens and then h * "
-      "w of a grid."
-    )
 
 
 @functools.partial(
@@ -118,10 +67,23 @@ class Tapped:
       return images
     return images.astype(jnp.float32)
 
+  def batch(self, images: ArrayLike) -> Array:
+    """Returns images as an array.
+
+    Raises:
+      ValueError: they are not what the model takes, as far as is known.
+    """
+    images = jnp.asarray(images)
+    check_batch(images)
+    if self.own:
+      check_rgb(images)
+    return images
+
   def pixels(self, images: Array) -> Array:
     """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
     convert = network.in_unit_range if self.own else self.prepared
-    return convert(images).astype(self.dtype)
+    pixels = convert(images)
+    return pixels.astype(jnp.promote_types(pixels.dtype, self.dtype))
 
   def start(self, pixels: Array) -> Array:
     """Returns pixels that show nothing: of ours the mean colour, else 0."""
@@ -150,11 +112,7 @@ class Tapped:
       ValueError: they are no batch of pictures, or the model takes them with
         their axes in another order.
     """
-    if len(images.shape) != 4 or 0 in images.shape:
-      raise ValueError(
-        "images must be a batch of at least one, with four axes; they have "
-        f"shape {images.shape}. For one picture, give images[None]."
-      )
+    check_batch(images)
     try:
       return jax.eval_shape(Tapped.logits, self, images).shape[-1]
     except Exception as error:
@@ -225,10 +183,11 @@ class Tapped:
         f"A call of the model must pass the place {self.at!r}, and did not. "
         "Tap another; gc_jax.places lists those that are passed."
       )
-    if logits.ndim != 2:
+    if not isinstance(logits, jax.Array) or logits.ndim != 2:
+      came = getattr(logits, "shape", f"a {type(logits).__name__}")
       raise ValueError(
-        f"The model must return logits [B K]; it returned {logits.shape}. Wrap "
-        "a function f(images, tap) that returns them."
+        f"The model must return logits [B K]; it returned {came}. Wrap a "
+        "function f(images, tap) that returns them."
       )
     return logits, self.cells.of(seen[self.at], self.at), variables
 
@@ -300,15 +259,22 @@ def wrap(
   """
   if grid is not None and axes:
     raise ValueError("axes= goes with maps and grid= with tokens: give one.")
+  if grid is None and prefix:
+    raise ValueError("prefix= goes with grid=(h, w) of tokens: give both.")
   if axes and sorted(axes) != sorted("BhwD"):
     raise ValueError(f"axes must be 'BhwD' or 'BDhw'; it is {axes!r}.")
-  library = _library(model)
+  library = library_of(model)
   known = library.places(model)
   if callable(at):
     if library.named is None:
       raise TypeError("at must be the name of a place; it is a function.")
     at = library.named(model, at)
   at = at or library.place(model)
+  if not at:
+    raise ValueError(
+      "at must name a place in the model, as at='layer4'; gc_jax.places lists "
+      "them with their shapes."
+    )
   if known and at not in known:
     raise ValueError(
       f"{unknown_name_message('at', at, known)} gc_jax.places lists them with "
@@ -324,17 +290,6 @@ def wrap(
   )
 
 
-def _library(model: Any) -> Library:
-  for library in LIBRARIES.values():
-    if library.makes(model):
-      return library
-  raise TypeError(
-    "model must be an nnx.Module, a Linen (module, variables), an Equinox "
-    "module, a Keras model, a function f(images, tap) or a pair (features, "
-    f"classify); it is a {type(model).__name__}."
-  )
-
-
 def places(
   model: Any, images: Any, **call: Any
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -347,8 +302,11 @@ def places(
     images: as the model takes them; a `jax.ShapeDtypeStruct` will do.
     **call: keyword arguments of the model's call.
   """
-  library = _library(model)
+  library = library_of(model)
   function, variables = library.parts(model, call)
+  if not isinstance(images, jax.ShapeDtypeStruct):
+    images = jnp.asarray(images)
+  check_batch(images)
   is_own = library is LIBRARIES["own"]
   net = Tapped(variables, function, "", Cells(), own=is_own)
   in_order = []

@@ -16,10 +16,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from gc_jax.attribution import METHODS, check_classes
-from gc_jax.attribution.calls import Static
+from gc_jax.attribution.calls import Static, check_rgb
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
+from gc_jax.method.types import check_not_negative
 
 PREDICTED = -1  # as a target of `run`: the class with the highest logit
 
@@ -154,11 +155,7 @@ def overlay(
     raise ValueError(
       f"maps must be float; they are {maps.dtype}. Give what explain returns."
     )
-  if (maps < 0).any():
-    raise ValueError(
-      f"maps must be >= 0; the least value is {maps.min():g}. Take what speaks "
-      "for the class: np.maximum(maps, 0)."
-    )
+  check_not_negative(maps)
   drawn = []
   maps = maps.reshape(-1, *maps.shape[-2:])
   for image, cam in zip(images, maps, strict=True):
@@ -245,38 +242,8 @@ def checked_images(images: ArrayLike) -> Array | np.ndarray:
   """
   if not isinstance(images, jax.Array):
     images = np.asarray(images)
-  if images.ndim != 4 or images.shape[-1] != 3:
-    hint = "Stack RGB pictures of one size."
-    if images.ndim == 3 and images.shape[-1] == 3:
-      hint = "For one picture, give images[None]."
-    elif images.ndim == 4 and images.shape[1] == 3:
-      hint = "The channels come last: transpose(0, 2, 3, 1)."
-    elif images.ndim == 4 and images.shape[-1] in (1, 4):
-      hint = "Convert grey or RGBA pictures to RGB."
-    raise ValueError(
-      f"images must be RGB [B H W 3]; they have shape {images.shape}. {hint}"
-    )
-  if 0 in images.shape:
-    raise ValueError(
-      f"images must hold at least one pixel; they have shape {images.shape}. "
-      "Leave empty batches out."
-    )
-  if images.dtype == np.uint8:
-    return images
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(
-      f"images must be uint8 or float; they are {images.dtype}. Convert them: "
-      "astype('uint8') if they are in 0..255."
-    )
-  if isinstance(images, jax.core.Tracer):
-    return images.astype(np.float32)
-  low, high = float(images.min()), float(images.max())
-  if not (low >= 0 and high <= 1):  # NaN is neither
-    raise ValueError(
-      f"Float images must be in [0, 1]; they are in [{low:g}, {high:g}]. "
-      "Divide 0..255 by 255, and do not normalise: the model does."
-    )
-  return images.astype(np.float32)
+  check_rgb(images)
+  return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 def check_fits(model: nnx.Module, height: int, width: int) -> int:

@@ -15,7 +15,7 @@ from gc_jax.attribution import METHODS, Method
 from gc_jax.attribution.wrapping import Tapped
 from gc_jax.inference import arrays, wrapped
 from gc_jax.method import metrics
-from gc_jax.runtime.messages import number_of
+from gc_jax.runtime.messages import number_of, unknown_name_message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check(
   net: nnx.Module | Tapped,
   images: ArrayLike,
   targets: ArrayLike | Sequence | None = None,
-  methods: Iterable[str] | None = None,
+  methods: str | Iterable[str] | None = None,
 ) -> Checked:
   """Returns whether each method holds for a network, measured on pictures.
 
@@ -82,23 +82,31 @@ def check(
     net: from `wrap`, in evaluation mode; or a model of gc_jax.
     images: a few, as `explain` takes them.
     targets: `[B]`, the class to explain in each; None for the predicted ones.
-    methods: keys of `METHODS`; None for all.
+    methods: one or several keys of `METHODS`; None for all.
 
   Raises:
-    ValueError: the images, targets or methods are something else, or the model
-      is in training mode.
+    ValueError: the images, targets or methods are something else, the model is
+      in training mode, or it is called inside a `jax.jit`.
   """
+  given = jax.tree.leaves((net, images, targets))
+  if any(isinstance(x, jax.core.Tracer) for x in given):
+    raise ValueError(
+      "check must be called outside of jax.jit and other transformations: it "
+      "looks at values."
+    )
+  if isinstance(methods, str):
+    methods = (methods,)
   logits = arrays.predict(net, images)
   targets = logits.argmax(-1) if targets is None else targets
   names = tuple(METHODS if methods is None else methods)
-  entries = {name: wrapped.method_of(name) for name in names}
+  for name in names:
+    if name not in METHODS:
+      raise ValueError(unknown_name_message("method", str(name), METHODS))
   targets, images = jnp.asarray(targets), jnp.asarray(images)
   wrapped.check_labels("targets", targets, *logits.shape)
   run = functools.partial(_run, net, images, targets[:, None])
   errors = {}
-  return Checked(
-    {name: _verdict(entry, run, errors) for name, entry in entries.items()}
-  )
+  return Checked({name: _verdict(METHODS[name], run, errors) for name in names})
 
 
 def _verdict(

@@ -16,7 +16,7 @@ from gc_jax.attribution import METHODS, Method, check_classes
 from gc_jax.attribution.calls import without_arrays
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import compose, curves, metrics
-from gc_jax.method.types import check_at_least_one
+from gc_jax.method.types import check_at_least_one, check_not_negative
 from gc_jax.runtime.messages import unknown_name_message
 
 # Maps of P targets of a model's images, as `Method.explain` makes them.
@@ -26,7 +26,7 @@ Explain = Callable[..., Array]
 def predict(net: Tapped, images: ArrayLike) -> Float[Array, "B K"]:
   """Returns the logits of every class, of images as the model takes them."""
   net.check_evaluates()
-  images = jnp.asarray(images)
+  images = net.batch(images)
   net.num_classes(images)
   return _compiled_logits(net, images)
 
@@ -40,12 +40,28 @@ def explain(
 ) -> Float[Array, "B P h w"]:
   """Returns raw maps of a method; `[B]` targets are one a picture."""
   net.check_evaluates()
-  images, targets = jnp.asarray(images), jnp.asarray(targets)
+  images, targets = net.batch(images), ids_of(targets)
   num_classes = net.num_classes(images)
   check_classes("targets", targets, len(images), num_classes)
   pairs = targets.astype(jnp.int32).reshape(len(images), -1)
   arrays, static = settings_of(method, settings or {})
   return _compiled_maps(net, images, pairs, arrays, method, static)
+
+
+def ids_of(targets: ArrayLike | Sequence) -> Array:
+  """Returns targets as an array.
+
+  Raises:
+    ValueError: they are names.
+  """
+  if not isinstance(targets, jax.Array):
+    targets = np.asarray(targets)
+    if targets.dtype.kind == "U":
+      raise ValueError(
+        "targets must be class ids: a wrapped model has no names of classes; "
+        f"{str(targets.flat[0])!r} came."
+      )
+  return jnp.asarray(targets)
 
 
 def method_of(method: str | Explain) -> Explain:
@@ -208,6 +224,7 @@ def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
     raise ValueError(
       f"maps must be float; they are {maps.dtype}. Give what explain returns."
     )
+  check_not_negative(maps)
   check_at_least_one("num_steps", num_steps)
   num_channels = net.channels_last(images).shape[-1]
   if grey is not None and np.size(grey) not in (1, num_channels):
@@ -251,7 +268,7 @@ def _checked(net, images, labels):
   """Returns a net, its images, a label of each, and the number of classes."""
   net = net_of(net)
   net.check_evaluates()
-  images, labels = jnp.asarray(images), jnp.asarray(labels)
+  images, labels = net.batch(images), jnp.asarray(labels)
   num_classes = net.num_classes(images)
   check_labels("labels", labels, len(images), num_classes)
   return net, images, labels, num_classes
@@ -298,10 +315,12 @@ def maps_of(model, images, targets, arrays, method, settings):
     ValueError: it returned something else.
   """
   maps = method(model, images, targets, **arrays, **dict(settings))
-  if maps.ndim != 4 or maps.shape[:2] != targets.shape:
+  shape = getattr(maps, "shape", ())
+  if len(shape) != 4 or shape[:2] != targets.shape:
+    came = shape or f"a {type(maps).__name__}"
     raise ValueError(
       "method must return maps [B P h w], for targets [B P] of shape "
-      f"{targets.shape}; it returned {maps.shape}."
+      f"{targets.shape}; it returned {came}."
     )
   return maps
 

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gc_jax.method import metrics
+from gc_jax.method.cam import at_least_float32
 from gc_jax.method.protocols import PROTOCOLS
-from gc_jax.method.types import is_present
+from gc_jax.method.types import check_not_negative, is_present
 
 
 class Located(NamedTuple):
@@ -49,10 +50,12 @@ def localize(
     protocol: of `PROTOCOLS`; what it says of a number a picture is what becomes
       of boxes that begin above or left of the picture: clipped, or as sliced by
       the authors' programs ("release"), empty unless it reaches the far end.
-    tolerance_px: a point hits if it is nearer than this to the object.
+    tolerance_px: a point hits if it is nearer than this to the object; at 1
+      only on the object itself.
 
   Raises:
-    ValueError: shapes do not fit, or boxes are fractions of the picture.
+    ValueError: shapes do not fit, a map is below 0 somewhere, boxes are
+      fractions of the picture, or nothing is as near as the tolerance.
 
   Source: Pillai & Pirsiavash 2021, section 4.
   Differs: the stochastic pointing game by its expectation, without drawing.
@@ -61,11 +64,21 @@ def localize(
     raise ValueError(
       f"protocol must be one of {', '.join(PROTOCOLS)}; it is {protocol!r}."
     )
-  maps = jnp.asarray(maps)
-  if maps.ndim != 3:
+  if not tolerance_px > 0:
+    raise ValueError(
+      f"tolerance_px must be above 0; it is {tolerance_px:g}. With 1, only "
+      "points on the object itself hit."
+    )
+  maps = at_least_float32(jnp.asarray(maps))
+  if maps.ndim != 3 or 0 in maps.shape[1:]:
     raise ValueError(f"maps must be [B h w]; they have shape {maps.shape}.")
+  check_not_negative(maps)
   if (masks is None) == (boxes is None):
     raise ValueError("Give either masks= or boxes=.")
+  if masks is not None and size is not None:
+    raise ValueError(
+      "size= goes with boxes=; masks say their size. Leave it out."
+    )
   if boxes is not None:
     masks = _filled(jnp.asarray(boxes), size, PROTOCOLS[protocol].border)
   masks = is_present(jnp.asarray(masks))
@@ -87,8 +100,10 @@ def localize(
 
 def _filled(boxes: Array, size: tuple[int, int] | None, border: str) -> Array:
   """Returns the union of each picture's boxes, `[B H W]`."""
-  if size is None:
-    raise ValueError("size=(H, W) of the pictures must be given with boxes=.")
+  if np.shape(size) != (2,):
+    raise ValueError(
+      f"size=(H, W) of the pictures must be given with boxes=; it is {size}."
+    )
   if boxes.ndim != 3 or boxes.shape[-1] != 4:
     raise ValueError(
       f"boxes must be [B N 4]; they have shape {boxes.shape}. For one box a "

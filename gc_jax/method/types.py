@@ -6,7 +6,8 @@ Axes, in jaxtyping strings everywhere:
   M composites             C colour channels
 """
 
-from typing import NamedTuple, NotRequired, TypedDict
+import operator
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,41 @@ def check_alike(**arrays: Array) -> None:
     )
 
 
-def check_at_least_one(name: str, count: int) -> None:
-  """Raises ValueError if a number of things is below 1."""
+def check_at_least_one(name: str, count: Any) -> None:
+  """Checks that a setting is a whole number of at least 1.
+
+  Raises:
+    ValueError: it is not.
+  """
+  try:
+    count = operator.index(count)
+  except TypeError:  # of fractions, and of arrays in a trace
+    raise ValueError(f"{name} must be an int; it is {count}.") from None
   if count < 1:
     raise ValueError(f"{name} must be at least 1; it is {count}.")
+
+
+def is_known(x: Array) -> bool:
+  """Returns whether this process can look at an array's values now."""
+  if isinstance(x, jax.core.Tracer):
+    return False
+  return isinstance(x, np.ndarray) or x.is_fully_addressable
+
+
+def check_not_negative(maps: Array) -> None:
+  """Checks the values of maps, where they are known.
+
+  Raises:
+    ValueError: one is below 0.
+  """
+  if not is_known(maps):
+    return
+  values = np.asarray(maps)
+  if (values < 0).any():
+    raise ValueError(
+      f"maps must be >= 0; the least value is {values.min():g}. Take what "
+      "speaks for the class: np.maximum(maps, 0)."
+    )
 
 
 def is_present(x: Array) -> Bool[Array, "..."]:

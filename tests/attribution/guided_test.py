@@ -210,5 +210,16 @@ def test_wrong_arguments_are_named():
     gc_jax.consistency(net, images[:6], LABELS[:6], KEY)
   with pytest.raises(ValueError, match=r"labels must be \[B\] or \[B K\]"):
     gc_jax.consistency(net, images, LABELS[:4], KEY)
+  with pytest.raises(ValueError, match="groups must be at least 1; it is 0"):
+    gc_jax.consistency(net, images, LABELS, KEY, groups=0)
+  with pytest.raises(
+    ValueError, match="images must be a batch of at least one"
+  ):
+    gc_jax.consistency(net, images[:0], LABELS[:0], KEY)
+  # The mask of other images, and of other pixels, would be read all the same.
+  with pytest.raises(ValueError, match=r"mask must be \[B\].*shape \(4,\)"):
+    gc_jax.consistency(net, images, LABELS, KEY, mask=np.ones(4))
+  with pytest.raises(ValueError, match=r"object_mask must be \[B H W\]"):
+    gc_jax.energy(net, images, LABELS, np.ones((8, 16, 32)))
   with pytest.raises(ValueError, match="key must be given"):
     gc_jax.energy(net, images, jnp.ones((8, 5), int), jnp.ones((8, 32, 32)))

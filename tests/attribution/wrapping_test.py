@@ -224,9 +224,21 @@ def test_a_place_that_is_unknown_twice_passed_or_never_passed_is_named():
     gc_jax.wrap(model, at="conv")(images)
   with pytest.raises(ValueError, match="must pass the place 'spare'"):
     gc_jax.wrap(model, at="spare")(images)
+  with pytest.raises(ValueError, match="at must name a place"):
+    gc_jax.wrap(model)
+  with pytest.raises(ValueError, match="prefix= goes with grid="):
+    gc_jax.wrap(model, at="conv", prefix=1)
   with pytest.raises(TypeError, match="it is a dict"):
     gc_jax.wrap({"a": 1})
+  with pytest.raises(TypeError, match="it is the class Twice"):
+    gc_jax.wrap(Twice)
+  with pytest.raises(ValueError, match=r"return logits \[B K\].*a tuple"):
+    gc_jax.wrap(lambda x, tap: (tap(x), x))(images)
+  with pytest.raises(ValueError, match=r"For one picture, give images\[None\]"):
+    gc_jax.places(model, images[0])
   linen = foreign.linen_net(foreign.weights_of(ours()))
+  with pytest.raises(TypeError, match="without its variables"):
+    gc_jax.wrap(linen[0], at="layer2")
   with pytest.raises(ValueError, match="must pass the place 'layer9'"):
     gc_jax.wrap(linen, at="layer9")(images)
 

@@ -168,5 +168,9 @@ def test_what_cannot_be_checked_is_refused():
     gc_jax.check(small(), pictures(), methods=["gradcamm"])
   with pytest.raises(ValueError, match=r"targets must be in 0\.\.4"):
     gc_jax.check(small(), pictures(), [0, 5])
+  # Each method would be said not to hold, as values are not known there.
+  inside = jax.jit(lambda x: gc_jax.check(small(), x, methods="gradcam") and x)
+  with pytest.raises(ValueError, match=r"check must be called outside"):
+    inside(pictures())
   with pytest.raises(TypeError, match=r"It is a Net|it is a Net.*gc_jax\.wrap"):
     gc_jax.check(Net(nnx.Rngs(0)), pictures())

@@ -86,6 +86,34 @@ def test_a_model_of_ours_covers_pixels_with_the_mean_colour(make_tiny):
   np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_a_model_of_ours_refuses_pixels_in_0_255_as_floats(make_tiny):
+  """They would be normalised as if 1 were white: numbers of other pictures."""
+  model = make_tiny("average")
+  model.eval()
+  images = np.full((4, 16, 16, 3), 200.0, np.float32)
+  labels, key = np.arange(4), jax.random.key(0)
+  maps = np.ones((4, 4, 4), np.float32)
+  for run in (
+    lambda: gc_jax.insertion(model, images, labels, maps),
+    lambda: gc_jax.negative_quadrants(model, images, labels, key),
+    lambda: gc_jax.consistency(model, images, labels, key),
+    lambda: gc_jax.energy(model, images, labels, np.ones((4, 16, 16))),
+    lambda: gc_jax.explain(gc_jax.wrap(model), images, labels),
+  ):
+    with pytest.raises(
+      ValueError, match=r"must be in \[0, 1\].*Divide 0\.\.25"
+    ):
+      run()
+
+
+def test_a_function_of_doubles_is_explained_in_doubles():
+  with jax.enable_x64(True):
+    images = jnp.asarray(pictures(), jnp.float64)
+    for method in ("input_gradients", "gradcam"):
+      maps = gc_jax.explain(one_pixel(), images, [0, 1], method)
+      assert maps.dtype == jnp.float64
+
+
 @pytest.mark.parametrize(
   ("labels", "maps", "settings", "message"),
   [
@@ -97,6 +125,7 @@ def test_a_model_of_ours_covers_pixels_with_the_mean_colour(make_tiny):
     ([0, 1], np.ones((2, 4, 4), int), {}, "maps must be float; they are int"),
     ([0, 1], np.ones((2, 4, 4)), {"num_steps": 0}, "num_steps must be at lea"),
     ([0, 1], np.ones((2, 4, 4)), {"grey": (0.1, 0.2)}, "grey must be .* has 2"),
+    ([0, 1], -np.ones((2, 4, 4)), {}, "maps must be >= 0; the least value is"),
   ],
 )
 def test_wrong_arguments_are_named(labels, maps, settings, message):
@@ -180,6 +209,13 @@ def test_settings_may_be_arrays(make_tiny):
       "Grad-CAM takes no setting 'steps'; i",
     ),
     ("rise", {"cells": [7]}, ValueError, "cells must be a jax.Array, or a va"),
+    ("smoothgrad", {"num_samples": 2.5}, ValueError, "num_samples must be an"),
+    (
+      lambda model, images, targets: None,
+      {},
+      ValueError,
+      "it returned a NoneType",
+    ),
     (
       lambda model, images, targets: images[..., 0],
       {},
@@ -191,6 +227,13 @@ def test_settings_may_be_arrays(make_tiny):
 def test_a_method_that_cannot_be_run_is_named(method, settings, error, message):
   with pytest.raises(error, match=message):
     gc_jax.explain(net(), batch(), LABELS, method, **settings)
+
+
+def test_names_are_no_targets_of_a_model_that_has_none():
+  with pytest.raises(
+    ValueError, match=r"targets must be class ids.*'cat' came"
+  ):
+    gc_jax.explain(net(), batch(), ["cat"] * 8)
 
 
 def test_our_own_models_are_explained_inside_jit_and_meshes(make_tiny):

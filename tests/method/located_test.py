@@ -106,8 +106,32 @@ def test_a_box_of_one_pixel_in_integers_is_no_fraction():
     ),
     ({"masks": np.ones((3, 8, 8))}, "Each of the 2 maps must have a mask"),
     ({"masks": np.ones((2, 8, 8)), "protocol": "x"}, "protocol must be one of"),
+    ({"masks": np.ones((2, 8, 8)), "size": (8, 8)}, "size= goes with boxes="),
+    # Nothing is nearer than that: all would miss.
+    (
+      {"masks": np.ones((2, 8, 8)), "tolerance_px": 0.0},
+      "tolerance_px must be ab",
+    ),
   ],
 )
 def test_wrong_arguments_are_named(given, message):
   with pytest.raises(ValueError, match=message):
     gc_jax.localize(peaks(), **given)
+
+
+def test_maps_with_a_sign_are_refused_as_they_are_no_distribution():
+  with pytest.raises(ValueError, match=r"maps must be >= 0.*value is -0\.5"):
+    gc_jax.localize(peaks() - 0.5, masks=left_half())
+
+
+def test_maps_in_bfloat16_are_measured_in_float32():
+  """Enlarged in bfloat16, 224 pixels of a ramp are a few steps."""
+  ramp = jnp.broadcast_to(jnp.arange(1.0, 9.0), (1, 8, 8))
+  masks = np.zeros((1, 224, 224), bool)
+  masks[:, :, 100:] = True
+  found, expected = (
+    gc_jax.localize(ramp.astype(dtype), masks=masks)
+    for dtype in (jnp.bfloat16, jnp.float32)
+  )
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
