@@ -277,6 +277,12 @@ def test_the_pages_architecture_is_made_explained_and_exported(
   assert type(gc_jax.load(file)) is type(model)
 
 
+def test_the_pages_method_explains_wrapped_models_too(extended):
+  net = gc_jax.wrap(lambda images, tap: tap(images).mean((1, 2)))
+  images = np.ones((2, 4, 5, 3), np.float32)
+  assert gc_jax.explain(net, images, [0, 2], "activation").shape == (2, 4, 5)
+
+
 def test_the_pages_data_set_is_read(extended, tmp_path):
   pictures = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)
   np.savez(tmp_path / "arrays.npz", bgr=pictures, label=[1, 0])
