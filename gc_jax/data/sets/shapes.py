@@ -181,8 +181,9 @@ def _is_polygon(value: Any) -> bool:
     corners = np.array(value, np.float64).reshape(-1, 2)
   except OverflowError:  # a whole number of hundreds of digits
     return False
+  if not np.abs(corners).max() <= _MAX_OUTLINE_PX:  # NaN and infinity too
+    return False
   edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(1)
-  # False for NaN and infinity as well.
   return bool(edges.sum() + np.abs(corners).max() <= _MAX_OUTLINE_PX)
 
 

@@ -1,6 +1,7 @@
 """Boxes, polygons and run lengths: what is read, left out, and refused."""
 
 import io
+import math
 
 import hypothesis
 import numpy as np
@@ -238,6 +239,8 @@ SEGMENTATIONS = st.one_of(
 
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(SEGMENTATIONS)
+@hypothesis.example([[math.inf, 0, 0, 0, math.inf, 0]])
+@hypothesis.example([[1e308, 0, -1e308, 0, 1, 1]])
 def test_any_json_is_drawn_or_refused_by_a_value_error(given):
   try:
     kept, _ = shapes.clean(given, SIZE)
