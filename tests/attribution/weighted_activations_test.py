@@ -47,8 +47,9 @@ def test_maps_are_the_closed_form_on_the_models_own_features(model, method):
 class Published(nnx.Module):
   """A convolution of ones with biases -50 and -75, a ReLU, a linear row.
 
-  The net of captum's public test of Grad-CAM; its input is arange(16). Windows
-  sum to 45 54 81 90. The features are taken before the ReLU or after it.
+  The net of captum's public test of Grad-CAM; its input is arange(16), here in
+  the red channel. Windows sum to 45 54 81 90. The features are taken before the
+  ReLU or after it.
   """
 
   def __init__(self, after_relu):
@@ -59,7 +60,7 @@ class Published(nnx.Module):
 
   def features(self, images):
     window = jax.lax.reduce_window(
-      images, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID"
+      images[..., :1], 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID"
     )
     activations = jnp.concatenate([window - 50, window - 75], -1)
     return nnx.relu(activations) if self.after_relu else activations
@@ -93,7 +94,8 @@ PLUS_PLUS = (4 / 77, 1 / 23)
   ],
 )
 def test_published_and_hand_values_are_met(method, after_relu, expected):
-  images = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  red = jnp.arange(16.0).reshape(1, 4, 4, 1)
+  images = jnp.pad(red, ((0, 0), (0, 0), (0, 0), (0, 2)))
   target = jnp.zeros((1, 1), int)
   found = METHODS[method](Published(after_relu), images, target)
   np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)
