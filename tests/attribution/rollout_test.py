@@ -117,6 +117,12 @@ def tokens(count):
   return jax.random.normal(jax.random.key(1), (2, count, 16))
 
 
+def rollout_of(run, x, **cells):
+  """Of tokens, as a picture of one row."""
+  net = gc_jax.wrap(lambda images, tap: run(images[:, 0], tap), **cells)
+  return rollout(net, x[:, None], TARGETS)
+
+
 HEAD = jax.random.normal(jax.random.key(2), (16, 5))
 
 
@@ -125,9 +131,8 @@ HEAD = jax.random.normal(jax.random.key(2), (16, 5))
 def test_attention_is_found_however_it_is_written(way, prefix):
   read = (lambda x: x[:, 0]) if prefix else (lambda x: x.mean(1))
   run = lambda x, tap: read(net_of(WAYS[way], x, tap)) @ HEAD
-  net = gc_jax.wrap(run, grid=GRID, prefix=prefix)
   x = tokens(prefix + 6)
-  found = rollout(net, x, TARGETS)
+  found = rollout_of(run, x, grid=GRID, prefix=prefix)
 
   def shares_of(x):
     """Both attentions' shares: what a probe of one key alone adds."""
@@ -186,9 +191,9 @@ def windows(x, tap):
   ],
 )  # fmt: skip
 def test_what_has_no_attention_of_all_tokens_says_so(run, wanted, message):
-  net = gc_jax.wrap(run, **({"grid": GRID, "prefix": 0} | wanted))
+  cells = {"grid": GRID, "prefix": 0} | wanted
   if message is None:
-    assert rollout(net, tokens(6), TARGETS).shape == (2, 2, 2, 2)
+    assert rollout_of(run, tokens(6), **cells).shape == (2, 2, 2, 2)
     return
   with pytest.raises(DoesNotHold, match=message):
-    rollout(net, tokens(6), TARGETS)
+    rollout_of(run, tokens(6), **cells)
