@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.attribution.wrapping import tapped
+from gc_jax.attribution.wrapping import is_multi_label, tapped
 from gc_jax.method.cam import at_least_float32
 from gc_jax.method.types import check_at_least_one
 
@@ -19,7 +19,7 @@ def rise(
   num_masks: int = 4_000,
   cells: int = 7,
   shown_frac: float = 0.5,
-  multi_label: bool = False,
+  multi_label: bool | None = None,
   key: PRNGKeyArray | None = None,
 ):
   """Returns how much a class's probability rises where a pixel is shown.
@@ -29,7 +29,8 @@ def rise(
   The masks m_i are random grids of `cells` by `cells`, each cell shown with
   probability `shown_frac`, enlarged bilinearly and shifted. What is hidden is
   the mean colour of ImageNet, of a wrapped model 0. f is the softmax's
-  probability, of `multi_label` the sigmoid's.
+  probability, of `multi_label` the sigmoid's; None is what a model of gc_jax
+  was trained for, and the softmax of all others.
 
   It costs `num_masks` forward passes of the images, one after the other: memory
   does not grow with the masks. Without a key they are the same at every call,
@@ -50,6 +51,7 @@ def rise(
     raise ValueError(
       f"shown_frac must be above 0 and below 1; it is {shown_frac}."
     )
+  multi_label = is_multi_label(model, multi_label)
   net = tapped(model)
   images = net.prepared(images)
   height, width = net.channels_last(images).shape[1:3]

@@ -337,6 +337,11 @@ def net_of(model: Any) -> Tapped:
   )
 
 
+def is_multi_label(model: Any, given: bool | None) -> bool:
+  """Returns what was given, or what a model of ours knows; else False."""
+  return getattr(model, "multi_label", False) if given is None else given
+
+
 def tapped(model: Any, layer: str | None = None) -> Tapped:
   """Returns what methods look at: a model of ours at a layer, in float32.
 

@@ -102,6 +102,7 @@ def evaluate(
 
   if loaded.multi_label != dataset.multi_label:
     yield _outputs_note(loaded, dataset)
+    loaded.model.multi_label = dataset.multi_label
 
   with files.held(out, "--out"), jax.set_mesh(mesh):
     model = parallel.on_all_devices(loaded.model, mesh)

@@ -83,6 +83,7 @@ def load_model(
     _check_names(loaded, names)
     loaded = dataclasses.replace(loaded, class_names=names)
   loaded.model.class_names = loaded.class_names
+  loaded.model.multi_label = bool(loaded.multi_label)
   return loaded
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.attribution import METHODS, Method, check_classes
 from gc_jax.attribution.calls import without_arrays
-from gc_jax.attribution.wrapping import Tapped, net_of
+from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
 from gc_jax.method import compose, curves, metrics
 from gc_jax.method.types import check_at_least_one, check_not_negative
 from gc_jax.runtime.messages import unknown_name_message
@@ -160,7 +160,7 @@ def insertion(
   maps: ArrayLike,
   *,
   num_steps: int = 16,
-  multi_label: bool = False,
+  multi_label: bool | None = None,
   grey: ArrayLike | Sequence[float] | None = None,
 ) -> Float[Array, "B"]:
   """Returns the area under a class's probability as its pixels appear.
@@ -176,7 +176,8 @@ def insertion(
       pixels go row by row.
     num_steps: equal parts in which pixels change: so many forward passes. The
       source takes 224 for 224 by 224 pixels; evaluations take 16.
-    multi_label: whether the probability is a sigmoid, not the softmax.
+    multi_label: whether the probability is a sigmoid, not the softmax; None is
+      what a model of gc_jax was trained for, and the softmax of all others.
     grey: of a covered pixel, a number or one of each channel; None is the mean
       colour of ImageNet for gc_jax's own models, 0 for all others.
 
@@ -199,7 +200,7 @@ def deletion(
   maps: ArrayLike,
   *,
   num_steps: int = 16,
-  multi_label: bool = False,
+  multi_label: bool | None = None,
   grey: ArrayLike | Sequence[float] | None = None,
 ) -> Float[Array, "B"]:
   """Returns the area under a class's probability as its pixels vanish.
@@ -213,6 +214,7 @@ def deletion(
 
 
 def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
+  multi_label = is_multi_label(net, multi_label)
   net, images, labels, _ = _checked(net, images, labels)
   maps = jnp.asarray(maps)
   if maps.ndim != 3 or len(maps) != len(images) or 0 in maps.shape:

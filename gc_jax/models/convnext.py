@@ -161,13 +161,6 @@ class ConvNeXt(network.Network):
       x = self.segment(lambda part, x: part(x), self.trunk[str(number)], x)
     return x
 
-  def pool(
-    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
-  ) -> Float[Array, "B D"]:
-    """Returns a value a channel; there is no dropout."""
-    features = network.at_least_float32(features)
-    return network.pool_globally(features, self.pooling)
-
   def classify_pooled(self, pooled: Float[Array, "B D"]) -> Float[Array, "B K"]:
     """Returns the logits."""
     return self.head["2"](self.head["0"](pooled))

@@ -287,7 +287,7 @@ class Network(nnx.Module):
     classify(features, key=None): the logits, float32 whatever the compute
       dtype, of features of any h and w. Dropout masks are a function of the
       key; without one nothing is dropped. A network whose head pools globally
-      has `pool` and `classify_pooled` instead, whose composition it is;
+      has `classify_pooled` instead, of what `pool` gives;
     torch_features(ops, x), torch_classify(ops, features): both by PyTorch, if
       `gc_jax.export --verify` is to know them. `ops` are
       `torch_io.proof.Operations`, with the weights of a file; x are normalised
@@ -314,6 +314,8 @@ class Network(nnx.Module):
       instead of keeping them; set by `train(remat=True)`.
     class_names: of the outputs, in their order; set by `gc_jax.load`, empty if
       unknown. Part of the graph, as the shapes are: no number depends on it.
+    multi_label: whether the outputs say each for itself whether its class is
+      there; set as `class_names` is.
     anew: key -> the network, initialised anew, all of it; None if its layers
       say how each is drawn.
   """
@@ -325,6 +327,7 @@ class Network(nnx.Module):
   torch_names: Mapping[str, str] | None = MappingProxyType({})
   remat: bool = False
   class_names: tuple[str, ...] = ()
+  multi_label: bool = False
   anew: Callable[[PRNGKeyArray], "Network"] | None = None
 
   def check(self) -> None:
@@ -333,8 +336,8 @@ class Network(nnx.Module):
   def pool(
     self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
   ) -> Float[Array, "B C"]:
-    """Returns what the head pools over all cells: of channels, or classes."""
-    raise NotImplementedError
+    """Returns what the head pools over all cells: here a value a channel."""
+    return pool_globally(at_least_float32(features), self.pooling)
 
   def classify_pooled(self, pooled: Float[Array, "B C"]) -> Float[Array, "B K"]:
     """Returns the logits of what `pool` returned."""

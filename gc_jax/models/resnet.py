@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from gc_jax.models import network
 from gc_jax.models.architecture import Architecture, Timm, from_torchvision
@@ -139,13 +139,6 @@ class ResNet(network.Network):
       for block in getattr(self, stage):
         x = self.segment(lambda block, x: block(x), block, x)
     return x
-
-  def pool(
-    self, features: Float[Array, "B h w D"], key: PRNGKeyArray | None = None
-  ) -> Float[Array, "B D"]:
-    """Returns a value a channel; there is no dropout."""
-    features = network.at_least_float32(features)
-    return network.pool_globally(features, self.pooling)
 
   def classify_pooled(self, pooled: Float[Array, "B D"]) -> Float[Array, "B K"]:
     """Returns the logits."""

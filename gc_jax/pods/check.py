@@ -48,7 +48,7 @@ def lower(
   checks.validate(config, mesh.size)
   tx = build.optimizer(config, _STEPS_PER_EPOCH)
   platform = mesh.devices.flat[0].platform
-  make_model = build.model_maker(config, classes.count, platform)
+  make_model = build.model_maker(config, classes, platform)
   everywhere = parallel.replicated(mesh)
   graphdef, state = jax.eval_shape(
     lambda key: build.create_state(make_model, tx, everywhere, key),

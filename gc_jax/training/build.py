@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from gc_jax import models
+from gc_jax import data, models
 from gc_jax.inference.trained import Initial
 from gc_jax.runtime import checkpoint, files
 from gc_jax.runtime import config as saved_config
@@ -32,16 +32,22 @@ def compute_dtype(name: str, platform: str) -> jnp.dtype:
 
 
 def model_maker(
-  config: ConfigDict, num_classes: int, platform: str
+  config: ConfigDict, classes: data.Classes, platform: str
 ) -> Callable[[PRNGKeyArray], nnx.Module]:
   """Returns the function from a key to the config's model, initialised.
 
   The model will run on the platform "cpu", "gpu" or "tpu".
   """
   dtype = compute_dtype(config.compute_dtype, platform)
-  return lambda key: models.create(
-    config.model.name, num_classes, dtype=dtype, key=key
-  )
+
+  def make(key):
+    model = models.create(
+      config.model.name, classes.count, dtype=dtype, key=key
+    )
+    model.multi_label = classes.multi_label
+    return model
+
+  return make
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -61,7 +61,7 @@ def train_and_evaluate(
   if config.init_from and not checkpoint.has_checkpoint(workdir):
     initial = trained.initial_model(config.init_from, config.model.name)
     _check_initial_classes(initial, config, train_set.class_names)
-  num_classes = len(train_set.class_names)
+  classes = data.Classes(len(train_set.class_names), train_set.multi_label)
   steps_per_epoch = len(train_set.source) // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
@@ -71,7 +71,7 @@ def train_and_evaluate(
     class_names = train_set.class_names
     said = build.check_goes_on(config, workdir, class_names, total_steps)
   evaluation = Evaluation(config, mesh)
-  make_model = build.model_maker(config, num_classes, jax.default_backend())
+  make_model = build.model_maker(config, classes, jax.default_backend())
   model = nnx.eval_shape(make_model, models.init_key(config.seed))
   model.eval()
   _, left_out = evaluation.fitting(model)

@@ -103,3 +103,23 @@ def test_memory_does_not_grow_with_the_masks():
 def test_masks_that_cannot_be_drawn_are_refused(settings, message):
   with pytest.raises(ValueError, match=message):
     masking.rise(looking_at(4, 9), images(), TARGETS, **settings)
+
+
+def test_a_model_of_several_classes_says_itself_which_probability_counts(
+  make_tiny,
+):
+  model = make_tiny("average")
+  model.eval()
+  pictures = jax.random.uniform(jax.random.key(3), (2, 16, 16, 3))
+  targets = jnp.array([[1], [2]])
+  rise = functools.partial(masking.rise, model, pictures, targets, num_masks=8)
+  maps = rise()
+  args = model, pictures, targets[:, 0], maps[:, 0]
+  by_softmax = gc_jax.insertion(*args, num_steps=2)
+  model.multi_label = True
+  np.testing.assert_array_equal(rise(), rise(multi_label=True))
+  assert (maps != rise()).any()
+  found = gc_jax.insertion(*args, num_steps=2)
+  explicit = gc_jax.insertion(*args, num_steps=2, multi_label=True)
+  np.testing.assert_array_equal(found, explicit)
+  assert (found != by_softmax).all()

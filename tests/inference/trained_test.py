@@ -90,7 +90,7 @@ def test_the_model_holds_every_number_of_the_last_checkpoint(loaded, smoke_run):
 def test_a_run_of_several_labels_says_so(copied):
   save_anew(copied, {"class_names": list(DIGITS), "multi_label": True})
   loaded = trained.load_model(copied)
-  assert loaded.multi_label is True
+  assert loaded.multi_label is True and loaded.model.multi_label
   assert loaded.source.endswith("step 9")
 
 

@@ -103,7 +103,7 @@ def test_the_program_that_is_compiled_is_the_one_that_trains():
   tx = build.optimizer(config, 1_000)
   with jax.set_mesh(mesh):
     graphdef, state = build.create_state(
-      build.model_maker(config, 10, "cpu"),
+      build.model_maker(config, Classes(10, multi_label=False), "cpu"),
       tx,
       parallel.replicated(mesh),
       models.init_key(config.seed),

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import base
+from gc_jax.data import Classes
 from gc_jax.inference.trained import Initial
 from gc_jax.models import init_key, network
 from gc_jax.runtime import parallel
@@ -220,3 +221,12 @@ def test_a_run_starts_from_given_weights_but_other_outputs_start_anew(
   np.testing.assert_array_equal(
     started.batch_stats["norm"]["mean"][...], [2, 3]
   )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_model_knows_whether_pictures_show_several_classes(multi_label):
+  """Methods and measures that take probabilities ask it."""
+  config = config_with(**{"model.name": "resnet8-small"})
+  make = build.model_maker(config, Classes(5, multi_label), "cpu")
+  model = nnx.eval_shape(make, init_key(0))
+  assert model.multi_label is multi_label
