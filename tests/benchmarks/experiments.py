@@ -8,12 +8,14 @@ power cut: the same command goes on from its last checkpoint.
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
 _MAIN = ("-m", "gc_jax.main")
+_POLL_SECS = 0.2
 _KEPT = {*artefact.FILENAMES, saved_config.FILENAME, logs.FILENAME}
 
 
@@ -62,50 +65,113 @@ def trained(
     SystemExit: it was stopped.
   """
   if not artefact.is_evaluation(workdir):
-    command = [sys.executable, *program, f"--workdir={workdir}", *arguments]
-    with _waited_for(subprocess.Popen(command)) as process:
-      status = process.wait()
-    if status not in (0, 130):
-      raise subprocess.CalledProcessError(status, command)
-    if not artefact.is_evaluation(workdir):
-      sys.exit(f"{workdir} was stopped. Run it again: it goes on from there.")
+    process = _started(workdir, arguments, program)
+    with _waited_for([process]):
+      process.wait()
+    _check(process, workdir)
   return json.loads((workdir / artefact.RESULTS).read_text())
 
 
+def _started(
+  workdir: Path, arguments: Sequence[str], program=_MAIN, output=None
+) -> subprocess.Popen:
+  command = [sys.executable, *program, f"--workdir={workdir}", *arguments]
+  return subprocess.Popen(command, stdout=output, stderr=output)
+
+
+def _check(process: subprocess.Popen, workdir: Path) -> None:
+  """Raises what `trained` does of a process that has ended."""
+  if process.returncode not in (0, 130):
+    raise subprocess.CalledProcessError(process.returncode, process.args)
+  if not artefact.is_evaluation(workdir):
+    sys.exit(f"{workdir} was stopped. Run it again: it goes on from there.")
+
+
 @contextlib.contextmanager
-def _waited_for(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
-  """Lets a run save before this process ends, if it is asked to end."""
+def _waited_for(processes: Collection[subprocess.Popen]) -> Iterator[None]:
+  """Lets runs save before this process ends, if it is asked to end."""
   handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
-    yield process
-  except KeyboardInterrupt:  # which the run got, too
-    process.wait()
+    yield
+  except KeyboardInterrupt:  # which the runs got, too
+    for process in processes:
+      process.wait()
     raise
-  except SystemExit:
-    process.terminate()
-    process.wait()
+  except BaseException:
+    for process in processes:
+      process.terminate()
+    for process in processes:
+      process.wait()
     raise
   finally:
     signal.signal(signal.SIGTERM, handler)
 
 
 def make_all(
-  experiments: Sequence[Experiment], out: Path, small: bool
+  experiments: Sequence[Experiment], out: Path, small: bool, jobs: int = 1
 ) -> list[str]:
-  """Makes what is not finished, one after the other; returns what failed."""
-  failed = []
-  for number, one in enumerate(experiments, start=1):
-    if one.secs(out) is None:
+  """Makes what is not finished; returns what failed.
+
+  Args:
+    experiments: in their order.
+    out: where their folders are.
+    small: whether to leave of finished runs what tables and tests need.
+    jobs: how many at once, each on its own share of the cores. More than one
+      write what they say into OUT/NAME.log, which goes when they are finished.
+  """
+  failed: list[str] = []
+  running: dict[subprocess.Popen, tuple[Experiment, set[int]]] = {}
+  free = _shares(jobs)
+
+  def settle() -> None:
+    time.sleep(_POLL_SECS)
+    for process in [each for each in running if each.poll() is not None]:
+      one, cores = running.pop(process)
+      free.append(cores)
+      try:
+        _check(process, out / one.name)
+      except subprocess.CalledProcessError as error:
+        log = f" See {_log(out, one)}." if jobs > 1 else ""
+        print(f"{one.name} failed: {error}{log}", file=sys.stderr, flush=True)
+        failed.append(one.name)
+        continue
+      _log(out, one).unlink(missing_ok=True)
+      if small:
+        keep_small(out / one.name, one.with_pictures)
+
+  with _waited_for(running):
+    for number, one in enumerate(experiments, start=1):
+      if one.secs(out) is not None:
+        if small:
+          keep_small(out / one.name, one.with_pictures)
+        continue
+      while not free:
+        settle()
       print(f"{number} of {len(experiments)}: {one.name}", flush=True)
-    try:
-      trained(out / one.name, one.arguments)
-    except subprocess.CalledProcessError as error:
-      print(f"{one.name} failed: {error}", file=sys.stderr, flush=True)
-      failed.append(one.name)
-      continue
-    if small:
-      keep_small(out / one.name, one.with_pictures)
+      cores = free.pop()
+      with contextlib.ExitStack() as stack:
+        output = None
+        if jobs > 1:
+          output = stack.enter_context(_log(out, one).open("ab"))
+        process = _started(out / one.name, one.arguments, output=output)
+      running[process] = one, cores
+      if jobs > 1 and hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(process.pid, cores)
+    while running:
+      settle()
   return failed
+
+
+def _shares(jobs: int) -> list[set[int]]:
+  """Returns the cores of each of some jobs; more jobs than cores share them."""
+  if not hasattr(os, "sched_getaffinity"):
+    return [set() for _ in range(jobs)]
+  cores = sorted(os.sched_getaffinity(0))
+  return [set(cores[i::jobs]) or set(cores) for i in range(jobs)]
+
+
+def _log(out: Path, one: Experiment) -> Path:
+  return out / f"{one.name}.log"
 
 
 def listed(experiments: Sequence[Experiment], out: Path) -> str:

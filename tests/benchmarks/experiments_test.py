@@ -41,7 +41,9 @@ time.sleep(60)
 def test_what_is_finished_stays_and_what_fails_is_named(
   tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(experiments.trained, "__defaults__", (("-c", PROGRAM),))
+  monkeypatch.setattr(
+    experiments._started, "__defaults__", (("-c", PROGRAM), None)
+  )
   made = [Experiment("a", ()), Experiment("b", ("fails",)), Experiment("c", ())]
   assert "0 of 3 are done" in experiments.listed(made, tmp_path)
   assert experiments.make_all(made, tmp_path, small=True) == ["b"]
@@ -55,6 +57,22 @@ def test_what_is_finished_stays_and_what_fails_is_named(
   experiments.make_all(made[::2], tmp_path, small=True)
   assert files == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*")}
   capsys.readouterr()
+
+
+def test_jobs_share_the_cores_and_leave_logs_of_failures_alone(
+  tmp_path, monkeypatch, capsys
+):
+  program = f"import os; print(os.sched_getaffinity(0))\n{PROGRAM}"
+  monkeypatch.setattr(
+    experiments._started, "__defaults__", (("-c", program), None)
+  )
+  made = [Experiment(name, ("fails",) * (name == "b")) for name in "abc"]
+  assert experiments.make_all(made, tmp_path, small=True, jobs=2) == ["b"]
+  assert "b.log" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.glob("*.log")] == ["b.log"]
+  shares = experiments._shares(2)
+  assert (tmp_path / "b.log").read_text().strip() in map(str, shares)
+  assert set.union(*shares) == os.sched_getaffinity(0)
 
 
 def test_a_stopped_runner_waits_until_its_run_has_saved(tmp_path):

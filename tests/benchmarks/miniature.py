@@ -3,12 +3,13 @@
   python -m tests.benchmarks.miniature --out=runs/miniature --small
 
 Trains every variant of configs/miniature.py over five seeds, then what the open
-questions need over three, one run at a time, three to five minutes each on two
-idle cores. Stop it whenever you like, and run it again to continue; what is
-finished is never made again. The most telling runs come first. `--small` leaves
-of each finished run what tables and tests need, without its weights; `--list`
-shows what is done, and makes nothing; `--page` writes the page of what is done,
-OUT/README.md, as every call does at its end; `--cells` takes some of them:
+questions need over three, one run at a time; with `--jobs=2` two, each on its
+share of the cores. Stop it whenever you like, and run it again to continue:
+what is finished is never made again. The most telling runs come first.
+`--small` leaves of each finished run what tables and tests need, without its
+weights; `--list` shows what is done, and makes nothing; `--page` writes the
+page of what is done, OUT/README.md, as every call does at its end; `--cells`
+takes some:
 
   python -m tests.benchmarks.miniature --out=runs/miniature --small \
     --cells 'digits-resnet-*' --seeds 0
@@ -182,6 +183,9 @@ def main() -> None:
     help="leave of finished runs what tables and tests need",
   )
   parser.add_argument(
+    "--jobs", type=int, default=1, help="how many runs at once"
+  )
+  parser.add_argument(
     "--list", action="store_true", help="show what is done, make nothing"
   )
   parser.add_argument(
@@ -203,7 +207,9 @@ def main() -> None:
     return
   failed = []
   if not arguments.page:
-    failed = experiments.make_all(wanted, arguments.out, arguments.small)
+    failed = experiments.make_all(
+      wanted, arguments.out, arguments.small, arguments.jobs
+    )
   of_sets = {
     name: [cell for cell in CELLS if cell.startswith(f"{name}-")]
     for name in _SETS
