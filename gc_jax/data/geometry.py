@@ -125,10 +125,13 @@ def frame_size(
     of one, annotation in its own pixels.
   """
   sides = _resized_size(size, shorter_side_px)
-  if not round_px:
-    return sides
-  width, height = (max(1, round(n / round_px)) * round_px for n in sides)
+  width, height = (to_multiple(side, round_px or 1) for side in sides)
   return width, height
+
+
+def to_multiple(side: int, unit: int) -> int:
+  """Returns the multiple of `unit` next to a side; one of them at least."""
+  return max(1, round(side / unit)) * unit
 
 
 def object_masks(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from gc_jax.data import decode
+from gc_jax.data import decode, geometry
 from gc_jax.data.sets import folder_files
 from gc_jax.runtime import files
 
@@ -144,26 +144,34 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def model_sizes(
-  sizes: Sequence[tuple[int, int]], shorter_px: int, max_shapes: int
+  sizes: Sequence[tuple[int, int]],
+  shorter_px: int,
+  max_shapes: int,
+  unit_px: int = 1,
 ) -> tuple[list[tuple[int, int]], int]:
   """Returns the size at which a model gets each picture, keeping its aspect.
 
   A program is compiled for each size. If there were too many, sides are rounded
   to multiples of an eighth of the shorter side, which changes the aspect by at
-  most 1/16; or of 32 pixels at own sizes.
+  most 1/16; or of 32 pixels at own sizes. A model may ask for multiples, too.
 
   Args:
     sizes: (height, width) of each picture.
     shorter_px: pixels of the shorter side; 0 = own sizes.
-    max_shapes: round only if there are more than this.
+    max_shapes: round further only if there are more than this.
+    unit_px: what must divide the sides, for the model.
 
   Returns:
-    (height, width) of each, and the multiple they were rounded to; 1 = none.
+    (height, width) of each, and the multiple they were rounded to; `unit_px` =
+    no further.
 
   Raises:
     ValueError: a picture is so long that it would not fit into memory.
   """
-  exact = [_scaled(size, shorter_px) for size in sizes]
+  exact = [
+    tuple(geometry.to_multiple(n, unit_px) for n in _scaled(size, shorter_px))
+    for size in sizes
+  ]
   for (height, width), (tall, wide) in zip(sizes, exact, strict=True):
     if tall * wide > _MAX_PIXELS:
       raise ValueError(
@@ -172,15 +180,14 @@ def model_sizes(
         "Crop it, or choose a smaller --size."
       )
   if len(set(exact)) <= max_shapes:
-    return exact, 1
-  multiple = max(1, shorter_px // 8) if shorter_px else 32
+    return exact, unit_px
+  coarse = max(1, shorter_px // 8) if shorter_px else 32
+  coarse = geometry.to_multiple(coarse, unit_px)
 
   def rounded(side: int) -> int:
-    if side == shorter_px:
-      return side
-    return max(1, round(side / multiple)) * multiple
+    return side if side == shorter_px else geometry.to_multiple(side, coarse)
 
-  return [(rounded(h), rounded(w)) for h, w in exact], multiple
+  return [(rounded(h), rounded(w)) for h, w in exact], coarse
 
 
 def _scaled(size: tuple[int, int], shorter_px: int) -> tuple[int, int]:

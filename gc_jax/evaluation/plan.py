@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -177,7 +178,8 @@ class Planner:
 
   def _frames(self, name, rows, methods) -> list[Pass]:
     settings = self._settings
-    scaling = settings.shorter_side_px, settings.round_px
+    round_px = math.lcm(settings.round_px or 1, self.model.unit_px)
+    scaling = settings.shorter_side_px, round_px
     pictures, place = np.unique(self.pairs.index[rows], return_inverse=True)
     sizes = pair_rows.frame_sizes(self._reader, pictures, *scaling)[place]
     shapes = np.unique(sizes[sizes[:, 0] > 0], axis=0)

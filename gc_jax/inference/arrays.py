@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from gc_jax.attribution import METHODS, check_classes
 from gc_jax.attribution.calls import Static, check_rgb
 from gc_jax.attribution.wrapping import Tapped, net_of
+from gc_jax.data import geometry
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
 from gc_jax.method.types import check_not_negative
@@ -250,9 +251,17 @@ def check_fits(model: nnx.Module, height: int, width: int) -> int:
   """Returns K of a model that takes a size of image. Nothing is compiled.
 
   Raises:
-    ValueError: no cell of the feature grid is left; says what is needed.
+    ValueError: no cell of the feature grid is left, or pixels are left over
+      beside the last patch; says what is needed.
   """
-  graph = split(model)
+  graph, unit = split(model), getattr(model, "unit_px", 1)
+  if height % unit or width % unit:
+    fitting = [geometry.to_multiple(side, unit) for side in (height, width)]
+    raise ValueError(
+      f"images must have sides divisible by {unit} pixels, the side of a "
+      f"patch, for this model; they are {height} by {width}. Resize them, to "
+      f"{fitting[0]} by {fitting[1]}."
+    )
 
   def num_classes(height, width):
     """Returns K, or 0 if no features are left."""

@@ -78,6 +78,7 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
     sizes,
     loaded.image_size if flags.size is None else flags.size,
     flags.max_shapes,
+    loaded.model.unit_px,
   )
   num_classes = 0
   for height, width in dict.fromkeys(shapes):
@@ -90,7 +91,7 @@ def explain_files(flags: argparse.Namespace) -> Iterator[str]:
   )
   notes = about_outputs, about_names, remark
   yield from (f"note: {note}" for note in notes if note)
-  if multiple > 1:
+  if multiple > loaded.model.unit_px:
     yield (
       f"note: sides are rounded to multiples of {multiple} pixels for the "
       f"model, as the pictures have more than {flags.max_shapes} shapes; "

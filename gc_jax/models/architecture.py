@@ -34,7 +34,6 @@ class Architecture:
   network: type[Network]
   fields: Mapping[str, Any]  # arguments of `network`, beside K
   min_px: int  # the smallest side of a picture that leaves a cell of features
-  unit_px: int = 1  # what must divide the sides of training's pictures
   # Lines of Python that make it as `model` in PyTorch, with average pooling;
   # `{num_classes}` is K, `{image_size}` the side of pictures. "" if there are
   # none.

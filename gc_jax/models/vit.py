@@ -148,8 +148,8 @@ class VisionTransformer(network.Network):
   besides is the class token before the last block; it is repeated in the last
   channels of every cell (`num_context`). There is no pooling, hence no `-gmp`.
 
-  Any picture of at least a patch will do: embeddings of positions are brought
-  to its grid, also to a composite's.
+  Any picture of whole patches will do: embeddings of positions are brought to
+  its grid, also to a composite's.
 
   Args:
     num_layers: blocks.
@@ -161,6 +161,7 @@ class VisionTransformer(network.Network):
   Source: the place is pytorch-grad-cam's for ViTs, `blocks[-1].norm1`.
   """
 
+  unit_px = 16
   last_layer = ("heads", "head")  # its outputs are the logits
 
   def __init__(
@@ -170,14 +171,14 @@ class VisionTransformer(network.Network):
     num_layers: int = 12,
     num_heads: int,
     channels: int,
-    patch: int = 16,
+    patch: int = unit_px,
     grid: int = 14,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.dtype = dtype
     self.num_layers = num_layers
-    self.patch = patch
+    self.unit_px = patch
     self.grid = grid
     self.num_context = channels
     self.conv_proj = network.conv(
@@ -260,7 +261,7 @@ class VisionTransformer(network.Network):
 
   def torch_features(self, ops: Any, x: Any) -> Any:
     """Computes `features` by PyTorch."""
-    patches = ops.conv(x, "conv_proj", self.patch, padding=0)
+    patches = ops.conv(x, "conv_proj", self.unit_px, padding=0)
     shape = patches.shape
     token = ops.weight("class_token").expand(len(x), -1, -1)
     x = ops.tokens(token, patches)
@@ -365,7 +366,6 @@ def _vit(title: str, num_heads: int, channels: int) -> Architecture:
     network=VisionTransformer,
     fields={"num_heads": num_heads, "channels": channels},
     min_px=16,
-    unit_px=16,
     torch_code=_TORCH_CODE.format(
       num_heads=num_heads, channels=channels, hidden=4 * channels
     ),

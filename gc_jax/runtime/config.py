@@ -156,7 +156,7 @@ def get_config() -> ConfigDict:
   #   scaled to data.image_size; whole pictures: of the annotation's own pixels
   c.eval.shorter_side_px = 448  # whole pictures: as the model gets them
   c.eval.round_px = 0  # whole pictures: their sides to a multiple of this; 0 =
-  #   as they are
+  #   as they are, or as patches fit
   c.eval.max_shapes = 64  # whole pictures: a program is compiled for each
   #   shape; more than this is an error
   c.eval.spg_samples = 100  # stochastic pointing game: points per run

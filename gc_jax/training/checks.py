@@ -101,7 +101,7 @@ def _validate_pictures(config: ConfigDict) -> None:
       "nothing."
     )
   architecture = models.find(config.model.name)
-  smallest, unit = architecture.min_px, architecture.unit_px
+  smallest, unit = architecture.min_px, architecture.network.unit_px
   if data.image_size < smallest:
     raise ValueError(
       f"--config.data.image_size={data.image_size} must be at least {smallest} "

@@ -164,6 +164,19 @@ def test_too_many_shapes_are_rounded_to_few():
   assert set(image_files.model_sizes(thin, 0, max_shapes=1)[0]) == {(32, 32)}
 
 
+def test_sides_are_of_whole_patches():
+  sizes = [(300, 450), (450, 300), (250, 250), (231, 224)]
+  shapes, multiple = image_files.model_sizes(sizes, 224, 8, unit_px=16)
+  assert multiple == 16
+  assert shapes == [(224, 336), (336, 224), (224, 224), (224, 224)]
+  shapes, multiple = image_files.model_sizes(sizes, 0, 8, unit_px=16)
+  assert shapes == [(304, 448), (448, 304), (256, 256), (224, 224)]
+  # Of too many shapes, too.
+  many = [(224, 224 + extra) for extra in range(100)]
+  shapes, multiple = image_files.model_sizes(many, 224, 4, unit_px=16)
+  assert multiple == 32 and set(shapes) == {(224, 32 * i) for i in range(7, 11)}
+
+
 def test_a_picture_that_would_fill_the_memory_is_refused():
   with pytest.raises(
     ValueError,

@@ -63,7 +63,7 @@ def model(make_tiny):
 def planned(model, dataset):
   """Returns a planner of a configuration, on all devices or on some."""
 
-  def make(devices=None, dataset=dataset, **fields):
+  def make(devices=None, dataset=dataset, model=model, **fields):
     config = base.get_config()
     config.data.image_size = 16
     few = {"batch_size": 4, "costly_rows": 4, "faithfulness_steps": 2}
@@ -121,6 +121,15 @@ def frame_metrics(model, record, target, size):
 @pytest.fixture(scope="module")
 def by_paper(planned):
   return measured(planned(protocol="paper"))[0]
+
+
+def test_whole_pictures_are_of_whole_patches(planned, make_tiny_vit):
+  model = make_tiny_vit()
+  model.eval()
+  planner = planned(protocol="release", shorter_side_px=30, model=model)
+  plan = planner.passes(RUNS, METHODS)
+  names = [one.name for one in plan if "frames" in one.name]
+  assert names == ["frames 32x44", "frames 44x32"]
 
 
 def test_the_release_measures_whole_pictures_in_their_own_pixels(

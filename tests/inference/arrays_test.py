@@ -352,6 +352,15 @@ def test_pictures_too_small_for_the_architecture_say_what_is_enough(pixels):
   assert gc_jax.predict(model, pixels[:, :11]).shape == (2, K)
 
 
+def test_pixels_beside_the_last_patch_are_not_lost_without_a_word(
+  make_tiny_vit,
+):
+  model = make_tiny_vit()
+  message = r"divisible by 4 pixels.* are 14 by 16\. Resize them, to 16 by 16"
+  with pytest.raises(ValueError, match=message):
+    gc_jax.explain(model, np.zeros((1, 14, 16, 3), np.uint8), [3])
+
+
 def test_an_error_of_the_model_itself_is_not_blamed_on_the_size(pixels):
   class Broken(Shrinking):
     def classify(self, features):
