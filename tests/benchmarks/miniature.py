@@ -83,6 +83,13 @@ VARIATIONS: dict[str, tuple[str, dict]] = {
     for percent in (0, 90)
     for row in ("ce", "gc")
   },
+  **{
+    f"objects-{row}-background0": (
+      f"objects-resnet-{row}",
+      {"data__background_frac": 0.0},
+    )
+    for row in ("ce", "gc")
+  },
   # These are chosen among, so they are tested on the validation split.
   **{
     f"digits-{row}-{how}": _digits(row, data__eval_split="validation", **fields)
@@ -147,11 +154,13 @@ QUESTIONS = (
     ("digits-resnet-gc", "digits-stop"),
   ),
   *(
-    Question(f"When {percent} % of backgrounds follow the class", cells)
-    for percent, cells in (
-      (0, ("digits-ce-background0", "digits-gc-background0")),
-      (50, ("digits-resnet-ce", "digits-resnet-gc")),
-      (90, ("digits-ce-background90", "digits-gc-background90")),
+    Question(f"When {percent} % of backgrounds follow the class, {kind}", cells)
+    for kind, percent, cells in (
+      ("digits", 0, ("digits-ce-background0", "digits-gc-background0")),
+      ("digits", 50, ("digits-resnet-ce", "digits-resnet-gc")),
+      ("digits", 90, ("digits-ce-background90", "digits-gc-background90")),
+      ("objects", 0, ("objects-ce-background0", "objects-gc-background0")),
+      ("objects", 50, ("objects-resnet-ce", "objects-resnet-gc")),
     )
   ),
   Question(

@@ -195,6 +195,9 @@ def _of_question(out: Path, question, models: Mapping[str, list], words) -> str:
     path.parent.mkdir(exist_ok=True)
     title = _chart(path, models, question.title)
     parts.append(f"![{title}]({path.relative_to(out)})\n")
+    path = path.with_stem(f"{path.stem}-gradients")
+    if title := _gradients(path, models):
+      parts.append(f"![{title}]({path.relative_to(out)})\n")
   return "\n".join(parts)
 
 
@@ -226,6 +229,49 @@ def _chart(path: Path, models: Mapping[str, list], title: str) -> str:
     axes.set_xlabel(f"{METRICS[name].title} in percent, {title_of(METHOD)}")
     plots.clean(axes, plots.PAPER)
   figure.axes[0].set_ylabel(f"{words} in percent")
+  _save(path, figure)
+  return f"{words} against NQH and CH: {title}"
+
+
+def _gradients(path: Path, models: Mapping[str, list]) -> str:
+  """Draws how strong the consistency loss is; returns the figure's words.
+
+  Its gradient by the features, λ in it, over that of the cross-entropy. Empty,
+  and nothing drawn, unless two models were trained with it.
+  """
+  found = {label: _shares(own) for label, own in models.items()}
+  found = {label: shares for label, shares in found.items() if shares}
+  if len(found) < 2:
+    return ""
+  figure = Figure(figsize=(9.6, 3.8))
+  axes = figure.subplots()
+  for number, (label, shares) in enumerate(found.items()):
+    color = plots.PAPER.series[number % len(plots.PAPER.series)]
+    axes.plot(*zip(*shares.items(), strict=True), color=color, label=label)
+  axes.set_yscale("log")
+  axes.set_xlabel("step")
+  axes.set_ylabel("consistency / cross-entropy")
+  plots.clean(axes, plots.PAPER)
+  _save(path, figure)
+  return "The two losses' gradients by the features, one over the other"
+
+
+def _shares(evaluations: Sequence[Evaluated]) -> dict[int, float]:
+  """Returns step -> that share, the mean of the seeds that logged it."""
+  losses = ("consistency", "classification")
+  found: dict[int, list[float]] = {}
+  for one in evaluations:
+    for line in one.training:
+      ours, theirs = (
+        line.get(f"train/grad_norm_features/{loss}") for loss in losses
+      )
+      if ours and theirs:
+        found.setdefault(line["step"], []).append(ours / theirs)
+  return {step: statistics.fmean(own) for step, own in sorted(found.items())}
+
+
+def _save(path: Path, figure: Figure) -> None:
+  """Writes a figure with one legend below it."""
   figure.legend(
     *figure.axes[0].get_legend_handles_labels(),
     loc="outside lower center",
@@ -236,4 +282,3 @@ def _chart(path: Path, models: Mapping[str, list], title: str) -> str:
   figure.set_layout_engine("constrained")
   with files.replacing(path) as file:
     file.write(plots.figure_png(figure, 120))
-  return f"{words} against NQH and CH: {title}"
