@@ -99,7 +99,7 @@ VARIATIONS: dict[str, tuple[str, dict]] = {
         (f"lambda{weight}", ("gmp_gc",), _weighted(weight))
         for weight in (25, 100, 300, 3000)
       ),
-      # Other causes that were thought of, at the quickstart's λ: the ramp; the
+      # Other causes that were thought of, at that small a λ: the ramp; the
       # steps, of an earlier trial that had the gain: 16 epochs of lr 0.01; a
       # maximum over few cells, 4x4.
       ("ramp0", ("gmp_gc",), _weighted(25) | {"loss__ramp_epochs": 0.0}),

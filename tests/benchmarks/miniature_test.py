@@ -5,6 +5,7 @@ import re
 import pytest
 
 from configs import miniature as recipe
+from gc_jax.report import artefact
 from gc_jax.runtime.config import flatten
 from tests.benchmarks import miniature, miniature_page
 from tests.report import evaluations
@@ -38,9 +39,14 @@ def out(tmp_path):
       ("digits-resnet-gc", 20.0, {"loss__consistency_weight": 75.0}),
       ("digits-independent", 21.0, {"compose__mode": "independent"}),
     ):
+      norms = {"classification": 0.5, "consistency": 0.1 * (1 + seed)}
+      if cell.endswith("-ce"):
+        norms.pop("consistency")
+      named = {f"train/grad_norm_features/{k}": v for k, v in norms.items()}
       evaluations.write_run(
         tmp_path / f"{cell}_{seed}",
         ch,
+        training=[{"step": step, **named} for step in (1, 100)],
         seed=seed,
         model__name="resnet8-small",
         **fields,
@@ -55,7 +61,8 @@ def test_the_page_has_what_is_measured_and_says_what_is_not(out, monkeypatch):
   )
   miniature.main()
   page = (out / "README.md").read_text()
-  assert "6 of 272 runs are finished, in 17m 48s of computing." in page
+  total = len(miniature.every_experiment())
+  assert f"6 of {total} runs are finished, in 17m 48s of computing." in page
   assert "It came out as expected." in page
   assert "## objects\n\nNot measured." in page
   # Our rows, over both seeds, beside those of the network they stand for.
@@ -69,8 +76,15 @@ def test_the_page_has_what_is_measured_and_says_what_is_not(out, monkeypatch):
   assert re.search(r"\| 23 \| .* \| not measured \|", page)
   question = page.partition("### `packed` or `independent` composites, digits")
   assert "| digits-independent |" in question[2].partition("###")[0]
-  for link in re.findall(r"\]\((of_[^)]+)\)", page):
-    assert (out / link).exists(), link
+  links = re.findall(r"\]\((of_[^)]+)\)", page)
+  assert all((out / link).exists() for link in links)
+  # Of the two that were trained with the loss; both seeds count.
+  assert "of_questions/digits-independent-gradients.png" in links
+  run = artefact.load_finished(out / "digits-resnet-gc_0")
+  other = artefact.load_finished(out / "digits-resnet-gc_1")
+  assert miniature_page._shares([run, other]) == pytest.approx(
+    {1: 0.3, 100: 0.3}
+  )
   before = {path: path.read_bytes() for path in out.rglob("*.md")}
   miniature.main()
   assert before == {path: path.read_bytes() for path in out.rglob("*.md")}
