@@ -1,11 +1,13 @@
 """The page of the miniature experiments, made from their runs' own files."""
 
+import io
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from matplotlib.figure import Figure
 
 from gc_jax.attribution import title_of
@@ -19,6 +21,7 @@ from gc_jax.report import (
   formats,
   logs,
   paper,
+  pictures,
   plots,
   tables,
 )
@@ -35,6 +38,8 @@ STANDS_FOR = {
 # What is kept of a comparison, beside the page.
 _KEPT = ("tables.md", "tables.csv", "differences.json", "robustness.png")
 _FIGURE = "figure.png"
+SHOWN = "shown.jpg"  # at the head of the README
+_NUM_SHOWN = 4
 REMARKS = "remarks.md"  # what people make of it; the page takes it in
 _INTRODUCTION = """\
 # The paper's experiments in small
@@ -102,6 +107,39 @@ def write(out: Path, sets, questions, experiments) -> None:
     parts.append(_of_question(out, one, models, words[one]))
   text = "\n".join(part.rstrip() + "\n" for part in parts)
   files.write_text(out / "README.md", text)
+  pictured = [one for own in of_sets.values() for one in own if one.examples]
+  if pictured:
+    _show(out / SHOWN, pictured)
+
+
+def _show(path: Path, evaluations: Sequence[Evaluated]) -> None:
+  """Draws a few photographs as each model sees them, for the README.
+
+  They are the first of those that every run shows, whatever the maps.
+  """
+  of = {describe.paper_names(one.about)[0]: one for one in evaluations}
+  names = ["plain" if name == "Baseline" else name for name in of]
+  first = next(iter(of.values()))
+  found = [
+    {
+      (one.index, one.target): one
+      for one in each.examples
+      if one.kind == "fixed"
+    }
+    for each in of.values()
+  ]
+  lines = []
+  for key, own in list(found[0].items())[:_NUM_SHOWN]:
+    cells = [
+      pictures.explained(one[key], one[key].maps[METHOD]) for one in found
+    ]
+    shown = [pictures.outlined(own), *cells]
+    lines.append((first.class_name(own.target), shown))
+  drawn = PIL.Image.open(
+    io.BytesIO(pictures.draw_grid(["picture", *names], lines))
+  )
+  with files.replacing(path) as file:
+    drawn.convert("RGB").save(file, "JPEG", quality=88)
 
 
 def _root(out: Path) -> str:

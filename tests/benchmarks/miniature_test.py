@@ -78,6 +78,7 @@ def test_the_page_has_what_is_measured_and_says_what_is_not(out, monkeypatch):
   assert "| digits-independent |" in question[2].partition("###")[0]
   links = re.findall(r"\]\((of_[^)]+)\)", page)
   assert all((out / link).exists() for link in links)
+  assert (out / miniature_page.SHOWN).read_bytes().startswith(b"\xff\xd8")
   # Of the two that were trained with the loss; both seeds count.
   assert "of_questions/digits-independent-gradients.png" in links
   run = artefact.load_finished(out / "digits-resnet-gc_0")
