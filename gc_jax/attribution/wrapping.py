@@ -28,7 +28,7 @@ from gc_jax.runtime.messages import unknown_name_message
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["variables"],
-  meta_fields=["call", "at", "cells", "channels_first", "own"],
+  meta_fields=["call", "at", "cells", "channels_first", "own", "multi_label"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tapped:
@@ -42,6 +42,7 @@ class Tapped:
     channels_first: whether images are `[B 3 H W]`.
     own: whether it is a `Network` of ours, which takes RGB pixels and knows
       their normalisation. All others take images as they take them.
+    multi_label: whether a model of ours says of each class whether it is there.
   """
 
   variables: PyTree
@@ -50,6 +51,7 @@ class Tapped:
   cells: Cells
   channels_first: bool = False
   own: bool = False
+  multi_label: bool = False
 
   @property
   def dtype(self) -> jnp.dtype:
@@ -285,8 +287,15 @@ def wrap(
   if channels_first is None:
     channels_first = axes.index("D") < axes.index("h")
   cells = Cells("BnD", grid, prefix) if grid else Cells(axes)
+  own = library is LIBRARIES["own"]
   return Tapped(
-    variables, function, at, cells, channels_first, library is LIBRARIES["own"]
+    variables,
+    function,
+    at,
+    cells,
+    channels_first,
+    own,
+    multi_label=own and model.multi_label,
   )
 
 

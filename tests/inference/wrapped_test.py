@@ -69,6 +69,21 @@ def test_what_covers_a_pixel_and_what_a_score_is_can_be_said():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_model_of_several_labels_is_known_as_one_when_it_is_wrapped(
+  make_tiny,
+):
+  model = make_tiny("average")
+  model.multi_label = True
+  model.eval()
+  images = np.full((2, 16, 16, 3), 200, np.uint8)
+  maps = gc_jax.explain(model, images, [1, 2])
+  areas = lambda of, **how: gc_jax.insertion(of, images, [1, 2], maps, **how)
+  found = areas(gc_jax.wrap(model))
+  np.testing.assert_array_equal(found, areas(model))
+  np.testing.assert_array_equal(found, areas(model, multi_label=True))
+  assert not np.allclose(found, areas(model, multi_label=False))
+
+
 def test_a_model_of_ours_covers_pixels_with_the_mean_colour(make_tiny):
   model = make_tiny("average")
   model.eval()
