@@ -460,7 +460,7 @@ def test_unreadable_pictures_are_left_out_and_counted_if_asked(
   assert first["file"] == str(folder / "camera.png")
   assert "rocket.jpg must be a picture" in second["reason"]
   # Mended, it is no longer among them.
-  shutil.copy(ROOT / ".assets" / "quickstart.jpg", folder / "rocket.jpg")
+  shutil.copy(ROOT / ".assets" / "report.jpg", folder / "rocket.jpg")
   explained(folder / "rocket.jpg", *flags[1:])
   (left,) = json.loads(skipped.read_text())
   assert left == first

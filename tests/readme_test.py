@@ -82,7 +82,7 @@ def shrunk(command, folder):
     argument = re.sub(r"(\.py:(?!smoke).*)$", r"\1,smoke", argument)
     argument = re.sub(r"\bruns/", f"{folder}/", argument)
     argument = re.sub(r"^--topology=.*", "--topology=local", argument)
-    argument = re.sub(r"^photo\.jpg$", ".assets/quickstart.jpg", argument)
+    argument = re.sub(r"^photo\.jpg$", ".assets/report.jpg", argument)
     argument = argument.replace("my_package.", "tests.examples.")
     argument = re.sub(r"(?<=num_epochs=)\d+", "3", argument)
     arguments[i] = argument
