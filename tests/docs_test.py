@@ -18,7 +18,12 @@ from configs import base
 from gc_jax.runtime.config import flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "gc_jax/docs").glob("*.md"))]
+RESULTS = ROOT / "configs/references/miniature/README.md"
+PAGES = [
+  ROOT / "README.md",
+  *sorted((ROOT / "gc_jax/docs").glob("*.md")),
+  RESULTS,
+]
 COMMANDS = [f"gc_jax.{path.stem}" for path in ROOT.glob("gc_jax/[!_]*.py")]
 BENCHMARKS = [
   f"tests.benchmarks.{path.stem}" for path in ROOT.glob("tests/benchmarks/*.py")
@@ -224,3 +229,18 @@ def variants(name):
   found = re.search("Known: (.*), each also with (.*); or", str(raised.value))
   options = [o.strip("'") for o in found[2].split(" or ") if "smoke" not in o]
   return (*found[1].split(", "), *options)
+
+
+def test_the_readmes_claims_are_those_of_the_results():
+  cells = lambda line: [each.strip() for each in line.strip("|").split("|")]
+  rows = lambda text: re.findall(r"^\| \d+ \| .*\|$", text, re.MULTILINE)
+  page = RESULTS.read_text().partition("## The claims by set")[0]
+  known = {}
+  for number, claim, _, *found in map(cells, rows(page)):
+    known.setdefault(number, [claim, *found[:3]])
+  readme = (ROOT / "README.md").read_text()
+  shown = {number: found for number, *found in map(cells, rows(readme))}
+  assert len(shown) >= 8
+  assert shown == {number: known[number] for number in shown}
+  (made,) = re.findall(r"\*\*Does it hold\?\*\* (\d+) small", readme)
+  assert re.search(rf"^{made} of \d+ runs are finished", page, re.MULTILINE)
