@@ -91,6 +91,7 @@ def test_it_trains_and_a_method_that_does_not_hold_is_left_out(run):
   assert all(np.abs(mean).max() > 0 for mean in means)
 
 
+@pytest.mark.large
 def test_resumed_it_ends_bitwise_as_if_never_stopped(run, train):
   workdir, _ = run
   whole = checkpoint.read_variables(workdir)
