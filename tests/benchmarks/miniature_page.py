@@ -40,6 +40,7 @@ _KEPT = ("tables.md", "tables.csv", "differences.json", "robustness.png")
 _FIGURE = "figure.png"
 SHOWN = "shown.jpg"  # at the head of the README
 _NUM_SHOWN = 4
+_FEW_STEPS = 10
 REMARKS = "remarks.md"  # what people make of it; the page takes it in
 _INTRODUCTION = """\
 # The paper's experiments in small
@@ -295,11 +296,19 @@ def _gradients(path: Path, models: Mapping[str, list]) -> str:
 
 
 def _shares(evaluations: Sequence[Evaluated]) -> dict[int, float]:
-  """Returns step -> that share, the mean of the seeds that logged it."""
+  """Returns step -> that share, the mean of the seeds that logged it.
+
+  What is logged where a checkpoint is saved is the mean of a few steps only,
+  and left out.
+  """
   losses = ("consistency", "classification")
   found: dict[int, list[float]] = {}
   for one in evaluations:
+    last = -_FEW_STEPS
     for line in one.training:
+      is_short, last = line["step"] - last < _FEW_STEPS, line["step"]
+      if is_short:
+        continue
       ours, theirs = (
         line.get(f"train/grad_norm_features/{loss}") for loss in losses
       )
