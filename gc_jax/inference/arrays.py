@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from gc_jax.attribution import METHODS, check_classes
 from gc_jax.attribution.calls import Static, check_rgb
 from gc_jax.attribution.wrapping import Tapped, net_of
-from gc_jax.data import geometry
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
 from gc_jax.method.types import check_not_negative
@@ -256,11 +255,9 @@ def check_fits(model: nnx.Module, height: int, width: int) -> int:
   """
   graph, unit = split(model), getattr(model, "unit_px", 1)
   if height % unit or width % unit:
-    fitting = [geometry.to_multiple(side, unit) for side in (height, width)]
     raise ValueError(
       f"images must have sides divisible by {unit} pixels, the side of a "
-      f"patch, for this model; they are {height} by {width}. Resize them, to "
-      f"{fitting[0]} by {fitting[1]}."
+      f"patch, for this model; they are {height} by {width}. Resize them."
     )
 
   def num_classes(height, width):

@@ -109,7 +109,7 @@ def robustness_chart(models: Mapping[str, Evaluated]) -> Chart | None:
 
 
 def _method_lines(
-  curves: Mapping[str, Sequence[float]], x: Sequence[float | int]
+  curves: Mapping[str, Sequence[float | None]], x: Sequence[float | int]
 ) -> list[Line]:
   """Returns a line for each method, in the order of tables.
 
