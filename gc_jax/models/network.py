@@ -305,8 +305,7 @@ class Network(nnx.Module):
     num_context: how many of the last channels of `features` are no explained
       activations, but what `classify` needs besides: the class token of a
       ViT, the same in every cell. Maps are made of the channels before them.
-    unit_px: what must divide the sides of pictures: the side of a ViT's patch,
-      since pixels beyond the last whole patch would be seen by nobody.
+    unit_px: what must divide the sides of pictures: the side of a ViT's patch.
     dtype: of the activations that `features` returns.
     last_layer: path of the layer whose outputs are the logits; of a
       convolution, once pooled.

@@ -37,7 +37,7 @@ STANDS_FOR = {
 }
 # What is kept of a comparison, beside the page.
 _KEPT = ("tables.md", "tables.csv", "differences.json", "robustness.png")
-_FIGURE = "figure.png"
+_FIGURE = "figure.jpg"
 SHOWN = "shown.jpg"  # at the head of the README
 _NUM_SHOWN = 4
 _FEW_STEPS = 10
@@ -136,11 +136,14 @@ def _show(path: Path, evaluations: Sequence[Evaluated]) -> None:
     ]
     shown = [pictures.outlined(own), *cells]
     lines.append((first.class_name(own.target), shown))
-  drawn = PIL.Image.open(
-    io.BytesIO(pictures.draw_grid(["picture", *names], lines))
-  )
+  _save_photographs(path, pictures.draw_grid(["picture", *names], lines))
+
+
+def _save_photographs(path: Path, png: bytes) -> None:
+  """Writes a figure of photographs, as a JPEG, which is much smaller."""
+  drawn = PIL.Image.open(io.BytesIO(png)).convert("RGB")
   with files.replacing(path) as file:
-    drawn.convert("RGB").save(file, "JPEG", quality=88)
+    drawn.save(file, "JPEG", quality=88)
 
 
 def _root(out: Path) -> str:
@@ -170,10 +173,13 @@ def _of_set(
   with tempfile.TemporaryDirectory() as compared:
     comparison.compare([one.folder for one in evaluations], compared)
     pictured = any(one.examples for one in evaluations)
-    for each in (*_KEPT, *[_FIGURE] * pictured):
+    for each in _KEPT:
       path = Path(compared, each)
       if path.exists():
         (folder / each).write_bytes(path.read_bytes())
+    if pictured:
+      figure = Path(compared, "figure.png").read_bytes()
+      _save_photographs(folder / _FIGURE, figure)
   title = _chart(folder / "points.png", describe.group(evaluations), name)
   parts = [f"## {name}\n", *map(_rendered, words)]
   parts.append(f"![{title}](of_{name}/points.png)\n")
