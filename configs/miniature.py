@@ -20,13 +20,13 @@ and `ce` (plain), `gc`, `gmp` or `gmp_gc`; AlexNet has no global pooling, so it
 has the first two alone. `digits-resnet-gc` is the default. With `,smoke` any of
 them shrinks to seconds, on context digits.
 
-Each makes 2,500 updates (`multi` 6,250) of 16 pictures of 64 pixels, on half of
-which the background follows the class, and is evaluated on 1,000 others by the
-questions of Tables 1 to 6. `fashion` needs Debian's dataset-fashion-mnist,
-`objects` its tuxpaint-stamps-default. Learning rates, λ and its ramp are the
-quickstarts', except for AlexNet's learning rate.
+Each makes 2,500 updates (bottlenecks 5,000, `multi` 6,250) of 16 pictures of 64
+pixels, on half of which the background follows the class, and is evaluated on
+1,000 others by the questions of Tables 1 to 6. `fashion` needs Debian's
+dataset-fashion-mnist, `objects` its tuxpaint-stamps-default. Learning rates, λ
+and its ramp are the quickstarts', except for AlexNet's learning rate.
 
-Hardware: 1 CPU core, two to five minutes a run. Scores:
+Hardware: 1 CPU core, two to six minutes a run. Scores:
 configs/references/miniature.
 """
 
@@ -74,6 +74,10 @@ def get_config(
     c.data.train_split = "train[:20000]"
     c.data.val_split = "validation[:500]"
     c.data.eval_split = "test[:1000]"
+  if architecture == "bottleneck" and pictures != "multi":
+    # Half as many do not end its training: on digits, plain, no learning rate
+    # of 0.4, 0.8 and 1.6 brings top-1 over 81 then; it is 91 now (validation).
+    c.num_epochs *= 2
   # The quickstart's warm-up and ramps, as parts of the training.
   c.optim.warmup_epochs = c.num_epochs / 6 if "gmp" in row else 0.0
   if row.endswith("gc"):
