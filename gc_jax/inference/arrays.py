@@ -21,6 +21,7 @@ from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
 from gc_jax.method.types import check_not_negative
+from gc_jax.models.network import check_divisible
 
 PREDICTED = -1  # as a target of `run`: the class with the highest logit
 
@@ -253,12 +254,8 @@ def check_fits(model: nnx.Module, height: int, width: int) -> int:
     ValueError: no cell of the feature grid is left, or pixels are left over
       beside the last patch; says what is needed.
   """
-  graph, unit = split(model), getattr(model, "unit_px", 1)
-  if height % unit or width % unit:
-    raise ValueError(
-      f"images must have sides divisible by {unit} pixels, the side of a "
-      f"patch, for this model; they are {height} by {width}. Resize them."
-    )
+  graph = split(model)
+  check_divisible(height, width, getattr(model, "unit_px", 1))
 
   def num_classes(height, width):
     """Returns K, or 0 if no features are left."""

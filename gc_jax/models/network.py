@@ -374,6 +374,19 @@ def context_of(model: nnx.Module) -> int:
   return model.num_context if isinstance(model, Network) else 0
 
 
+def check_divisible(height: int, width: int, unit_px: int) -> None:
+  """Refuses pictures of which a rim would be lost beside the last patch.
+
+  Raises:
+    ValueError: a side is not a multiple of `unit_px`.
+  """
+  if height % unit_px or width % unit_px:
+    raise ValueError(
+      f"images must have sides divisible by {unit_px} pixels, the side of a "
+      f"patch, for this model; they are {height} by {width}. Resize them."
+    )
+
+
 def in_unit_range(images: Array) -> Float[Array, "B H W 3"]:
   """Returns RGB pixels, uint8 or float in [0, 1], as float in [0, 1].
 

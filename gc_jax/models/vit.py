@@ -216,7 +216,12 @@ class VisionTransformer(network.Network):
   def features(
     self, images: Float[Array, "B H W 3"]
   ) -> Float[Array, "B h w D"]:
-    """Returns the patches before the last attention, and the class token."""
+    """Returns the patches before the last attention, and the class token.
+
+    Raises:
+      ValueError: pixels are left over beside the last patch.
+    """
+    network.check_divisible(images.shape[1], images.shape[2], self.unit_px)
     patches = network.at_least_float32(self.conv_proj(images))
     batch, height, width, channels = patches.shape
     positions = enlarged(self.encoder.pos_embedding[...], (height, width))

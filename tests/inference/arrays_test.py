@@ -356,9 +356,17 @@ def test_pixels_beside_the_last_patch_are_not_lost_without_a_word(
   make_tiny_vit,
 ):
   model = make_tiny_vit()
-  message = r"divisible by 4 pixels.* are 14 by 16\. Resize them"
-  with pytest.raises(ValueError, match=message):
-    gc_jax.explain(model, np.zeros((1, 14, 16, 3), np.uint8), [3])
+  images = jnp.zeros((1, 14, 16, 3))
+  for explain in (
+    lambda: gc_jax.explain(model, images, [3]),
+    lambda: METHODS["gradcam"](model, images, jnp.array([[3]])),
+    # Wrapped, as the model of somebody else.
+    lambda: gc_jax.explain(
+      gc_jax.wrap(model, at="encoder.layers.encoder_layer_1.ln_1"), images, [3]
+    ),
+  ):
+    with pytest.raises(ValueError, match=r"by 4 pixels.* 14 by 16\. Resize"):
+      explain()
 
 
 def test_an_error_of_the_model_itself_is_not_blamed_on_the_size(pixels):
