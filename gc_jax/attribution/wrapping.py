@@ -22,6 +22,7 @@ from gc_jax.attribution.calls import Call, Cells, check_batch, check_rgb
 from gc_jax.attribution.libraries import LIBRARIES, library_of
 from gc_jax.method.cam import at_least_float32
 from gc_jax.models import network
+from gc_jax.models.pixels import in_unit_range, mean_colour, normalize_pixels
 from gc_jax.runtime.messages import unknown_name_message
 
 
@@ -64,7 +65,7 @@ class Tapped:
   def prepared(self, images: Array) -> Array:
     """Returns images as floats, and normalised if the model is ours."""
     if self.own:
-      return network.normalize_pixels(images).astype(self.dtype)
+      return normalize_pixels(images).astype(self.dtype)
     if jnp.issubdtype(images.dtype, jnp.floating):
       return images
     return images.astype(jnp.float32)
@@ -83,13 +84,13 @@ class Tapped:
 
   def pixels(self, images: Array) -> Array:
     """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
-    convert = network.in_unit_range if self.own else self.prepared
+    convert = in_unit_range if self.own else self.prepared
     pixels = convert(images)
     return pixels.astype(jnp.promote_types(pixels.dtype, self.dtype))
 
   def start(self, pixels: Array) -> Array:
     """Returns pixels that show nothing: of ours the mean colour, else 0."""
-    return (network.mean_colour if self.own else jnp.zeros_like)(pixels)
+    return (mean_colour if self.own else jnp.zeros_like)(pixels)
 
   def as_images(self, x: Array) -> Array:
     """Returns `[B H W 3]` as the model takes images."""

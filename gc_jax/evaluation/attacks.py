@@ -24,7 +24,7 @@ from gc_jax.evaluation.ledger import Measured
 from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import losses
 from gc_jax.method.types import Batch, PairBatch
-from gc_jax.models.network import in_unit_range
+from gc_jax.models.pixels import in_unit_range
 
 # FGSM by any step up to epsilon; FGSM on the pictures that PGD is measured on.
 WITHIN, ON_FEW = "fgsm-within", "fgsm-few"

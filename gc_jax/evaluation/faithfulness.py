@@ -10,7 +10,7 @@ from gc_jax.inference.arrays import logits_of, program
 from gc_jax.method import curves
 from gc_jax.method.metrics import Key
 from gc_jax.method.types import PairBatch
-from gc_jax.models.network import in_unit_range, mean_colour
+from gc_jax.models.pixels import in_unit_range, mean_colour
 
 
 @program(3)

@@ -21,7 +21,7 @@ from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import classes, wrapped
 from gc_jax.method import metrics
 from gc_jax.method.types import check_not_negative
-from gc_jax.models.network import check_divisible
+from gc_jax.models.pixels import check_divisible
 
 PREDICTED = -1  # as a target of `run`: the class with the highest logit
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from gc_jax.attribution import METHODS
 from gc_jax.inference import arrays
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.runtime import files
 from gc_jax.torch_io import proof
 from gc_jax.torch_io.card import Exported

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.models import network
 from gc_jax.models.architecture import Architecture
+from gc_jax.models.pixels import check_divisible
 
 _XAVIER_INIT = network.Init(nnx.initializers.xavier_uniform(), zero_bias=True)
 _PATCH_INIT = network.Init(
@@ -221,7 +222,7 @@ class VisionTransformer(network.Network):
     Raises:
       ValueError: pixels are left over beside the last patch.
     """
-    network.check_divisible(images.shape[1], images.shape[2], self.unit_px)
+    check_divisible(images.shape[1], images.shape[2], self.unit_px)
     patches = network.at_least_float32(self.conv_proj(images))
     batch, height, width, channels = patches.shape
     positions = enlarged(self.encoder.pos_embedding[...], (height, width))

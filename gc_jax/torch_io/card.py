@@ -14,7 +14,7 @@ from gc_jax import data
 from gc_jax.attribution import title_of
 from gc_jax.method.metrics import METRICS, Key
 from gc_jax.method.protocols import PROTOCOLS
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.report import artefact, cautions, describe
 from gc_jax.torch_io import packaged
 from gc_jax.torch_io.files import Metadata

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from gc_jax import models
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.runtime import files
 from gc_jax.torch_io import names, packaged, reading
 from gc_jax.torch_io.pickles import import_torch

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from gc_jax import models
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.torch_io.card import Exported
 from gc_jax.torch_io.reading import SAFETENSORS
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.runtime.messages import unknown_name_message
 from gc_jax.torch_io import pickles
 

@@ -11,7 +11,7 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.attribution import METHODS, excitation
 from gc_jax.attribution.wrapping import wrap
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import torch_excitation, twins
 
 NUM_CLASSES = 5

@@ -11,7 +11,7 @@ from flax import nnx
 from torch.nn import functional
 
 from gc_jax.attribution import full_gradients
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import twins
 
 NUM_CLASSES = 5

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gc_jax.attribution import gradients
-from gc_jax.models.network import RGB_MEAN, RGB_STD, normalize_pixels
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD, normalize_pixels
 
 TARGETS = jnp.array([[1, 4], [3, 0]])
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import gc_jax
 from gc_jax.attribution import METHODS
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import foreign
 
 TARGETS = jnp.array([[0, 1], [2, 3]])

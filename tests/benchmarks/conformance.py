@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 import gc_jax
 from gc_jax.attribution import METHODS, unfit
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import guided_test, wrapping_test
 
 ROWS = {

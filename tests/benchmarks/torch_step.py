@@ -28,7 +28,7 @@ from flax import nnx
 
 from gc_jax.method import compose
 from gc_jax.method.types import Batch
-from gc_jax.models.network import normalize_pixels
+from gc_jax.models.pixels import normalize_pixels
 from gc_jax.runtime import parallel
 from gc_jax.torch_io import names
 from gc_jax.training import composites, step

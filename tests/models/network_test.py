@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from gc_jax.models import init_key, network
+from gc_jax.models.pixels import normalize_pixels
 
 
 @pytest.fixture
@@ -79,10 +80,10 @@ def test_pixels_are_normalized_as_torchvision_does():
   images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
   mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
   expected = (images / 255 - mean) / std
-  ours = network.normalize_pixels(jnp.asarray(images))
+  ours = normalize_pixels(jnp.asarray(images))
   assert ours.dtype == jnp.float32
   np.testing.assert_allclose(ours, expected, atol=1e-6)  # float32
-  of_floats = network.normalize_pixels(jnp.asarray(images / 255, jnp.float32))
+  of_floats = normalize_pixels(jnp.asarray(images / 255, jnp.float32))
   np.testing.assert_allclose(of_floats, ours, atol=1e-6)
 
 

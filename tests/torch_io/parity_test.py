@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from gc_jax import models
 from gc_jax.method import compose
-from gc_jax.models.network import RGB_MEAN, RGB_STD
+from gc_jax.models.pixels import RGB_MEAN, RGB_STD
 from gc_jax.runtime.config import get_config
 from gc_jax.torch_io import names
 from gc_jax.training.step import TrainState, make_train_step
