@@ -187,7 +187,7 @@ def test_neither_control_knows_a_quadrant(name, cell):
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_a_float64_model_is_explained_in_float64(model_for, name, settings):
   model = model_for(name)
-  narrow = METHODS[name](model, pixels(), TARGETS, **settings)
+  narrow = jitted(model, name, **settings)(pixels(), TARGETS)
   with jax.enable_x64(True):
     wide = nnx.clone(model)
     nnx.update(
@@ -195,7 +195,7 @@ def test_a_float64_model_is_explained_in_float64(model_for, name, settings):
       jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), nnx.state(model)),
     )
     wide = in_float32(wide)
-    found = METHODS[name](wide, pixels(), TARGETS, **settings)
+    found = jitted(wide, name, **settings)(pixels(), TARGETS)
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found, narrow, rtol=1e-3, atol=1e-4)
 
