@@ -2,9 +2,9 @@
 
   python -m gc_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Run again, the same command continues where it stopped. On SIGTERM and on Ctrl-C
-it saves the step it is at, and exits with 0 and 130; a second Ctrl-C ends it at
-once.
+Run again, the same command continues where it stopped. On SIGTERM, on Ctrl-C,
+and when its terminal is gone, it saves the step it is at, and exits with 0, 130
+and 129; a second Ctrl-C ends it at once.
 """
 
 import sys

@@ -251,8 +251,10 @@ def handlers(monkeypatch):
 
   monkeypatch.setattr(parallel, "_stop", parallel._Stop())
   monkeypatch.setattr(signals, "_told", threading.Event())
-  before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+  monkeypatch.setattr(signals, "leave_terminal", lambda: None)  # it is pytest's
+  before = {number: signal.getsignal(number) for number in signals._STOPS}
   signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
   yield
   # A command that Ctrl-C ended still listens, until its process is gone.
   if (pipe := signal.set_wakeup_fd(-1)) != -1:

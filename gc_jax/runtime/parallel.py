@@ -45,16 +45,16 @@ def initialize(multihost: bool) -> None:
 
   Their places come from JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0),
   JAX_NUM_PROCESSES and JAX_PROCESS_ID if these are set, and otherwise from what
-  jax knows about TPU pods, SLURM and MPI. From here on SIGTERM and Ctrl-C ask
-  to end, see `stop_requested`. Without `multihost` a process trains alone.
+  jax knows about TPU pods, SLURM and MPI. From here on SIGTERM, Ctrl-C and the
+  end of the terminal (SIGHUP, unless `nohup` is used) ask to end, see
+  `stop_requested`. Without `multihost` a process trains alone.
 
   Raises:
     ValueError: the place of this process is unknown.
   """
   if not multihost:
     signal.signal(signal.SIGTERM, _signalled)
-    if not signals.is_ignored():
-      signal.signal(signal.SIGINT, _signalled)
+    _handle_what_people_do(_signalled)
     return
   place = _place()
   try:
@@ -72,11 +72,17 @@ def initialize(multihost: bool) -> None:
     ) from error
   if not is_main():
     speaking.mute()
-  if not signals.is_ignored():
-    signal.signal(signal.SIGINT, _passed_on)
+  _handle_what_people_do(_passed_on)
   # When another is lost, jax aborts this process and says so. The stacks of all
   # its threads would bury that message.
   faulthandler.enable(all_threads=False)
+
+
+def _handle_what_people_do(handler: Callable[..., None]) -> None:
+  """Handles Ctrl-C and the end of the terminal, where they are not ignored."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    if not signals.is_ignored(number):
+      signal.signal(number, handler)
 
 
 def _place() -> dict[str, Any]:
@@ -114,7 +120,7 @@ class _Stop:
   """Whether this process, or one that it trains with, is asked to end."""
 
   came: signal.Signals | None = None  # what asked
-  interrupted: bool = False  # by Ctrl-C, which `_passed_on` made SIGTERM
+  passed_on: signal.Signals | None = None  # what `_passed_on` made SIGTERM
   awaited: bool = False  # whether somebody will ask `stop_requested`
   asked: int = 0  # the last step that was asked about
 
@@ -126,14 +132,21 @@ def _signalled(number: int, *_) -> None:
   # A second one must not break into what the first one began.
   if _stop.came is None:
     _stop.came = signal.Signals(number)
+    _look_away(number)
     if not _stop.awaited:
       raise signals.Stopped(_stop.came)
 
 
-def _passed_on(*_) -> None:
-  """Handles Ctrl-C in one of several processes: jax knows SIGTERM alone."""
-  _stop.interrupted = True
+def _passed_on(number: int, *_) -> None:
+  """Handles what came to one of several processes: jax knows SIGTERM alone."""
+  _stop.passed_on = _stop.passed_on or signal.Signals(number)
+  _look_away(number)
   os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _look_away(number: int) -> None:
+  if number == signal.SIGHUP:
+    signals.leave_terminal()
 
 
 @contextlib.contextmanager
@@ -164,7 +177,7 @@ def stop_requested(step: int | None = None) -> signals.Stopped | None:
     last = _stop.asked + 1 if step is None else step
     for number in range(_stop.asked + 1, last + 1):
       if multihost_utils.reached_preemption_sync_point(number):
-        _stop.came = signal.SIGINT if _stop.interrupted else signal.SIGTERM
+        _stop.came = _stop.passed_on or signal.SIGTERM
     _stop.asked = max(_stop.asked, last)
   return None if _stop.came is None else signals.Stopped(_stop.came)
 

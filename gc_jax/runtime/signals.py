@@ -1,4 +1,4 @@
-"""What SIGINT (Ctrl-C) and SIGTERM do to a process, and to those it started.
+"""What SIGINT (Ctrl-C), SIGTERM and SIGHUP do to a process and to its children.
 
 Training saves first (`parallel.stop_requested`); the other commands end with a
 line. Only commands install handlers: a notebook keeps its own.
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 _STOPS = {
   signal.SIGTERM: ("SIGTERM", 0),
   signal.SIGINT: ("Ctrl-C (SIGINT)", INTERRUPTED),
+  # A connection was lost, a window closed: as shells have it, 128 + SIGHUP.
+  signal.SIGHUP: ("SIGHUP, as its terminal is gone", 129),
 }
 
 _logger = logging.getLogger(__name__)
@@ -104,12 +107,23 @@ def ending_at_ctrl_c(kept: str) -> Iterator[None]:
       os.close(write)
 
 
-def is_ignored() -> bool:
-  """Returns whether Ctrl-C is meant for others.
+def is_ignored(number: signal.Signals = signal.SIGINT) -> bool:
+  """Returns whether a signal is meant for others.
 
-  A shell script lets the processes it starts in the background ignore it.
+  A shell script lets the processes it starts in the background ignore Ctrl-C,
+  and `nohup` the one it starts SIGHUP.
   """
-  return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  return signal.getsignal(number) == signal.SIG_IGN
+
+
+def leave_terminal() -> None:
+  """Says nothing more where a terminal was: writing to it is an error now."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for stream in (1, 2):
+    # What is gone no longer tells that it was a terminal.
+    if stat.S_ISCHR(os.fstat(stream).st_mode):
+      os.dup2(nowhere, stream)
+  os.close(nowhere)
 
 
 def _count_ctrl_c(pipe: int) -> None:
@@ -143,15 +157,13 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-  """Keeps SIGINT and SIGTERM from processes that are started within.
+  """Keeps these signals from processes that are started within.
 
   Terminals and clusters send them to every process of a command, and decoding
   processes would end before the main process has saved. Threads started within
   pass this on to processes of theirs. This process hears a signal at the end.
   """
-  before = signal.pthread_sigmask(
-    signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}
-  )
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
   try:
     yield
   finally:

@@ -49,7 +49,7 @@ def train_and_evaluate(
       nothing was written or compiled.
     TrainingDivergedError: a loss is not finite; the last good checkpoint stays.
     CheckpointError: a checkpoint could not be written or read.
-    Stopped: SIGTERM or Ctrl-C came, in a process that `parallel.initialize` set
+    Stopped: a signal asked to end, in a process that `parallel.initialize` set
       up for it; all is saved.
   """
   mesh = parallel.make_mesh()

@@ -6,6 +6,8 @@ Two processes that train together: multihost_test.py.
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -117,7 +119,7 @@ def alone(handlers):
   return lambda number: os.kill(os.getpid(), number)
 
 
-STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+STATUSES = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 @pytest.mark.parametrize("number", STATUSES)
@@ -141,10 +143,43 @@ def test_before_and_after_training_a_signal_ends_at_once(alone, number):
   assert parallel.stop_requested().code == STATUSES[number]
 
 
-def test_an_ignored_ctrl_c_stays_ignored(handlers):
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_shell_or_nohup_ignores_stays_ignored(handlers, number):
+  signal.signal(number, signal.SIG_IGN)
   parallel.initialize(multihost=False)
-  assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+  assert signal.getsignal(number) == signal.SIG_IGN
+
+
+IN_A_TERMINAL = """
+import os, pathlib, sys
+from gc_jax.runtime import parallel
+
+os.login_tty(int(sys.argv[2]))
+parallel.initialize(multihost=False)
+with parallel.stop_awaited():
+  print("on", flush=True)
+  while (stopped := parallel.stop_requested()) is None:
+    pass
+  stopped.tell("saved")
+  print("a line that nobody reads", flush=True)
+  pathlib.Path(sys.argv[1]).write_text("saved")
+raise stopped
+"""
+
+
+def test_a_process_saves_when_its_terminal_is_closed(tmp_path):
+  ours, terminal = os.openpty()
+  process = subprocess.Popen(
+    [sys.executable, "-c", IN_A_TERMINAL, tmp_path / "file", str(terminal)],
+    pass_fds=[terminal],
+  )
+  os.close(terminal)
+  said = b""
+  while b"on" not in said:
+    said += os.read(ours, 100)
+  os.close(ours)
+  assert process.wait(timeout=60) == 129
+  assert (tmp_path / "file").read_text() == "saved"
 
 
 def test_a_library_leaves_signals_alone(handlers):
@@ -155,10 +190,10 @@ def test_a_library_leaves_signals_alone(handlers):
 
 
 @pytest.mark.parametrize(("number", "status"), STATUSES.items())
-def test_ctrl_c_of_one_process_reaches_all_of_them(
+def test_a_signal_of_one_process_reaches_all_of_them(
   joined, monkeypatch, number, status
 ):
-  """Jax tells all of SIGTERM; only who was interrupted says so as it ends."""
+  """Jax tells all of SIGTERM; only who got another says so as it ends."""
   came = []
   parallel.initialize(multihost=True)
   signal.signal(signal.SIGTERM, lambda *_: came.append(1))
