@@ -24,7 +24,8 @@ Each makes 2,500 updates (bottlenecks 5,000, `multi` 6,250) of 16 pictures of 64
 pixels, on half of which the background follows the class, and is evaluated on
 1,000 others by the questions of Tables 1 to 6. `fashion` needs Debian's
 dataset-fashion-mnist, `objects` its tuxpaint-stamps-default. Learning rates, λ
-and its ramp are the quickstarts', except for AlexNet's learning rate.
+and its ramp are the quickstarts', except for AlexNet's learning rate and for λ
+where bottlenecks have both loss and maximum.
 
 Hardware: 1 CPU core, two to six minutes a run. Scores:
 configs/references/miniature.
@@ -82,6 +83,10 @@ def get_config(
   c.optim.warmup_epochs = c.num_epochs / 6 if "gmp" in row else 0.0
   if row.endswith("gc"):
     c.loss.ramp_epochs = c.num_epochs * (0.9 if row == "gmp_gc" else 0.5)
+  if architecture == "bottleneck" and row == "gmp_gc":
+    # At the quickstart's 1000 it does not learn: on digits, top-1 is 58 then,
+    # and 83 at 300.
+    c.loss.consistency_weight *= 0.3
   if architecture == "alexnet":
     # Chosen on the validation split, plain; it has no BatchNorm.
     c.optim.lr_per_256 = 0.24
