@@ -191,7 +191,7 @@ def summarize(
   if settings.num_resamples and samples:
     drawn = resampled(samples, pairs.index, settings.num_resamples)
     for key, means in drawn.items():
-      low, high = interval(means)
+      low, high = interval(means, samples[key])
       found[key] = found[key]._replace(interval=(100 * low, 100 * high))
   return found
 

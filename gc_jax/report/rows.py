@@ -32,6 +32,7 @@ CASES = ("true_positives", "false_positives", "false_negatives")
 CONFIDENCE = "confidence"  # in the class explained, of a picture's first row
 PREDICTED = "predicted"  # the class with the highest score, if one is asked for
 _BLOCK = 16  # resamples at a time
+_TAIL = 0.025  # on either side of an interval
 _K = TypeVar("_K", bound=Hashable)
 
 
@@ -231,9 +232,25 @@ def resampled(
   return {key: np.concatenate(found) for key, found in means.items()}
 
 
-def interval(means: Float[np.ndarray, "R"]) -> tuple[float, float]:
-  """Returns the ends of the 95% interval, of the resamples with a mean."""
-  low, high = np.quantile(means[~np.isnan(means)], (0.025, 0.975))
+def interval(
+  means: Float[np.ndarray, "R"], one: Sample | None = None
+) -> tuple[float, float]:
+  """Returns the ends of the 95% interval, of the resamples with a mean.
+
+  Args:
+    means: of `resampled`.
+    one: what they are means of. If all its values are 0, or all 1, so are all
+      resamples; the interval then reaches to where this happens to one such
+      set of pictures in forty: five right of five are [48, 100], not [100, 100]
+      (Clopper and Pearson 1934).
+  """
+  low, high = np.quantile(means[~np.isnan(means)], (_TAIL, 1 - _TAIL))
+  if one is not None and (one.below == 1).all():
+    end = one.share * _TAIL ** (1 / len(np.unique(one.index)))
+    if (one.above == 1).all():
+      low = end
+    elif (one.above == 0).all():
+      high = one.share - end
   return float(low), float(high)
 
 

@@ -171,6 +171,18 @@ def test_pairs_of_one_picture_stand_or_fall_together():
   assert more == pytest.approx(alone / 2, rel=0.15)
 
 
+@pytest.mark.parametrize("name", ["paper", "corrected"])
+@pytest.mark.parametrize(("hit", "ends"), [(1, (47.8, 100)), (0, (0, 52.2))])
+def test_five_pictures_of_five_are_no_certainty(name, hit, ends):
+  """As scipy.stats.binomtest(5, 5).proportion_ci() has it."""
+  columns = {PG: np.full(10, hit, np.float32)}
+  pairs = pairs_of(np.repeat(np.arange(5), 2))  # two of each picture
+  chosen = settings(name, num_resamples=100)
+  found = summary.summarize(columns, pairs, chosen, NUM_CLASSES)[PG]
+  assert found.value == 100 * hit
+  assert found.interval == pytest.approx(ends, abs=0.1)
+
+
 def test_a_column_or_class_without_a_measurement_is_left_out():
   columns, pairs = made()
   nothing = np.full(60, np.nan, np.float32)
