@@ -139,6 +139,7 @@ def make_all(
       if small:
         keep_small(out / one.name, one.with_pictures)
 
+  out.mkdir(parents=True, exist_ok=True)  # for logs
   with _waited_for(running):
     for number, one in enumerate(experiments, start=1):
       if one.secs(out) is not None:
