@@ -151,10 +151,11 @@ def test_what_a_shell_or_nohup_ignores_stays_ignored(handlers, number):
 
 
 IN_A_TERMINAL = """
-import os, pathlib, sys
+import os, pathlib, signal, sys
 from gc_jax.runtime import parallel
 
 os.login_tty(int(sys.argv[2]))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run by nohup
 parallel.initialize(multihost=False)
 with parallel.stop_awaited():
   print("on", flush=True)
@@ -178,7 +179,10 @@ def test_a_process_saves_when_its_terminal_is_closed(tmp_path):
   while b"on" not in said:
     said += os.read(ours, 100)
   os.close(ours)
-  assert process.wait(timeout=60) == 129
+  try:
+    assert process.wait(timeout=60) == 129
+  finally:
+    process.kill()
   assert (tmp_path / "file").read_text() == "saved"
 
 
