@@ -27,7 +27,7 @@ dataset-fashion-mnist, `objects` its tuxpaint-stamps-default. Learning rates, λ
 and its ramp are the quickstarts', except for AlexNet's learning rate and for λ
 where bottlenecks have both loss and maximum.
 
-Hardware: 1 CPU core, two to six minutes a run. Scores:
+Hardware: 1 CPU core, two to eight minutes a run. Scores:
 configs/references/miniature.
 """
 
@@ -77,7 +77,7 @@ def get_config(
     c.data.eval_split = "test[:1000]"
   if architecture == "bottleneck" and pictures != "multi":
     # Half as many do not end its training: on digits, plain, no learning rate
-    # of 0.4, 0.8 and 1.6 brings top-1 over 81 then; it is 91 now (validation).
+    # of 0.4, 0.8 and 1.6 brings top-1 over 81 then; it is 91 now.
     c.num_epochs *= 2
   # The quickstart's warm-up and ramps, as parts of the training.
   c.optim.warmup_epochs = c.num_epochs / 6 if "gmp" in row else 0.0

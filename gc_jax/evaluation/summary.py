@@ -83,7 +83,7 @@ def results(
   for key, counts in pooled.items() if settings.num_resamples else ():
     one = sample(key.metric, counts, pairs, settings.protocol)
     means = resampled({key: one}, one.index, settings.num_resamples)
-    low, high = interval(means[key])
+    low, high = interval(means[key], one)
     found[key] = found[key]._replace(interval=(100 * low, 100 * high))
   for key, (correct, count) in ledger.totals.items():
     if key.metric == BOXES:

@@ -242,12 +242,12 @@ def interval(
     one: what they are means of. If all its values are 0, or all 1, so are all
       resamples; the interval then reaches to where this happens to one such
       set of pictures in forty: five right of five are [48, 100], not [100, 100]
-      (Clopper and Pearson 1934).
+      (Clopper and Pearson 1934; of F1, as if pictures weighed the same).
   """
   low, high = np.quantile(means[~np.isnan(means)], (_TAIL, 1 - _TAIL))
-  if one is not None and (one.below == 1).all():
+  if one is not None:
     end = one.share * _TAIL ** (1 / len(np.unique(one.index)))
-    if (one.above == 1).all():
+    if (one.above == one.below).all():
       low = end
     elif (one.above == 0).all():
       high = one.share - end

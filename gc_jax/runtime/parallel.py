@@ -54,7 +54,7 @@ def initialize(multihost: bool) -> None:
   """
   if not multihost:
     signal.signal(signal.SIGTERM, _signalled)
-    _handle_what_people_do(_signalled)
+    _handle_terminal_signals(_signalled)
     return
   place = _place()
   try:
@@ -72,14 +72,14 @@ def initialize(multihost: bool) -> None:
     ) from error
   if not is_main():
     speaking.mute()
-  _handle_what_people_do(_passed_on)
+  _handle_terminal_signals(_passed_on)
   # When another is lost, jax aborts this process and says so. The stacks of all
   # its threads would bury that message.
   faulthandler.enable(all_threads=False)
 
 
-def _handle_what_people_do(handler: Callable[..., None]) -> None:
-  """Handles Ctrl-C and the end of the terminal, where they are not ignored."""
+def _handle_terminal_signals(handler: Callable[..., None]) -> None:
+  """Handles SIGINT and SIGHUP, which terminals send, unless ignored."""
   for number in (signal.SIGINT, signal.SIGHUP):
     if not signals.is_ignored(number):
       signal.signal(number, handler)
@@ -132,7 +132,7 @@ def _signalled(number: int, *_) -> None:
   # A second one must not break into what the first one began.
   if _stop.came is None:
     _stop.came = signal.Signals(number)
-    _look_away(number)
+    _leave_terminal_at_hangup(number)
     if not _stop.awaited:
       raise signals.Stopped(_stop.came)
 
@@ -140,11 +140,11 @@ def _signalled(number: int, *_) -> None:
 def _passed_on(number: int, *_) -> None:
   """Handles what came to one of several processes: jax knows SIGTERM alone."""
   _stop.passed_on = _stop.passed_on or signal.Signals(number)
-  _look_away(number)
+  _leave_terminal_at_hangup(number)
   os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _look_away(number: int) -> None:
+def _leave_terminal_at_hangup(number: int) -> None:
   if number == signal.SIGHUP:
     signals.leave_terminal()
 

@@ -117,12 +117,16 @@ def is_ignored(number: signal.Signals = signal.SIGINT) -> bool:
 
 
 def leave_terminal() -> None:
-  """Says nothing more where a terminal was: writing to it is an error now."""
+  """Sends stdout and stderr nowhere, if they do not go to a file.
+
+  The terminal is gone, and with it `tee` and what else read a pipe: an error in
+  writing to them would end the process before it has saved.
+  """
   nowhere = os.open(os.devnull, os.O_WRONLY)
   for stream in (1, 2):
-    # What is gone no longer tells that it was a terminal.
-    if stat.S_ISCHR(os.fstat(stream).st_mode):
-      os.dup2(nowhere, stream)
+    with contextlib.suppress(OSError):  # it may be closed
+      if not stat.S_ISREG(os.fstat(stream).st_mode):
+        os.dup2(nowhere, stream)
   os.close(nowhere)
 
 
@@ -157,7 +161,7 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-  """Keeps these signals from processes that are started within.
+  """Keeps signals that ask to end from processes that are started within.
 
   Terminals and clusters send them to every process of a command, and decoding
   processes would end before the main process has saved. Threads started within

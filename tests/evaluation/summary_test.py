@@ -183,6 +183,25 @@ def test_five_pictures_of_five_are_no_certainty(name, hit, ends):
   assert found.interval == pytest.approx(ends, abs=0.1)
 
 
+@pytest.mark.parametrize(
+  ("case", "ends"),
+  [("true_positives", (47.8, 100)), ("false_negatives", (0, 52.2))],
+)
+def test_f1_of_five_pictures_of_five_is_no_certainty(case, ends):
+  ledger = Ledger(5)
+  for name in CASES:
+    ledger.columns[Key(name)] = np.full(5, name == case, np.float32)
+    ledger.totals[Key(name)] = (
+      np.array([5.0 * (name == case)]),
+      np.float64(5),
+    )
+  ledger.totals[Key("loss")] = (np.float64(1), np.float64(5))
+  found, _ = summary.results(
+    ledger, pairs_of(np.arange(5)), settings(num_resamples=50), ["only"]
+  )
+  assert found[Key("f1_overall")].interval == pytest.approx(ends, abs=0.1)
+
+
 def test_a_column_or_class_without_a_measurement_is_left_out():
   columns, pairs = made()
   nothing = np.full(60, np.nan, np.float32)

@@ -158,7 +158,11 @@ os.login_tty(int(sys.argv[2]))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run by nohup
 parallel.initialize(multihost=False)
 with parallel.stop_awaited():
-  print("on", flush=True)
+  screen = os.dup(1)
+  if sys.argv[3] == "tee":  # a reader that ends with the terminal
+    read, write = os.pipe()
+    os.dup2(write, 1), os.dup2(write, 2), os.close(write), os.close(read)
+  os.write(screen, b"on")
   while (stopped := parallel.stop_requested()) is None:
     pass
   stopped.tell("saved")
@@ -168,11 +172,12 @@ raise stopped
 """
 
 
-def test_a_process_saves_when_its_terminal_is_closed(tmp_path):
+@pytest.mark.parametrize("reader", ["terminal", "tee"])
+def test_a_process_saves_when_its_terminal_is_closed(tmp_path, reader):
   ours, terminal = os.openpty()
+  arguments = [tmp_path / "file", str(terminal), reader]
   process = subprocess.Popen(
-    [sys.executable, "-c", IN_A_TERMINAL, tmp_path / "file", str(terminal)],
-    pass_fds=[terminal],
+    [sys.executable, "-c", IN_A_TERMINAL, *arguments], pass_fds=[terminal]
   )
   os.close(terminal)
   said = b""
