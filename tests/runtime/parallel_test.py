@@ -151,7 +151,7 @@ def test_what_a_shell_or_nohup_ignores_stays_ignored(handlers, number):
 
 
 IN_A_TERMINAL = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, sys, time
 from gc_jax.runtime import parallel
 
 os.login_tty(int(sys.argv[2]))
@@ -164,7 +164,7 @@ with parallel.stop_awaited():
     os.dup2(write, 1), os.dup2(write, 2), os.close(write), os.close(read)
   os.write(screen, b"on")
   while (stopped := parallel.stop_requested()) is None:
-    pass
+    time.sleep(0.01)
   stopped.tell("saved")
   print("a line that nobody reads", flush=True)
   pathlib.Path(sys.argv[1]).write_text("saved")
