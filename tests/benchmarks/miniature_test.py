@@ -1,5 +1,6 @@
 """The miniature experiments: every cell is a recipe; the page says what is."""
 
+import collections
 import re
 
 import pytest
@@ -15,6 +16,10 @@ def test_every_cell_is_a_variant_and_every_variation_changes_known_fields():
   assert sorted(miniature.CELLS) == sorted(recipe.VARIANTS)
   made = miniature.every_experiment()
   assert len({one.name for one in made}) == len(made) >= 200
+  seeds = collections.Counter(one.cell for one in made)
+  assert seeds["objects-resnet-gc"] == seeds["digits-alexnet-ce"] == 5
+  assert seeds["objects-bottleneck-ce"] == seeds["multi-resnet-gc"] == 3
+  assert {seeds[name] for name in miniature.VARIATIONS} == {3}
   known = flatten(recipe.get_config().to_dict())
   for one in made:
     variant, *flags = one.arguments
