@@ -258,8 +258,10 @@ def wrap(
 
   Raises:
     ValueError: there is no such place.
-    TypeError: the model is of no kind above.
+    TypeError: the model is of no kind above, or wrapped already.
   """
+  if isinstance(model, Tapped):
+    raise TypeError("model is wrapped already: give the model that it taps.")
   if grid is not None and axes:
     raise ValueError("axes= goes with maps and grid= with tokens: give one.")
   if grid is None and prefix:

@@ -84,7 +84,12 @@ def create(
     num_classes: K.
     dtype: of activations; parameters are float32.
     key: the initialisation is a function of it; by default `init_key(0)`.
+
+  Raises:
+    ValueError: there is no such model, or not one class.
   """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1; it is {num_classes}.")
   rngs = nnx.Rngs(init_key(0) if key is None else key)
   return find(name)(num_classes, dtype=dtype, rngs=rngs)
 

@@ -232,6 +232,8 @@ def test_a_place_that_is_unknown_twice_passed_or_never_passed_is_named():
     gc_jax.wrap({"a": 1})
   with pytest.raises(TypeError, match="it is the class Twice"):
     gc_jax.wrap(Twice)
+  with pytest.raises(TypeError, match="model is wrapped already"):
+    gc_jax.wrap(gc_jax.wrap(model, at="conv"), at="conv")
   with pytest.raises(ValueError, match=r"return logits \[B K\].*a tuple"):
     gc_jax.wrap(lambda x, tap: (tap(x), x))(images)
   with pytest.raises(ValueError, match=r"For one picture, give images\[None\]"):

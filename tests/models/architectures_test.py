@@ -44,6 +44,12 @@ def grid(name, height, width):
   return jax.eval_shape(features, state, image).shape[1:3]
 
 
+@pytest.mark.parametrize("num_classes", [0, -2])
+def test_a_model_has_classes(num_classes):
+  with pytest.raises(ValueError, match=f"at least 1; it is {num_classes}"):
+    models.create("resnet8-small", num_classes)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_and_grids_are_as_many_as_torchvisions(name):
   num_params, of_224, of_448 = SIZES[name]
