@@ -24,11 +24,17 @@ def runs(rng, seeds, pictures, *, by_run, by_picture, noise, shift=0.0):
 
 
 @pytest.mark.parametrize(
-  ("by_run", "by_picture", "noise"),
-  [(1.0, 0.0, 1.0), (0.05, 2.0, 1.0), (0.0, 0.0, 1.0), (0.3, 2.0, 3.0)],
+  ("by_run", "by_picture", "noise", "seeds"),
+  [
+    (1.0, 0.0, 1.0, (5, 5)),
+    (0.05, 2.0, 1.0, (5, 5)),
+    (0.0, 0.0, 1.0, (5, 5)),
+    (0.3, 2.0, 3.0, (5, 5)),
+    (0.5, 0.0, 1.0, (5, 3, 1)),  # of one run, nobody knows how much it varies
+  ],
 )
 def test_under_the_null_p_is_uniform_and_intervals_hold_the_truth(
-  by_run, by_picture, noise
+  by_run, by_picture, noise, seeds
 ):
   """Whatever the chance comes from: runs, pictures, or both together."""
   rng = np.random.default_rng(0)
@@ -36,10 +42,10 @@ def test_under_the_null_p_is_uniform_and_intervals_hold_the_truth(
   for _ in range(200):
     strata = [
       Stratum(
-        *runs(rng, 5, 60, by_run=by_run, by_picture=by_picture, noise=noise),
-        name,
+        *runs(rng, n, 60, by_run=by_run, by_picture=by_picture, noise=noise),
+        str(number),
       )
-      for name in "ab"
+      for number, n in enumerate(seeds)
     ]
     found.append(exchanges.compared(strata))
   p = np.array([one.p for one in found])
@@ -67,6 +73,18 @@ def test_a_shift_is_found_with_its_size(of_one):
   assert exchanges.compared(strata, 1.0).p < 0.05
   assert exchanges.compared(strata, 3.0).p > 0.2
   assert exchanges.compared(strata, 3.0)[:3] == pytest.approx(found[:3])
+
+
+def test_sets_that_differ_by_more_and_less_are_no_chance():
+  """A mean over them is as sure as the runs of each are alike."""
+  rng = np.random.default_rng(0)
+  settings = {"by_run": 0.5, "by_picture": 0.0, "noise": 1.0}
+  strata = [
+    Stratum(*runs(rng, 3, 200, shift=shift, **settings), name)
+    for name, shift in zip("abcd", (8.0, -2.0, 2.0, 2.0), strict=True)
+  ]
+  found = exchanges.compared(strata)
+  assert 0 < found.low < 2.5 < found.high and found.p < 0.001
 
 
 def test_p_is_that_of_all_exchanges():
