@@ -39,7 +39,7 @@ a picture takes 51.43 GFLOP in `resnet18-gc`, 121.62 in `resnet50-gc`.
   resnet50-gmp     74.63  79.80  66.29  54.23  33.91     -   24.02   0.81
   resnet50-gmp_gc  74.14  79.60  69.51  59.70  21.30     -   50.96    1.7
   alexnet-ce       56.51  72.80  53.45  45.78  43.53     -    3.86   0.13
-  alexnet-gc       56.16  73.70  61.15  48.10  33.94     -    9.28   0.31
+  alexnet-gc       56.16  73.70  61.15  48.10  33.94     -    9.27   0.31
 """
 
 import ml_collections
