@@ -52,14 +52,14 @@ def compared(strata: Sequence[Stratum], shift: float = 0.0) -> Finding:
   """
   generator = np.random.default_rng(0)
   # Of the labels as they are, then of exchanges: a difference, its variance.
-  means, errors = np.zeros((2, 1 + _NUM_EXCHANGES))
+  means, variances = np.zeros((2, 1 + _NUM_EXCHANGES))
   of_pictures: dict[str, list[np.ndarray]] = {}
   noise: dict[str, float] = {}
   for one in strata:
     ours, theirs = one.ours.mean(1) + shift, one.theirs.mean(1)
-    mean, error = _exchanged(generator, ours, theirs, one.of_one)
+    mean, variance = _exchanged(generator, ours, theirs, one.of_one)
     means += mean / len(strata)
-    errors += error / len(strata) ** 2
+    variances += variance / len(strata) ** 2
     sides = [one.ours - one.theirs] if one.of_one else [one.ours, one.theirs]
     differing = one.ours.mean(0) - one.theirs.mean(0)
     of_pictures.setdefault(one.pictures, []).append(differing)
@@ -73,8 +73,8 @@ def compared(strata: Sequence[Stratum], shift: float = 0.0) -> Finding:
   chance = generator.standard_normal(_NUM_EXCHANGES)
   means[1:] += math.sqrt(by_pictures) * chance
   # Where there is no error at all, a difference is infinitely many.
-  errors = np.maximum(errors + by_pictures, np.finfo(float).tiny)
-  in_errors = np.abs(means) / np.sqrt(errors)
+  variances = np.maximum(variances + by_pictures, np.finfo(float).tiny)
+  in_errors = np.abs(means) / np.sqrt(variances)
   # Exchanges that only round otherwise are equal.
   extreme = in_errors[1:] >= in_errors[0] * (1 - 1e-9)
   value, half = float(means[0]) - shift, _half_width(strata, by_pictures)
@@ -96,12 +96,12 @@ def _half_width(strata: Sequence[Stratum], by_pictures: float) -> float:
     return half
   # One run on each side is taken to vary as those of the others do.
   usual = statistics.fmean(known)
-  errors = [
+  variances = [
     np.var(own, ddof=1) / len(own) if len(own) > 1 else usual for own in of_runs
   ]
   free = sum(len(own) - 1 for own in of_runs)
   student = scipy.special.stdtrit(free, 0.975)
-  return math.hypot(half, student * math.sqrt(sum(errors)) / len(strata))
+  return math.hypot(half, student * math.sqrt(sum(variances)) / len(strata))
 
 
 def _exchanged(generator, ours, theirs, of_one: bool) -> np.ndarray:
