@@ -21,11 +21,11 @@ has the first two alone. `digits-resnet-gc` is the default. With `,smoke` any of
 them shrinks to seconds, on context digits.
 
 Each makes 2,500 updates (`multi` 6,250; bottlenecks twice as many) of 16
-pictures of 64 pixels, on half of which the background follows the class, and is evaluated on
-1,000 others by the questions of Tables 1 to 6. `fashion` needs Debian's
-dataset-fashion-mnist, `objects` its tuxpaint-stamps-default. Learning rates, λ
-and its ramp are the quickstarts', except for AlexNet's learning rate and for λ
-where bottlenecks have both loss and maximum.
+pictures of 64 pixels, on half of which the background follows the class, and is
+evaluated on 1,000 others by the questions of Tables 1 to 6. `fashion` needs
+Debian's dataset-fashion-mnist, `objects` its tuxpaint-stamps-default. Learning
+rates, λ and its ramp are the quickstarts', except for AlexNet's learning rate
+and for λ where bottlenecks have both loss and maximum.
 
 Hardware: 1 CPU core, two to nine minutes a run, twenty for a bottleneck on
 `multi`. Scores: configs/references/miniature.
