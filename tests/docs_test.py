@@ -5,6 +5,7 @@ thing that is not there.
 """
 
 import ast
+import collections
 import contextlib
 import functools
 import importlib
@@ -245,6 +246,11 @@ def test_the_readmes_claims_are_those_of_the_results():
   assert shown == {number: known[number] for number in shown}
   (made,) = re.findall(r"\*\*Does it hold\?\*\* (\d+) small", readme)
   assert re.search(rf"^{made} of \d+ runs are finished", page, re.MULTILINE)
+  verdicts = collections.Counter(found[2] for _, *found in known.values())
+  holds, fails, others = map(verdicts.get, ("holds", "does not", "not shown"))
+  assert holds + fails + others == len(known)
+  counted = f"{holds} hold, {fails} do not, and {others} are not shown."
+  assert counted in " ".join(readme.split())
   alone = "three of the four sets show claim 11, and digits claims 9 and 10."
   assert alone in " ".join(readme.split())
   assert holding["11"].count(",") == 2
