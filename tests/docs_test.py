@@ -241,17 +241,20 @@ def test_the_readmes_claims_are_those_of_the_results():
     known.setdefault(number, [claim, *found[:3]])
     holding.setdefault(number, found[3])
   readme = (ROOT / "README.md").read_text()
+  sentences = " ".join(readme.split())
   shown = {number: found for number, *found in map(cells, rows(readme))}
   assert len(shown) >= 8
   assert shown == {number: known[number] for number in shown}
   (made,) = re.findall(r"\*\*Does it hold\?\*\* (\d+) small", readme)
   assert re.search(rf"^{made} of \d+ runs are finished", page, re.MULTILINE)
   verdicts = collections.Counter(found[2] for _, *found in known.values())
-  holds, fails, others = map(verdicts.get, ("holds", "does not", "not shown"))
+  holds, fails, others = (
+    verdicts[word] for word in ("holds", "does not", "not shown")
+  )
   assert holds + fails + others == len(known)
+  assert f"Of {len(known)} claims, " in sentences
   counted = f"{holds} hold, {fails} do not, and {others} are not shown."
-  assert counted in " ".join(readme.split())
   alone = "three of the four sets show claim 11, and digits claims 9 and 10."
-  assert alone in " ".join(readme.split())
+  assert counted in sentences and alone in sentences
   assert holding["11"].count(",") == 2
   assert holding["9"] == holding["10"] == "digits"
