@@ -10,12 +10,13 @@ A PyTorch checkpoint, on the data of a recipe:
     --config=configs/imagenet.py:resnet50-ce --config.data.path=ILSVRC2012 \\
     --out=resnet50_evaluated
 
-It measures every explanation method and metric, insertion and deletion, FGSM
-and PGD, and whether maps change when weights are randomised. It writes to
---out: report.html, results.json, tables.md, tables.csv, tables.tex, figures,
-per_class.json, curves.json, gallery.npz, rows.npz (the numbers of every image
-and class) and evaluation.json (what was evaluated, and how). If it is
-interrupted, the same command continues where it stopped.
+It measures every explanation method but RISE (--methods=all adds it), every
+metric, insertion and deletion, FGSM and PGD, and whether maps change when
+weights are randomised. It writes to --out: report.html, results.json,
+tables.md, tables.csv, tables.tex, figures, per_class.json, curves.json,
+gallery.npz, rows.npz (the numbers of every image and class) and evaluation.json
+(what was evaluated, and how). If it is interrupted, the same command continues
+where it stopped.
 """
 
 import ml_collections
@@ -45,8 +46,9 @@ _ARCH = flags.DEFINE_string(
 )
 _METHODS = flags.DEFINE_list(
   "methods",
-  ["all"],
-  "Explanation methods: all, or some of "
+  ["usual"],
+  "Explanation methods: usual, which is all but RISE, as that needs thousands "
+  "of passes a map; all; or some of "
   f"{cli.names_in('gc_jax.attribution', 'METHODS')}.",
 )
 _PROTOCOL = flags.DEFINE_enum(
@@ -71,10 +73,9 @@ def _evaluate() -> None:
   source, config = _asked_for()
   out = files.as_path(_OUT.value)
   with speaking.doing("importing jax"):
-    from gc_jax.attribution import METHODS
     from gc_jax.evaluation import checks
 
-  methods = tuple(METHODS) if names == ("all",) else names
+  methods = checks.methods_of(names)
   checks.check_methods("--methods", methods)
   checks.validate_evaluation(config)
   with speaking.doing("importing what an evaluation needs"):

@@ -14,6 +14,8 @@ import pytest
 
 from gc_jax import data, torch_io
 from gc_jax.attribution import CONTROLS
+from gc_jax.attribution import METHODS as KNOWN
+from gc_jax.evaluation import checks
 from gc_jax.evaluation import plan as passes
 from gc_jax.evaluation import run as evaluating
 from gc_jax.inference import trained
@@ -48,6 +50,20 @@ def evaluate(source, out, methods=METHODS, config=None):
   return evaluating.evaluate(
     config, source=source, arch=None, methods=methods, out=out
   )
+
+
+def test_rise_is_measured_only_if_it_or_all_is_asked_for():
+  assert checks.methods_of(("all",)) == tuple(KNOWN)
+  usual = checks.methods_of(("usual",))
+  assert [name for name in KNOWN if name not in usual] == ["rise"]
+  assert checks.methods_of(("rise",)) == ("rise",)
+  done = subprocess.run(
+    [sys.executable, "-m", "gc_jax.evaluate", "--helpshort"],
+    capture_output=True,
+    text=True,
+    cwd=smoke.ROOT,
+  )
+  assert "(default: 'usual')" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,8 @@ class Method:
     cells: side of maps that belong to no layer; 0 for all others.
     is_costly: whether it runs the model many times over: evaluations measure
       it on fewer pictures.
+    only_named: whether it runs the model thousands of times for one map:
+      `gc_jax.evaluate` makes it only if it is named, or `all`.
     divide: (model, images, targets) -> the maps, what the attributions behind
       them sum to, and what they should; None if they divide no score.
     has_rules: whether it walks through the program and knows some operations
@@ -64,6 +66,7 @@ class Method:
   layer: Callable[[nnx.Module], str] | None = None
   cells: int = 0
   is_costly: bool = False
+  only_named: bool = False
   divide: Callable[..., tuple[Array, Array, Array]] | None = None
   has_rules: bool = False
   law: laws.Law | None = None
@@ -176,7 +179,7 @@ METHODS = {
   "smoothgrad": Method(
     "SmoothGrad", smoothgrad, is_costly=True, law=laws.OF_NOISY_PIXELS
   ),
-  "rise": Method("RISE", rise, is_costly=True, law=laws.ALONE),
+  "rise": Method("RISE", rise, is_costly=True, only_named=True, law=laws.ALONE),
 }
 
 # Maps that look at nothing, as rows beside every table of the methods: what a

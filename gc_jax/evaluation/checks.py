@@ -38,6 +38,12 @@ def validate_evaluation(config: ConfigDict) -> None:
       )
 
 
+def methods_of(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the methods that names ask for: "usual", "all", or themselves."""
+  usual = tuple(k for k, method in METHODS.items() if not method.only_named)
+  return {("usual",): usual, ("all",): tuple(METHODS)}.get(names, names)
+
+
 def check_methods(flag: str, methods: tuple[str, ...]) -> None:
   """Checks names of explanation methods, which a flag gave."""
   for method in methods:
