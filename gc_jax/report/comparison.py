@@ -80,7 +80,7 @@ def _contents(models: Models) -> tuple[dict[str, bytes], list[str]]:
   ]
   tested = differences.settle(models, groups, wanted)
   (glance, with_intervals), layouts, full = tested.groups
-  differing = differences.table(models, method, tested.found)
+  differing = differences.table(models, [method], tested.found)
   differing = [] if differing is None else [differing]
   points = pareto.points(models)
   chart = pareto.chart(points)

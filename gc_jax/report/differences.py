@@ -9,6 +9,7 @@ seeds and pictures do to a mean is independent.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -141,7 +142,7 @@ def paired(
       value - math.hypot(value - low, more) if more else low,
       value + math.hypot(high - value, more) if more else high,
       len(own.index),
-      more > 0,
+      more is not None,
     )
   return found, whys
 
@@ -182,8 +183,10 @@ def _columns(
   return [] if any(each is None for each in found) else found
 
 
-def _half_width(of_seeds: Sequence[Sequence[float]], are_pairs: bool) -> float:
-  """Returns half of the 95% interval that training's chance makes; 0: unknown.
+def _half_width(
+  of_seeds: Sequence[Sequence[float]], are_pairs: bool
+) -> float | None:
+  """Returns half of the 95% interval that training's chance makes, if known.
 
   Args:
     of_seeds: the numbers of each side, one a seed.
@@ -194,7 +197,7 @@ def _half_width(of_seeds: Sequence[Sequence[float]], are_pairs: bool) -> float:
   counts = [len(own) for own in of_seeds if len(own)]
   free = sum(count - 1 for count in counts)
   if free < 1:
-    return 0.0
+    return None
   squares = sum(len(own) * np.var(own) for own in of_seeds if len(own))
   spread = math.sqrt(squares / free * sum(1 / count for count in counts))
   return float(scipy.special.stdtrit(free, 0.975)) * spread
@@ -203,18 +206,20 @@ def _half_width(of_seeds: Sequence[Sequence[float]], are_pairs: bool) -> float:
 # In tables.
 
 
-def from_first(models: Models, method: str) -> list[tuple[Side, Side]]:
+def from_first(models: Models, *methods: str) -> list[tuple[Side, Side]]:
   """Returns what to compare of every model with the first.
 
-  Accuracy, and the maps of one method.
+  Accuracy, and the maps of some methods.
   """
   baseline, *others = models
   keys = [Key("top1"), Key("f1_overall")]
   keys += [
-    Key(c.metric, method) for c in OF_MAPS if c.higher_is_better is not None
+    Key(c.metric, method)
+    for method in methods
+    if method not in cautions.differing_methods(models)
+    for c in OF_MAPS
+    if c.higher_is_better is not None
   ]
-  if method in cautions.differing_methods(models):
-    keys = keys[:2]
   return [(Side(o, key), Side(baseline, key)) for o in others for key in keys]
 
 
@@ -230,12 +235,18 @@ def remarks(models: Models, whys: Mapping[str, str]) -> list[str]:
   ]
 
 
-def table(models: Models, method: str, found: Found) -> Table | None:
-  """Returns a row of differences for each model but the first."""
+def table(models: Models, methods: Sequence[str], found: Found) -> Table | None:
+  """Returns rows of differences for each model but the first.
+
+  Args:
+    models: as for `paired`.
+    methods: one at least; each has a row of a model, accuracy is in the first.
+    found: differences, those of `from_first` among them.
+  """
   baseline, *others = models
   wanted = [
     (sides, found[sides])
-    for sides in from_first(models, method)
+    for sides in from_first(models, *methods)
     if sides in found
   ]
   if not wanted:
@@ -243,7 +254,7 @@ def table(models: Models, method: str, found: Found) -> Table | None:
   shown = {sides[0].key.metric for sides, _ in wanted}
   columns = [column(name, decimals=2) for name in METRICS if name in shown]
   made = []
-  for label in others:
+  for label, method in itertools.product(others, methods):
     cells = {
       sides[0].key.metric: Cell(
         one.value,
@@ -252,6 +263,7 @@ def table(models: Models, method: str, found: Found) -> Table | None:
       )
       for sides, one in wanted
       if sides[0].label == label
+      and (sides[0].key.method or methods[0]) == method
     }
     if cells:
       made.append(Row(label, method, cells, len(models[label])))

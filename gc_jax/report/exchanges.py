@@ -12,8 +12,8 @@ exchange in its own: sets on which models differ by more, or by less, are then
 no chance (studentized exchanges: Chung and Romano, Annals of Statistics 2013).
 """
 
+import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,7 +21,10 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-_NUM_EXCHANGES = 20_000
+_NUM_EXCHANGES = 200_000
+# Ways to exchange the labels of one stratum: all of them if there are no more
+# (five runs on each side: 252), else so many by chance.
+_MOST_WAYS = 5_000
 
 
 class Finding(NamedTuple):
@@ -31,6 +34,7 @@ class Finding(NamedTuple):
   low: float  # ends of the 95% interval
   high: float
   p: float  # of two sides
+  least: float  # p of the clearest difference that so many runs could show
 
 
 class Stratum(NamedTuple):
@@ -57,9 +61,11 @@ def compared(strata: Sequence[Stratum], shift: float = 0.0) -> Finding:
   noise: dict[str, float] = {}
   for one in strata:
     ours, theirs = one.ours.mean(1) + shift, one.theirs.mean(1)
-    mean, variance = _exchanged(generator, ours, theirs, one.of_one)
-    means += mean / len(strata)
-    variances += variance / len(strata) ** 2
+    ways = _exchanged(generator, ours, theirs, one.of_one)
+    drawn = np.zeros(1 + _NUM_EXCHANGES, int)
+    drawn[1:] = generator.integers(1, ways.shape[1], _NUM_EXCHANGES)
+    means += ways[0, drawn] / len(strata)
+    variances += ways[1, drawn] / len(strata) ** 2
     sides = [one.ours - one.theirs] if one.of_one else [one.ours, one.theirs]
     differing = one.ours.mean(0) - one.theirs.mean(0)
     of_pictures.setdefault(one.pictures, []).append(differing)
@@ -79,11 +85,16 @@ def compared(strata: Sequence[Stratum], shift: float = 0.0) -> Finding:
   extreme = in_errors[1:] >= in_errors[0] * (1 - 1e-9)
   value, half = float(means[0]) - shift, _half_width(strata, by_pictures)
   p = (1 + int(extreme.sum())) / (1 + _NUM_EXCHANGES)
-  return Finding(value, value - half, value + half, p)
+  least = 2 / math.prod(_num_ways(len(o.ours), o.of_one) for o in strata)
+  least = min(1.0, max(least, 1 / (1 + _NUM_EXCHANGES)))
+  return Finding(value, value - half, value + half, p, least)
 
 
 def _half_width(strata: Sequence[Stratum], by_pictures: float) -> float:
   """Returns half of the 95% interval of the mean difference over strata.
+
+  Strata vary by more and by less, so Student's t has Satterthwaite's degrees of
+  freedom (Biometrics Bulletin 1946): few if a stratum of few runs varies most.
 
   Args:
     strata: one at least.
@@ -91,36 +102,56 @@ def _half_width(strata: Sequence[Stratum], by_pictures: float) -> float:
   """
   half = 1.96 * math.sqrt(by_pictures)
   of_runs = [one.ours.mean(1) - one.theirs.mean(1) for one in strata]
-  known = [np.var(own, ddof=1) for own in of_runs if len(own) > 1]
+  known = [own for own in of_runs if len(own) > 1]
   if not known:
     return half
-  # One run on each side is taken to vary as those of the others do.
-  usual = statistics.fmean(known)
-  variances = [
-    np.var(own, ddof=1) / len(own) if len(own) > 1 else usual for own in of_runs
-  ]
-  free = sum(len(own) - 1 for own in of_runs)
+  # One run on each side is taken to vary as those of the others do on average.
+  borrowed = (len(strata) - len(known)) / len(known)
+  parts = [np.var(own, ddof=1) * (1 / len(own) + borrowed) for own in known]
+  if not any(parts):
+    return half
+  free = sum(parts) ** 2 / sum(
+    part**2 / (len(own) - 1) for part, own in zip(parts, known, strict=True)
+  )
   student = scipy.special.stdtrit(free, 0.975)
-  return math.hypot(half, student * math.sqrt(sum(variances)) / len(strata))
+  return math.hypot(half, student * math.sqrt(sum(parts)) / len(strata))
+
+
+def _num_ways(num_runs: int, of_one: bool) -> int:
+  """Returns how many ways there are to exchange a stratum's labels."""
+  return 2**num_runs if of_one else math.comb(2 * num_runs, num_runs)
 
 
 def _exchanged(generator, ours, theirs, of_one: bool) -> np.ndarray:
-  """Returns differences of means and their variances `[2 1+N]`.
+  """Returns the difference of means and its variance, each way `[2 1+W]`.
 
-  The first are of the labels as they are, the others of exchanges. Of one run
-  on each side no variance is known, and it is 0.
+  First of the labels as they are, then of every way to exchange them, or of
+  `_MOST_WAYS` by chance. Of one run on each side no variance is known: 0.
   """
+  num = len(ours)
+  is_every = _num_ways(num, of_one) <= _MOST_WAYS
   if of_one:
-    signs = generator.choice((-1.0, 1.0), (_NUM_EXCHANGES, len(ours)))
+    if is_every:
+      signs = np.array([*itertools.product((-1.0, 1.0), repeat=num)])
+    else:
+      signs = generator.choice((-1.0, 1.0), (_MOST_WAYS, num))
     sides = [np.vstack([ours - theirs, signs * (ours - theirs)])]
   else:
-    runs = np.tile(np.concatenate([ours, theirs]), (1 + _NUM_EXCHANGES, 1))
-    runs[1:] = generator.permuted(runs[1:], axis=1)
-    sides = [runs[:, : len(ours)], -runs[:, len(ours) :]]
+    if is_every:
+      first = np.array([*itertools.combinations(range(2 * num), num)])
+      is_first = np.zeros((len(first), 2 * num), bool)
+      np.put_along_axis(is_first, first, True, 1)
+      order = np.argsort(~is_first, axis=1, kind="stable")
+    else:
+      order = np.tile(np.arange(2 * num), (_MOST_WAYS, 1))
+      order = generator.permuted(order, axis=1)
+    order = np.vstack([np.arange(2 * num), order])
+    runs = np.concatenate([ours, theirs])[order]
+    sides = [runs[:, :num], -runs[:, num:]]
   means = sum(side.mean(1) for side in sides)
-  if len(ours) < 2:
+  if num < 2:
     return np.stack([means, np.zeros_like(means)])
-  return np.stack([means, sum(np.var(s, 1, ddof=1) / len(ours) for s in sides)])
+  return np.stack([means, sum(np.var(s, 1, ddof=1) / num for s in sides)])
 
 
 def _noise(values: Float[np.ndarray, "S P"]) -> float:

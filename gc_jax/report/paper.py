@@ -184,7 +184,7 @@ def make_layouts(
     models: as for `tables.overview`.
     stands_for: architecture to that of the paper whose rows go beside it; the
       data set then stands for ImageNet, or for COCO where a picture shows
-      several classes.
+      several classes, and for both but in Tables 1 and 2.
   """
   about = tables.first(models).about
   data_name = about.data_name
@@ -194,6 +194,7 @@ def make_layouts(
     _LAYOUTS.get(number, _maps_table)(models, number, stands_for)
     for number, paper in TABLES.items()
     if paper.data_name == data_name
+    or (stands_for is not None and paper.methods != _GRADCAMS)
   ]
   asked = {q for group in models.values() for q in group[0].about.questions}
   return [table for table in made if "attacks" in asked or _has_numbers(table)]

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from configs import miniature
 from tests.benchmarks import experiments, miniature_page
 from tests.benchmarks.experiments import Experiment
+from tests.benchmarks.miniature_charts import METHOD
 
 _SEEDS = 5
 _FEWER_SEEDS = 3  # of what takes longer, and of the open questions
@@ -119,71 +120,96 @@ VARIATIONS: dict[str, tuple[str, dict]] = {
 
 
 class Question(NamedTuple):
-  """What the paper leaves open: cells, the first to differ from."""
+  """What the paper leaves open."""
 
   title: str
-  cells: tuple[str, ...]
+  # With the words for each; the first is what the others are compared with.
+  cells: tuple[tuple[str, str], ...]
+  methods: tuple[str, ...] = (METHOD,)  # by whose maps
+  background: int | None = None  # percent that follow the class, if it is that
+  in_order: bool = False  # whether the cells are steps of one number
 
 
+_ON_VALIDATION = "(validation split)"
 QUESTIONS = (
   *(
     Question(
       f"`packed` or `independent` composites, {pictures}",
-      (f"{pictures}-resnet-gc", f"{pictures}-independent"),
+      (
+        (f"{pictures}-resnet-gc", "packed"),
+        (f"{pictures}-independent", "independent"),
+      ),
+      (METHOD, "cmwp", "fullgrad"),
     )
     for pictures in ("digits", "objects")
   ),
   Question(
     "How large a λ (75 in the tables)",
     (
-      "digits-resnet-ce",
-      *(f"digits-lambda{weight}" for weight in (10, 25)),
-      "digits-resnet-gc",
-      *(f"digits-lambda{weight}" for weight in (150, 300)),
+      ("digits-resnet-ce", "plain"),
+      *((f"digits-lambda{weight}", f"λ = {weight}") for weight in (10, 25)),
+      ("digits-resnet-gc", "λ = 75"),
+      *((f"digits-lambda{weight}", f"λ = {weight}") for weight in (150, 300)),
     ),
+    in_order=True,
   ),
   Question(
     "How long a ramp (half of the training in the tables)",
-    ("digits-resnet-gc", "digits-ramp0", "digits-ramp90"),
-  ),
-  Question(
-    "`mean` or `sum` over the cells of a map",
-    ("digits-resnet-gc", "digits-sum", "digits-sum1"),
-  ),
-  Question(
-    "A gradient through the target, or not",
-    ("digits-resnet-gc", "digits-stop"),
-  ),
-  *(
-    Question(f"When {percent} % of backgrounds follow the class, {kind}", cells)
-    for kind, percent, cells in (
-      ("digits", 0, ("digits-ce-background0", "digits-gc-background0")),
-      ("digits", 50, ("digits-resnet-ce", "digits-resnet-gc")),
-      ("digits", 90, ("digits-ce-background90", "digits-gc-background90")),
-      ("objects", 0, ("objects-ce-background0", "objects-gc-background0")),
-      ("objects", 50, ("objects-resnet-ce", "objects-resnet-gc")),
-    )
-  ),
-  Question(
-    "GMP+GC against GMP: how large a λ (1000 in the tables; validation split)",
     (
-      "digits-gmp-as-is",
-      *(f"digits-gmp_gc-lambda{weight}" for weight in (25, 100, 300)),
-      "digits-gmp_gc-as-is",
-      "digits-gmp_gc-lambda3000",
+      ("digits-resnet-gc", "half"),
+      ("digits-ramp0", "none"),
+      ("digits-ramp90", "90 %"),
     ),
   ),
   Question(
-    "The same, λ = 25 from the first step on (validation split)",
-    ("digits-gmp-as-is", "digits-gmp_gc-ramp0"),
+    "`mean` or `sum` over the cells of a map",
+    (
+      ("digits-resnet-gc", "mean, λ = 75"),
+      ("digits-sum", "sum, λ = 75/256"),
+      ("digits-sum1", "sum, λ = 1"),
+    ),
   ),
   Question(
-    "The same, λ = 25, with smaller steps for longer (validation split)",
-    ("digits-gmp-slow", "digits-gmp_gc-slow"),
+    "A gradient through the target, or not",
+    (("digits-resnet-gc", "with it"), ("digits-stop", "without")),
+  ),
+  *(
+    Question(
+      f"When {percent} % of backgrounds follow the class, {pictures}",
+      ((plain, "plain"), (guided, "GC")),
+      background=percent,
+    )
+    for pictures, percent, plain, guided in (
+      ("digits", 0, "digits-ce-background0", "digits-gc-background0"),
+      ("digits", 50, "digits-resnet-ce", "digits-resnet-gc"),
+      ("digits", 90, "digits-ce-background90", "digits-gc-background90"),
+      ("objects", 0, "objects-ce-background0", "objects-gc-background0"),
+      ("objects", 50, "objects-resnet-ce", "objects-resnet-gc"),
+    )
   ),
   Question(
-    "The same, λ = 25, on 4x4 cells (validation split)",
-    ("digits-gmp-coarse", "digits-gmp_gc-coarse"),
+    f"GMP+GC against GMP: how large a λ, 1000 in the tables {_ON_VALIDATION}",
+    (
+      ("digits-gmp-as-is", "GMP"),
+      *(
+        (f"digits-gmp_gc-lambda{weight}", f"λ = {weight}")
+        for weight in (25, 100, 300)
+      ),
+      ("digits-gmp_gc-as-is", "λ = 1000"),
+      ("digits-gmp_gc-lambda3000", "λ = 3000"),
+    ),
+    in_order=True,
+  ),
+  *(
+    Question(
+      f"The same, λ = 25, {words} {_ON_VALIDATION}",
+      ((plain, "GMP"), (f"digits-gmp_gc-{name}", "GMP+GC")),
+    )
+    for words, plain, name in (
+      ("from the first step on", "digits-gmp-as-is", "ramp0"),
+      ("with smaller steps for longer", "digits-gmp-slow", "slow"),
+      ("on 4x4 cells", "digits-gmp-coarse", "coarse"),
+    )
   ),
 )
 # Whose pictures the page shows.

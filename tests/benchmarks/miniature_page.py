@@ -1,17 +1,14 @@
 """The page of the miniature experiments, made from their runs' own files."""
 
 import io
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
-from matplotlib.figure import Figure
 
-from gc_jax.attribution import title_of
-from gc_jax.method.metrics import METRICS, Key, accuracy
+from configs import miniature as recipe
+from gc_jax import data
 from gc_jax.report import (
   artefact,
   claims,
@@ -22,13 +19,14 @@ from gc_jax.report import (
   logs,
   paper,
   pictures,
-  plots,
   tables,
 )
 from gc_jax.report.artefact import Evaluated
+from gc_jax.report.tables import Table
 from gc_jax.runtime import files
+from tests.benchmarks import miniature_charts
+from tests.benchmarks.miniature_charts import METHOD, Models
 
-METHOD = "gradcam_elementwise"
 # Ours to those of the paper whose rows stand beside them.
 STANDS_FOR = {
   "alexnet-small": "alexnet",
@@ -36,11 +34,10 @@ STANDS_FOR = {
   "resnet11-small": "resnet50",
 }
 # What is kept of a comparison, beside the page.
-_KEPT = ("tables.md", "tables.csv", "differences.json", "robustness.png")
+_KEPT = ("tables.md", "tables.csv", "differences.json")
 _FIGURE = "figure.jpg"
 SHOWN = "shown.jpg"  # at the head of the README
 _NUM_SHOWN = 4
-_FEW_STEPS = 10
 REMARKS = "remarks.md"  # what people make of it; the page takes it in
 _INTRODUCTION = """\
 # The paper's experiments in small
@@ -53,8 +50,14 @@ command makes all runs, and this page:
 python -m tests.benchmarks.miniature --out={out} --small
 ```
 
-Numbers are mean ± standard deviation over seeds, of 1,000 test pictures; the
-[glossary]({root}gc_jax/docs/glossary.md) says what they mean.
+Numbers are mean ± standard deviation over seeds, of 1,000 test pictures, on
+half of which the background follows the class, as in training; the
+[glossary]({root}gc_jax/docs/glossary.md) says what they mean. Accuracy is
+top-1, and F1-Overall on `multi`, whose pictures show two or three digits.
+
+{recipes}
+λ is the weight of the consistency loss, a mean over a map's cells, beside a
+classification loss of weight 1, on `multi` {multi_weight:g}.
 """
 
 
@@ -64,7 +67,7 @@ def write(out: Path, sets, questions, experiments) -> None:
   Args:
     out: with a folder for each run.
     sets: name to the cells of its tables, the first the plain one.
-    questions: with `title` and `cells`.
+    questions: `miniature.Question`s.
     experiments: all there may be.
   """
   runs: dict[str, list[Evaluated]] = {}
@@ -83,6 +86,10 @@ def write(out: Path, sets, questions, experiments) -> None:
       took=took,
       root=_root(out),
       out=out.name if out.is_absolute() else out,
+      recipes=_recipes(),
+      multi_weight=recipe.get_config(
+        "multi-resnet-gc"
+      ).loss.classification_weight,
     )
   ]
   if (out / REMARKS).exists():
@@ -96,16 +103,26 @@ def write(out: Path, sets, questions, experiments) -> None:
   parts += ["## The paper's claims\n", tested]
   asked = [_models(one.cells, runs) for one in questions]
   made = [_layouts(own) for own in measured.values()]
-  made += [_answers(models) for models in asked]
+  made += [
+    _answers(models, one.methods)
+    for models, one in zip(asked, questions, strict=True)
+  ]
   # A note stands below the first table it is of.
-  words = dict(
-    zip([*measured, *questions], formats.for_page(made), strict=True)
-  )
+  titles = [*measured, *(one.title for one in questions)]
+  words = dict(zip(titles, formats.for_page(made), strict=True))
   for name, own in of_sets.items():
     parts.append(_of_set(out, name, own, words.get(name, [])))
   parts.append("## What the paper leaves open\n")
+  of_backgrounds: dict[str, dict[int, Models]] = {}
   for one, models in zip(questions, asked, strict=True):
-    parts.append(_of_question(out, one, models, words[one]))
+    parts.append(_of_question(out, one, models, words[one.title]))
+    if one.background is not None and models:
+      pictures_of, _, _ = one.cells[0][0].partition("-")
+      of_backgrounds.setdefault(pictures_of, {})[one.background] = models
+  for name, found in of_backgrounds.items():
+    path = out / f"of_questions/{name}-backgrounds.png"
+    title = miniature_charts.backgrounds(path, found)
+    parts.append(f"![{title}, {name}]({path.relative_to(out)})\n")
   text = "\n".join(part.rstrip() + "\n" for part in parts)
   files.write_text(out / "README.md", text)
   pictured = [one for own in of_sets.values() for one in own if one.examples]
@@ -146,6 +163,38 @@ def _save_photographs(path: Path, png: bytes) -> None:
     drawn.save(file, "JPEG", quality=88)
 
 
+def _recipes() -> str:
+  """Returns what the sets and their networks are, as a GitHub table."""
+  lines = [
+    [
+      *("set", "pictures", "network", "epochs", "lr per 256"),
+      *("λ of GC", "λ of GMP+GC"),
+    ]
+  ]
+  for name in recipe.SETS:
+    for architecture, rows in recipe.ROWS.items():
+      of = {
+        row: recipe.get_config(f"{name}-{architecture}-{row}") for row in rows
+      }
+      plain = of["ce"]
+      lambdas = (
+        f"{of[row].loss.consistency_weight:g}" if row in of else ""
+        for row in ("gc", "gmp_gc")
+      )
+      lines.append(
+        [
+          f"`{name}`",
+          data.title(plain.data.name),
+          describe.architecture_title(plain.model.name),
+          f"{plain.num_epochs:g}",
+          f"{plain.optim.lr_per_256:g}",
+          *lambdas,
+        ]
+      )
+  lines.insert(1, ["---"] * len(lines[0]))
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def _root(out: Path) -> str:
   """Returns the way from the page to the repository, where it lies in it."""
   root = Path(__file__).parents[2].resolve()
@@ -180,7 +229,8 @@ def _of_set(
     if pictured:
       figure = Path(compared, "figure.png").read_bytes()
       _save_photographs(folder / _FIGURE, figure)
-  title = _chart(folder / "points.png", describe.group(evaluations), name)
+  models = describe.group(evaluations)
+  title = miniature_charts.points(folder / "points.png", models, name)
   parts = [f"## {name}\n", *map(_rendered, words)]
   parts.append(f"![{title}](of_{name}/points.png)\n")
   if (folder / _FIGURE).exists():
@@ -196,13 +246,19 @@ def _rendered(table: formats.TableText) -> str:
   return f"#### {table.title}\n\n{text}" if table.title else text
 
 
-def _models(cells: Sequence[str], runs: Mapping[str, list]) -> dict[str, list]:
-  """Returns the runs of cells, of the seeds that all of them have.
+def _models(
+  cells: Sequence[tuple[str, str]], runs: Mapping[str, list[Evaluated]]
+) -> dict[str, list[Evaluated]]:
+  """Returns label to the runs of cells, of the seeds that all of them have.
 
   Empty unless there are the first and another.
+
+  Args:
+    cells: each with its label.
+    runs: of every cell.
   """
-  found = {cell: runs[cell] for cell in cells if runs.get(cell)}
-  if cells[0] not in found or len(found) < 2:
+  found = {label: runs[cell] for cell, label in cells if runs.get(cell)}
+  if cells[0][1] not in found or len(found) < 2:
     return {}
   of = lambda one: one.about.trained_with("seed")
   common = set.intersection(*({of(o) for o in own} for own in found.values()))
@@ -212,126 +268,43 @@ def _models(cells: Sequence[str], runs: Mapping[str, list]) -> dict[str, list]:
   }
 
 
-def _answers(models: Mapping[str, list]) -> list[tables.Table]:
-  """Returns what cells score, and how they differ from the first."""
+def _answers(models: Models, methods: Sequence[str]) -> list[Table]:
+  """Returns what cells score, and how they differ from the first.
+
+  Args:
+    models: label to evaluations.
+    methods: by whose maps they are compared.
+  """
   if not models:
     return []
   whole = tables.overview(models)
-  kept = [row for row in whole.rows if row.method == METHOD]
-  wanted = differences.from_first(models, METHOD)
-  settled = differences.settle(
-    models, [[tables.Table(whole.columns, kept)]], wanted
-  )
+  kept = [row for row in whole.rows if row.method in methods]
+  wanted = differences.from_first(models, *methods)
+  settled = differences.settle(models, [[Table(whole.columns, kept)]], wanted)
   made = settled.groups[0]
-  if differing := differences.table(models, METHOD, settled.found):
+  if differing := differences.table(models, methods, settled.found):
     made.append(differing)
   return made
 
 
-def _of_question(out: Path, question, models: Mapping[str, list], words) -> str:
-  parts = [f"### {question.title}\n"]
-  if lacking := [cell for cell in question.cells if cell not in models]:
+def _of_question(out: Path, question, models: Models, words) -> str:
+  named = ", ".join(f"`{cell}`" for cell, _ in question.cells)
+  parts = [f"### {question.title}\n", f"Cells, in this order: {named}.\n"]
+  lacking = [label for _, label in question.cells if label not in models]
+  if lacking:
     parts.append(
       f"Not measured, or not yet to compare: {', '.join(lacking)}.\n"
     )
   if models:
     parts += map(_rendered, words)
-    path = out / f"of_questions/{question.cells[-1]}.png"
+    path = out / f"of_questions/{question.cells[-1][0]}.png"
     path.parent.mkdir(exist_ok=True)
-    title = _chart(path, models, question.title)
-    parts.append(f"![{title}]({path.relative_to(out)})\n")
+    if question.background is None:
+      title = miniature_charts.points(
+        path, models, question.title, in_order=question.in_order
+      )
+      parts.append(f"![{title}]({path.relative_to(out)})\n")
     path = path.with_stem(f"{path.stem}-gradients")
-    if title := _gradients(path, models):
+    if title := miniature_charts.gradients(path, models):
       parts.append(f"![{title}]({path.relative_to(out)})\n")
   return "\n".join(parts)
-
-
-def _chart(path: Path, models: Mapping[str, list], title: str) -> str:
-  """Draws accuracy against NQH and CH, a cross of ± std; returns its words."""
-  metric = accuracy(tables.first(models).about.multi_label)
-  panels = ("negative_quadrants_heatmap", "content_heatmap")
-  figure = Figure(figsize=(9.6, 3.8))
-  words = METRICS[metric].title
-  for axes, name in zip(
-    figure.subplots(1, 2, sharey=True), panels, strict=True
-  ):
-    for number, (label, own) in enumerate(models.items()):
-      x, y = (
-        [one.number(key) for one in own]
-        for key in (Key(name, METHOD), Key(metric))
-      )
-      color = plots.PAPER.series[number % len(plots.PAPER.series)]
-      axes.errorbar(
-        statistics.fmean(x),
-        statistics.fmean(y),
-        xerr=np.std(x, ddof=1) if len(x) > 1 else None,
-        yerr=np.std(y, ddof=1) if len(y) > 1 else None,
-        marker="o" if number < len(plots.PAPER.series) else "s",
-        color=color,
-        label=label,
-        linestyle="none",
-      )
-    axes.set_xlabel(f"{METRICS[name].title} in percent, {title_of(METHOD)}")
-    plots.clean(axes, plots.PAPER)
-  figure.axes[0].set_ylabel(f"{words} in percent")
-  _save(path, figure)
-  return f"{words} against NQH and CH: {title}"
-
-
-def _gradients(path: Path, models: Mapping[str, list]) -> str:
-  """Draws how strong the consistency loss is; returns the figure's words.
-
-  Its gradient by the features, λ in it, over that of the cross-entropy. Empty,
-  and nothing drawn, unless two models were trained with it.
-  """
-  found = {label: _shares(own) for label, own in models.items()}
-  found = {label: shares for label, shares in found.items() if shares}
-  if len(found) < 2:
-    return ""
-  figure = Figure(figsize=(9.6, 3.8))
-  axes = figure.subplots()
-  for number, (label, shares) in enumerate(found.items()):
-    color = plots.PAPER.series[number % len(plots.PAPER.series)]
-    axes.plot(*zip(*shares.items(), strict=True), color=color, label=label)
-  axes.set_yscale("log")
-  axes.set_xlabel("step")
-  axes.set_ylabel("consistency / cross-entropy")
-  plots.clean(axes, plots.PAPER)
-  _save(path, figure)
-  return "The two losses' gradients by the features, one over the other"
-
-
-def _shares(evaluations: Sequence[Evaluated]) -> dict[int, float]:
-  """Returns step -> that share, the mean of the seeds that logged it.
-
-  What is logged where a checkpoint is saved is the mean of a few steps only,
-  and left out.
-  """
-  losses = ("consistency", "classification")
-  found: dict[int, list[float]] = {}
-  for one in evaluations:
-    last = -_FEW_STEPS
-    for line in one.training:
-      is_short, last = line["step"] - last < _FEW_STEPS, line["step"]
-      if is_short:
-        continue
-      ours, theirs = (
-        line.get(f"train/grad_norm_features/{loss}") for loss in losses
-      )
-      if ours and theirs:
-        found.setdefault(line["step"], []).append(ours / theirs)
-  return {step: statistics.fmean(own) for step, own in sorted(found.items())}
-
-
-def _save(path: Path, figure: Figure) -> None:
-  """Writes a figure with one legend below it."""
-  figure.legend(
-    *figure.axes[0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=4,
-    fontsize=8,
-    frameon=False,
-  )
-  figure.set_layout_engine("constrained")
-  with files.replacing(path) as file:
-    file.write(plots.figure_png(figure, 120))

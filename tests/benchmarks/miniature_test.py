@@ -8,7 +8,7 @@ import pytest
 from configs import miniature as recipe
 from gc_jax.report import artefact
 from gc_jax.runtime.config import flatten
-from tests.benchmarks import miniature, miniature_page
+from tests.benchmarks import miniature, miniature_charts, miniature_page
 from tests.report import evaluations
 
 
@@ -27,7 +27,7 @@ def test_every_cell_is_a_variant_and_every_variation_changes_known_fields():
     for flag in flags:
       assert re.match(r"--config\.([\w.]+)=", flag)[1] in known
   cells = {*miniature.CELLS, *miniature.VARIATIONS}
-  asked = [cell for one in miniature.QUESTIONS for cell in one.cells]
+  asked = [cell for one in miniature.QUESTIONS for cell, _ in one.cells]
   assert {*miniature.VARIATIONS} <= {*asked} <= cells
   # The first seed of every cell of the tables comes before the second of any.
   first = [one.cell for one in made[: len(miniature.CELLS)]]
@@ -76,11 +76,13 @@ def test_the_page_has_what_is_measured_and_says_what_is_not(out, monkeypatch):
   assert re.search(r"paper: ResNet18 GC .*57\.73", page)
   assert "paper: ResNet50" not in page
   assert re.search(
-    r"\| 10 \| GC has a higher CH than Baseline .*holds|shown", page
+    r"\| 14 \| GC has a higher CH than Baseline .* \| too few runs \|", page
   )
-  assert re.search(r"\| 23 \| .* \| not measured \|", page)
+  assert re.search(r"\| 32 \| .* \| not measured \|", page)
   question = page.partition("### `packed` or `independent` composites, digits")
-  assert "| digits-independent |" in question[2].partition("###")[0]
+  question = question[2].partition("###")[0]
+  assert "Cells, in this order: `digits-resnet-gc`, `digits-inde" in question
+  assert "| independent | Grad-CAM, element-wise | 2 |" in question
   links = re.findall(r"\]\((of_[^)]+)\)", page)
   assert all((out / link).exists() for link in links)
   assert (out / miniature_page.SHOWN).read_bytes().startswith(b"\xff\xd8")
@@ -88,7 +90,7 @@ def test_the_page_has_what_is_measured_and_says_what_is_not(out, monkeypatch):
   assert "of_questions/digits-independent-gradients.png" in links
   run = artefact.load_finished(out / "digits-resnet-gc_0")
   other = artefact.load_finished(out / "digits-resnet-gc_1")
-  assert miniature_page._shares([run, other]) == pytest.approx(
+  assert miniature_charts.shares([run, other]) == pytest.approx(
     {1: 0.3, 100: 0.3}
   )
   before = {path: path.read_bytes() for path in out.rglob("*.md")}

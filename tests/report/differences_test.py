@@ -165,6 +165,7 @@ def test_seeds_that_both_have_are_pairs_and_a_single_one_tells_nothing():
   assert width(same) < 0.01 < width(others)
   assert same.is_shown and not others.is_shown
   assert not paired(ours[:1], theirs[:1])[CH].over_seeds
+  assert paired(theirs, theirs)[CH].over_seeds  # though nothing differs
   # The spread of the side with several is taken for both.
   assert width(paired(ours[:1], theirs)[CH]) > width(others)
 

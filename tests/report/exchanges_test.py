@@ -34,9 +34,10 @@ def runs(rng, seeds, pictures, *, by_run, by_picture, noise, shift=0.0):
   ],
 )
 def test_under_the_null_p_is_uniform_and_intervals_hold_the_truth(
-  by_run, by_picture, noise, seeds
+  by_run, by_picture, noise, seeds, monkeypatch
 ):
   """Whatever the chance comes from: runs, pictures, or both together."""
+  monkeypatch.setattr(exchanges, "_NUM_EXCHANGES", 5_000)  # are enough here
   rng = np.random.default_rng(0)
   found = []
   for _ in range(200):
@@ -54,6 +55,22 @@ def test_under_the_null_p_is_uniform_and_intervals_hold_the_truth(
   assert scipy.stats.kstest(p, "uniform").pvalue > 0.01
   covered = np.mean([one.low <= 0 <= one.high for one in found])
   assert 0.9 <= covered <= 0.99
+
+
+def test_intervals_hold_the_truth_where_few_runs_vary_most(monkeypatch):
+  """With the degrees of freedom of all runs together, 89 of 100 hold it."""
+  monkeypatch.setattr(exchanges, "_NUM_EXCHANGES", 10)  # p is not asked for
+  rng = np.random.default_rng(0)
+  settings = {"by_picture": 0.0, "noise": 0.0}
+  covered = 0
+  for _ in range(600):
+    strata = [
+      Stratum(*runs(rng, seeds, 4, by_run=by_run, **settings), name)
+      for name, seeds, by_run in (("a", 5, 1.0), ("b", 3, 4.0))
+    ]
+    found = exchanges.compared(strata)
+    covered += found.low <= 0 <= found.high
+  assert 0.92 <= covered / 600 <= 0.98
 
 
 @pytest.mark.parametrize("of_one", [False, True])
@@ -97,10 +114,32 @@ def test_p_is_that_of_all_exchanges():
     for own in itertools.combinations(range(6), 3)
   ]
   exact = np.mean(np.array(differences) >= 16 / 3 - 1e-9)
-  assert exchanges.compared(strata).p == pytest.approx(exact, abs=0.01)
+  found = exchanges.compared(strata)
+  assert found.p == pytest.approx(exact, abs=0.01)
+  # Of 20 ways to exchange, two are as clear as can be.
+  assert found.least == pytest.approx(0.1)
+  clearest = [Stratum(one.ours, one.theirs + 90, "a") for one in strata]
+  assert exchanges.compared(clearest).p == pytest.approx(0.1, abs=0.003)
+  both = exchanges.compared([*clearest, *clearest])
+  assert both.least == pytest.approx(0.005) == pytest.approx(both.p, abs=6e-4)
   # One run on each side says nothing of training.
   alone = [Stratum(one.ours[:1], one.theirs[:1], "a") for one in strata]
-  assert exchanges.compared(alone).p == 1.0
+  assert exchanges.compared(alone)[3:] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("of_one", [False, True])
+def test_of_many_runs_some_exchanges_stand_for_all(of_one):
+  """Fourteen runs on each side: 40 million ways, or 16,384 signs."""
+  rng = np.random.default_rng(0)
+  settings = {"by_run": 0.5, "by_picture": 0.0, "noise": 0.0}
+  for shift, low, high in ((0.0, 0.05, 1.0), (0.5, 1e-4, 0.05)):
+    strata = [Stratum(*runs(rng, 14, 9, shift=shift, **settings), "a", of_one)]
+    (one,) = strata
+    sides = one.ours.mean(1), one.theirs.mean(1)
+    known = scipy.stats.ttest_rel if of_one else scipy.stats.ttest_ind
+    found = exchanges.compared(strata)
+    assert found.p == pytest.approx(known(*sides).pvalue, abs=0.02)
+    assert low < found.p < high
 
 
 def test_holm_corrects_for_the_number_of_tests():
