@@ -15,6 +15,7 @@ import pytest
 from gc_jax import data, torch_io
 from gc_jax.attribution import CONTROLS
 from gc_jax.attribution import METHODS as KNOWN
+from gc_jax.data.dataset import Dataset
 from gc_jax.evaluation import checks
 from gc_jax.evaluation import plan as passes
 from gc_jax.evaluation import run as evaluating
@@ -195,6 +196,20 @@ def test_a_finished_evaluation_is_kept(finished, smoke_run):
   with pytest.raises(ValueError, match=r"something else.*methods"):
     list(evaluate(smoke_run, out, ("gradcam",)))
   assert tell() == before
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_evaluation_of_pictures_that_changed_since_is_refused(
+  finished, interrupted, smoke_run, tmp_path, monkeypatch, ends
+):
+  out = finished[0] if ends else tmp_path
+  if not ends:
+    interrupted(tmp_path, 1)
+  before = {path: path.read_bytes() for path in out.iterdir()}
+  monkeypatch.setattr(Dataset, "digest", lambda _: "of others")
+  with pytest.raises(ValueError, match=r"(?s)something else.*differ.*pictures"):
+    list(evaluate(smoke_run, out))
+  assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(

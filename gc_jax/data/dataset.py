@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import multiprocessing
 import threading
@@ -41,6 +42,9 @@ class Dataset:
   picture, not clipped; empty: none). Boxes and masks are in the stored frame,
   before EXIF's orientation is applied. `name` or `file_name`, where known, is
   the file a record came from, for messages.
+
+  A source whose files may change under their names has `contents()`, a text
+  that changes with them.
   """
 
   source: Any
@@ -68,6 +72,19 @@ class Dataset:
         labels.append(self.source[index]["labels"])
         task.text = f"reading labels, {index + 1:,} of {count:,} done"
     return labels
+
+  def digest(self) -> str:
+    """Returns what tells these records from others.
+
+    Files that may change under their names are read, no others.
+    """
+    parts = [str(len(self.source)), *self.class_names, *(self.names or ())]
+    if self.labels is not None:
+      parts += [str(np.asarray(own).tolist()) for own in self.labels]
+    if contents := getattr(self.source, "contents", None):
+      with speaking.doing(f"comparing the pictures of {self.name}"):
+        parts.append(contents())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
   def has_objects(self) -> bool:
     """Returns whether any record says where an object of its classes is.

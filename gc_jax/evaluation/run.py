@@ -91,6 +91,7 @@ def evaluate(
   identity = {
     "model": loaded.source,
     "weights": checkpoint.digest(nnx.state(loaded.model)),
+    artefact.PICTURES: dataset.digest(),
     "methods": list(methods),
     "method_settings": attribution.settings_of(methods),
     **saved_config.evaluation_settings(saved_config.to_dict(config)),
@@ -233,6 +234,7 @@ class Evaluation:
       left_out=left_out,
       num_costly_images=len(planner.few()) if also else 0,
       num_compilations=len(plan),
+      identity={artefact.PICTURES: self._test.digest()},
       questions=questions,
       ranked_by=telling.ranked_by,
       on_validation=data.was_watched(
@@ -332,8 +334,9 @@ def _open(out: Path, identity: dict[str, Any]) -> None:
     )
   if artefact.is_evaluation(out):
     about = artefact.load(out).about
-    there = about.identity
-    there = {"method_settings": identity["method_settings"], **there}
+    # What older evaluations do not say.
+    unsaid = ("method_settings", artefact.PICTURES)
+    there = {key: identity[key] for key in unsaid} | {**about.identity}
     if about.protocol != "corrected":  # the field was added for "release"
       there = {"eval.border": "", **there}
     # Older evaluations also name fields that move no number.

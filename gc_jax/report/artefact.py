@@ -28,6 +28,7 @@ from gc_jax.report.gallery import Example
 from gc_jax.runtime import config as saved_config
 from gc_jax.runtime import files
 
+PICTURES = "pictures"  # of `About.identity`: a digest of the evaluated split
 ABOUT = "evaluation.json"
 RESULTS = "results.json"
 PER_CLASS = "per_class.json"

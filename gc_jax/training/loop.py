@@ -62,14 +62,14 @@ def train_and_evaluate(
     initial = trained.initial_model(config.init_from, config.model.name)
     _check_initial_classes(initial, config, train_set.class_names)
   classes = data.Classes(len(train_set.class_names), train_set.multi_label)
-  steps_per_epoch = len(train_set.source) // config.batch_size
+  num_train, said = _num_train(workdir, train_set)
+  steps_per_epoch = num_train // config.batch_size
   total_steps = max(1, round(config.num_epochs * steps_per_epoch))
   tx = build.optimizer(config, steps_per_epoch)
   goes_on = config.go_on_from and not checkpoint.has_checkpoint(workdir)
-  said = []
   if goes_on:
     class_names = train_set.class_names
-    said = build.check_goes_on(config, workdir, class_names, total_steps)
+    said += build.check_goes_on(config, workdir, class_names, total_steps)
   evaluation = Evaluation(config, mesh)
   make_model = build.model_maker(config, classes, jax.default_backend())
   model = nnx.eval_shape(make_model, models.init_key(config.seed))
@@ -82,7 +82,8 @@ def train_and_evaluate(
   for line in (*remarks(left_out), *said):
     speaking.say(line)
 
-  with _opened(workdir, config, train_set), jax.set_mesh(mesh):
+  opened = _opened(workdir, config, train_set, evaluation.splits[1])
+  with opened, jax.set_mesh(mesh):
     _logger.info("%s. Writing to %s", parallel.describe(), workdir)
     with speaking.doing("compiling the first state"):
       graphdef, state = build.create_state(
@@ -100,6 +101,7 @@ def train_and_evaluate(
       if goes_on:
         source = files.as_path(config.go_on_from)
         state, meta = checkpoint.read_state(source, state)
+    meta = {**meta, "num_train": num_train}
     run = Run(config, workdir, steps_per_epoch, total_steps, int(state.step))
     with (
       parallel.stop_awaited(),
@@ -123,7 +125,7 @@ def train_and_evaluate(
     ):
       _end_if_asked()
       results = {
-        "step": total_steps,
+        "step": int(state.step),
         "model/num_params": build.num_params(state),
         "time/train_secs": meta["train_secs"],
       }
@@ -161,9 +163,8 @@ def _train(
   # With them a checkpoint can be explained and exported without its data.
   meta["class_names"] = list(train_set.class_names)
   meta["multi_label"] = train_set.multi_label
-  meta["num_train"] = len(train_set.source)
   start_step = int(state.step)
-  if start_step == run.total_steps:
+  if start_step >= run.total_steps:
     return state, meta
   if stopped := parallel.stop_requested(start_step):
     _end(stopped, run, start_step)
@@ -309,12 +310,15 @@ def _drawn_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
 
 @contextlib.contextmanager
 def _opened(
-  workdir: files.AnyPath, config: ConfigDict, train_set: data.Dataset
+  workdir: files.AnyPath,
+  config: ConfigDict,
+  train_set: data.Dataset,
+  test_set: data.Dataset,
 ) -> Iterator[None]:
   """Makes the workdir, locks it for all processes, writes the config into it.
 
-  One that another process writes to, or whose run has learned other classes, is
-  refused and stays untouched.
+  One that another process writes to, whose run has learned other classes, or
+  was measured on other pictures, is refused and stays untouched.
   """
   with contextlib.ExitStack() as stack:
 
@@ -323,6 +327,7 @@ def _opened(
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(files.held(workdir, "--workdir"))
         _check_same_classes(workdir, train_set)
+        _check_same_pictures(workdir, test_set)
         text = json.dumps(saved_config.to_dict(config), indent=2)
         files.write_text(workdir / saved_config.FILENAME, text + "\n")
       except OSError as error:
@@ -356,3 +361,38 @@ def _check_same_classes(
       f"{kinds[train_set.multi_label]} now; nothing of it was touched. Change "
       "the labels back to go on with that run, or use another --workdir."
     )
+
+
+def _check_same_pictures(
+  workdir: files.AnyPath, test_set: data.Dataset
+) -> None:
+  """Checks that a finished run was measured on what the data has now."""
+  if not artefact.is_evaluation(workdir):
+    return
+  there = artefact.load(workdir).about.identity.get(artefact.PICTURES)
+  if there and there != test_set.digest():
+    raise ValueError(
+      f"--workdir={workdir} holds a finished run that was measured on other "
+      "pictures, masks or boxes than the data has now, and nothing of it was "
+      "touched. To measure it on those: python -m gc_jax.evaluate "
+      f"--workdir={workdir} --out=FOLDER. To train anew, use another --workdir."
+    )
+
+
+def _num_train(
+  workdir: files.AnyPath, train_set: data.Dataset
+) -> tuple[int, list[str]]:
+  """Returns how many pictures make an epoch, and lines to say about it.
+
+  A run keeps the number it began with: its schedule and end follow from it.
+  """
+  now = len(train_set.source)
+  begun = checkpoint.read_meta(workdir).get("num_train", now)
+  if begun == now:
+    return now, []
+  return begun, [
+    f"note: --workdir={workdir} holds a run that began with {begun:,} pictures "
+    f"to train on; the data has {now:,} now. It keeps its number of steps, and "
+    "what is left of them sees today's pictures. To train on those from the "
+    "start, use another --workdir"
+  ]

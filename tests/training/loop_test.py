@@ -20,6 +20,7 @@ from flax import nnx
 
 from configs import quickstart
 from gc_jax import data
+from gc_jax.report import artefact
 from gc_jax.report.logs import read_metrics
 from gc_jax.runtime import checkpoint, files, parallel, signals
 from gc_jax.runtime import config as saved_config
@@ -281,6 +282,36 @@ def test_classes_that_differ_are_told_in_few_lines(now, words):
   text = class_differences(DIGITS, now)
   assert all(word in text for word in words.split("; ")), text
   assert len(text.splitlines()) < 12 and len(text) < 4_000
+
+
+def test_a_finished_run_measured_on_other_pictures_is_refused_untouched(
+  copied, data_has
+):
+  before = contents(copied)
+  data_has(names=[f"{i}.png" for i in range(40)])  # unnamed before
+  with pytest.raises(ValueError, match=r"measured on other pictures.*evaluate"):
+    again(copied)
+  assert contents(copied) == before
+  # Of a run that is not finished, nothing was measured yet.
+  (copied / artefact.ABOUT).unlink()
+  with pytest.raises(AssertionError, match="computed"):
+    again(copied)
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_a_run_keeps_the_steps_it_began_with_whatever_pictures_there_are_now(
+  copied, data_has, capsys, count
+):
+  began = read_variables(copied).meta["num_train"]
+  (copied / artefact.ABOUT).unlink()
+  data_has(source=[{"labels": [i % 10]} for i in range(count)], num_located=0)
+  with pytest.raises(AssertionError, match="computed"):
+    again(copied)
+  said = " ".join(capsys.readouterr().err.split())
+  assert (
+    f"began with {began} pictures to train on; the data has {count}" in said
+  )
+  assert " 8 steps of " in said
 
 
 def test_the_gallery_of_an_older_run_knows_its_classes(

@@ -164,6 +164,25 @@ class FolderSource:
       record["objects"] = objects | {"mask": masks}
     return record
 
+  def contents(self) -> str:
+    """Returns digests of pictures and masks, and what annotations say.
+
+    Not when files were written: a copy of the folder holds the same.
+    """
+    masks = {
+      mask
+      for of_one in self.objects.values()
+      for mask in of_one["mask"]
+      if mask and isinstance(mask, str)
+    }
+    digests = {}
+    for name in (*self.pictures, *sorted(masks)):
+      path = Path(self.root, name)
+      if path.exists():  # a broken link may be skipped
+        with path.open("rb") as file:
+          digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return json.dumps([digests, self.objects], sort_keys=True)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Masks(Sequence):

@@ -1,8 +1,11 @@
 """A folder of one's own as a data set: its records, batches and pictures."""
 
 import logging
+import os
 import re
+import shutil
 
+import PIL.Image
 import pytest
 
 from gc_jax.data import decode, pipeline
@@ -58,6 +61,44 @@ def test_a_tree_is_read_as_it_lies(root):
   # No test folder: what is validated on is tested on.
   names = [[r["name"] for r in load(root, s).source] for s in folder.SPLITS[1:]]
   assert names[0] == names[1] == [f"val/{name}/000.jpg" for name in PHOTO_OF]
+
+
+def test_its_digest_tells_whatever_was_changed_and_not_where_it_lies(
+  root, tmp_path
+):
+  of = lambda folder: load(folder, "test").digest()
+  known = {of(root)}
+  moved = tmp_path / "elsewhere" / "mine"
+  shutil.copytree(root, moved)
+  for path in moved.rglob("*.jpg"):
+    os.utime(path, (0, 0))
+  assert of(moved) in known
+
+  def is_new(folder):
+    before = len(known)
+    known.add(of(folder))
+    return len(known) > before
+
+  picture = "val/cat/000.jpg"
+  boxes = "image,label,xmin,ymin,xmax,ymax\n{},cat,10,10,2{},20\n"
+  write(root, picture, photos.encode(photos.load("moon.png", (96, 72))))
+  assert is_new(root)  # another picture of that name
+  write(root, "boxes.csv", boxes.format(picture, 0).encode())
+  assert is_new(root)
+  write(root, "boxes.csv", boxes.format(picture, 1).encode())
+  assert is_new(root)  # as many bytes
+  for number, side in enumerate((8, 40)):
+    mask = PIL.Image.new("L", (96, 72))
+    mask.paste(255, (0, 0, side, side))
+    write(root, "masks/val/cup/000.png", photos.encode(mask, "png"))
+    assert is_new(root), number
+  write(root, "val/cup/001.jpg", photos.encode(photos.load("coffee.png")))
+  assert is_new(root)
+  (root / "val/cup/001.jpg").rename(root / "val/moto/001.jpg")
+  assert is_new(root)
+  # Pictures to train on are others.
+  (root / "train/cat/000.jpg").unlink()
+  assert not is_new(root)
 
 
 def test_parts_of_splits_are_those_of_tfds(root):
