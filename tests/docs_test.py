@@ -16,6 +16,7 @@ import re
 import pytest
 
 from configs import base
+from gc_jax.models import MODELS
 from gc_jax.runtime.config import flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -230,6 +231,15 @@ def variants(name):
   found = re.search("Known: (.*), each also with (.*); or", str(raised.value))
   options = [o.strip("'") for o in found[2].split(" or ") if "smoke" not in o]
   return (*found[1].split(", "), *options)
+
+
+def test_the_page_of_export_names_every_model_that_can_be_exported():
+  """Those with maximum pooling by their plain names."""
+  page = (ROOT / "gc_jax/docs/export.md").read_text()
+  listed = page.partition("\nModels: ")[2].partition("\n\n")[0]
+  has_code = {name for name, known in MODELS.items() if known.torch_code}
+  named = {*re.findall(r"`([\w-]+)`", listed)} - {"-gmp"}
+  assert named == {name.removesuffix("-gmp") for name in has_code}
 
 
 def test_the_readmes_claims_are_those_of_the_results():

@@ -294,6 +294,7 @@ APART = {
   "gc_jax.places",
   "gc_jax.train",
   "gc_jax.wrap",
+  "cam.wider",  # of types
   "metrics.accuracy",
 }
 
@@ -408,6 +409,39 @@ def test_bfloat16(name):
   expected = compiled(name)(row.model, converted(rounded, jnp.float32))
   jax.tree.map(lambda x: np.testing.assert_(jnp.isfinite(x).all()), found)
   assert_close(found, expected, rtol=0.1, atol=0.05)
+
+
+# They give a network pixels in float32, which Flax's promote.
+OF_PIXELS = {"gc_jax.insertion", "gc_jax.deletion", "METHODS, wrapped"}
+
+
+@pytest.mark.parametrize(
+  "name", sorted(ROWS.keys() - OF_PIXELS - {"METHODS, of ours"})
+)
+def test_strict_types_in_bfloat16(name):
+  """Of weights, too."""
+  row = ROWS[name]
+  model, arrays = converted((row.model, row.arrays), jnp.bfloat16)
+  with jax.numpy_dtype_promotion("strict"):
+    found = jax.jit(functools.partial(call, row))(model, arrays)
+  jax.tree.map(lambda x: np.testing.assert_(jnp.isfinite(x).all()), found)
+
+
+def test_strict_types_of_our_own_network_in_bfloat16():
+  model = nnx.merge(*narrow(jnp.bfloat16))
+  maps = jnp.asarray(MAPS, jnp.bfloat16)
+  images, labels = jnp.asarray(IMAGES, jnp.bfloat16), jnp.asarray(LABELS)
+  boxes = jnp.array([[[1, 1, 5, 6]]] * B)
+  with jax.numpy_dtype_promotion("strict"):
+    found = [
+      gc_jax.predict(model, images),
+      gc_jax.insertion(model, images, labels, maps, num_steps=2),
+      gc_jax.explain(model, images, labels, "cmwp"),
+      gc_jax.explain(model, images, labels, "input_gradients"),
+      gc_jax.localize(maps, boxes=boxes, size=(8, 8)),
+    ]
+    assert gc_jax.check(model, images, labels, "fullgrad")["fullgrad"].holds
+  jax.tree.map(lambda x: np.testing.assert_(jnp.isfinite(x).all()), found)
 
 
 @every

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from gc_jax.attribution import full_gradients, gradients, laws, taps
@@ -230,6 +231,29 @@ def check_classes(
       f"{name} must be in 0..{num_classes - 1}, the model's classes; "
       f"{outside.flat[0]} is not. Count from 0."
     )
+
+
+def as_ids(
+  name: str, classes: ArrayLike | Sequence, why: str
+) -> Array | np.ndarray:
+  """Returns classes as an array; `check_classes` then looks at its values.
+
+  Args:
+    name: what gave them.
+    classes: ids.
+    why: they cannot be names; a sentence without its period.
+
+  Raises:
+    ValueError: they are names.
+  """
+  if isinstance(classes, jax.Array):
+    return classes
+  classes = np.asarray(classes)
+  if classes.dtype.kind == "U":
+    raise ValueError(
+      f"{name} must be class ids: {why}; {str(classes.flat[0])!r} came."
+    )
+  return classes
 
 
 def unfit(

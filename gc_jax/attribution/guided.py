@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.attribution import check_classes
+from gc_jax.attribution import as_ids, check_classes
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
@@ -174,6 +174,7 @@ def energy(
 
 def _explained(net, images, labels, mask, key):
   """Returns the explained class, the classes held, and what counts."""
+  labels = as_ids("labels", labels, "a loss knows no names of classes")
   labels = jnp.asarray(labels)
   if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
     raise ValueError(

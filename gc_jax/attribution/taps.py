@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gc_jax.method.cam import wider
 from gc_jax.models.network import FEATURES, Network, context_of
 
 # (dotted path of the module, the module, its input) -> its output
@@ -59,7 +60,7 @@ def intercept(
 def dtype_of(model: nnx.Module) -> jnp.dtype:
   """Returns float32, or float64 if the model's weights are."""
   parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
-  return jnp.result_type(jnp.float32, *(p.dtype for p in parameters))
+  return wider(jnp.float32, *(p.dtype for p in parameters))
 
 
 def in_float32(model: nnx.Module) -> nnx.Module:

@@ -20,7 +20,7 @@ from gc_jax.attribution import taps
 from gc_jax.attribution.adapted import Adapted
 from gc_jax.attribution.calls import Call, Cells, check_batch, check_rgb
 from gc_jax.attribution.libraries import LIBRARIES, library_of
-from gc_jax.method.cam import at_least_float32
+from gc_jax.method.cam import at_least_float32, wider
 from gc_jax.models import network
 from gc_jax.models.pixels import in_unit_range, mean_colour, normalize_pixels
 from gc_jax.runtime.messages import unknown_name_message
@@ -58,7 +58,7 @@ class Tapped:
   def dtype(self) -> jnp.dtype:
     """Returns float32, or float64 if variables are."""
     dtypes = (x.dtype for x in jax.tree.leaves(self.variables))
-    return jnp.result_type(
+    return wider(
       jnp.float32, *(d for d in dtypes if jnp.issubdtype(d, jnp.floating))
     )
 
@@ -86,7 +86,7 @@ class Tapped:
     """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
     convert = in_unit_range if self.own else self.prepared
     pixels = convert(images)
-    return pixels.astype(jnp.promote_types(pixels.dtype, self.dtype))
+    return pixels.astype(wider(pixels.dtype, self.dtype))
 
   def start(self, pixels: Array) -> Array:
     """Returns pixels that show nothing: of ours the mean colour, else 0."""
@@ -201,7 +201,7 @@ class Tapped:
   def no_offset(self, images: Array) -> Float[Array, "B h w D"]:
     """Returns zeros to add at the place; images are as a call takes them."""
     shape = jax.eval_shape(lambda: self(images)[1])
-    dtype = jnp.promote_types(shape.dtype, jnp.float32)
+    dtype = wider(shape.dtype, jnp.float32)
     return jnp.zeros_like(shape, dtype=dtype)
 
   def looked(

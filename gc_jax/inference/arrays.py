@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from gc_jax.attribution import METHODS, check_classes
 from gc_jax.attribution.calls import Static, check_rgb
 from gc_jax.attribution.wrapping import Tapped, net_of
-from gc_jax.inference import classes, wrapped
+from gc_jax.inference import wrapped
 from gc_jax.method import metrics
 from gc_jax.method.types import check_not_negative
 from gc_jax.models.pixels import check_divisible
@@ -102,10 +102,7 @@ def explain(
     _check_ours(model)
     arrays, static = wrapped.settings_of(entry, settings)
     images = checked_images(images)
-    if not isinstance(targets, jax.Array):
-      targets = np.asarray(targets)
-      if targets.dtype.kind == "U":
-        targets = classes.ids_of(targets, class_names(model))
+    targets = wrapped.ids_of(model, targets, "targets")
     num_classes = check_fits(model, *images.shape[1:3])
     check_classes("targets", targets, len(images), num_classes)
     pairs = targets.astype(np.int32).reshape(len(images), -1)

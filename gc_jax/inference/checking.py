@@ -98,6 +98,7 @@ def check(
     methods = (methods,)
   logits = arrays.predict(net, images)
   targets = logits.argmax(-1) if targets is None else targets
+  targets = wrapped.ids_of(net, targets, "targets")
   names = tuple(METHODS if methods is None else methods)
   for name in names:
     if name not in METHODS:

@@ -24,16 +24,16 @@ _SHOWN_NAMES = 20  # in a message
 
 
 def ids_of(
-  asked: Shaped[np.ndarray, "*P"], names: Sequence[str]
+  asked: Shaped[np.ndarray, "*P"], names: Sequence[str], what: str = "targets"
 ) -> Int[np.ndarray, "*P"]:
   """Returns the position of each name among a model's classes."""
   if not names:
     raise ValueError(
-      f"targets must be ids for a model that names no classes; "
+      f"{what} must be ids for a model that names no classes; "
       f"{str(asked.flat[0])!r} is a name. Give ids from 0, or give load the "
       "names: class_names=..."
     )
-  ids = [id_of(str(name), names, "targets") for name in asked.flat]
+  ids = [id_of(str(name), names, what) for name in asked.flat]
   return np.array(ids, np.int32).reshape(asked.shape)
 
 

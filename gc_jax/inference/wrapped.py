@@ -12,9 +12,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gc_jax.attribution import METHODS, Method, check_classes
+from gc_jax.attribution import METHODS, Method, as_ids, check_classes
 from gc_jax.attribution.calls import without_arrays
 from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
+from gc_jax.inference import classes
 from gc_jax.method import compose, curves, metrics
 from gc_jax.method.types import check_at_least_one, check_not_negative
 from gc_jax.runtime.messages import unknown_name_message
@@ -40,28 +41,32 @@ def explain(
 ) -> Float[Array, "B P h w"]:
   """Returns raw maps of a method; `[B]` targets are one a picture."""
   net.check_evaluates()
-  images, targets = net.batch(images), ids_of(targets)
+  images, targets = net.batch(images), ids_of(net, targets, "targets")
   num_classes = net.num_classes(images)
   check_classes("targets", targets, len(images), num_classes)
-  pairs = targets.astype(jnp.int32).reshape(len(images), -1)
+  pairs = jnp.asarray(targets, jnp.int32).reshape(len(images), -1)
   arrays, static = settings_of(method, settings or {})
   return _compiled_maps(net, images, pairs, arrays, method, static)
 
 
-def ids_of(targets: ArrayLike | Sequence) -> Array:
-  """Returns targets as an array.
+def ids_of(
+  model: nnx.Module | Tapped, asked: ArrayLike | Sequence, what: str
+) -> Array | np.ndarray:
+  """Returns ids of classes; names, by the model's own list of them.
+
+  Args:
+    model: one of ours, which may name classes, or wrapped, which does not.
+    asked: ids or names.
+    what: who asked, for messages.
 
   Raises:
-    ValueError: they are names.
+    ValueError: they are names that the model does not have.
   """
-  if not isinstance(targets, jax.Array):
-    targets = np.asarray(targets)
-    if targets.dtype.kind == "U":
-      raise ValueError(
-        "targets must be class ids: a wrapped model has no names of classes; "
-        f"{str(targets.flat[0])!r} came."
-      )
-  return jnp.asarray(targets)
+  if not isinstance(model, Tapped) and not isinstance(asked, jax.Array):
+    asked = np.asarray(asked)
+    if asked.dtype.kind == "U":
+      return classes.ids_of(asked, getattr(model, "class_names", ()), what)
+  return as_ids(what, asked, "a wrapped model has no names of classes")
 
 
 def method_of(method: str | Explain) -> Explain:
@@ -268,9 +273,10 @@ def _filled(net, pixels, grey):
 
 def _checked(net, images, labels):
   """Returns a net, its images, a label of each, and the number of classes."""
+  labels = jnp.asarray(ids_of(net, labels, "labels"))
   net = net_of(net)
   net.check_evaluates()
-  images, labels = net.batch(images), jnp.asarray(labels)
+  images = net.batch(images)
   num_classes = net.num_classes(images)
   check_labels("labels", labels, len(images), num_classes)
   return net, images, labels, num_classes

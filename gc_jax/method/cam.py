@@ -9,16 +9,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
 # Added to the sum, and again after the division, as in the release: an all-zero
 # map becomes 1e-8 everywhere, never NaN.
 EPSILON = 1e-8
 
 
-def at_least_float32(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+def at_least_float32(x: Shaped[Array, "*B"]) -> Float[Array, "*B"]:
   """Returns x as float32; float64 stays."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(wider(x.dtype, jnp.float32))
+
+
+def wider(*types: DTypeLike) -> jnp.dtype:
+  """Returns the type that all fit in, under strict type promotion too."""
+  with jax.numpy_dtype_promotion("standard"):
+    return jnp.result_type(*types)
 
 
 def class_gradients(
@@ -94,8 +101,8 @@ def elementwise_grad_cam(
   Source: Pillai & Pirsiavash 2021, eq. 3.
   Differs: none.
   """
-  cam = (gradients * at_least_float32(features)).sum(-1)
-  return jax.nn.relu(cam)
+  gradients, features = map(at_least_float32, (gradients, features))
+  return jax.nn.relu((gradients * features).sum(-1))
 
 
 def normalize_cam(

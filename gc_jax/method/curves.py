@@ -102,7 +102,7 @@ def enlarged(
   """Returns maps of the picture's size, bilinear; constant ones stay so."""
   cam = metrics.as_distribution(cam)
   cam_px = metrics.upsample(cam, height, width)
-  # Enlarging rounds: a constant would be ranked by the last digits.
+  # Enlarging rounds: a constant would be ranked, or peak, by the last digits.
   is_constant = cam.max((1, 2)) == cam.min((1, 2))
   return jnp.where(is_constant[:, None, None], cam[:, :1, :1], cam_px)
 

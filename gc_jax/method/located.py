@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gc_jax.method import metrics
+from gc_jax.method import curves, metrics
 from gc_jax.method.cam import at_least_float32
 from gc_jax.method.protocols import PROTOCOLS
 from gc_jax.method.types import check_not_negative, is_present
@@ -87,7 +87,7 @@ def localize(
       f"Each of the {len(maps)} maps must have a mask [H W] or boxes [N 4]; "
       f"masks have shape {masks.shape}."
     )
-  large = metrics.upsample(metrics.as_distribution(maps), *masks.shape[1:])
+  large = curves.enlarged(maps, *masks.shape[1:])
   near = metrics.dilate(masks, float(tolerance_px))
   known = masks.any((1, 2))
   found = (
@@ -118,7 +118,7 @@ def _filled(boxes: Array, size: tuple[int, int] | None, border: str) -> Array:
         "fractions. Multiply them by H and W; boxes of one pixel give as "
         "integers."
       )
-  boxes = boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
+  boxes = at_least_float32(boxes)
   start, stop = boxes[..., :2], boxes[..., 2:]
   if border == "release":
     # A slice counts from the other end: of most such boxes nothing is left.

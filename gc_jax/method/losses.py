@@ -99,8 +99,11 @@ def masked_mean(
 ) -> Float[Array, ""]:
   """Returns the mean of the values whose mask is 1; 0 if there are none.
 
+  A value that is masked may be anything, NaN too.
+
   Raises:
     ValueError: they are not of one shape.
   """
   check_alike(values=values, mask=mask)
+  values = jnp.where(mask != 0, values, 0)
   return (values * mask).sum() / jnp.maximum(mask.sum(), 1.0)

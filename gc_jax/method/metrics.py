@@ -36,7 +36,7 @@ def upsample(
 
 def is_empty(cam: Float[Array, "*P h w"]) -> Bool[Array, "*P"]:
   """Returns True for maps without mass, or with a value that is not finite."""
-  total = cam.sum((-2, -1))
+  total = at_least_float32(cam).sum((-2, -1))  # in float16 it is soon too large
   return ~((total > 0) & jnp.isfinite(total))
 
 
@@ -45,10 +45,10 @@ def as_distribution(cam: Float[Array, "*P h w"]) -> Float[Array, "*P h w"]:
 
   In the release an epsilon fills empty maps, to the same effect.
   """
-  height, width = cam.shape[-2:]
+  cam = at_least_float32(cam)
   empty = is_empty(cam)[..., None, None]
   total = jnp.where(empty, 1.0, cam.sum((-2, -1), keepdims=True))
-  return jnp.where(empty, 1 / (height * width), cam / total)
+  return jnp.where(empty, 1 / math.prod(cam.shape[-2:]), cam / total)
 
 
 def dilate(
@@ -168,9 +168,9 @@ def grid_content_heatmap(
     everywhere: of the same annotation.
   """
   check_alike(cam=cam, inside=inside, everywhere=everywhere)
+  inside, everywhere = map(at_least_float32, (inside, everywhere))
   cam = as_distribution(cam)
-  total = (cam * everywhere).sum((-2, -1))
-  return (cam * inside).sum((-2, -1)) / total
+  return (cam * inside).sum((-2, -1)) / (cam * everywhere).sum((-2, -1))
 
 
 @dividing_freely

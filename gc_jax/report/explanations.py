@@ -185,6 +185,8 @@ def open_folder(
     raise ValueError(
       f"--out must be a folder. {str(out)!r} is a file. Choose another name."
     )
+  if not (out / FILENAME).exists():  # what else is called as ours is not ours
+    names = [*names, PAGE, SKIPPED]
   existing = [name for name in names if (out / name).exists()]
   own = {picture.resolve() for picture in read}
   for name in existing:
@@ -196,7 +198,7 @@ def open_folder(
   if existing and not overwrite:
     more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
     raise ValueError(
-      f"--out must not hold explanations of the same name: {out} has "
+      f"--out must not hold files of the same name: {out} has "
       f"{existing[0]}{more}. Choose another folder, or replace them with "
       "--overwrite."
     )
@@ -264,7 +266,7 @@ def write_index(
   And the page; and skipped.json, if pictures were skipped now or earlier, and
   not explained since.
   """
-  replaced = {explanation.overlay for explanation in explanations}
+  replaced = {e.overlay for e in explanations}
   kept = [e for e in earlier if e.overlay not in replaced]
   entries = [*kept, *explanations]
   _write_lines(out / FILENAME, [e.to_json() for e in entries])

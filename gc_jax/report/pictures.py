@@ -72,7 +72,7 @@ def _heat(
   cam: Float[np.ndarray, "h w"], height: int, width: int, is_of_pixels: bool
 ) -> Float32[np.ndarray, "H W"]:
   """Returns the map enlarged and scaled to 0..1; all 0 of an empty map."""
-  total = float(cam.sum())
+  total = float(cam.sum(dtype=np.float64))  # of float16 it may be too large
   if not (np.isfinite(total) and total > 0):  # as `metrics.is_empty`
     return np.zeros((height, width), np.float32)
   heat = enlarge_map(cam, height, width)

@@ -210,6 +210,8 @@ def test_wrong_arguments_are_named():
     gc_jax.consistency(net, images[:6], LABELS[:6], KEY)
   with pytest.raises(ValueError, match=r"labels must be \[B\] or \[B K\]"):
     gc_jax.consistency(net, images, LABELS[:4], KEY)
+  with pytest.raises(ValueError, match=r"labels must be class ids.*'cat' came"):
+    gc_jax.consistency(net, images, np.array(["cat"] * 8), KEY)
   with pytest.raises(ValueError, match="groups must be at least 1; it is 0"):
     gc_jax.consistency(net, images, LABELS, KEY, groups=0)
   with pytest.raises(

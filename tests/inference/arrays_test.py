@@ -234,6 +234,14 @@ def test_targets_may_be_names_of_classes(evaluated, pixels):
   ]:
     found = gc_jax.explain(named, pixels, targets)
     np.testing.assert_array_equal(found, gc_jax.explain(named, pixels, ids))
+  maps = np.ones((2, 3, 3), np.float32)
+  for measured in (
+    lambda classes: gc_jax.insertion(named, pixels, classes, maps, num_steps=2),
+    lambda classes: gc_jax.check(named, pixels, classes, "gradcam"),
+  ):
+    assert str(measured(["a", "d"])) == str(measured([0, 3]))
+  with pytest.raises(ValueError, match=r"Unknown labels='h'\. Known: a, b"):
+    gc_jax.deletion(named, pixels, ["a", "h"], maps)
   with pytest.raises(ValueError, match=r"Unknown targets='h'\. Known: a, b"):
     gc_jax.explain(named, pixels, ["a", "h"])
   with pytest.raises(
@@ -271,6 +279,16 @@ def test_an_overlay_is_drawn_as_on_the_pages(pixels):
   large = rng.random(pixels.shape[1:3])  # float64, a map of pixels
   np.testing.assert_array_equal(
     gc_jax.overlay(pixels[0], large), pictures.heat_overlay(pixels[0], large)
+  )
+
+
+def test_a_map_of_half_precision_is_full_of_heat(pixels):
+  """Its sum is above 65,504, the largest number of the type."""
+  cam = np.full((8, 8), 5_000.0, np.float32)
+  cam[:4] = 0
+  np.testing.assert_array_equal(
+    gc_jax.overlay(pixels[0], cam.astype(np.float16)),
+    gc_jax.overlay(pixels[0], cam),
   )
 
 

@@ -249,6 +249,8 @@ def test_names_are_no_targets_of_a_model_that_has_none():
     ValueError, match=r"targets must be class ids.*'cat' came"
   ):
     gc_jax.explain(net(), batch(), ["cat"] * 8)
+  with pytest.raises(ValueError, match=r"labels must be class ids.*'cat' came"):
+    gc_jax.negative_quadrants(net(), batch(), ["cat"] * 8, jax.random.key(0))
 
 
 def test_our_own_models_are_explained_inside_jit_and_meshes(make_tiny):

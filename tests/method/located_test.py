@@ -32,6 +32,19 @@ def test_values_by_hand():
   )
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("side", [6, 14])
+def test_a_map_that_is_the_same_everywhere_points_at_the_first_pixel(
+  side, value
+):
+  """Enlarged, its numbers would differ in their last digits."""
+  first = np.zeros((2, 224, 224), bool)
+  first[0, :2, :2] = True
+  first[1, :8, 17:40] = True
+  found = gc_jax.localize(np.full((2, side, side), value), masks=first)
+  np.testing.assert_array_equal(found.pointing_game, [1, 0])
+
+
 def test_a_map_spread_evenly_scores_the_share_of_the_object():
   found = gc_jax.localize(jnp.ones((2, 4, 4)), masks=left_half())
   np.testing.assert_allclose(found.content_heatmap, 32 / 64, rtol=1e-5)

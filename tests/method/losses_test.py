@@ -137,3 +137,13 @@ def test_an_unknown_reduction_and_unlike_shapes_are_refused(monkeypatch):
   ):
     with pytest.raises(ValueError, match="must have one shape"):
       wrong()
+
+
+@pytest.mark.parametrize("masked", [np.nan, np.inf, 1e30])
+def test_a_masked_value_may_be_anything(masked):
+  """The measures say NaN of what does not count."""
+  values, mask = jnp.array([1.0, masked, 2.0]), jnp.array([1.0, 0.0, 1.0])
+  assert losses.masked_mean(values, mask) == 1.5
+  gradient = jax.grad(losses.masked_mean)(values, mask)
+  np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.5])
+  assert losses.masked_mean(values, 0 * mask) == 0.0

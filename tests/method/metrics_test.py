@@ -29,6 +29,16 @@ def random_maps(height, width, count=6, seed=0):
   return rng.random((count, height, width)).astype(np.float32) ** 8
 
 
+def test_a_map_of_half_precision_scores_as_any_other():
+  """Its sum is above 65,504, the largest number of the type."""
+  cam = 10 * random_maps(224, 224, 2)
+  cam[:, 112:] = 0
+  half = jnp.asarray(cam, jnp.float16)
+  assert not metrics.is_empty(half).any()
+  upper = jnp.zeros((2, 224, 224), bool).at[:, :112].set(True)
+  np.testing.assert_allclose(metrics.content_heatmap(half, upper), 1.0)
+
+
 def brute_dilate(mask, tolerance):
   """Min over m in mask of |m - p|^2 < tolerance^2, pixel by pixel."""
   dilated = np.zeros_like(mask)

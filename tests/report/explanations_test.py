@@ -348,6 +348,17 @@ def test_existing_names_are_refused_unless_they_may_be_replaced(tmp_path):
   assert (tmp_path / "a.gradcam.png").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("name", [explanations.PAGE, explanations.SKIPPED])
+def test_files_called_as_ours_are_not_ours_without_an_index(tmp_path, name):
+  (tmp_path / name).write_text("precious")
+  with pytest.raises(ValueError, match=rf"has {name}\. Choose .* --overwrite"):
+    explanations.open_folder(tmp_path, [], [], overwrite=False)
+  assert (tmp_path / name).read_text() == "precious"
+  assert explanations.open_folder(tmp_path, [], [], overwrite=True) == []
+  (tmp_path / FILENAME).write_text("[]")
+  assert explanations.open_folder(tmp_path, [], [], overwrite=False) == []
+
+
 def test_no_explanation_replaces_a_picture_it_explains(tmp_path):
   picture = tmp_path / "a.gradcam.png"
   picture.write_bytes(b"precious")

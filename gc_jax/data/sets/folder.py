@@ -12,7 +12,7 @@ or DIR/CLASS/*.jpg alone. Splits, by the names that configs use:
 | classes only | eight tenths | a tenth | a tenth |
 
 A hash of a picture's path chooses its tenth: it stays in its split when others
-come and go. (A class that would have nothing to train on keeps all.)
+come and go. (A class that would have nothing to train on gets one back.)
 
 Optional, each found by its name, in any case:
   labels.csv                `image,labels`: several classes a picture, "a;b",
