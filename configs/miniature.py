@@ -78,7 +78,8 @@ def get_config(
   if architecture == "bottleneck":
     # Half as many do not end its training: on digits, plain, no learning rate
     # of 0.4, 0.8 and 1.6 brings top-1 over 81 then; it is 91 now. On several
-    # digits with the maximum, F1 is 64 then, and was 25 half-way.
+    # digits with the maximum, F1 is 64 then, and was 25 half-way. (Trials; their
+    # runs were not kept.)
     c.num_epochs *= 2
   # The quickstart's warm-up and ramps, as parts of the training.
   c.optim.warmup_epochs = c.num_epochs / 6 if "gmp" in row else 0.0
@@ -86,7 +87,7 @@ def get_config(
     c.loss.ramp_epochs = c.num_epochs * (0.9 if row == "gmp_gc" else 0.5)
   if architecture == "bottleneck" and row == "gmp_gc":
     # At the quickstart's 1000 it does not learn: on digits, top-1 is 58 then,
-    # and 83 at 300.
+    # and 83 at 300, in trials that were not kept.
     c.loss.consistency_weight *= 0.3
   if architecture == "alexnet":
     # Chosen on the validation split, plain; it has no BatchNorm.
