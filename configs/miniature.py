@@ -78,8 +78,8 @@ def get_config(
   if architecture == "bottleneck":
     # Half as many do not end its training: on digits, plain, no learning rate
     # of 0.4, 0.8 and 1.6 brings top-1 over 81 then; it is 91 now. On several
-    # digits with the maximum, F1 is 64 then, and was 25 half-way. (Trials; their
-    # runs were not kept.)
+    # digits with the maximum, F1 is 64 then, and was 25 half-way. (Trials that
+    # were not kept.)
     c.num_epochs *= 2
   # The quickstart's warm-up and ramps, as parts of the training.
   c.optim.warmup_epochs = c.num_epochs / 6 if "gmp" in row else 0.0

@@ -136,7 +136,8 @@ def negative_quadrants(
     net: from `wrap`, in evaluation mode, or a model of gc_jax.
     images: as the model takes them; it must take pictures twice as high and
       wide too.
-    labels: `[B]`, the class of each image.
+    labels: `[B]`, the class of each image: an id, or a name that a model of
+      ours has for it.
     key: of the draw of distractors and cells.
     method: as `explain` takes it, of maps that lie on a layer.
     **settings: of the method.
@@ -176,7 +177,8 @@ def insertion(
   Args:
     net: from `wrap`, in evaluation mode, or a model of gc_jax.
     images: as the model takes them.
-    labels: `[B]`, the class of each image that the maps explain.
+    labels: `[B]`, the class of each image that the maps explain: an id, or a
+      name that a model of ours has for it.
     maps: `[B h w]`, of any scale; enlarged to the picture. Of an empty one,
       pixels go row by row.
     num_steps: equal parts in which pixels change: so many forward passes. The
