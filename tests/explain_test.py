@@ -254,7 +254,7 @@ def test_explanations_are_replaced_only_if_asked(
   before = read()
   done = explain(camera, *flags, "--target=3", f"--out={out}")
   assert done.status == 2
-  assert "--out must not hold explanations of the same name" in done.err
+  assert "--out must not hold files of the same name" in done.err
   assert read() == before
   explained(gravel, *flags)  # others join them
   _, told = explained(camera, *flags, "--target=3", "--overwrite")

@@ -290,6 +290,19 @@ def is_evaluation(folder: files.AnyPath) -> bool:
   return (folder / ABOUT).is_file()
 
 
+def pictures_of(folder: files.AnyPath) -> str:
+  """Returns the digest of what a finished evaluation was measured on.
+
+  Empty if it does not say so, is not finished, or cannot be read.
+  """
+  if not (folder / RESULTS).is_file() or not is_evaluation(folder):
+    return ""
+  try:
+    return _read(folder / ABOUT).get("identity", {}).get(PICTURES, "")
+  except ValueError:
+    return ""
+
+
 def _read(path: files.AnyPath) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding="utf-8"))

@@ -367,9 +367,7 @@ def _check_same_pictures(
   workdir: files.AnyPath, test_set: data.Dataset
 ) -> None:
   """Checks that a finished run was measured on what the data has now."""
-  if not artefact.is_evaluation(workdir):
-    return
-  there = artefact.load(workdir).about.identity.get(artefact.PICTURES)
+  there = artefact.pictures_of(workdir)
   if there and there != test_set.digest():
     raise ValueError(
       f"--workdir={workdir} holds a finished run that was measured on other "

@@ -285,15 +285,20 @@ def test_classes_that_differ_are_told_in_few_lines(now, words):
 
 
 def test_a_finished_run_measured_on_other_pictures_is_refused_untouched(
-  copied, data_has
+  copied, smoke_run, data_has
 ):
   before = contents(copied)
+  before_about = smoke_run / artefact.ABOUT
   data_has(names=[f"{i}.png" for i in range(40)])  # unnamed before
   with pytest.raises(ValueError, match=r"measured on other pictures.*evaluate"):
     again(copied)
   assert contents(copied) == before
-  # Of a run that is not finished, nothing was measured yet.
-  (copied / artefact.ABOUT).unlink()
+  # What a broken file says, nobody knows; nor of a run that is not finished.
+  (copied / artefact.ABOUT).write_text("{")
+  with pytest.raises(AssertionError, match="computed"):
+    again(copied)
+  shutil.copy(before_about, copied / artefact.ABOUT)
+  (copied / "results.json").unlink()
   with pytest.raises(AssertionError, match="computed"):
     again(copied)
 
@@ -322,7 +327,8 @@ def test_the_gallery_of_an_older_run_knows_its_classes(
   data_has(class_names=(*DIGITS[:9], "Ten"))
   with pytest.raises(ValueError, match="learned other classes"):
     again(copied)
-  (copied / "gallery.npz").unlink()
+  for name in ("gallery.npz", artefact.ABOUT):
+    (copied / name).unlink()
   with pytest.raises(AssertionError, match="computed"):  # nobody knows
     again(copied)
 
