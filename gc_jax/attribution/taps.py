@@ -1,8 +1,7 @@
-"""Reads and changes what the modules of a model compute, from outside it.
+"""Reads and changes what the layers of a model put out, from outside it.
 
-Models hold no explanation code. A method that needs another rule in every
-convolution, or the output of a layer, runs a copy of the model in which a
-function stands for some modules.
+Models hold no explanation code. A method that needs the output of a layer runs
+a copy of the model in which it passes a function on its way.
 
 A layer means its output, after the nonlinearity, under torchvision's name:
 "layer3" of a ResNet, "features.23" of VGG16 (its fourth pooling). It is read
@@ -20,52 +19,22 @@ from jaxtyping import Array, Float
 from gc_jax.method.cam import wider
 from gc_jax.models.network import FEATURES, Network, context_of
 
-# (dotted path of the module, the module, its input) -> its output
-Call = Callable[[str, nnx.Module, Array], Array]
 
+class _Tapped(nnx.Module):
+  """A module whose input passes a function first."""
 
-class _Intercepted(nnx.Module):
-  """Calls a function in place of a module."""
-
-  def __init__(self, path: str, module: nnx.Module, call: Call):
-    self.path = path
+  def __init__(self, tap: Callable[[Array], Array], module: nnx.Module):
+    self.tap = tap
     self.module = module
-    self.call = call
 
   def __call__(self, x: Array) -> Array:
-    return self.call(self.path, self.module, x)
-
-
-def intercept(
-  model: nnx.Module, kinds: type | tuple[type, ...], call: Call
-) -> nnx.Module:
-  """Returns a copy of the model in which a function stands for some modules.
-
-  Use the copy within the trace that made it: its variables have other paths.
-
-  Args:
-    model: left as it was.
-    kinds: classes of the modules to replace, nested ones too.
-    call: stands for them; `module(x)` inside it is what they would compute.
-  """
-
-  def replaced(path, node):
-    if isinstance(node, kinds):
-      return _Intercepted(".".join(map(str, path)), node, call)
-    return node
-
-  return nnx.recursive_map(replaced, model)
-
-
-def dtype_of(model: nnx.Module) -> jnp.dtype:
-  """Returns float32, or float64 if the model's weights are."""
-  parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
-  return wider(jnp.float32, *(p.dtype for p in parameters))
+    return self.module(self.tap(x))
 
 
 def in_float32(model: nnx.Module) -> nnx.Module:
-  """Returns a copy that computes in `dtype_of` it."""
-  dtype = dtype_of(model)
+  """Returns a copy that computes in float32, or float64 if its weights are."""
+  parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+  dtype = wider(jnp.float32, *(p.dtype for p in parameters))
 
   def widened(path, node):
     del path
@@ -126,18 +95,13 @@ def tapped_features(
   """
   by_path = {input_path(model, name): tap for name, tap in taps.items()}
   last = by_path.pop(FEATURES, lambda x: x)
-  kinds = tuple(
-    {
-      type(module)
-      for path, module in nnx.iter_modules(model)
-      if ".".join(map(str, path)) in by_path
-    }
-  )
 
-  def call(path, module, x):
-    return module(by_path[path](x) if path in by_path else x)
+  def replaced(path, node):
+    tap = by_path.get(".".join(map(str, path)))
+    return node if tap is None else _Tapped(tap, node)
 
-  copy = intercept(model, kinds, call)
+  # Its variables have other paths than the model's.
+  copy = nnx.recursive_map(replaced, model)
 
   def run(images):
     features = copy.features(images)
