@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from gc_jax.attribution.wrapping import Tapped, tapped
 from gc_jax.method.types import check_at_least_one
@@ -67,8 +67,8 @@ def attributions(
   gradient = _gradient_of(net, targets)
   middles = (jnp.arange(steps, dtype=images.dtype) + 0.5) / steps
   way = images - start
-  mean = _mean_over(lambda middle: gradient(start + middle * way), middles)
-  return net.channels_last(way)[:, None] * mean
+  total = summed(lambda middle: gradient(start + middle * way), middles)
+  return net.channels_last(way)[:, None] * (total / steps)
 
 
 def divide(
@@ -117,7 +117,7 @@ def smoothgrad(
     return gradient(images + sigma * net.as_images(noise)[None])
 
   keys = jax.random.split(key, num_samples)
-  return jnp.abs(_mean_over(noisy, keys)).sum(-1)
+  return jnp.abs(summed(noisy, keys) / num_samples).sum(-1)
 
 
 def _magnitude(signed: Float[Array, "B P H W 3"]) -> Float[Array, "B P H W"]:
@@ -138,12 +138,12 @@ def _gradient_of(
   return gradient
 
 
-def _mean_over(function: Callable[[Array], Array], inputs: Array) -> Array:
-  """Returns the mean of the results, each computed after the last."""
-  shape = jax.eval_shape(function, inputs[0])
+def summed(function: Callable[[Array], PyTree], inputs: Array) -> PyTree:
+  """Returns the sum of the results, each computed after the last."""
 
   def add(total, value):
-    return total + function(value), None
+    return jax.tree.map(jnp.add, total, function(value)), None
 
-  total, _ = jax.lax.scan(add, jnp.zeros_like(shape), inputs)
-  return total / len(inputs)
+  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, inputs[0]))
+  total, _ = jax.lax.scan(add, zeros, inputs)
+  return total

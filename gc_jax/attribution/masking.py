@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from gc_jax.attribution.gradients import summed
 from gc_jax.attribution.wrapping import is_multi_label, tapped
 from gc_jax.method.cam import at_least_float32
 from gc_jax.method.types import check_at_least_one
@@ -65,12 +66,8 @@ def rise(
     scores = jnp.take_along_axis(scores, targets, axis=1)
     return scores, mask, scores[..., None, None] * mask[None, None]
 
-  def add(sums, key):
-    return jax.tree.map(jnp.add, sums, one(key)), None
-
   keys = jax.random.split(jax.random.key(0) if key is None else key, num_masks)
-  zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, keys[0]))
-  (of_scores, of_masks, of_both), _ = jax.lax.scan(add, zeros, keys)
+  of_scores, of_masks, of_both = summed(one, keys)
   # A pixel that few masks ever show has no mean.
   mean = of_both / jnp.where(of_masks > 0, of_masks, 1)[None, None]
   return jax.nn.relu(mean - of_scores[..., None, None] / num_masks)
