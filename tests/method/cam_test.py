@@ -84,24 +84,6 @@ def test_the_loss_trains_through_the_map_as_through_the_closed_form(
   np.testing.assert_array_equal(grads[1]["fc"]["bias"][...], 0)
 
 
-def test_the_first_of_equal_maxima_takes_the_whole_gradient(make_tiny):
-  """After a ReLU and in bfloat16, ties are common; jnp.max would split."""
-  model = make_tiny("max")
-  features = jnp.zeros((1, 4, 4, 8), jnp.bfloat16)
-  features = features.at[0, 1, 2].set(0.5).at[0, 3, 0].set(0.5)
-  gradients = cams.class_gradients(model.classify, features, TARGET[:1])
-  expected = np.zeros((1, 2, 4, 4, 8), np.float32)
-  expected[0, :, 1, 2] = model.fc.kernel[...][:, TARGET[0]].T
-  assert gradients.dtype == jnp.float32
-  np.testing.assert_array_equal(gradients, expected)
-
-  def split(features):
-    return features.max((1, 2)) @ model.fc.kernel[...]
-
-  halves = cams.class_gradients(split, features, TARGET[:1])
-  np.testing.assert_allclose(halves[:, :, 1, 2], expected[:, :, 1, 2] / 2)
-
-
 def test_a_normalized_map_sums_to_one():
   cam = 7 * jax.random.uniform(jax.random.key(0), (5, 2, 7, 7))
   # 49 epsilons of 1e-8, and float32 sums.

@@ -44,22 +44,6 @@ def curves_of(cams, num_steps=SIDE * SIDE, kinds=curves.KINDS):
   return (fractions, *(found[kind] for kind in kinds))
 
 
-def test_a_perfect_map_inserts_and_deletes_the_pixel_first():
-  fractions, insertion, deletion = curves_of(
-    [peak_at(2, 3), -peak_at(2, 3) + 2]
-  )
-  np.testing.assert_allclose(fractions, np.arange(65) / 64)
-  # By the map with the first pixel, by its opposite with the last.
-  after_first, at_last = [0] + [1] * 64, [0] * 64 + [1]
-  both = np.array([after_first, at_last])
-  np.testing.assert_allclose(insertion[0], both, atol=1e-6)
-  np.testing.assert_allclose(deletion[0], 1 - both, atol=1e-6)
-  areas = curves.area_under(fractions, insertion)
-  np.testing.assert_allclose(areas[0], [1 - 1 / 128, 1 / 128], atol=1e-5)
-  areas = curves.area_under(fractions, deletion)
-  np.testing.assert_allclose(areas[0], [1 / 128, 1 - 1 / 128], atol=1e-5)
-
-
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 def test_every_point_is_the_score_of_its_picture(num_steps):
   """Two maps of two pictures, against pictures put together one by one."""
