@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, UInt8
 
-from gc_jax.attribution import METHODS, check_classes
+from gc_jax.attribution import METHODS, Method, check_classes
 from gc_jax.attribution.calls import Static, check_rgb
 from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.inference import wrapped
@@ -215,8 +215,13 @@ def run(
   return _run(*split(model), images, targets, entries)
 
 
-@program(2)
-def _run(model, images, targets, methods):
+def logits_and_maps(
+  model: nnx.Module,
+  images: Array,
+  targets: Int[Array, "B P"],
+  methods: Sequence[tuple[str, Method]],
+) -> tuple[Float[Array, "B K"], dict[str, Float[Array, "B P h w"]]]:
+  """Returns what `run` does, of a model in evaluation mode; not compiled."""
   logits = logits_of(model, images)
   predicted = logits.argmax(-1, keepdims=True).astype(targets.dtype)
   targets = jnp.where(targets == PREDICTED, predicted, targets)
@@ -226,8 +231,8 @@ def _run(model, images, targets, methods):
   }
 
 
+_run = program(2)(logits_and_maps)
 _maps = program(3, 4)(wrapped.maps_of)
-
 
 _as_distribution = jax.jit(metrics.as_distribution)
 

@@ -112,11 +112,10 @@ def make(
     return arrays.logits_of(rebuilt(weights), images)
 
   def explain(weights, images, targets):
-    model = rebuilt(weights)
-    logits = arrays.logits_of(model, images)
-    predicted = logits.argmax(-1).astype(targets.dtype)
-    targets = jnp.where(targets == arrays.PREDICTED, predicted, targets)
-    return logits, METHODS[method](model, images, targets[:, None])[:, 0]
+    logits, cams = arrays.logits_and_maps(
+      rebuilt(weights), images, targets[:, None], [(method, METHODS[method])]
+    )
+    return logits, cams[method][:, 0]
 
   def shapes(batch):
     return (
