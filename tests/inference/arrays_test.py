@@ -1,8 +1,5 @@
 """Arrays of pictures in, logits and maps out; and which arrays are refused."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,25 +319,6 @@ def test_maps_that_do_not_belong_to_the_pictures_are_refused(
 ):
   with pytest.raises(ValueError, match=message):
     gc_jax.overlay(pixels[image], cam)
-
-
-def test_importing_gc_jax_loads_nothing_that_only_pages_need():
-  script = """
-import sys
-import gc_jax
-print([m for m in ("matplotlib", "PIL", "cv2", "jinja2") if m in sys.modules])
-"""
-  done = subprocess.run(
-    [sys.executable, "-c", script], capture_output=True, text=True, check=True
-  )
-  assert done.stdout == "[]\n"
-
-
-def test_an_unknown_method_is_refused_with_the_nearest(model, pixels):
-  with pytest.raises(
-    ValueError, match=r"Unknown method='gradcamm'.* Did you mean 'gradcam'"
-  ):
-    gc_jax.explain(model, pixels, [3, 7], "gradcamm")
 
 
 class Shrinking(nnx.Module):
