@@ -1,4 +1,4 @@
-"""Grad-CAM and its relatives of a whole model: closed forms and hand values."""
+"""Grad-CAM and its relatives of a whole model: closed and published forms."""
 
 import jax
 import jax.numpy as jnp
@@ -74,14 +74,7 @@ class Published(nnx.Module):
 
 
 # After the ReLU, activations are 0 4 31 40 and 0 0 6 15, gradients 1 1 1 1 and
-# 1 -1 -1 -1. Relatives of Grad-CAM weight the channels by hand:
-ACTIVATIONS = np.array([[[0, 4], [31, 40]], [[0, 0], [6, 15]]])
-# The second channel has a positive gradient only where it is 0.
-LAYERCAM = (1, 0)
-# alpha = 1 / (2 + sum), of sums 75 and 21, over 4 positive cells and 1.
-PLUS_PLUS = (4 / 77, 1 / 23)
-
-
+# 1 -1 -1 -1.
 @pytest.mark.parametrize(
   ("method", "after_relu", "expected"),
   [
@@ -89,11 +82,9 @@ PLUS_PLUS = (4 / 77, 1 / 23)
     ("gradcam", True, [[0, 4], [28, 32.5]]),
     ("gradcam_elementwise", False, [[0, 4], [25, 25]]),
     ("gradcam_elementwise", True, [[0, 4], [25, 25]]),
-    ("layercam", True, np.tensordot(LAYERCAM, ACTIVATIONS, axes=1)),
-    ("gradcam_plus_plus", True, np.tensordot(PLUS_PLUS, ACTIVATIONS, axes=1)),
   ],
 )
-def test_published_and_hand_values_are_met(method, after_relu, expected):
+def test_published_values_are_met(method, after_relu, expected):
   red = jnp.arange(16.0).reshape(1, 4, 4, 1)
   images = jnp.pad(red, ((0, 0), (0, 0), (0, 0), (0, 2)))
   target = jnp.zeros((1, 1), int)
