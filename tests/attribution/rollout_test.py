@@ -137,7 +137,7 @@ def test_attention_is_found_however_it_is_written(way, prefix):
   read = (lambda x: x[:, 0]) if prefix else (lambda x: x.mean(1))
   run = lambda x, tap: read(net_of(WAYS[way], x, tap)) @ HEAD
   x = tokens(prefix + 6)
-  found = rollout_of(run, x, grid=GRID, prefix=prefix)
+  found = jax.jit(lambda x: rollout_of(run, x, grid=GRID, prefix=prefix))(x)
 
   def shares_of(x):
     """Both attentions' shares: what a probe of one key alone adds."""
@@ -160,10 +160,12 @@ def test_attention_is_found_however_it_is_written(way, prefix):
     logits = read(net_of(plain, x, lambda x: x, probes)) @ HEAD
     return jnp.take_along_axis(logits, target[:, None], 1).sum()
 
+  @jax.jit
+  def expect(target):
+    return by_hand(functools.partial(score, target=target), shares_of(x), row)
+
   for p, target in enumerate(TARGETS.T):
-    expected = by_hand(
-      functools.partial(score, target=target), shares_of(x), row
-    )
+    expected = expect(target)
     np.testing.assert_allclose(
       found[:, p], expected, atol=1e-5 * float(expected.max())
     )
