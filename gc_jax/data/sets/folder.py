@@ -56,30 +56,32 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from gc_jax.data import decode
 from gc_jax.data.dataset import Dataset, warn_once
-from gc_jax.data.decode import DecodeError, read_header
-from gc_jax.data.sets import (
-  folder_layout,
-  folder_objects,
-  folder_pictures,
-  shapes,
-)
+from gc_jax.data.sets import folder_layout, folder_objects, shapes
 from gc_jax.data.sets.folder_layout import SPLITS, Layout
 from gc_jax.data.storage import parts_of
+from gc_jax.runtime import files, speaking
 from gc_jax.runtime.messages import listed, number_of, unknown_name_message
 
-_VERSION = 5  # of the index; raise it when what is written changes
+_VERSION = 5  # of what is kept of annotations; raise it when that changes
+_PICTURES_VERSION = 1  # of pictures; raise it when decoders find out more
+_THREADS = min(8, os.cpu_count() or 1)
 _OR_SKIP = (
   "\nFix them, or set --config.data.on_error=skip to leave them out, and have "
   "them counted."
 )
 
 _logger = logging.getLogger(__name__)
+
+# Picture -> bytes, modified at, in ns, and why it cannot be read; "" if it can.
+_Known = dict[str, tuple[int, int, str]]
 
 
 def load(
@@ -105,7 +107,7 @@ def load(
   pictures = _part(split, layout)
   if on_error == "raise":
     _check_links(pictures, layout)
-  broken = folder_pictures.broken(layout, _index_folder(data_dir))
+  broken = _broken(layout, data_dir)
   _report_broken(broken, pictures, layout, on_error)
   annotations = _read_objects(layout, data_dir)
   _report(annotations, layout, on_error)
@@ -201,11 +203,11 @@ class _Masks(Sequence):
       return b""
     if isinstance(mask, str):
       return Path(self.root, mask).read_bytes()
-    size = read_header(self.image).stored_size
+    size = decode.read_header(self.image).stored_size
     try:
       return shapes.encode(shapes.draw(mask, size))
     except ValueError as error:  # the picture is another than it was
-      raise DecodeError(str(error)) from error
+      raise decode.DecodeError(str(error)) from error
 
 
 def _part(split: str, layout: Layout) -> list[str]:
@@ -226,33 +228,80 @@ def _part(split: str, layout: Layout) -> list[str]:
   return pictures
 
 
+def _broken(layout: Layout, data_dir: str | os.PathLike) -> dict[str, str]:
+  """Returns picture -> why it cannot be read, of all that cannot.
+
+  Pictures that have not changed since are not read again.
+  """
+  key = f"{_PICTURES_VERSION} {layout.root.resolve()}"
+  index = _index(layout, data_dir, key, "-pictures.json")
+  known: _Known = {}
+  if index.exists():
+    known = {k: tuple(v) for k, v in json.loads(index.read_text()).items()}
+  new = [
+    name
+    for name in layout.labels
+    if name not in known or known[name][:2] != tuple(layout.files[name])
+  ]
+  if new:
+    known |= _checked(layout, new)
+    _keep(layout, index, known)
+  return {name: known[name][2] for name in layout.labels if known[name][2]}
+
+
+def _checked(layout: Layout, names: list[str]) -> _Known:
+  """Decodes pictures, and says how far that is."""
+  of_all = number_of(len(names), "picture")
+  speaking.say(f"checking {of_all} of {layout.root}")
+
+  def why(name: str) -> str:
+    try:
+      decode.check(decode.read_header((layout.root / name).read_bytes()))
+    except (OSError, decode.DecodeError) as error:
+      return str(error) or type(error).__name__
+    return ""
+
+  known: _Known = {}
+  with (
+    speaking.doing("") as task,
+    ThreadPoolExecutor(_THREADS, "check") as threads,
+  ):
+    for name, error in zip(names, threads.map(why, names), strict=True):
+      known[name] = (*layout.files[name], error)
+      task.text = f"checking pictures, {len(known):,} of {len(names):,} done"
+  return known
+
+
 def _read_objects(
   layout: Layout, data_dir: str | os.PathLike
 ) -> folder_objects.Objects:
   """Returns what annotations say, from the index where nothing has changed."""
   if not folder_objects.has_annotations(layout):
     return folder_objects.Objects()
-  root = layout.root.resolve()
-  key = json.dumps([_VERSION, str(root), layout.files])
-  digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-  index = _index_folder(data_dir) / f"{root.name}-{digest}.json"
+  key = json.dumps([_VERSION, str(layout.root.resolve()), layout.files])
+  index = _index(layout, data_dir, key, ".json")
   if index.exists():
     return folder_objects.Objects(**json.loads(index.read_text()))
   objects = folder_objects.read_objects(layout)
-  try:
-    index.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = index.with_name(f"{index.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(vars(objects)))
-    unfinished.replace(index)
-  except OSError as error:
-    _logger.warning("The index of %s is not kept: %s", layout.root, error)
+  _keep(layout, index, vars(objects))
   return objects
 
 
-def _index_folder(data_dir: str | os.PathLike) -> Path:
-  """Returns where is kept what is known of folders."""
+def _index(
+  layout: Layout, data_dir: str | os.PathLike, key: str, ending: str
+) -> Path:
+  """Returns the file that keeps what is known of a folder."""
   data_dir = os.path.expanduser(data_dir) or tfds.core.constants.DATA_DIR
-  return Path(data_dir, "folder")
+  digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+  name = f"{layout.root.resolve().name}-{digest}{ending}"
+  return Path(data_dir, "folder", name)
+
+
+def _keep(layout: Layout, index: Path, known: dict[str, Any]) -> None:
+  try:
+    files.write_text(index, json.dumps(known))
+  except OSError as error:
+    _logger.warning("The index of %s is not kept: %s", layout.root, error)
 
 
 def _report_broken(
