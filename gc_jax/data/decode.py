@@ -207,7 +207,7 @@ def scaled(header: Header, size: tuple[int, int]) -> PIL.Image.Image:
   does not show.
   """
   share = _exact_share(header, size)
-  return _resized(_upright(header, share if share < 1 else None), size)
+  return resized(_upright(header, share if share < 1 else None), size)
 
 
 def whole_and_scaled(
@@ -219,7 +219,7 @@ def whole_and_scaled(
   if is_jpeg and _exact_share(header, size) <= 1 / 2:
     # The decoder halves it, or more, in a fraction of the time.
     return image, scaled(header, size)
-  return image, _resized(image, size)
+  return image, resized(image, size)
 
 
 def check(header: Header) -> None:
@@ -235,7 +235,8 @@ def _exact_share(header: Header, size: tuple[int, int]) -> float:
   )
 
 
-def _resized(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+def resized(image: PIL.Image.Image, size: tuple[int, int]) -> PIL.Image.Image:
+  """Returns an image at (width, height): bilinear with antialias."""
   if image.size == size:
     return image
   return image.resize(size, PIL.Image.Resampling.BILINEAR)

@@ -60,8 +60,7 @@ def decode_object_masks(
   found = []
   for mask in object_masks(record, header, target):
     if squash:
-      square = (image_size, image_size)
-      mask = mask.resize(square, PIL.Image.Resampling.BILINEAR)
+      mask = decode.resized(mask, (image_size, image_size))
     else:
       mask = resize_and_crop(mask, resize_px or image_size, image_size)
     found.append(np.asarray(mask) >= 128)
@@ -91,8 +90,7 @@ def resize_and_crop(
   torchvision does.
   """
   width, height = _resized_size(image.size, resize_px)
-  if image.size != (width, height):
-    image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+  image = decode.resized(image, (width, height))
   left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
   return image.crop((left, top, left + crop_px, top + crop_px))
 
