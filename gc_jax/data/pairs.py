@@ -23,7 +23,6 @@ from gc_jax.data.dataset import ClassIndex, Pairs, Reader
 from gc_jax.data.geometry import Grid
 from gc_jax.method.types import PairBatch
 
-_NUM_DISTRACTORS = 3
 _TRIES = 20  # at pictures that may be broken
 _HEADERS_AT_ONCE = 8
 
@@ -184,7 +183,7 @@ class Composite:
     generator = np.random.default_rng([index, target])
     cell = int(generator.integers(4))
     tiles = self._distractors(target, generator)
-    if len(tiles) < _NUM_DISTRACTORS:
+    if len(tiles) < pipeline.NUM_DISTRACTORS:
       return None
     tiles.insert(cell, image)
     composite = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
@@ -200,7 +199,7 @@ class Composite:
     taken: list[int] = []
     for _ in range(_TRIES):
       drawn = self.class_index.draw(target, generator, drawn=taken)
-      if drawn is None or len(tiles) == _NUM_DISTRACTORS:
+      if drawn is None or len(tiles) == pipeline.NUM_DISTRACTORS:
         break
       taken.append(drawn)
       image = self.square.image(drawn)
