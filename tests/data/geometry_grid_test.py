@@ -110,17 +110,6 @@ def test_dilation_is_that_of_the_distances(pixels, tolerance):
     np.testing.assert_array_equal(near, on_device(jnp.asarray(mask)))
 
 
-def test_fourteen_pixels_off_hits_and_fifteen_misses():
-  """A point on every pixel of a row, seen from a mask at its left end."""
-  mask = np.zeros((40, 40), bool)
-  mask[:, :3] = True
-  near = geometry.dilate(mask, TOLERANCE)
-  for off, expected in ((14, 1.0), (15, 0.0)):
-    cam = np.zeros((40, 40), np.float32)
-    cam[7, 2 + off] = 1.0
-    assert ours(cam, mask, near)[0] == expected
-
-
 def test_a_flat_map_points_at_the_first_pixel():
   """Also where its values have no exact sums of thirds and sevenths."""
   mask = np.zeros((101, 67), bool)

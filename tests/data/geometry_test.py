@@ -60,13 +60,6 @@ def test_decoding_at_a_smaller_scale_does_not_show_in_an_evaluation(name):
   assert np.abs(ours - np.asarray(exact)).max() <= 1
 
 
-def test_without_a_size_to_resize_to_the_shorter_side_fills_the_square():
-  encoded = photos.encode(photos.load("coffee.png", (300, 200)), "png")
-  np.testing.assert_array_equal(
-    geometry.decode_image(encoded, 64), geometry.decode_image(encoded, 64, 64)
-  )
-
-
 def record_of(image, *masks, **objects):
   """A record whose objects, of the classes 0, 1 and so on, have the masks."""
   count = len(masks) or len(objects["bbox"])
