@@ -106,10 +106,10 @@ EVERY_FILE = [
 ] + [(name, 1) for name in files.FLAT_FILES]
 
 
-def picture_file(name, orientation, height=32, width=32):
+def picture_file(name, orientation, width=32):
   """A file that shows the four quarters upright, and their colours."""
   levels = files.GREY if name in files.GREY_FILES else files.COLORS
-  stored = files.TO_STORED[orientation](files.quarters(levels, height, width))
+  stored = files.TO_STORED[orientation](files.quarters(levels, 32, width))
   if name in files.FLAT_FILES:
     return files.FLAT_FILES[name](stored), levels
   write = (files.COLOR_FILES | files.GREY_FILES)[name]

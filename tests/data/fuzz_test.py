@@ -104,10 +104,9 @@ def quiet(monkeypatch):
 
 
 @functools.cache
-def picture(kind="PNG", mode="RGB", size=(48, 40)):
-  """Returns an encoded picture."""
-  width, height = size
-  pixels = np.indices((height, width)).sum(0).astype(np.uint8) * 2
+def picture(kind="PNG", mode="RGB"):
+  """Returns an encoded picture of 48 x 40 pixels."""
+  pixels = np.indices((40, 48)).sum(0).astype(np.uint8) * 2
   image = PIL.Image.fromarray(np.stack([pixels] * 3, -1)).convert(mode)
   exif = PIL.Image.Exif()
   exif[0x0112] = 6

@@ -6,16 +6,16 @@ from gc_jax.data.sets import compositor
 WHITE = 255
 
 
-def disc(side=28, radius=10.0, colors=None):
-  """A disc with a smooth edge."""
-  y, x = np.mgrid[:side, :side] - (side - 1) / 2
-  alpha = np.clip(radius - np.hypot(y, x) + 0.5, 0, 1) * 255
+def disc(colors=None):
+  """A disc with a smooth edge, of radius 10 in 28 x 28 pixels."""
+  y, x = np.mgrid[:28, :28] - 13.5
+  alpha = np.clip(10.5 - np.hypot(y, x), 0, 1) * 255
   return compositor.Cutout(alpha.astype(np.uint8), colors)
 
 
-def noise(seed, side=64):
+def noise(seed):
   generator = np.random.default_rng(seed)
-  return generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+  return generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def draw(background, cutouts, seed=0, low=0.25, high=0.42):

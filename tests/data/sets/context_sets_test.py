@@ -20,7 +20,6 @@ from gc_jax.data.sets.context_sets import (
 from tests.data import photos
 
 TRAIN, TEST = 24, 4  # products of each class in the written files
-OF_CLASS = 6  # stamps of each class in the written folder
 
 
 def write_idx(path, pixels):
