@@ -1,4 +1,7 @@
-"""Small prepared sets, made once for all tests of the data layer."""
+"""Small prepared sets, made once for all tests of the data layer; no locks."""
+
+import errno
+import fcntl
 
 import pytest
 
@@ -28,3 +31,13 @@ def load_small(data_dir):
     )
 
   return load
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+  """Makes every file system one without locks."""
+
+  def flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from gc_jax.data import decode, image_files
+from tests.data.photos import touch
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path, photographs):
@@ -23,12 +24,6 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, photographs):
     image_files.read(path)
   with pytest.raises(ValueError, match=r"must be a picture .*directory"):
     image_files.read(tmp_path)
-
-
-def touch(folder, *names):
-  for name in names:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).touch()
 
 
 def test_a_folder_stands_for_its_pictures_sorted_and_once(tmp_path):

@@ -4,7 +4,6 @@ Each writer fills a folder with the archives under their official names, and
 returns what they say: a list of `Truth`, in the order of the lists inside.
 """
 
-import io
 import tarfile
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import PIL.Image
 from scipy import ndimage
 
+from tests.data import archives
 from tests.data.photos import encode as encoded
 from tests.data.photos import picture, tight_box, voc
 
@@ -37,9 +37,7 @@ def write_tar(path, files, mode="w:gz"):
   with tarfile.open(path, mode) as tar:
     for name, content in files.items():
       content = content.encode() if isinstance(content, str) else content
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      tar.addfile(info, io.BytesIO(content))
+      archives.add(tar, name, content)
 
 
 BREEDS = {

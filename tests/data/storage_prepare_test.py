@@ -110,12 +110,8 @@ def test_of_two_preparations_at_once_one_waits_for_the_other(
 
 
 def test_without_locks_the_slower_of_two_takes_the_copy_of_the_faster(
-  tmp_path, uninterrupted, monkeypatch, capsys
+  tmp_path, uninterrupted, no_locks, monkeypatch, capsys
 ):
-  def no_locks(*_):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-  monkeypatch.setattr(fcntl, "flock", no_locks)
   folder = f"context_digits/{context.ContextConfig(**SMALL).name}/1.0.0"
   draw_example = context.draw_example
 

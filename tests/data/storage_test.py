@@ -1,7 +1,5 @@
 """Preparing shard by shard, on shards that are numbers."""
 
-import errno
-import fcntl
 import json
 
 import numpy as np
@@ -179,11 +177,7 @@ def test_without_a_bar_progress_comes_in_lines(final, capsys, monkeypatch):
     assert f"Preparing numbers/train: {i} of 3 parts" in said
 
 
-def test_without_locks_two_runs_do_not_share_their_parts(final, monkeypatch):
-  def no_locks(*_):
-    raise OSError(errno.ENOLCK, "No locks available")
-
-  monkeypatch.setattr(fcntl, "flock", no_locks)
+def test_without_locks_two_runs_do_not_share_their_parts(final, no_locks):
   parts = final.parent / "incomplete.parts_1.0.0"
   parts.mkdir(parents=True)
   assert prepare(final) == [0, 3, 6]

@@ -17,6 +17,7 @@ import pytest
 
 from gc_jax.data import Dataset, pipeline, workers
 from tests.data import photos
+from tests.runtime.signals_test import is_running
 
 ROOT = pathlib.Path(__file__).parents[2]
 MEBI = 2**20
@@ -194,15 +195,6 @@ def children_of(pid):
     if int(fields[1]) == pid and "spawn_main" in command:
       found.append(int(stat.parent.name))
   return found
-
-
-def is_running(pid):
-  """Returns whether there is such a process, other than as a zombie."""
-  try:
-    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-  except OSError:
-    return False
-  return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 # Workers are spawned and import everything: 8 s.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gc_jax.data import decode, geometry
 from gc_jax.data.sets import folder, folder_layout, folder_objects
-from tests.data import photos
+from tests.data import archives, photos
 from tests.data.photos import write
 
 WIDTH, HEIGHT = 48, 40
@@ -96,17 +96,7 @@ def csv(*rows, header=HEADER):
 
 
 def xml(*corners, size=(WIDTH, HEIGHT), label="cat", filename="cat0.png"):
-  tags = ("xmin", "ymin", "xmax", "ymax")
-  objects = "".join(
-    f"<object><name>{label}</name><difficult>1</difficult><bndbox>"
-    + "".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, box, strict=True))
-    + "</bndbox></object>"
-    for box in corners
-  )
-  return (
-    f"<annotation><filename>{filename}</filename><size><width>{size[0]}</width>"
-    f"<height>{size[1]}</height></size>{objects}</annotation>"
-  )
+  return archives.xml(filename, size, [(label, box, 1) for box in corners])
 
 
 VOC_BOX = (7, 5, 24, 20)  # counted from 1, both ends included
