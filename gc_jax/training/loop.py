@@ -295,17 +295,13 @@ def _check_initial_classes(
 
 def _write_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
   with speaking.doing("drawing the page"):
-    return _drawn_report(workdir, baseline)
-
-
-def _drawn_report(workdir: files.AnyPath, baseline: str) -> files.AnyPath:
-  if baseline:
-    try:
-      return write_report(workdir, baseline)
-    except ValueError as error:
-      # The run is finished: a fault of another one must not spoil it.
-      _logger.warning("No baseline in the report: %s", error)
-  return write_report(workdir)
+    if baseline:
+      try:
+        return write_report(workdir, baseline)
+      except ValueError as error:
+        # The run is finished: a fault of another one must not spoil it.
+        _logger.warning("No baseline in the report: %s", error)
+    return write_report(workdir)
 
 
 @contextlib.contextmanager

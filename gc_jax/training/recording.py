@@ -137,13 +137,11 @@ class Run:
     """Has every line on the disk, or in the bucket."""
     self._writer.save()
 
-  @contextlib.contextmanager
-  def compiling(self, step: int) -> Iterator[None]:
+  def compiling(self, step: int) -> contextlib.AbstractContextManager:
     """Says so while the first step is compiled; others are only computed."""
-    with contextlib.ExitStack() as stack:
-      if step == self._first_step:
-        stack.enter_context(speaking.doing("compiling the train step"))
-      yield
+    if step == self._first_step:
+      return speaking.doing("compiling the train step")
+    return contextlib.nullcontext()
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
