@@ -150,13 +150,6 @@ def test_docstrings_have_the_papers_numbers_and_an_empty_cell(recipe, number):
     assert hours == pytest.approx(of_run / (16 * 197e3 * 0.3) / 3600, rel=0.06)
 
 
-def test_every_field_has_a_default_that_may_be_overridden():
-  default = saved_config.get_config().to_dict()
-  for name, value in saved_config.flatten(default).items():
-    assert value is not None, name
-    assert not isinstance(value, list), name
-
-
 # Refused.
 
 

@@ -22,11 +22,11 @@ LABEL = np.array([0, 1, 2, 3, 4, 5, 6, 0])
 BOTH = {"consistency": composites.Settings(), "energy": NoSettings()}
 
 
-def drawn(terms, batch, key=0, target_draw="category"):
+def drawn(terms, batch, key=0):
   """All of the batch's pictures show an object, if it does not say."""
   batch = {"object_mask": jnp.ones((8, 16, 16), bool)} | batch
   key = jax.random.key(key)
-  return guidance.draw(terms, NUM_CLASSES, target_draw, batch, key)
+  return guidance.draw(terms, NUM_CLASSES, "category", batch, key)
 
 
 # The entries.
@@ -176,29 +176,6 @@ def test_energy_counts_only_pictures_in_which_the_object_is_located():
   batch["mask"] = batch["mask"].at[6].set(0)
   found = drawn({"energy": NoSettings()}, batch)
   assert found.terms["energy"].mask.tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("side", "cells"), [(16, 4), (16, 8), (15, 4)])
-def test_the_mask_is_brought_to_the_cells_by_area(side, cells):
-  mask = np.random.default_rng(0).random((3, side, side)) < 0.3
-  seen = Seen(
-    model=nnx.Module(),
-    classify=pure_head(nnx.Module()),
-    images=jnp.zeros((3, side, side, 3)),
-    features=jnp.zeros((3, cells, cells, 5)),
-    batch={"object_mask": jnp.asarray(mask)},
-    explained=Explained(
-      jnp.zeros(3, jnp.int32), jnp.ones(3), jnp.ones((3, 10), bool)
-    ),
-  )
-  found = guidance.on_cells(seen)
-  edges = [
-    (i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)
-  ]
-  for i, (top, bottom) in enumerate(edges):
-    for j, (left, right) in enumerate(edges):
-      share = mask[:, top:bottom, left:right].mean((1, 2))
-      np.testing.assert_allclose(found[:, i, j], share, atol=1e-6)
 
 
 def test_the_maps_of_unequal_grids_are_enlarged_and_not_normalised_again():

@@ -86,38 +86,27 @@ def test_going_on_elsewhere_ends_bitwise_as_the_run_itself(
   assert gc_jax.train(config, tmp_path / "on", fields).results["step"] == 4
 
 
+DIGITS = "0123456789"
+
+
 @pytest.mark.parametrize(
-  ("fields", "steps", "message"),
+  ("fields", "workdir", "names", "steps", "message"),
   [
-    ({"init_from": "a.pth"}, 9, "Give one of the two"),
-    ({"model.name": "resnet18"}, 9, "must be a run of --config.model.name=res"),
-    ({}, 2, "has done 2 updates.*are 2 in all. Ask for more epochs"),
-    ({"go_on_from": "nowhere"}, 9, "nowhere has no config.json"),
+    ({"init_from": "a.pth"}, "on", DIGITS, 9, "Give one of the two"),
+    ({"model.name": "vgg16"}, "on", DIGITS, 9, "a run of --config.model.name="),
+    ({}, "on", DIGITS, 2, "has done 2 updates.*are 2 in all. Ask for more ep"),
+    ({"go_on_from": "none"}, "on", DIGITS, 9, "none has no config.json"),
+    ({}, "half", DIGITS, 9, "must be another run than --workdir"),
+    ({}, "on", DIGITS[::-1], 9, "the classes of the data, in their order"),
   ],
 )
 def test_a_run_that_cannot_go_on_from_another_says_why(
-  half, tmp_path, fields, steps, message
+  half, tmp_path, fields, workdir, names, steps, message
 ):
   config = saved_config.completed(saved_config.read(half))
   config.update_from_flattened_dict({"go_on_from": str(half)} | fields)
   with pytest.raises(ValueError, match=message):
-    build.check_goes_on(config, tmp_path / "on", tuple("0123456789"), steps)
-
-
-@pytest.mark.parametrize(
-  ("workdir", "names", "message"),
-  [
-    ("half", "0123456789", "must be another run than --workdir"),
-    ("on", "0123456798", "must have the classes of the data, in their order"),
-  ],
-)
-def test_going_on_is_for_another_folder_and_the_same_classes(
-  half, tmp_path, workdir, names, message
-):
-  config = saved_config.completed(saved_config.read(half))
-  config.go_on_from = str(half)
-  with pytest.raises(ValueError, match=message):
-    build.check_goes_on(config, tmp_path / workdir, tuple(names), 9)
+    build.check_goes_on(config, tmp_path / workdir, tuple(names), steps)
 
 
 @pytest.mark.parametrize(
