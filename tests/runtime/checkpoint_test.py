@@ -1,4 +1,4 @@
-"""Looking into a run's checkpoints without a trace. Saving: train_test.py."""
+"""Looking into a run's checkpoints without a trace. Saving: loop_test.py."""
 
 import logging
 import shutil

@@ -100,10 +100,16 @@ def make_step(model, config, lr=1.0):
   return step_of(config, graphdef, tx), state
 
 
-def run_step(model, config, batch, lr=1.0):
+def run_step(model, config, batch):
   """The state after one step, and its metrics."""
-  step, state = make_step(model, config, lr)
+  step, state = make_step(model, config)
   return jax.jit(step)(state, batch)
+
+
+def assert_close(tree, other, **tolerance):
+  """Holds every array of a tree against that of another."""
+  for ours, theirs in zip(*map(jax.tree.leaves, (tree, other)), strict=True):
+    np.testing.assert_allclose(ours, theirs, **tolerance)
 
 
 def mean(metrics, name):

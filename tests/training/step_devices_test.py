@@ -37,8 +37,9 @@ def abstract(name):
   return nnx.split(model, nnx.Param, ...)
 
 
-def compiled_for(name, config):
-  """The step of an architecture on 8 pictures, not to be run."""
+def compiled_for(config):
+  """The step of the quickstart's network on 8 pictures, not to be run."""
+  name = quickstart.get_config().model.name
   graphdef, params, batch_stats = abstract(name)
   tx = optax.sgd(0.1, momentum=0.9)
   state = TrainState(
@@ -62,15 +63,19 @@ def shapes(text):
   return [tuple(map(int, filter(None, d.split(",")))) for d in dims]
 
 
-def test_a_step_costs_one_plain_step_two_or_five():
-  """Energy passes nothing more through the network; consistency passes once
-  more, over B / 4 composites of four images or over B.
-  """
-  name = quickstart.get_config().model.name
+@pytest.fixture(scope="module")
+def programs():
+  """The step without guidance, with energy, and with each mode of composing."""
   configs = {"plain": recipe(), "energy": recipe("energy")} | {
     mode: recipe("consistency", compose__mode=mode) for mode in compose.MODES
   }
-  programs = {k: compiled_for(name, c) for k, c in configs.items()}
+  return {name: compiled_for(config) for name, config in configs.items()}
+
+
+def test_a_step_costs_one_plain_step_two_or_five(programs):
+  """Energy passes nothing more through the network; consistency passes once
+  more, over B / 4 composites of four images or over B.
+  """
   flops = {k: step.cost_analysis()["flops"] for k, step in programs.items()}
   assert 1 < flops["energy"] / flops["plain"] < 1.01
   assert 2 < flops["packed"] / flops["plain"] <= 2.05
@@ -84,15 +89,10 @@ def test_a_step_costs_one_plain_step_two_or_five():
     assert made == (mode in compose.MODES)  # without the loss, no composite
 
 
-def test_the_parts_of_a_batch_need_less_memory():
-  name = quickstart.get_config().model.name
-  whole, parts = (
-    compiled_for(name, recipe("consistency", accumulate_steps=count))
-    .memory_analysis()
-    .temp_size_in_bytes
-    for count in (1, 2)
-  )
-  assert parts < whole
+def test_the_parts_of_a_batch_need_less_memory(programs):
+  parts = compiled_for(recipe("consistency", accumulate_steps=2))
+  needed = lambda step: step.memory_analysis().temp_size_in_bytes
+  assert needed(parts) < needed(programs["packed"])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vgg16"])

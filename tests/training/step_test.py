@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from scipy import special
 
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
@@ -26,6 +27,7 @@ from tests.training.small import (
   LAYOUTS,
   NUM_CLASSES,
   WEIGHT,
+  assert_close,
   batch_of,
   fixed,
   make_chain,
@@ -168,13 +170,9 @@ def test_the_consistency_loss_is_the_one_computed_by_hand(case):
   assert masked_frac == pytest.approx(case.masked_frac)
 
 
-def log_softmax(logits):
-  return logits - np.log(np.exp(logits).sum(1, keepdims=True))
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms(case):
   logits = np.asarray(case.model.classify(case.features), np.float64)
-  by_hand = -log_softmax(logits)[np.arange(16), LABEL].mean()
+  by_hand = -special.log_softmax(logits, 1)[np.arange(16), LABEL].mean()
   classification = mean(case.metrics, "classification_loss")
   assert classification == pytest.approx(by_hand, rel=1e-4)
   assert mean(case.metrics, "loss") == pytest.approx(
@@ -187,7 +185,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(case):
 def test_the_logged_gradients_are_those_of_each_term_alone(case):
   """With respect to the originals' features, weights included."""
   logits = np.asarray(case.model.classify(case.features), np.float64)
-  error = np.exp(log_softmax(logits)) - np.eye(NUM_CLASSES)[LABEL]
+  error = special.softmax(logits, 1) - np.eye(NUM_CLASSES)[LABEL]
   pooled = 0.5 * error / 16 @ np.asarray(case.kernel).T
   # Each channel's share goes to 16 cells alike, or all of it to one.
   norm = np.linalg.norm(pooled) / (4 if case.pooling == "average" else 1)
@@ -421,10 +419,7 @@ def test_supplied_distractors_are_composed_as_those_of_the_batch(
     assert mean(metrics, name.removeprefix("train/")) == pytest.approx(
       mean(expected_metrics, name.removeprefix("train/")), rel=1e-4
     )
-  for leaf, other in zip(
-    jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True
-  ):
-    np.testing.assert_allclose(leaf, other, atol=1e-4)
+  assert_close(after.params, expected.params, atol=1e-4)
 
 
 def test_images_of_several_classes_or_none_are_classified_but_not_all_explained(
@@ -500,8 +495,7 @@ def assert_same_step(model, found, after, metrics):
     assert float(values[name]) == pytest.approx(mean(metrics, logged), rel=1e-5)
   steps = jax.tree.map(jnp.subtract, nnx.state(model, nnx.Param), after.params)
   scale = float(optax.tree.norm(grads))
-  for grad, step in zip(*map(jax.tree.leaves, (grads, steps)), strict=True):
-    np.testing.assert_allclose(grad, step, rtol=0, atol=1e-5 * scale)
+  assert_close(grads, steps, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
