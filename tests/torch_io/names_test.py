@@ -10,7 +10,7 @@ from flax import nnx
 from gc_jax import models
 from gc_jax.attribution import METHODS
 from gc_jax.models import network
-from gc_jax.torch_io import load_initial, load_model, names
+from gc_jax.torch_io import load_initial, load_model, names, proof
 from tests.torch_io import torch_models
 from tests.torch_io.conftest import NAME, same, save
 
@@ -71,16 +71,21 @@ def test_features_logits_and_maps_are_pytorchs_at_any_size(name, small_models):
   normalized, features, logits, cams = jax.tree.map(
     np.array, run(state, jnp.asarray(images))
   )
-  with torch.no_grad():
-    seen = theirs.features(torch.from_numpy(normalized).permute(0, 3, 1, 2))
-  seen.requires_grad_()
-  scores = theirs.classify(seen)
-  assert features.shape == seen.permute(0, 2, 3, 1).shape
 
   def close(a, b):
     scale = max(1e-6, b.abs().max().item())
     np.testing.assert_allclose(a, b.detach(), rtol=0, atol=1e-4 * scale)
 
+  # The pass in PyTorch that the network itself states, which --verify runs.
+  ops = proof.Operations(torch, arrays(theirs))
+  inputs = torch.from_numpy(normalized).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    seen = theirs.features(inputs)
+    close(ours.torch_features(ops, inputs), seen)
+    close(ours.torch_classify(ops, seen), theirs.classify(seen))
+  seen.requires_grad_()
+  scores = theirs.classify(seen)
+  assert features.shape == seen.permute(0, 2, 3, 1).shape
   close(features, seen.permute(0, 2, 3, 1))
   close(logits, scores)
   (gradient,) = torch.autograd.grad(scores[0, 1] + scores[1, 3], seen)
