@@ -199,6 +199,17 @@ class Fakes:
     assert process.returncode == status, said
     return said
 
+  def environment(self, rank=0):
+    """Returns that of the process of a rank, which has trained."""
+    return json.loads((self.folder / f"environment{rank}").read_text())
+
+  def copy_source(self):
+    """Lets a copy of the scripts run, beside which files may be made."""
+    self.root = self.folder / "source"
+    shutil.copytree(ROOT / "launch", self.root / "launch")
+    shutil.copy(ROOT / "requirements.txt", self.root)
+    return self.root
+
   def wait_for(self, *names):
     for _ in range(500):
       if all((self.folder / name).exists() for name in names):
@@ -347,7 +358,7 @@ def test_both_processes_train_and_their_lines_are_numbered(fakes):
   assert fakes.calls() == [command, command]
   addresses = set()
   for rank in "01":
-    env = json.loads((fakes.folder / f"environment{rank}").read_text())
+    env = fakes.environment(rank)
     addresses.add(env["JAX_COORDINATOR_ADDRESS"])
     assert env["JAX_NUM_PROCESSES"] == "2"
     assert env["JAX_PLATFORMS"] == "cpu"
@@ -397,9 +408,7 @@ SLICE = ("--config=configs/imagenet.py:resnet50-gc", "--topology=v5e:4x4")
 
 
 def test_preflight_has_an_environment_of_its_own(fakes):
-  fakes.root = fakes.folder / "source"
-  shutil.copytree(ROOT / "launch", fakes.root / "launch")
-  shutil.copy(ROOT / "requirements.txt", fakes.root)
+  fakes.copy_source()
   fakes.add("python3", INTERPRETER)
   fakes.add("python")
   fakes.run("preflight.sh", *SLICE, "--fast")
@@ -454,7 +463,7 @@ def test_a_worker_keeps_what_it_compiled_beside_the_run(
     fakes.env["JAX_COMPILATION_CACHE_DIR"] = chosen
   arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
   fakes.run("worker.sh", *arguments)
-  env = json.loads((fakes.folder / "environment0").read_text())
+  env = fakes.environment()
   assert env["JAX_COMPILATION_CACHE_DIR"] == expected
 
 
@@ -493,7 +502,7 @@ def test_one_process_drives_the_gpus(fakes, option, visible, expected):
     fakes.env["CUDA_VISIBLE_DEVICES"] = visible
   fakes.run("gpus.sh", *TRAINING, *option)
   assert fakes.calls("python") == [["python", "-m", "gc_jax.main", *TRAINING]]
-  env = json.loads((fakes.folder / "environment0").read_text())
+  env = fakes.environment()
   assert env.get("CUDA_VISIBLE_DEVICES") == expected
   assert env["JAX_PLATFORMS"].startswith("cuda")
   assert env["JAX_COMPILATION_CACHE_DIR"].endswith("/compiled")
@@ -572,9 +581,7 @@ def test_only_what_is_not_finished_is_queued_again(
 def test_a_job_does_not_train_where_the_packages_could_not_be_installed(
   fakes, pip
 ):
-  fakes.root = fakes.folder / "source"
-  shutil.copytree(ROOT / "launch", fakes.root / "launch")
-  shutil.copy(ROOT / "requirements.txt", fakes.root)
+  fakes.copy_source()
   del fakes.env["VIRTUAL_ENV"]
   path = job(fakes)
   fakes.add("python3", INTERPRETER)
@@ -594,7 +601,7 @@ def test_the_tasks_of_a_job_train_with_the_others(fakes):
   fakes.run(path)
   (python,) = fakes.calls("gc_jax.main")
   assert python[1:] == ["-m", "gc_jax.main", *TRAINING, "--multihost"]
-  env = json.loads((fakes.folder / "environment0").read_text())
+  env = fakes.environment()
   assert env["JAX_PLATFORMS"].startswith("cuda")
   assert env["JAX_COMPILATION_CACHE_DIR"].endswith("/compiled")
 
@@ -764,10 +771,9 @@ def test_a_pod_is_asked_for_used_and_deleted(cloud):
 
 
 def test_the_source_that_is_copied_is_all_a_worker_needs(cloud):
-  root = cloud.root = cloud.folder / "source"
-  shutil.copytree(ROOT / "launch", root / "launch")
+  root = cloud.copy_source()
   for path in (
-    *("requirements.txt", "README.md", "runs/gc/config.json"),
+    *("README.md", "runs/gc/config.json"),
     *("configs/quickstart.py", "gc_jax/main.py"),
     *("gc_jax/__pycache__/main.pyc", ".venv/bin/python"),
   ):
@@ -891,8 +897,7 @@ def test_on_interruption_training_is_saved_and_the_pod_deleted(cloud, keep):
 def machine(fakes):
   """A worker with a copy of the source, where files of attempts may lie."""
   fakes.add("python", PYTHON)
-  shutil.copytree(ROOT / "launch", fakes.folder / "source" / "launch")
-  fakes.root = fakes.folder / "source"
+  fakes.copy_source()
   yield fakes
   if (fakes.root / "attempt.group").exists():
     fakes.run("tpu_worker.sh", "stop")
@@ -905,7 +910,7 @@ def test_a_tpu_worker_shows_the_training_and_its_status(machine):
     said, _ = machine.run("tpu_worker.sh", *words, status=status)
     assert said == f"training\nworker exited: {status}\n"
   assert len(machine.calls("gc_jax.main", "--multihost")) == 2
-  env = json.loads((machine.folder / "environment0").read_text())
+  env = machine.environment()
   assert env["JAX_PLATFORMS"].startswith("tpu")
 
 
@@ -928,7 +933,6 @@ def test_a_tpu_worker_trains_on_when_the_connection_breaks(machine):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_tpu_worker_installs_the_build_for_tpus(machine, old):
-  shutil.copy(ROOT / "requirements.txt", machine.root)
   machine.add("python3", INTERPRETER)
   (machine.folder / "uv").mkdir()
   newer = machine.folder / "uv" / "python3.12"
