@@ -292,12 +292,11 @@ def table(models: Models, methods: Sequence[str], found: Found) -> Table | None:
 def contests(made: Iterable[Table]) -> list[tuple[Side, Side]]:
   """Returns what must differ for the best numbers of tables to be the best."""
   return [
-    (_side(row, one), _side(rival, one))
+    sides
     for each in made
     for row in each.rows
     for one in each.columns
-    if each.is_best(row, one)
-    for rival in _rivals(each, row, one)
+    for sides in _contests(each, row, one)
   ]
 
 
@@ -334,13 +333,8 @@ def settled(made: Iterable[Table], found: Found) -> list[Table]:
     for row in each.rows:
       cells = dict(row.cells)
       for one in each.columns:
-        if not each.is_best(row, one):
-          continue
-        is_any = True
-        sides = [
-          (_side(row, one), _side(rival, one))
-          for rival in _rivals(each, row, one)
-        ]
+        sides = _contests(each, row, one)
+        is_any = is_any or bool(sides)
         if not all(s in found and found[s].is_shown for s in sides):
           cells[one.key] = dataclasses.replace(cells[one.key], is_unshown=True)
       new_rows.append(dataclasses.replace(row, cells=cells))
@@ -349,17 +343,17 @@ def settled(made: Iterable[Table], found: Found) -> list[Table]:
   return tables
 
 
-def _rivals(made: Table, row: Row, one: Column) -> list[Row]:
-  """Returns the rows that the best of its group must be better than."""
-  own = row.cells[one.key]
+def _contests(made: Table, row: Row, one: Column) -> list[tuple[Side, Side]]:
+  """Returns the best number with each that it must be better than.
+
+  None of a number that is not the best.
+  """
+  if not made.is_best(row, one):
+    return []
   return [
-    other
-    for other in made.rows
-    if (made.across_methods or other.method == row.method)
-    and other.kind == "model"
-    and (cell := other.cells.get(one.key)) is not None
-    and round(cell.mean, one.decimals) != round(own.mean, one.decimals)
-    and cell.is_on_fewer == own.is_on_fewer
+    (_side(row, one), _side(other, one))
+    for other in made.competing(row, one)
+    if one.printed(other) != one.printed(row)
   ]
 
 

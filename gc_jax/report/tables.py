@@ -40,6 +40,10 @@ class Column:
     """Returns whether its numbers are of a method's maps."""
     return METRICS[self.metric].is_of_maps
 
+  def printed(self, row: "Row") -> float:
+    """Returns a row's number as precisely as it is printed."""
+    return round(row.cells[self.key].mean, self.decimals)
+
   def number(self, method: str) -> Key:
     """Returns which number stands in the row of a method, attack or control."""
     if method in ATTACKS:
@@ -58,7 +62,6 @@ class Cell:
   mean: float
   std: float | None = None  # over runs, of the sample; None for a single run
   sampling_std: float | None = None  # over random draws within a run, if any
-  num_runs: int = 1  # that have this number
   interval: tuple[float, float] | None = None  # of 95%
   is_on_fewer: bool = False  # measured on fewer examples than other rows
   is_unshown: bool = False  # may be the best by chance
@@ -111,37 +114,35 @@ class Table:
     """Returns what its numbers are in."""
     return "percentage points" if self.sign else "percent"
 
+  def competing(self, row: Row, column: Column) -> list[Row]:
+    """Returns the rows whose numbers compete for the best beside a row's.
+
+    Controls and quoted rows do not. A number measured on fewer examples
+    competes only if all were.
+    """
+    rows = [
+      one
+      for one in self.rows
+      if (self.across_methods or one.method == row.method)
+      and one.kind == "model"
+      and column.key in one.cells
+    ]
+    on_fewer = all(one.cells[column.key].is_on_fewer for one in rows)
+    return [o for o in rows if o.cells[column.key].is_on_fewer == on_fewer]
+
   def is_best(self, row: Row, column: Column) -> bool:
-    """Returns whether no other model does better under the row's method.
+    """Returns whether a row competes and no other does better.
 
     Numbers that print the same are equally good; where all do, none is best,
     nor is one that may be so by chance (`is_unshown`), or a difference.
-    Controls and quoted rows neither are best nor compete. A number measured on
-    fewer examples competes only if all were.
     """
-    if row.kind != "model" or column.key not in row.cells or self.sign:
+    competing = self.competing(row, column)
+    if self.sign or column.higher_is_better is None or row not in competing:
       return False
-    cells = [
-      r.cells[column.key]
-      for r in self.rows
-      if (self.across_methods or r.method == row.method)
-      and column.key in r.cells
-      and r.kind == "model"
-    ]
-    own, on_fewer = row.cells[column.key], all(c.is_on_fewer for c in cells)
-    if own.is_unshown:
-      return False
-    rivals = [
-      round(cell.mean, column.decimals)
-      for cell in cells
-      if cell.is_on_fewer == on_fewer
-    ]
-    if own.is_on_fewer != on_fewer:
-      return False
-    if column.higher_is_better is None or len(set(rivals)) < 2:
-      return False
-    best = max(rivals) if column.higher_is_better else min(rivals)
-    return round(own.mean, column.decimals) == best
+    numbers = {column.printed(one) for one in competing}
+    best = max(numbers) if column.higher_is_better else min(numbers)
+    is_unshown = row.cells[column.key].is_unshown
+    return not is_unshown and len(numbers) > 1 and column.printed(row) == best
 
 
 def column(metric: str, decimals: int = 1, **changes: Any) -> Column:
@@ -310,7 +311,6 @@ def _cell(
     mean=scale * statistics.fmean(values),
     std=scale * statistics.stdev(values) if len(values) > 1 else None,
     sampling_std=scale * statistics.fmean(stds) if stds else None,
-    num_runs=len(values),
     interval=None if ends is None else (scale * ends[0], scale * ends[1]),
   )
 
