@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from gc_jax.attribution import title_of
-from gc_jax.report import formats, pictures
+from gc_jax.report import formats, pictures, plots
 from gc_jax.runtime import files
 from gc_jax.runtime.messages import clipped, listed
 
@@ -251,7 +251,7 @@ def write(
   # Last: a picture that no index names would be taken for one to explain.
   picture = pictures.heat_overlay(image, cam, seen=seen)
   with files.replacing(out / explanation.overlay) as file:
-    file.write(pictures.png_bytes(picture))
+    file.write(plots.png_bytes(picture))
   return explanation
 
 

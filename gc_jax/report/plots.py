@@ -120,10 +120,7 @@ def _beside(pngs: Sequence[bytes]) -> bytes:
     )
     for picture in pictures
   ]
-  buffer = io.BytesIO()
-  joined = Image.fromarray(np.concatenate(padded, axis=1))
-  joined.save(buffer, format="PNG", compress_level=PNG_LEVEL)
-  return buffer.getvalue()
+  return png_bytes(np.concatenate(padded, axis=1))
 
 
 def _to_svg(
@@ -168,6 +165,14 @@ def figure_png(
     metadata={"Software": None},
     pil_kwargs={"compress_level": PNG_LEVEL},
   )
+  return buffer.getvalue()
+
+
+def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
+  """Returns the picture as a PNG file."""
+  buffer = io.BytesIO()
+  image = Image.fromarray(picture)
+  image.save(buffer, format="PNG", compress_level=PNG_LEVEL)
   return buffer.getvalue()
 
 
