@@ -10,8 +10,6 @@ from gc_jax.report.artefact import Evaluated, number
 from gc_jax.runtime.messages import number_of
 
 _MANY_MASKED = 1 / 3  # of all pairs in training
-# Method to sentences of what it was computed with, or of whose it was.
-_Settings = Mapping[str, Mapping[str, Any]]
 
 
 def cautions(evaluated: Evaluated) -> list[str]:
@@ -55,7 +53,7 @@ def progress(
     training: the lines of metrics.jsonl.
     config: of the run, nested.
   """
-  num_epochs = (config or {}).get("num_epochs")
+  num_epochs = config.get("num_epochs")
   for line in reversed(training):
     step, epoch = line.get("step"), line.get("epoch")
     if step and epoch and num_epochs:

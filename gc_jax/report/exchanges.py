@@ -166,8 +166,7 @@ def _noise(values: Float[np.ndarray, "S P"]) -> float:
 def holm(p: Sequence[float]) -> list[float]:
   """Returns p-values as Holm corrects them for their number."""
   order = np.argsort(p, kind="stable")
-  adjusted, highest = [0.0] * len(p), 0.0
-  for rank, i in enumerate(order):
-    highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-    adjusted[i] = highest
-  return adjusted
+  scaled = np.minimum(1.0, np.arange(len(p), 0, -1) * np.array(p)[order])
+  adjusted = np.empty(len(p))
+  adjusted[order] = np.maximum.accumulate(scaled)
+  return adjusted.tolist()

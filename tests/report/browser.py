@@ -148,11 +148,6 @@ class Browser:
     )
     self.settle()
 
-  def screenshot(self, path, whole=False):
-    """Writes a PNG of what is seen, or of the whole page."""
-    done = self("Page.captureScreenshot", captureBeyondViewport=whole)
-    pathlib.Path(path).write_bytes(base64.b64decode(done["data"]))
-
   def pdf(self):
     """Returns the page as it is printed, by its own size and margins."""
     done = self(
