@@ -191,7 +191,7 @@ def make_layouts(
   if stands_for is not None:
     data_name = "coco" if about.multi_label else "imagenet"
   made = [
-    _LAYOUTS.get(number, _maps_table)(models, number, stands_for)
+    _laid_out(models, number, stands_for)
     for number, paper in TABLES.items()
     if paper.data_name == data_name
     or (stands_for is not None and paper.methods != _GRADCAMS)
@@ -212,19 +212,7 @@ def _has_numbers(table: Table) -> bool:
   )
 
 
-def _maps_table(models: Models, number: int, stands_for) -> Table:
-  """Returns Table 1, 2, 3 or 4: a block of rows for each method."""
-  paper = TABLES[number]
-  columns = [tables.column(name, decimals=2) for name in paper.columns]
-  rows = [
-    row
-    for method in (*paper.methods, *CONTROLS)
-    for row in tables.method_rows(models, method, columns)
-  ]
-  return _finished(models, number, columns, rows, stands_for)
-
-
-def _variants_table(models: Models, number: int, stands_for) -> Table:
+def _variants(models: Models) -> tuple[list[Column], list[Row]]:
   """Returns Table 5: both variants of Grad-CAM beside each other."""
   columns = []
   for key, (metric, method) in VARIANTS.items():
@@ -246,28 +234,26 @@ def _variants_table(models: Models, number: int, stands_for) -> Table:
   ]
   for control in CONTROLS:  # which know no variant: one number under both
     rows += tables.method_rows(models, control, columns)
-  return _finished(models, number, columns, rows, stands_for)
+  return columns, rows
 
 
-def _attacks_table(models: Models, number: int, stands_for) -> Table:
-  """Returns Table 6, with rows for the other attacks on each model."""
-  columns = tables.attack_columns(models, 2, EPSILONS)
-  rows = tables.attack_rows(models, columns)
-  return _finished(models, number, columns, rows, stands_for)
-
-
-_LAYOUTS = {5: _variants_table, 6: _attacks_table}
-
-
-def _finished(
-  models: Models,
-  number: int,
-  columns: Sequence[Column],
-  rows: Sequence[Row],
-  stands_for: Mapping[str, str] | None,
+def _laid_out(
+  models: Models, number: int, stands_for: Mapping[str, str] | None
 ) -> Table:
-  """Returns the table, the paper's rows before the controls, with notes."""
+  """Returns a table, the paper's rows before the controls, with notes."""
   paper = TABLES[number]
+  if number == 5:
+    columns, rows = _variants(models)
+  elif number == 6:
+    columns = tables.attack_columns(models, 2, EPSILONS)
+    rows = tables.attack_rows(models, columns)
+  else:
+    columns = [tables.column(name, decimals=2) for name in paper.columns]
+    rows = [
+      row
+      for method in (*paper.methods, *CONTROLS)
+      for row in tables.method_rows(models, method, columns)
+    ]
   own = [row for row in rows if not row.is_control]
   controls = [row for row in rows if row.is_control]
   quoted = _paper_rows(models, number, stands_for)
