@@ -92,13 +92,6 @@ def test_an_old_run_is_read_whole(tmp_path):
   assert gallery.load(tmp_path / "x")[1] == ["zero", "one", "two <&>"]
 
 
-def test_a_run_goes_without_its_gallery(tmp_path):
-  run = evaluations.write_run(tmp_path / "x")
-  (run / gallery.FILENAME).unlink()
-  assert artefact.load_finished(run).examples == []
-  assert gallery.load(run) == ([], [])
-
-
 def test_a_folder_of_another_kind_is_refused(tmp_path):
   assert not artefact.is_evaluation(tmp_path)
   with pytest.raises(ValueError, match=r"neither config\.json nor evaluation"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gc_jax.attribution import METHODS
-from gc_jax.report import charts, lines, plots, tables
+from gc_jax.report import charts, lines, plots
 from tests.report import evaluations
 
 
@@ -118,11 +118,6 @@ def test_names_stand_apart_beside_the_ends_of_their_lines():
   assert "name 0.5" not in re.sub(r'aria-label="[^"]*"', "", alone.svgs[0])
 
 
-def test_the_controls_stand_last_and_unknown_methods_before_them():
-  found = ["uniform", "new", "gradcam"]
-  assert tables.in_order(found) == ["gradcam", "new", "uniform"]
-
-
 def test_lines_of_a_panel_look_different():
   x = np.array([0.0, 1.0])
   many = [lines.Line(str(n), x, x * n) for n in range(12)]
@@ -135,14 +130,6 @@ def test_lines_of_a_panel_look_different():
       svg,
     )
     assert len(looks) == 6 and len(set(looks)) == 6
-
-
-def test_without_curves_there_are_no_charts(tmp_path):
-  bare = evaluations.bare(tmp_path / "e")
-  assert charts.charts(bare) == {}
-  assert charts.methods_figure(bare) is None
-  assert charts.sanity_figure(bare) is None
-  assert charts.sanity(bare) == []
 
 
 def test_numbers_that_are_not_finite_break_a_line(made):

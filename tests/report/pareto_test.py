@@ -63,10 +63,3 @@ def test_long_names_end_within_the_chart_of_either_map(method):
   assert chart.unit.partition(", maps of ")[2].startswith("Grad-CAM")
   # The file grows with what sticks out of the chart's 7.2 inches.
   assert plots.read_png(chart.png).shape[1] <= 7.2 * 200
-
-
-def test_the_csv_has_every_method():
-  both = _results(80.0, 10.0) | _results(80.0, 9.0, method="gradcam")
-  lines = pareto.to_csv(_points(**{"a, b": [both]})).splitlines()
-  assert lines[1] == '"a, b",gradcam_elementwise,top1,80.0000,10.0000,1,1'
-  assert lines[2].startswith('"a, b",gradcam,top1,80.0000,9.0000')

@@ -426,12 +426,12 @@ def test_a_missing_number_stays_empty_in_every_format(tmp_path, missing):
 
 
 def test_unknown_keys_are_left_out_and_unknown_methods_kept(tmp_path):
-  made = evaluations.make(tmp_path / "e", methods=("gradcam", "mine"))
+  made = evaluations.make(tmp_path / "e", methods=("mine", "gradcam"))
   made.results["val/per_class/ap"] = [1, 2]
   table = tables.overview(_models(made))
   methods = [row.method for row in table.rows]
   assert methods == ["gradcam", "mine", "uniform", "center"]
-  assert _rows(table)["ResNet18 GC", "mine"]["CH"] == "29.0"
+  assert _rows(table)["ResNet18 GC", "mine"]["CH"] == "30.0"
 
 
 # Formats.
