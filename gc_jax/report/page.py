@@ -210,7 +210,10 @@ def _page(
     ),
     is_by_class=pairs_rows is not None,
     rule=classes.RULE,
-    classes=classes.table(evaluated, pairs_rows, _methods_by_class(evaluated)),
+    # The headline method first.
+    classes=classes.table(
+      evaluated, pairs_rows, sorted(about.methods, key=lambda m: m != method)
+    ),
     confusion=(
       counts.tolist()
       if counts is not None and num_classes <= classes.MAX_MATRIX
@@ -356,10 +359,3 @@ def _costly(evaluated: Evaluated) -> list[str]:
     if attack.on_few and name in evaluated.curves.robustness
   ]
   return [*map(title_of, about.costly_methods), *metrics, *attacks]
-
-
-def _methods_by_class(evaluated: Evaluated) -> list[str]:
-  """Returns the methods measured, the headline one first."""
-  first = headline_method(evaluated)
-  others = [m for m in evaluated.about.methods if m != first]
-  return [first, *others] if first else []
