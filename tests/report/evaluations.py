@@ -277,21 +277,18 @@ def run_example(index=7, kind="fixed", content_heatmap=34.25):
   )
 
 
-def write_run(
-  folder: pathlib.Path, ch=15.0, top1=86.5, *, config_json=None, **parts
-):
+def write_run(folder: pathlib.Path, ch=15.0, top1=86.5, **parts):
   """Writes the folder of a finished run; returns its path.
 
   Args:
     folder: of the run.
     ch: its element-wise content heatmap.
     top1: its accuracy.
-    config_json: its configuration.
     **parts: fields of `Evaluated` in place of those of a finished run; or of
       the configuration, as "model__name".
   """
   changes = {k: parts.pop(k) for k in list(parts) if "__" in k or k == "seed"}
-  tree = config(**changes) if config_json is None else config_json
+  tree = config(**changes)
   kinds = ("best", "typical", "worst", "fixed", "fixed")
   values = {
     "results": run_results(ch, top1),
