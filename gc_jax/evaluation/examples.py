@@ -7,7 +7,6 @@ shows the picture, not the model.
 Source: Adebayo et al. 2018, arXiv:1810.03292 (cascading randomisation).
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,9 +51,8 @@ def gallery(
   rows = [row for _, row in kinds]
   names = planner.dataset.names
   beside: list[dict] = [{} for _ in rows]
-  with _showing(
-    "explaining the gallery", len(rows) * (1 + with_composites)
-  ) as shown:
+  total = len(rows) * (1 + with_composites)
+  with plan.showing("explaining the gallery", total) as shown:
     alone = _looks(
       planner, rows, planner.with_objects, methods, shown, judges=True
     )
@@ -96,17 +94,6 @@ def gallery(
     # As squares a map may be empty that was not in a whole picture.
     if kind != "best" or look.cams[methods[0]].any()
   ]
-
-
-def _showing(
-  name: str, total: int
-) -> contextlib.AbstractContextManager[logs.Progress]:
-  """Returns the progress over some pictures, begun; closed at the end."""
-  shown = logs.Progress(
-    total, enabled=parallel.is_main(), unit="picture", name=name
-  )
-  shown.update(0)
-  return contextlib.closing(shown)
 
 
 class _Look(NamedTuple):
@@ -268,7 +255,7 @@ def sanity(
   # The first and the last are the same for any number of rows.
   strips = {rows[place]: {name: {} for name in methods} for place in (0, -1)}
   total = len(rows) * (1 + len(stages))
-  with _showing("randomising weights", total) as shown:
+  with plan.showing("randomising weights", total) as shown:
 
     def maps(model=None):
       looks = _looks(planner, rows, planner.with_objects, methods, shown, model)

@@ -277,12 +277,15 @@ def run(
   While one pass is measured, a thread compiles the next. Each shows how many
   of its pictures are done: `at_once`, or only if it takes long.
   """
+  unit = "pair" if planner.dataset.multi_label else "picture"
   begun = (
     (one, _begun(one, planner, ledger.done.get(one.name, 0))) for one in passes
   )
   with contextlib.closing(parallel.one_ahead(begun)) as ahead:
     for one, batches in ahead:
-      with contextlib.closing(_shown(one, planner, ledger, at_once)) as shown:
+      name, total = f"measuring {one.name}", len(one.rows)
+      done = ledger.done.get(one.name, 0)
+      with showing(name, total, unit, done, at_once) as shown:
         waiting = None
         for batch, found in batches:
           with jax.set_mesh(planner.mesh):
@@ -295,21 +298,24 @@ def run(
           yield _added(ledger, shown, one, *waiting)
 
 
-def _shown(
-  one: Pass, planner: Planner, ledger: Ledger, at_once: bool
-) -> logs.Progress:
-  """Returns the progress of a pass, which begins to show."""
-  done = ledger.done.get(one.name, 0)
+def showing(
+  name: str,
+  total: int,
+  unit: str = "picture",
+  done: int = 0,
+  at_once: bool = True,
+) -> contextlib.AbstractContextManager[logs.Progress]:
+  """Returns a progress, which begins to show; closed at the end."""
   shown = logs.Progress(
-    len(one.rows),
+    total,
     done,
     enabled=parallel.is_main(),
-    unit="pair" if planner.dataset.multi_label else "picture",
-    name=f"measuring {one.name}",
+    unit=unit,
+    name=name,
     at_once=at_once,
   )
   shown.update(done)
-  return shown
+  return contextlib.closing(shown)
 
 
 def _begun(
