@@ -75,10 +75,10 @@ def finished(smoke_run, tmp_path_factory):
 
 
 @pytest.fixture
-def interrupted(smoke_run, monkeypatch):
-  """Leaves an evaluation after some batches."""
+def interrupted(smoke_run, tmp_path, monkeypatch):
+  """Leaves an evaluation in `tmp_path` after some batches."""
 
-  def interrupted(out, batches):
+  def interrupted(batches):
     def run(*args):
       yield from itertools.islice(whole(*args), batches)
       raise KeyboardInterrupt
@@ -88,8 +88,8 @@ def interrupted(smoke_run, monkeypatch):
       patch.setattr(evaluating, "_SAVE_EVERY_SECS", 0.0)
       patch.setattr(passes, "run", run)
       with pytest.raises(KeyboardInterrupt):
-        list(evaluate(smoke_run, out))
-    assert {path.name for path in out.iterdir()} == {"partial.npz"}
+        list(evaluate(smoke_run, tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"partial.npz"}
 
   return interrupted
 
@@ -204,7 +204,7 @@ def test_a_finished_evaluation_is_kept(finished, smoke_run, monkeypatch):
 def test_an_unfinished_evaluation_of_something_else_is_refused(
   interrupted, smoke_run, tmp_path, monkeypatch
 ):
-  interrupted(tmp_path, 1)
+  interrupted(1)
   before = (tmp_path / "partial.npz").read_bytes()
   other = settings(smoke_run, tolerance_px=10.0)
   with pytest.raises(ValueError, match=r"eval\.tolerance_px: 15\.0 there, 10"):
@@ -218,7 +218,7 @@ def test_an_unfinished_evaluation_of_something_else_is_refused(
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
   finished, interrupted, smoke_run, tmp_path
 ):
-  interrupted(tmp_path, 5)
+  interrupted(5)
   lines = list(evaluate(smoke_run, tmp_path))
   (going_on,) = [line for line in lines if "going on from" in line]
   # Squares and the first composites: what was saved is not measured again.

@@ -243,15 +243,13 @@ class Layer(NamedTuple):
     return f"data:image/{self.kind};base64,{text}"
 
 
-def image_layer(
-  image: UInt8[np.ndarray, "H W 3"], max_px: int = _MAX_IMAGE_PX
-) -> Layer:
-  """Returns the image at its own size, or shrunk to `max_px` a side."""
+def image_layer(image: UInt8[np.ndarray, "H W 3"]) -> Layer:
+  """Returns the image at its own size, or shrunk to what a page needs."""
   height, width = image.shape[:2]
   scale = display_scale(height, width)
-  if max(height, width) > max_px:
+  if max(height, width) > _MAX_IMAGE_PX:
     shrunk = Image.fromarray(image)
-    shrunk.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
+    shrunk.thumbnail((_MAX_IMAGE_PX, _MAX_IMAGE_PX), Image.Resampling.LANCZOS)
     image = np.asarray(shrunk)
     height, width = image.shape[:2]
   return Layer(*compact(image), scale * width, scale * height, scale > 1)

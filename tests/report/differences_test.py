@@ -126,15 +126,11 @@ def test_pairing_narrows_the_interval_of_models_that_find_the_same_hard():
   )
 
 
-def _of_seeds(rng, num_seeds, spread=0.05):
-  """Rows of seeds whose means differ, on pictures that are the same."""
+def _of_seeds(rng):
+  """Rows of three seeds whose means differ, on pictures that are the same."""
   one = made(seed=1)
-  return [
-    one._replace(
-      columns={CH: np.float32(one.columns[CH] + spread * rng.normal())}
-    )
-    for _ in range(num_seeds)
-  ]
+  columns = [one.columns[CH] + 0.05 * rng.normal() for _ in range(3)]
+  return [one._replace(columns={CH: np.float32(own)}) for own in columns]
 
 
 @pytest.mark.parametrize("own_seeds", [(0, 1, 2), (3, 4, 5)])
@@ -142,7 +138,7 @@ def test_the_interval_of_several_seeds_holds_their_chance(own_seeds):
   """No difference in truth: 95% of intervals hold 0, paired or not."""
   rng, hits, narrow = np.random.default_rng(0), 0, 0
   for _ in range(60):
-    ours, theirs = _of_seeds(rng, 3), _of_seeds(rng, 3)
+    ours, theirs = _of_seeds(rng), _of_seeds(rng)
     one = paired(ours, theirs, seeds=(own_seeds, (0, 1, 2)))[CH]
     hits += not one.is_shown
     # What pictures alone would say, of which none differs here.
@@ -153,7 +149,7 @@ def test_the_interval_of_several_seeds_holds_their_chance(own_seeds):
 
 def test_seeds_that_both_have_are_pairs_and_a_single_one_tells_nothing():
   rng = np.random.default_rng(0)
-  theirs = _of_seeds(rng, 3)
+  theirs = _of_seeds(rng)
   shift = lambda one: one._replace(
     columns={CH: one.columns[CH] + np.float32(0.02)}
   )

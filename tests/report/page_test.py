@@ -215,12 +215,12 @@ def test_empty_maps_are_counted_and_make_no_trouble(tmp_path):
   assert len(found.images) == 4
 
 
-def _without_objects(results, keep=()):
+def _without_objects(results):
   needing = ("pointing_game", "content_heatmap", "max_box_acc")
   return {
     key: value
     for key, value in results.items()
-    if key in keep or not any(name in key for name in needing)
+    if not any(name in key for name in needing)
   }
 
 

@@ -131,11 +131,14 @@ def test_a_map_over_its_picture_looks_as_in_the_figures(shape):
   assert not _opened(pictures.heat_layer(0 * cam, (16, 16)))[..., 3].any()
 
 
-def test_layers_of_a_photograph_have_one_shape_and_are_small(photographs):
+def test_layers_of_a_photograph_have_one_shape_and_are_small(
+  photographs, monkeypatch
+):
+  monkeypatch.setattr(pictures, "_MAX_IMAGE_PX", 300)
   with Image.open(photographs / "coffee.png") as opened:
     photograph = np.asarray(opened)
   height, width = photograph.shape[:2]
-  image = pictures.image_layer(photograph, max_px=300)
+  image = pictures.image_layer(photograph)
   heat = pictures.heat_layer(_one_cell(1, 2), (height, width))
   outline = pictures.outline_layer(np.zeros((height, width), bool))
   for layer in (image, heat, outline):
