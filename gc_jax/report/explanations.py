@@ -68,9 +68,8 @@ class Explanation:
   true: int | None = None  # the class whose name a folder of the picture has
   true_name: str | None = None
   true_probability: float | None = None
-  page_image: str = (
-    ""  # the picture and the map alone, as index.html shows them
-  )
+  # The picture and the map alone, as index.html shows them.
+  page_image: str = ""
   page_map: str = ""
 
   @property
@@ -364,7 +363,6 @@ class _Model(NamedTuple):
   count: int
   judged: int  # pictures whose folder tells their class
   right: int
-  open: int  # where another class scored highest, and several may show
 
 
 def _models(cards: Sequence[_Card]) -> list[_Model]:
@@ -373,8 +371,7 @@ def _models(cards: Sequence[_Card]) -> list[_Model]:
     own = [card.first for card in cards if card.first.model == name]
     judged = [e for e in own if e.true is not None]
     right = sum(e.is_right is True for e in judged)
-    is_open = sum(e.is_right is None for e in judged)
-    found.append(_Model(name, len(own), len(judged), right, is_open))
+    found.append(_Model(name, len(own), len(judged), right))
   return found
 
 

@@ -29,12 +29,6 @@ def test_a_map_with_its_mass_in_one_cell_colours_that_place_only():
   assert changed[:, :16].max() == 0
 
 
-def test_colours_do_not_depend_on_a_maps_unit():
-  one = pictures.heat_overlay(GREY, _one_cell(1, 1))
-  thousandth = pictures.heat_overlay(GREY, _one_cell(1, 1) / 1000)
-  np.testing.assert_array_equal(one, thousandth)
-
-
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_an_empty_map_is_no_heat_but_words_in_grey(value):
   image = np.full((64, 64, 3), 200, np.uint8)
