@@ -16,6 +16,12 @@ def made(tmp_path):
   return evaluations.make(tmp_path / "e")
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+  """The charts of such an evaluation: drawing takes seconds."""
+  return charts.charts(evaluations.make(tmp_path_factory.mktemp("e")))
+
+
 def _svg(chart):
   """Returns all panels of a chart."""
   return " ".join(chart.svgs)
@@ -33,8 +39,7 @@ def _strip_size(columns, rows, letters):
   return pytest.approx((160 * (1.62 * rows + 0.35), width), abs=2)
 
 
-def test_every_curve_becomes_a_chart_for_page_and_file(made):
-  drawn = charts.charts(made)
+def test_every_curve_becomes_a_chart_for_page_and_file(drawn):
   names = ["robustness", "insertion", "deletion", "randomization"]
   assert list(drawn) == names
   widths = [plots.read_png(chart.png).shape[1] for chart in drawn.values()]
@@ -49,10 +54,9 @@ def test_every_curve_becomes_a_chart_for_page_and_file(made):
   assert len(ids) == len(set(ids))
 
 
-def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
-  drawn = list(charts.charts(made).values())
-  stacked = plots.read_png(plots.stack(drawn))
-  pictures = [plots.read_png(chart.png) for chart in drawn]
+def test_all_curves_stand_below_each_other_pixel_for_pixel(drawn):
+  stacked = plots.read_png(plots.stack(list(drawn.values())))
+  pictures = [plots.read_png(chart.png) for chart in drawn.values()]
   gap_px = 90  # a title and what is left free, of each
   height = sum(len(picture) + gap_px for picture in pictures)
   width = max(picture.shape[1] for picture in pictures)
@@ -70,8 +74,7 @@ def test_all_curves_stand_below_each_other_pixel_for_pixel(made):
     top += len(picture) + gap_px
 
 
-def test_curves_say_their_numbers(made):
-  drawn = charts.charts(made)
+def test_curves_say_their_numbers(drawn):
   robustness = _svg(drawn["robustness"])
   assert "FGSM from 86.5 to 35 at ε in 1/255 64" in robustness
   assert "FGSM, any step up to ε from 86.5 to 5 at" in robustness
