@@ -1,5 +1,6 @@
 """Metrics of maps by their entries in METRICS, and boxes by brute force."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,11 +39,11 @@ def test_a_new_metric_is_measured_where_its_entry_says(monkeypatch):
     },
   }
   cams = {"mine": jnp.full((1, 4, 4), 0.5)}
-  found = localisation.on_pictures(cams, batch)
+  found = jax.jit(localisation.on_pictures)(cams, batch)
   np.testing.assert_allclose(found[Key("mass", "mine")], [8.0])
   assert Key("corner", "mine") not in found
   assert found[Key("content_heatmap", "mine")] == 1 / 16
-  found = localisation.on_composites(cams, batch)
+  found = jax.jit(localisation.on_composites)(cams, batch)
   np.testing.assert_allclose(found[Key("corner", "mine")], [3.5])
   assert Key("negative_quadrants_heatmap", "mine") in found
 

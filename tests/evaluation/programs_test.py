@@ -177,9 +177,12 @@ def test_a_score_is_divided_once_for_the_map_and_its_sums(graph, monkeypatch):
     raise AssertionError("the map was computed beside its sums")
 
   name = "fullgrad"
-  expected = localisation.ALL_METHODS[name](
-    evaluated(*graph), batch()["image"], batch()["target"][:, None]
-  )[:, 0]
+
+  @jax.jit
+  def explained(images, targets):
+    return localisation.ALL_METHODS[name](evaluated(*graph), images, targets)
+
+  expected = explained(batch()["image"], batch()["target"][:, None])[:, 0]
   only = dataclasses.replace(METHODS_OF_MODELS[name], explain=refuse)
   monkeypatch.setitem(METHODS_OF_MODELS, name, only)
   _, cams, sums = localisation.maps(*graph, batch(), (name, "uniform"))

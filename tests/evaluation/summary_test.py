@@ -124,14 +124,14 @@ def test_results_have_their_names_in_results_json():
 def test_intervals_are_those_of_resampled_pictures(name):
   """Pictures drawn one by one, with all their pairs."""
   columns, pairs = made(200)
-  chosen = settings(name, num_resamples=2_000)
+  chosen = settings(name, num_resamples=1_000)
   results = summary.summarize(columns, pairs, chosen, NUM_CLASSES)
   rng = np.random.default_rng(7)
   pictures = np.unique(pairs.index)
   of = {p: np.flatnonzero(pairs.index == p) for p in pictures}
   for key in (PG, CH):
     means = []
-    for _ in range(2_000):
+    for _ in range(1_000):
       drawn = np.concatenate([of[p] for p in rng.choice(pictures, len(of))])
       some = pairs_of(pairs.index[drawn], pairs.target[drawn])
       again = summary.summarize(
@@ -140,9 +140,9 @@ def test_intervals_are_those_of_resampled_pictures(name):
       means.append(again[key].value)
     low, high = np.quantile(means, (0.025, 0.975))
     width = high - low
-    # Two bootstraps of 2,000 agree on a quantile to a few percent.
+    # Two bootstraps of 1,000 agree on a quantile to a few percent.
     ends = results[key].interval
-    assert ends == pytest.approx((low, high), abs=0.08 * width)
+    assert ends == pytest.approx((low, high), abs=0.12 * width)
     assert ends[0] < results[key].value < ends[1]
 
 
