@@ -210,7 +210,8 @@ def _box_pixels(box: Any, width: int, height: int) -> Bool[np.ndarray, "H W"]:
   scale = np.array([height, width, height, width])
   ymin, xmin, ymax, xmax = np.round(np.asarray(box) * scale).astype(int)
   inside = np.zeros((height, width), bool)
-  # A box thinner than a pixel still covers one.
+  # A box thinner than a pixel still covers one, at the far borders too.
+  ymin, xmin = min(ymin, height - 1), min(xmin, width - 1)
   inside[ymin : max(ymax, ymin + 1), xmin : max(xmax, xmin + 1)] = True
   return inside
 

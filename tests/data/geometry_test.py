@@ -119,6 +119,25 @@ def test_masks_and_boxes_are_turned_and_cut_as_the_picture_is(orientation):
   assert (small != (image[..., 0] >= 128)).mean() < 0.01
 
 
+@pytest.mark.parametrize(
+  ("box", "expected"),
+  [
+    ((0.1, 0.996, 0.2, 1.0), (slice(8, 16), slice(99, 100))),
+    ((0.996, 0.1, 1.0, 0.4), (slice(79, 80), slice(10, 40))),
+    ((0.1, 0.0, 0.2, 0.004), (slice(8, 16), slice(0, 1))),
+  ],
+  ids=["right", "bottom", "left"],
+)
+def test_a_box_thinner_than_a_pixel_covers_one_at_every_border(box, expected):
+  record = record_of(np.zeros((80, 100, 3), np.uint8), bbox=[box])
+  (mask,) = geometry.object_masks(
+    record, decode.read_header(record["image"]), 0
+  )
+  wanted = np.zeros((80, 100), bool)
+  wanted[expected] = True
+  np.testing.assert_array_equal(np.asarray(mask) > 0, wanted)
+
+
 def test_a_frame_keeps_the_aspect_and_the_annotations_own_pixels():
   """The release: shortest side 448, 15 pixels in those of the annotation."""
   # VOC's corners count from 1, both included: rows 21..60, columns 31..90.

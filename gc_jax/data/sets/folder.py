@@ -55,7 +55,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,8 @@ def load(
   _report(annotations, layout, on_error)
   found = annotations.of_picture
   objects = {name: found[name] for name in pictures if name in found}
-  bare = [name for name in pictures if name not in found]
-  if found and bare:
-    _logger.warning(
-      f"{len(bare)} of {len(pictures)} pictures of {layout.root}, split {split}"
-      f", have neither mask nor box, {bare[0]!r} first: they do not count in "
-      "the metrics of maps."
-    )
   labels = [layout.labels[name] for name in pictures]
-  located = [
-    name
-    for name, own in zip(pictures, labels, strict=True)
-    if name in objects and set(objects[name]["label"]) & set(own)
-  ]
+  located = _located(found, pictures, labels, f"{layout.root}, split {split}")
   return Dataset(
     source=FolderSource(str(layout.root), pictures, labels, objects),
     class_names=layout.class_names,
@@ -134,7 +123,7 @@ def load(
     labels=labels,
     names=pictures,
     num_dropped=annotations.num_left_out,
-    num_located=len(located),
+    num_located=located,
     broken=frozenset(
       index for index, name in enumerate(pictures) if name in broken
     ),
@@ -340,6 +329,37 @@ def _check_links(pictures: Sequence[str], layout: Layout) -> None:
       + listed(links, between="\n  ")
       + _OR_SKIP
     )
+
+
+def _located(
+  found: Mapping[str, Mapping[str, list]],
+  pictures: Sequence[str],
+  labels: Sequence[Sequence[int]],
+  place: str,
+) -> int:
+  """Returns how many pictures have an object of a class of theirs.
+
+  Says which have none, and which have objects that nothing asks for.
+  """
+  if not found:
+    return 0
+  shown = [set(found.get(name, {"label": ()})["label"]) for name in pictures]
+  pairs = list(zip(pictures, shown, map(set, labels), strict=True))
+  others = [name for name, classes, own in pairs if classes - own]
+  if others:
+    _logger.warning(
+      f"{len(others)} of {len(pictures)} pictures of {place}, have a mask or "
+      f"box of a class that is not theirs, {others[0]!r} first: these are not "
+      "used."
+    )
+  bare = [name for name, classes, own in pairs if not classes & own]
+  if bare:
+    _logger.warning(
+      f"{len(bare)} of {len(pictures)} pictures of {place}, have neither mask "
+      f"nor box of their class, {bare[0]!r} first: they do not count in the "
+      "metrics of maps."
+    )
+  return len(pictures) - len(bare)
 
 
 def _report(

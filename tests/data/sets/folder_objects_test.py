@@ -396,10 +396,25 @@ def test_a_warning_counts_pictures_without_annotation(root, caplog):
   write(root, "boxes.csv", csv(ROW))
   load(root)
   assert re.search(
-    r"6 of 7 pictures .* split train, have neither mask nor box, "
-    r"'train/cat/cat1.png' first: they do not count",
+    r"6 of 7 pictures .* split train, have neither mask nor box of their "
+    r"class, 'train/cat/cat1.png' first: they do not count",
     caplog.text,
   )
+  assert "not theirs" not in caplog.text
+
+
+def test_a_warning_counts_objects_of_a_class_that_a_picture_does_not_have(
+  root, caplog
+):
+  rows = ("cat0.png,dog", "cat1.png,dog", "cat1.png,cat")
+  write(root, "boxes.csv", csv(*(f"train/cat/{r},6,4,24,20" for r in rows)))
+  assert load(root).num_located == 1
+  assert re.search(
+    r"2 of 7 pictures .* have a mask or box of a class that is not theirs, "
+    r"'train/cat/cat0.png' first",
+    caplog.text,
+  )
+  assert "6 of 7 pictures" in caplog.text  # which have none of their class
 
 
 # The index.
