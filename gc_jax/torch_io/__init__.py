@@ -1,6 +1,5 @@
 """Models exchanged with PyTorch: files in, files out, both sides compared."""
 
-from gc_jax.torch_io import card, loading, names, proof
 from gc_jax.torch_io.files import (
   Metadata,
   Source,
@@ -20,7 +19,6 @@ __all__ = [
   "SUFFIXES",
   "Metadata",
   "Source",
-  "card",
   "check_layout",
   "check_suffix",
   "import_torch",
@@ -28,10 +26,7 @@ __all__ = [
   "is_packaged",
   "load_initial",
   "load_model",
-  "loading",
-  "names",
   "on_disk",
-  "proof",
   "read",
   "save_model",
 ]
