@@ -25,11 +25,11 @@ COMPARED = {"logits", "gradcam", "gradcam_elementwise"}
 
 
 @pytest.fixture
-def command(capsys):
-  """Runs the command; returns its status, output and errors."""
+def command(capsys, smoke_run):
+  """Exports a run; returns the command's status, output and errors."""
 
-  def run(*args):
-    status = export.main([str(arg) for arg in args])
+  def run(out, *flags, workdir=smoke_run):
+    status = export.main([f"--workdir={workdir}", f"--out={out}", *flags])
     return status, *capsys.readouterr()
 
   return run
@@ -68,9 +68,7 @@ def test_an_exported_run_computes_the_same_in_pytorch_by_its_card(
   command, smoke_run, tmp_path, load_by, suffix
 ):
   out = tmp_path / f"model.{suffix}"
-  status, printed, errors = command(
-    f"--workdir={smoke_run}", f"--out={out}", "--verify"
-  )
+  status, printed, errors = command(out, "--verify")
   assert status == 0, errors
   found = re.findall(r"of (\w+) in PyTorch, over 8 images: (\S+)", printed)
   assert {name for name, _ in found} == COMPARED
@@ -121,29 +119,25 @@ def test_a_cards_code_makes_the_architecture(name, tmp_path, load_by):
   assert count == name.endswith("-gmp")
 
 
-def test_nothing_is_overwritten_unasked(command, smoke_run, tmp_path):
+def test_nothing_is_overwritten_unasked(command, tmp_path):
   out = tmp_path / "model.safetensors"
   out.write_bytes(b"mine")
-  flags = [f"--workdir={smoke_run}", f"--out={out}"]
-  status, _, errors = command(*flags)
+  status, _, errors = command(out)
   assert status == 2
   assert "exists, and nothing was written" in errors and "--overwrite" in errors
   assert out.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [out]
-  assert command(*flags, "--overwrite")[0] == 0
+  assert command(out, "--overwrite")[0] == 0
   assert torch_io.load_model(out)
   card_path = tmp_path / "model.safetensors.md"
   out.unlink()
-  status, _, errors = command(*flags)
+  status, _, errors = command(out)
   assert status == 2 and str(card_path) in errors and not out.exists()
 
 
-def test_the_metadata_of_a_pth_is_not_overwritten_either(
-  command, smoke_run, tmp_path
-):
+def test_the_metadata_of_a_pth_is_not_overwritten_either(command, tmp_path):
   mine = tmp_path / "model.pth.json"
   mine.write_text("mine")
-  out = tmp_path / "model.pth"
-  status, _, errors = command(f"--workdir={smoke_run}", f"--out={out}")
+  status, _, errors = command(tmp_path / "model.pth")
   assert status == 2 and f"{mine} exists" in errors
   assert mine.read_text() == "mine" and list(tmp_path.iterdir()) == [mine]
 
@@ -152,9 +146,8 @@ def test_a_name_without_suffix_becomes_a_folder(
   command, smoke_run, tmp_path, with_timm, monkeypatch
 ):
   out = tmp_path / "gc"
-  flags = [f"--workdir={smoke_run}", f"--out={out}", "--license=mit"]
   monkeypatch.setenv("PYTHONPATH", with_timm.get("PYTHONPATH", ""))
-  status, printed, errors = command(*flags, "--verify")
+  status, printed, errors = command(out, "--license=mit", "--verify")
   assert status == 0, errors
   names_of = {path.name for path in out.iterdir()}
   assert names_of == {"model.safetensors", "config.json", "README.md"}
@@ -179,16 +172,14 @@ def test_a_name_without_suffix_becomes_a_folder(
 
 
 def test_a_card_whose_code_is_wrong_is_found_out(
-  command, smoke_run, tmp_path, with_timm, monkeypatch
+  command, tmp_path, with_timm, monkeypatch
 ):
   average = dataclasses.replace(
     models.MODELS["resnet8-small-gmp"], torch_pooling="other"
   )
   monkeypatch.setitem(models.MODELS, "resnet8-small-gmp", average)
   monkeypatch.setenv("PYTHONPATH", with_timm.get("PYTHONPATH", ""))
-  status, _, errors = command(
-    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
-  )
+  status, _, errors = command(tmp_path / "a.safetensors", "--verify")
   assert status == 1 and "in logits by the card's code" in errors
 
 
@@ -198,19 +189,16 @@ def test_a_folder_is_replaced_only_where_an_export_was(
   out = tmp_path / "gc"
   out.mkdir()
   (out / ".gitattributes").touch()  # a new clone from the Hub
-  flags = [f"--workdir={smoke_run}", f"--out={out}"]
-  assert command(*flags)[0] == 0
-  status, _, errors = command(*flags)
+  assert command(out)[0] == 0
+  status, _, errors = command(out)
   assert status == 2 and "holds an earlier export" in errors
-  assert command(*flags, "--overwrite")[0] == 0
+  assert command(out, "--overwrite")[0] == 0
   kept = {path: path.read_bytes() for path in out.iterdir()}
-  status, _, errors = command(*flags, "--overwrite", "--format=stablehlo")
+  status, _, errors = command(out, "--overwrite", "--format=stablehlo")
   assert status == 2 and "no earlier export as stablehlo" in errors
   assert {path: path.read_bytes() for path in out.iterdir()} == kept
   before = sorted(smoke_run.rglob("*"))
-  status, _, errors = command(
-    f"--workdir={smoke_run}", f"--out={smoke_run}", "--overwrite"
-  )
+  status, _, errors = command(smoke_run, "--overwrite")
   assert status == 2 and "no earlier export" in errors
   assert sorted(smoke_run.rglob("*")) == before
 
@@ -232,10 +220,7 @@ def test_programs_compute_the_same_without_gc_jax(
 ):
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   out = tmp_path / "gc.stablehlo"
-  status, printed, errors = command(
-    *(f"--workdir={smoke_run}", f"--out={out}", "--method=layercam"),
-    "--verify",
-  )
+  status, printed, errors = command(out, "--method=layercam", "--verify")
   assert status == 0, errors
   found = re.findall(r"of (\w+) without gc_jax, over 8 images: (\S+)", printed)
   assert {name for name, _ in found} == {"predict", "logits", "maps"}
@@ -270,9 +255,7 @@ def test_programs_compute_the_same_without_gc_jax(
   np.testing.assert_allclose(theirs["maps"], maps, rtol=1e-4, atol=1e-6)
 
 
-def test_programs_that_differ_are_found_out(
-  command, smoke_run, tmp_path, monkeypatch
-):
+def test_programs_that_differ_are_found_out(command, tmp_path, monkeypatch):
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   right = programs.make
 
@@ -282,9 +265,7 @@ def test_programs_that_differ_are_found_out(
     return dataclasses.replace(made, weights={**made.weights, "fc.bias": bias})
 
   monkeypatch.setattr(programs, "make", shifted)
-  status, _, errors = command(
-    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.stablehlo'}", "--verify"
-  )
+  status, _, errors = command(tmp_path / "a.stablehlo", "--verify")
   assert status == 1 and "computed without gc_jax must be" in errors
 
 
@@ -309,15 +290,14 @@ def test_an_export_that_cannot_be_made_says_why(
     monkeypatch.setitem(sys.modules, "torch", None)
   workdir = smoke_run if workdir == "RUN" else tmp_path / workdir
   name, *flags = name.split()
-  out = tmp_path / name
   status, _, errors = command(
-    f"--workdir={workdir}", f"--out={out}", "--verify", *flags
+    tmp_path / name, "--verify", *flags, workdir=workdir
   )
   assert status == 2 and message in errors
   assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_file_is_found_out(command, smoke_run, tmp_path, monkeypatch):
+def test_a_wrong_file_is_found_out(command, tmp_path, monkeypatch):
   right = names.to_torch
 
   def swapped(model):
@@ -326,9 +306,7 @@ def test_a_wrong_file_is_found_out(command, smoke_run, tmp_path, monkeypatch):
     return {**tensors, "bn1.running_mean": np.ascontiguousarray(mean[::-1])}
 
   monkeypatch.setattr(names, "to_torch", swapped)
-  status, _, errors = command(
-    f"--workdir={smoke_run}", f"--out={tmp_path / 'a.safetensors'}", "--verify"
-  )
+  status, _, errors = command(tmp_path / "a.safetensors", "--verify")
   assert status == 1
   assert "what is computed in PyTorch must be" in errors
   assert "in logits, gradcam" in errors
