@@ -387,7 +387,11 @@ def _added(
     (measured.columns, measured.totals, row)
   )
   if one.on_host is not None:
-    totals = totals | one.on_host(parallel.fetch(measured.cams), boxes)
+    # Of its share, whose boxes no other process has.
+    index, _ = parallel.process()
+    share = slice(index * len(boxes), (index + 1) * len(boxes))
+    cams = {k: v[share] for k, v in parallel.fetch(measured.cams).items()}
+    totals = totals | parallel.added(one.on_host(cams, boxes))
   ledger.add(one.name, rows, columns, totals)
   shown.update(ledger.done[one.name])
   return one

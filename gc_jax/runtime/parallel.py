@@ -322,6 +322,14 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(whole, tree)
 
 
+def added(tree: Any) -> Any:
+  """Returns the sum over processes of numbers that each has of its own."""
+  if jax.process_count() == 1:
+    return tree
+  gathered = multihost_utils.process_allgather(tree)
+  return jax.tree.map(lambda x: x.sum(0), gathered)
+
+
 def process() -> tuple[int, int]:
   """Returns (index of this process, number of processes)."""
   return jax.process_index(), jax.process_count()
