@@ -98,7 +98,7 @@ def paired(
   )
   read, whys = _read(models, list(keys))
   samples: dict[tuple, rows.Sample] = {}
-  used: dict[tuple[Side, Side], tuple] = {}
+  used: dict[tuple[Side, Side], tuple[list, list]] = {}
   about = next(iter(models.values()))[0].about
   num_classes = max(len(m.class_names) for own in models.values() for m in own)
   of = lambda side, values: rows.sample(
@@ -113,27 +113,36 @@ def paired(
     lacking = np.isnan(means[0] + means[1])
     if lacking.all():
       continue
-    for side, mean in zip(sides, means, strict=True):
-      name = side, lacking.tobytes()
-      if name not in samples:
-        samples[name] = of(side, np.where(lacking, np.nan, mean))
+    names = []
+    for side, mean, own in zip(sides, means, columns, strict=True):
+      # A mean over pairs may be taken of the seeds' mean; F1 is each seed's.
+      parts = own if side.key.metric == "f1_overall" else [mean]
+      names.append([(side, lacking.tobytes(), i) for i in range(len(parts))])
+      for name, values in zip(names[-1], parts, strict=True):
+        if name not in samples:
+          samples[name] = of(side, np.where(lacking, np.nan, values))
     of_seeds = [
       [100 * rows.mean(of(side, np.where(lacking, np.nan, one))) for one in own]
       if any(len(each) > 1 for each in columns)
       else []
       for side, own in zip(sides, columns, strict=True)
     ]
-    used[sides] = lacking.tobytes(), of_seeds
+    used[sides] = names, of_seeds
   if not used:
     return {}, whys
   index = next(iter(read.values()))[0].index
   resampled = rows.resampled(samples, index, _NUM_RESAMPLES)
   found = {}
-  for sides, (mask, of_seeds) in used.items():
-    names = [(side, mask) for side in sides]
-    own, other = (samples[name] for name in names)
-    value = 100 * (rows.mean(own) - rows.mean(other))
-    ends = rows.interval(resampled[names[0]] - resampled[names[1]])
+  for sides, (names, of_seeds) in used.items():
+    own, other = (
+      np.mean([rows.mean(samples[name]) for name in of_side])
+      for of_side in names
+    )
+    drawn = [
+      np.mean([resampled[name] for name in of_side], 0) for of_side in names
+    ]
+    value = float(100 * (own - other))
+    ends = rows.interval(drawn[0] - drawn[1])
     low, high = (100 * end for end in ends)
     seeds = [_seeds(models[side.label]) for side in sides]
     more = _half_width(of_seeds, seeds[0] == seeds[1] and len(seeds[0]) > 1)
@@ -141,7 +150,7 @@ def paired(
       value,
       value - math.hypot(value - low, more) if more else low,
       value + math.hypot(high - value, more) if more else high,
-      len(own.index),
+      len(samples[names[0][0]].index),
       more is not None,
     )
   return found, whys

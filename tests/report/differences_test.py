@@ -126,6 +126,18 @@ def test_pairing_narrows_the_interval_of_models_that_find_the_same_hard():
   )
 
 
+def test_of_several_seeds_f1_is_the_mean_of_each_ones():
+  """Not that of their counts together, which is another number."""
+  key = Key("f1_overall")
+  every = lambda one: of(key, one, np.arange(200), "paper")
+  ours, theirs = [made(seed=1), made(seed=2)], [made(seed=3), made(seed=4)]
+  for one in (ours[0], theirs[1]):  # a cautious one, which says little
+    for name in CASES[:2]:  # of true and false positives
+      one.columns[Key(name)][20:] = 0
+  means = [np.mean([every(one) for one in own]) for own in (ours, theirs)]
+  assert paired(ours, theirs)[key].value == pytest.approx(means[0] - means[1])
+
+
 def _of_seeds(rng):
   """Rows of three seeds whose means differ, on pictures that are the same."""
   one = made(seed=1)
