@@ -55,7 +55,8 @@ def refused(explain, monkeypatch):
   def refused(*args):
     done = explain(*args)
     assert done.status == 2
-    assert done.err.startswith("error: ")
+    # Before it, what takes long on a busy machine may be told.
+    assert "error: " in done.err
     assert "wrote" not in done.out
     return done.err
 

@@ -231,7 +231,9 @@ class Planner:
   def _attacks(self, epsilons: tuple[int, ...]) -> list[Pass]:
     """Returns FGSM on every picture, and PGD on few."""
     first = np.flatnonzero(self.pairs.first)
-    few = self.few()
+    # Pictures without a class count as well.
+    every = np.arange(len(self.pairs.index))
+    few = evenly(every, self._settings.costly_rows)
     few = few[self.pairs.first[few]]
     # Epsilon 0 there too: PGD needs the clean accuracy of the same pictures.
     with_clean = 0, *epsilons

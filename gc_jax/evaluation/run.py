@@ -268,6 +268,7 @@ def _evaluated(
       saved_config.to_dict(config),
       results=results,
       multi_label=dataset.multi_label,
+      num_pairs=int((pairs.target >= 0).sum()),
       method_settings=attribution.settings_of(about["methods"]),
       **about,
     ),

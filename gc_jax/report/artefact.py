@@ -61,8 +61,11 @@ class About:
   settings: Mapping[str, Any]  # everything else that moves a number, by name
   config: Mapping[str, Any]  # of the evaluation, resolved and nested
   num_images: int
+  # Of picture and class, located or not. 0: unknown, as in older ones without
+  # rows.npz.
+  num_pairs: int = 0
   costly_methods: tuple[str, ...] = ()  # those measured on fewer
-  num_costly_images: int = 0
+  num_costly_images: int = 0  # pairs on which costly numbers were measured
   num_compilations: int = 0  # over all shapes of pictures
   secs: float = 0.0  # over all sittings
   identity: Mapping[str, Any] = _empty()  # tells it from others, by name
@@ -242,6 +245,9 @@ def load(folder: str | os.PathLike) -> Evaluated:
           f"run; it has no {name}. Restore it from a copy, or name another run."
         )
     about = make_about(config, str(folder), results)
+  if not about.num_pairs and (own := pair_rows.load(folder, ())) is not None:
+    explained = int((own.target >= 0).sum())
+    about = dataclasses.replace(about, num_pairs=explained)
   if about.trained_with("data.val_split") == about.split:
     about = dataclasses.replace(about, on_validation=True)  # older ones, too
   border = saved_config.field(about.config, "eval.border")

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gc_jax.attribution import CONTROLS, title_of
 from gc_jax.method.compose import MODES
 from gc_jax.method.metrics import METRICS, Key
+from gc_jax.report import describe, rows
 from gc_jax.report.artefact import Evaluated, number
 from gc_jax.runtime.messages import number_of
 
@@ -155,9 +158,14 @@ def _worse_than(
   worse: dict[float, list[str]] = {}
   count = 0
   for label, members in models.items():
-    limit = _mean(members, Key(metric, control))
     for method in members[0].about.methods:
       value = _mean(members, Key(metric, method))
+      is_on_fewer = _is_on_fewer(members[0], metric, method)
+      limit = (
+        _mean_beside(members, Key(metric, control), method)
+        if is_on_fewer
+        else _mean(members, Key(metric, control))
+      )
       if value is None or limit is None:
         continue
       count += 1
@@ -165,11 +173,39 @@ def _worse_than(
       is_higher = ours > theirs
       if ours != theirs and is_higher != METRICS[metric].higher_is_better:
         of = f" of {label}" if len(models) > 1 else ""
+        of += " on its fewer pairs" if is_on_fewer else ""
         worse.setdefault(theirs, []).append(f"{title_of(method)}{of}")
   return {
     limit: "all maps" if len(maps) == count > 1 else ", ".join(maps)
     for limit, maps in worse.items()
   }
+
+
+def _is_on_fewer(evaluated: Evaluated, metric: str, method: str) -> bool:
+  """Returns whether a method had fewer pairs than controls in a metric."""
+  return (
+    method in evaluated.about.costly_methods
+    and not METRICS[metric].is_costly
+    and bool(describe.fewer_pairs(evaluated))
+  )
+
+
+def _mean_beside(
+  members: Sequence[Evaluated], key: Key, method: str
+) -> float | None:
+  """Returns a control's number over the pairs that a method was measured on."""
+  own = key._replace(method=method)
+  found, _ = rows.of_seeds(members, [own, key])
+  means = []
+  for one, evaluated in zip(found or (), members, strict=False):
+    if not {own, key} <= one.columns.keys() or np.isnan(one.columns[own]).all():
+      return None
+    values = np.where(np.isnan(one.columns[own]), np.nan, one.columns[key])
+    protocol = evaluated.about.protocol
+    num_classes = len(evaluated.class_names)
+    sample = rows.sample(key.metric, values, one, protocol, num_classes)
+    means.append(100 * rows.mean(sample))
+  return sum(means) / len(means) if means else None
 
 
 def _mean(members: Sequence[Evaluated], key: Key) -> float | None:

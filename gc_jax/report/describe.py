@@ -196,11 +196,14 @@ def setting(about: About, name: str) -> Any:
 def fewer_pairs(evaluated: Evaluated) -> str:
   """Returns "100 of the 1,200 pairs"; "" where costly things had them all."""
   about = evaluated.about
-  num_pairs = evaluated.number(Key("num_pairs"))
-  total = about.num_images if num_pairs is None else round(num_pairs)
+  located = round(evaluated.number(Key("num_pairs")) or 0)
+  total = about.num_pairs or located or about.num_images
   if not 0 < about.num_costly_images < total:
     return ""
-  return f"{about.num_costly_images:,} of the {total:,} (image, class) pairs"
+  words = f"{about.num_costly_images:,} of the {total:,} (image, class) pairs"
+  if 0 < located < total:
+    words += f" ({located:,} of all have an object)"
+  return words
 
 
 # What may be compared.

@@ -283,6 +283,20 @@ def test_an_evaluation_goes_on_in_batches_of_another_size(planned, by_paper):
   assert_equal(by_paper, ledger, atol=1e-5, loss_rtol=1e-6)
 
 
+@pytest.mark.parametrize("costly_rows", [9, 5])
+def test_pgd_attacks_pictures_without_a_class_as_fgsm_does(
+  planned, costly_rows
+):
+  """Their false alarms count in F1. The third picture's row is the fourth."""
+  planner = planned(costly_rows=costly_rows)
+  fgsm, pgd = planner.passes(("attacks",))
+  every = range(len(planner.pairs.index))
+  first = [row for row in every if planner.pairs.first[row]]
+  assert list(fgsm.rows) == first and 3 in first
+  drawn = set(every[:: 8 // (costly_rows - 1)])
+  assert list(pgd.rows) == [row for row in first if row in drawn]
+
+
 def costly(planner):
   return planner.passes(("localisation",), ("smoothgrad",), ("smoothgrad",))[
     -2:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gc_jax.attribution import CONTROLS, METHODS, settings_of, title_of
@@ -71,3 +72,29 @@ def test_maps_below_a_control_are_told_in_one_sentence_for_each_control(
   assert len(found) <= len(CONTROLS)
   of_center = [one for one in found if one.startswith(title_of("center"))]
   assert "than all maps" in "".join(of_center)
+
+
+@pytest.mark.parametrize("of_uniform, is_told", [(0.9, True), (0.1, False)])
+def test_a_costly_method_is_held_against_controls_on_its_own_pairs(
+  tmp_path, of_uniform, is_told
+):
+  """Over all pairs, the control would be right where this says wrong."""
+  made = evaluations.make(tmp_path / "e", methods=(IG,), costly_methods=(IG,))
+  own, control = (Key("content_heatmap", name) for name in (IG, "uniform"))
+  of_method = np.full(80, np.nan, np.float32)
+  of_method[[3, 50]] = 0.5
+  of_control = np.full(80, 1 - of_uniform, np.float32)
+  of_control[[3, 50]] = of_uniform
+  made.rows.columns.update({own: of_method, control: of_control})
+  made.results[f"val/{own.name}"] = 50.0
+  made.results[f"val/{control.name}"] = 100 * float(of_control.mean())
+  said = " ".join(cautions.below_controls({"": [made]}))
+  words = f"CH ({100 * of_uniform:.1f}) than {title_of(IG)} on its fewer pairs"
+  assert (words in said) == is_told
+  assert ("CH (" in said) == is_told
+  # Where it had every pair, the numbers of the tables are held.
+  about = dataclasses.replace(made.about, num_costly_images=1200)
+  said = " ".join(
+    cautions.below_controls({"": [dataclasses.replace(made, about=about)]})
+  )
+  assert (f"than {title_of(IG)}" in said and "CH (" in said) != is_told

@@ -246,3 +246,26 @@ def test_a_users_folder_is_called_by_its_name(tmp_path):
   imagenet = evaluations.config(data__name="imagenet", data__path="/archives")
   about = evaluations.about(data_name="imagenet", config=imagenet)
   assert describe.data_title(about) == "ImageNet"
+
+
+@pytest.mark.parametrize(
+  "num_located, words",
+  [
+    (1200, "100 of the 1,200 (image, class) pairs"),
+    (0, "100 of the 1,200 (image, class) pairs"),
+    (80, "100 of the 1,200 (image, class) pairs (80 of all have an object)"),
+  ],
+)
+def test_costly_numbers_are_of_fewer_pairs_however_many_are_located(
+  tmp_path, num_located, words
+):
+  made = evaluations.make(tmp_path / "e")
+  made.results["val/num_pairs"] = num_located
+  assert describe.fewer_pairs(made) == words
+
+
+def test_older_evaluations_count_their_pairs_in_their_rows(tmp_path):
+  folder = evaluations.write(tmp_path / "e", num_costly_images=20, num_pairs=0)
+  made = artefact.load(folder)
+  assert made.about.num_pairs == 80
+  assert describe.fewer_pairs(made).startswith("20 of the 80 (")

@@ -89,6 +89,7 @@ def about(**changes):
     "config": config(),
     "trained": config(),
     "num_images": 1000,
+    "num_pairs": 1200,
     "costly_methods": ("integrated_gradients", "smoothgrad"),
     "num_costly_images": 100,
     "num_compilations": 14,
