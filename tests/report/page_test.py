@@ -390,9 +390,21 @@ def test_an_evaluations_page_says_what_was_measured_how(made):
       "3 classes of context digits; maps of Grad-CAM, element",
     ),
   )
+  _holds(found, "those of methods that take many passes are over fewer.")
+  assert "need an object" not in found.text  # every pair has one
   row = re.search(r'<tr id="class-2".*?</tr>', found.source, re.S)[0]
   assert "two &lt;&amp;&gt;" in row
   assert 'data-column="0">86.5</td>' in row and ">30.0</td>" in row
+
+
+def test_the_page_says_what_only_pairs_with_an_object_count_in(without_curves):
+  without_curves.results["val/num_pairs"] = 70
+  _holds(
+    _write(without_curves),
+    "those that need an object are over the pairs that have one; those of",
+    "100 of the 1,200 (image, class) pairs (70 of all have an object)",
+    *("pairs1,200", "pairs with an object70"),
+  )
 
 
 def test_the_page_says_which_class_stands_out_and_where_it_looks_first(
