@@ -287,3 +287,19 @@ def test_an_unfinished_run_is_refused_with_what_to_do(out, runs, capsys):
   error = capsys.readouterr().err
   assert "gc' has no results.json. Give its training command again" in error
   assert not out.exists()
+
+
+def test_runs_of_ones_own_network_are_compared_by_its_name(out, tmp_path):
+  own = {"model__name": "my_nets:tiny"}
+  off = {"loss__consistency_weight": 0.0}
+  runs = [
+    evaluations.write_run(tmp_path / "plain", ch=13.0, **own, **off),
+    evaluations.write_run(tmp_path / "gc", ch=20.0, **own),
+    evaluations.write_run(tmp_path / "gc-1", ch=22.0, seed=1, **own),
+  ]
+  assert _main(*runs, out=out) in (None, 0)
+  points = _csv(out / "pareto.csv")
+  assert {(one["model"], one["num_runs"]) for one in points} == {
+    ("my_nets:tiny Baseline", "1"),
+    ("my_nets:tiny GC", "2"),
+  }
