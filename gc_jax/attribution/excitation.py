@@ -8,6 +8,11 @@ Source: Zhang et al. 2016, arXiv:1608.00507, eq. 2-5 (MWP) and section 3.4
 (contrast). Where their text is silent we follow the authors' release (METHOD
 B1): probability passes a BatchNorm unchanged, a sum divides it in proportion to
 its terms, and the contrast is taken at the input of the last layer.
+
+The last layer is what the logits are a linear function of: one product with
+weights, or several (heads side by side, parts that are added, a matrix after a
+matrix, a head of every cell and then a mean). Products with only linear
+operations between them are one, whatever sign the numbers between them have.
 """
 
 import dataclasses
@@ -49,6 +54,9 @@ def cmwp(model, images, targets, *, layer: str | None = None):
   negated. Both are handed down through the last layer, and their difference
   from there on: the map is max(0, sum over channels). Settings and errors are
   those of `excitation_backprop`.
+
+  Raises:
+    DoesNotHold: a way to the logits passes by the last layer.
   """
   signed, _ = propagated(model, images, targets, layer, contrasts=True)
   return jax.nn.relu(signed.sum(-1))
@@ -67,11 +75,13 @@ def propagated(
   targets: Int[Array, "B P"],
   layer: str | None = None,
   contrasts: bool = False,
-) -> tuple[Float[Array, "B P h w D"], Float[Array, "B P *D"]]:
+) -> tuple[Float[Array, "B P h w D"], list[Array]]:
   """Returns what arrives at the layer of the map, and at the last layer.
 
   Both are signed, of every channel, and sum to 1; with contrast, the second is
-  the difference that the first was handed down from, and both sum to 0.
+  the difference that the first was handed down from, and both sum to 0. The
+  second has an array for each input of the last layer, in the layout of the
+  program, P as its axis 1.
 
   Raises:
     ValueError: an operation between the layer and the logits has no rule.
@@ -80,32 +90,37 @@ def propagated(
     layer = default_layer(model)
   net = tapped(model, layer)
   program = _Program(net, net.prepared(images))
+  if contrasts:
+    program.check_contrast()
 
   def one_target(target):
-    at_place, at_last = program.from_class(target)
-    if not contrasts:
-      return at_place, at_last
-    _, opposite = program.from_class(target, opposite=True)
-    difference = at_last - opposite
-    return program.from_last(difference), difference
+    at_last = program.at_last(target)
+    if contrasts:
+      opposite = program.at_last(target, opposite=True)
+      at_last = jax.tree.map(jnp.subtract, at_last, opposite)
+    return program.at_place(target, at_last), [*at_last.values()]
 
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Step:
   """An operation that was done, and how it hands probability down.
 
   Attributes:
+    name: of the operation.
     inputs: numbers of the values that it got, and outputs of those it gave.
     back: probability of each output -> of each input.
     opposite: the same as if its weights were negated; of products alone.
+    gradient: the same of a gradient; None if the operation is not linear.
   """
 
+  name: str
   inputs: Sequence[int]
   outputs: Sequence[int]
   back: Callable[..., Sequence[Array]]
   opposite: Callable[..., Sequence[Array]] | None = None
+  gradient: Callable[..., Sequence[Array]] | None = None
 
 
 class _Program:
@@ -117,65 +132,143 @@ class _Program:
 
   def __init__(self, net: Tapped, images: Array):
     self._steps: list[_Step] = []
+    self._arrays: dict[int, Array] = {}
     self._numbers = itertools.count()
-    self._place = next(self._numbers)
+    self._place, self._at = next(self._numbers), net.at
     self._offset = net.no_offset(images)
     tail = lambda offset: net(images, offset)[0]
     self._logits = programs.walk(tail, (self._offset,), self._done, self._place)
-    self._keep_what_leads_to(self._logits.note)
-    products = [step for step in self._steps if step.opposite]
-    if not products:
+    self._last, between, self._passes_by = self._nearest({self._logits.note})
+    if not self._last:
       raise programs.DoesNotHold(
         f"A product with weights must follow {net.at!r} on the way to the "
         "logits; none does. Look at an earlier place."
       )
-    self._last = products[-1]
+    self._nonlinear = [step for step in between if not step.gradient]
+    self._joined = [step for step in between if len(step.inputs) > 1]
+    if not self._nonlinear:
+      self._merge()
 
-  def from_class(
+  def check_contrast(self) -> None:
+    """Raises DoesNotHold if the contrast cannot be taken at the last layer."""
+    if self._passes_by:
+      raise programs.DoesNotHold(
+        f"cMWP must find that all ways from {self._at!r} to the logits pass "
+        "the last layer, a product with weights; one passes by it. Use a "
+        "method of gradients or a Grad-CAM, which hold for every model."
+      )
+    added = [step.name for step in self._joined if step.name in _SHIFTS]
+    if self._nonlinear and added:
+      raise programs.DoesNotHold(
+        f"cMWP must find one last layer; this model has {added[0]!r} of two "
+        "activations behind its last products with weights, and operations "
+        "that are not linear there. Use a method of gradients or a Grad-CAM, "
+        "which hold for every model."
+      )
+
+  def at_last(
     self, target: Int[Array, "B"], opposite: bool = False
-  ) -> tuple[Array, Array]:
-    """Returns what arrives at the place, and at the input of the last product.
+  ) -> dict[int, Array]:
+    """Returns what arrives at each input of the last layer, by its number.
 
-    Each class has 1; `opposite` negates the weights of the last product.
+    Each class has 1; `opposite` negates the weights of the last layer.
     """
+    start = self._start(target)
+    if self._nonlinear:
+      return self._down({self._logits.note: start}, opposite, to_last=True)
+    # The rule p' = x * f^T(p / f(x)), for all products that f is made of: here
+    # f has the part of their weights, taken together, that excites.
+    weights, pull = jax.vjp(self._weights, start)
+    excites = {
+      each: -weight > 0 if opposite else weight > 0
+      for each, weight in weights.items()
+    }
+    (excited,) = pull(
+      {
+        each: jnp.where(excites[each], self._arrays[each], 0)
+        for each in excites
+      }
+    )
+    shares = self._weights(_divided(start, (excited * start).sum(-1)[:, None]))
+    return {
+      each: jnp.where(excites[each], self._arrays[each] * share, 0)
+      for each, share in shares.items()
+    }
+
+  def at_place(self, target: Int[Array, "B"], at_last: dict[int, Array]):
+    """Returns what arrives at the place from the inputs of the last layer.
+
+    What passes by the last layer comes from the class itself.
+    """
+    found = self._down(at_last)
+    if self._passes_by:
+      found = self._down({self._logits.note: self._start(target)})
+    return found.get(self._place, jnp.zeros_like(self._offset))
+
+  def _start(self, target):
     logits = self._logits.array
-    start = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-    return self._down(self._logits.note, start, opposite)
+    return jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
 
-  def from_last(self, probability: Array) -> Array:
-    """Returns what arrives at the place from the input of the last product."""
-    (number,) = self._last.inputs
-    return self._down(number, probability)[0]
+  def _nearest(self, numbers: set[int]):
+    """Returns the first products with weights above some values.
 
-  def _keep_what_leads_to(self, number):
-    kept, needed = [], {number}
+    Returns:
+      The products; the steps between; whether a way to the place has none.
+    """
+    products, between, needed = [], [], {*numbers}
     for step in reversed(self._steps):
       if needed & {*step.outputs}:
-        kept.append(step)
-        needed |= {*step.inputs}
-    self._steps = kept[::-1]
+        (products if step.opposite else between).append(step)
+        needed |= set() if step.opposite else {*step.inputs}
+    return products, between, self._place in needed
 
-  def _down(self, number, probability, opposite=False):
-    arrived, at_last = {number: probability}, None
+  def _merge(self):
+    """Makes products with only linear operations between them one layer."""
+    last, reached = [], [*self._last]
+    for step in reached:  # it grows meanwhile
+      above, between, from_place = self._nearest({*step.inputs})
+      if from_place or not all(each.gradient for each in between):
+        last.append(step)
+      else:
+        reached += [each for each in above if each not in reached]
+    self._last = last
+
+  def _weights(self, start: Float[Array, "B K"]) -> dict[int, Array]:
+    """Returns the gradient of a logit by each input of the last layer."""
+    return self._down({self._logits.note: start}, to_last=True, gradient=True)
+
+  def _down(
+    self,
+    arrived: dict[int, Array],
+    opposite: bool = False,
+    to_last: bool = False,
+    gradient: bool = False,
+  ) -> dict[int, Array]:
+    """Returns what arrives at the place, or at the inputs of the last layer."""
+    arrived, found = dict(arrived), {}
     for step in reversed(self._steps):
       outputs = [arrived.pop(each, None) for each in step.outputs]
       if all(each is None for each in outputs):
         continue
-      is_last = step is self._last
-      parts = (step.opposite if is_last and opposite else step.back)(*outputs)
-      if is_last:
-        at_last = parts[0]
+      is_last = to_last and step in self._last
+      rule = step.opposite if is_last and opposite else step.back
+      parts = (step.gradient if gradient else rule)(*outputs)
+      into = found if is_last else arrived
       for each, part in zip(step.inputs, parts, strict=True):
-        arrived[each] = arrived[each] + part if each in arrived else part
-    return arrived.get(self._place, jnp.zeros_like(self._offset)), at_last
+        into[each] = into[each] + part if each in into else part
+    return found if to_last else arrived
 
   def _done(self, operation: Operation) -> list[Value]:
     """Does an operation, and keeps the step."""
     results = operation.compute(operation.arrays)
     outputs = [next(self._numbers) for _ in results]
     inputs = [operation.operands[i].note for i in operation.followed]
-    rules = _rules(operation, results)
-    self._steps.append(_Step(inputs, outputs, *rules))
+    step = _Step(operation.name, inputs, outputs, *_rules(operation, results))
+    if programs.is_linear(operation):
+      gradient = _moved(operation, results)
+      step = dataclasses.replace(step, gradient=gradient)
+    self._steps.append(step)
+    self._arrays |= zip(outputs, results, strict=True)
     return [
       Value(x, True, number) for x, number in zip(results, outputs, strict=True)
     ]
@@ -240,12 +333,16 @@ def _excited(positive: Callable[[Array], Array], x: Array):
 
   def back(p):
     z, transposed = jax.vjp(positive, x)
-    floor = max(_FLOOR, float(jnp.finfo(z.dtype).tiny))
-    is_excited = jnp.abs(z) > floor
-    shares = jnp.where(is_excited, p / jnp.where(is_excited, z, 1), 0)
-    return (x * transposed(shares)[0],)
+    return (x * transposed(_divided(p, z))[0],)
 
   return back
+
+
+def _divided(p: Array, z: Array) -> Array:
+  """Returns p / z, 0 where nothing is excited."""
+  floor = max(_FLOOR, float(jnp.finfo(z.dtype).tiny))
+  is_excited = jnp.abs(z) > floor
+  return jnp.where(is_excited, p / jnp.where(is_excited, z, 1), 0)
 
 
 def _repeated(like: Callable[[Array], Array], x: Array, shape):

@@ -53,18 +53,26 @@ def completeness(divide: Callable, most: float) -> Law:
 
 
 def _mass(model, images, targets):
-  at_place, at_last = excitation.propagated(model, images, targets)
-  masses = [x.sum(range(2, x.ndim)) for x in (at_place, at_last)]
-  return _relative(jnp.stack(masses), jnp.ones((2, *targets.shape)))
+  found = excitation.propagated(model, images, targets)
+  place, last = _masses(*found)
+  ones = jnp.ones(targets.shape)
+  return jnp.maximum(_relative(place, ones), _relative(last, ones.sum(0)))
 
 
 def _balance(model, images, targets):
-  both = excitation.propagated(model, images, targets, contrasts=True)
-  sides = [
-    [jax.nn.relu(sign * x).sum(range(2, x.ndim)) for x in both]
-    for sign in (1, -1)
-  ]
-  return _relative(*map(jnp.stack, sides))
+  found = excitation.propagated(model, images, targets, contrasts=True)
+  above = _masses(*jax.tree.map(jax.nn.relu, found))
+  below = _masses(*jax.tree.map(lambda x: jax.nn.relu(-x), found))
+  return jnp.stack([*map(_relative, above, below)]).max()
+
+
+def _masses(at_place, at_last):
+  """Returns the mass at the place, of each picture, and at the last layer.
+
+  There it is that of all pictures: each input may have its own layout.
+  """
+  of_input = lambda x: x.sum([axis for axis in range(x.ndim) if axis != 1])
+  return at_place.sum((2, 3, 4)), sum(map(of_input, at_last))
 
 
 def _shares(model, images, targets):

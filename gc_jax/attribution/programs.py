@@ -171,6 +171,16 @@ def only_chooses(operation: Operation) -> bool:
   return operation.name in MOVES | CHOICES | {"custom_jvp_call"}
 
 
+def is_linear(operation: Operation) -> bool:
+  """Returns whether the outputs are linear in what is followed, or affine."""
+  name, followed = operation.name, operation.followed
+  if name in MOVES | SUMS | {"add", "add_any", "sub", "neg"}:
+    return True
+  if name == "div":
+    return followed == [0]
+  return name in PRODUCTS | {"mul"} and len(followed) == 1
+
+
 class DoesNotHold(ValueError):
   """A method does not hold for a network; the message says why."""
 

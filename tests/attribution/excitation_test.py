@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flax import nnx
 
 from gc_jax import models
 from gc_jax.attribution import METHODS, excitation
+from gc_jax.attribution.programs import DoesNotHold
 from gc_jax.attribution.wrapping import wrap
 from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import torch_excitation, twins
@@ -50,7 +52,8 @@ def test_at_the_classifier_it_is_the_closed_form(make_tiny, pooling):
   """d_c A_c / sum A_c under the average, d_c at the maximum under that."""
   model = make_tiny(pooling, NUM_CLASSES)
   model.eval()
-  signed, difference = propagated(model, 16, layer="layer1", contrasts=True)
+  run = propagated(model, 16, layer="layer1", contrasts=True)
+  signed, (difference,) = run
   cam = excitation.cmwp(model, pixels(16), TARGETS, layer="layer1")
   np.testing.assert_allclose(cam, signed.sum(-1).clip(0), atol=1e-6)
   features = model.features(model.normalize(pixels(16)))
@@ -114,7 +117,7 @@ def test_maps_are_those_of_pytorch_by_hand(name, contrast):
 
 @pytest.mark.parametrize("name", ["resnet8-small", "squeezenet1_1", "vgg16"])
 def test_with_contrast_nothing_is_left_in_sum(name, small_models):
-  signed, difference = propagated(made(name), 64, contrasts=True)
+  signed, (difference,) = propagated(made(name), 64, contrasts=True)
   assert np.abs(signed).max() > 0
   for values in (signed, difference):
     total = values.reshape(2, 2, -1).sum(-1)
@@ -151,3 +154,60 @@ def test_in_float16_what_excites_nothing_gets_nothing():
   for targets, expected in (([[0]], [0, 0, 0.5, 0.5]), ([[1]], [0] * 4)):
     found = METHODS["excitation_backprop"](net, images, jnp.array(targets))
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
+
+
+W = jax.random.normal(jax.random.key(0), (6, 4))
+MEAN = jnp.full((4, 4), 1 / 16)
+# One function of activations [B 4 4 6]: their mean, times W.
+HEADS = {
+  "of a mean": lambda x: x.mean((1, 2)) @ W,
+  "side by side": lambda x: jnp.concatenate(
+    [x.mean((1, 2)) @ W[:, :2], x.mean((1, 2)) @ W[:, 2:]], -1
+  ),
+  "in parts": lambda x: (
+    x[..., :3].mean((1, 2)) @ W[:3] + x[..., 3:].mean((1, 2)) @ W[3:]
+  ),
+  "permuted": lambda x: (
+    x.mean((1, 2)) @ W[:, ::-1] @ jnp.eye(4)[::-1]
+  ),
+  "of cells": lambda x: (x @ W).mean((1, 2)),
+  "of cells, weighted": lambda x: jnp.einsum("bhwk,hw->bk", x @ W, MEAN),
+  "classes first": lambda x: jax.vmap(lambda z: W.T @ z)(x.mean((1, 2))),
+}  # fmt: skip
+
+
+def activations():
+  return nnx.relu(jax.random.normal(jax.random.key(1), (2, 4, 4, 6)))
+
+
+@pytest.mark.parametrize("name", ["cmwp", "excitation_backprop"])
+@pytest.mark.parametrize("head", HEADS)
+def test_of_one_function_it_is_one_map_however_the_last_layer_is_written(
+  head, name
+):
+  net = wrap(lambda x, tap: HEADS[head](nnx.relu(tap(x))))
+  targets = jnp.array([[0, 3], [2, 1]])
+  found = jax.jit(METHODS[name].explain)(net, activations(), targets)
+  a = np.asarray(activations(), np.float64)[:, None]  # [B 1 h w D]
+  w = np.asarray(W, np.float64).T[targets][:, :, None, None]
+  share = lambda x: x / x.sum((2, 3, 4), keepdims=True)
+  expected = share(a * w.clip(0))
+  if name == "cmwp":
+    expected = expected - share(a * (-w).clip(0))
+  expected = expected.sum(-1).clip(0)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  error = jax.jit(METHODS[name].law.error)(net, activations(), targets)
+  assert error < 1e-5
+
+
+@pytest.mark.parametrize(
+  "head, message",
+  [
+    (lambda z: z @ W + z[:, :4], "one passes by it"),
+    (lambda z: nnx.relu(z @ W) + z @ W, "one last layer; .*'add' of two"),
+  ],
+)
+def test_what_has_no_one_last_layer_has_no_contrast(head, message):
+  net = wrap(lambda x, tap: head(nnx.relu(tap(x)).mean((1, 2))[:, :6]))
+  with pytest.raises(DoesNotHold, match=message):
+    METHODS["cmwp"](net, activations(), jnp.zeros((2, 1), int))
