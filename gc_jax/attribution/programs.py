@@ -165,6 +165,17 @@ def _names(jaxpr) -> set[str]:
   return names
 
 
+def names_within(params: Mapping[str, Any]) -> set[str]:
+  """Returns the operations of all programs among an operation's parameters."""
+  names, waiting = set(), jax.tree.leaves([*params.values()])
+  for each in waiting:  # it grows meanwhile
+    jaxpr = getattr(each, "jaxpr", each)
+    for equation in getattr(jaxpr, "eqns", ()):
+      names.add(equation.primitive.name)
+      waiting += jax.tree.leaves([*equation.params.values()])
+  return names
+
+
 def only_chooses(operation: Operation) -> bool:
   """Returns whether the derivative of an operation moves or chooses."""
   # What is left of custom derivatives only chooses, see `_called`.

@@ -1,14 +1,17 @@
 """Attention rollout with gradients: which patches reach a logit by attention.
 
 Attention is found in the traced program, whatever wrote it: numbers over their
-sum, of what an exponential gave (a softmax), in a product with activations.
+sum, of what an exponential gave (a softmax, or the exponential of a
+log-softmax), in a product with activations. Other attention is named, and that
+in loops too, since a map without it would look right: a product of activations
+whose result goes into a product with activations.
 
 Source: Chefer et al. 2021, arXiv:2103.15679, eq. 5 and 6.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +36,8 @@ def attention_rollout(
   there is none, and it is the mean of all rows.
 
   Raises:
-    DoesNotHold: there is no attention of all tokens on all, or the place of a
-      wrapped model does not say which are patches.
+    DoesNotHold: there is no attention of all tokens on all, or some that cannot
+      be seen, or the place of a wrapped model does not say which are patches.
 
   Source: Chefer et al. 2021, arXiv:2103.15679.
   Differs: without a class token, theirs says nothing.
@@ -173,10 +176,24 @@ def _not_of_all(shape) -> DoesNotHold:
 
 
 class _Part(NamedTuple):
-  """What a value is of a softmax: its "exp", the "sum" of it, or "shares"."""
+  """What a value is on the way from scores to shares, as far as is known.
+
+  Attributes:
+    kind: "exp" of scores, the "sum" of that, the "log" of the sum; the "max" of
+      scores; "log shares" or "shares"; "" of anything else.
+    of: the scores, the same for all parts of one softmax.
+    mixes: whether it is made of a product of two activations.
+  """
 
   kind: str
-  of: Any  # the same for all parts of one softmax
+  of: Any = None
+  mixes: bool = False
+
+
+_NONE = _Part("")
+# They change no part: of a mask, of a shift, of the absolute value of a sum.
+_PASS = programs.MOVES | {"select_n", "stop_gradient", "max", "abs"}
+_LOOPS = {"scan", "while", "cond"}
 
 
 class _Attentions:
@@ -194,25 +211,37 @@ class _Attentions:
     self.found: list[_Attention] = []
 
   def __call__(self, operation: Operation) -> list[Value]:
-    """Returns the outputs, with what they are of a softmax."""
+    """Returns the outputs, with what they are of a softmax.
+
+    Raises:
+      DoesNotHold: there is attention here that cannot be seen.
+    """
     arrays = list(operation.arrays)
-    notes = [operation.operands[i].note for i in operation.followed]
-    note = None
-    if operation.name == "exp":
-      note = _Part("exp", object())
-    elif operation.name == "reduce_sum" and _is(notes[0], "exp"):
-      note = _Part("sum", notes[0].of)
-    elif operation.name == "div" and len(notes) == 2:
-      above, below = notes
-      if _is(above, "exp") and _is(below, "sum") and above.of is below.of:
-        note = _Part("shares", above.of)
-    elif operation.name in programs.MOVES | {"select_n"} and len(notes) == 1:
-      note = notes[0]
-    elif operation.name == "dot_general" and len(notes) == 2:
-      places = [i for i in (0, 1) if _is(notes[i], "shares")]
-      if len(places) == 1:
-        arrays[places[0]] = self._probed(operation, places[0])
-    return [Value(x, True, note) for x in operation.compute(arrays)]
+    parts = [operation.operands[i].note or _NONE for i in operation.followed]
+    if operation.name in _LOOPS and _attends(operation.params):
+      raise _not_seen(f"some in a {operation.name!r}. Unroll it")
+    if operation.name != "dot_general" or len(parts) == 1:
+      part = _part(operation, parts)
+      return [Value(x, True, part) for x in operation.compute(arrays)]
+    places = [i for i in (0, 1) if parts[i].kind == "shares"]
+    if len(places) == 1:
+      arrays[places[0]] = self._probed(operation, places[0])
+      return [Value(x, True) for x in operation.compute(arrays)]
+    if any(part.mixes for part in parts):
+      raise _not_seen(
+        "some that changes them after the softmax, or has none. Multiply the "
+        "values instead"
+      )
+    (contracted, batched), ndims = (
+      operation.params["dimension_numbers"],
+      [jnp.ndim(x) for x in arrays],
+    )
+    mixes = all(
+      ndim > len(summed) + len(shared)
+      for ndim, summed, shared in zip(ndims, contracted, batched, strict=True)
+    )
+    part = _Part("", mixes=mixes)  # a norm mixes no token with another
+    return [Value(x, True, part) for x in operation.compute(arrays)]
 
   def _probed(self, operation: Operation, place: int) -> Array:
     shares = operation.arrays[place]
@@ -235,5 +264,48 @@ def _size(x: Array, axes: Sequence[int]) -> int:
   return math.prod(x.shape[axis] for axis in axes)
 
 
-def _is(note: _Part | None, kind: str) -> bool:
-  return note is not None and note.kind == kind
+def _part(operation: Operation, parts: Sequence[_Part]) -> _Part:
+  """Returns what an operation makes of parts of a softmax."""
+  name, kinds = operation.name, [part.kind for part in parts]
+  first, *others = parts
+  mixes = any(part.mixes for part in parts)
+  # Scores are known by their array; those less a maximum are the same ones.
+  scores = operation.arrays[operation.followed[0]]
+  if first.of is not None and not first.kind:
+    scores = first.of
+  match name, kinds:
+    case "exp", ["log shares"]:
+      return first._replace(kind="shares")
+    case "exp", _:
+      return _Part("exp", scores, mixes)
+    case "reduce_max", _:
+      return _Part("max", None, mixes)
+    case "reduce_sum", ["exp"]:
+      return first._replace(kind="sum")
+    case "log", ["sum"]:
+      return first._replace(kind="log")
+    case (("add" | "add_any"), ["log", "max"]):
+      return first
+    case (("add" | "add_any"), ["max", "log"]):
+      return others[0]
+    case "sub", ["", "max"]:
+      return _Part("", scores, mixes)
+    case "sub", ["", "log"] if others[0].of is scores:
+      return _Part("log shares", scores, mixes)
+    case "div", ["exp", "sum"] if others[0].of is first.of:
+      return _Part("shares", first.of, True)
+  if len(parts) == 1 and first.kind and name in _PASS:
+    return first
+  return _Part("", mixes=mixes)
+
+
+def _attends(params: Mapping[str, Any]) -> bool:
+  """Returns whether programs among parameters hold a softmax and a product."""
+  return {"exp", "dot_general"} <= programs.names_within(params)
+
+
+def _not_seen(what: str) -> DoesNotHold:
+  return DoesNotHold(
+    "Attention rollout must find the shares of every attention, a softmax in a "
+    f"product with activations; this model has {what}, or use a Grad-CAM."
+  )

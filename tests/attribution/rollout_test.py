@@ -90,6 +90,16 @@ def plain(q, k, v, probe=None):
   return jnp.einsum("bhqk,bkhd->bqhd", shares, v)
 
 
+def of_scores(shares_of):
+  """Returns attention whose shares are a function of its scores."""
+
+  def attend(q, k, v):
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / DEPTH**0.5
+    return jnp.einsum("bhqk,bkhd->bqhd", shares_of(scores), v)
+
+  return attend
+
+
 def one_head(q, k, v):
   return jax.nn.softmax(q @ k.T / DEPTH**0.5) @ v
 
@@ -104,6 +114,13 @@ WAYS = {
   "heads first": lambda *qkv: jax.vmap(
     jax.vmap(one_head), in_axes=2, out_axes=2
   )(*qkv),
+  "log-softmax": of_scores(lambda x: jnp.exp(jax.nn.log_softmax(x))),
+  "logsumexp": of_scores(
+    lambda x: jnp.exp(x - jax.nn.logsumexp(x, -1, keepdims=True))
+  ),
+  "logsumexp, flat": of_scores(
+    lambda x: jnp.exp(x - jax.nn.logsumexp(x, -1)[..., None])
+  ),
 }
 
 
@@ -204,3 +221,46 @@ def test_what_has_no_attention_of_all_tokens_says_so(run, wanted, message):
     return
   with pytest.raises(DoesNotHold, match=message):
     rollout_of(run, tokens(6), **cells)
+
+
+NOT_SHARES = {
+  "scaled": of_scores(lambda x: 0.9 * jax.nn.softmax(x)),
+  "sigmoid": of_scores(jax.nn.sigmoid),
+  "mixed by heads": of_scores(
+    lambda x: jnp.einsum("bhqk,hg->bgqk", jax.nn.softmax(x), jnp.ones((2, 2)))
+  ),
+  "divided later": lambda q, k, v: (
+    of_scores(jnp.exp)(q, k, v) / of_scores(jnp.exp)(q, k, jnp.ones_like(v))
+  ),
+  "in a scan": lambda q, k, v: jax.lax.scan(
+    lambda x, _: (plain(x, k, v), None), q, None, length=2
+  )[0],
+  "in a cond": lambda q, k, v: jax.lax.cond(
+    q.sum() > 0, plain, lambda q, k, v: v, q, k, v
+  ),
+}
+
+
+@pytest.mark.parametrize("way", NOT_SHARES)
+def test_attention_that_cannot_be_seen_is_named(way):
+  """Beside one that can: a map of that alone would look right."""
+
+  def run(x, tap):
+    return net_of(NOT_SHARES[way], net_of(plain, x, tap), lambda x: x)[:, 0]
+
+  message = (
+    "in a '(scan|cond)'. Unroll it" if "in a " in way else "after the softmax"
+  )
+  with pytest.raises(DoesNotHold, match=message):
+    rollout_of(lambda x, tap: run(x, tap) @ HEAD, tokens(6), grid=GRID)
+
+
+def test_loops_and_norms_that_mix_no_tokens_are_no_attention():
+  def attend(q, k, v):
+    unit = lambda x: x / jnp.sqrt(jnp.einsum("bnhd,bnhd->bnh", x, x))[..., None]
+    layer = lambda x, _: (jnp.tanh(x @ HEAD[:DEPTH, :1]) * x, None)
+    return plain(unit(q), unit(k), jax.lax.scan(layer, v, None, length=2)[0])
+
+  run = lambda x, tap: net_of(attend, x, tap).mean(1) @ HEAD
+  found = rollout_of(run, tokens(6), grid=GRID)
+  assert found.shape == (2, 2, *GRID) and found.max() > 0
