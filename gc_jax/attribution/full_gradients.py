@@ -9,6 +9,8 @@ that have places; it has the size of the picture.
 Source: Srinivas & Fleuret 2019, arXiv:1905.00780, eq. 5 and 9.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from gc_jax.attribution import programs
+from gc_jax.attribution import layouts, programs
 from gc_jax.attribution.programs import Operation, Value
 from gc_jax.attribution.wrapping import Tapped, tapped
 
@@ -73,17 +75,22 @@ def terms(
     one, from the picture up, `[B P h w D]` where it is a map.
 
   Raises:
-    ValueError: the model has an operation that is not linear between kinks.
+    DoesNotHold: the model has an operation that is not linear between kinks, or
+      it is not known what the axes of a bias are.
   """
   net = tapped(model)
   images = net.prepared(images)
+  axes = "BDHW" if net.channels_first else "BHWD"
+  of_images = _Note(layouts.of(axes, images.shape))
+  layouts_of = []
 
   def forward(images, probes):
     found = []
     rule = _Biases(probes, found)
-    walked = programs.walk(lambda x: net(x)[0], (images,), rule)
+    walked = programs.walk(lambda x: net(x)[0], (images,), rule, of_images)
     scores = rule.added(walked)  # the logits have a bias too
-    return scores, ([bias for _, bias in found], [z for z, _ in found])
+    layouts_of[:] = [note.layout for _, note in found]
+    return scores, ([note.bias for _, note in found], [z for z, _ in found])
 
   _, (_, shapes) = jax.eval_shape(lambda x: forward(x, None), images)
   probes = [jnp.zeros_like(z) for z in shapes]
@@ -93,8 +100,10 @@ def terms(
     start = jax.nn.one_hot(target, all_scores.shape[-1], dtype=all_scores.dtype)
     at_input, at_layers = pull(start)
     of_biases = [
-      _as_map(net, gradient * bias)
-      for gradient, bias in zip(at_layers, biases, strict=True)
+      layouts.as_map(gradient * bias, layout)
+      for gradient, bias, layout in zip(
+        at_layers, biases, layouts_of, strict=True
+      )
     ]
     score = (all_scores * start).sum(-1)
     return score, net.channels_last(at_input * images), of_biases
@@ -102,10 +111,11 @@ def terms(
   return jax.vmap(one_target, in_axes=1, out_axes=1)(targets)
 
 
-def _as_map(net: Tapped, term: Array) -> Array:
-  """Returns a term of a map with channels last, others as they are."""
-  first = net.cells.axes.index("D") == 1 and term.ndim == 4
-  return jnp.moveaxis(term, 1, -1) if first else term
+class _Note(NamedTuple):
+  """What is known of a value: its layout, and its bias if it has one."""
+
+  layout: layouts.Layout
+  bias: Array | None = None
 
 
 class _Biases:
@@ -117,17 +127,26 @@ class _Biases:
 
   Args:
     probes: added to the outputs of layers with a bias, in order; None: none.
-    found: gets (output, bias) of each of these layers.
+    found: gets (output, note) of each of these layers.
   """
 
   def __init__(
-    self, probes: list[Array] | None, found: list[tuple[Array, Array]]
+    self, probes: list[Array] | None, found: list[tuple[Array, _Note]]
   ):
     self._probes, self._found = probes, found
     self._known: dict[int, tuple[Value, Array]] = {}
 
   def __call__(self, operation: Operation) -> list[Value]:
-    """Returns the outputs, with their biases."""
+    """Returns the outputs, with their layouts and biases."""
+    outputs, biases = self._done(operation)
+    before = [operation.operands[i].note.layout for i in operation.followed]
+    return [
+      Value(x, True, _Note(layouts.after(operation, before, x), bias))
+      for x, bias in zip(outputs, biases, strict=True)
+    ]
+
+  def _done(self, operation: Operation):
+    """Returns the outputs and their biases, None for none."""
     followed = operation.followed
     # Of layers put side by side each keeps a bias of its own.
     moves = operation.name in programs.MOVES and (
@@ -146,7 +165,7 @@ class _Biases:
     arrays = [self.added(operand) for operand in operation.operands]
     outputs = operation.compute(arrays)
     if not (chooses and _has_numbers(operation)):
-      return [Value(x, True) for x in outputs]
+      return outputs, [None] * len(outputs)
     # The number that a clip puts in the place of an activation is a bias.
     xs = tuple(arrays[i] for i in followed)
     of_followed = lambda *xs: operation.compute(
@@ -156,38 +175,35 @@ class _Biases:
       ]
     )
     _, linear = jax.jvp(of_followed, xs, tuple(map(_finite, xs)))
-    return [
-      Value(x, True, jnp.where(jnp.isfinite(x), x - z, 0))
+    return outputs, [
+      jnp.where(jnp.isfinite(x), x - z, 0)
       for x, z in zip(outputs, linear, strict=True)
     ]
 
-  def _carried(self, operation: Operation) -> list[Value]:
+  def _carried(self, operation: Operation):
     """Returns the outputs; their biases are those of 0 in place of input."""
     outputs = operation.compute(operation.arrays)
-    notes = [operation.operands[i].note for i in operation.followed]
+    known = [operation.operands[i].note.bias for i in operation.followed]
     adds = operation.name in _ADDS or (
       operation.name in programs.MOVES and _has_numbers(operation)
     )
-    if not adds and all(note is None for note in notes):
-      return [Value(x, True) for x in outputs]
+    if not adds and all(bias is None for bias in known):
+      return outputs, known[:1] * len(outputs)
     biases = operation.compute(
       [
         operand.array
         if not operand.follows
         else jnp.zeros_like(operand.array)
-        if operand.note is None
-        else operand.note
+        if operand.note.bias is None
+        else operand.note.bias
         for operand in operation.operands
       ]
     )
-    return [
-      Value(x, True, _finite(bias))
-      for x, bias in zip(outputs, biases, strict=True)
-    ]
+    return outputs, [_finite(bias) for bias in biases]
 
   def added(self, value: Value) -> ArrayLike:
     """Returns a value with the probe of its bias, if it has one."""
-    if value.note is None:
+    if value.note is None or value.note.bias is None:
       return value.array
     known = self._known.get(id(value.array))
     if known is None:

@@ -11,6 +11,8 @@ from flax import nnx
 from torch.nn import functional
 
 from gc_jax.attribution import full_gradients
+from gc_jax.attribution.programs import DoesNotHold
+from gc_jax.attribution.wrapping import wrap
 from gc_jax.models.pixels import normalize_pixels
 from tests.attribution import twins
 
@@ -137,3 +139,89 @@ def test_maps_are_pytorchs(name, rescale):
 def test_another_rescaling_is_refused(make_tiny):
   with pytest.raises(ValueError, match="rescale must be one of layer, channel"):
     full_gradients.fullgrad(make_tiny(), None, None, rescale="x")
+
+
+def drawn(number, *shape):
+  return jax.random.normal(jax.random.key(number), shape)
+
+
+def convolved(x, order, turned=False):
+  """Of pictures, perhaps turned, with the output's axes in an order."""
+  names, weights, strides = (
+    ("NHWC", "HWIO", order),
+    drawn(0, 3, 3, 3, 5),
+    (1, 2),
+  )
+  if turned:
+    weights, strides = weights.transpose(1, 0, 2, 3), (2, 1)
+  z = jax.lax.conv_general_dilated(
+    x, weights, strides, "SAME", dimension_numbers=names
+  )
+  shape = [5 if axis == "C" else 1 for axis in order]
+  z = nnx.relu(z + drawn(1, 5).reshape(shape))
+  places = "NWHC" if turned else "NHWC"
+  return z.transpose([order.index(axis) for axis in places])
+
+
+def of_tokens(x):
+  """Cells as columns of a matrix, and then on their grid, with a bias there."""
+  z = x.reshape(len(x), -1, 5).transpose(0, 2, 1).reshape(-1, 5, *x.shape[1:3])
+  z = nnx.relu(z + drawn(2, 5)[None, :, None, None])
+  return z.reshape(len(x), 5, -1).transpose(0, 2, 1).reshape(x.shape)
+
+
+def enlarged(x, channels):
+  """Twice as high, with a bias, channels at an axis."""
+  z = jnp.moveaxis(x, -1, channels)
+  shape = [2 * n if n == 6 else n for n in z.shape]
+  z = jax.image.resize(z, shape, "bilinear")
+  bias = jnp.moveaxis(drawn(2, 1, 1, 1, 5), -1, channels)
+  return jnp.moveaxis(nnx.relu(z + bias), channels, -1)
+
+
+def map_of(run):
+  """Of a net whose pictures are 6 x 8, and activations 6 x 4."""
+  net = wrap(lambda x, tap: tap(run(x)).mean((1, 2)) @ drawn(3, 5, 4))
+  images = jax.random.uniform(jax.random.key(4), (2, 6, 8, 3))
+  return jax.jit(full_gradients.fullgrad)(
+    net, images, jnp.array([[0, 1], [3, 2]])
+  )
+
+
+@pytest.mark.parametrize(
+  "run, other",
+  [
+    (lambda x: convolved(x, "NHWC"), lambda x: convolved(x, "NCHW")),
+    (lambda x: convolved(x, "NHWC"), lambda x: convolved(x, "CWNH")),
+    (
+      lambda x: convolved(convolved(x, "NHWC")[..., :3], "NHWC"),
+      lambda x: convolved(convolved(x, "NWCH")[..., :3], "HCNW"),
+    ),
+    (
+      lambda x: nnx.relu(convolved(x, "NHWC") + drawn(2, 5)[None, None, None]),
+      lambda x: of_tokens(convolved(x, "NCHW")),
+    ),
+    (
+      lambda x: convolved(x, "NHWC"),
+      lambda x: convolved(x.transpose(0, 2, 1, 3), "NHWC", turned=True),
+    ),
+    (
+      lambda x: enlarged(convolved(x, "NHWC"), 3),
+      lambda x: enlarged(convolved(x, "NCHW"), 1),
+    ),
+  ],
+  ids=["channels first", "any order", "two", "tokens", "turned", "enlarged"],
+)
+def test_the_map_of_one_net_is_one_in_whatever_order_its_axes_are(run, other):
+  expected = map_of(run)
+  assert expected.max() > 1
+  np.testing.assert_allclose(map_of(other), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_of_axes_that_are_not_known_is_refused():
+  def picked(x):
+    z = convolved(x, "NCHW")[:, jnp.array([0, 2, 4])]
+    return nnx.relu(z + drawn(2, 1, 3, 1, 1))
+
+  with pytest.raises(DoesNotHold, match=r"behind 'gather' .*\(2, 3, 4, 5\)"):
+    map_of(picked)
