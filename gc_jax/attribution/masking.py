@@ -38,7 +38,8 @@ def rise(
   and they are the same for all images.
 
   Raises:
-    ValueError: there is no mask or no cell, or the fraction is not in (0, 1).
+    ValueError: there is no mask or no cell, the fraction is not in (0, 1), or
+      the model has one output and nobody said that it is a sigmoid's.
 
   Source: Petsiuk et al. 2018 (RISE), arXiv:1806.07421, section 3; 4,000 masks
     of 7 by 7 cells and 0.5 are theirs for VGG16. They take 8,000 for ResNet50.
@@ -56,13 +57,13 @@ def rise(
   net = tapped(model)
   images = net.prepared(images)
   height, width = net.channels_last(images).shape[1:3]
-  probability = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
   def one(key):
     """Returns the scores under a mask, the mask, and their products."""
     mask = _mask(key, height, width, cells, shown_frac).astype(net.dtype)
     pixels = images * net.as_images(mask[..., None])[None].astype(images.dtype)
-    scores = probability(at_least_float32(net(pixels)[0])).astype(net.dtype)
+    scores = probabilities(at_least_float32(net(pixels)[0]), multi_label)
+    scores = scores.astype(net.dtype)
     scores = jnp.take_along_axis(scores, targets, axis=1)
     return scores, mask, scores[..., None, None] * mask[None, None]
 
@@ -71,6 +72,25 @@ def rise(
   # A pixel that few masks ever show has no mean.
   mean = of_both / jnp.where(of_masks > 0, of_masks, 1)[None, None]
   return jax.nn.relu(mean - of_scores[..., None, None] / num_masks)
+
+
+def probabilities(
+  logits: Float[Array, "B K"], multi_label: bool
+) -> Float[Array, "B K"]:
+  """Returns sigmoids of logits under `multi_label`, else their softmax.
+
+  Raises:
+    ValueError: one logit has no other to compare with.
+  """
+  if multi_label:
+    return jax.nn.sigmoid(logits)
+  if logits.shape[-1] == 1:
+    raise ValueError(
+      "For probabilities by softmax a model must have an output for each "
+      "class, two at least; it has one. Give multi_label=True to take its "
+      "sigmoid."
+    )
+  return jax.nn.softmax(logits)
 
 
 def _mask(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.attribution import METHODS, Method, as_ids, check_classes
 from gc_jax.attribution.calls import without_arrays
+from gc_jax.attribution.masking import probabilities
 from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
 from gc_jax.inference import classes
 from gc_jax.method import compose, curves, metrics
@@ -184,7 +185,8 @@ def insertion(
     num_steps: equal parts in which pixels change: so many forward passes. The
       source takes 224 for 224 by 224 pixels; evaluations take 16.
     multi_label: whether the probability is a sigmoid, not the softmax; None is
-      what a model of gc_jax was trained for, and the softmax of all others.
+      what a model of gc_jax was trained for, and the softmax of all others. A
+      model with one output must say True.
     grey: of a covered pixel, a number or one of each channel; None is the mean
       colour of ImageNet for gc_jax's own models, 0 for all others.
 
@@ -248,14 +250,13 @@ def _area(kind, net, images, labels, maps, grey, num_steps, multi_label):
 def _areas(net, images, labels, maps, grey, kind, num_steps, multi_label):
   pixels = net.pixels(images)
   covered = net.start(pixels) if grey is None else _filled(net, pixels, grey)
-  probability = jax.nn.sigmoid if multi_label else jax.nn.softmax
 
-  def probabilities(shown):
+  def scores_of(shown):
     logits = net.logits(net.as_images(shown))
-    return probability(logits.astype(jnp.float32))
+    return probabilities(logits.astype(jnp.float32), multi_label)
 
   fractions, scores = curves.curves(
-    probabilities,
+    scores_of,
     net.channels_last(pixels),
     net.channels_last(covered),
     labels[:, None],

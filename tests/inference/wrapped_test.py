@@ -69,6 +69,22 @@ def test_what_covers_a_pixel_and_what_a_score_is_can_be_said():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_one_output_is_a_sigmoid_that_must_be_said():
+  """A softmax of one logit is 1, whatever the picture shows."""
+  net = gc_jax.wrap(lambda x, tap: 9 * tap(x).mean((1, 2))[:, :1] - 0.1)
+  images, maps = pictures(), first_and_last()
+  rise = lambda **said: gc_jax.explain(
+    net, images, [0, 0], "rise", normalize=False, num_masks=20, **said
+  )
+  shown = lambda **said: gc_jax.insertion(net, images, [0, 0], maps, **said)
+  hidden = lambda **said: gc_jax.deletion(net, images, [0, 0], maps, **said)
+  for run in (rise, shown, hidden):
+    with pytest.raises(ValueError, match=r"it has one\. Give multi_label=True"):
+      run()
+  assert rise(multi_label=True).max() > 0
+  assert 0.47 < float(shown(multi_label=True)[0]) < 0.53
+
+
 def test_a_model_of_several_labels_is_known_as_one_when_it_is_wrapped(
   make_tiny,
 ):
