@@ -31,7 +31,7 @@ _LARGEST_SIDE = 512  # pixels; every architecture takes this
 def predict(
   model: nnx.Module | Tapped, images: ArrayLike
 ) -> Float[Array, "B K"]:
-  """Returns the logits of every class, float32.
+  """Returns the logits of every class, float32; float64 of a model of doubles.
 
   Args:
     model: from `load`, or any of `MODELS`. It runs in evaluation mode, and is

@@ -18,6 +18,7 @@ from gc_jax.attribution.masking import probabilities
 from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
 from gc_jax.inference import classes
 from gc_jax.method import compose, curves, metrics
+from gc_jax.method.cam import at_least_float32
 from gc_jax.method.types import check_at_least_one, check_not_negative
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -26,7 +27,7 @@ Explain = Callable[..., Array]
 
 
 def predict(net: Tapped, images: ArrayLike) -> Float[Array, "B K"]:
-  """Returns the logits of every class, of images as the model takes them."""
+  """Returns the logits of images as the model takes them, float32 at least."""
   net.check_evaluates()
   images = net.batch(images)
   net.num_classes(images)
@@ -336,6 +337,10 @@ def maps_of(model, images, targets, arrays, method, settings):
   return maps
 
 
-_compiled_logits = program(Tapped.logits)
+def _logits(net, images):
+  return at_least_float32(net.logits(images))
+
+
+_compiled_logits = program(_logits)
 _compiled_maps = program(maps_of, 4, 5)
 _compiled_areas = program(_areas, 5, 6, 7)

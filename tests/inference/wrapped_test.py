@@ -250,6 +250,17 @@ def test_a_method_that_cannot_be_run_is_named(method, settings, message):
     gc_jax.explain(net(), batch(), LABELS, method, **settings)
 
 
+def test_logits_of_a_bfloat16_net_are_float32():
+  """Rounded by the net itself, and not again."""
+  weights = jnp.eye(3, 2, dtype=jnp.bfloat16)
+  net = gc_jax.wrap(
+    lambda x, tap: tap(x.astype(jnp.bfloat16)).mean((1, 2)) @ weights
+  )
+  logits = gc_jax.predict(net, pictures())
+  assert logits.dtype == jnp.float32
+  np.testing.assert_array_equal(logits, net.logits(pictures()))
+
+
 def test_names_are_no_targets_of_a_model_that_has_none():
   with pytest.raises(
     ValueError, match=r"targets must be class ids.*'cat' came"
