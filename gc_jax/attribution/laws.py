@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gc_jax.attribution import excitation
+from gc_jax.attribution import excitation, programs
 from gc_jax.attribution.gradients import signed_gradients
 from gc_jax.attribution.rollout import attentions
 from gc_jax.attribution.weighted_activations import features_and_gradients
@@ -23,6 +23,21 @@ from gc_jax.method.cam import at_least_float32
 # points on it at which derivatives are taken. At one point alone ReLUs' kinks
 # would spoil a difference: 20% of SqueezeNet's by a thousandth of the spread.
 _LENGTH, _POINTS = 0.1, 32
+# How often a number is rounded on its way, for what rounding may make.
+_ROUNDINGS = 8
+
+
+class Missed(NamedTuple):
+  """By how much a law is missed, as shares of the whole.
+
+  Attributes:
+    error: the difference.
+    rounding: so much the network's float type may make by itself; 0 if it is
+      float32 or finer.
+  """
+
+  error: Float[Array, ""]
+  rounding: Float[Array, ""] | float
 
 
 class Law(NamedTuple):
@@ -30,14 +45,14 @@ class Law(NamedTuple):
 
   Attributes:
     title: what is compared, in words.
-    error: (model, images, targets) -> the difference, as a share of the whole.
+    error: (model, images, targets) -> `Missed`.
     most: the error up to which the method holds.
     settings: the method's while it is checked, where its own take long; in
       pairs, so that it can be hashed.
   """
 
   title: str
-  error: Callable[..., Float[Array, ""]]
+  error: Callable[..., Missed]
   most: float
   settings: tuple[tuple[str, Any], ...] = ()
 
@@ -47,7 +62,7 @@ def completeness(divide: Callable, most: float) -> Law:
 
   def error(model, images, targets):
     _, found, score = divide(model, images, targets)
-    return _relative(found, score)
+    return _rounded(_relative(found, score), model, images)
 
   return Law("sum of the parts and the score", error, most)
 
@@ -56,14 +71,16 @@ def _mass(model, images, targets):
   found = excitation.propagated(model, images, targets)
   place, last = _masses(*found)
   ones = jnp.ones(targets.shape)
-  return jnp.maximum(_relative(place, ones), _relative(last, ones.sum(0)))
+  error = jnp.maximum(_relative(place, ones), _relative(last, ones.sum(0)))
+  return _rounded(error, model, images)
 
 
 def _balance(model, images, targets):
   found = excitation.propagated(model, images, targets, contrasts=True)
   above = _masses(*jax.tree.map(jax.nn.relu, found))
   below = _masses(*jax.tree.map(lambda x: jax.nn.relu(-x), found))
-  return jnp.stack([*map(_relative, above, below)]).max()
+  error = jnp.stack([*map(_relative, above, below)]).max()
+  return _rounded(error, model, images)
 
 
 def _masses(at_place, at_last):
@@ -80,7 +97,8 @@ def _shares(model, images, targets):
   net = tapped(model)
   sums = [shares.sum(2) for shares in attentions(net, net.prepared(images))]
   ones = [jnp.ones_like(each) for each in sums]
-  return jnp.stack([*map(_relative, sums, ones)]).max()
+  error = jnp.stack([*map(_relative, sums, ones)]).max()
+  return _rounded(error, model, images)
 
 
 def _at_the_place(model, images, targets):
@@ -101,8 +119,9 @@ def _at_the_place(model, images, targets):
 
   of_method = (gradients * way[:, None]).sum((2, 3, 4))
   at_start = rates(jnp.zeros(len(images), way.dtype))
-  error = _error_of_rates(rates, scores, way)
-  return jnp.maximum(error, _relative(of_method, at_start))
+  error, size = _error_of_rates(rates, scores, way)
+  error = jnp.maximum(error, _relative(of_method, at_start))
+  return _rounded(error, model, images, size)
 
 
 def _of_pixels(model, images, targets):
@@ -119,19 +138,23 @@ def _of_pixels(model, images, targets):
     found = signed_gradients(model, moved(distance), targets)
     return (found * net.channels_last(way)[:, None]).sum((2, 3, 4))
 
-  return _error_of_rates(rates, scores, way)
+  error, size = _error_of_rates(rates, scores, way)
+  return _rounded(error, model, images, size)
 
 
 def _error_of_rates(rates, scores, way):
   """Returns the error of rates of change, summed up, against the change.
 
-  Both are functions of each example's distance on its way.
+  And the size of what the change is a difference of, in parts of it. Both
+  arguments are functions of each example's distance on its way.
   """
   ones = jnp.ones(way.shape[0], way.dtype)
   middles = (jnp.arange(_POINTS, dtype=way.dtype) + 0.5) / _POINTS * _LENGTH
   of_points = jax.lax.map(lambda middle: rates(middle * ones), middles)
-  change = scores(_LENGTH * ones) - scores(0 * ones)
-  return _relative(_LENGTH * of_points.mean(0), change)
+  start = scores(0 * ones)
+  change = scores(_LENGTH * ones) - start
+  error = _relative(_LENGTH * of_points.mean(0), change)
+  return error, jnp.abs(start).sum() / jnp.abs(change).sum()
 
 
 def _alone(model, images, targets):
@@ -139,7 +162,25 @@ def _alone(model, images, targets):
   net = tapped(model)
   first = net.pixels(images[:1])
   beside = jnp.concatenate([first, net.start(first)])
-  return _relative(net.logits(beside)[:1], net.logits(first))
+  error = _relative(net.logits(beside)[:1], net.logits(first))
+  return _rounded(error, model, images)
+
+
+def _rounded(error, model, images, size=1):
+  """Returns an error beside what rounding may make of it.
+
+  Args:
+    error: as a share of the whole.
+    model: that was run.
+    images: that it was run on.
+    size: of the numbers that were rounded, in parts of the whole.
+  """
+  net = tapped(model)
+  coarsest = programs.coarsest(lambda x: net(x)[0], net.prepared(images))
+  epsilon = float(jnp.finfo(coarsest).eps)
+  if epsilon <= jnp.finfo(jnp.float32).eps:
+    return Missed(error, 0.0)
+  return Missed(error, size * _ROUNDINGS * epsilon)
 
 
 def _way(x: Float[Array, "B *D"]) -> Float[Array, "B *D"]:

@@ -135,7 +135,7 @@ def _evaluated(jaxpr, consts, inputs, rule) -> list[Value]:
 
 
 def _is_real(aval) -> bool:
-  return jnp.issubdtype(aval.dtype, jnp.floating)
+  return jnp.issubdtype(getattr(aval, "dtype", bool), jnp.floating)
 
 
 def _called(equation) -> tuple[Any, Sequence[ArrayLike]] | None:
@@ -165,15 +165,27 @@ def _names(jaxpr) -> set[str]:
   return names
 
 
-def names_within(params: Mapping[str, Any]) -> set[str]:
-  """Returns the operations of all programs among an operation's parameters."""
-  names, waiting = set(), jax.tree.leaves([*params.values()])
+def operations_within(programs: Any) -> list[Any]:
+  """Returns the operations of all programs in a tree, and within those."""
+  found, waiting = [], jax.tree.leaves(programs)
   for each in waiting:  # it grows meanwhile
-    jaxpr = getattr(each, "jaxpr", each)
-    for equation in getattr(jaxpr, "eqns", ()):
-      names.add(equation.primitive.name)
+    for equation in getattr(getattr(each, "jaxpr", each), "eqns", ()):
+      found.append(equation)
       waiting += jax.tree.leaves([*equation.params.values()])
-  return names
+  return found
+
+
+def coarsest(function: Callable[..., Any], *arguments: Array) -> jnp.dtype:
+  """Returns the coarsest float type that a function computes in."""
+  traced = jax.make_jaxpr(function)(*arguments)
+  types = {
+    output.aval.dtype
+    for operation in operations_within(traced)
+    for output in operation.outvars
+    if _is_real(output.aval)
+  }
+  of_arguments = {x.dtype for x in arguments}
+  return max(types or of_arguments, key=lambda dtype: jnp.finfo(dtype).eps)
 
 
 def only_chooses(operation: Operation) -> bool:

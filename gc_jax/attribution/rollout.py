@@ -301,7 +301,8 @@ def _part(operation: Operation, parts: Sequence[_Part]) -> _Part:
 
 def _attends(params: Mapping[str, Any]) -> bool:
   """Returns whether programs among parameters hold a softmax and a product."""
-  return {"exp", "dot_general"} <= programs.names_within(params)
+  inner = programs.operations_within([*params.values()])
+  return {"exp", "dot_general"} <= {each.primitive.name for each in inner}
 
 
 def _not_seen(what: str) -> DoesNotHold:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import PyTree
 
-from gc_jax.attribution import METHODS, Method
+from gc_jax.attribution import METHODS, Method, laws
 from gc_jax.attribution.wrapping import Tapped
 from gc_jax.inference import arrays, wrapped
 from gc_jax.method import metrics
@@ -24,7 +24,8 @@ class Verdict:
 
   Attributes:
     title: of the method.
-    holds: None where no law is known of the method.
+    holds: None where no law is known of the method, or the network's float
+      type is too coarse to measure it.
     why: a sentence.
     error: by the law, as a share of the whole; NaN where nothing was measured.
     num_empty: how many of the maps are zero everywhere.
@@ -74,7 +75,9 @@ def check(
   unit of mass arrives at every layer, and of cMWP that as much arrives for the
   class as against it; of Grad-CAM, its relatives and gradients of pixels, that
   the gradient is that of finite differences; of RISE, that a picture's score
-  does not depend on those beside it. `print` shows the answers.
+  does not depend on those beside it. `print` shows the answers. Of a network
+  that computes in bfloat16, what rounding may have made is not held against a
+  method: it is not known whether that holds.
 
   It compiles a program for each method and law, at every call.
 
@@ -112,19 +115,19 @@ def check(
 
 def _verdict(
   entry: Method,
-  run: Callable[[Callable], Array],
-  errors: dict[Callable, float],
+  run: Callable[[Callable], PyTree],
+  errors: dict[Callable, laws.Missed],
 ) -> Verdict:
   """Returns what is found of a method; `errors` of laws are measured once."""
   law = entry.law
   try:
     maps = run(functools.partial(entry, **dict(law.settings if law else ())))
     if law and law.error not in errors:
-      errors[law.error] = float(run(law.error))
+      errors[law.error] = laws.Missed(*map(float, run(law.error)))
   except Exception as refused:
     # The method says what in the network it has no rule for.
     return Verdict(entry.title, False, str(refused) or repr(refused))
-  error = errors[law.error] if law else np.nan
+  error, rounding = errors[law.error] if law else (np.nan, 0)
   if not (np.isfinite(maps).all() and maps.min() >= 0):
     why = "its maps must be finite and at least 0; some are not."
     return Verdict(entry.title, False, why, error)
@@ -134,12 +137,16 @@ def _verdict(
     holds = error <= law.most
     why = f"{law.title} differ by {100 * error:.2g}% (at most "
     why += f"{100 * law.most:g}%)"
+    if law.most < error <= law.most + rounding:
+      holds = None
+      why += "; the network computes in a type coarser than float32, and "
+      why += f"rounding may make {100 * rounding:.2g}%: check it in float32"
   if num_empty:
     why += f"; of {number_of(len(maps), 'map')} {num_empty} are empty"
   return Verdict(entry.title, holds, f"{why}.", error, num_empty)
 
 
-def _run(net, images, targets, function) -> Array:
+def _run(net, images, targets, function) -> PyTree:
   """Returns what a function of a model, images and targets gives, compiled.
 
   By a program of its own, so that no plain function is remembered with the

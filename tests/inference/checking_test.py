@@ -129,6 +129,27 @@ def test_a_broken_method_is_said_not_to_hold(monkeypatch):
     assert verdict.holds is False and verdict.error > 0.04, verdict
 
 
+def test_what_bfloat16_rounds_is_not_held_against_a_method(monkeypatch):
+  model = nnx.Sequential(
+    nnx.Conv(3, 8, (3, 3), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+    nnx.relu,
+    lambda x: x.mean((1, 2)),
+    nnx.Linear(8, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(1)),
+  )
+  net, images = gc_jax.wrap(model, at="layers.0"), pictures()[:, :8, :12]
+  names = ("gradcam", "input_gradients", "fullgrad", "excitation_backprop")
+  found = gc_jax.check(net, images, methods=names)
+  assert not any(found[name].holds is False for name in names), str(found)
+  assert "coarser than float32, and rounding may make" in found["gradcam"].why
+  # What is missed by more than it rounds is held against it.
+  monkeypatch.setattr(
+    full_gradients, "terms", scaled(full_gradients.terms, 1.3)
+  )
+  assert (
+    gc_jax.check(net, images, methods="fullgrad")["fullgrad"].holds is False
+  )
+
+
 def test_a_network_that_breaks_a_law_is_named_by_the_methods_it_breaks():
   weights = jax.random.normal(jax.random.key(1), (3, 5))
 
