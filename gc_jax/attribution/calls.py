@@ -44,6 +44,13 @@ class Call(abc.ABC):
     del variables
     return None
 
+  def makes_floats(self) -> bool:
+    """Returns whether the model itself first makes floats of integers.
+
+    Then it takes these as the same picture.
+    """
+    return False
+
   def in_training(self, variables: PyTree) -> bool:
     """Returns whether a call would use the batch's statistics or drop out.
 
@@ -243,10 +250,12 @@ class Recorder:
         "more often. Tap the module around it, or wrap a function f(images, "
         "tap) that taps one of the times."
       )
-    if not isinstance(output, jax.Array):
+    is_array = isinstance(output, jax.Array)
+    if not is_array or not jnp.issubdtype(output.dtype, jnp.floating):
+      came = f"of {output.dtype}" if is_array else f"a {type(output).__name__}"
       raise ValueError(
-        f"The output at {path!r} must be one array; it is a "
-        f"{type(output).__name__}. Tap another place; gc_jax.places lists them."
+        f"The output at {path!r} must be one array of floats; it is {came}. "
+        "Tap another place; gc_jax.places lists them."
       )
     self.seen[path] = output
     if self.offset is None:

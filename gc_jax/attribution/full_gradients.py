@@ -79,7 +79,7 @@ def terms(
       it is not known what the axes of a bias are.
   """
   net = tapped(model)
-  images = net.prepared(images)
+  images = net.prepared_floats(images)
   axes = "BDHW" if net.channels_first else "BHWD"
   of_images = _Note(layouts.of(axes, images.shape))
   layouts_of = []

@@ -55,7 +55,7 @@ def rise(
     )
   multi_label = is_multi_label(model, multi_label)
   net = tapped(model)
-  images = net.prepared(images)
+  images = net.prepared_floats(images)
   height, width = net.channels_last(images).shape[1:3]
 
   def one(key):

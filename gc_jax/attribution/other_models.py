@@ -220,6 +220,10 @@ class _Keras(Call):
   def state(self, variables):
     return variables[1]
 
+  def makes_floats(self):
+    inputs = getattr(self.model.value, "inputs", None) or [None]
+    return "float" in str(getattr(inputs[0], "dtype", ""))
+
   def in_training(self, variables):
     return bool(dict(self.settings.value).get("training"))
 

@@ -63,12 +63,28 @@ class Tapped:
     )
 
   def prepared(self, images: Array) -> Array:
-    """Returns images as floats, and normalised if the model is ours."""
+    """Returns images as a call takes them: of ours, normalised."""
     if self.own:
       return normalize_pixels(images).astype(self.dtype)
+    return images
+
+  def prepared_floats(self, images: Array) -> Array:
+    """Returns what `prepared` does, to mix pixels or to differentiate by them.
+
+    Raises:
+      ValueError: images are integers, which the model may take as other
+        pictures than the same numbers as floats.
+    """
+    images = self.prepared(images)
     if jnp.issubdtype(images.dtype, jnp.floating):
       return images
-    return images.astype(jnp.float32)
+    if self.call.makes_floats():
+      return images.astype(self.dtype)
+    raise ValueError(
+      "images must be floats here, where pixels change by fractions; they are "
+      f"{images.dtype}, and the model may scale that. Give the floats that it "
+      "takes as the same pictures: images / 255, if it divides integers so."
+    )
 
   def batch(self, images: ArrayLike) -> Array:
     """Returns images as an array.
@@ -83,8 +99,12 @@ class Tapped:
     return images
 
   def pixels(self, images: Array) -> Array:
-    """Returns images as floats that `prepared` takes: of ours RGB in [0, 1]."""
-    convert = in_unit_range if self.own else self.prepared
+    """Returns images as floats that `prepared` takes: of ours RGB in [0, 1].
+
+    Raises:
+      ValueError: as `prepared_floats`.
+    """
+    convert = in_unit_range if self.own else self.prepared_floats
     pixels = convert(images)
     return pixels.astype(wider(pixels.dtype, self.dtype))
 

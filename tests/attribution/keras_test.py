@@ -75,6 +75,19 @@ def loss(trainable):
 
 gradients = jax.grad(loss)(net.variables[0])
 assert any((abs(g) > 0).any() for g in gradients)
+
+# Integers are the same pictures as floats: Keras converts them itself.
+given = keras.Input((8, 8, 3))
+x = layers.Rescaling(1 / 255)(given)
+x = layers.Conv2D(4, 3, activation="relu", name="conv")(x)
+x = layers.GlobalAveragePooling2D()(x)
+scaling = keras.Model(given, layers.Dense(5)(x))
+integers = rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+net = gc_jax.wrap(scaling, at="conv")
+close(gc_jax.predict(net, integers), scaling(integers), rtol=1e-5, atol=1e-6)
+for name in ("gradcam", "input_gradients", "fullgrad"):
+  close(*(gc_jax.explain(net, x, labels, name, normalize=False)
+          for x in (integers, integers.astype(np.float32))), rtol=1e-5)
 print("HOLDS")
 """
 

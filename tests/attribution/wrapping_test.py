@@ -518,3 +518,42 @@ def test_models_whose_attributes_cannot_be_hashed_are_compiled_once():
   model.sizes.channels[0] = 8  # what a list holds is compared
   changed = gc_jax.predict(gc_jax.wrap(model, at="conv"), images)
   np.testing.assert_allclose(changed, 2 * expected, rtol=1e-4)
+
+
+class Scaling(nnx.Module):
+  """Scales integers itself, and takes floats in [0, 1]."""
+
+  def __init__(self, rngs):
+    self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+    self.fc = nnx.Linear(4, 5, rngs=rngs)
+
+  def __call__(self, images):
+    if images.dtype == jnp.uint8:
+      images = images.astype(jnp.float32) / 255
+    return self.fc(nnx.relu(self.conv(images)).mean((1, 2)))
+
+
+def test_a_model_gets_integers_as_they_are():
+  model = Scaling(nnx.Rngs(0))
+  net = gc_jax.wrap(model, at="conv")
+  images = (255 * jnp.tile(pixels(), (2, 1, 1, 1))).astype(jnp.uint8)
+  floats, labels, key = images / 255, jnp.arange(4), jax.random.key(0)
+  for run in (
+    lambda x: gc_jax.predict(net, x),
+    lambda x: gc_jax.explain(net, x, labels, normalize=False),
+    lambda x: gc_jax.consistency(net, x, labels, key).loss,
+    lambda x: gc_jax.negative_quadrants(net, x, labels, key),
+  ):
+    np.testing.assert_allclose(run(images), run(floats), rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(
+    gc_jax.predict(net, images), model(images), rtol=1e-5
+  )
+  assert gc_jax.places(model, images)["conv"].dtype == jnp.float32
+  for name in (*OF_PIXELS, "fullgrad"):
+    with pytest.raises(ValueError, match=r"must be floats here.*uint8.*/ 255"):
+      gc_jax.explain(net, images, labels, name)
+  for area in (gc_jax.insertion, gc_jax.deletion):
+    with pytest.raises(ValueError, match=r"must be floats here.*uint8"):
+      area(net, images, labels, jnp.ones((4, 2, 2)))
+  with pytest.raises(ValueError, match=r"one array of floats; it is of uint8"):
+    gc_jax.wrap(lambda x, tap: tap(x).mean((1, 2)))(images)
