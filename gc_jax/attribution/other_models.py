@@ -198,23 +198,31 @@ class _Keras(Call):
   settings: Static
 
   def __call__(self, variables, images, at, offset):
-    recorder = Recorder(at, offset)
+    import keras
+
+    model, recorder = self.model.value, Recorder(at, offset)
     trainable, others = variables
+    held = [
+      *zip(model.trainable_variables, trainable, strict=True),
+      *zip(model.non_trainable_variables, others, strict=True),
+    ]
     layers = {
       name: layer
-      for name, layer in keras_layers(self.model.value).items()
+      for name, layer in keras_layers(model).items()
       if at in (None, name)
     }
     kinds = {name: type(layer) for name, layer in layers.items()}
     try:
       for name, layer in layers.items():
         layer.__class__ = observed_class(layer, name, recorder)
-      logits, others = self.model.value.stateless_call(
-        trainable, others, images, **dict(self.settings.value)
-      )
+      # Not stateless_call: a model whose call has no `training` would leave its
+      # layers their own defaults, which are True of random ones.
+      with keras.StatelessScope(held) as scope:
+        logits = model(images, **dict(self.settings.value))
     finally:
       for name, layer in layers.items():
         layer.__class__ = kinds[name]
+    others = [scope.get_current_value(x) for x in model.non_trainable_variables]
     return logits, recorder.seen, (trainable, others)
 
   def state(self, variables):
@@ -225,7 +233,7 @@ class _Keras(Call):
     return "float" in str(getattr(inputs[0], "dtype", ""))
 
   def in_training(self, variables):
-    return bool(dict(self.settings.value).get("training"))
+    return bool(dict(self.settings.value)["training"])
 
 
 def keras_layers(model: Any, before: str = "") -> dict[str, Any]:
@@ -255,6 +263,7 @@ def keras_parts(model: Any, settings: Mapping[str, Any]):
     values(model.trainable_variables),
     values(model.non_trainable_variables),
   )
+  settings = {"training": False, **settings}
   return _Keras(Static(model), Static.of(settings)), arrays
 
 

@@ -88,6 +88,32 @@ close(gc_jax.predict(net, integers), scaling(integers), rtol=1e-5, atol=1e-6)
 for name in ("gradcam", "input_gradients", "fullgrad"):
   close(*(gc_jax.explain(net, x, labels, name, normalize=False)
           for x in (integers, integers.astype(np.float32))), rtol=1e-5)
+
+
+# Layers of chance leave pictures alone, whether a call says so or not.
+class Chance(keras.Model):
+  def __init__(self):
+    super().__init__()
+    self.noise = layers.GaussianNoise(0.5)
+    self.conv = layers.Conv2D(5, 3, name="conv")
+
+  def call(self, images):
+    return keras.ops.mean(self.conv(self.noise(images)), (1, 2))
+
+
+flipping = keras.Sequential([
+  keras.Input((8, 8, 3)), layers.RandomFlip(), layers.GaussianNoise(0.5),
+  layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(5)])
+images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
+own = Chance()
+own(images)
+for chance in (flipping, own):
+  expected = chance(images, training=False)
+  for settings in ({}, {"training": False}):
+    net = gc_jax.wrap(chance, at="conv", **settings)
+    close(gc_jax.predict(net, images), expected, rtol=1e-5, atol=1e-6)
+  trained = gc_jax.wrap(chance, at="conv", training=True)
+  assert abs(trained(images)[0] - expected).max() > 1e-3
 print("HOLDS")
 """
 
