@@ -53,16 +53,12 @@ class _Equinox(Call):
     def one(image, offset, state, key):
       recorder = Recorder(at, offset)
       observed = model
-      # The innermost first, so that no way to a module leads through another
-      # that is observed already.
-      for name, steps in sorted(
-        modules.items(), key=lambda each: -len(each[1])
-      ):
+      for name, steps in modules.items():
         if at in (None, name):
           observed = equinox.tree_at(
             functools.partial(_followed, steps=steps),
             observed,
-            _observed()(_followed(observed, steps), name, recorder),
+            _observed(_followed(observed, steps), name, recorder),
           )
       output = observed(
         *((image, state) if self.has_state else (image,)),
@@ -173,23 +169,28 @@ def _axis_name(model: Any) -> dict[str, Any]:
   return {"axis_name": names.pop()} if names else {}
 
 
-@functools.cache
-def _observed() -> type:
-  """Returns the class of an Equinox module whose output is seen."""
+def _observed(module: Any, name: str, recorder: Recorder) -> Any:
+  """Returns a module whose output is seen; all else of it is the same."""
+  observed = object.__new__(_observed_kind(type(module)))
+  vars(observed).update(vars(module), _seen_by=(recorder, name))
+  return observed
+
+
+@functools.cache  # JAX remembers every class of Equinox for ever
+def _observed_kind(kind: type) -> type:
+  """Returns a class derived from a module's, so that its output is seen."""
   import equinox
 
-  class Observed(equinox.Module):
-    module: Any
-    name: str = equinox.field(static=True)
-    recorder: Recorder = equinox.field(static=True)
+  def __call__(self, *args, **kwargs):
+    output = kind.__call__(self, *args, **kwargs)
+    recorder, name = self._seen_by
+    if isinstance(output, tuple):  # with a state
+      return (recorder(name, output[0]), *output[1:])
+    return recorder(name, output)
 
-    def __call__(self, *args, **kwargs):
-      output = self.module(*args, **kwargs)
-      if isinstance(output, tuple):  # with a state
-        return (self.recorder(self.name, output[0]), *output[1:])
-      return self.recorder(self.name, output)
-
-  return Observed
+  field = equinox.field(static=True, kw_only=True)
+  added = {"__annotations__": {"_seen_by": tuple}, "_seen_by": field}
+  return type(kind)(kind.__name__, (kind,), {**added, "__call__": __call__})
 
 
 @dataclasses.dataclass(frozen=True)
