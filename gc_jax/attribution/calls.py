@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import functools
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -116,16 +118,22 @@ def check_rgb(images: Array | np.ndarray) -> None:
 class Static:
   """What a model has beside arrays: two equal ones are compiled once.
 
-  Lists, dicts, arrays of numpy and dataclasses inside are told apart by what
-  they hold at first; what else cannot be hashed, by identity.
+  They are told apart by what they hold at first, of every type: lists, dicts,
+  arrays of numpy, dataclasses, and the attributes of what is otherwise known
+  by identity alone. Of functions, what they close over is not looked at.
+
+  Args:
+    value: what is held.
+    about: what tells it apart from others; itself, unless given.
   """
 
-  def __init__(self, value: Any):
+  def __init__(self, value: Any, about: Any = None):
     self.value = value
     try:
-      self._key = _hashable(value)
-    except TypeError:
-      self._key = "id", id(value)
+      self._key = _key(value if about is None else about)
+    except (TypeError, RecursionError):
+      self._key = _Same(value)
+    self._hash = hash(self._key)
 
   @classmethod
   def of(cls, settings: Mapping[str, Any]) -> "Static":
@@ -133,7 +141,7 @@ class Static:
     return cls(tuple(sorted(settings.items())))
 
   def __hash__(self) -> int:
-    return hash(self._key)
+    return self._hash
 
   def __eq__(self, other: object) -> bool:
     if not isinstance(other, Static):
@@ -141,32 +149,60 @@ class Static:
     return bool(self._key == other._key)
 
 
-def _hashable(value: Any) -> Any:
-  """Returns a value, or what tells it apart from others and can be hashed.
+class _Same:
+  """Equals what holds the very same object, which it keeps alive."""
+
+  def __init__(self, value: Any):
+    self.value = value
+
+  def __hash__(self) -> int:
+    return id(self.value)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Same) and self.value is other.value
+
+
+def _key(value: Any, above: tuple = ()) -> Any:
+  """Returns what tells a value apart from others, and can be hashed.
 
   Raises:
     TypeError: nothing does.
   """
-  try:
-    hash(value)
-  except TypeError:
-    pass
-  else:
-    return value
-  if isinstance(value, np.ndarray):
+  kind = type(value)
+  if kind in (str, int, bool, types.NoneType):
+    return kind, value
+  if any(value is each for each in above):  # a circle
+    return _Same(value)
+  inner = lambda x: _key(x, (*above, value))
+  if isinstance(value, float | complex):
+    held = repr(value)  # -0.0 equals 0.0, and NaN nothing
+  elif isinstance(value, type | types.ModuleType):
+    held = value
+  elif isinstance(value, jax.Array):
+    held = _Same(value)
+  elif isinstance(value, np.ndarray):
     held = value.shape, value.dtype.str, value.tobytes()
+  elif isinstance(value, jax.tree_util.PyTreeDef):
+    held = inner(value.node_data()), tuple(map(inner, value.children()))
+  elif isinstance(value, functools.partial):
+    held = inner((value.func, value.args, value.keywords))
   elif isinstance(value, Mapping):
-    held = tuple((k, _hashable(v)) for k, v in value.items())
+    held = tuple((inner(k), inner(v)) for k, v in value.items())
   elif isinstance(value, list | tuple):
-    held = tuple(map(_hashable, value))
-  elif isinstance(value, set):
-    held = frozenset(value)
+    held = tuple(map(inner, value))
+  elif isinstance(value, set | frozenset):
+    held = frozenset(map(inner, value))
+  elif kind.__hash__ is object.__hash__ and hasattr(value, "__dict__"):
+    held = _Same(value), inner(vars(value))
+  elif kind.__hash__ is None and hasattr(value, "__dict__"):
+    held = inner(vars(value))
   elif dataclasses.is_dataclass(value):
-    fields = dataclasses.fields(value)
-    held = tuple(_hashable(getattr(value, field.name)) for field in fields)
+    fields = [each for each in dataclasses.fields(value) if each.compare]
+    held = tuple(inner(getattr(value, field.name)) for field in fields)
   else:
-    raise TypeError(f"{type(value).__name__} cannot be hashed.")
-  return type(value), held
+    hash(value)
+    held = value
+  return kind, held
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from gc_jax.attribution.calls import (
@@ -19,6 +20,7 @@ from gc_jax.attribution.calls import (
   observed_class,
   without_arrays,
 )
+from gc_jax.method.types import is_known
 
 FUNCTION = "tap"  # the place of functions
 
@@ -265,7 +267,37 @@ def keras_parts(model: Any, settings: Mapping[str, Any]):
     values(model.non_trainable_variables),
   )
   settings = {"training": False, **settings}
-  return _Keras(Static(model), Static.of(settings)), arrays
+  about = [*map(_keras_about, (model, *keras_layers(model).values()))]
+  return _Keras(Static(model, about), Static.of(settings)), arrays
+
+
+# What Keras keeps in a model while it trains or predicts.
+_KERAS_RUNS = {"compiled", "history", "loss", "optimizer"}
+_KERAS_RUNS |= {"stop_training", "stop_evaluating", "stop_predicting"}
+_KERAS_RUNS |= {f"{what}_function" for what in ("train", "test", "predict")}
+
+
+def _keras_about(layer: Any):
+  """Returns what a layer does beside its arrays and the layers in it.
+
+  These are its public attributes; the others are Keras's, and change in a call.
+  """
+  import keras
+
+  def is_kept(name, value):
+    if name.startswith("_") or name in _KERAS_RUNS:
+      return False
+    return not any(
+      isinstance(x, keras.Layer | keras.Variable)
+      or type(x).__module__.startswith("keras.")
+      for x in keras.tree.flatten(value)
+    )
+
+  kept = {name: x for name, x in vars(layer).items() if is_kept(name, x)}
+  # Statistics that Keras computes anew before every prediction are the same.
+  is_array = lambda x: isinstance(x, jax.Array) and is_known(x)
+  by_value = lambda x: np.asarray(x) if is_array(x) else x
+  return id(layer), type(layer), keras.tree.map_structure(by_value, kept)
 
 
 @dataclasses.dataclass(frozen=True)

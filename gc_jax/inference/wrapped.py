@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gc_jax.attribution import METHODS, Method, as_ids, check_classes
-from gc_jax.attribution.calls import without_arrays
+from gc_jax.attribution.calls import Static, without_arrays
 from gc_jax.attribution.masking import probabilities
 from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
 from gc_jax.inference import classes
@@ -92,7 +92,7 @@ def method_of(method: str | Explain) -> Explain:
 
 def settings_of(
   method: Explain, settings: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+) -> tuple[dict[str, Any], Static]:
   """Returns settings that hold arrays, and the others as a program's constants.
 
   Raises:
@@ -118,7 +118,7 @@ def settings_of(
         f"{name} must be a jax.Array, or a value that can be hashed, as a "
         f"number or a tuple; it is a {type(value).__name__}."
       ) from None
-  return arrays, tuple(sorted(static.items()))
+  return arrays, Static.of(static)
 
 
 def negative_quadrants(
@@ -326,7 +326,7 @@ def maps_of(model, images, targets, arrays, method, settings):
   Raises:
     ValueError: it returned something else.
   """
-  maps = method(model, images, targets, **arrays, **dict(settings))
+  maps = method(model, images, targets, **arrays, **dict(settings.value))
   shape = getattr(maps, "shape", ())
   if len(shape) != 4 or shape[:2] != targets.shape:
     came = shape or f"a {type(maps).__name__}"

@@ -114,6 +114,18 @@ for chance in (flipping, own):
     close(gc_jax.predict(net, images), expected, rtol=1e-5, atol=1e-6)
   trained = gc_jax.wrap(chance, at="conv", training=True)
   assert abs(trained(images)[0] - expected).max() > 1e-3
+
+# A layer that is changed is traced anew, and one that is not is not.
+conv = flipping.get_layer("conv")
+call = lambda: gc_jax.wrap(flipping, at="conv").call
+before = call()
+flipping.predict(images, verbose=0)
+assert call() == before and hash(call()) == hash(before)
+conv.activation = keras.activations.relu
+assert call() != before
+net = gc_jax.wrap(flipping, at="conv")
+close(gc_jax.predict(net, images), flipping(images, training=False),
+      rtol=1e-5, atol=1e-6)
 print("HOLDS")
 """
 
