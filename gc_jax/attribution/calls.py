@@ -41,6 +41,13 @@ class Call(abc.ABC):
     """Returns what a call may change, as the library has it."""
     return variables
 
+  def drawn_anew(self, variables: PyTree) -> PyTree:
+    """Returns variables for one more call, which draws other random numbers.
+
+    They are the same where a call itself counts on.
+    """
+    return variables
+
   def as_module(self, variables: PyTree) -> nnx.Module | None:
     """Returns the model as an NNX module; None if it is of another library."""
     del variables
@@ -325,3 +332,23 @@ def without_arrays(settings: Mapping[str, Any]) -> tuple[dict, dict]:
   )
   arrays = {name: x for name, x in settings.items() if has_arrays(x)}
   return arrays, {k: v for k, v in settings.items() if k not in arrays}
+
+
+def with_other_keys(arrays: PyTree, *, raw: bool = False) -> PyTree:
+  """Returns a tree of arrays in which every random key is another.
+
+  Args:
+    arrays: those that are no keys stay.
+    raw: whether vectors of uint32 are keys too.
+  """
+
+  def other(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      flat = jax.vmap(lambda key: jax.random.fold_in(key, 1))(x.reshape(-1))
+      return flat.reshape(x.shape)
+    if raw and x.dtype == jnp.uint32 and x.ndim == 1:
+      return jax.random.fold_in(x, 1)
+    return x
+
+  is_array = lambda x: isinstance(x, jax.Array)
+  return jax.tree.map(lambda x: other(x) if is_array(x) else x, arrays)

@@ -13,6 +13,7 @@ from gc_jax.attribution.calls import (
   Recorder,
   Static,
   observed_class,
+  with_other_keys,
   without_arrays,
 )
 
@@ -134,6 +135,13 @@ class _Linen(Call):
 
   def state(self, variables):
     return variables[0]
+
+  def drawn_anew(self, variables):
+    variables, arrays = variables
+    others = {
+      name: with_other_keys(x, raw=name == "rngs") for name, x in arrays.items()
+    }
+    return variables, others
 
 
 def linen_parts(model: tuple, settings: Mapping[str, Any]):

@@ -78,6 +78,9 @@ def consistency(
   Raises:
     ValueError: an argument is something else, or images do not divide.
 
+  Where the model draws random numbers, as for dropout, it draws others for the
+  composites than for the images.
+
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: "packed" is ours, see `compose.packed`.
   """
@@ -102,6 +105,8 @@ def consistency(
   own = cams.normalize_cam(cam[:, 0])
   if stop_gradient:
     own = jax.lax.stop_gradient(own)
+  again = after.call.drawn_anew(after.variables)
+  after = dataclasses.replace(after, variables=again)
   _, cam, after = _seen(after, net.as_images(composites), explained)
   own, cam = compose.at_one_scale(
     own, cams.normalize_cam(cam), *last.shape[1:3]

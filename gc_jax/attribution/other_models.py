@@ -18,6 +18,7 @@ from gc_jax.attribution.calls import (
   Recorder,
   Static,
   observed_class,
+  with_other_keys,
   without_arrays,
 )
 from gc_jax.method.types import is_known
@@ -83,6 +84,11 @@ class _Equinox(Call):
 
   def state(self, variables):
     return variables[1]
+
+  def drawn_anew(self, variables):
+    arrays, state, settings, key = variables
+    key = with_other_keys(key, raw=True)
+    return arrays, state, with_other_keys(settings), key
 
   def in_training(self, variables):
     import equinox

@@ -1,5 +1,7 @@
 """Guidance in a loop of one's own: the trainer's losses, for any model."""
 
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,3 +227,69 @@ def test_wrong_arguments_are_named():
     gc_jax.energy(net, images, LABELS, np.ones((8, 16, 32)))
   with pytest.raises(ValueError, match="key must be given"):
     gc_jax.energy(net, images, jnp.ones((8, 5), int), jnp.ones((8, 32, 32)))
+
+
+class LinenDropout(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(8, (3, 3), name="conv")(x)).mean((1, 2))
+    kept = jax.random.bernoulli(self.make_rng("dropout"), 0.5, x.shape)
+    jax.debug.callback(lambda kept: MASKS.append(np.array(kept)), kept)
+    return nn.Dense(5)(x * kept)
+
+
+class EqxDropout(eqx.Module):
+  conv: eqx.nn.Conv2d
+  fc: eqx.nn.Linear
+
+  def __call__(self, x, key):
+    x = jax.nn.relu(self.conv(x)).mean((1, 2))
+    kept = jax.random.bernoulli(key, 0.5, x.shape)
+    jax.debug.callback(lambda kept: MASKS.append(np.array(kept)), kept)
+    return self.fc(x * kept)
+
+
+class NnxDropout(nnx.Module):
+  def __init__(self):
+    self.rngs = nnx.Rngs(0)
+    self.conv = nnx.Conv(3, 8, (3, 3), rngs=self.rngs)
+    self.fc = nnx.Linear(8, 5, rngs=self.rngs)
+
+  def __call__(self, x):
+    x = nnx.relu(self.conv(x)).mean((1, 2))
+    kept = jax.random.bernoulli(self.rngs.dropout(), 0.5, x.shape)
+    jax.debug.callback(lambda kept: MASKS.append(np.array(kept)), kept)
+    return self.fc(x * kept)
+
+
+MASKS = []
+
+
+def dropping(library, make_key):
+  """Returns a net that tells its masks, and whether channels come first."""
+  images = batch()[:4, :8, :8]
+  if library == "nnx":
+    return gc_jax.wrap(NnxDropout(), at="conv"), images
+  if library == "linen":
+    model, rngs = LinenDropout(), {"dropout": make_key(5)}
+    variables = model.init({"params": KEY, **rngs}, images)
+    return gc_jax.wrap((model, variables), at="conv", rngs=rngs), images
+  key = jax.random.key(0)
+  conv, fc = eqx.nn.Conv2d(3, 8, 3, key=key), eqx.nn.Linear(8, 5, key=key)
+  net = gc_jax.wrap(EqxDropout(conv, fc), at="conv", key=make_key(5))
+  return net, jnp.moveaxis(images, -1, 1)
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize("library", ["nnx", "linen", "equinox"])
+def test_dropout_of_composites_is_not_that_of_their_pictures(library, make_key):
+  net, images = dropping(library, make_key)
+  jax.effects_barrier()
+  MASKS.clear()
+  gc_jax.consistency(net, images, LABELS[:4], KEY, mode="independent")
+  jax.effects_barrier()
+  of_both = np.concatenate([x.reshape(-1, 8) for x in MASKS])
+  of_pictures, of_composites = np.split(of_both, 2)
+  assert of_pictures.shape == (4, 8)
+  found = {tuple(row) for row in of_composites}
+  assert len(found - {tuple(row) for row in of_pictures}) >= 3
