@@ -53,6 +53,11 @@ class Call(abc.ABC):
     del variables
     return None
 
+  def all_settings(self, variables: PyTree) -> dict[str, Any]:
+    """Returns the keyword arguments of a call of `as_module`."""
+    del variables
+    return {}
+
   def makes_floats(self) -> bool:
     """Returns whether the model itself first makes floats of integers.
 

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 from gc_jax.attribution import taps
@@ -50,6 +51,16 @@ class _Own(_Module):
     return model.classify(features(images)), recorder.seen, nnx.state(model)
 
 
+def _split(node: Any) -> tuple[nnx.GraphDef, nnx.State]:
+  """Returns the two parts of a node of NNX, as they are now.
+
+  The variables are copies, which hold the same arrays: the node's own would
+  follow what is written into it afterwards.
+  """
+  graphdef, variables = nnx.split(node)
+  return graphdef, jax.tree.map(lambda x: x, variables)
+
+
 def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
   """Returns how a model of ours is called, and its arrays."""
   if settings:
@@ -57,22 +68,41 @@ def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
       "A model of gc_jax takes no settings of a call; "
       f"{', '.join(settings)} came. Leave them out."
     )
-  graphdef, variables = nnx.split(model)
+  graphdef, variables = _split(model)
   return _Own(Static(graphdef)), variables
 
 
 @dataclasses.dataclass(frozen=True)
 class _Nnx(_Module):
+  """Runs a user's module; variables are its own, and those of settings."""
+
   settings: Static
+  given: Static  # of settings with variables, the part without these
 
   def __call__(self, variables, images, at, offset):
-    model = nnx.merge(self.graphdef.value, variables, copy=True)
+    model, given = self._merged(variables)
     recorder = Recorder(at, offset)
     for name, module in nnx_modules(model).items():
       if at in (None, name):
         module.__class__ = observed_class(module, name, recorder)
-    logits = model(images, **dict(self.settings.value))
-    return logits, recorder.seen, nnx.state(model)
+    logits = model(images, **dict(self.settings.value), **given)
+    return logits, recorder.seen, (nnx.state(model), nnx.state(given))
+
+  def _merged(self, variables):
+    both = zip((self.graphdef, self.given), variables, strict=True)
+    return [nnx.merge(part.value, x, copy=True) for part, x in both]
+
+  def as_module(self, variables):
+    return self._merged(variables)[0]
+
+  def all_settings(self, variables):
+    return {**dict(self.settings.value), **self._merged(variables)[1]}
+
+  def state(self, variables):
+    return variables[0]
+
+  def drawn_anew(self, variables):
+    return variables[0], with_other_keys(variables[1])
 
 
 def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
@@ -98,8 +128,11 @@ def nnx_modules(model: nnx.Module) -> dict[str, nnx.Module]:
 
 def nnx_parts(model: nnx.Module, settings: Mapping[str, Any]):
   """Returns how a user's module is called, and its arrays."""
-  graphdef, variables = nnx.split(model)
-  return _Nnx(Static(graphdef), Static.of(settings)), variables
+  graphdef, variables = _split(model)
+  arrays, settings = without_arrays(settings)
+  given, of_given = _split(arrays)
+  call = _Nnx(Static(graphdef), Static.of(settings), Static(given))
+  return call, (variables, of_given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gc_jax.attribution import taps
 from gc_jax.attribution.adapted import Adapted
-from gc_jax.attribution.calls import Call, Cells, check_batch, check_rgb
+from gc_jax.attribution.calls import Call, Cells, Static, check_batch, check_rgb
 from gc_jax.attribution.libraries import LIBRARIES, library_of
 from gc_jax.method.cam import at_least_float32, wider
 from gc_jax.models import network
@@ -172,9 +172,8 @@ class Tapped:
           f"wrapped at {self.at!r}. Wrap it without at=."
         )
       return model
-    return Adapted(
-      model, self.at, self.cells, self.channels_first, self.call.settings
-    )
+    settings = Static.of(self.call.all_settings(self.variables))
+    return Adapted(model, self.at, self.cells, self.channels_first, settings)
 
   @property
   def state(self) -> PyTree:
