@@ -147,7 +147,8 @@ class _Linen(Call):
     recorder = Recorder(at, offset)
     settings = dict(self.settings.value)
     every = tuple(name for name in variables if name != "params")
-    mutable = settings.pop("mutable", every)
+    # For False, Linen would return the logits alone.
+    mutable = settings.pop("mutable", every) or ()
 
     def observed(call, args, kwargs, context):
       output = call(*args, **kwargs)
@@ -162,7 +163,7 @@ class _Linen(Call):
         images,
         **settings,
         **arrays,
-        mutable=list(mutable or ()),
+        mutable=mutable,
       )
     return logits, recorder.seen, ({**variables, **updated}, arrays)
 

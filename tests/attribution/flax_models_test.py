@@ -1,8 +1,10 @@
 """What a call of a model in NNX or Linen is given, and what it gives back."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import gc_jax
@@ -62,3 +64,32 @@ def test_arrays_in_settings_may_change_without_a_new_program():
   np.testing.assert_allclose(
     gc_jax.predict(two, images()), 2 * expected, rtol=1e-5
   )
+
+
+class LinenNorm(nn.Module):
+  @nn.compact
+  def __call__(self, x, train=True):
+    x = nn.Conv(4, (3, 3), name="conv")(x)
+    x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+    return nn.Dense(5)(nn.relu(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+  ("mutable", "train"),
+  [
+    (True, True),
+    ("batch_stats", True),
+    (["batch_stats"], True),
+    (nn.DenyList("params"), True),
+    (False, False),
+    ((), False),
+  ],
+)
+def test_what_a_call_may_change_is_said_as_linen_has_it(mutable, train):
+  model = LinenNorm()
+  variables = model.init(KEY, images())
+  net = gc_jax.wrap((model, variables), at="conv", train=train, mutable=mutable)
+  seen = gc_jax.consistency(net, images(), LABELS, KEY)
+  assert seen.state.keys() == variables.keys()
+  means = (x["batch_stats"]["norm"]["mean"] for x in (seen.state, variables))
+  assert np.array_equal(*means) != train
