@@ -23,6 +23,8 @@ class Call(abc.ABC):
 
   # Whether it may hold arrays beside its variables.
   holds_arrays: ClassVar[bool] = False
+  # What brings a model into evaluation mode.
+  to_evaluate: ClassVar[str] = "Call model.eval()"
 
   @abc.abstractmethod
   def __call__(
@@ -274,6 +276,7 @@ class Recorder:
   def __init__(self, at: str | None, offset: Array | None):
     self.at, self.offset = at, offset
     self.seen: dict[str, Array] = {}
+    self._passed: set[str] = set()
     self._trace = _current_trace()
 
   def __call__(self, path: str, output: Any) -> Any:
@@ -281,9 +284,14 @@ class Recorder:
     if self.at not in (None, path):
       return output
     is_inside = _current_trace() != self._trace
+    is_array = isinstance(output, jax.Array)
+    is_real = is_array and jnp.issubdtype(output.dtype, jnp.floating)
     if self.at is None:
-      if isinstance(output, jax.Array) and not is_inside:
+      if path in self._passed:
+        self.seen.pop(path, None)  # `wrap` refuses what is passed twice
+      elif is_real and not is_inside:
         self.seen[path] = output
+      self._passed.add(path)
       return output
     if is_inside:
       # What it puts out is one of many there, and is gone behind it.
@@ -298,8 +306,7 @@ class Recorder:
         "more often. Tap the module around it, or wrap a function f(images, "
         "tap) that taps one of the times."
       )
-    is_array = isinstance(output, jax.Array)
-    if not is_array or not jnp.issubdtype(output.dtype, jnp.floating):
+    if not is_real:
       came = f"of {output.dtype}" if is_array else f"a {type(output).__name__}"
       raise ValueError(
         f"The output at {path!r} must be one array of floats; it is {came}. "

@@ -18,7 +18,7 @@ from gc_jax.attribution.wrapping import Tapped, net_of
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
 from gc_jax.method.sharding import dividing_freely
-from gc_jax.method.types import check_at_least_one, is_present
+from gc_jax.method.types import check_at_least_one, check_key, is_present
 from gc_jax.models.network import average_to_grid
 from gc_jax.runtime.messages import unknown_name_message
 
@@ -87,6 +87,7 @@ def consistency(
   net = net_of(net)
   images = net.batch(images)
   check_at_least_one("groups", groups)
+  check_key(key)
   if mode not in MODES:
     raise ValueError(unknown_name_message("mode", mode, MODES))
   in_one = compose.MODES[mode].images_in_one
@@ -205,6 +206,7 @@ def _explained(net, images, labels, mask, key):
       raise ValueError(
         "key must be given to draw a class where labels are [B K]."
       )
+    check_key(key)
     target = jax.random.categorical(key, jnp.where(contains, 0.0, -jnp.inf))
     return target, contains, jnp.where(contains.any(-1), mask, 0)
   check_classes("labels", labels, len(images), num_classes)

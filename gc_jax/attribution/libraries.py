@@ -64,7 +64,11 @@ LIBRARIES = {
     lambda model: (),
   ),
   "equinox": Library(
-    lambda model: _is(_first(model), "equinox", "Module"),
+    # Of two functions that are modules, neither is the other's state.
+    lambda model: (
+      _is(_first(model), "equinox", "Module")
+      and not (isinstance(model, tuple) and callable(model[1]))
+    ),
     other_models.equinox_parts,
     lambda model: [*other_models.equinox_modules(_first(model))],
     "BDhw",
@@ -97,6 +101,8 @@ def library_of(model: Any) -> Library:
   came = f"the class {first.__name__}" if isinstance(first, type) else ""
   if not came and _is(model, "flax.linen", "Module"):
     came = f"a {type(model).__name__} without its variables"
+    if model.scope is not None:
+      came = f"a bound {type(model).__name__}: give model.unbind(), the pair"
   for library in () if came else LIBRARIES.values():
     if library.makes(model):
       return library

@@ -6,6 +6,7 @@ already.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -39,6 +40,8 @@ class _Equinox(Call):
   static: Static  # the model without its arrays: leaves, and their tree
   settings: Static
   has_state: bool
+
+  to_evaluate: ClassVar[str] = "Call equinox.nn.inference_mode(model)"
 
   def model(self, arrays):
     import equinox
@@ -95,8 +98,14 @@ class _Equinox(Call):
 
     model = self.model(variables[0])
     kinds = equinox.nn.BatchNorm, equinox.nn.Dropout
-    leaves = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, kinds))
-    return any(isinstance(x, kinds) and not x.inference for x in leaves)
+    is_kind = lambda x: isinstance(x, kinds)
+
+    def acts(module):
+      p = getattr(module, "p", 1)  # that of dropout
+      return not (module.inference or (isinstance(p, float | int) and p == 0))
+
+    leaves = jax.tree.leaves(model, is_leaf=is_kind)
+    return any(map(acts, filter(is_kind, leaves)))
 
 
 def equinox_parts(model: Any, settings: Mapping[str, Any]):
@@ -205,6 +214,8 @@ def _observed_kind(kind: type) -> type:
 class _Keras(Call):
   model: Static
   settings: Static
+
+  to_evaluate: ClassVar[str] = "Leave training=True out"
 
   def __call__(self, variables, images, at, offset):
     import keras
@@ -325,12 +336,34 @@ def _joined(features: Callable, classify: Callable, images, tap):
 
 
 def function_parts(model: Any, settings: Mapping[str, Any]):
-  """Returns how a function, or a pair of them, is called; it has no arrays."""
+  """Returns how a function, or a pair of them, is called; it has no arrays.
+
+  Raises:
+    ValueError: there are settings.
+    TypeError: a function takes no images and a tap, or is compiled.
+  """
   if settings:
     raise ValueError(
       f"A function takes no settings of a call; {', '.join(settings)} came. "
       "Bind them with functools.partial."
     )
   if isinstance(model, tuple):
-    model = functools.partial(_joined, *model)
+    return _Function(functools.partial(_joined, *model)), ()
+  if hasattr(model, "lower") and hasattr(model, "trace"):
+    raise TypeError(
+      "A function f(images, tap) must not be compiled by itself, as the tap is "
+      "no array; this one comes from jax.jit. Give the function inside, and "
+      "compile what takes the net."
+    )
+  try:
+    takes = inspect.signature(model)
+  except (TypeError, ValueError):  # it does not say what it takes
+    return _Function(model), ()
+  try:
+    takes.bind("images", "tap")
+  except TypeError:
+    raise TypeError(
+      "A function must take the images and a tap, as lambda images, tap: "
+      f"head(tap(trunk(images))); this one takes {takes}."
+    ) from None
   return _Function(model), ()

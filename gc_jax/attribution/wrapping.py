@@ -125,7 +125,8 @@ class Tapped:
     if self.call.in_training(self.variables):
       raise ValueError(
         "The model must be in evaluation mode, so that nothing is dropped and "
-        "statistics are not the batch's. Call model.eval() and wrap it again."
+        f"statistics are not the batch's. {self.call.to_evaluate} and wrap it "
+        "again."
       )
 
   def num_classes(self, images: Array) -> int:

@@ -19,7 +19,11 @@ from gc_jax.attribution.wrapping import Tapped, is_multi_label, net_of
 from gc_jax.inference import classes
 from gc_jax.method import compose, curves, metrics
 from gc_jax.method.cam import at_least_float32
-from gc_jax.method.types import check_at_least_one, check_not_negative
+from gc_jax.method.types import (
+  check_at_least_one,
+  check_key,
+  check_not_negative,
+)
 from gc_jax.runtime.messages import unknown_name_message
 
 # Maps of P targets of a model's images, as `Method.explain` makes them.
@@ -152,6 +156,7 @@ def negative_quadrants(
   Differs: distractors are drawn from the batch.
   """
   net, images, labels, num_classes = _checked(net, images, labels)
+  check_key(key)
   contains = jax.nn.one_hot(labels, num_classes, dtype=bool)
   layout = compose.independent(key, contains, labels, jnp.ones(len(images)))
   composites = compose.assemble(layout, net.channels_last(images))

@@ -1,5 +1,6 @@
 """Where maps of yours point: the map metrics as functions of arrays."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -64,10 +65,10 @@ def localize(
     raise ValueError(
       f"protocol must be one of {', '.join(PROTOCOLS)}; it is {protocol!r}."
     )
-  if not tolerance_px > 0:
+  if not 0 < tolerance_px < math.inf:
     raise ValueError(
-      f"tolerance_px must be above 0; it is {tolerance_px:g}. With 1, only "
-      "points on the object itself hit."
+      f"tolerance_px must be above 0 and finite; it is {tolerance_px:g}. With "
+      "1, only points on the object itself hit."
     )
   maps = at_least_float32(jnp.asarray(maps))
   if maps.ndim != 3 or 0 in maps.shape[1:]:

@@ -51,6 +51,20 @@ def check_at_least_one(name: str, count: Any) -> None:
     raise ValueError(f"{name} must be at least 1; it is {count}.")
 
 
+def check_key(key: Any) -> None:
+  """Checks that `key` is one key of random numbers.
+
+  Raises:
+    ValueError: it is something else.
+  """
+  dtype, shape = getattr(key, "dtype", None), np.shape(key)
+  is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+  is_raw = dtype == np.uint32 and len(shape) == 1
+  if not (is_typed or is_raw):
+    came = f"an array {dtype} {shape}" if dtype is not None else repr(key)
+    raise ValueError(f"key must be one, as jax.random.key(0); it is {came}.")
+
+
 def is_known(x: Array) -> bool:
   """Returns whether this process can look at an array's values now."""
   if isinstance(x, jax.core.Tracer):

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import gc_jax
 from gc_jax.method import cam as cams
 from gc_jax.method import compose, losses
+from gc_jax.method.types import check_key
 from tests.attribution import foreign
 from tests.attribution.wrapping_test import made, ours
 
@@ -107,6 +108,15 @@ def test_its_gradient_is_the_finite_difference_in_float64(library):
   found, expected = derivatives(library)
   assert abs(float(expected)) > 1e-6
   np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("key", [None, 0, 1.5, jax.random.split(KEY, 2)])
+def test_a_key_that_is_none_is_refused(key):
+  # Directly, as tests check the types that losses say they take.
+  with pytest.raises(ValueError, match=r"key must be one, as jax\.random\.key"):
+    check_key(key)
+  jax.jit(check_key)(KEY)
+  check_key(np.asarray(jax.random.PRNGKey(0)))
 
 
 def test_a_fixed_target_changes_the_gradient_and_not_the_loss():

@@ -104,3 +104,50 @@ def test_a_normalisation_in_a_sequence_keeps_its_state():
   for place in inside:
     net = gc_jax.wrap((model, state), at=place)
     np.testing.assert_allclose(net(images())[0], expected, rtol=1e-5)
+
+
+class Attending(eqx.Module):
+  patches: eqx.nn.Conv2d
+  attention: eqx.nn.MultiheadAttention
+  fc: eqx.nn.Linear
+
+  def __init__(self, dropout_p):
+    self.patches = eqx.nn.Conv2d(3, 8, 4, 4, key=KEYS[0])
+    self.attention = eqx.nn.MultiheadAttention(
+      2, 8, dropout_p=dropout_p, key=KEYS[1]
+    )
+    self.fc = eqx.nn.Linear(8, 5, key=KEYS[2])
+
+  def __call__(self, x):
+    x = self.patches(x).reshape(8, -1).T
+    return self.fc((x + self.attention(x, x, x)).mean(0))
+
+
+def test_dropout_of_nothing_is_in_evaluation_mode():
+  model = Attending(0.0)
+  net = gc_jax.wrap(model, at="patches")
+  np.testing.assert_allclose(
+    gc_jax.predict(net, images()), jax.vmap(model)(images()), rtol=1e-5
+  )
+  dropping = Attending(0.5)
+  with pytest.raises(ValueError, match=r"Call equinox\.nn\.inference_mode\("):
+    gc_jax.predict(gc_jax.wrap(dropping, at="patches"), images())
+  dropping = eqx.nn.inference_mode(dropping)
+  gc_jax.predict(gc_jax.wrap(dropping, at="patches"), images())
+
+
+class Batched(eqx.Module):
+  module: eqx.Module
+
+  def __call__(self, x):
+    return jax.vmap(self.module)(x)
+
+
+def test_a_pair_of_equinox_modules_is_a_pair_of_functions():
+  conv = Batched(eqx.nn.Conv2d(3, 4, 3, key=KEYS[0]))
+  linear = Batched(eqx.nn.Linear(4, 5, key=KEYS[1]))
+  pool = eqx.nn.Lambda(lambda x: linear(x.mean((2, 3))))
+  net = gc_jax.wrap((conv, pool), axes="BDhw")
+  np.testing.assert_allclose(
+    gc_jax.predict(net, images()), pool(conv(images())), rtol=1e-5
+  )

@@ -232,6 +232,11 @@ def test_a_place_that_is_unknown_twice_passed_or_never_passed_is_named():
     gc_jax.wrap({"a": 1})
   with pytest.raises(TypeError, match="it is the class Twice"):
     gc_jax.wrap(Twice)
+  assert gc_jax.places(model, images) == {}
+  with pytest.raises(TypeError, match=r"take the images and a tap.*\(x\)"):
+    gc_jax.wrap(lambda x: x.mean((1, 2)))
+  with pytest.raises(TypeError, match=r"this one comes from jax\.jit"):
+    gc_jax.wrap(jax.jit(lambda x, tap: tap(x).mean((1, 2))))
   with pytest.raises(TypeError, match="model is wrapped already"):
     gc_jax.wrap(gc_jax.wrap(model, at="conv"), at="conv")
   with pytest.raises(ValueError, match=r"return logits \[B K\].*a tuple"):
@@ -241,6 +246,8 @@ def test_a_place_that_is_unknown_twice_passed_or_never_passed_is_named():
   linen = foreign.linen_net(foreign.weights_of(ours()))
   with pytest.raises(TypeError, match="without its variables"):
     gc_jax.wrap(linen[0], at="layer2")
+  with pytest.raises(TypeError, match=r"a bound LinenNet: give model\.unbind"):
+    gc_jax.wrap(linen[0].bind(linen[1]), at="layer2")
   with pytest.raises(ValueError, match="must pass the place 'layer9'"):
     gc_jax.wrap(linen, at="layer9")(images)
 

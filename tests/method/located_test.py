@@ -115,6 +115,10 @@ def test_a_box_of_one_pixel_in_integers_is_no_fraction():
       {"masks": np.ones((2, 8, 8)), "tolerance_px": 0.0},
       "tolerance_px must be ab",
     ),
+    (
+      {"masks": np.ones((2, 8, 8)), "tolerance_px": np.inf},
+      "above 0 and finite; it is inf",
+    ),
   ],
 )
 def test_wrong_arguments_are_named(given, message):
