@@ -88,7 +88,7 @@ def _moved(
     case "dot_general":
       return _multiplied(operation, axes, shape)
     case "gather":
-      return name
+      return _gathered(axes, params["dimension_numbers"], len(shape))
   return axes if len(axes) == len(shape) else name
 
 
@@ -106,6 +106,16 @@ def _convolved(numbers, before: Layout, shape: Sequence[int]) -> Layout:
     sides = "WH" if found == "WH" else "HW"
   roles = dict(zip((batch, channels, *places), "BD" + sides, strict=True))
   return of("".join(roles[axis] for axis in range(4)), shape)
+
+
+def _gathered(axes: Axes, numbers, ndim: int) -> Layout:
+  """Returns the axes of what was picked along one of them."""
+  picked = numbers.collapsed_slice_dims
+  if len(picked) != 1 or ndim != len(axes):
+    return "gather"
+  left = iter([each for i, each in enumerate(axes) if i not in picked])
+  new = axes[picked[0]]
+  return [next(left) if i in numbers.offset_dims else new for i in range(ndim)]
 
 
 def _reshaped(axes: Axes, shape: Sequence[int]) -> Layout:
