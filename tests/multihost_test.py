@@ -36,10 +36,6 @@ FLAGS = [
   "--config.num_epochs=8",
   "--config.eval.every_epochs=4",
   "--config.eval.methods=('gradcam',)",
-  # Of which one part is computed by each process for its own pictures.
-  "--config.eval.also=('faithfulness',)",
-  "--config.eval.costly_rows=9",
-  "--config.eval.faithfulness_steps=2",
   "--config.checkpoint.every_epochs=0.5",
   "--config.checkpoint.keep=100",
   "--config.log.every_steps=1",
@@ -233,7 +229,6 @@ def test_two_processes_resume_stop_together_and_end_as_one_process_does(
       # A rounding may move a maximum from one picture to the next.
       assert found[name] == pytest.approx(value, abs=3, nan_ok=True), name
   assert found["val/num_examples"] == 40
-  assert found["val/gradcam/max_box_acc_v2"] >= 0
   names = {path.name for path in workdir.iterdir()}
   assert {"report.html", "gallery.npz", "config.json"} <= names
 
@@ -284,6 +279,7 @@ with parallel.ending_together():
   assert parallel.any_process(index == 1)
   assert not parallel.any_process(False)
   parallel.main_does(lambda: None)
+  assert parallel.added({"a": np.float64(index + 1)}) == {"a": 3}
 
   def refuse():
     raise ValueError(f"refused by {index}")

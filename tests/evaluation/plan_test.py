@@ -283,6 +283,31 @@ def test_an_evaluation_goes_on_in_batches_of_another_size(planned, by_paper):
   assert_equal(by_paper, ledger, atol=1e-5, loss_rtol=1e-6)
 
 
+def test_each_process_holds_its_own_maps_against_its_boxes(
+  planned, monkeypatch
+):
+  """Maps come from all processes, boxes are those of its share."""
+  monkeypatch.setattr(plans.parallel, "process", lambda: (1, 2))
+  monkeypatch.setattr(
+    plans.parallel, "added", lambda sums: jax.tree.map(lambda x: x + 10, sums)
+  )
+  told = []
+
+  def on_host(cams, boxes):
+    told.append((cams["gradcam"][:, 0, 0].tolist(), boxes))
+    return {Key("boxes", "gradcam"): (np.float64(2), np.float64(3))}
+
+  (few,) = planned().passes(("faithfulness",), ("gradcam",))
+  one = dataclasses.replace(few, on_host=on_host)
+  cams = {"gradcam": np.arange(4.0).reshape(4, 1, 1)}
+  shown = plans.logs.Progress(4, enabled=False, name="few")
+  ledger = Ledger(4)
+  measured = plans.Measured({}, {}, cams)
+  plans._added(ledger, shown, one, measured, np.arange(4), ["c", None])
+  assert told == [([2, 3], ["c", None])]
+  assert ledger.totals == {Key("boxes", "gradcam"): (12, 13)}
+
+
 @pytest.mark.parametrize("costly_rows", [9, 5])
 def test_pgd_attacks_pictures_without_a_class_as_fgsm_does(
   planned, costly_rows

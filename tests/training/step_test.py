@@ -575,9 +575,7 @@ def test_where_all_hold_the_class_the_map_is_the_heads_of_all_features(
 
 
 @pytest.mark.parametrize("kind", ["average", "max", "perceptron", "dropped"])
-def test_of_distinct_classes_both_packings_have_one_loss(
-  make_tiny, kind
-):
+def test_of_distinct_classes_both_packings_have_one_loss(make_tiny, kind):
   """Also of a perceptron after poolings that leave unequal grids."""
   model = {
     "average": make_tiny,
