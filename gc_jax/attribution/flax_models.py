@@ -69,8 +69,7 @@ def own_parts(model: nnx.Module, settings: Mapping[str, Any]):
       f"{', '.join(settings)} came. Leave them out."
     )
   graphdef, variables = _split(model)
-  # Its attributes are numbers, texts and functions of this package.
-  return _Own(Static.hashed(graphdef)), variables
+  return _Own(Static(graphdef)), variables
 
 
 @dataclasses.dataclass(frozen=True)
