@@ -60,6 +60,9 @@ def consistency(
 ) -> Guided:
   """Returns how far maps of composites are from those of their pictures.
 
+  Where the model draws random numbers, as for dropout, it draws others for the
+  composites than for the images.
+
   Args:
     net: from `wrap`, or a model of gc_jax.
     images: as the model takes them; it must take pictures twice as high and
@@ -77,9 +80,6 @@ def consistency(
 
   Raises:
     ValueError: an argument is something else, or images do not divide.
-
-  Where the model draws random numbers, as for dropout, it draws others for the
-  composites than for the images.
 
   Source: Pillai & Pirsiavash 2021, eq. 3-5.
   Differs: "packed" is ours, see `compose.packed`.
